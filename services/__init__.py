@@ -1,0 +1,1 @@
+"""The five services, each a program of its own; they meet over RPC and never import each other."""

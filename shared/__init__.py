@@ -1,0 +1,1 @@
+"""Everything that two programs of aimesh need; knows no service."""

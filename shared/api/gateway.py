@@ -1,0 +1,143 @@
+"""gateway: the door for inference, and what a caller may still use."""
+
+from datetime import datetime
+
+from shared.api.generation import ChatMessage, Sampling, Usage
+from shared.api.method import Body, Method, StreamMethod
+from shared.api.usage import UserUsage
+from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId
+
+PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
+
+
+class InferenceRequest(Sampling, frozen=True, kw_only=True):
+    """``prompt`` or ``messages``, one of them; ``system`` goes with a prompt."""
+
+    prompt: str | None = None
+    messages: tuple[ChatMessage, ...] = ()
+    system: str | None = None
+    #: None means the default model.
+    model: ModelName | None = None
+
+
+class Auth(Body, frozen=True):
+    api_key: Credential | None = None
+
+
+class ProcessInferenceRequest(Body, frozen=True):
+    request: InferenceRequest
+    #: The seed's second argument; without it the credential of the call itself counts.
+    auth: Auth = Auth()
+
+
+class InferenceChunk(Body, frozen=True):
+    text: str
+
+
+class InferenceResult(Body, frozen=True, omit_defaults=False):
+    request_id: RequestId
+    #: The model that answered, after aliases.
+    model: ModelName
+    finish_reason: FinishReason
+    usage: Usage
+    response_time_ms: int
+    #: From the gateway's start of the request to the first text.
+    first_token_ms: int
+
+
+class GetServiceHealth(Body, frozen=True):
+    pass
+
+
+class Check(Body, frozen=True, omit_defaults=False):
+    """One thing that a service needs, and whether it is there."""
+
+    name: str
+    ok: bool
+    #: What is wrong and what to do; empty when nothing is.
+    detail: str = ""
+
+
+class ServiceHealth(Body, frozen=True, omit_defaults=False):
+    #: "healthy" or "degraded".
+    status: str
+    checks: tuple[Check, ...]
+    workers: int
+    models: tuple[ModelName, ...]
+    in_flight: int
+
+
+class GetUserQuota(Body, frozen=True):
+    user_id: UserId | None = None
+
+
+class UserQuota(Body, frozen=True, omit_defaults=False):
+    user_id: UserId
+    tier: Tier
+    limit_per_hour: int
+    used_this_hour: int
+    remaining: int
+    #: When the oldest counted minute leaves the window; now if nothing is counted.
+    resets_at: datetime
+
+
+class ReadUsage(Body, frozen=True):
+    user_id: UserId
+
+
+class ListModels(Body, frozen=True):
+    pass
+
+
+class ServedModel(Body, frozen=True, omit_defaults=False):
+    name: ModelName
+    #: How many live workers serve it.
+    workers: int
+    context_tokens: int
+    #: The names that MODEL_ALIASES gives it.
+    aliases: tuple[str, ...] = ()
+
+
+class ServedModels(Body, frozen=True):
+    """The default model first."""
+
+    models: tuple[ServedModel, ...]
+
+
+class ListNodes(Body, frozen=True):
+    pass
+
+
+class NodeRow(Body, frozen=True, omit_defaults=False):
+    """A node as the gateway sees it."""
+
+    id: NodeId
+    role: Role
+    service: str
+    #: How it is reached: nats now; direct, punched or relayed over Hyperswarm.
+    path: str
+    alive: bool
+    usable: bool
+    #: Why it is not used; empty when it is.
+    why_not: str
+    models: tuple[ModelName, ...]
+    #: Alive, or gone, since then.
+    since: datetime
+    version: str
+    running: int
+    queued: int
+    slots: int
+
+
+class NodeRows(Body, frozen=True):
+    nodes: tuple[NodeRow, ...]
+
+
+process_inference_request = StreamMethod(
+    "gateway.processInferenceRequest", ProcessInferenceRequest, item=InferenceChunk, end=InferenceResult, callers=PEOPLE
+)
+get_service_health = Method("gateway.getServiceHealth", GetServiceHealth, ServiceHealth, callers={*PEOPLE, Role.METRICS})
+get_user_quota = Method("gateway.getUserQuota", GetUserQuota, UserQuota, callers=PEOPLE)
+list_models = Method("gateway.listModels", ListModels, ServedModels, callers=PEOPLE)
+list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, Role.METRICS})
+read_usage = Method("gateway.readUsage", ReadUsage, UserUsage, callers={Role.AUTH})

@@ -1,0 +1,51 @@
+"""metrics: numbers in, Prometheus text and the health of the whole out."""
+
+from datetime import datetime
+
+from shared.api.method import Body, Method, Nothing
+from shared.types import Role
+
+EVERYONE = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.OPERATOR}
+
+
+class RecordMetric(Body, frozen=True):
+    metric_name: str
+    value: float
+    labels: dict[str, str] = {}
+
+
+class GetMetrics(Body, frozen=True):
+    pass
+
+
+class MetricsText(Body, frozen=True, omit_defaults=False):
+    content_type: str
+    text: str
+
+
+class GetSystemHealth(Body, frozen=True):
+    pass
+
+
+class ComponentHealth(Body, frozen=True, omit_defaults=False):
+    """A service, a worker or a server."""
+
+    name: str
+    #: "service", "worker" or "server".
+    kind: str
+    #: "healthy", "degraded" or "down".
+    status: str
+    since: datetime
+    #: What is wrong and what to do; empty when nothing is.
+    detail: str = ""
+
+
+class SystemHealth(Body, frozen=True, omit_defaults=False):
+    #: The worst of what matters: "healthy", "degraded" or "down".
+    status: str
+    components: tuple[ComponentHealth, ...]
+
+
+record_metric = Method("metrics.recordMetric", RecordMetric, Nothing, callers=EVERYONE)
+get_metrics = Method("metrics.getMetrics", GetMetrics, MetricsText, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
+get_system_health = Method("metrics.getSystemHealth", GetSystemHealth, SystemHealth, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})

@@ -1,0 +1,27 @@
+"""node: what every service serves about itself, over any link, so that nothing needs an open port to be watched."""
+
+from shared.api.gateway import Check
+from shared.api.method import Body, Method
+from shared.types import Role
+
+
+class ReadMetrics(Body, frozen=True):
+    pass
+
+
+class NodeMetrics(Body, frozen=True):
+    #: Prometheus text, as the node's own /metrics has it.
+    text: str
+
+
+class ReadHealth(Body, frozen=True):
+    pass
+
+
+class NodeHealth(Body, frozen=True, omit_defaults=False):
+    ready: bool
+    checks: tuple[Check, ...]
+
+
+read_metrics = Method("node.readMetrics", ReadMetrics, NodeMetrics, callers={Role.METRICS})
+read_health = Method("node.readHealth", ReadHealth, NodeHealth, callers={Role.METRICS, Role.GATEWAY})

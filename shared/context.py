@@ -1,0 +1,37 @@
+"""Which request the running task works for: set at the door, carried by every frame, bound into every log line."""
+
+import os
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from uuid import UUID
+
+from shared.types import RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    request_id: RequestId
+    #: W3C trace context, `00-<trace>-<span>-<flags>`; passed on as it came until tracing makes spans of its own.
+    traceparent: str
+
+
+#: None outside any request: start-up, background jobs.
+current: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
+
+
+def new_request_id() -> RequestId:
+    """A UUIDv7 (RFC 9562 §5.7): sorts by time, so that rows and logs of one moment lie together."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = int.from_bytes(milliseconds.to_bytes(6, "big") + os.urandom(10), "big")
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return RequestId(UUID(int=value))
+
+
+def start(traceparent: str | None = None) -> RequestContext:
+    """A new request at the door; without a caller's trace its id is the request's, so that one finds the other."""
+    request_id = new_request_id()
+    context = RequestContext(request_id, traceparent or f"00-{request_id.hex}-{os.urandom(8).hex()}-01")
+    current.set(context)
+    return context

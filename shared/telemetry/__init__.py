@@ -1,0 +1,5 @@
+"""stub: being written"""
+
+
+class Metrics:
+    def __init__(self, service: str) -> None: ...

@@ -1,0 +1,68 @@
+"""The ids, roles and value objects that every program shares."""
+
+from enum import StrEnum
+from typing import NewType
+from uuid import UUID
+
+UserId = NewType("UserId", UUID)
+KeyId = NewType("KeyId", UUID)
+#: UUIDv7, made once at the door that a request came in by; the same in logs, rows and answers of all hops.
+RequestId = NewType("RequestId", UUID)
+#: The public nkey of a node, ``U…``: 56 characters of base32.
+NodeId = NewType("NodeId", str)
+MeshName = NewType("MeshName", str)
+ModelName = NewType("ModelName", str)
+#: An API key or an access token, whole. Never logged; compare and look up only inside auth.
+Credential = NewType("Credential", str)
+
+
+class Role(StrEnum):
+    """What a node may be; NATS permissions and each method's callers speak of these."""
+
+    AUTH = "auth"
+    GATEWAY = "gateway"
+    WORKER = "worker"
+    METRICS = "metrics"
+    WEB = "web"
+    CLIENT = "client"
+    OPERATOR = "operator"
+
+
+#: The roles that are one of the five services; the other two only call.
+SERVICE_ROLES = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB)
+
+#: The name of the service that a role runs: the word of the package, the settings and the `service` label.
+SERVICE_NAMES = {Role.AUTH: "auth", Role.GATEWAY: "gateway", Role.WORKER: "inference", Role.METRICS: "metrics", Role.WEB: "web"}
+
+
+class UserRole(StrEnum):
+    """What a person may do, as opposed to what a node may do."""
+
+    ADMIN = "admin"
+    DEVELOPER = "developer"
+    USER = "user"
+
+
+class Tier(StrEnum):
+    """What a person has paid for; the gateway says what each means."""
+
+    FREE = "free"
+    PREMIUM = "premium"
+
+
+class RequestStatus(StrEnum):
+    """How a request ended, as request_logs.status has it."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    LIMITED = "limited"
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended; ``error`` comes with an error frame instead of a usage."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
