@@ -19,6 +19,9 @@ class RequestContext:
 #: None outside any request: start-up, background jobs.
 current: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
 
+#: The monotonic time by which the running task's work has to be done; a call made on the way may not take longer.
+deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
 
 def new_request_id() -> RequestId:
     """A UUIDv7 (RFC 9562 §5.7): sorts by time, so that rows and logs of one moment lie together."""

@@ -1,16 +1,34 @@
-"""stub: being written"""
+"""What a node knows of the others: who is alive, what they serve, how loaded they are. Pure; the shell brings facts and time.
 
-from collections.abc import Iterable
-from datetime import datetime
+A node says what it is every ANNOUNCE_SECONDS and at once on change. It is gone after three missed announcements or when
+its link died, whichever comes first, and is back with its next announcement.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 import msgspec
 
+from shared import errors
 from shared.types import ModelName, NodeId, Role
+
+ANNOUNCE_SECONDS = 2.0
+GONE_AFTER_SECONDS = 3 * ANNOUNCE_SECONDS
+#: A gone node stays listed this long, so that people can see since when it is missing.
+FORGOTTEN_AFTER = timedelta(hours=1)
+#: Nodes listed at most: a bound against a peer that announces without end.
+MAX_NODES = 4096
+#: An announcement is one small write.
+MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 
 
 class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
-    name: ModelName
+    name: Annotated[ModelName, msgspec.Meta(max_length=200)]
     context_tokens: int
+    #: SHA-256 of the model's file: two workers with the same digest can continue each other's answers.
     digest: str = ""
 
 
@@ -20,42 +38,153 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
     slots: int = 0
     running: int = 0
     queued: int = 0
-    #: Seconds that a new call would wait, as the node expects.
+    #: How long a new call would wait, as the node itself expects.
     expected_wait_seconds: float = 0.0
 
 
 class Announcement(msgspec.Struct, array_like=True, frozen=True):
-    """What a node says of itself, every 2 s and at once on change."""
+    """What a node says of itself."""
 
     role: Role
     node: NodeId
     version: str
-    #: When the process started: a new one with the same key has another.
+    #: When the process started: a restarted one has the same key and another start.
     started_at: datetime
     models: tuple[ModelOffer, ...] = ()
     load: Load = Load()
     draining: bool = False
-    #: Why this node should not be used, by its own word; empty when it can be.
+    #: Why it should not be used yet, in its own words; empty when it can be.
     not_ready: str = ""
     labels: dict[str, str] = {}
+    #: The last one: the process is about to end.
+    leaving: bool = False
 
 
+encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Announcement).decode
+
+
+def decode(body: bytes) -> Announcement:
+    """Raises ProtocolViolation for what is not an announcement."""
+    if len(body) > MAX_ANNOUNCEMENT_BYTES:
+        raise errors.ProtocolViolation(f"an announcement of {len(body)} bytes")
+    try:
+        return _decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise errors.ProtocolViolation(f"not an announcement: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A node as the directory knows it."""
+    """A node as the directory knows it. A new object for every change."""
 
     announcement: Announcement
+    #: nats, direct, punched or relayed.
     path: str
     alive: bool
     #: Alive, or gone, since then.
     since: datetime
+    #: Empty while alive.
     why_gone: str
+    heard_at: float
+
+    @property
+    def node(self) -> NodeId:
+        return self.announcement.node
+
+    @property
+    def role(self) -> Role:
+        return self.announcement.role
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not used; empty when it can be."""
+        if not self.alive:
+            return self.why_gone
+        if self.announcement.draining:
+            return "draining: it finishes its work and stops"
+        return self.announcement.not_ready
 
 
 class Directory:
-    def entries(self, role: Role | None = None) -> Iterable[Entry]:
+    """Every node heard of. Owned by one node's loop; ``on_change`` is called with each new entry that matters."""
+
+    def __init__(self, clock: Callable[[], float], now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+        self._now = now
+        self._entries: dict[NodeId, Entry] = {}
+        self._watchers: list[Callable[[Entry], None]] = []
+
+    # --- facts --------------------------------------------------------------------------------------------------
+
+    def heard(self, announcement: Announcement, path: str) -> None:
+        """An announcement arrived; the transport has vouched for its role and node."""
+        before = self._entries.get(announcement.node)
+        if before is None and len(self._entries) >= MAX_NODES:
+            return
+        if announcement.leaving:
+            self.gone(announcement.node, "stopped")
+            return
+        is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
+        since = announcement.started_at if before is None else before.since if not is_new else self._now()
+        entry = Entry(announcement, path, True, min(since, self._now()), "", self._clock())
+        self._entries[announcement.node] = entry
+        if is_new or (before is not None and before.announcement != announcement):
+            self._tell(entry)
+
+    def gone(self, node: NodeId, why: str) -> None:
+        """Its link died, or it said that it stops. Nothing happens if it is not known or gone already."""
+        entry = self._entries.get(node)
+        if entry is None or not entry.alive:
+            return
+        entry = replace(entry, alive=False, since=self._now(), why_gone=why)
+        self._entries[node] = entry
+        self._tell(entry)
+
+    def tick(self) -> None:
+        """Let nodes go that have been silent; call it every second or so."""
+        clock, now = self._clock(), self._now()
+        for node, entry in list(self._entries.items()):
+            if entry.alive and clock - entry.heard_at > GONE_AFTER_SECONDS:
+                self.gone(node, f"silent for {clock - entry.heard_at:.0f} s")
+            elif not entry.alive and now - entry.since > FORGOTTEN_AFTER:
+                del self._entries[node]
+
+    # --- questions ------------------------------------------------------------------------------------------------
+
+    def watch(self, watcher: Callable[[Entry], None]) -> None:
+        """Call ``watcher`` with every node that comes, goes or changes what it says."""
+        self._watchers.append(watcher)
+
+    def find(self, node: NodeId) -> Entry | None:
+        return self._entries.get(node)
+
+    def entries(self, role: Role | None = None) -> list[Entry]:
         """Every node known, gone ones included for an hour."""
-        raise NotImplementedError
+        return [entry for entry in self._entries.values() if role is None or entry.role is role]
 
     def usable(self, role: Role) -> list[Entry]:
         """Alive, ready, not draining."""
-        raise NotImplementedError
+        return [entry for entry in self._entries.values() if entry.role is role and not entry.why_not]
+
+    def _tell(self, entry: Entry) -> None:
+        for watcher in self._watchers:
+            watcher(entry)
+
+
+def pick(entries: Sequence[Entry], rng: random.Random, wait: Callable[[Entry], float]) -> Entry | None:
+    """Power of two choices: two at random, the one with the shorter wait. As good as asking all, without the herd that
+    follows the one least-loaded node until its next announcement."""
+    if not entries:
+        return None
+    if len(entries) == 1:
+        return entries[0]
+    first, second = rng.sample(entries, 2)
+    return first if wait(first) <= wait(second) else second
+
+
+def expected_wait(entry: Entry, in_flight: int = 0) -> float:
+    """How long a new call would wait there: the node's own word, and what we sent since it spoke."""
+    load = entry.announcement.load
+    busy = (load.running + load.queued + in_flight) / max(1, load.slots)
+    return load.expected_wait_seconds + busy

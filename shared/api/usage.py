@@ -10,7 +10,8 @@ class UsageDay(Body, frozen=True):
     """One row of usage_stats."""
 
     date: date
-    api_key_id: KeyId
+    #: None for what was used with an access token instead of a key.
+    api_key_id: KeyId | None
     request_count: int
     tokens_used: int
 

@@ -1,0 +1,277 @@
+"""PostgreSQL: a pool, named queries, transactions and notifications, each with a deadline. Only stores import this.
+
+What PostgreSQL refuses (a unique violation) passes through for the store to translate; that it does not answer becomes
+``errors.Unavailable``. A server that was restarted is used again by the first call after it accepts connections.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import asyncpg
+
+from shared import errors
+from shared.api.gateway import Check
+from shared.database import migrations, queries
+
+T = TypeVar("T")
+
+UniqueViolation = asyncpg.UniqueViolationError
+
+_OPEN_SECONDS = 30
+_CONNECT_SECONDS = 5
+#: Rewriting a large table takes long, and waiting for another process that does so takes as long.
+_MIGRATION_SECONDS = 600
+#: A caller that gave up leaves its statement behind; after this the server ends it, so that it holds no lock for ever.
+_SESSION_SETTINGS = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "60s", "application_name": "aimesh"}
+#: Notifications that nobody has read yet. When it is full they are dropped and the reader learns that it missed some.
+_UNREAD_NOTIFICATIONS = 1000
+#: How often an idle listening connection is asked whether it still lives: a host that vanished sends no goodbye.
+_LISTEN_CHECK_SECONDS = 15
+
+#: PostgreSQL is not there, is starting or stopping, or has no room for one more.
+_GONE = (
+    OSError,  # TimeoutError is one
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+#: The settings are wrong, and waiting will not mend them.
+_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, asyncpg.ClientConfigurationError)
+
+
+class _Instead(Enum):
+    """What a listener may get instead of a payload."""
+
+    MISSED = "missed"
+    CLOSED = "closed"
+
+
+class Record(Protocol):
+    """A row of an answer, read by column name."""
+
+    def __getitem__(self, column: str) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where to connect, and as which schema."""
+
+    url: str
+    schema: str
+
+    async def connect(self, **session: str) -> asyncpg.Connection:
+        return await asyncpg.connect(self.url, timeout=_CONNECT_SECONDS, server_settings={**self.session, **session})
+
+    @property
+    def session(self) -> dict[str, str]:
+        return {**_SESSION_SETTINGS, "search_path": self.schema}
+
+
+class Transaction:
+    """Queries that all happen or none; made by ``Database.transaction``."""
+
+    def __init__(self, connection: asyncpg.Connection, named: dict[str, queries.Query]) -> None:
+        self._connection = connection
+        self._queries = named
+
+    async def row(self, query: str, *args: object) -> Record | None:
+        found: Record | None = await self._connection.fetchrow(self._queries[query].text, *args)
+        return found
+
+    async def rows(self, query: str, *args: object) -> list[Record]:
+        return list(await self._connection.fetch(self._queries[query].text, *args))
+
+    async def value(self, query: str, *args: object) -> Any:
+        return await self._connection.fetchval(self._queries[query].text, *args)
+
+    async def run(self, query: str, *args: object) -> int:
+        """The number of rows that it changed."""
+        return _affected(await self._connection.execute(self._queries[query].text, *args))
+
+
+class Database:
+    """The pool of one service for its own schema. Every method may raise ``errors.Unavailable``.
+
+    A plain SELECT whose connection turns out to be dead is sent once more; a write never is, since it may have happened.
+    """
+
+    def __init__(self, place: _Place, pool: asyncpg.Pool, named: dict[str, queries.Query]) -> None:
+        self._place = place
+        self._pool = pool
+        self._queries = named
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, url: str, *, schema: str, package: Path, pool_size: int = 10) -> AsyncIterator["Database"]:
+        """Connect (for up to 30 s, with backoff), migrate, and load ``package``'s queries.
+
+        Raises Unavailable if PostgreSQL does not come, and BadSettings if it refuses us or a migration was edited.
+        """
+        place = _Place(url, schema)
+        named = queries.load(package / "queries.sql")
+        await _migrate(place, migrations.read(package / "migrations"))
+        pool = asyncpg.create_pool(
+            url,
+            min_size=0,
+            max_size=pool_size,
+            server_settings=place.session,
+            timeout=_CONNECT_SECONDS,
+            reset=_keep_session,
+        )
+        async with pool:
+            try:
+                yield cls(place, pool, named)
+            finally:
+                # Nothing is running any more after the drain; what still is would make a graceful close wait for ever.
+                pool.terminate()
+
+    async def row(self, query: str, *args: object, deadline_seconds: float = 5) -> Record | None:
+        return await self._ask(query, deadline_seconds, lambda tx: tx.row(query, *args))
+
+    async def rows(self, query: str, *args: object, deadline_seconds: float = 5) -> list[Record]:
+        return await self._ask(query, deadline_seconds, lambda tx: tx.rows(query, *args))
+
+    async def value(self, query: str, *args: object, deadline_seconds: float = 5) -> Any:
+        """The first column of the first row; None if there is none."""
+        return await self._ask(query, deadline_seconds, lambda tx: tx.value(query, *args))
+
+    async def run(self, query: str, *args: object, deadline_seconds: float = 5) -> int:
+        """The number of rows that it changed."""
+        return await self._ask(query, deadline_seconds, lambda tx: tx.run(query, *args))
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
+        """Commits at the end of the block; an exception rolls back. If the connection dies at the commit, nobody knows."""
+        async with self._connection(deadline_seconds) as connection, connection.transaction():
+            yield Transaction(connection, self._queries)
+
+    async def listen(self, channel: str) -> AsyncGenerator[str | None]:
+        """The payloads of a channel, for ever, over a connection of its own. Close it with ``contextlib.aclosing``.
+
+        None means: listening now (again), or too slow to keep up; look at the tables, you may have missed some.
+        """
+        wait_seconds = 0.05
+        while True:
+            try:
+                async with contextlib.aclosing(self._listen_once(channel)) as payloads:
+                    async for payload in payloads:
+                        wait_seconds = 0.05
+                        yield payload
+            except _GONE:
+                await asyncio.sleep(wait_seconds)
+                wait_seconds = min(wait_seconds * 2, 1)
+
+    async def check(self) -> Check:
+        """Whether PostgreSQL answers, for /readyz; within 2 s."""
+        try:
+            async with self._connection(2) as connection:
+                await connection.fetchval("SELECT 1")
+        except errors.Unavailable as error:
+            return Check("postgresql", ok=False, detail=f"{error.message} ({_reason(error.__cause__)}); {error.hint}")
+        return Check("postgresql", ok=True)
+
+    async def _ask(self, query: str, deadline_seconds: float, ask: Callable[[Transaction], Awaitable[T]]) -> T:
+        once_more = self._queries[query].only_reads
+        while True:
+            try:
+                async with self._connection(deadline_seconds) as connection:
+                    return await ask(Transaction(connection, self._queries))
+            except errors.Unavailable as error:
+                if not once_more or isinstance(error.__cause__, TimeoutError):
+                    raise
+                once_more = False
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, deadline_seconds: float) -> AsyncIterator[asyncpg.Connection]:
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                connection = await self._pool.acquire()
+                try:
+                    yield connection
+                except asyncpg.InterfaceError as error:
+                    # Mostly a mistake of ours, such as a wrong number of arguments; but a dead connection gives it too.
+                    if not connection.is_closed():
+                        raise
+                    raise ConnectionResetError(str(error)) from error
+                except asyncpg.InternalClientError as error:
+                    # The driver lost its place, as it does when the server's goodbye meets our next statement.
+                    connection.terminate()
+                    raise ConnectionResetError(str(error)) from error
+                finally:
+                    # Waits for the server to confirm a cancelled statement; after that the connection is thrown away.
+                    await self._pool.release(connection, timeout=0.5)
+        except _GONE as error:
+            raise _unavailable() from error
+
+    async def _listen_once(self, channel: str) -> AsyncGenerator[str | None]:
+        connection = await self._place.connect()
+        unread: asyncio.Queue[str | _Instead] = asyncio.Queue(_UNREAD_NOTIFICATIONS)
+
+        def arrived(what: str | _Instead) -> None:
+            if unread.full():
+                while not unread.empty():
+                    unread.get_nowait()
+                unread.put_nowait(_Instead.MISSED)
+            unread.put_nowait(what)
+
+        try:
+            connection.add_termination_listener(lambda _connection: arrived(_Instead.CLOSED))
+            await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: arrived(payload))
+            yield None
+            while True:
+                try:
+                    what = await asyncio.wait_for(unread.get(), _LISTEN_CHECK_SECONDS)
+                except TimeoutError:
+                    await connection.fetchval("SELECT 1", timeout=2)
+                    continue
+                if what is _Instead.CLOSED:
+                    return
+                yield None if what is _Instead.MISSED else what
+        finally:
+            connection.terminate()
+
+
+async def _keep_session(_connection: asyncpg.Connection) -> None:
+    """Nothing here changes a session outside of a transaction, so the reset that costs a round trip per query is not needed."""
+
+
+async def _migrate(place: _Place, known: list[migrations.Migration]) -> None:
+    give_up_at = asyncio.get_running_loop().time() + _OPEN_SECONDS
+    wait_seconds = 0.05
+    while True:
+        try:
+            connection = await place.connect(statement_timeout="0")
+            try:
+                async with asyncio.timeout(_MIGRATION_SECONDS):
+                    await migrations.run(connection, place.schema, known)
+                return
+            finally:
+                connection.terminate()
+        except _REFUSED as error:
+            raise errors.BadSettings(f"PostgreSQL refuses the connection: {error}", hint="check DATABASE_URL") from error
+        except _GONE as error:
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise _unavailable() from error
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(wait_seconds * 2, 1)
+
+
+def _unavailable() -> errors.Unavailable:
+    # The cause, which has addresses in it, stays on our side of the wire.
+    return errors.Unavailable("PostgreSQL does not answer", hint="is it running, and is DATABASE_URL right?")
+
+
+def _reason(cause: BaseException | None) -> str:
+    return "no answer in time" if isinstance(cause, TimeoutError) else str(cause)
+
+
+def _affected(status: str) -> int:
+    """``INSERT 0 3`` or ``UPDATE 3`` -> 3; 0 for statements that count nothing."""
+    count = status.rpartition(" ")[2]
+    return int(count) if count.isdecimal() else 0

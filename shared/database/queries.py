@@ -1,0 +1,50 @@
+"""Reads named queries from a SQL file, so that no SQL stands in Python and none is ever assembled.
+
+-- name: find_user
+-- One user by id.
+SELECT * FROM users WHERE id = $1;
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_HEAD = re.compile(r"^-- name: *(?P<name>\S*) *$", re.MULTILINE)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    name: str
+    text: str
+    #: A plain SELECT: may be sent twice when its connection dies. (So no SELECT may call a function that writes.)
+    only_reads: bool
+
+
+def load(path: Path) -> dict[str, Query]:
+    """The queries of a file by name; raises ValueError for one that is unnamed, unexplained, empty or named twice."""
+    return parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse(text: str, source: str) -> dict[str, Query]:
+    """``load`` without the file; ``source`` is for messages."""
+    queries: dict[str, Query] = {}
+    before, *rest = _HEAD.split(text)
+    if any(line.strip() and not line.startswith("--") for line in before.splitlines()):
+        raise ValueError(f"{source}: SQL before the first `-- name:`")
+    for name, body in zip(rest[::2], rest[1::2], strict=True):
+        comment, _, sql = body.lstrip("\n").partition("\n")
+        if not _NAME.fullmatch(name) or name in queries:
+            raise ValueError(f"{source}: {name!r} is no name in snake_case, or is there twice")
+        if not comment.startswith("-- "):
+            raise ValueError(f"{source}: {name} does not say in its first line what it does")
+        sql = sql.strip().removesuffix(";")
+        if not sql:
+            raise ValueError(f"{source}: {name} is empty")
+        queries[name] = Query(name, sql, only_reads=_first_word(sql) == "select")
+    return queries
+
+
+def _first_word(sql: str) -> str:
+    code = (line for line in sql.splitlines() if line.strip() and not line.lstrip().startswith("--"))
+    return next(code, "").split(maxsplit=1)[0].lower()

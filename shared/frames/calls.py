@@ -1,0 +1,320 @@
+"""Every call on one link, without I/O: frames in, whole messages out, and nothing that the state table does not allow.
+
+The shell (``shared.rpc``) asks this core to open, answer or cancel a call and gets the frames to send; it gives it every
+frame that arrives and gets back the message it completed, or None. The side that dialled the link numbers its calls 1, 3,
+5 …, the other 2, 4, 6 …, so the lowest bit of an id says who asked.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from shared import errors
+from shared.frames import wire
+from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Item, Piece, Reply
+
+#: Items and bytes that may be on their way to a reader who does not read. 64 KiB × 256 calls bounds a link at 16 MiB.
+WINDOW_ITEMS = 1024
+WINDOW_BYTES = 64 * 1024
+#: Calls of one peer that may run at once on a link.
+MAX_CALLS = 256
+#: Bytes of half-received messages that a link holds.
+MAX_PARTIAL_BYTES = 8 * 1024 * 1024
+#: A deadline further away is taken as this one.
+MAX_DEADLINE_MS = 24 * 3600 * 1000
+
+
+class State(Enum):
+    """Where one call stands. The first three are the asking side's, the others the answering side's."""
+
+    ASKED = "asked"
+    LISTENING = "listening"
+    WITHDRAWN = "withdrawn"
+    ARRIVING = "arriving"
+    SERVING = "serving"
+    STOPPING = "stopping"
+    DONE = "done"
+
+
+#: What may arrive in which state, and where it leads. Anything else breaks the protocol.
+NEXT: dict[tuple[State, type[Frame]], State] = {
+    (State.ASKED, Accepted): State.ASKED,
+    (State.ASKED, Piece): State.ASKED,
+    (State.ASKED, Reply): State.DONE,
+    (State.ASKED, Error): State.DONE,
+    (State.LISTENING, Accepted): State.LISTENING,
+    (State.LISTENING, Piece): State.LISTENING,
+    (State.LISTENING, Item): State.LISTENING,
+    (State.LISTENING, End): State.DONE,
+    (State.LISTENING, Error): State.DONE,
+    # The CANCEL and what the callee sent before it saw it cross on the way.
+    (State.WITHDRAWN, Accepted): State.WITHDRAWN,
+    (State.WITHDRAWN, Piece): State.WITHDRAWN,
+    (State.WITHDRAWN, Item): State.WITHDRAWN,
+    (State.WITHDRAWN, Reply): State.DONE,
+    (State.WITHDRAWN, End): State.DONE,
+    (State.WITHDRAWN, Error): State.DONE,
+    (State.ARRIVING, Piece): State.ARRIVING,
+    (State.ARRIVING, Cancel): State.STOPPING,
+    (State.SERVING, Credit): State.SERVING,
+    (State.SERVING, Cancel): State.STOPPING,
+    (State.STOPPING, Credit): State.STOPPING,
+    (State.STOPPING, Cancel): State.STOPPING,
+    (State.STOPPING, Piece): State.STOPPING,
+}
+
+_OF_A_CALL = (Item, Reply, Accepted, End, Error, Cancel, Credit, Piece)
+
+Message = Call | Accepted | Reply | Item | End | Error | Cancel | Credit
+
+
+@dataclass(slots=True)
+class _Call:
+    state: State
+    #: Asking side: received and not yet taken by the reader. Answering side: what may still be sent.
+    window_items: int = 0
+    window_bytes: int = 0
+    #: Asking side: taken by the reader and not yet given back as credit.
+    taken_items: int = 0
+    taken_bytes: int = 0
+    #: The frame that said ``more``, and the parts of its body so far.
+    partial: Call | Reply | Item | End | None = None
+    parts: list[bytes] = field(default_factory=list)
+    partial_bytes: int = 0
+
+
+class Calls:
+    """The calls of one link, both ways. Owned by one connection; not safe to share."""
+
+    def __init__(self, *, dialled: bool) -> None:
+        self._calls: dict[int, _Call] = {}
+        self._next_id = 1 if dialled else 2
+        self._asked_by_us = self._next_id & 1
+        #: The highest id that the peer opened: ids only grow, so one at or under it that we do not hold is over.
+        self._highest_seen = 0
+        self._inbound = 0
+        self._partial_bytes = 0
+
+    # --- what this side asks ------------------------------------------------------------------------------------
+
+    def ask(self, call: Call, *, streaming: bool) -> tuple[int, list[Frame]]:
+        """Open a call; ``call.id`` is replaced. Returns its id and the frames to send."""
+        call_id, self._next_id = self._next_id, self._next_id + 2
+        self._calls[call_id] = _Call(State.LISTENING if streaming else State.ASKED)
+        window = (WINDOW_ITEMS, WINDOW_BYTES) if streaming else (0, 0)
+        head, rest = _split(call_id, call.body)
+        first = Call(
+            call_id, call.method, min(call.deadline_ms, MAX_DEADLINE_MS), head, bool(rest), *window,
+            call.request_id, call.traceparent, call.idempotency_key, call.credential,
+        )  # fmt: skip
+        return call_id, [first, *rest]
+
+    def withdraw(self, call_id: int) -> list[Frame]:
+        """Cancel a call of ours. Nothing more of it comes out; nothing happens if it is over already."""
+        call = self._calls.get(call_id)
+        if call is None or call.state is State.WITHDRAWN:
+            return []
+        call.state = State.WITHDRAWN
+        return [Cancel(call_id)]
+
+    def take(self, call_id: int, size: int) -> list[Frame]:
+        """The reader has taken an item of this size; returns a CREDIT once half the window is free."""
+        call = self._calls.get(call_id)
+        if call is None:
+            return []
+        call.window_items -= 1
+        call.window_bytes -= size
+        call.taken_items += 1
+        call.taken_bytes += size
+        if call.taken_items < WINDOW_ITEMS // 2 and call.taken_bytes < WINDOW_BYTES // 2:
+            return []
+        credit = Credit(call_id, call.taken_items, call.taken_bytes)
+        call.taken_items = call.taken_bytes = 0
+        return [credit]
+
+    # --- what this side answers -----------------------------------------------------------------------------------
+
+    def may_send(self, call_id: int) -> bool:
+        """Whether the reader has room for another item."""
+        call = self._calls.get(call_id)
+        return call is not None and call.window_items > 0 and call.window_bytes > 0
+
+    def item(self, call_id: int, body: bytes) -> list[Frame]:
+        """An item of a stream; the caller has asked ``may_send``. The last item may overdraw the bytes."""
+        call = self._calls.get(call_id)
+        if call is None:
+            return []
+        call.window_items -= 1
+        call.window_bytes -= len(body)
+        if len(body) <= wire.MAX_BODY_BYTES:
+            return [Item(call_id, body)]
+        head, rest = _split(call_id, body)
+        return [Item(call_id, head, True), *rest]
+
+    def accept(self, call_id: int, body: bytes = b"") -> list[Frame]:
+        return [Accepted(call_id, body)] if call_id in self._calls else []
+
+    def reply(self, call_id: int, body: bytes) -> list[Frame]:
+        if not self._finish(call_id):
+            return []
+        head, rest = _split(call_id, body)
+        return [Reply(call_id, head, bool(rest)), *rest]
+
+    def end(self, call_id: int, body: bytes) -> list[Frame]:
+        if not self._finish(call_id):
+            return []
+        head, rest = _split(call_id, body)
+        return [End(call_id, head, bool(rest)), *rest]
+
+    def fail(self, call_id: int, problem: errors.Problem) -> list[Frame]:
+        return [Error(call_id, problem)] if self._finish(call_id) else []
+
+    # --- what arrives ---------------------------------------------------------------------------------------------
+
+    def receive(self, frame: Frame) -> Message | None:
+        """The message that this frame completes, or None. Raises ProtocolViolation: the link must then be closed."""
+        if isinstance(frame, Call):
+            return self._receive_call(frame)
+        if not isinstance(frame, _OF_A_CALL):
+            raise errors.ProtocolViolation(f"{type(frame).__name__} is no frame of a call")
+        call = self._calls.get(frame.id)
+        if call is None:
+            if self._is_over(frame.id):
+                return None
+            raise errors.ProtocolViolation(f"{type(frame).__name__} for call {frame.id}, which was never opened")
+        state = NEXT.get((call.state, type(frame)))
+        if state is None:
+            raise errors.ProtocolViolation(f"{type(frame).__name__} while call {frame.id} is {call.state.value}")
+        return self._advance(call, frame, state)
+
+    def is_open(self, call_id: int) -> bool:
+        return call_id in self._calls
+
+    def open_ids(self) -> list[int]:
+        """The calls that are not over, both ways; for the end of the link, and for a drain."""
+        return list(self._calls)
+
+    @property
+    def inbound(self) -> int:
+        """How many of the peer's calls run here."""
+        return self._inbound
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _receive_call(self, frame: Call) -> Message | None:
+        if frame.id & 1 == self._asked_by_us or frame.id < 1:
+            raise errors.ProtocolViolation(f"call {frame.id} has a number of ours")
+        if frame.id <= self._highest_seen:
+            return None  # a duplicate: it is running or over
+        if self._inbound >= MAX_CALLS:
+            self._highest_seen = frame.id
+            raise errors.Overloaded(f"{MAX_CALLS} calls of this peer are running", retry_after_seconds=1)
+        self._highest_seen = frame.id
+        self._inbound += 1
+        call = _Call(State.ARRIVING if frame.more else State.SERVING, frame.credit_items, frame.credit_bytes)
+        self._calls[frame.id] = call
+        if not frame.more:
+            return frame
+        self._collect(call, frame)
+        return None
+
+    def _is_over(self, call_id: int) -> bool:
+        return call_id < self._next_id if call_id & 1 == self._asked_by_us else call_id <= self._highest_seen
+
+    def _advance(self, call: _Call, frame: Message | Piece, state: State) -> Message | None:
+        if isinstance(frame, Piece):
+            return self._receive_piece(call, frame)
+        if call.partial is not None and not isinstance(frame, (Cancel, Credit, Error)):
+            raise errors.ProtocolViolation(f"{type(frame).__name__} inside a message in pieces")
+        withdrawn = call.state is State.WITHDRAWN
+        if isinstance(frame, Credit):
+            call.window_items += max(0, frame.items)
+            call.window_bytes += max(0, frame.bytes)
+        elif isinstance(frame, (Item, Reply, End)) and frame.more:
+            self._collect(call, frame)
+            return None
+        elif isinstance(frame, Item):
+            self._count(call, frame)
+        if state is State.DONE:
+            self._drop(frame.id)
+        else:
+            call.state = state
+        return None if withdrawn else frame
+
+    def _count(self, call: _Call, item: Item) -> None:
+        call.window_items += 1
+        call.window_bytes += len(item.body)
+        if (
+            call.window_items + call.taken_items > WINDOW_ITEMS
+            or call.window_bytes + call.taken_bytes > WINDOW_BYTES + wire.MAX_MESSAGE_BYTES
+        ):
+            raise errors.ProtocolViolation(f"call {item.id} sent more than its credit")
+
+    def _collect(self, call: _Call, frame: Call | Reply | Item | End) -> None:
+        call.partial = frame
+        self._add_part(call, frame.body)
+
+    def _add_part(self, call: _Call, body: bytes) -> None:
+        call.parts.append(body)
+        call.partial_bytes += len(body)
+        self._partial_bytes += len(body)
+        if call.partial_bytes > wire.MAX_MESSAGE_BYTES or self._partial_bytes > MAX_PARTIAL_BYTES:
+            raise errors.ProtocolViolation(f"a message in pieces is over {wire.MAX_MESSAGE_BYTES} bytes")
+
+    def _receive_piece(self, call: _Call, piece: Piece) -> Message | None:
+        if call.partial is None:
+            if call.state is State.STOPPING:
+                return None
+            raise errors.ProtocolViolation(f"a piece for call {piece.id} that belongs to nothing")
+        self._add_part(call, piece.body)
+        if piece.more:
+            return None
+        body = b"".join(call.parts)
+        whole, withdrawn = call.partial, call.state is State.WITHDRAWN
+        self._partial_bytes -= call.partial_bytes
+        call.partial, call.parts, call.partial_bytes = None, [], 0
+        message = _with_body(whole, body)
+        if isinstance(message, Call):
+            if call.state is State.ARRIVING:
+                call.state = State.SERVING
+                return message
+            return None
+        if isinstance(message, Item):
+            self._count(call, message)
+        else:
+            self._drop(piece.id)
+        return None if withdrawn else message
+
+    def _finish(self, call_id: int) -> bool:
+        return self._drop(call_id)
+
+    def _drop(self, call_id: int) -> bool:
+        call = self._calls.pop(call_id, None)
+        if call is None:
+            return False
+        self._partial_bytes -= call.partial_bytes
+        if call_id & 1 != self._asked_by_us:
+            self._inbound -= 1
+        return True
+
+
+def _split(call_id: int, body: bytes) -> tuple[bytes, list[Frame]]:
+    size = wire.MAX_BODY_BYTES
+    if len(body) <= size:
+        return body, []
+    starts = range(size, len(body), size)
+    return body[:size], [Piece(call_id, body[at : at + size], at + size < len(body)) for at in starts]
+
+
+def _with_body(frame: Call | Reply | Item | End, body: bytes) -> Message:
+    match frame:
+        case Reply():
+            return Reply(frame.id, body)
+        case Item():
+            return Item(frame.id, body)
+        case End():
+            return End(frame.id, body)
+        case Call():
+            return Call(
+                frame.id, frame.method, frame.deadline_ms, body, False, frame.credit_items, frame.credit_bytes,
+                frame.request_id, frame.traceparent, frame.idempotency_key, frame.credential,
+            )  # fmt: skip

@@ -1,0 +1,185 @@
+"""A link: an ordered, authenticated, two-way channel of frames between two nodes, whatever carries it.
+
+A transport (``nats_link``; the pair below for tests) subclasses ``Link`` and says how a write leaves. The layers above
+send frames, set ``on_frames`` and ``on_closed``, and never learn which transport it is beyond ``path``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shared import errors
+from shared.frames import wire
+from shared.frames.wire import Frame, Ping, Pong
+from shared.types import NodeId, Role
+
+#: Each side sends a PING this often, and takes this much silence for death. Both ends must agree, so both are fixed.
+PING_SECONDS = 1.0
+SILENCE_SECONDS = 3.0
+#: An opened link that has not carried a HELLO by then is closed: "open" is not "alive".
+HELLO_SECONDS = 1.5
+#: Unsent bytes beyond which a producer has to wait.
+HIGH_WATER_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The node at the other end, as the transport and its HELLO vouch for it."""
+
+    role: Role
+    node: NodeId
+
+
+class Link:
+    """One end of a link. Owned by its transport, which calls ``receive``, ``tick`` and ``close``."""
+
+    def __init__(self, peer: Peer, *, path: str, dialled: bool, now: float) -> None:
+        self.peer = peer
+        #: How the peer is reached, for people: nats, direct, punched, relayed.
+        self.path = path
+        self.dialled = dialled
+        self.round_trip_seconds: float | None = None
+        self.on_frames: Callable[[list[Frame]], None] = _ignore_frames
+        self.on_closed: Callable[[errors.AimeshError], None] = _ignore_close
+        self.closed: errors.AimeshError | None = None
+        self._unsent: list[Frame] = []
+        self._unsent_bytes = 0
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._heard_at = now
+        self._ping_number = 0
+        self._pinged_at = now
+
+    # --- for the layers above -----------------------------------------------------------------------------------
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame; never waits. All frames of one loop tick leave as one write. Does nothing once closed."""
+        if self.closed is not None:
+            return
+        if not self._unsent:
+            self._wake_writer()
+        self._unsent.append(frame)
+        self._unsent_bytes += wire.size_of(frame)
+        if self._unsent_bytes > HIGH_WATER_BYTES:
+            self._drained.clear()
+
+    @property
+    def is_full(self) -> bool:
+        return self._unsent_bytes > HIGH_WATER_BYTES
+
+    async def drained(self) -> None:
+        """Until the transport has taken what was queued. Raises LinkLost if the link dies instead."""
+        await self._drained.wait()
+        if self.closed is not None:
+            raise self.closed
+
+    def close(self, why: errors.AimeshError) -> None:
+        """End the link now; calls on it fail with ``why``. Safe to call twice."""
+        if self.closed is not None:
+            return
+        self.closed = why
+        self._unsent.clear()
+        self._drained.set()
+        self._forget(why)
+        self.on_closed(why)
+
+    # --- for the transport ----------------------------------------------------------------------------------------
+
+    def take_writes(self) -> list[list[Frame]]:
+        """What is queued, cut into writes of at most MAX_WRITE_BYTES."""
+        writes: list[list[Frame]] = []
+        size = wire.MAX_WRITE_BYTES
+        for frame in self._unsent:
+            size += wire.size_of(frame)
+            if size > wire.MAX_WRITE_BYTES:
+                writes.append([])
+                size = wire.size_of(frame)
+            writes[-1].append(frame)
+        self._unsent = []
+        return writes
+
+    def wrote_all(self) -> None:
+        self._unsent_bytes = sum(wire.size_of(frame) for frame in self._unsent)
+        if self._unsent_bytes <= HIGH_WATER_BYTES:
+            self._drained.set()
+
+    def receive(self, frames: list[Frame], now: float) -> None:
+        """Frames of one write. PING and PONG end here; the rest goes up."""
+        self._heard_at = now
+        if type(frames[0]) in _LIVENESS:
+            frames = [frame for frame in frames if not self._is_liveness(frame, now)]
+            if not frames:
+                return
+        self.on_frames(frames)
+
+    def tick(self, now: float) -> None:
+        """Once per PING_SECONDS: ping, or find the peer dead."""
+        if self.closed is not None:
+            return
+        silent = now - self._heard_at
+        if silent >= SILENCE_SECONDS:
+            self.close(errors.LinkLost(f"{self.peer.role} {self.peer.node[:8]} has been silent for {silent:.1f} s"))
+            return
+        self._ping_number += 1
+        self._pinged_at = now
+        self.send(Ping(self._ping_number))
+
+    def _is_liveness(self, frame: Frame, now: float) -> bool:
+        if isinstance(frame, Ping):
+            self.send(Pong(frame.number))
+            return True
+        if isinstance(frame, Pong):
+            if frame.number == self._ping_number:
+                self.round_trip_seconds = now - self._pinged_at
+            return True
+        return False
+
+    # --- what a transport supplies ----------------------------------------------------------------------------------
+
+    def _wake_writer(self) -> None:
+        """Arrange that ``take_writes`` is called after this loop tick."""
+        raise NotImplementedError
+
+    def _forget(self, why: errors.AimeshError) -> None:
+        """The link is over: tell the peer if it can be told, and drop it from the transport's tables."""
+        raise NotImplementedError
+
+
+class MemoryLink(Link):
+    """One end of a pair inside one process: for tests of the layers above, through real bytes."""
+
+    def __init__(self, peer: Peer, *, dialled: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        super().__init__(peer, path="memory", dialled=dialled, now=self._loop.time())
+        self.other: MemoryLink | None = None
+
+    def _wake_writer(self) -> None:
+        self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        for frames in self.take_writes():
+            if self.other is not None and self.other.closed is None:
+                self.other.receive(wire.decode(wire.encode(frames)), self._loop.time())
+        self.wrote_all()
+
+    def _forget(self, why: errors.AimeshError) -> None:
+        if self.other is not None:
+            self._loop.call_soon(self.other.close, errors.LinkLost("the peer closed the link"))
+
+
+def memory_pair(caller: Peer, callee: Peer) -> tuple[MemoryLink, MemoryLink]:
+    """Two ends; the first is the caller's, so its peer is ``callee``."""
+    near, far = MemoryLink(callee, dialled=True), MemoryLink(caller, dialled=False)
+    near.other, far.other = far, near
+    return near, far
+
+
+_LIVENESS = (Ping, Pong)
+
+
+def _ignore_frames(frames: list[Frame]) -> None:
+    """Before the layer above has taken the link over."""
+
+
+def _ignore_close(why: errors.AimeshError) -> None:
+    """Before the layer above has taken the link over."""

@@ -1,0 +1,82 @@
+"""Domain events: out through a bounded queue that never makes its caller wait, in as an async iterator."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import nats
+from nats.aio.msg import Msg
+
+from shared import topics
+from shared.api.events import Event
+from shared.nats_link import NatsTransport
+
+#: Events that wait to be sent or read. Over it the oldest go: they are hints.
+MAX_WAITING = 4096
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Event).decode
+
+
+class _Bounded:
+    """A queue that drops its oldest entry instead of growing."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Event] = asyncio.Queue(MAX_WAITING)
+        self.dropped = 0
+
+    def put(self, event: Event) -> None:
+        if self.queue.full():
+            self.queue.get_nowait()
+            self.dropped += 1
+        self.queue.put_nowait(event)
+
+
+class Events:
+    """What this node tells and hears."""
+
+    def __init__(self, transport: NatsTransport) -> None:
+        self._transport = transport
+        self._out = _Bounded()
+        self._inbound: list[_Bounded] = []
+
+    @property
+    def dropped(self) -> int:
+        return self._out.dropped + sum(bounded.dropped for bounded in self._inbound)
+
+    def publish(self, event: Event) -> None:
+        """Never waits and never fails."""
+        self._out.put(event)
+
+    async def listen(self) -> AsyncIterator[Event]:
+        """Every event of the mesh from now on. Only the metrics service's NATS user may."""
+        inbound = _Bounded()
+        self._inbound.append(inbound)
+
+        async def arrived(message: Msg) -> None:
+            try:
+                inbound.put(_decode(message.data))
+            except (msgspec.MsgspecError, RecursionError):
+                pass  # of a newer kind
+
+        subscription = await self._transport.nats.subscribe(topics.events(self._transport.me.mesh), cb=arrived)
+        try:
+            while True:
+                yield await inbound.queue.get()
+        finally:
+            self._inbound.remove(inbound)
+            if self._transport.connected:
+                await subscription.unsubscribe()
+
+    async def run(self) -> None:
+        """Send what is published. Ends by cancellation."""
+        me = self._transport.me
+        while True:
+            event = await self._out.queue.get()
+            name = event.__struct_config__.tag
+            if not self._transport.connected:
+                continue
+            try:
+                await self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, str(name)), _encode(event))
+            except (nats.errors.Error, OSError):
+                pass  # a hint, lost with the connection

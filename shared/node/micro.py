@@ -1,0 +1,176 @@
+"""NATS micro: any NATS client with an operator's key can list this service and call its unary methods.
+
+Bodies are msgpack, or JSON with the header ``content-type: application/json``. A user's credential comes in the header
+``authorization: Bearer …``. The caller's role is always operator: nobody else may publish on these subjects, and the names
+in the answers are self-asserted, so the mesh itself uses none of this.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import nats
+from nats.aio.msg import Msg
+
+from shared import context, errors, topics
+from shared.api.method import Method
+from shared.link import Peer
+from shared.nats_link import NatsTransport
+from shared.rpc import bodies
+from shared.rpc.serving import Call, Dispatcher, Handler
+from shared.types import Credential, NodeId, Role
+
+#: Calls of operators that may run at once here.
+MAX_RUNNING = 64
+DEFAULT_DEADLINE_SECONDS = 10.0
+#: An operator's node is not told by NATS; only its role is.
+_OPERATOR = Peer(Role.OPERATOR, NodeId("operator"))
+_JSON = "application/json"
+_MSGPACK = "application/msgpack"
+
+_to_json = msgspec.json.Encoder().encode
+
+
+class _Stats(msgspec.Struct, omit_defaults=False):
+    """One endpoint's numbers, as the NATS micro specification (ADR-32) names them."""
+
+    name: str
+    subject: str
+    queue_group: str
+    num_requests: int = 0
+    num_errors: int = 0
+    last_error: str = ""
+    #: Nanoseconds.
+    processing_time: int = 0
+    average_processing_time: int = 0
+
+
+class Micro:
+    """Answers ``$SRV`` discovery and calls on ``aimesh.<mesh>.rpc.<role>.<method>``."""
+
+    def __init__(self, transport: NatsTransport, dispatcher: Dispatcher, description: str, version: str) -> None:
+        self._transport = transport
+        self._me = transport.me
+        self._dispatcher = dispatcher
+        self._description = description
+        #: ADR-32 wants semantic versions.
+        self._version = version if version.count(".") == 2 else "0.0.0"
+        self._started = datetime.now(UTC)
+        self._stats: dict[str, _Stats] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Subscribe, once the dispatcher has its handlers."""
+        role = self._me.role
+        for handler in self._dispatcher.handlers:
+            if isinstance(handler.method, Method):
+                subject = topics.micro_endpoint(self._me.mesh, role, handler.method.name)
+                self._stats[subject] = _Stats(handler.method.name.partition(".")[2], subject, role)
+        for subject in topics.micro_subjects(role):
+            await self._transport.nats.subscribe(subject, cb=self._on_discovery)
+        await self._transport.nats.subscribe(f"aimesh.{self._me.mesh}.rpc.{role}.*", queue=role, cb=self._on_call)
+
+    # --- discovery --------------------------------------------------------------------------------------------------
+
+    async def _on_discovery(self, message: Msg) -> None:
+        _, verb, *rest = message.subject.split(".")
+        if len(rest) == 2 and rest[1] != self._me.node:
+            return
+        await self._respond(message, _to_json(self._described(verb)), {})
+
+    def _described(self, verb: str) -> Mapping[str, object]:
+        base: dict[str, object] = {
+            "type": f"io.nats.micro.v1.{verb.lower()}_response",
+            "name": str(self._me.role),
+            "id": self._me.node,
+            "version": self._version,
+            "metadata": {"service": self._description, "mesh": self._me.mesh},
+        }
+        if verb == "INFO":
+            base["description"] = f"aimesh {self._description}"
+            base["endpoints"] = [
+                {"name": one.name, "subject": one.subject, "queue_group": one.queue_group, "metadata": {"format": f"{_MSGPACK}, {_JSON}"}}
+                for one in self._stats.values()
+            ]
+        if verb == "STATS":
+            base["started"] = self._started.isoformat()
+            base["endpoints"] = list(self._stats.values())
+        return base
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    async def _on_call(self, message: Msg) -> None:
+        """Hand the call to a task of the dispatcher's group, so that a slow one holds nobody up."""
+        if len(self._tasks) >= MAX_RUNNING:
+            await self._fail(message, errors.Overloaded(f"{MAX_RUNNING} operator calls are running", retry_after_seconds=1))
+            return
+        task = self._dispatcher.background(self._answer(message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, message: Msg) -> None:
+        stats = self._stats.get(message.subject)
+        headers = {name.lower(): value for name, value in (message.headers or {}).items()}
+        started = time.monotonic_ns()
+        try:
+            name = stats.name if stats else message.subject.rpartition(".")[2]
+            handler = self._dispatcher.find(self._full_name(name), _OPERATOR)
+            is_json = headers.get("content-type", "").partition(";")[0].strip() == _JSON
+            reply = await self._run(handler, message.data, headers, is_json=is_json)
+            body = _to_json(reply) if is_json else bodies.encode(reply)
+            await self._respond(message, body, {"content-type": _JSON if is_json else _MSGPACK})
+        except errors.AimeshError as error:
+            if stats:
+                stats.num_errors += 1
+                stats.last_error = error.message
+            await self._fail(message, error)
+        finally:
+            if stats:
+                stats.num_requests += 1
+                stats.processing_time += time.monotonic_ns() - started
+                stats.average_processing_time = stats.processing_time // stats.num_requests
+
+    async def _run(self, handler: Handler, body: bytes, headers: Mapping[str, str], *, is_json: bool) -> msgspec.Struct:
+        context.start(headers.get("traceparent"))
+        method = handler.method
+        request = (
+            _decode_json(method.request, body, method.name)
+            if is_json
+            else bodies.decode_request(method.request, body or b"\x80", method.name)
+        )
+        token = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        until = time.monotonic() + DEFAULT_DEADLINE_SECONDS
+        context.deadline.set(until)
+        call = Call(_OPERATOR, deadline=until, credential=Credential(token) if token else None, idempotency_key=None)
+        return await self._dispatcher.answer(handler, request, call)
+
+    def _full_name(self, name: str) -> str:
+        for handler in self._dispatcher.handlers:
+            if handler.method.name.partition(".")[2] == name and isinstance(handler.method, Method):
+                return handler.method.name
+        return name
+
+    async def _fail(self, message: Msg, error: errors.AimeshError) -> None:
+        problem = error.to_problem()
+        headers = {"Nats-Service-Error-Code": str(error.status), "Nats-Service-Error": problem.message.replace("\n", " ")[:500]}
+        body = _to_json({"error": {"code": problem.code, "message": problem.message, "hint": problem.hint}})
+        await self._respond(message, body, {**headers, "content-type": _JSON})
+
+    async def _respond(self, message: Msg, body: bytes, headers: dict[str, str]) -> None:
+        # The reply subject is the caller's to choose, and our user may publish to more than inboxes.
+        if not message.reply.startswith("_INBOX."):
+            return
+        try:
+            await self._transport.nats.publish(message.reply, body, headers=headers or None)
+        except (nats.errors.Error, OSError):
+            pass  # the connection was lost; the caller's deadline tells him
+
+
+def _decode_json(kind: type[Any], body: bytes, method: str) -> Any:
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise errors.BadRequest(f"{method}: {error}", hint="docs/reference/rpc.md has the fields of every method") from error

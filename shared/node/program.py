@@ -1,0 +1,88 @@
+"""The whole life of a service's process: settings, logs, mesh, handlers, HTTP, and an orderly end on SIGTERM.
+
+Shutdown, in this order: say that we drain → take no new calls and connections → running ones finish, at most 30 s →
+cancel what is left → the service closes → last announcement → links → NATS.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from typing import Any
+
+import uvloop
+
+from shared import config, errors
+from shared.node.http import HttpServer, Operations, listen
+from shared.node.lifecycle import background
+from shared.node.member import Node, Service, member
+from shared.telemetry import logs
+from shared.types import SERVICE_NAMES
+
+_log = logs.get()
+
+
+def run(service: type[Service], settings_kind: type[Any]) -> None:
+    """Run ``service`` until SIGTERM or SIGINT; exits 1 with one line if it cannot start, 2 if its settings cannot work."""
+    try:
+        settings = config.load(settings_kind, os.environ)
+        settings.check()
+    except errors.BadSettings as error:
+        sys.exit(_complain(error, 2))
+    logs.configure(SERVICE_NAMES[service.role], settings.log_level, format=settings.log_format)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_live(service, settings))
+    except* errors.BadSettings as group:
+        sys.exit(_complain(_first(group), 2))
+    except* errors.AimeshError as group:
+        _log.error("the service cannot go on", problem=_first(group).message)
+        sys.exit(_complain(_first(group), 1))
+
+
+async def _live(service: type[Service], settings: Any) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    sock = listen(settings.host, settings.port, _port_variable(settings))
+    async with member(settings, service.role) as node:
+        logs.configure(node.service_name, settings.log_level, format=settings.log_format, node=node.id[:12])
+        # The port answers from here on: /readyz says what is still missing while the service opens.
+        operations = Operations(node, settings)
+        server = HttpServer(operations, sock, settings)
+        async with background() as http:
+            serving = http.create_task(server.run())
+            async with service.open(settings, node) as running:
+                operations.open(running)
+                await node.serve(running)
+                # What start-up made stays for good; the collector need not walk it again and again.
+                gc.collect()
+                gc.freeze()
+                _log.info("ready", port=settings.port, id=node.id)
+                await stop.wait()
+                await _drain(node, server, serving)
+            _log.info("stopped")
+
+
+async def _drain(node: Node, server: HttpServer, serving: asyncio.Task[None]) -> None:
+    _log.info("draining", running=node.dispatcher.running)
+    server.stop()
+    await node.drain()
+    await asyncio.wait({serving}, timeout=5)
+
+
+def _port_variable(settings: Any) -> str:
+    return next(setting.variable.name for setting in config.settings_of(type(settings)) if setting.field == "port")
+
+
+def _complain(error: errors.AimeshError, status: int) -> int:
+    print(f"error: {error.message}" + (f" – {error.hint}" if error.hint else ""), file=sys.stderr)
+    return status
+
+
+def _first(group: BaseExceptionGroup[Any]) -> errors.AimeshError:
+    found: Any = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found  # type: ignore[no-any-return]

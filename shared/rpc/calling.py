@@ -1,0 +1,183 @@
+"""The calling side: ``call`` for one answer, ``stream`` for many. Errors of the peer are raised as what they were there."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Generic
+
+from shared import context, errors
+from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.frames import wire
+from shared.rpc import bodies
+from shared.rpc.connection import Connection
+from shared.rpc.pool import Pool
+from shared.types import Credential, NodeId
+
+
+class _Asked:
+    """A unary call that waits for its answer."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def received(self, message: wire.Accepted | wire.Item | wire.Reply | wire.End) -> None:
+        if isinstance(message, wire.Reply) and not self.answer.done():
+            self.answer.set_result(message.body)
+
+    def failed(self, error: errors.AimeshError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Answer(Generic[Item, End]):
+    """A running stream: iterate it to its end, then read ``end``. One reader."""
+
+    def __init__(self, method: StreamMethod[Request, Item, End], connection: Connection) -> None:
+        self._method = method
+        self._connection = connection
+        self._decode = bodies.decoder(method.item)
+        self._bodies: deque[bytes] = deque()
+        self._arrival: asyncio.Future[None] | None = None
+        self._failure: errors.AimeshError | None = None
+        self._end_body: bytes | None = None
+        self._end: End | None = None
+        #: Set by the client once the call is on its way.
+        self.call_id = 0
+        #: Whether the peer has begun to work on it.
+        self.accepted = False
+
+    @property
+    def node(self) -> NodeId:
+        """The node that answers."""
+        return self._connection.peer.node
+
+    @property
+    def end(self) -> End:
+        """What the stream ended with; only after the iteration is over."""
+        if self._end is None:
+            raise RuntimeError(f"the stream of {self._method.name} is not over yet")
+        return self._end
+
+    def __aiter__(self) -> "Answer[Item, End]":
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._bodies:
+            if self._end_body is not None:
+                self._end = bodies.decode_reply(self._method.end, self._end_body, self._method.name)
+                raise StopAsyncIteration
+            if self._failure is not None:
+                raise self._failure
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        body = self._bodies.popleft()
+        self._connection.took(self.call_id, len(body))
+        try:
+            return self._decode(body)
+        except ValueError as error:  # msgspec's errors are ValueErrors
+            raise errors.ProtocolViolation(f"an item of {self._method.name} does not fit the contract: {error}") from error
+
+    # --- connection.Waiter ------------------------------------------------------------------------------------------
+
+    def received(self, message: wire.Accepted | wire.Item | wire.Reply | wire.End) -> None:
+        self.accepted = True
+        if isinstance(message, wire.Item):
+            self._bodies.append(message.body)
+        elif isinstance(message, wire.End):
+            self._end_body = message.body
+        else:
+            return
+        self._wake()
+
+    def failed(self, error: errors.AimeshError) -> None:
+        self._failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+
+class Client:
+    """What a program calls others with. ``to`` names a node; without it the least loaded one that serves the method."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def call(
+        self,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        to: NodeId | None = None,
+        deadline_seconds: float = 10,
+        credential: Credential | None = None,
+    ) -> Reply:
+        """Ask once. Raises AimeshError: the peer's own, or NotReachable, LinkLost, DeadlineExceeded. Cancelling the task
+        cancels the call on the peer."""
+        until = _until(deadline_seconds)
+        connection = await self._pool.connection(method.served_by, to, until)
+        asked = _Asked()
+        call_id = connection.ask(_frame(method.name, request, until, credential), asked, streaming=False)
+        timer = asyncio.get_running_loop().call_later(until - time.monotonic(), asked.failed, _too_late(method.name))
+        try:
+            body = await asked.answer
+        finally:
+            timer.cancel()
+            connection.withdraw(call_id)  # nothing happens where the answer has come
+        return bodies.decode_reply(method.reply, body, method.name)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: StreamMethod[Request, Item, End],
+        request: Request,
+        *,
+        to: NodeId | None = None,
+        deadline_seconds: float = 300,
+        credential: Credential | None = None,
+    ) -> AsyncIterator[Answer[Item, End]]:
+        """Open a stream; leaving the block early cancels it on the peer. The iteration raises what ``call`` raises."""
+        until = _until(deadline_seconds)
+        connection = await self._pool.connection(method.served_by, to, until)
+        answer: Answer[Item, End] = Answer(method, connection)
+        answer.call_id = connection.ask(_frame(method.name, request, until, credential), answer, streaming=True)
+        timer = asyncio.get_running_loop().call_later(until - time.monotonic(), answer.failed, _too_late(method.name))
+        try:
+            yield answer
+        finally:
+            timer.cancel()
+            connection.withdraw(answer.call_id)
+
+
+def _until(deadline_seconds: float) -> float:
+    until = time.monotonic() + deadline_seconds
+    outer = context.deadline.get()
+    return until if outer is None else min(until, outer)
+
+
+def _too_late(method: str) -> errors.DeadlineExceeded:
+    return errors.DeadlineExceeded(f"{method} did not answer in time", hint="try again, or give it longer")
+
+
+def _frame(method: str, request: object, until: float, credential: Credential | None) -> wire.Call:
+    body = bodies.encode(request)
+    if len(body) > wire.MAX_MESSAGE_BYTES:
+        raise errors.TooLarge(f"the request is {len(body)} bytes, the limit is {wire.MAX_MESSAGE_BYTES}", hint="send less at once")
+    remaining = until - time.monotonic()
+    if remaining <= 0:
+        raise _too_late(method)
+    now = context.current.get()
+    return wire.Call(
+        0,
+        method,
+        bodies.milliseconds(remaining),
+        body,
+        request_id=str(now.request_id) if now else "",
+        traceparent=now.traceparent if now else "",
+        credential=credential or "",
+    )

@@ -1,0 +1,192 @@
+"""One link and the calls on it: frames from the link to whoever waits for them, and back."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from shared import errors
+from shared.frames import calls, wire
+from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Reply
+from shared.link import Link, Peer
+from shared.rpc.serving import Dispatcher
+
+
+class Waiter(Protocol):
+    """Who asked: gets everything that comes back on its call, in order, and one terminal message or ``failed``."""
+
+    def received(self, message: Accepted | Item | Reply | End) -> None: ...
+
+    def failed(self, error: errors.AimeshError) -> None: ...
+
+
+class _Serving:
+    """A call of the peer's that runs here."""
+
+    __slots__ = ("credit", "task")
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self.task = task
+        #: Set while the handler waits for the reader.
+        self.credit: asyncio.Future[None] | None = None
+
+
+class Connection:
+    """The calls of one link, both ways. Owned by the pool (links that we dialled) or the node (links to us)."""
+
+    def __init__(self, link: Link, dispatcher: Dispatcher | None) -> None:
+        self.link = link
+        #: Set when the peer said GOAWAY: no new calls on this link.
+        self.going_away = False
+        self.on_closed: Callable[[Connection], None] = lambda connection: None
+        self._calls = calls.Calls(dialled=link.dialled)
+        self._dispatcher = dispatcher
+        self._waiters: dict[int, Waiter] = {}
+        self._serving: dict[int, _Serving] = {}
+        link.on_frames = self._on_frames
+        link.on_closed = self._on_link_closed
+
+    @property
+    def peer(self) -> Peer:
+        return self.link.peer
+
+    @property
+    def is_usable(self) -> bool:
+        return self.link.closed is None and not self.going_away
+
+    @property
+    def in_flight(self) -> int:
+        """Our calls that the peer has not answered yet."""
+        return len(self._waiters)
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def ask(self, call: Call, waiter: Waiter, *, streaming: bool) -> int:
+        """Send a call; raises LinkLost if the link is gone."""
+        if self.link.closed is not None:
+            raise self.link.closed
+        call_id, frames = self._calls.ask(call, streaming=streaming)
+        self._waiters[call_id] = waiter
+        for frame in frames:
+            self.link.send(frame)
+        return call_id
+
+    def withdraw(self, call_id: int) -> None:
+        """Cancel a call of ours; the waiter hears nothing more of it. Safe to call when it is over."""
+        if self._waiters.pop(call_id, None) is not None:
+            for frame in self._calls.withdraw(call_id):
+                self.link.send(frame)
+
+    def took(self, call_id: int, size: int) -> None:
+        """The reader has taken an item of this many bytes."""
+        for frame in self._calls.take(call_id, size):
+            self.link.send(frame)
+
+    # --- answering (serving.Replies) --------------------------------------------------------------------------------
+
+    def accept(self, call_id: int) -> None:
+        self._send_all(self._calls.accept(call_id))
+
+    async def send_item(self, call_id: int, body: bytes) -> None:
+        if self.link.is_full:
+            await self.link.drained()
+        while not self._calls.may_send(call_id):
+            serving = self._serving.get(call_id)
+            if serving is None or not self._calls.is_open(call_id):
+                raise errors.LinkLost("the caller is gone")
+            serving.credit = asyncio.get_running_loop().create_future()
+            await serving.credit
+        for frame in self._calls.item(call_id, body):
+            self.link.send(frame)
+
+    def reply(self, call_id: int, body: bytes) -> None:
+        if len(body) > wire.MAX_MESSAGE_BYTES:
+            self.fail(call_id, errors.TooLarge(f"the answer is {len(body)} bytes, the limit is {wire.MAX_MESSAGE_BYTES}"))
+            return
+        self._send_all(self._calls.reply(call_id, body))
+
+    def end(self, call_id: int, body: bytes) -> None:
+        self._send_all(self._calls.end(call_id, body))
+
+    def fail(self, call_id: int, error: errors.AimeshError) -> None:
+        self._send_all(self._calls.fail(call_id, error.to_problem()))
+
+    def say_goodbye(self, reason: str) -> None:
+        """Start a drain: the peer sends no new calls, running ones finish."""
+        self.link.send(Goaway(reason))
+
+    # --- frames in --------------------------------------------------------------------------------------------------
+
+    def _on_frames(self, frames: list[Frame]) -> None:
+        receive = self._calls.receive
+        for frame in frames:
+            if isinstance(frame, Goaway):
+                self.going_away = True
+                continue
+            try:
+                message = receive(frame)
+            except errors.Overloaded as error:
+                if isinstance(frame, Call):
+                    self.link.send(Error(frame.id, error.to_problem()))
+                continue
+            except errors.ProtocolViolation as error:
+                self.link.close(error)
+                return
+            if message is not None:
+                self._deliver(message)
+
+    def _deliver(self, message: calls.Message) -> None:
+        if isinstance(message, (Item, Accepted)):
+            waiter = self._waiters.get(message.id)
+            if waiter is not None:
+                waiter.received(message)
+        elif isinstance(message, (Reply, End)):
+            waiter = self._waiters.pop(message.id, None)
+            if waiter is not None:
+                waiter.received(message)
+        elif isinstance(message, Error):
+            waiter = self._waiters.pop(message.id, None)
+            if waiter is not None:
+                waiter.failed(errors.from_problem(message.problem))
+        elif isinstance(message, Call):
+            self._start(message)
+        elif isinstance(message, Cancel):
+            self._cancel(message)
+        elif isinstance(message, Credit):
+            self._grant(message)
+
+    def _start(self, call: Call) -> None:
+        try:
+            if self._dispatcher is None:
+                raise errors.UnknownMethod("this node serves nothing")
+            handler = self._dispatcher.find(call.method, self.peer)
+        except errors.AimeshError as error:
+            self.fail(call.id, error)
+            return
+        task = self._dispatcher.start(handler, call, self.peer, self)
+        self._serving[call.id] = _Serving(task)
+        task.add_done_callback(lambda done: self._serving.pop(call.id, None))
+
+    def _cancel(self, cancel: Cancel) -> None:
+        serving = self._serving.get(cancel.id)
+        if serving is None:
+            self.fail(cancel.id, errors.Cancelled("the call was cancelled"))
+        else:
+            serving.task.cancel()
+
+    def _grant(self, credit: Credit) -> None:
+        serving = self._serving.get(credit.id)
+        if serving is not None and serving.credit is not None and not serving.credit.done():
+            serving.credit.set_result(None)
+
+    def _on_link_closed(self, why: errors.AimeshError) -> None:
+        lost = why if isinstance(why, errors.PeerError) else errors.LinkLost(why.message)
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            waiter.failed(lost)
+        for serving in list(self._serving.values()):
+            serving.task.cancel()
+        self.on_closed(self)
+
+    def _send_all(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            self.link.send(frame)

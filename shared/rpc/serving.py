@@ -1,0 +1,228 @@
+"""The serving side: handlers by method name, each call in a task of its own, every outcome exactly one answer.
+
+This is one of the three places that catch Exception: a bug in a handler must end its own call and nothing else.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, overload
+from uuid import UUID
+
+import msgspec
+
+from shared import context, errors
+from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.frames import wire
+from shared.link import Peer
+from shared.rpc import bodies
+from shared.types import Credential, RequestId
+
+S = TypeVar("S")
+AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
+
+
+class Call:
+    """What a handler knows of the call it serves."""
+
+    def __init__(self, caller: Peer, *, deadline: float, credential: Credential | None, idempotency_key: str | None) -> None:
+        #: The node that calls; its role has been checked against the method's callers.
+        self.caller = caller
+        #: The user's key or token, if the call carries one.
+        self.credential = credential
+        self.idempotency_key = idempotency_key
+        self._deadline = deadline
+
+    def remaining_seconds(self) -> float:
+        """Until the caller's deadline; the task is cancelled when it passes."""
+        return max(0.0, self._deadline - time.monotonic())
+
+
+class Outlet(Protocol):
+    """Where a stream's items go: a connection, or a test."""
+
+    async def send_item(self, call_id: int, body: bytes) -> None: ...
+
+    def accept(self, call_id: int) -> None: ...
+
+
+class StreamCall(Call, Generic[Item]):
+    """A call whose handler sends items and returns the end."""
+
+    def __init__(self, call: Call, outlet: Outlet, call_id: int) -> None:
+        super().__init__(call.caller, deadline=call._deadline, credential=call.credential, idempotency_key=call.idempotency_key)
+        self._outlet = outlet
+        self._id = call_id
+
+    def accept(self) -> None:
+        """Tell the caller that work has begun; optional, the first item does so too."""
+        self._outlet.accept(self._id)
+
+    async def send(self, item: Item) -> None:
+        """Waits while the reader is slow. The task is cancelled when the caller cancels or the link dies."""
+        await self._outlet.send_item(self._id, bodies.encode(item))
+
+
+@overload
+def serves(
+    method: Method[Request, Reply],
+) -> Callable[[Callable[[S, Request, Call], Awaitable[Reply]]], Callable[[S, Request, Call], Awaitable[Reply]]]: ...
+@overload
+def serves(
+    method: StreamMethod[Request, Item, End],
+) -> Callable[[Callable[[S, Request, StreamCall[Item]], Awaitable[End]]], Callable[[S, Request, StreamCall[Item]], Awaitable[End]]]: ...
+def serves(method: Any) -> Any:
+    """Mark a method of a service class as the handler of a method of the contract."""
+
+    def mark(function: Any) -> Any:
+        function.serves = method
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    method: AnyMethod
+    function: Callable[[Any, Any], Awaitable[msgspec.Struct]]
+
+
+#: method, status ("success" or an error's code), seconds.
+Observer = Callable[[AnyMethod, str, float], None]
+#: A bug in a handler: the method and the exception, to be logged once.
+OnBug = Callable[[AnyMethod, Exception], None]
+
+
+class Dispatcher:
+    """The handlers of a node. Its tasks belong to the TaskGroup that the node gives it."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, observe: Observer, on_bug: OnBug) -> None:
+        self._tasks = tasks
+        self._observe = observe
+        self._on_bug = on_bug
+        self._handlers: dict[str, Handler] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere.
+        self.draining = False
+
+    def add(self, service: object) -> None:
+        """Take every method of ``service`` that is marked with ``serves``; two for one method is a mistake."""
+        for name in dir(type(service)):
+            method = getattr(getattr(type(service), name), "serves", None)
+            if not isinstance(method, (Method, StreamMethod)):
+                continue
+            if method.name in self._handlers:
+                raise ValueError(f"{method.name} has two handlers")
+            self._handlers[method.name] = Handler(method, getattr(service, name))
+
+    @property
+    def handlers(self) -> list[Handler]:
+        return list(self._handlers.values())
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def find(self, name: str, caller: Peer) -> Handler:
+        """The handler for a call by this peer; raises Draining, UnknownMethod or WrongRole."""
+        if self.draining:
+            raise errors.Draining("this node is shutting down", hint="another one will take the call", retry_after_seconds=0.2)
+        handler = self._handlers.get(name)
+        if handler is None:
+            raise errors.UnknownMethod(f"there is no method {name[:80]!r} here", hint="docs/reference/rpc.md lists them")
+        if caller.role not in handler.method.callers:
+            allowed = ", ".join(sorted(handler.method.callers))
+            raise errors.WrongRole(f"a {caller.role} may not call {name}", hint=f"these may: {allowed}")
+        return handler
+
+    def start(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> asyncio.Task[None]:
+        """Run a call that came over a link; its answer goes to ``connection``."""
+        return self.background(self._serve(handler, frame, caller, connection))
+
+    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work``, which answers a call that came another way (NATS micro), as one of the running calls."""
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def drained(self, grace_seconds: float) -> None:
+        """Until every running call is over; what is left after the grace period is cancelled."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=grace_seconds)
+        for task in set(self._running):
+            task.cancel()
+
+    async def answer(self, handler: Handler, request: Any, call: Call) -> msgspec.Struct:
+        """Run a handler within its deadline; raises AimeshError alone."""
+        started = time.monotonic()
+        status = "internal"
+        timeout = asyncio.timeout(call.remaining_seconds())
+        try:
+            async with timeout:
+                reply = await handler.function(request, call)
+            status = "success"
+            return reply
+        except asyncio.CancelledError:
+            status = "cancelled"
+            raise
+        except errors.AimeshError as error:
+            status = errors.code_of(error)
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and timeout.expired():
+                status = errors.DeadlineExceeded.code
+                raise errors.DeadlineExceeded(f"{handler.method.name} ran out of time") from error
+            self._on_bug(handler.method, error)
+            raise errors.Internal("something broke inside the service", hint="its log has the details under the request id") from error
+        finally:
+            self._observe(handler.method, status, time.monotonic() - started)
+
+    async def _serve(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> None:
+        context.current.set(_context_of(frame))
+        method = handler.method
+        try:
+            if frame.deadline_ms <= 0:
+                raise errors.DeadlineExceeded(f"the deadline of {method.name} had passed when it arrived")
+            request = bodies.decode_request(method.request, frame.body, method.name)
+            until = time.monotonic() + frame.deadline_ms / 1000
+            context.deadline.set(until)
+            call = Call(
+                caller,
+                deadline=until,
+                credential=Credential(frame.credential) if frame.credential else None,
+                idempotency_key=frame.idempotency_key or None,
+            )
+            if isinstance(method, StreamMethod):
+                end = await self.answer(handler, request, StreamCall[Any](call, connection, frame.id))
+                connection.end(frame.id, bodies.encode(end))
+            else:
+                reply = await self.answer(handler, request, call)
+                connection.reply(frame.id, bodies.encode(reply))
+        except errors.AimeshError as error:
+            connection.fail(frame.id, error)
+        except asyncio.CancelledError:
+            # A caller that withdrew the call ignores this; one that is cut off by our shutdown may try another node.
+            why = errors.Draining("this node had to stop") if self.draining else errors.Cancelled("the call was cancelled")
+            connection.fail(frame.id, why)
+            raise
+
+
+class Replies(Outlet, Protocol):
+    """The way back to the caller; nothing happens for a call that is over."""
+
+    def reply(self, call_id: int, body: bytes) -> None: ...
+
+    def end(self, call_id: int, body: bytes) -> None: ...
+
+    def fail(self, call_id: int, error: errors.AimeshError) -> None: ...
+
+
+def _context_of(frame: wire.Call) -> context.RequestContext:
+    """The caller's request goes on here, so that one id is in the logs of every hop."""
+    try:
+        request_id = RequestId(UUID(frame.request_id))
+    except ValueError:
+        request_id = context.new_request_id()
+    return context.RequestContext(request_id, frame.traceparent)

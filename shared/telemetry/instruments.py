@@ -1,0 +1,253 @@
+"""The instrument list: every metric of aimesh, declared once.
+
+Rules (prometheus.io/docs/practices/naming): prefix ``ai_platform_``, base units, ``_total`` for counters, and labels whose
+values come from a short list that the operator knows. A user, key, request or prompt is never a label.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.types import NodeId
+
+
+class Kind(StrEnum):
+    """What may be done with a metric's numbers."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instrument:
+    """One row of the list."""
+
+    name: str
+    kind: Kind
+    help: str
+    #: Empty for plain numbers.
+    unit: str = ""
+    labels: tuple[str, ...] = ()
+    #: The upper bounds of a histogram, without infinity.
+    buckets: tuple[float, ...] = ()
+
+
+#: Seconds of a call: OTel's gen_ai durations (.01 … 81.92), and below them what a call inside one house takes.
+CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+#: OTel's gen_ai.server.time_to_first_token, and above it what a request queued behind others waits.
+FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+#: OTel's gen_ai.server.time_per_output_token.
+PER_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+
+
+# --- every service -------------------------------------------------------------------------------------------------
+
+REQUESTS = Instrument(
+    name="ai_platform_requests_total",
+    kind=Kind.COUNTER,
+    labels=("service", "method", "status"),
+    help="Calls and HTTP requests that ended, by how they ended: success, or the code of the error",
+)
+REQUEST_DURATION = Instrument(
+    name="ai_platform_request_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    unit="seconds",
+    labels=("service", "method", "model"),
+    buckets=CALL_SECONDS,
+    help="From the start of a call to its end; model is empty where no model is involved",
+)
+INFLIGHT_REQUESTS = Instrument(
+    name="ai_platform_inflight_requests",
+    kind=Kind.GAUGE,
+    labels=("service",),
+    help="Calls that are running now",
+)
+LINKS = Instrument(
+    name="ai_platform_links",
+    kind=Kind.GAUGE,
+    labels=("state",),
+    help="Links to other nodes, by state: opening, open or draining",
+)
+LINKS_LOST = Instrument(
+    name="ai_platform_links_lost_total",
+    kind=Kind.COUNTER,
+    labels=("reason",),
+    help="Links that ended without a goodbye, by reason: gap, silence, closed or protocol",
+)
+NATS_RECONNECTS = Instrument(
+    name="ai_platform_nats_reconnects_total",
+    kind=Kind.COUNTER,
+    help="Times that the connection to NATS was lost and made again",
+)
+EVENTS_DROPPED = Instrument(
+    name="ai_platform_events_dropped_total",
+    kind=Kind.COUNTER,
+    help="Domain events that were discarded because their queue was full",
+)
+BUILD_INFO = Instrument(
+    name="ai_platform_build_info",
+    kind=Kind.GAUGE,
+    labels=("service", "version", "python"),
+    help="Always 1; the labels say what runs",
+)
+
+# --- auth ------------------------------------------------------------------------------------------------------------
+
+REGISTRATIONS = Instrument(name="ai_platform_registrations_total", kind=Kind.COUNTER, help="Users registered")
+KEYS_CREATED = Instrument(name="ai_platform_keys_created_total", kind=Kind.COUNTER, help="API keys created")
+AUTH_FAILURES = Instrument(
+    name="ai_platform_auth_failures_total",
+    kind=Kind.COUNTER,
+    labels=("reason",),
+    help="Credentials refused, by reason, such as wrong_password, unknown_key, revoked_key or malformed",
+)
+
+# --- gateway ---------------------------------------------------------------------------------------------------------
+
+RATE_LIMIT_VIOLATIONS = Instrument(
+    name="ai_platform_rate_limit_violations_total",
+    kind=Kind.COUNTER,
+    labels=("scope", "tier", "model"),
+    help="Requests refused by a limit; scope is user or key, whichever was the tighter",
+)
+USAGE_QUEUE_ROWS = Instrument(
+    name="ai_platform_usage_queue_rows",
+    kind=Kind.GAUGE,
+    help="Usage rows that wait to be written to PostgreSQL",
+)
+
+# --- gateway and inference -------------------------------------------------------------------------------------------
+
+TOKENS = Instrument(
+    name="ai_platform_tokens_total",
+    kind=Kind.COUNTER,
+    unit="tokens",
+    labels=("type", "model"),
+    help="Tokens by type: input (prompt) or output (generated); gateway and inference both count, so choose one service",
+)
+TTFT_SECONDS = Instrument(
+    name="ai_platform_ttft_seconds",
+    kind=Kind.HISTOGRAM,
+    unit="seconds",
+    labels=("model",),
+    buckets=FIRST_TOKEN_SECONDS,
+    help="From the start of a request to its first text, waiting included",
+)
+INTER_TOKEN_SECONDS = Instrument(
+    name="ai_platform_inter_token_seconds",
+    kind=Kind.HISTOGRAM,
+    unit="seconds",
+    labels=("model",),
+    buckets=PER_TOKEN_SECONDS,
+    help="Mean time between the tokens of one answer",
+)
+QUEUE_DEPTH = Instrument(
+    name="ai_platform_queue_depth",
+    kind=Kind.GAUGE,
+    labels=("model",),
+    help="Requests that wait for a free slot",
+)
+
+# --- inference -------------------------------------------------------------------------------------------------------
+
+WORKER_UP = Instrument(
+    name="ai_platform_worker_up",
+    kind=Kind.GAUGE,
+    labels=("model",),
+    help="1 while the engine of this model runs, 0 while it is loading, failed or restarting",
+)
+WORKER_SLOTS = Instrument(
+    name="ai_platform_worker_slots",
+    kind=Kind.GAUGE,
+    labels=("model", "state"),
+    help="Sequences that the engine can run at once, by state: busy or free",
+)
+ENGINE_RESTARTS = Instrument(
+    name="ai_platform_engine_restarts_total",
+    kind=Kind.COUNTER,
+    labels=("model",),
+    help="Times that the engine process died and was started again",
+)
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+ACTIVE_USERS = Instrument(
+    name="ai_platform_active_users",
+    kind=Kind.GAUGE,
+    labels=("time_window",),
+    help="Different users with a completed request in the last 1h, 24h or 7d, as far as the metrics service was up to see them",
+)
+EVENTS = Instrument(
+    name="ai_platform_events_total",
+    kind=Kind.COUNTER,
+    labels=("event",),
+    help="Domain events seen, by name, such as user.registered or key.created",
+)
+COMPLETED_REQUESTS = Instrument(
+    name="ai_platform_completed_requests_total",
+    kind=Kind.COUNTER,
+    labels=("status", "model"),
+    help="Inference requests by how they ended, over all gateways: success, error, timeout, cancelled or limited",
+)
+COMPLETED_TOKENS = Instrument(
+    name="ai_platform_completed_tokens_total",
+    kind=Kind.COUNTER,
+    unit="tokens",
+    labels=("model",),
+    help="Tokens of completed inference requests, prompt and answer together, over all gateways",
+)
+NODE_UP = Instrument(
+    name="ai_platform_node_up",
+    kind=Kind.GAUGE,
+    labels=("service", "node"),
+    help="1 for a node that is alive, 0 for one that is gone; forgotten an hour after it went",
+)
+SCRAPE_FAILURES = Instrument(
+    name="ai_platform_scrape_failures_total",
+    kind=Kind.COUNTER,
+    labels=("service", "reason"),
+    help="Times that a live node did not give its metrics, by the code of the error",
+)
+SCRAPE_DROPPED_SERIES = Instrument(
+    name="ai_platform_scrape_dropped_series",
+    kind=Kind.GAUGE,
+    help="Series left out of the last collection: malformed, over a node's limit, or of another type than elsewhere",
+)
+CUSTOM_SERIES = Instrument(
+    name="ai_platform_custom_series",
+    kind=Kind.GAUGE,
+    help="Series that recordMetric made; at most 1000",
+)
+
+#: In the order of the reference page.
+ALL: tuple[Instrument, ...] = tuple(found for found in list(globals().values()) if isinstance(found, Instrument))
+
+
+def node_label(node: NodeId) -> str:
+    """A node in a label or a log line: enough of its id to tell it from the others and to find it with `aicli nodes`."""
+    return node[:12]
+
+
+def reference() -> str:
+    """The reference page of the metrics, in Markdown."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from `shared/telemetry/instruments.py`; do not edit.",
+        "",
+        "Every service serves its own metrics at `/metrics` of its port. The metrics service serves those of the whole mesh, on",
+        "`METRICS_SERVICE_PORT` and on `PROMETHEUS_PORT`, and adds to each series the labels `service` and `node` (the first 12",
+        "characters of the node's id). A series that already had one of these labels with another value has it as `exported_service`",
+        "or `exported_node`. Process metrics (`ai_platform_process_resident_memory_bytes`, `…_virtual_memory_bytes`,",
+        "`…_cpu_seconds_total`, `…_open_fds`, `…_max_fds`, `…_start_time_seconds`) come with every service.",
+        "",
+        "| metric | kind | unit | labels | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{one.name}` | {one.kind} | {one.unit or '–'} | {', '.join(f'`{label}`' for label in one.labels) or '–'} | {one.help} |"
+        for one in ALL
+    ]
+    lines += ["", "## Buckets", ""]
+    lines += [f"- `{one.name}`: {', '.join(f'{bound:g}' for bound in one.buckets)}" for one in ALL if one.buckets]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,178 @@
+"""N real nodes on loopback: a real NATS server with authorization on, real links between nodes in this process.
+
+    async with testnet() as net:
+        await net.start(EchoService)
+        caller = await net.client()
+        reply = await caller.rpc.call(...)
+
+``net.server.kill()`` is kill -9 of NATS; ``net.cut(node)`` stops a node the hard way, without a goodbye.
+"""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cli.stack import nats as nats_program
+from cli.stack import nats_users
+from cli.stack.nats_users import MeshNode
+from shared import identity
+from shared.node.client import ClientNode, ClientSettings, client
+from shared.node.lifecycle import background
+from shared.node.member import Node, Service, member
+from shared.node.settings import NodeSettings
+from shared.types import MeshName, NodeId, Role
+
+MESH = MeshName("test")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class NatsServer:
+    """A real nats-server in a folder of its own; nodes may be added while it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._nodes: list[MeshNode] = []
+        # The server refuses an empty list of users.
+        self.key("operator", Role.OPERATOR)
+        (folder / "nats.conf").write_text(nats_users.render_server(self.port, folder / "nats.pid"), encoding="utf-8")
+
+    def key(self, name: str, role: Role) -> Path:
+        """A new node's key; the server lets it in."""
+        path = self.folder / f"{name}.nk"
+        path.touch(mode=0o600)
+        path.write_bytes(identity.new_seed())
+        self._nodes.append(MeshNode(name, role, identity.load(path).id))
+        nats_users.write(self.folder, MESH, self._nodes)
+        if self._process is not None:
+            nats_users.reload(self.folder)
+        return path
+
+    def start(self) -> None:
+        with (self.folder / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(nats_program.binary()), "-c", str(self.folder / "nats.conf")], stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                assert self._process.poll() is None, (self.folder / "nats.log").read_text()
+                assert time.monotonic() < deadline, "nats-server did not start within 10 s"
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@dataclass
+class RunningNode:
+    node: Node
+    service: Service
+    key_file: Path
+    _task: "asyncio.Task[None]"
+    _stop: asyncio.Event
+
+    async def stop(self) -> None:
+        """The orderly way: drain, goodbye."""
+        self._stop.set()
+        await self._task
+
+    async def cut(self) -> None:
+        """The hard way: the connection to NATS breaks and the node says nothing more, like a killed process."""
+        self.node.transport.silence()
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+
+@dataclass
+class TestNet:
+    __test__ = False
+
+    server: NatsServer
+    _tasks: asyncio.TaskGroup
+    _stack: AsyncExitStack
+    nodes: list[RunningNode] = field(default_factory=list)
+    _count: int = 0
+
+    async def start(self, service: type[Service], settings: Any = None, *, key_file: Path | None = None) -> RunningNode:
+        """A serving node; ``settings`` is what its ``open`` gets (NodeSettings by default)."""
+        self._count += 1
+        key_file = key_file or self.server.key(f"{service.role}-{self._count}", service.role)
+        settings = settings or NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
+        started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
+        stop = asyncio.Event()
+        task = self._tasks.create_task(_live(service, settings, started, stop))
+        await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            await task
+        running = RunningNode(*started.result(), key_file, task, stop)
+        self.nodes.append(running)
+        return running
+
+    async def client(self) -> ClientNode:
+        """A calling node, as `aicli` is one."""
+        self._count += 1
+        key_file = self.server.key(f"client-{self._count}", Role.CLIENT)
+        settings = ClientSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
+        return await self._stack.enter_async_context(client(settings))
+
+    def settings(self, role: Role) -> NodeSettings:
+        self._count += 1
+        key_file = self.server.key(f"{role}-{self._count}", role)
+        return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
+
+
+async def _live(service: type[Service], settings: Any, started: "asyncio.Future[tuple[Node, Service]]", stop: asyncio.Event) -> None:
+    async with member(settings, service.role) as node, service.open(settings, node) as running:
+        await node.serve(running)
+        started.set_result((node, running))
+        await stop.wait()
+        await node.drain(5)
+
+
+@asynccontextmanager
+async def testnet() -> AsyncIterator[TestNet]:
+    with tempfile.TemporaryDirectory(prefix="testnet-") as folder:
+        server = NatsServer(Path(folder))
+        server.start()
+        try:
+            async with background() as tasks, AsyncExitStack() as stack:
+                yield TestNet(server, tasks, stack)
+        finally:
+            server.kill()
+
+
+testnet.__test__ = False  # type: ignore[attr-defined]  # its name begins as a test does
+
+
+async def until(condition: Any, *, seconds: float = 5.0) -> None:
+    """Wait for something that happens by itself; fails loudly when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
+        await asyncio.sleep(0.01)
+
+
+__all__ = ["MESH", "NatsServer", "NodeId", "RunningNode", "TestNet", "free_port", "testnet", "until"]
