@@ -114,6 +114,8 @@ class Directory:
         self._now = now
         self._entries: dict[NodeId, Entry] = {}
         self._watchers: list[Callable[[Entry], None]] = []
+        #: Every call asks who is usable, and the answer changes with announcements only.
+        self._usable: dict[Role, list[Entry]] = {}
 
     # --- facts --------------------------------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class Directory:
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
         since = announcement.started_at if before is None else before.since if not is_new else self._now()
         entry = Entry(announcement, path, True, min(since, self._now()), "", self._clock())
-        self._entries[announcement.node] = entry
+        self._put(entry)
         if is_new or (before is not None and before.announcement != announcement):
             self._tell(entry)
 
@@ -138,7 +140,7 @@ class Directory:
         if entry is None or not entry.alive:
             return
         entry = replace(entry, alive=False, since=self._now(), why_gone=why)
-        self._entries[node] = entry
+        self._put(entry)
         self._tell(entry)
 
     def tick(self) -> None:
@@ -164,8 +166,15 @@ class Directory:
         return [entry for entry in self._entries.values() if role is None or entry.role is role]
 
     def usable(self, role: Role) -> list[Entry]:
-        """Alive, ready, not draining."""
-        return [entry for entry in self._entries.values() if entry.role is role and not entry.why_not]
+        """Alive, ready, not draining. The list is the directory's own: read it, do not keep it."""
+        found = self._usable.get(role)
+        if found is None:
+            found = self._usable[role] = [entry for entry in self._entries.values() if entry.role is role and not entry.why_not]
+        return found
+
+    def _put(self, entry: Entry) -> None:
+        self._entries[entry.node] = entry
+        self._usable.pop(entry.role, None)
 
     def _tell(self, entry: Entry) -> None:
         for watcher in self._watchers:

@@ -18,6 +18,8 @@ PING_SECONDS = 1.0
 SILENCE_SECONDS = 3.0
 #: An opened link that has not carried a HELLO by then is closed: "open" is not "alive".
 HELLO_SECONDS = 1.5
+#: So many frames leave at once, without waiting for the end of the tick: the peer works on them while we go on.
+EAGER_FRAMES = 32
 #: Unsent bytes beyond which a producer has to wait.
 HIGH_WATER_BYTES = 1024 * 1024
 
@@ -53,13 +55,16 @@ class Link:
     # --- for the layers above -----------------------------------------------------------------------------------
 
     def send(self, frame: Frame) -> None:
-        """Queue a frame; never waits. All frames of one loop tick leave as one write. Does nothing once closed."""
+        """Queue a frame; never waits. The frames of one loop tick leave as one write, or as a few when there are many.
+        Does nothing once closed."""
         if self.closed is not None:
             return
         if not self._unsent:
             self._wake_writer()
         self._unsent.append(frame)
         self._unsent_bytes += wire.size_of(frame)
+        if len(self._unsent) >= EAGER_FRAMES:
+            self._write_now()
         if self._unsent_bytes > HIGH_WATER_BYTES:
             self._drained.clear()
 
@@ -87,6 +92,9 @@ class Link:
 
     def take_writes(self) -> list[list[Frame]]:
         """What is queued, cut into writes of at most MAX_WRITE_BYTES."""
+        if self._unsent_bytes <= wire.MAX_WRITE_BYTES:
+            frames, self._unsent = self._unsent, []
+            return [frames] if frames else []
         writes: list[list[Frame]] = []
         size = wire.MAX_WRITE_BYTES
         for frame in self._unsent:
@@ -99,14 +107,14 @@ class Link:
         return writes
 
     def wrote_all(self) -> None:
-        self._unsent_bytes = sum(wire.size_of(frame) for frame in self._unsent)
+        self._unsent_bytes = sum(wire.size_of(frame) for frame in self._unsent) if self._unsent else 0
         if self._unsent_bytes <= HIGH_WATER_BYTES:
             self._drained.set()
 
     def receive(self, frames: list[Frame], now: float) -> None:
         """Frames of one write. PING and PONG end here; the rest goes up."""
         self._heard_at = now
-        if type(frames[0]) in _LIVENESS:
+        if not _LIVENESS.isdisjoint(map(type, frames)):
             frames = [frame for frame in frames if not self._is_liveness(frame, now)]
             if not frames:
                 return
@@ -139,6 +147,9 @@ class Link:
     def _wake_writer(self) -> None:
         """Arrange that ``take_writes`` is called after this loop tick."""
         raise NotImplementedError
+
+    def _write_now(self) -> None:
+        """Write at once if the transport has room; what it does not take leaves after the tick."""
 
     def _forget(self, why: errors.AimeshError) -> None:
         """The link is over: tell the peer if it can be told, and drop it from the transport's tables."""
@@ -174,7 +185,7 @@ def memory_pair(caller: Peer, callee: Peer) -> tuple[MemoryLink, MemoryLink]:
     return near, far
 
 
-_LIVENESS = (Ping, Pong)
+_LIVENESS = frozenset({Ping, Pong})
 
 
 def _ignore_frames(frames: list[Frame]) -> None:

@@ -63,11 +63,13 @@ class NatsServer:
             nats_users.reload(self.folder)
         return path
 
+    @staticmethod
+    def binary() -> str:
+        return str(nats_program.binary())
+
     def start(self) -> None:
         with (self.folder / "nats.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(nats_program.binary()), "-c", str(self.folder / "nats.conf")], stdout=log, stderr=subprocess.STDOUT
-            )
+            self._process = subprocess.Popen([self.binary(), "-c", str(self.folder / "nats.conf")], stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 10
         while True:
             try:

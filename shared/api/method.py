@@ -1,7 +1,7 @@
 """What a method is: a name, the types of its messages, and the roles of the nodes that may call it."""
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import msgspec
@@ -34,14 +34,11 @@ class Method(Generic[Request, Reply]):
     request: type[Request]
     reply: type[Reply]
     callers: Set[Role]
+    #: The role to look for in the directory; None where every service serves it and the caller names the node.
+    served_by: Role | None = field(init=False)
 
     def __post_init__(self) -> None:
-        _check(self.name, self.callers)
-
-    @property
-    def served_by(self) -> Role | None:
-        """The role to look for in the directory; None where every service serves it and the caller names the node."""
-        return SERVED_BY.get(self.name.partition(".")[0])
+        object.__setattr__(self, "served_by", _served_by(self.name, self.callers))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,17 +50,16 @@ class StreamMethod(Generic[Request, Item, End]):
     item: type[Item]
     end: type[End]
     callers: Set[Role]
+    served_by: Role | None = field(init=False)
 
     def __post_init__(self) -> None:
-        _check(self.name, self.callers)
-
-    @property
-    def served_by(self) -> Role | None:
-        return SERVED_BY.get(self.name.partition(".")[0])
+        object.__setattr__(self, "served_by", _served_by(self.name, self.callers))
 
 
-def _check(name: str, callers: Set[Role]) -> None:
+def _served_by(name: str, callers: Set[Role]) -> Role | None:
     if not callers:
         raise ValueError(f"{name} names no caller: say which roles may call it")
-    if name.partition(".")[0] not in (*SERVED_BY, "node"):
-        raise ValueError(f"{name}: no service is called {name.partition('.')[0]!r}")
+    service = name.partition(".")[0]
+    if service not in (*SERVED_BY, "node"):
+        raise ValueError(f"{name}: no service is called {service!r}")
+    return SERVED_BY.get(service)

@@ -5,8 +5,10 @@ frame that arrives and gets back the message it completed, or None. The side tha
 5 …, the other 2, 4, 6 …, so the lowest bit of an id says who asked.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from shared import errors
 from shared.frames import wire
@@ -68,6 +70,15 @@ Message = Call | Accepted | Reply | Item | End | Error | Cancel | Credit
 
 
 @dataclass(slots=True)
+class _Partial:
+    """A message in pieces: the frame that said ``more``, and the parts of its body so far."""
+
+    frame: Call | Reply | Item | End
+    parts: list[bytes]
+    size: int
+
+
+@dataclass(slots=True)
 class _Call:
     state: State
     #: Asking side: received and not yet taken by the reader. Answering side: what may still be sent.
@@ -76,10 +87,7 @@ class _Call:
     #: Asking side: taken by the reader and not yet given back as credit.
     taken_items: int = 0
     taken_bytes: int = 0
-    #: The frame that said ``more``, and the parts of its body so far.
-    partial: Call | Reply | Item | End | None = None
-    parts: list[bytes] = field(default_factory=list)
-    partial_bytes: int = 0
+    partial: _Partial | None = None
 
 
 class Calls:
@@ -96,17 +104,20 @@ class Calls:
 
     # --- what this side asks ------------------------------------------------------------------------------------
 
-    def ask(self, call: Call, *, streaming: bool) -> tuple[int, list[Frame]]:
-        """Open a call; ``call.id`` is replaced. Returns its id and the frames to send."""
+    def next_id(self) -> int:
+        """The number of the call to ask next."""
+        return self._next_id
+
+    def ask(self, call: Call, *, streaming: bool) -> list[Frame]:
+        """Open the call, which has ``next_id``. Returns the frames to send."""
         call_id, self._next_id = self._next_id, self._next_id + 2
         self._calls[call_id] = _Call(State.LISTENING if streaming else State.ASKED)
+        if len(call.body) <= wire.MAX_BODY_BYTES and not streaming:
+            return [call]
         window = (WINDOW_ITEMS, WINDOW_BYTES) if streaming else (0, 0)
         head, rest = _split(call_id, call.body)
-        first = Call(
-            call_id, call.method, min(call.deadline_ms, MAX_DEADLINE_MS), head, bool(rest), *window,
-            call.request_id, call.traceparent, call.idempotency_key, call.credential,
-        )  # fmt: skip
-        return call_id, [first, *rest]
+        first = msgspec.structs.replace(call, body=head, more=bool(rest), credit_items=window[0], credit_bytes=window[1])
+        return [first, *rest]
 
     def withdraw(self, call_id: int) -> list[Frame]:
         """Cancel a call of ours. Nothing more of it comes out; nothing happens if it is over already."""
@@ -154,19 +165,19 @@ class Calls:
         return [Accepted(call_id, body)] if call_id in self._calls else []
 
     def reply(self, call_id: int, body: bytes) -> list[Frame]:
-        if not self._finish(call_id):
+        if not self._drop(call_id):
             return []
         head, rest = _split(call_id, body)
         return [Reply(call_id, head, bool(rest)), *rest]
 
     def end(self, call_id: int, body: bytes) -> list[Frame]:
-        if not self._finish(call_id):
+        if not self._drop(call_id):
             return []
         head, rest = _split(call_id, body)
         return [End(call_id, head, bool(rest)), *rest]
 
     def fail(self, call_id: int, problem: errors.Problem) -> list[Frame]:
-        return [Error(call_id, problem)] if self._finish(call_id) else []
+        return [Error(call_id, problem)] if self._drop(call_id) else []
 
     # --- what arrives ---------------------------------------------------------------------------------------------
 
@@ -250,48 +261,44 @@ class Calls:
             raise errors.ProtocolViolation(f"call {item.id} sent more than its credit")
 
     def _collect(self, call: _Call, frame: Call | Reply | Item | End) -> None:
-        call.partial = frame
-        self._add_part(call, frame.body)
+        call.partial = _Partial(frame, [], 0)
+        self._add_part(call.partial, frame.body)
 
-    def _add_part(self, call: _Call, body: bytes) -> None:
-        call.parts.append(body)
-        call.partial_bytes += len(body)
+    def _add_part(self, partial: _Partial, body: bytes) -> None:
+        partial.parts.append(body)
+        partial.size += len(body)
         self._partial_bytes += len(body)
-        if call.partial_bytes > wire.MAX_MESSAGE_BYTES or self._partial_bytes > MAX_PARTIAL_BYTES:
+        if partial.size > wire.MAX_MESSAGE_BYTES or self._partial_bytes > MAX_PARTIAL_BYTES:
             raise errors.ProtocolViolation(f"a message in pieces is over {wire.MAX_MESSAGE_BYTES} bytes")
 
     def _receive_piece(self, call: _Call, piece: Piece) -> Message | None:
-        if call.partial is None:
-            if call.state is State.STOPPING:
-                return None
+        partial = call.partial
+        if partial is None:
             raise errors.ProtocolViolation(f"a piece for call {piece.id} that belongs to nothing")
-        self._add_part(call, piece.body)
+        self._add_part(partial, piece.body)
         if piece.more:
             return None
-        body = b"".join(call.parts)
-        whole, withdrawn = call.partial, call.state is State.WITHDRAWN
-        self._partial_bytes -= call.partial_bytes
-        call.partial, call.parts, call.partial_bytes = None, [], 0
-        message = _with_body(whole, body)
+        self._partial_bytes -= partial.size
+        call.partial = None
+        message = msgspec.structs.replace(partial.frame, body=b"".join(partial.parts), more=False)
         if isinstance(message, Call):
-            if call.state is State.ARRIVING:
-                call.state = State.SERVING
-                return message
-            return None
+            if call.state is State.STOPPING:
+                return None
+            call.state = State.SERVING
+            return message
+        withdrawn = call.state is State.WITHDRAWN
         if isinstance(message, Item):
             self._count(call, message)
         else:
             self._drop(piece.id)
         return None if withdrawn else message
 
-    def _finish(self, call_id: int) -> bool:
-        return self._drop(call_id)
-
     def _drop(self, call_id: int) -> bool:
         call = self._calls.pop(call_id, None)
         if call is None:
             return False
-        self._partial_bytes -= call.partial_bytes
+        if call.partial is not None:
+            self._partial_bytes -= call.partial.size
         if call_id & 1 != self._asked_by_us:
             self._inbound -= 1
         return True
@@ -303,18 +310,3 @@ def _split(call_id: int, body: bytes) -> tuple[bytes, list[Frame]]:
         return body, []
     starts = range(size, len(body), size)
     return body[:size], [Piece(call_id, body[at : at + size], at + size < len(body)) for at in starts]
-
-
-def _with_body(frame: Call | Reply | Item | End, body: bytes) -> Message:
-    match frame:
-        case Reply():
-            return Reply(frame.id, body)
-        case Item():
-            return Item(frame.id, body)
-        case End():
-            return End(frame.id, body)
-        case Call():
-            return Call(
-                frame.id, frame.method, frame.deadline_ms, body, False, frame.credit_items, frame.credit_bytes,
-                frame.request_id, frame.traceparent, frame.idempotency_key, frame.credential,
-            )  # fmt: skip

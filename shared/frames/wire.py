@@ -56,7 +56,8 @@ class Call(msgspec.Struct, array_like=True, tag=3, frozen=True):
     #: How many items, and bytes of items, the callee may send before it is given more.
     credit_items: int = 0
     credit_bytes: int = 0
-    request_id: str = ""
+    #: The 16 bytes of a UUID; empty for none.
+    request_id: bytes = b""
     traceparent: str = ""
     #: Empty for none.
     idempotency_key: str = ""

@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-import nats
-from nats.aio.msg import Msg
-
 from shared import directory, errors, topics
 from shared.directory import Announcement, Directory
+from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
 from shared.types import SERVICE_ROLES
 
@@ -25,28 +23,28 @@ class Announcer:
         self._describe = describe
         self._due = asyncio.Event()
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Subscribe, then ask who is there. Call once, after the transport has connected."""
         mesh, nats_client = self._me.mesh, self._transport.nats
         for role in topics.SEES_ANNOUNCEMENTS_OF[self._me.role]:
-            await nats_client.subscribe(topics.announcements(mesh, role), cb=self._heard)
+            nats_client.subscribe(topics.announcements(mesh, role), self._heard)
         if self._describe is not None and self._me.role in SERVICE_ROLES:
-            await nats_client.subscribe(topics.who(mesh), cb=self._asked)
-        await self.ask()
+            nats_client.subscribe(topics.who(mesh), self._asked)
+        self.ask()
 
-    async def ask(self) -> None:
+    def ask(self) -> None:
         """Everybody answers at once, so that nobody has to wait for the next round."""
-        await self._publish(topics.who(self._me.mesh), b"")
+        self._transport.nats.publish(topics.who(self._me.mesh), b"")
         self._due.set()
 
     def announce_soon(self) -> None:
         """Something changed."""
         self._due.set()
 
-    async def announce_now(self) -> None:
-        if self._describe is not None:
+    def announce_now(self) -> None:
+        if self._describe is not None and self._transport.connected:
             subject = topics.announcement(self._me.mesh, self._me.role, self._me.node)
-            await self._publish(subject, directory.encode(self._describe()))
+            self._transport.nats.publish(subject, directory.encode(self._describe()))
 
     async def run(self) -> None:
         """Announce every ANNOUNCE_SECONDS and on change, and let silent nodes go. Ends by cancellation."""
@@ -57,7 +55,7 @@ class Announcer:
 
     async def _announce(self) -> None:
         while True:
-            await self.announce_now()
+            self.announce_now()
             self._due.clear()
             try:
                 async with asyncio.timeout(directory.ANNOUNCE_SECONDS):
@@ -73,22 +71,14 @@ class Announcer:
             if self._transport.connected:
                 self._nodes.tick()
 
-    async def _heard(self, message: Msg) -> None:
+    def _heard(self, message: Message) -> None:
         try:
-            announcement = directory.decode(message.data)
-            role, node = topics.sender_of(message.subject)
+            announcement = directory.decode(message.payload)
+            role, node = topics.sender_of(message.subject.decode())
         except (errors.ProtocolViolation, ValueError):
             return  # of a newer kind, or broken; the next one may not be
         if (announcement.role, announcement.node) == (role, node) and node != self._me.node:
             self._nodes.heard(announcement, "nats")
 
-    async def _asked(self, message: Msg) -> None:
+    def _asked(self, message: Message) -> None:
         self._due.set()
-
-    async def _publish(self, subject: str, body: bytes) -> None:
-        if not self._transport.connected:
-            return
-        try:
-            await self._transport.nats.publish(subject, body)
-        except (nats.errors.Error, OSError):
-            pass  # the connection was lost meanwhile; after the reconnect we announce again

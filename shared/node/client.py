@@ -47,7 +47,7 @@ async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
         announcer = Announcer(transport, nodes, None)
         async with background() as tasks:
             tasks.create_task(transport.run())
-            await announcer.start()
+            announcer.start()
             tasks.create_task(announcer.run())
             pool = Pool(nodes, transport.dial, None, random.Random())  # noqa: S311 - spreads load
             yield ClientNode(Client(pool), nodes)

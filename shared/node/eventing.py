@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
-import nats
-from nats.aio.msg import Msg
 
 from shared import topics
 from shared.api.events import Event
+from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
 
 #: Events that wait to be sent or read. Over it the oldest go: they are hints.
@@ -53,20 +52,19 @@ class Events:
         inbound = _Bounded()
         self._inbound.append(inbound)
 
-        async def arrived(message: Msg) -> None:
+        def arrived(message: Message) -> None:
             try:
-                inbound.put(_decode(message.data))
+                inbound.put(_decode(message.payload))
             except (msgspec.MsgspecError, RecursionError):
                 pass  # of a newer kind
 
-        subscription = await self._transport.nats.subscribe(topics.events(self._transport.me.mesh), cb=arrived)
+        sid = self._transport.nats.subscribe(topics.events(self._transport.me.mesh), arrived)
         try:
             while True:
                 yield await inbound.queue.get()
         finally:
             self._inbound.remove(inbound)
-            if self._transport.connected:
-                await subscription.unsubscribe()
+            self._transport.nats.unsubscribe(sid)
 
     async def run(self) -> None:
         """Send what is published. Ends by cancellation."""
@@ -74,9 +72,5 @@ class Events:
         while True:
             event = await self._out.queue.get()
             name = event.__struct_config__.tag
-            if not self._transport.connected:
-                continue
-            try:
-                await self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, str(name)), _encode(event))
-            except (nats.errors.Error, OSError):
-                pass  # a hint, lost with the connection
+            if self._transport.connected:
+                self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, str(name)), _encode(event))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
+from prometheus_client import Counter, Histogram
+
 from shared import errors, identity, rpc
 from shared.api import events
 from shared.api import node as node_api
@@ -87,7 +89,9 @@ class Node:
         self._leaving = False
         self._inbound: set[rpc.Connection] = set()
         self._service: Service | None = None
-        self._connection_lost = asyncio.Event()
+        #: Methods × statuses, both from closed lists.
+        self._counters: dict[tuple[str, str], Counter] = {}
+        self._timers: dict[str, Histogram] = {}
         transport.on_link = self._accept
         transport.on_connection = self._on_connection
 
@@ -115,7 +119,7 @@ class Node:
         self._service = service
         self.dispatcher.add(self)
         self.dispatcher.add(service)
-        await self.micro.start()
+        self.micro.start()
         if self._offer.not_ready == "starting":
             self._offer = _Offer()
         self.announcer.announce_soon()
@@ -141,7 +145,7 @@ class Node:
     async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Take no new calls, let the running ones finish, cut off what is left."""
         self.dispatcher.draining = True
-        await self.announcer.announce_now()
+        self.announcer.announce_now()
         for connection in list(self._inbound):
             connection.say_goodbye("shutting down")
         await self.dispatcher.drained(grace_seconds)
@@ -173,21 +177,25 @@ class Node:
     def _on_connection(self, connected: bool) -> None:
         if connected:
             self.metrics.nats_reconnects.inc()
-            self._connection_lost.set()
+            self.announcer.ask()
         _log.warning("NATS is back" if connected else "NATS was lost")
 
-    async def _rejoin(self) -> None:
-        """After a reconnect everybody is asked again, and told of us."""
-        while True:
-            await self._connection_lost.wait()
-            self._connection_lost.clear()
-            await self.announcer.ask()
-
     def _observe(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], status: str, seconds: float) -> None:
-        name = method.name.partition(".")[2]
-        self.metrics.requests.labels(service=self.service_name, method=name, status=status).inc()
-        if not isinstance(method, StreamMethod):  # whoever streams knows the model and observes with it
-            self.metrics.request_duration.labels(service=self.service_name, method=name, model="").observe(seconds)
+        # Looking labels up costs more than counting, and this runs for every call.
+        counter = self._counters.get((method.name, status))
+        if counter is None:
+            name = method.name.partition(".")[2]
+            counter = self.metrics.requests.labels(service=self.service_name, method=name, status=status)
+            self._counters[method.name, status] = counter
+        counter.inc()
+        if isinstance(method, StreamMethod):
+            return  # whoever streams knows the model and observes with it
+        timer = self._timers.get(method.name)
+        if timer is None:
+            name = method.name.partition(".")[2]
+            timer = self.metrics.request_duration.labels(service=self.service_name, method=name, model="")
+            self._timers[method.name] = timer
+        timer.observe(seconds)
 
     def _log_bug(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], error: Exception) -> None:
         _log.exception("a handler broke", method=method.name)
@@ -205,13 +213,12 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
             node = Node(me, transport, tasks, calls)
             infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())
-            infrastructure.create_task(node._rejoin())
-            await node.announcer.start()
+            node.announcer.start()
             infrastructure.create_task(node.announcer.run())
             try:
                 yield node
             finally:
                 node._leaving = True
-                await node.announcer.announce_now()
+                node.announcer.announce_now()
     finally:
         await transport.close(errors.LinkLost("this node is stopping", retry_after_seconds=0.2))

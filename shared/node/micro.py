@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import nats
-from nats.aio.msg import Msg
 
 from shared import context, errors, topics
 from shared.api.method import Method
 from shared.link import Peer
+from shared.nats import protocol
+from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
 from shared.rpc import bodies
 from shared.rpc.serving import Call, Dispatcher, Handler
@@ -62,7 +62,7 @@ class Micro:
         self._stats: dict[str, _Stats] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Subscribe, once the dispatcher has its handlers."""
         role = self._me.role
         for handler in self._dispatcher.handlers:
@@ -70,16 +70,16 @@ class Micro:
                 subject = topics.micro_endpoint(self._me.mesh, role, handler.method.name)
                 self._stats[subject] = _Stats(handler.method.name.partition(".")[2], subject, role)
         for subject in topics.micro_subjects(role):
-            await self._transport.nats.subscribe(subject, cb=self._on_discovery)
-        await self._transport.nats.subscribe(f"aimesh.{self._me.mesh}.rpc.{role}.*", queue=role, cb=self._on_call)
+            self._transport.nats.subscribe(subject, self._on_discovery)
+        self._transport.nats.subscribe(f"aimesh.{self._me.mesh}.rpc.{role}.*", self._on_call, queue=role)
 
     # --- discovery --------------------------------------------------------------------------------------------------
 
-    async def _on_discovery(self, message: Msg) -> None:
-        _, verb, *rest = message.subject.split(".")
+    def _on_discovery(self, message: Message) -> None:
+        _, verb, *rest = message.subject.decode().split(".")
         if len(rest) == 2 and rest[1] != self._me.node:
             return
-        await self._respond(message, _to_json(self._described(verb)), {})
+        self._respond(message, _to_json(self._described(verb)), {})
 
     def _described(self, verb: str) -> Mapping[str, object]:
         base: dict[str, object] = {
@@ -102,31 +102,32 @@ class Micro:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def _on_call(self, message: Msg) -> None:
+    def _on_call(self, message: Message) -> None:
         """Hand the call to a task of the dispatcher's group, so that a slow one holds nobody up."""
         if len(self._tasks) >= MAX_RUNNING:
-            await self._fail(message, errors.Overloaded(f"{MAX_RUNNING} operator calls are running", retry_after_seconds=1))
+            self._fail(message, errors.Overloaded(f"{MAX_RUNNING} operator calls are running", retry_after_seconds=1))
             return
         task = self._dispatcher.background(self._answer(message))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, message: Msg) -> None:
-        stats = self._stats.get(message.subject)
-        headers = {name.lower(): value for name, value in (message.headers or {}).items()}
+    async def _answer(self, message: Message) -> None:
+        subject = message.subject.decode()
+        stats = self._stats.get(subject)
+        headers = protocol.decode_headers(message.headers)
         started = time.monotonic_ns()
         try:
-            name = stats.name if stats else message.subject.rpartition(".")[2]
+            name = stats.name if stats else subject.rpartition(".")[2]
             handler = self._dispatcher.find(self._full_name(name), _OPERATOR)
             is_json = headers.get("content-type", "").partition(";")[0].strip() == _JSON
-            reply = await self._run(handler, message.data, headers, is_json=is_json)
+            reply = await self._run(handler, message.payload, headers, is_json=is_json)
             body = _to_json(reply) if is_json else bodies.encode(reply)
-            await self._respond(message, body, {"content-type": _JSON if is_json else _MSGPACK})
+            self._respond(message, body, {"content-type": _JSON if is_json else _MSGPACK})
         except errors.AimeshError as error:
             if stats:
                 stats.num_errors += 1
                 stats.last_error = error.message
-            await self._fail(message, error)
+            self._fail(message, error)
         finally:
             if stats:
                 stats.num_requests += 1
@@ -153,20 +154,16 @@ class Micro:
                 return handler.method.name
         return name
 
-    async def _fail(self, message: Msg, error: errors.AimeshError) -> None:
+    def _fail(self, message: Message, error: errors.AimeshError) -> None:
         problem = error.to_problem()
         headers = {"Nats-Service-Error-Code": str(error.status), "Nats-Service-Error": problem.message.replace("\n", " ")[:500]}
         body = _to_json({"error": {"code": problem.code, "message": problem.message, "hint": problem.hint}})
-        await self._respond(message, body, {**headers, "content-type": _JSON})
+        self._respond(message, body, {**headers, "content-type": _JSON})
 
-    async def _respond(self, message: Msg, body: bytes, headers: dict[str, str]) -> None:
+    def _respond(self, message: Message, body: bytes, headers: dict[str, str]) -> None:
         # The reply subject is the caller's to choose, and our user may publish to more than inboxes.
-        if not message.reply.startswith("_INBOX."):
-            return
-        try:
-            await self._transport.nats.publish(message.reply, body, headers=headers or None)
-        except (nats.errors.Error, OSError):
-            pass  # the connection was lost; the caller's deadline tells him
+        if message.reply.startswith(b"_INBOX."):
+            self._transport.nats.publish(message.reply.decode(), body, headers=headers)
 
 
 def _decode_json(kind: type[Any], body: bytes, method: str) -> Any:

@@ -120,9 +120,10 @@ class Client:
         """Ask once. Raises AimeshError: the peer's own, or NotReachable, LinkLost, DeadlineExceeded. Cancelling the task
         cancels the call on the peer."""
         until = _until(deadline_seconds)
-        connection = await self._pool.connection(method.served_by, to, until)
+        connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         asked = _Asked()
-        call_id = connection.ask(_frame(method.name, request, until, credential), asked, streaming=False)
+        call_id = connection.next_id()
+        connection.ask(_frame(call_id, method.name, request, until, credential), asked, streaming=False)
         timer = asyncio.get_running_loop().call_later(until - time.monotonic(), asked.failed, _too_late(method.name))
         try:
             body = await asked.answer
@@ -143,9 +144,10 @@ class Client:
     ) -> AsyncIterator[Answer[Item, End]]:
         """Open a stream; leaving the block early cancels it on the peer. The iteration raises what ``call`` raises."""
         until = _until(deadline_seconds)
-        connection = await self._pool.connection(method.served_by, to, until)
+        connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         answer: Answer[Item, End] = Answer(method, connection)
-        answer.call_id = connection.ask(_frame(method.name, request, until, credential), answer, streaming=True)
+        answer.call_id = connection.next_id()
+        connection.ask(_frame(answer.call_id, method.name, request, until, credential), answer, streaming=True)
         timer = asyncio.get_running_loop().call_later(until - time.monotonic(), answer.failed, _too_late(method.name))
         try:
             yield answer
@@ -164,7 +166,7 @@ def _too_late(method: str) -> errors.DeadlineExceeded:
     return errors.DeadlineExceeded(f"{method} did not answer in time", hint="try again, or give it longer")
 
 
-def _frame(method: str, request: object, until: float, credential: Credential | None) -> wire.Call:
+def _frame(call_id: int, method: str, request: object, until: float, credential: Credential | None) -> wire.Call:
     body = bodies.encode(request)
     if len(body) > wire.MAX_MESSAGE_BYTES:
         raise errors.TooLarge(f"the request is {len(body)} bytes, the limit is {wire.MAX_MESSAGE_BYTES}", hint="send less at once")
@@ -173,11 +175,11 @@ def _frame(method: str, request: object, until: float, credential: Credential | 
         raise _too_late(method)
     now = context.current.get()
     return wire.Call(
-        0,
+        call_id,
         method,
         bodies.milliseconds(remaining),
         body,
-        request_id=str(now.request_id) if now else "",
+        request_id=now.request_id.bytes if now else b"",
         traceparent=now.traceparent if now else "",
         credential=credential or "",
     )

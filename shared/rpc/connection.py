@@ -10,6 +10,9 @@ from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame
 from shared.link import Link, Peer
 from shared.rpc.serving import Dispatcher
 
+_ANSWERS = frozenset({Item, Accepted, Reply, End, Error})
+_NOT_THE_LAST = frozenset({Item, Accepted})
+
 
 class Waiter(Protocol):
     """Who asked: gets everything that comes back on its call, in order, and one terminal message or ``failed``."""
@@ -22,12 +25,18 @@ class Waiter(Protocol):
 class _Serving:
     """A call of the peer's that runs here."""
 
-    __slots__ = ("credit", "task")
+    __slots__ = ("_call_id", "_connection", "credit", "task")
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
+    def __init__(self, connection: "Connection", call_id: int, task: asyncio.Task[None]) -> None:
         self.task = task
         #: Set while the handler waits for the reader.
         self.credit: asyncio.Future[None] | None = None
+        self._connection = connection
+        self._call_id = call_id
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._connection._is_over(self._call_id, task)
 
 
 class Connection:
@@ -60,15 +69,17 @@ class Connection:
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def ask(self, call: Call, waiter: Waiter, *, streaming: bool) -> int:
-        """Send a call; raises LinkLost if the link is gone."""
+    def next_id(self) -> int:
+        """The number that the next call must carry."""
+        return self._calls.next_id()
+
+    def ask(self, call: Call, waiter: Waiter, *, streaming: bool) -> None:
+        """Send a call with ``next_id``; raises LinkLost if the link is gone."""
         if self.link.closed is not None:
             raise self.link.closed
-        call_id, frames = self._calls.ask(call, streaming=streaming)
-        self._waiters[call_id] = waiter
-        for frame in frames:
+        self._waiters[call.id] = waiter
+        for frame in self._calls.ask(call, streaming=streaming):
             self.link.send(frame)
-        return call_id
 
     def withdraw(self, call_id: int) -> None:
         """Cancel a call of ours; the waiter hears nothing more of it. Safe to call when it is over."""
@@ -135,18 +146,15 @@ class Connection:
                 self._deliver(message)
 
     def _deliver(self, message: calls.Message) -> None:
-        if isinstance(message, (Item, Accepted)):
-            waiter = self._waiters.get(message.id)
-            if waiter is not None:
-                waiter.received(message)
-        elif isinstance(message, (Reply, End)):
-            waiter = self._waiters.pop(message.id, None)
-            if waiter is not None:
-                waiter.received(message)
-        elif isinstance(message, Error):
-            waiter = self._waiters.pop(message.id, None)
-            if waiter is not None:
+        kind = type(message)
+        if kind in _ANSWERS:
+            waiter = self._waiters.get(message.id) if kind in _NOT_THE_LAST else self._waiters.pop(message.id, None)
+            if waiter is None:
+                return
+            if isinstance(message, Error):
                 waiter.failed(errors.from_problem(message.problem))
+            else:
+                waiter.received(message)  # type: ignore[arg-type]  # _ANSWERS says what it can be
         elif isinstance(message, Call):
             self._start(message)
         elif isinstance(message, Cancel):
@@ -162,9 +170,15 @@ class Connection:
         except errors.AimeshError as error:
             self.fail(call.id, error)
             return
-        task = self._dispatcher.start(handler, call, self.peer, self)
-        self._serving[call.id] = _Serving(task)
-        task.add_done_callback(lambda done: self._serving.pop(call.id, None))
+        self._serving[call.id] = _Serving(self, call.id, self._dispatcher.start(handler, call, self.peer, self))
+
+    def _is_over(self, call_id: int, task: asyncio.Task[None]) -> None:
+        del self._serving[call_id]
+        if self._dispatcher is not None:
+            self._dispatcher.over(task)
+        if task.cancelled():
+            # Cancelled before its first step, it had no chance to answer; otherwise this does nothing.
+            self.fail(call_id, errors.Cancelled("the call was cancelled"))
 
     def _cancel(self, cancel: Cancel) -> None:
         serving = self._serving.get(cancel.id)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 
 from shared import directory, errors
 from shared.directory import Directory, Entry
@@ -16,6 +16,8 @@ from shared.types import NodeId, Role
 PATIENCE_SECONDS = 2.0
 #: Nodes tried before a call is given up because none of them answers.
 MAX_DIALS = 3
+
+_NOBODY: frozenset[NodeId] = frozenset()
 
 Dial = Callable[[Peer], Awaitable[Link]]
 
@@ -32,6 +34,14 @@ class Pool:
         self._dialling: dict[NodeId, asyncio.Lock] = {}
         self._changed = asyncio.Event()
         nodes.watch(lambda entry: self._changed.set())
+
+    def ready(self, role: Role | None, to: NodeId | None) -> Connection | None:
+        """The connection that a call would take, if it is open already."""
+        entry = self._choose(role, to, _NOBODY)
+        if entry is None:
+            return None
+        connection = self._connections.get(entry.node)
+        return connection if connection is not None and connection.is_usable else None
 
     async def connection(self, role: Role | None, to: NodeId | None, until: float) -> Connection:
         """A live connection to ``to``, or to the least loaded usable node of ``role``. Raises NotReachable."""
@@ -69,14 +79,21 @@ class Pool:
             except TimeoutError:
                 raise self._nobody(role, to) from None
 
-    def _choose(self, role: Role | None, to: NodeId | None, refused: set[NodeId]) -> Entry | None:
+    def _choose(self, role: Role | None, to: NodeId | None, refused: Set[NodeId]) -> Entry | None:
         if to is not None:
             entry = self._directory.find(to)
             return entry if entry is not None and entry.alive else None
         if role is None:
             raise ValueError("a method that every service serves needs a node to ask")
-        candidates = [entry for entry in self._directory.usable(role) if entry.node not in refused and self._takes_calls(entry.node)]
+        candidates = self._directory.usable(role)
+        if len(candidates) == 1 and not refused:
+            return candidates[0] if self._takes_calls(candidates[0].node) else None
+        if refused or self._is_somebody_leaving():
+            candidates = [entry for entry in candidates if entry.node not in refused and self._takes_calls(entry.node)]
         return directory.pick(candidates, self._rng, lambda entry: directory.expected_wait(entry, self.in_flight(entry.node)))
+
+    def _is_somebody_leaving(self) -> bool:
+        return any(connection.going_away for connection in self._connections.values())
 
     def _takes_calls(self, node: NodeId) -> bool:
         connection = self._connections.get(node)

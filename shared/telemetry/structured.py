@@ -18,8 +18,8 @@ _Line = MutableMapping[str, object]
 #: These come first, in this order, on every line.
 _FIRST = ("ts", "level", "service", "event", "node", "request_id", "trace_id")
 
-#: Libraries that log every request at INFO; the service's own lines and metrics say it better.
-_TALKATIVE = ("uvicorn.access", "httpx", "httpcore")
+#: Libraries that log every request, start and stop at INFO; the service's own lines and metrics say it better.
+_TALKATIVE = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore")
 
 
 @dataclass(frozen=True, slots=True)
