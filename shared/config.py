@@ -49,6 +49,9 @@ def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
             continue
         inner, *extras = get_args(hint)
         variable = next(extra for extra in extras if isinstance(extra, Variable))
+        # Bounds (msgspec.Meta) belong to the type and are checked with it.
+        for bounds in (extra for extra in extras if isinstance(extra, msgspec.Meta)):
+            inner = Annotated[inner, bounds]
         default = None
         if field.default is not msgspec.NODEFAULT:
             default = _shown(field.default)

@@ -72,6 +72,11 @@ def event(mesh: MeshName, role: Role, node: NodeId, name: str) -> str:
     return f"aimesh.{mesh}.event.{role}.{node}.{name}"
 
 
+def event_sender(subject: str) -> Role:
+    """The role that published an ``event``, as NATS permissions vouch for it; raises ValueError."""
+    return Role(subject.split(".")[3])
+
+
 def events(mesh: MeshName) -> str:
     return f"aimesh.{mesh}.event.>"
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from shared.types import KeyId, ModelName, NodeId, RequestId, RequestStatus, UserId
+from shared.types import KeyId, ModelName, NodeId, RequestId, RequestStatus, Role, UserId
 
 
 class _Event(msgspec.Struct, frozen=True, rename="camel", tag_field="event"):
@@ -44,5 +44,15 @@ class WorkerLost(_Event, frozen=True, tag="worker.lost"):
     node: NodeId
     why: str
 
+
+#: An event counts only from the service that it is about: a worker's NATS user may publish under any event's name.
+TOLD_BY: dict[type[_Event], Role] = {
+    UserRegistered: Role.AUTH,
+    KeyCreated: Role.AUTH,
+    KeyRevoked: Role.AUTH,
+    RequestCompleted: Role.GATEWAY,
+    WorkerJoined: Role.GATEWAY,
+    WorkerLost: Role.GATEWAY,
+}
 
 Event = UserRegistered | KeyCreated | KeyRevoked | RequestCompleted | WorkerJoined | WorkerLost

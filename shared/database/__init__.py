@@ -207,6 +207,9 @@ class Database:
                     # Waits for the server to confirm a cancelled statement; after that the connection is thrown away.
                     await self._pool.release(connection, timeout=0.5)
         except _GONE as error:
+            if not isinstance(error, TimeoutError):
+                # Where one connection died the idle ones have probably died too; the next caller gets a new one.
+                await self._pool.expire_connections()
             raise _unavailable() from error
 
     async def _listen_once(self, channel: str) -> AsyncGenerator[str | None]:

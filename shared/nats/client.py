@@ -171,6 +171,7 @@ class NatsClient:
 
     def lost(self, session: "_Session") -> None:
         if self._session is session:
+            # An orderly close has taken the session away before, so this is a loss.
             self._session = None
             self._lost.set()
             self.on_connection(False)

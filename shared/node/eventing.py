@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from shared import topics
+from shared.api import events
 from shared.api.events import Event
 from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
@@ -54,9 +55,12 @@ class Events:
 
         def arrived(message: Message) -> None:
             try:
-                inbound.put(_decode(message.payload))
-            except (msgspec.MsgspecError, RecursionError):
-                pass  # of a newer kind
+                event = _decode(message.payload)
+                sender = topics.event_sender(message.subject.decode())
+            except (msgspec.MsgspecError, RecursionError, ValueError):
+                return  # of a newer kind
+            if events.TOLD_BY[type(event)] is sender:
+                inbound.put(event)
 
         sid = self._transport.nats.subscribe(topics.events(self._transport.me.mesh), arrived)
         try:

@@ -87,6 +87,7 @@ class Node:
         self.micro = Micro(transport, self.dispatcher, self.service_name, version())
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
+        self._dropped_events = 0
         self._inbound: set[rpc.Connection] = set()
         self._service: Service | None = None
         #: Methods × statuses, both from closed lists.
@@ -140,6 +141,9 @@ class Node:
 
     def metrics_text(self) -> str:
         self.metrics.links.labels(state="open").set(len(self.transport.links()))
+        dropped = self.events_of_mesh.dropped
+        self.metrics.events_dropped.inc(dropped - self._dropped_events)
+        self._dropped_events = dropped
         return self.metrics.render()
 
     async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:

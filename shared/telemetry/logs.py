@@ -54,7 +54,7 @@ def get(**fields: object) -> Logger:
 def configure(service: str, level: str = "info", *, format: str = "json", node: str = "") -> None:  # noqa: A002
     """Log to stdout from now on: this process's events, and what uvicorn and other libraries log. Safe to call again.
 
-    ``level`` is debug, info, warning or error, ``format`` json or text (ValueError or KeyError otherwise: settings check them).
+    ``level`` is debug, info, warning or error, ``format`` json or text; NodeSettings has checked them.
     ``service`` and ``node`` are the fields of lines that say nothing else; uvicorn must run with ``log_config=None``.
     """
     from shared.telemetry import structured  # noqa: PLC0415 - structlog takes 0.1 s to import

@@ -1,0 +1,149 @@
+"""The health of the whole: facts about nodes in, components with a status and a since out. Pure.
+
+A service is healthy when a node of it can be used and no live one has a complaint, degraded when it lives but something is
+wrong, and down when none lives. A server (PostgreSQL, Valkey, NATS) is what the services that need it say of it. The
+whole is as bad as the worst of what an answer to a prompt needs; a worker that is gone does not count while others serve.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from shared.api.gateway import Check
+from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.types import SERVICE_NAMES, SERVICE_ROLES, Role
+
+
+class Status(StrEnum):
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+_BADNESS = {Status.HEALTHY: 0, Status.DEGRADED: 1, Status.DOWN: 2}
+
+#: Without these a prompt has no answer. The others going down degrades the whole.
+ESSENTIAL = frozenset({Role.AUTH, Role.GATEWAY, Role.WORKER})
+
+#: The names of the checks that are about a server, in lower case -> the server's name.
+SERVERS = {"postgresql": "PostgreSQL", "valkey": "Valkey", "nats": "NATS"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFact:
+    """What is known of one node at one moment."""
+
+    role: Role
+    #: Short, for people.
+    label: str
+    alive: bool
+    #: Alive, or gone, since then.
+    since: datetime
+    #: Why it is not to be used, by the directory; empty when it can be.
+    why_not: str = ""
+    #: What it said when it was asked; empty if it was not or did not answer.
+    checks: tuple[Check, ...] = ()
+    #: Why it did not answer; empty when it did or was not asked.
+    no_answer: str = ""
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with a live node; empty when nothing is."""
+        if self.why_not:
+            return self.why_not
+        if self.no_answer:
+            return f"alive, but did not say how it is: {self.no_answer}"
+        return "; ".join(f"{check.name}: {check.detail or 'not ok'}" for check in self.checks if not check.ok)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """A component before it is known since when it is so."""
+
+    name: str
+    kind: str
+    status: Status
+    detail: str
+    #: Since when by the facts of this moment.
+    since: datetime
+
+
+def decide(nodes: Sequence[NodeFact], now: datetime, started_at: datetime, before: Mapping[str, ComponentHealth]) -> SystemHealth:
+    """``started_at`` is when this service began to look; ``before`` is the last decision, by ``key``."""
+    services = {role: _service(role, [fact for fact in nodes if fact.role is role], now, started_at) for role in SERVICE_ROLES}
+    servers = [_server(check, name, nodes, now) for check, name in SERVERS.items()]
+    workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER]
+    findings = [*services.values(), *servers, *sorted(workers, key=lambda finding: finding.name)]
+    components = tuple(_dated(finding, now, before) for finding in findings)
+    whole = worst(
+        [
+            *(finding.status if role in ESSENTIAL else _at_most_degraded(finding.status) for role, finding in services.items()),
+            *(finding.status for finding in servers),
+        ]
+    )
+    return SystemHealth(status=whole, components=components)
+
+
+def key(component: ComponentHealth) -> str:
+    """What makes a component the same one in two decisions."""
+    return f"{component.kind} {component.name}"
+
+
+def worst(statuses: Iterable[Status]) -> Status:
+    return max(statuses, key=_BADNESS.__getitem__, default=Status.HEALTHY)
+
+
+def _at_most_degraded(status: Status) -> Status:
+    return Status.HEALTHY if status is Status.HEALTHY else Status.DEGRADED
+
+
+def _service(role: Role, nodes: Sequence[NodeFact], now: datetime, started_at: datetime) -> _Finding:
+    name = SERVICE_NAMES[role]
+    living = [fact for fact in nodes if fact.alive]
+    if not nodes:
+        detail = f"not seen since the metrics service started; see `aicli stack status`, or start it with `python -m services.{name}`"
+        return _Finding(name, "service", Status.DOWN, detail, started_at)
+    if not living:
+        last = max(nodes, key=lambda fact: fact.since)
+        detail = f"no node of it is alive; the last one, {last.label}, went: {last.why_not or 'without a word'}"
+        return _Finding(name, "service", Status.DOWN, f"{detail}; see `aicli stack logs {name}`", last.since)
+    complaints = [f"{fact.label}: {fact.complaint}" for fact in living if fact.complaint]
+    if complaints:
+        return _Finding(name, "service", Status.DEGRADED, "; ".join(complaints), now)
+    return _Finding(name, "service", Status.HEALTHY, "", min(fact.since for fact in living))
+
+
+def _server(check_name: str, name: str, nodes: Sequence[NodeFact], now: datetime) -> _Finding:
+    said = [(fact, check) for fact in nodes if fact.alive for check in fact.checks if check.name.lower() == check_name]
+    failed = [f"{SERVICE_NAMES[fact.role]} says: {check.detail or 'not ok'}" for fact, check in said if not check.ok]
+    if not said:
+        return _Finding(name, "server", Status.DEGRADED, "unknown: no service that uses it could be asked", now)
+    if not failed:
+        return _Finding(name, "server", Status.HEALTHY, "", now)
+    status = Status.DOWN if len(failed) == len(said) else Status.DEGRADED
+    return _Finding(name, "server", status, "; ".join(dict.fromkeys(failed)), now)
+
+
+def _worker(fact: NodeFact, now: datetime) -> _Finding:
+    if not fact.alive:
+        return _Finding(fact.label, "worker", Status.DOWN, fact.why_not or "gone without a word", fact.since)
+    if fact.complaint:
+        return _Finding(fact.label, "worker", Status.DEGRADED, fact.complaint, now)
+    return _Finding(fact.label, "worker", Status.HEALTHY, "", fact.since)
+
+
+def _dated(finding: _Finding, now: datetime, before: Mapping[str, ComponentHealth]) -> ComponentHealth:
+    component = ComponentHealth(
+        name=finding.name, kind=finding.kind, status=finding.status, since=min(finding.since, now), detail=finding.detail
+    )
+    last = before.get(key(component))
+    if last is None:
+        return component
+    if last.status == component.status:
+        return msgspec.structs.replace(component, since=last.since)
+    # It changed between two looks. The directory knows the moment of a death, and of a return from it, and of nothing else.
+    is_death_or_return = Status.DOWN in (finding.status, last.status) and finding.status is not Status.DEGRADED
+    return component if is_death_or_return else msgspec.structs.replace(component, since=now)

@@ -1,0 +1,150 @@
+"""Asks every live node of the mesh: for its metrics, and for how it is. Deadlines are short, and one silent node costs
+nothing but its own part of the answer."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from typing import Generic, TypeVar
+
+from services.metrics import health, prometheus
+from services.metrics.recorded import Recorded
+from services.metrics.tally import Tally
+from shared import directory as directories
+from shared import errors
+from shared import node as nodes
+from shared.api import node as node_api
+from shared.api.gateway import Check
+from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.telemetry import instruments
+from shared.types import SERVICE_NAMES, NodeId, Role
+
+NODE_DEADLINE_SECONDS = 2.0
+#: Several scrapers at once cost the mesh one collection a second.
+KEPT_SECONDS = 1.0
+#: Nodes asked at the same time; a mesh of hundreds of workers must not fill every link in one moment.
+MAX_ASKED_AT_ONCE = 64
+
+#: Our own metrics are what we say they are, whatever a node says first.
+_KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
+
+T = TypeVar("T")
+
+
+class Fresh(Generic[T]):
+    """The result of ``make``, made again when it is older than KEPT_SECONDS; callers at one time share one making."""
+
+    def __init__(self, make: Callable[[], Awaitable[T]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._make = make
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._made: tuple[float, T] | None = None
+
+    async def get(self) -> T:
+        async with self._lock:
+            if self._made is None or self._clock() - self._made[0] >= KEPT_SECONDS:
+                result = await self._make()
+                self._made = (self._clock(), result)
+            return self._made[1]
+
+
+class Survey:
+    """The metrics and the health of the mesh, as its nodes tell them."""
+
+    def __init__(self, node: nodes.Node, recorded: Recorded, tally: Tally) -> None:
+        self._node = node
+        self._recorded = recorded
+        self._tally = tally
+        self._asking = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+        self._before: dict[str, ComponentHealth] = {}
+        self.metrics = Fresh(self._collect_metrics)
+        self.health = Fresh(self._decide_health)
+
+    # --- metrics --------------------------------------------------------------------------------------------------
+
+    async def _collect_metrics(self) -> str:
+        others = await self._each(self._read_metrics)
+        self._show_own()
+        own = prometheus.Source(self._node.metrics_text(), _labels(Role.METRICS, self._node.id), trusted=True)
+        recorded = prometheus.Source(self._recorded.render(), {}, trusted=True)
+        merged = prometheus.merge([own, *(source for source in others if source is not None), recorded], _KNOWN)
+        self._node.metrics.scrape_dropped_series.set(merged.dropped)
+        return merged.text
+
+    async def _read_metrics(self, entry: directories.Entry) -> prometheus.Source | None:
+        try:
+            async with self._asking:
+                answer = await self._node.rpc.call(
+                    node_api.read_metrics, node_api.ReadMetrics(), to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS
+                )
+        except errors.AimeshError as error:
+            self._node.metrics.scrape_failures.labels(service=SERVICE_NAMES[entry.role], reason=errors.code_of(error)).inc()
+            return None
+        return prometheus.Source(answer.text, _labels(entry.role, entry.node))
+
+    def _show_own(self) -> None:
+        metrics = self._node.metrics
+        self._tally.show_active_users(time.monotonic())
+        metrics.custom_series.set(len(self._recorded))
+        metrics.node_up.clear()
+        metrics.node_up.labels(**_labels(Role.METRICS, self._node.id)).set(1)
+        for entry in self._node.directory.entries():
+            if entry.role in SERVICE_NAMES:
+                metrics.node_up.labels(**_labels(entry.role, entry.node)).set(entry.alive)
+
+    # --- health -----------------------------------------------------------------------------------------------------
+
+    async def _decide_health(self) -> SystemHealth:
+        living = await self._each(self._read_health)
+        gone = [_fact(entry) for entry in self._known() if not entry.alive]
+        decided = health.decide([await self._own_fact(), *living, *gone], datetime.now(UTC), self._node.started_at, self._before)
+        self._before = {health.key(component): component for component in decided.components}
+        return decided
+
+    async def _read_health(self, entry: directories.Entry) -> health.NodeFact:
+        try:
+            async with self._asking:
+                answer = await self._node.rpc.call(
+                    node_api.read_health, node_api.ReadHealth(), to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS
+                )
+        except errors.AimeshError as error:
+            return _fact(entry, no_answer=error.message)
+        return _fact(entry, checks=answer.checks)
+
+    async def _own_fact(self) -> health.NodeFact:
+        own = await self._node.health()
+        return health.NodeFact(
+            role=Role.METRICS,
+            label=instruments.node_label(self._node.id),
+            alive=True,
+            since=self._node.started_at,
+            checks=own.checks,
+        )
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _known(self) -> list[directories.Entry]:
+        """The nodes that can be asked: no clients, and no metrics service, which none other may speak to."""
+        return [entry for entry in self._node.directory.entries() if entry.role in SERVICE_NAMES and entry.role is not Role.METRICS]
+
+    async def _each(self, ask: Callable[[directories.Entry], Coroutine[object, object, T]]) -> Sequence[T]:
+        """Ask all live nodes at the same time; ``ask`` turns a failure into an answer of its own."""
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]
+        return [task.result() for task in asked]
+
+
+def _labels(role: Role, node: NodeId) -> dict[str, str]:
+    return {"service": SERVICE_NAMES[role], "node": instruments.node_label(node)}
+
+
+def _fact(entry: directories.Entry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
+    return health.NodeFact(
+        role=entry.role,
+        label=instruments.node_label(entry.node),
+        alive=entry.alive,
+        since=entry.since,
+        why_not=entry.why_not,
+        checks=checks,
+        no_answer=no_answer,
+    )

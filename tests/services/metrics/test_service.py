@@ -1,0 +1,301 @@
+"""The metrics service on a real mesh: a real NATS server, and small services that say what the test wants them to."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import ClassVar
+from uuid import UUID
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from services.metrics.survey import KEPT_SECONDS, Fresh
+from shared import errors
+from shared.api import events
+from shared.api import metrics as api
+from shared.api import node as node_api
+from shared.api.gateway import Check
+from shared.node import Node, NodeSettings
+from shared.types import ModelName, RequestId, RequestStatus, Role, UserId
+from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
+
+
+class Stub:
+    """A service that only says how it is."""
+
+    role: ClassVar[Role]
+
+    def __init__(self) -> None:
+        self.said: tuple[Check, ...] = (Check("postgresql", ok=True), Check("valkey", ok=True))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Stub"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return self.said
+
+    def asgi(self) -> None:
+        return None
+
+
+class Auth(Stub):
+    role = Role.AUTH
+
+
+class Gateway(Stub):
+    role = Role.GATEWAY
+
+
+class Worker(Stub):
+    role = Role.WORKER
+
+    def __init__(self) -> None:
+        self.said = ()
+
+
+class Web(Stub):
+    role = Role.WEB
+
+
+async def _start_metrics(net: TestNet, **changes: int | bool) -> RunningNode:
+    settings = {"port": 0, "prometheus_port": 0, "mesh": MESH, "nats_url": net.server.url, **changes}
+    key_file = net.server.key("metrics", Role.METRICS)
+    return await net.start(MetricsService, MetricsSettings(node_key_file=key_file, **settings), key_file=key_file)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running
+
+
+def _stub(running: RunningNode) -> Stub:
+    assert isinstance(running.service, Stub)
+    return running.service
+
+
+async def _text(caller: RunningNode) -> str:
+    return (await caller.node.rpc.call(api.get_metrics, api.GetMetrics())).text
+
+
+async def _health(caller: RunningNode) -> api.SystemHealth:
+    return await caller.node.rpc.call(api.get_system_health, api.GetSystemHealth())
+
+
+def _values(text: str, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+    return {
+        tuple(sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def _knows(metrics: RunningNode, *roles: Role) -> bool:
+    return {entry.role for entry in metrics.node.directory.entries() if entry.alive} >= set(roles)
+
+
+async def test_what_is_recorded_appears(net: TestNet) -> None:
+    await _start_metrics(net)
+    gateway = await net.start(Gateway)
+    for _ in range(2):
+        await gateway.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="jobs_total", value=2, labels={"service": "billing"}))
+    assert _values(await _text(gateway), "jobs_total") == {(("service", "billing"),): 4.0}
+    with pytest.raises(errors.BadRequest, match="counted by aimesh itself"):
+        await gateway.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="ai_platform_requests_total", value=1))
+
+
+async def test_metrics_are_those_of_every_node(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    started = [await net.start(kind) for kind in (Auth, Gateway, Worker, Worker, Web)]
+    await until(lambda: len(metrics.node.directory.entries()) == 5)
+    started[0].node.metrics.auth_failures.labels(reason="wrong_password").inc(3)
+    text = await _text(started[1])
+    nodes = {(dict(labels)["service"], dict(labels)["node"]) for labels in _values(text, "ai_platform_build_info")}
+    expected = {(running.node.service_name, running.node.id[:12]) for running in [metrics, *started]}
+    assert nodes == expected
+    assert {(dict(labels)["service"], dict(labels)["node"]) for labels in _values(text, "ai_platform_node_up")} == expected
+    (failures,) = _values(text, "ai_platform_auth_failures_total").items()
+    assert dict(failures[0]) == {"service": "auth", "node": started[0].node.id[:12], "reason": "wrong_password"}
+    assert failures[1] == 3
+    declared = [line for line in text.splitlines() if line.startswith("# TYPE ")]
+    assert len(declared) == len(set(declared))
+
+
+async def test_a_node_that_fails_costs_only_its_own_part(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    auth, gateway = await net.start(Auth), await net.start(Gateway)
+    await until(lambda: _knows(metrics, Role.AUTH, Role.GATEWAY))
+    auth.node.dispatcher.draining = True
+    text = await _text(gateway)
+    assert {dict(labels)["service"] for labels in _values(text, "ai_platform_build_info")} == {"gateway", "metrics"}
+    await metrics.node.rpc.call(node_api.read_health, node_api.ReadHealth(), to=gateway.node.id)
+    assert _values(metrics.node.metrics.render(), "ai_platform_scrape_failures_total") == {(("reason", "draining"), ("service", "auth")): 1}
+
+
+async def test_a_text_beyond_a_message_is_refused_with_the_way_to_get_it(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    started = [await net.start(kind) for kind in (Gateway, Auth, Auth)]
+    for number in range(4000):
+        for auth in started[1:]:
+            auth.node.metrics.auth_failures.labels(reason=f"{number}{'x' * 90}").inc()
+    await until(lambda: len(metrics.node.directory.entries()) == 3)
+    with pytest.raises(errors.TooLarge, match="RPC answer") as refused:
+        await _text(started[0])
+    assert "PROMETHEUS_PORT" in refused.value.hint
+
+
+async def test_events_are_counted(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    gateway = await net.start(Gateway)
+    event = events.RequestCompleted(
+        at=datetime.now(UTC),
+        request_id=RequestId(UUID(int=1)),
+        user_id=UserId(UUID(int=2)),
+        model=ModelName("smollm2"),
+        status=RequestStatus.SUCCESS,
+        tokens=12,
+        duration_ms=5,
+    )
+
+    def seen() -> bool:
+        gateway.node.publish(event)
+        return bool(_values(metrics.node.metrics.render(), "ai_platform_completed_requests_total"))
+
+    await until(seen)
+    text = await _text(gateway)
+    ((labels, requests),) = _values(text, "ai_platform_completed_requests_total").items()
+    assert dict(labels) == {"service": "metrics", "node": metrics.node.id[:12], "status": "success", "model": "smollm2"}
+    assert list(_values(text, "ai_platform_completed_tokens_total").values()) == [12 * requests]
+    active = {dict(labels)["time_window"]: users for labels, users in _values(text, "ai_platform_active_users").items()}
+    assert active == {"1h": 1, "24h": 1, "7d": 1}
+
+
+async def test_health_sees_all_and_says_since_when_one_is_missing(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    gateway = await net.start(Gateway)
+    others = [await net.start(kind) for kind in (Auth, Worker)]
+    await until(lambda: _knows(metrics, Role.GATEWAY, Role.AUTH, Role.WORKER))
+    health = await _health(gateway)
+    found = {(component.kind, component.name): component for component in health.components}
+    assert health.status == "degraded"
+    assert found["service", "web"].status == "down"
+    assert found["service", "web"].since == metrics.node.started_at
+    assert "python -m services.web" in found["service", "web"].detail
+    assert {name: found["server", name].status for name in ("PostgreSQL", "Valkey", "NATS")} == {
+        "PostgreSQL": "healthy",
+        "Valkey": "healthy",
+        "NATS": "healthy",
+    }
+    assert found["worker", others[1].node.id[:12]].status == "healthy"
+
+    await others[0].stop()
+    await until(lambda: not _knows(metrics, Role.AUTH))
+    _stub(gateway).said = (Check("postgresql", ok=False, detail="no answer"),)
+    health = await _health_when(gateway, {("service", "auth"), ("server", "PostgreSQL")})
+    assert health.status == "down"
+    found = {(component.kind, component.name): component for component in health.components}
+    (gone,) = metrics.node.directory.entries(Role.AUTH)
+    assert found["service", "auth"].since == gone.since
+    assert found["service", "gateway"].status == "degraded"
+
+
+async def _health_when(caller: RunningNode, down: set[tuple[str, str]]) -> api.SystemHealth:
+    """The first answer in which these components are down; what is kept for a second is not it."""
+    async with asyncio.timeout(5):
+        while True:
+            health = await _health(caller)
+            if down <= {(component.kind, component.name) for component in health.components if component.status == "down"}:
+                return health
+            await asyncio.sleep(0.05)
+
+
+async def test_a_worker_may_record_but_not_read(net: TestNet) -> None:
+    await _start_metrics(net)
+    worker = await net.start(Worker)
+    await worker.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="gpu_watts", value=300))
+    with pytest.raises(errors.WrongRole):
+        await worker.node.rpc.call(api.get_metrics, api.GetMetrics())
+
+
+async def test_the_prometheus_port_serves_the_mesh(net: TestNet) -> None:
+    port = free_port()
+    metrics = await _start_metrics(net, prometheus_port=port)
+    await net.start(Web)
+    await until(lambda: _knows(metrics, Role.WEB))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as browser:
+        got = await browser.get("/metrics")
+        assert got.status_code == 200
+        assert got.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert {dict(labels)["service"] for labels in _values(got.text, "ai_platform_build_info")} == {"web", "metrics"}
+        head = await browser.head("/metrics")
+        assert (head.status_code, head.content) == (200, b"")
+        assert (await browser.post("/metrics")).status_code == 405
+        assert (await browser.get("/")).status_code == 404
+
+
+@pytest.mark.parametrize("changes", [{"prometheus_port": 0}, {"metrics_enabled": False}])
+async def test_the_prometheus_port_can_be_turned_off(net: TestNet, changes: dict[str, int | bool]) -> None:
+    port = free_port()
+    metrics = await _start_metrics(net, **{"prometheus_port": port, **changes})
+    assert await metrics.service.metrics_text()  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.1", port), timeout=1):
+        pass
+
+
+async def test_a_taken_prometheus_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ExceptionGroup) as refused:
+        async with testnet() as net:
+            await _start_metrics(net, prometheus_port=taken.getsockname()[1])
+    assert "PROMETHEUS_PORT" in str(_innermost(refused.value).hint)
+
+
+def _innermost(error: BaseException) -> errors.BadSettings:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, errors.BadSettings)
+    return error
+
+
+async def test_an_answer_is_shared_and_kept_for_a_moment() -> None:
+    now = 0.0
+    made = 0
+
+    async def make() -> int:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0)
+        return made
+
+    fresh = Fresh(make, lambda: now)
+    assert await asyncio.gather(*(fresh.get() for _ in range(5))) == [1] * 5
+    now = KEPT_SECONDS - 0.01
+    assert await fresh.get() == 1
+    now = KEPT_SECONDS
+    assert await fresh.get() == 2
+
+
+async def test_a_caller_that_gives_up_does_not_harm_the_next() -> None:
+    started = asyncio.Event()
+    gate = asyncio.Event()
+
+    async def make() -> str:
+        started.set()
+        await gate.wait()
+        return "made"
+
+    fresh = Fresh(make)
+    first = asyncio.ensure_future(fresh.get())
+    await started.wait()
+    first.cancel()
+    gate.set()
+    assert await fresh.get() == "made"
+    with pytest.raises(asyncio.CancelledError):
+        await first

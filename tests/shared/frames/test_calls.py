@@ -1,0 +1,314 @@
+"""The state table of calls: by tables, split at every place, and under loss, duplicates and reordering."""
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shared import errors
+from shared.frames import calls, wire
+from shared.frames.calls import Calls
+from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Piece, Ping, Reply
+
+PROBLEM = errors.Problem("bad_request", "no")
+
+
+def pair() -> tuple[Calls, Calls]:
+    """The side that asks, and the side that answers."""
+    return Calls(dialled=True), Calls(dialled=False)
+
+
+def ask(asking: Calls, body: bytes = b"q", *, streaming: bool = False) -> tuple[int, list[Frame]]:
+    call_id = asking.next_id()
+    return call_id, asking.ask(Call(call_id, "auth.x", 1000, body), streaming=streaming)
+
+
+def give(to: Calls, frames: Iterable[Frame]) -> list[calls.Message]:
+    return [message for frame in frames if (message := to.receive(frame)) is not None]
+
+
+def test_a_question_and_its_answer() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking)
+    assert give(answering, frames) == [Call(1, "auth.x", 1000, b"q")]
+    assert give(asking, answering.reply(call_id, b"a")) == [Reply(1, b"a")]
+    assert not asking.is_open(call_id)
+    assert not answering.is_open(call_id)
+
+
+def test_both_sides_may_ask_on_one_link() -> None:
+    near, far = pair()
+    first, _ = ask(near)
+    second, frames = ask(far)
+    assert (first, second) == (1, 2)
+    assert give(near, frames) == [Call(2, "auth.x", 1000, b"q")]
+
+
+def test_a_call_is_answered_once() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking)
+    give(answering, frames)
+    assert answering.reply(call_id, b"a")
+    assert answering.reply(call_id, b"again") == []
+    assert answering.fail(call_id, PROBLEM) == []
+    assert answering.end(call_id, b"") == []
+
+
+@pytest.mark.parametrize("size", [0, 1, wire.MAX_BODY_BYTES, wire.MAX_BODY_BYTES + 1, 3 * wire.MAX_BODY_BYTES, wire.MAX_MESSAGE_BYTES])
+def test_a_message_of_any_size_arrives_whole_through_frames_of_64_kib(size: int) -> None:
+    asking, answering = pair()
+    body = bytes(size)
+    call_id, frames = ask(asking, body)
+    assert all(len(wire.encode([frame])) <= 64 * 1024 for frame in frames)
+    [call] = give(answering, frames)
+    assert isinstance(call, Call)
+    assert call.body == body
+    assert give(asking, answering.reply(call_id, body)) == [Reply(call_id, body)]
+
+
+def test_a_message_over_a_mebibyte_is_refused() -> None:
+    asking, answering = pair()
+    _, frames = ask(asking, bytes(wire.MAX_MESSAGE_BYTES + 1))
+    with pytest.raises(errors.ProtocolViolation, match="over 1048576 bytes"):
+        give(answering, frames)
+
+
+def test_half_received_messages_are_bounded_together() -> None:
+    asking, answering = pair()
+    with pytest.raises(errors.ProtocolViolation, match="in pieces"):
+        for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
+            _, frames = ask(asking, bytes(wire.MAX_MESSAGE_BYTES))
+            give(answering, frames[:-1])
+
+
+def test_a_reader_who_takes_nothing_is_sent_a_window_and_no_more() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking, streaming=True)
+    give(answering, frames)
+    sent = 0
+    while answering.may_send(call_id):
+        give(asking, answering.item(call_id, b"x" * 10))
+        sent += 1
+    assert sent == calls.WINDOW_ITEMS
+    for _ in range(calls.WINDOW_ITEMS // 2 - 1):
+        assert asking.take(call_id, 10) == []
+    [credit] = asking.take(call_id, 10)
+    assert credit == Credit(call_id, 512, 5120)
+    give(answering, [credit])
+    assert answering.may_send(call_id)
+
+
+def test_big_items_are_held_back_by_their_bytes() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking, streaming=True)
+    give(answering, frames)
+    for _ in range(2):
+        assert answering.may_send(call_id)
+        give(asking, answering.item(call_id, bytes(40_000)))
+    assert not answering.may_send(call_id)
+
+
+def test_a_peer_that_sends_beyond_its_credit_breaks_the_protocol() -> None:
+    asking, _ = pair()
+    call_id, _ = ask(asking, streaming=True)
+    with pytest.raises(errors.ProtocolViolation, match="credit"):
+        give(asking, [Item(call_id, b"")] * (calls.WINDOW_ITEMS + 1))
+
+
+def test_what_crosses_a_cancel_on_the_way_is_dropped() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking, streaming=True)
+    give(answering, frames)
+    on_the_way = [*answering.item(call_id, b"1"), *answering.item(call_id, bytes(100_000)), *answering.end(call_id, b"end")]
+    assert asking.withdraw(call_id) == [Cancel(call_id)]
+    assert asking.withdraw(call_id) == []
+    assert give(asking, on_the_way) == []
+    assert not asking.is_open(call_id)
+    assert give(answering, [Cancel(call_id)]) == [], "it was over already"
+
+
+def test_a_call_cancelled_in_the_middle_of_its_body_is_never_started() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking, bytes(200_000))
+    give(answering, frames[:2])
+    assert give(answering, [Cancel(call_id), *frames[2:]]) == [Cancel(call_id)]
+    assert give(asking, answering.fail(call_id, PROBLEM)) == [Error(call_id, PROBLEM)]
+
+
+def test_more_calls_than_a_peer_may_have_are_refused_one_by_one() -> None:
+    asking, answering = pair()
+    for _ in range(calls.MAX_CALLS):
+        give(answering, ask(asking)[1])
+    call_id, frames = ask(asking)
+    with pytest.raises(errors.Overloaded):
+        answering.receive(frames[0])
+    assert answering.inbound == calls.MAX_CALLS
+    assert give(answering, [Cancel(call_id)]) == [], "the refused call is over"
+    answering.reply(1, b"")
+    assert give(answering, ask(asking)[1])
+
+
+@pytest.mark.parametrize(
+    ("streaming", "frame"),
+    [
+        pytest.param(False, Item(1, b""), id="an item for a question"),
+        pytest.param(False, End(1, b""), id="an end for a question"),
+        pytest.param(True, Reply(1, b""), id="a reply for a stream"),
+        pytest.param(False, Piece(1, b"", False), id="a piece of nothing"),
+        pytest.param(False, Cancel(1), id="a cancel of our own call"),
+        pytest.param(False, Credit(1, 1, 1), id="credit for our own call"),
+        pytest.param(False, Reply(3, b""), id="a reply to a call that was never made"),
+        pytest.param(False, Cancel(2), id="a cancel of a call that was never made"),
+        pytest.param(False, Call(3, "a.b", 1, b""), id="a call with a number of ours"),
+        pytest.param(False, Call(0, "a.b", 1, b""), id="a call with the number 0"),
+        pytest.param(False, Call(-2, "a.b", 1, b""), id="a call with a negative number"),
+        pytest.param(False, Ping(1), id="a frame that belongs to the link"),
+        pytest.param(False, Goaway(""), id="a goodbye"),
+    ],
+)
+def test_what_the_table_does_not_allow_breaks_the_protocol(streaming: bool, frame: Frame) -> None:
+    asking, _ = pair()
+    ask(asking, streaming=streaming)
+    with pytest.raises(errors.ProtocolViolation):
+        asking.receive(frame)
+
+
+def test_credit_never_shrinks_a_window() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking, streaming=True)
+    give(answering, frames)
+    give(answering, [Credit(call_id, -(2**40), -(2**40))])
+    assert answering.may_send(call_id)
+
+
+class TwoSides(RuleBasedStateMachine):
+    """Two sides over a link that may lose, repeat and reorder whole writes, as NATS may.
+
+    The link layer turns a gap into the end of the link and drops repeats; that is modelled here as it is in ``nats_link``.
+    Whatever happens, every call ends exactly once on the asking side, and nothing is held for calls that are over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking, self.answering = pair()
+        self.wires: dict[bool, list[tuple[int, list[Frame]]]] = {True: [], False: []}
+        self.sent = {True: 0, False: 0}
+        self.received = {True: 0, False: 0}
+        self.outcomes: dict[int, list[str]] = {}
+        self.serving: set[int] = set()
+        self.dead = False
+
+    def send(self, *, from_asking: bool, frames: list[Frame]) -> None:
+        if frames and not self.dead:
+            self.wires[from_asking].append((self.sent[from_asking], frames))
+            self.sent[from_asking] += 1
+
+    @precondition(lambda self: not self.dead)
+    @rule(size=st.sampled_from([0, 5, 150_000]), streaming=st.booleans())
+    def ask(self, size: int, streaming: bool) -> None:
+        call_id, frames = ask(self.asking, bytes(size), streaming=streaming)
+        self.outcomes[call_id] = []
+        self.send(from_asking=True, frames=frames)
+
+    @precondition(lambda self: not self.dead)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        open_ids = [call_id for call_id, outcome in self.outcomes.items() if not outcome]
+        if open_ids:
+            call_id = data.draw(st.sampled_from(open_ids))
+            self.outcomes[call_id].append("withdrawn")
+            self.send(from_asking=True, frames=self.asking.withdraw(call_id))
+
+    @precondition(lambda self: not self.dead and self.serving)
+    @rule(data=st.data(), what=st.sampled_from(["item", "end", "reply", "fail", "accept"]), size=st.sampled_from([1, 100_000]))
+    def answer(self, data: st.DataObject, what: str, size: int) -> None:
+        call_id = data.draw(st.sampled_from(sorted(self.serving)))
+        streaming = call_id in self.streams
+        if what == "item" and streaming and self.answering.may_send(call_id):
+            self.send(from_asking=False, frames=self.answering.item(call_id, bytes(size)))
+        elif what == "accept":
+            self.send(from_asking=False, frames=self.answering.accept(call_id))
+        elif what in {"end", "reply"}:
+            self.serving.discard(call_id)
+            frames = self.answering.end(call_id, bytes(size)) if streaming else self.answering.reply(call_id, bytes(size))
+            self.send(from_asking=False, frames=frames)
+        elif what == "fail":
+            self.serving.discard(call_id)
+            self.send(from_asking=False, frames=self.answering.fail(call_id, PROBLEM))
+
+    streams: set[int] = set()
+
+    @rule(from_asking=st.booleans(), fate=st.sampled_from(["deliver"] * 8 + ["repeat", "reorder", "lose"]))
+    def carry(self, from_asking: bool, fate: str) -> None:
+        queue = self.wires[from_asking]
+        if not queue or self.dead:
+            return
+        if fate == "reorder" and len(queue) > 1:
+            queue[0], queue[1] = queue[1], queue[0]
+        number, frames = queue.pop(0)
+        if fate == "lose":
+            return
+        if fate == "repeat":
+            queue.insert(0, (number, frames))
+        if number < self.received[from_asking]:
+            return
+        if number > self.received[from_asking]:
+            self.die()
+            return
+        self.received[from_asking] += 1
+        self.deliver(from_asking, frames)
+
+    def deliver(self, from_asking: bool, frames: list[Frame]) -> None:
+        for message in give(self.answering if from_asking else self.asking, frames):
+            if isinstance(message, Call):
+                self.serving.add(message.id)
+                if message.credit_items:
+                    self.streams = self.streams | {message.id}
+            elif isinstance(message, Cancel):
+                self.serving.discard(message.id)
+                self.send(from_asking=False, frames=self.answering.fail(message.id, PROBLEM))
+            elif isinstance(message, Item):
+                self.send(from_asking=True, frames=self.asking.take(message.id, len(message.body)))
+            elif isinstance(message, Reply | End | Error):
+                self.outcomes[message.id].append(type(message).__name__)
+            else:
+                assert isinstance(message, Accepted | Credit)
+
+    def die(self) -> None:
+        """A gap: the link ends, and with it every call on it."""
+        self.dead = True
+        for call_id in self.asking.open_ids():
+            if not self.outcomes[call_id]:
+                self.outcomes[call_id].append("lost")
+
+    @invariant()
+    def every_call_ends_at_most_once(self) -> None:
+        assert all(len(outcome) <= 1 for outcome in self.outcomes.values())
+
+    @invariant()
+    def no_call_is_forgotten(self) -> None:
+        for call_id, outcome in self.outcomes.items():
+            assert outcome or self.asking.is_open(call_id)
+
+    def teardown(self) -> None:
+        """Deliver what is on the way; then nothing is open that nobody serves."""
+        for _ in range(10_000):
+            if self.dead or not (self.wires[True] or self.wires[False]):
+                break
+            for side in (True, False):
+                self.carry(from_asking=side, fate="deliver")
+        for call_id in list(self.serving):
+            self.send(from_asking=False, frames=self.answering.fail(call_id, PROBLEM))
+        while self.wires[False] and not self.dead:
+            self.carry(from_asking=False, fate="deliver")
+        assert all(len(outcome) == 1 for outcome in self.outcomes.values())
+        if not self.dead:
+            assert self.asking.open_ids() == []
+            assert self.answering.open_ids() == []
+            assert self.answering.inbound == 0
+
+
+TestTwoSides = TwoSides.TestCase
+TestTwoSides.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
