@@ -118,18 +118,19 @@ class TestNet:
     nodes: list[RunningNode] = field(default_factory=list)
     _count: int = 0
 
-    async def start(self, service: type[Service], settings: Any = None, *, key_file: Path | None = None) -> RunningNode:
-        """A serving node; ``settings`` is what its ``open`` gets (NodeSettings by default)."""
+    async def start(self, service: type[Service], settings: NodeSettings | None = None) -> RunningNode:
+        """A serving node; ``settings`` is what its ``open`` gets (NodeSettings with a new key by default)."""
         self._count += 1
-        key_file = key_file or self.server.key(f"{service.role}-{self._count}", service.role)
-        settings = settings or NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
+        if settings is None:
+            key_file = self.server.key(f"{service.role}-{self._count}", service.role)
+            settings = NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
         started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
         task = self._tasks.create_task(_live(service, settings, started, stop))
         await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
         if not started.done():
             await task
-        running = RunningNode(*started.result(), key_file, task, stop)
+        running = RunningNode(*started.result(), settings.node_key_file, task, stop)
         self.nodes.append(running)
         return running
 
@@ -140,10 +141,9 @@ class TestNet:
         settings = ClientSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
         return await self._stack.enter_async_context(client(settings))
 
-    def settings(self, role: Role) -> NodeSettings:
-        self._count += 1
-        key_file = self.server.key(f"{role}-{self._count}", role)
-        return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
+    def settings_of(self, node: RunningNode) -> NodeSettings:
+        """What the node was started with, to start it again with the same key."""
+        return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=node.key_file)
 
 
 async def _live(service: type[Service], settings: Any, started: "asyncio.Future[tuple[Node, Service]]", stop: asyncio.Event) -> None:

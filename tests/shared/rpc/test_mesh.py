@@ -1,34 +1,52 @@
-"""Calls between real nodes over a real NATS server."""
+"""Calls between real nodes over a real NATS server: what works, and what every fault turns into."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import ClassVar
+from uuid import UUID
 
 import pytest
 
-from shared import errors, rpc
-from shared.api import auth, gateway, generation, inference
-from shared.node.member import Node
-from shared.types import Credential, FinishReason, ModelName, Role, UserRole, Tier, UserId
+from shared import context, errors, rpc
+from shared.api import auth, gateway, inference, metrics
+from shared.api import node as node_api
 from shared.api.gateway import Check
-from tests.testnet import testnet, until
-from uuid import UUID
+from shared.api.generation import Generation, Usage
+from shared.api.method import Nothing
+from shared.frames import calls, wire
+from shared.frames.wire import Call, Item
+from shared.node.client import ClientSettings, client
+from shared.node.member import Node
+from shared.types import Credential, FinishReason, ModelName, RequestId, Role, Tier, UserId, UserRole
+from tests.testnet import MESH, testnet, until
 
-OWNER = auth.Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
+REQUEST_ID = RequestId(UUID(int=7))
 
 
-class Auth:
-    role: ClassVar[Role] = Role.AUTH
+def prompt(text: str = "", tokens: int = 0) -> inference.ProcessPrompt:
+    return inference.ProcessPrompt(text, inference.ModelConfig(model=ModelName("m"), max_tokens=tokens), REQUEST_ID)
+
+
+def login(password: str) -> auth.LoginUser:
+    return auth.LoginUser(auth.Credentials(password))
+
+
+class _Service:
+    role: ClassVar[Role]
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.seen: list[context.RequestContext | None] = []
+        self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.may_go_on = asyncio.Event()
         self.sent = 0
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Auth"]:
+    async def open(cls, settings: object, node: Node) -> AsyncIterator["_Service"]:
         yield cls(node)
 
     async def checks(self) -> tuple[Check, ...]:
@@ -37,31 +55,374 @@ class Auth:
     def asgi(self) -> None:
         return None
 
+    async def hang(self) -> None:
+        self.started.set()
+        try:
+            await self.may_go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+class Auth(_Service):
+    role: ClassVar[Role] = Role.AUTH
+
     @rpc.serves(auth.login_user)
     async def login(self, request: auth.LoginUser, call: rpc.Call) -> auth.Session:
-        if request.credentials.password == "wrong":
-            raise errors.NotAuthenticated("no", hint="try again")
-        if request.credentials.password == "hang":
-            try:
-                await asyncio.sleep(60)
-            finally:
-                self.cancelled.set()
-        if request.credentials.password == "bug":
-            raise KeyError("secret")
-        user = auth.User(OWNER.user_id, "ada", request.credentials.password, UserRole.USER, Tier.FREE, True, self.node.started_at)
+        match request.credentials.password:
+            case "wrong":
+                raise errors.NotAuthenticated("no such user or password", hint="try again", retry_after_seconds=3)
+            case "hang":
+                await self.hang()
+            case "bug":
+                raise KeyError("a secret that must not travel")
+            case "remaining":
+                return self.session(str(call.remaining_seconds()))
+            case "whoami":
+                return self.session(f"{call.caller.role} {call.credential}")
+        self.seen.append(context.current.get())
+        return self.session(request.credentials.password)
+
+    @rpc.serves(auth.validate_api_key)
+    async def validate(self, request: auth.ValidateApiKey, call: rpc.Call) -> auth.Principal:
+        raise AssertionError("no client gets here")
+
+    def session(self, email: str) -> auth.Session:
+        user = auth.User(UserId(UUID(int=1)), "ada", email, UserRole.USER, Tier.FREE, True, self.node.started_at)
         return auth.Session(Credential("t"), 600, "s", user)
+
+
+class Worker(_Service):
+    role: ClassVar[Role] = Role.WORKER
+
+    @rpc.serves(inference.process_prompt)
+    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
+        self.seen.append(context.current.get())
+        count = request.model_config.max_tokens or 0
+        for number in range(count):
+            await stream.send(inference.Chunk(str(request.prompt), (number,)))
+            self.sent += 1
+        if request.prompt == "hang":
+            await self.hang()
+        if request.prompt == "crash":
+            raise errors.ModelCrashed("the engine died")
+        return Generation(FinishReason.STOP, Usage(1, count))
+
+
+class Gateway(_Service):
+    role: ClassVar[Role] = Role.GATEWAY
+
+    @rpc.serves(gateway.process_inference_request)
+    async def process(
+        self, request: gateway.ProcessInferenceRequest, stream: rpc.StreamCall[gateway.InferenceChunk]
+    ) -> gateway.InferenceResult:
+        now = context.current.get()
+        assert now is not None
+        self.seen.append(now)
+        async with self.node.rpc.stream(inference.process_prompt, prompt("x", 3)) as answer:
+            async for chunk in answer:
+                await stream.send(gateway.InferenceChunk(chunk.text))
+        return gateway.InferenceResult(now.request_id, ModelName("m"), FinishReason.STOP, Usage(1, 3), 1, 1)
+
+
+class Metrics(_Service):
+    role: ClassVar[Role] = Role.METRICS
+
+    @rpc.serves(metrics.record_metric)
+    async def record(self, request: metrics.RecordMetric, call: rpc.Call) -> Nothing:
+        return Nothing()
 
 
 async def test_a_client_calls_a_service() -> None:
     async with testnet() as net:
         await net.start(Auth)
-        client = await net.client()
-        reply = await client.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials("pw")))
-        assert reply.user.email == "pw"
-        big = "x" * 500_000
-        reply = await client.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(big)))
-        assert reply.user.email == big
-        with pytest.raises(errors.NotAuthenticated, match="no"):
-            await client.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials("wrong")))
-        with pytest.raises(errors.UnknownMethod):
-            await client.rpc.call(auth.list_users, auth.ListUsers())
+        caller = await net.client()
+        assert (await caller.rpc.call(auth.login_user, login("pw"))).user.email == "pw"
+        big = "x" * 900_000
+        assert (await caller.rpc.call(auth.login_user, login(big))).user.email == big
+        who = await caller.rpc.call(auth.login_user, login("whoami"), credential=Credential("key"))
+        assert who.user.email == "client key"
+
+
+async def test_errors_arrive_as_what_they_were() -> None:
+    async with testnet() as net:
+        await net.start(Auth)
+        caller = await net.client()
+        with pytest.raises(errors.NotAuthenticated, match="no such user") as refused:
+            await caller.rpc.call(auth.login_user, login("wrong"))
+        assert (refused.value.hint, refused.value.retry_after_seconds) == ("try again", 3)
+        with pytest.raises(errors.Internal) as broken:
+            await caller.rpc.call(auth.login_user, login("bug"))
+        assert "secret" not in broken.value.message + broken.value.hint
+        with pytest.raises(errors.UnknownMethod, match=r"auth\.listUsers"):
+            await caller.rpc.call(auth.list_users, auth.ListUsers())
+        with pytest.raises(errors.WrongRole, match="client may not call auth.validateApiKey"):
+            # The client's own check would be worth nothing, so there is none: the receiver refuses.
+            await caller.rpc.call(auth.validate_api_key, auth.ValidateApiKey(Credential("k")))
+        with pytest.raises(errors.TooLarge):
+            await caller.rpc.call(auth.login_user, login("x" * (wire.MAX_MESSAGE_BYTES + 1)))
+        assert (await caller.rpc.call(auth.login_user, login("pw"))).user.email == "pw", "the link has survived all of it"
+
+
+async def test_wrong_role_is_refused_before_the_request_is_read() -> None:
+    async with testnet() as net:
+        auth_node = await net.start(Auth)
+        stranger = await net.client()
+        connection = await stranger.rpc._pool.connection(Role.AUTH, auth_node.node.id, 1e9)
+        asked = _Collector()
+        connection.ask(Call(connection.next_id(), "auth.validateApiKey", 1000, b"\xc1 not msgpack"), asked, streaming=False)
+        with pytest.raises(errors.WrongRole):
+            await asked.outcome
+
+
+async def test_a_body_that_does_not_fit_names_the_field() -> None:
+    async with testnet() as net:
+        auth_node = await net.start(Auth)
+        caller = await net.client()
+        connection = await caller.rpc._pool.connection(Role.AUTH, auth_node.node.id, 1e9)
+        for body in (b"", b"\xc1", b"\x81\xabcredentials\x81\xa8password\x01", b"\x91" * 5000):
+            asked = _Collector()
+            connection.ask(Call(connection.next_id(), "auth.loginUser", 1000, body), asked, streaming=False)
+            with pytest.raises(errors.BadRequest, match=r"auth\.loginUser"):
+                await asked.outcome
+
+
+async def test_a_deadline_is_carried_on_and_kept() -> None:
+    async with testnet() as net:
+        running = await net.start(Auth)
+        assert isinstance(running.service, Auth)
+        caller = await net.client()
+        told = float((await caller.rpc.call(auth.login_user, login("remaining"), deadline_seconds=5)).user.email)
+        assert 4 < told < 5
+        with pytest.raises(errors.DeadlineExceeded):
+            await caller.rpc.call(auth.login_user, login("hang"), deadline_seconds=0.1)
+        await asyncio.wait_for(running.service.cancelled.wait(), 2)
+        connection = await caller.rpc._pool.connection(Role.AUTH, running.node.id, 1e9)
+        asked = _Collector()
+        connection.ask(Call(connection.next_id(), "auth.loginUser", 0, b"\x80"), asked, streaming=False)
+        with pytest.raises(errors.DeadlineExceeded, match="had passed"):
+            await asked.outcome
+
+
+async def test_cancelling_the_caller_cancels_the_handler() -> None:
+    async with testnet() as net:
+        running = await net.start(Auth)
+        assert isinstance(running.service, Auth)
+        caller = await net.client()
+        task = asyncio.create_task(caller.rpc.call(auth.login_user, login("hang")))
+        await asyncio.wait_for(running.service.started.wait(), 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(running.service.cancelled.wait(), 2)
+
+
+async def test_a_stream_arrives_in_order_and_ends() -> None:
+    async with testnet() as net:
+        await net.start(Worker)
+        door = await net.start(Gateway)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("tok", 5000)) as answer:
+            with pytest.raises(RuntimeError, match="not over yet"):
+                answer.end  # noqa: B018
+            ids = [chunk.token_ids[0] async for chunk in answer]
+        assert ids == list(range(5000))
+        assert answer.end == Generation(FinishReason.STOP, Usage(1, 5000))
+
+
+async def test_leaving_a_stream_early_stops_the_worker() -> None:
+    async with testnet() as net:
+        running = await net.start(Worker)
+        assert isinstance(running.service, Worker)
+        door = await net.start(Gateway)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+        await asyncio.wait_for(running.service.cancelled.wait(), 2)
+
+
+async def test_a_slow_reader_stops_the_producer() -> None:
+    async with testnet() as net:
+        running = await net.start(Worker)
+        assert isinstance(running.service, Worker)
+        door = await net.start(Gateway)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("tok", 100_000)) as answer:
+            await anext(answer)
+            await until(lambda: running.service.sent >= calls.WINDOW_ITEMS)
+            before = running.service.sent
+            # The other calls of the link go on meanwhile.
+            async with door.node.rpc.stream(inference.process_prompt, prompt("other", 10)) as other:
+                assert len([chunk async for chunk in other]) == 10
+            assert running.service.sent - before <= 11
+
+
+async def test_an_error_comes_after_the_items_before_it() -> None:
+    async with testnet() as net:
+        await net.start(Worker)
+        door = await net.start(Gateway)
+        got = []
+        with pytest.raises(errors.ModelCrashed):
+            async with door.node.rpc.stream(inference.process_prompt, prompt("crash", 3)) as answer:
+                async for chunk in answer:
+                    got.append(chunk)
+        assert len(got) == 3
+
+
+async def test_one_request_id_goes_through_every_hop() -> None:
+    async with testnet() as net:
+        worker, door = await net.start(Worker), await net.start(Gateway)
+        caller = await net.client()
+        request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"))
+        context.current.set(context.RequestContext(REQUEST_ID, "00-" + "a" * 32 + "-" + "b" * 16 + "-01"))
+        async with caller.rpc.stream(gateway.process_inference_request, request) as answer:
+            assert [chunk.text async for chunk in answer] == ["x", "x", "x"]
+        [at_gateway], [at_worker] = door.service.seen, worker.service.seen
+        assert at_gateway is not None
+        assert at_gateway == at_worker
+        assert at_gateway.request_id == answer.end.request_id != REQUEST_ID, "a client's ids are not ours"
+        assert at_gateway.traceparent.startswith("00-" + "a" * 32), "a client's trace goes on"
+
+
+async def test_calls_spread_over_the_nodes_that_serve_them() -> None:
+    async with testnet() as net:
+        workers = [await net.start(Worker) for _ in range(3)]
+        door = await net.start(Gateway)
+        await until(lambda: len(door.node.directory.usable(Role.WORKER)) == 3)
+        for _ in range(60):
+            async with door.node.rpc.stream(inference.process_prompt, prompt("x", 1)) as answer:
+                _ = [chunk async for chunk in answer]
+        assert all(len(worker.service.seen) >= 5 for worker in workers)
+
+
+async def test_a_killed_node_fails_its_calls_within_four_seconds_and_is_not_used_again() -> None:
+    async with testnet() as net:
+        worker, door = await net.start(Worker), await net.start(Gateway)
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(errors.LinkLost, match="silent"):
+            async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+                await anext(answer)
+                await worker.cut()
+                await anext(answer)
+        assert asyncio.get_running_loop().time() - started < 5
+        assert door.node.directory.usable(Role.WORKER) == []
+        [entry] = door.node.directory.entries(Role.WORKER)
+        assert "silent" in entry.why_not
+
+
+async def test_a_restarted_node_resets_the_links_of_its_former_self_at_once() -> None:
+    async with testnet() as net:
+        worker, door = await net.start(Worker), await net.start(Gateway)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+            await worker.cut()
+            await net.start(Worker, net.settings_of(worker))
+            with pytest.raises(errors.LinkLost, match="does not know the link"):
+                await anext(answer)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("x", 2)) as again:
+            assert len([chunk async for chunk in again]) == 2
+
+
+async def test_an_orderly_stop_lets_calls_finish_and_takes_no_new_ones() -> None:
+    async with testnet() as net:
+        worker, door = await net.start(Worker), await net.start(Gateway)
+        assert isinstance(worker.service, Worker)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 2)) as answer:
+            await anext(answer)
+            stopping = asyncio.create_task(worker.stop())
+            await until(lambda: door.node.directory.usable(Role.WORKER) == [])
+            with pytest.raises(errors.NotReachable, match="draining"):
+                async with door.node.rpc.stream(inference.process_prompt, prompt(), deadline_seconds=0.2):
+                    pass
+            worker.service.may_go_on.set()
+            assert len([chunk async for chunk in answer]) == 1
+            assert answer.end.finish_reason is FinishReason.STOP
+        await stopping
+        await until(lambda: [entry.why_not for entry in door.node.directory.entries(Role.WORKER)] == ["stopped"])
+
+
+async def test_a_lost_message_ends_the_link_and_the_next_call_makes_a_new_one() -> None:
+    async with testnet() as net:
+        running, caller = await net.start(Auth), await net.client()
+        await caller.rpc.call(auth.login_user, login("pw"))
+        [connection] = caller.rpc._pool.connections()
+        connection.link.sent += 1  # type: ignore[attr-defined]  # as if NATS had dropped one
+        with pytest.raises(errors.LinkLost, match="1 messages were lost"):
+            await caller.rpc.call(auth.login_user, login("pw"))
+        assert (await caller.rpc.call(auth.login_user, login("pw"))).user.email == "pw"
+        assert running.node.dispatcher.running == 0
+
+
+async def test_a_peer_that_breaks_the_protocol_loses_its_link_and_nothing_else() -> None:
+    async with testnet() as net:
+        await net.start(Auth)
+        bad, good = await net.client(), await net.client()
+        await good.rpc.call(auth.login_user, login("pw"))
+        await bad.rpc.call(auth.login_user, login("pw"))
+        [connection] = bad.rpc._pool.connections()
+        [link] = good.rpc._pool.connections()
+        connection.link.send(Item(999, b""))
+        await until(lambda: connection.link.closed is not None)
+        assert link.link.closed is None
+        assert (await bad.rpc.call(auth.login_user, login("pw"))).user.email == "pw"
+
+
+async def test_everything_comes_back_after_a_restart_of_nats() -> None:
+    async with testnet() as net:
+        worker, door = await net.start(Worker), await net.start(Gateway)
+        with pytest.raises(errors.LinkLost, match="NATS"):
+            async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+                await anext(answer)
+                net.server.kill()
+                await anext(answer)
+        with pytest.raises(errors.NotReachable):
+            async with door.node.rpc.stream(inference.process_prompt, prompt(), deadline_seconds=0.1):
+                pass
+        net.server.start()
+        started = asyncio.get_running_loop().time()
+        await until(lambda: len(door.node.directory.usable(Role.WORKER)) == 1)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("x", 2)) as again:
+            assert len([chunk async for chunk in again]) == 2
+        assert asyncio.get_running_loop().time() - started < 5
+        assert worker.node.transport.nats.reconnects == 1
+
+
+async def test_processes_of_one_profile_share_a_key_and_do_not_disturb_each_other() -> None:
+    async with testnet() as net:
+        await net.start(Auth)
+        settings = ClientSettings(mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("shared", Role.CLIENT))
+        async with contextlib.AsyncExitStack() as stack:
+            callers = [await stack.enter_async_context(client(settings)) for _ in range(8)]
+
+            async def ask(number: int) -> str:
+                return (await callers[number % 8].rpc.call(auth.login_user, login(str(number)))).user.email
+
+            assert await asyncio.gather(*(ask(number) for number in range(80))) == [str(number) for number in range(80)]
+
+
+async def test_nobody_there_is_said_with_what_to_do() -> None:
+    async with testnet() as net:
+        caller = await net.client()
+        with pytest.raises(errors.NotReachable, match="no auth is there") as nobody:
+            await caller.rpc.call(auth.login_user, login("pw"), deadline_seconds=0.1)
+        assert "aicli doctor" in nobody.value.hint
+
+
+async def test_every_service_tells_its_health_and_its_metrics_over_the_mesh() -> None:
+    async with testnet() as net:
+        worker, watcher = await net.start(Worker), await net.start(Metrics)
+        await until(lambda: watcher.node.directory.usable(Role.WORKER) != [])
+        health = await watcher.node.rpc.call(node_api.read_health, node_api.ReadHealth(), to=worker.node.id)
+        assert health.ready
+        text = await watcher.node.rpc.call(node_api.read_metrics, node_api.ReadMetrics(), to=worker.node.id)
+        assert 'ai_platform_requests_total{method="readHealth",service="inference",status="success"} 1.0' in text.text
+
+
+class _Collector:
+    """A waiter for calls that the typed client would never send."""
+
+    def __init__(self) -> None:
+        self.outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def received(self, message: wire.Accepted | wire.Item | wire.Reply | wire.End) -> None:
+        self.outcome.set_result(message.body)
+
+    def failed(self, error: errors.AimeshError) -> None:
+        self.outcome.set_exception(error)

@@ -1,0 +1,91 @@
+"""`aicli admin`: what only an administrator may do. The services decide who is one, not this command."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from shared.api.auth import User
+
+#: shared.types.Tier, spelled out so that `--help` needs no import of it; a test holds the two together.
+TIERS = ("free", "premium")
+
+
+@click.group()
+def admin() -> None:
+    """Administer the installation; needs the key of an admin."""
+
+
+@admin.group()
+def users() -> None:
+    """List accounts, change their tier, close and open them."""
+
+
+@users.command("list")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_obj
+def list_(here: Surroundings, /, *, limit: int, as_json: bool) -> None:
+    """List the accounts."""
+    from cli import output
+    from cli.output import Column
+    from shared.api import auth
+
+    found = here.ask(auth.list_users, auth.ListUsers(limit=limit))
+    columns: list[Column[User]] = [
+        Column("USERNAME", lambda user: user.username),
+        Column("EMAIL", lambda user: user.email),
+        Column("ROLE", lambda user: user.role),
+        Column("TIER", lambda user: user.tier),
+        Column("STATE", lambda user: "open" if user.is_active else "closed", lambda user: "green" if user.is_active else "red"),
+        Column("CREATED", lambda user: output.moment(user.created_at)),
+        Column("ID", lambda user: str(user.id)),
+    ]
+    output.show_rows(found.users, columns, as_json=as_json, empty="No accounts yet.")
+
+
+@users.command("set-tier")
+@click.argument("user")
+@click.argument("tier", type=click.Choice(TIERS))
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.pass_obj
+def set_tier(here: Surroundings, /, user: str, tier: str, *, as_json: bool) -> None:
+    """Put USER, a username, e-mail address or id, into a tier."""
+    from shared.api import auth
+    from shared.types import Tier
+
+    _show(here.ask(auth.set_tier, auth.SetTier(user, Tier(tier))), as_json=as_json)
+
+
+@users.command()
+@click.argument("user")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.pass_obj
+def disable(here: Surroundings, /, user: str, *, as_json: bool) -> None:
+    """Close an account: its keys and sessions stop at once."""
+    from shared.api import auth
+
+    _show(here.ask(auth.set_active, auth.SetActive(user, is_active=False)), as_json=as_json)
+
+
+@users.command()
+@click.argument("user")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.pass_obj
+def enable(here: Surroundings, /, user: str, *, as_json: bool) -> None:
+    """Open a closed account again; its keys work again."""
+    from shared.api import auth
+
+    _show(here.ask(auth.set_active, auth.SetActive(user, is_active=True)), as_json=as_json)
+
+
+def _show(user: "User", *, as_json: bool) -> None:
+    from cli import output
+
+    if as_json:
+        output.show_json(output.plain(user))
+    else:
+        state = "open" if user.is_active else "closed"
+        click.echo(f"{output.printable(user.username)}: tier {user.tier}, {state}")

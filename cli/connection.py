@@ -1,0 +1,94 @@
+"""A command's way to the mesh: calls as a client node, with the profile's key as the credential.
+
+Commands see only the two Protocols here, so that tests can stand in for a whole mesh.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from cli.profile import Profile
+from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.types import Credential, Role
+
+if TYPE_CHECKING:
+    from shared.node import ClientNode
+
+ItemT_co = TypeVar("ItemT_co", covariant=True)
+EndT_co = TypeVar("EndT_co", covariant=True)
+
+
+class Answer(Protocol[ItemT_co, EndT_co]):
+    """A running stream: iterate it, then read ``end``."""
+
+    def __aiter__(self) -> AsyncIterator[ItemT_co]: ...
+
+    @property
+    def end(self) -> EndT_co: ...
+
+
+class Connection(Protocol):
+    """What a command may do on the mesh. Everything raises AimeshError and nothing else."""
+
+    async def call(
+        self,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        deadline_seconds: float = 10,
+        credential: Credential | None = None,
+    ) -> Reply:
+        """Ask the service that serves ``method``, by default with the profile's key; waits a moment for it to appear."""
+        ...
+
+    def stream(
+        self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
+    ) -> AbstractAsyncContextManager[Answer[Item, End]]:
+        """Leaving the block early cancels the call on the peer."""
+        ...
+
+    def alive(self, role: Role) -> int:
+        """How many usable nodes of a role have been heard so far."""
+        ...
+
+
+#: Opens a connection for a profile.
+Connect = Callable[[Profile], AbstractAsyncContextManager[Connection]]
+
+
+class MeshConnection:
+    """The real one, over NATS."""
+
+    def __init__(self, client: "ClientNode", profile: Profile) -> None:
+        self._client = client
+        self._profile = profile
+
+    async def call(
+        self,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        deadline_seconds: float = 10,
+        credential: Credential | None = None,
+    ) -> Reply:
+        return await self._client.rpc.call(
+            method, request, deadline_seconds=deadline_seconds, credential=credential or self._profile.api_key
+        )
+
+    def stream(
+        self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
+    ) -> AbstractAsyncContextManager[Answer[Item, End]]:
+        return self._client.rpc.stream(method, request, deadline_seconds=deadline_seconds, credential=self._profile.api_key)
+
+    def alive(self, role: Role) -> int:
+        return len(self._client.directory.usable(role))
+
+
+@asynccontextmanager
+async def open_(profile: Profile) -> AsyncIterator[Connection]:
+    """A client node of the profile's mesh; raises Unavailable if NATS does not answer, BadSettings for an unusable key."""
+    from shared import node
+
+    settings = node.ClientSettings(mesh=profile.mesh, nats_url=profile.nats_url, node_key_file=profile.node_key_file)
+    async with node.client(settings) as client:
+        yield MeshConnection(client, profile)

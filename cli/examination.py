@@ -1,0 +1,196 @@
+"""What `aicli doctor` looks at: from the profile on disk over NATS, auth and gateway to the workers and their models.
+
+A check that cannot be made, because one before it failed, is listed as such: the first thing that is wrong is the one to mend.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cli import profile
+from cli.connection import Connection
+from cli.profile import Profile
+from cli.surroundings import Surroundings
+from shared import credentials, errors, identity
+from shared.api import auth, gateway
+from shared.types import Role
+
+#: A step that takes longer than this is as good as broken for a person who waits.
+_STEP_SECONDS = 5.0
+#: PostgreSQL stops when its disk is full; a model of any use is larger than what is left below this.
+_LOW_DISK_BYTES = 1024**3
+
+
+class Finding(msgspec.Struct, frozen=True):
+    check: str
+    #: None: could not be checked.
+    ok: bool | None
+    detail: str
+    #: What to do; empty when nothing is.
+    hint: str = ""
+
+
+async def examine(here: Surroundings) -> list[Finding]:
+    """Every check in the order of a request's way; never raises for what it looks for."""
+    findings: list[Finding] = []
+    try:
+        place = profile.find(here.environment, here.folder)
+        chosen = profile.load(here.environment, here.folder)
+    except errors.BadSettings as error:
+        findings.append(_wrong("profile", error))
+        return findings + _unchecked("profile", "node key", "API key", "NATS", "auth", "gateway", "workers", "models")
+    findings.append(Finding("profile", True, f"{place.path} ({place.why}), mesh {chosen.mesh}"))
+    findings.append(_check_disk(place.path.parent))
+    findings.append(_check_node_key(chosen))
+    findings.append(_check_form_of_key(chosen))
+    findings.append(await _check_nats(chosen))
+    if findings[-1].ok:
+        findings += await _examine_mesh(here, chosen)
+    else:
+        findings += _unchecked("NATS", "auth", "gateway", "workers", "models")
+    return findings
+
+
+def _wrong(check: str, error: errors.AimeshError) -> Finding:
+    return Finding(check, False, error.message, error.hint)
+
+
+def _unchecked(because: str, *checks: str) -> list[Finding]:
+    return [Finding(check, None, f"not checked: {because} first") for check in checks]
+
+
+def _check_disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1024**3:.1f} GiB free at {folder}"
+    return Finding("disk", True, text) if free >= _LOW_DISK_BYTES else Finding("disk", False, text, "make room: less than 1 GiB is left")
+
+
+def _check_node_key(chosen: Profile) -> Finding:
+    try:
+        return Finding("node key", True, f"{chosen.node_key_file}: {identity.load(chosen.node_key_file).id[:9]}…")
+    except errors.AimeshError as error:
+        return _wrong("node key", error)
+
+
+def _check_form_of_key(chosen: Profile) -> Finding:
+    if chosen.api_key is None:
+        return Finding("API key", False, "the profile has none", "aicli login, or set AICLI_API_KEY")
+    if not credentials.looks_like_api_key(chosen.api_key):
+        return Finding("API key", False, "its checksum is wrong: it was not copied whole", "aicli login, or copy the key again")
+    return Finding("API key", True, f"well formed{f', of {chosen.username}' if chosen.username else ''}")
+
+
+async def _check_nats(chosen: Profile) -> Finding:
+    """Whether one of the servers is there. Shows host and port only: an address may hold a password."""
+    findings = [await _check_server(url.strip()) for url in chosen.nats_url.split(",")]
+    return next((finding for finding in findings if finding.ok), findings[0])
+
+
+async def _check_server(url: str) -> Finding:
+    """Whether something listens there and speaks NATS: the server greets first, with INFO."""
+    hint = "start it with `make up`, or correct nats_url in the profile"
+    try:
+        parts = urlsplit(url if "//" in url else f"nats://{url}")
+        host, port = parts.hostname or "127.0.0.1", parts.port or 4222
+    except ValueError as error:
+        return Finding("NATS", False, f"nats_url is not an address: {error}", hint)
+    where = f"{host}:{port}"
+    try:
+        async with asyncio.timeout(_STEP_SECONDS):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                greeting = await reader.read(5)
+            finally:
+                writer.close()
+    except TimeoutError:
+        return Finding("NATS", False, f"no answer at {where}", hint)
+    except ConnectionRefusedError:
+        return Finding("NATS", False, f"nothing listens at {where}", hint)
+    except OSError as error:
+        return Finding("NATS", False, f"cannot connect to {where}: {error.strerror or error}", hint)
+    if greeting != b"INFO ":
+        return Finding("NATS", False, f"what listens at {where} is not NATS", hint)
+    return Finding("NATS", True, f"listens at {where}")
+
+
+async def _examine_mesh(here: Surroundings, chosen: Profile) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        async with here.connector()(chosen) as connection:
+            await _examine_services(connection, chosen, findings)
+    except errors.AimeshError as error:
+        findings.append(_wrong("mesh", error))
+        if len(findings) == 1:
+            findings += _unchecked("mesh", "auth", "gateway", "workers", "models")
+    return findings
+
+
+async def _examine_services(connection: Connection, chosen: Profile, findings: list[Finding]) -> None:
+    """Adds to ``findings`` as it goes, so that what was found stands even if the connection ends on the way."""
+    findings.append(await _check_auth(connection, chosen))
+    try:
+        health = await connection.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=_STEP_SECONDS)
+    except errors.AimeshError as error:
+        findings += [_wrong("gateway", error), *_unchecked("gateway", "workers", "models")]
+        return
+    findings.append(Finding("gateway", True, f"alive, {health.in_flight} requests in flight"))
+    hint = "aicli stack status shows the services; aicli stack logs gateway says more"
+    findings += [Finding(check.name, False, check.detail, hint) for check in health.checks if not check.ok]
+    findings.append(await _check_quota(connection, chosen))
+    findings += _check_workers(health)
+    findings += await _check_nodes(connection)
+
+
+async def _check_auth(connection: Connection, chosen: Profile) -> Finding:
+    """Any answer of auth shows that it is alive, a refusal too."""
+    if chosen.api_key is None:
+        alive = connection.alive(Role.AUTH) > 0
+        return Finding("auth", True, "alive") if alive else Finding("auth", None, "not heard of yet; nobody is logged in to ask it")
+    try:
+        listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), deadline_seconds=_STEP_SECONDS)
+    except errors.NotAuthenticated as error:
+        return Finding("auth", False, f"alive, but refuses the key: {error.message}", error.hint or "aicli login")
+    except errors.AimeshError as error:
+        return _wrong("auth", error)
+    return Finding("auth", True, f"alive, accepts the key; {sum(key.is_active for key in listed.keys)} keys are active")
+
+
+async def _check_quota(connection: Connection, chosen: Profile) -> Finding:
+    if chosen.api_key is None:
+        return Finding("quota", None, "not checked: nobody is logged in")
+    try:
+        left = await connection.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=_STEP_SECONDS)
+    except errors.AimeshError as error:
+        return _wrong("quota", error)
+    text = f"{left.remaining} of {left.limit_per_hour} requests left in this hour"
+    return Finding("quota", True, text) if left.remaining else Finding("quota", False, text, f"wait until {left.resets_at:%H:%M} UTC")
+
+
+def _check_workers(health: gateway.ServiceHealth) -> Iterator[Finding]:
+    if not health.workers:
+        hint = "start one with `aicli worker`, or look at `aicli stack status`"
+        yield Finding("workers", False, "none is alive and ready", hint)
+        yield from _unchecked("workers", "models")
+        return
+    yield Finding("workers", True, f"{health.workers} ready")
+    if health.models:
+        yield Finding("models", True, ", ".join(health.models))
+    else:
+        yield Finding("models", False, "no worker serves one", "start a worker with --model NAME=PATH")
+
+
+async def _check_nodes(connection: Connection) -> list[Finding]:
+    """Nodes that are alive and not used; those that are gone have said good-bye or are named by `aicli nodes`."""
+    try:
+        found = await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)
+    except errors.AimeshError as error:
+        return [_wrong("nodes", error)]
+    return [
+        Finding("nodes", False, f"{node.service} {node.id[:9]}… is not used: {node.why_not}", "aicli nodes shows all of them")
+        for node in found.nodes
+        if node.alive and not node.usable
+    ]

@@ -1,0 +1,64 @@
+"""What the exit status of `aicli` tells a script, for every way in which a command can end.
+
+The table is for ever, as the error codes are: scripts branch on both. ``tests/cli/test_exit_codes.py`` fails when an
+error is added to ``shared.errors`` without a line here.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_AUTHENTICATED = 3
+    LIMITED = 4
+    NOTHING_SERVES = 5
+    #: 128 + SIGINT, what a shell reports for a program that the signal ended.
+    INTERRUPTED = 130
+
+
+#: In the order of the help text.
+MEANINGS: dict[ExitCode, str] = {
+    ExitCode.OK: "it worked",
+    ExitCode.FAILED: "it failed; the message says why",
+    ExitCode.USAGE: "the command line, the profile or the request is wrong",
+    ExitCode.NOT_AUTHENTICATED: "no key, or not a valid one: aicli login",
+    ExitCode.LIMITED: "a rate limit, a quota or the budget is used up",
+    ExitCode.NOTHING_SERVES: "nothing there to serve it: no gateway, no worker, no such model",
+    ExitCode.INTERRUPTED: "interrupted; what ran on a worker was stopped",
+}
+
+#: Error code on the wire -> exit status.
+BY_ERROR: dict[str, ExitCode] = {
+    "already_exists": ExitCode.FAILED,
+    "bad_request": ExitCode.USAGE,
+    "bad_settings": ExitCode.USAGE,
+    "budget_exhausted": ExitCode.LIMITED,
+    "cancelled": ExitCode.INTERRUPTED,
+    "deadline_exceeded": ExitCode.FAILED,
+    "draining": ExitCode.NOTHING_SERVES,
+    "internal": ExitCode.FAILED,
+    "link_lost": ExitCode.FAILED,
+    "method_not_allowed": ExitCode.FAILED,
+    "model_crashed": ExitCode.FAILED,
+    "not_allowed": ExitCode.FAILED,
+    "not_authenticated": ExitCode.NOT_AUTHENTICATED,
+    "not_found": ExitCode.FAILED,
+    "not_reachable": ExitCode.NOTHING_SERVES,
+    "overloaded": ExitCode.NOTHING_SERVES,
+    "peer_failed": ExitCode.FAILED,
+    "protocol_violation": ExitCode.FAILED,
+    "rate_limited": ExitCode.LIMITED,
+    "too_large": ExitCode.USAGE,
+    "unavailable": ExitCode.NOTHING_SERVES,
+    "unknown_method": ExitCode.FAILED,
+    "unknown_model": ExitCode.NOTHING_SERVES,
+    "unsupported_media_type": ExitCode.USAGE,
+    "wrong_role": ExitCode.FAILED,
+}
+
+
+def for_error(code: str) -> ExitCode:
+    """The exit status for an error code; one that only a newer peer knows is a plain failure."""
+    return BY_ERROR.get(code, ExitCode.FAILED)

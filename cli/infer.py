@@ -1,0 +1,163 @@
+"""`aicli infer`: one prompt, its answer as it comes."""
+
+import sys
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import click
+
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.connection import Connection
+    from shared.api.gateway import InferenceRequest, InferenceResult
+
+#: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
+_MAX_PROMPT_BYTES = 1024 * 1024
+#: A worker may be loading its model, and a long answer takes its time; Ctrl-C is there for the impatient.
+_DEADLINE_SECONDS = 600
+#: What msgpack has room for, and more than any parameter means.
+_MAX_INTEGER = 2**63 - 1
+
+
+class _Parameters(TypedDict):
+    """The options that go to the gateway as they are; it knows their limits and says them."""
+
+    model: str | None
+    system: str | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    stop: tuple[str, ...]
+    seed: int | None
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("-m", "--model", metavar="NAME", help="The model to ask; `aicli models` lists them. Default: the gateway's.")
+@click.option("-s", "--system", metavar="TEXT", help="What the model should be and do, before the prompt.")
+@click.option("--max-tokens", type=click.IntRange(1), help="The most tokens to generate.")
+@click.option("--temperature", type=float, help="0 takes the likeliest token each time; more is more varied.")
+@click.option("--top-p", type=float, help="Choose among the likeliest tokens that together have this probability.")
+@click.option("--top-k", type=click.IntRange(0), help="Choose among so many likeliest tokens; 0 means all.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@click.option("--seed", type=int, help="The same seed gives the same answer.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object: text, model, usage, finish_reason, request_id.")
+@click.option("-v", "--verbose", is_flag=True, help="On a terminal, say at the end which model answered and how fast.")
+@click.pass_obj
+def infer(here: Surroundings, /, prompt: str, *, no_stream: bool, as_json: bool, verbose: bool, **parameters: Unpack[_Parameters]) -> None:
+    """Ask a model. PROMPT may be `-` to read it from stdin.
+
+    The answer streams to stdout. Ctrl-C stops the generation on the worker.
+    """
+    request = _request(_from_stdin() if prompt == "-" else prompt, parameters)
+
+    async def work(connection: "Connection") -> "tuple[str, InferenceResult]":
+        return await _ask(connection, request, show=not (no_stream or as_json))
+
+    text, result = here.run(work)
+    if as_json:
+        _show_object(text, result)
+    elif no_stream:
+        click.echo(_for_stdout(text), nl=not text.endswith("\n"))
+    if verbose and not as_json and sys.stderr.isatty():
+        from cli import output
+
+        click.echo(output.styled(output.printable(_summary(result)), "bright_black", sys.stderr), err=True)
+
+
+def _from_stdin() -> str:
+    text = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+    if len(text) > _MAX_PROMPT_BYTES:
+        from shared import errors
+
+        raise errors.TooLarge(f"the prompt is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten it, or ask about its parts")
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the prompt is not UTF-8: byte {error.start} does not fit") from error
+
+
+def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
+    from shared.api.gateway import InferenceRequest
+    from shared.types import ModelName
+
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty")
+    model = parameters["model"]
+    for text in (prompt, model or "", parameters["system"] or "", *parameters["stop"]):
+        _refuse_bad_text(text)
+    for number in (parameters["max_tokens"], parameters["top_k"], parameters["seed"]):
+        if number is not None and abs(number) > _MAX_INTEGER:
+            raise click.UsageError(f"{number} is too large: at most {_MAX_INTEGER}")
+    return InferenceRequest(
+        prompt=prompt,
+        model=None if model is None else ModelName(model),
+        system=parameters["system"],
+        max_tokens=parameters["max_tokens"],
+        temperature=parameters["temperature"],
+        top_p=parameters["top_p"],
+        top_k=parameters["top_k"],
+        stop=parameters["stop"],
+        seed=parameters["seed"],
+    )
+
+
+def _refuse_bad_text(text: str) -> None:
+    """Python keeps bytes of the command line that are no UTF-8 as lone surrogates (PEP 383), which no wire takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise click.UsageError("the command line is not UTF-8; read the prompt from stdin with -") from error
+
+
+async def _ask(connection: "Connection", request: "InferenceRequest", *, show: bool) -> "tuple[str, InferenceResult]":
+    """The answer and how it ended. With ``show`` it goes to stdout as it comes, and the text returned is empty."""
+    from cli.outlet import Outlet
+    from shared.api import gateway
+
+    outlet = Outlet(sys.stdout)
+    parts: list[str] = []
+    asked = gateway.ProcessInferenceRequest(request)
+    async with connection.stream(gateway.process_inference_request, asked, deadline_seconds=_DEADLINE_SECONDS) as answer:
+        try:
+            async for chunk in answer:
+                if show:
+                    await outlet.write(_for_stdout(chunk.text))
+                else:
+                    parts.append(chunk.text)
+        finally:
+            # On a terminal also before an error or a ^C, so that neither stands at the end of the answer's last line.
+            if show and sys.stdout.isatty():
+                await outlet.end_line()
+        if show:
+            await outlet.end_line()
+        return "".join(parts), answer.end
+
+
+def _for_stdout(text: str) -> str:
+    """A file or a pipe gets what the model wrote; a terminal only what is safe to show on one."""
+    from cli import output
+
+    return output.printable(text) if sys.stdout.isatty() else text
+
+
+def _show_object(text: str, result: "InferenceResult") -> None:
+    from cli import output
+
+    shown = output.plain(result)
+    assert isinstance(shown, dict)
+    usage = shown["usage"]
+    assert isinstance(usage, dict)
+    usage["total_tokens"] = result.usage.total_tokens
+    output.show_json({"text": text, **shown})
+
+
+def _summary(result: "InferenceResult") -> str:
+    usage = result.usage
+    seconds = (result.response_time_ms - result.first_token_ms) / 1000
+    # The first token comes at the start of that time, so one less was made in it.
+    speed = f", {(usage.completion_tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 and usage.completion_tokens > 1 else ""
+    first = f"first after {result.first_token_ms} ms"
+    return f"{result.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {first}{speed}"

@@ -1,0 +1,124 @@
+"""`aicli login` and `aicli logout`: a key for this machine, kept in the profile.
+
+The password and the session that it opens are dropped at once; what stays is a key, which the user sees in `aicli keys list`
+under the machine's name and can revoke from anywhere.
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.register import asked, password_from
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.connection import Connection
+    from cli.profile import Profile
+    from shared.api.auth import Credentials, NewApiKey, User
+    from shared.types import Credential
+
+
+@click.command()
+@click.argument("name", metavar="[USERNAME|EMAIL]", required=False)
+@click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
+@click.option("--key-name", metavar="NAME", help="What the new key is called. Default: this machine's name.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.pass_obj
+def login(here: Surroundings, /, name: str | None, *, password_stdin: bool, key_name: str | None, as_json: bool) -> None:
+    """Make a key for this machine and keep it in the profile in use."""
+    import platform
+
+    from cli import output, profile
+    from shared.api import auth
+
+    place = profile.find(here.environment, here.folder)
+    before = profile.read(place.path)
+    name = name or asked("username or e-mail address", "the argument USERNAME")
+    by_email = "@" in name
+    credentials = auth.Credentials(
+        password=password_from(password_stdin, confirm=False),
+        username=None if by_email else name,
+        email=name if by_email else None,
+    )
+    title = key_name or platform.node() or "aicli"
+
+    async def work(connection: "Connection") -> "tuple[User, NewApiKey]":
+        return await _exchange(connection, credentials, title, before.api_key)
+
+    user, made = here.run(work, key_needed=False)
+    kept = _keep_other_account(place.path, before, user.username)
+    profile.write(place.path, replace(before, api_key=made.api_key, username=user.username))
+    if as_json:
+        output.show_json(output.plain(user))
+        return
+    click.echo(f"Logged in as {output.printable(user.username)}; the key {output.printable(made.key.name)!r} is in {place.path}.")
+    if kept:
+        output.note(f"{before.username} was logged in before; AICLI_PROFILE={kept} goes on as {before.username}.")
+    if here.environment.get("AICLI_API_KEY"):
+        output.note("AICLI_API_KEY is set and still goes before the profile's key.")
+
+
+async def _exchange(connection: "Connection", credentials: "Credentials", title: str, old: "Credential | None") -> "tuple[User, NewApiKey]":
+    """A session for the password, a key for the session, and the session closed again."""
+    from shared.api import auth
+
+    session = await connection.call(auth.login_user, auth.LoginUser(credentials))
+    token = session.access_token
+    try:
+        made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title), credential=token)
+        if old is not None:
+            # The key that this profile forgets now would else stay valid, and nobody would know where it is.
+            listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=token)
+            for key in listed.keys:
+                if key.is_active and _is_shown_as(old, key.preview):
+                    await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(key.id)), credential=token)
+    finally:
+        await connection.call(auth.logout_user, auth.LogoutUser(session.session_token), credential=token)
+    return session.user, made
+
+
+def _is_shown_as(key: "Credential", preview: str) -> bool:
+    """Whether a preview, the first 12 and the last 4 characters with something between, may be this key's."""
+    return len(key) > 16 and preview.startswith(key[:12]) and preview.endswith(key[-4:])
+
+
+def _keep_other_account(path: Path, before: "Profile", username: str) -> Path | None:
+    """Logging in as somebody else must not lose the first account's key, above all the admin's that `make up` made."""
+    from cli import profile
+
+    if before.api_key is None or not before.username or before.username == username:
+        return None
+    safe = "".join(char if char.isalnum() or char in "-_" else "_" for char in before.username)
+    kept = path.with_name(f"{path.stem}.{safe}.toml")
+    profile.write(kept, before)
+    return kept
+
+
+@click.command()
+@click.pass_obj
+def logout(here: Surroundings) -> None:
+    """Revoke this machine's key and forget it."""
+    from cli import profile
+    from shared import errors
+    from shared.api import auth
+
+    place = profile.find(here.environment, here.folder)
+    before = profile.read(place.path)
+    key = before.api_key
+    if key is None:
+        raise errors.NotAuthenticated("this profile has no key: nobody is logged in")
+
+    async def work(connection: "Connection") -> None:
+        listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=key)
+        for entry in listed.keys:
+            if entry.is_active and _is_shown_as(key, entry.preview):
+                await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=key)
+
+    # A key that was revoked elsewhere is refused; what is left to do is to forget it.
+    with suppress(errors.NotAuthenticated):
+        here.run(work)
+    profile.write(place.path, replace(before, api_key=None, username=None))
+    click.echo("Logged out; the key is revoked.")

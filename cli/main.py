@@ -1,0 +1,184 @@
+"""`aicli`: the command that people and scripts use. Owns the list of commands and how a command ends.
+
+Only click is imported here; each command imports what it needs when it runs, because half a second of imports is what a
+user would notice most.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from cli.exit_codes import MEANINGS, ExitCode, for_error
+from cli.lazy import LazyGroup
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from shared.errors import AimeshError
+
+COMMANDS = {
+    "infer": "cli.infer:infer",
+    "models": "cli.models:models",
+    "nodes": "cli.nodes:nodes",
+    "usage": "cli.usage:usage",
+    "quota": "cli.usage:quota",
+    "register": "cli.register:register",
+    "login": "cli.login:login",
+    "logout": "cli.login:logout",
+    "keys": "cli.keys:keys",
+    "dashboard": "cli.dashboard:dashboard",
+    "worker": "cli.worker:worker",
+    "doctor": "cli.doctor:doctor",
+    "stack": "cli.stack.commands:stack",
+    "admin": "cli.admin:admin",
+    "completion": "cli.completion:completion",
+}
+
+_EXIT_CODES = "\n".join(["\b", "Exit codes:", *(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
+_ENVIRONMENT = """\b
+Environment:
+  AICLI_PROFILE  a profile's name, or the path of its file
+  AICLI_API_KEY  the key to use in place of the profile's
+  AIMESH_HOME    the folder of the stack to use
+  AICLI_DEBUG    1 shows tracebacks
+  NO_COLOR       any value turns colour off"""
+
+
+class _ReaderLeft(Exception):
+    """Nobody reads stdout any more."""
+
+
+class Aicli(LazyGroup):
+    """The group of all commands; every way in which one can end goes through ``main``."""
+
+    def main(  # type: ignore[override]  # narrower than click's overloads: it always exits
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: object
+    ) -> NoReturn:
+        arguments = list(sys.argv[1:] if args is None else args)
+        as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+        extra["standalone_mode"] = False
+        try:
+            result = super().main(arguments, prog_name or "aicli", **extra)  # type: ignore[call-overload]
+            sys.stdout.flush()
+            # Without standalone mode, click returns the code of ctx.exit() in place of raising.
+            code = result if isinstance(result, int) else ExitCode.OK
+        except (KeyboardInterrupt, click.Abort):
+            code = _interrupted(as_json)
+        except (_ReaderLeft, BrokenPipeError):
+            code = _reader_left()
+        except click.ClickException as error:
+            code = _refused(error, as_json)
+        except Exception as error:
+            if os.environ.get("AICLI_DEBUG") == "1":
+                raise
+            code = _failed(error, as_json)
+        sys.exit(int(code))
+
+    def invoke(self, ctx: click.Context) -> object:
+        # Before click sees them: it would print an empty line for the one and exit with 1 for the other.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.Abort from error
+        except BrokenPipeError as error:
+            raise _ReaderLeft from error
+
+
+def _interrupted(as_json: bool) -> ExitCode:
+    from cli import output
+
+    if sys.stderr.isatty() and not as_json:
+        click.echo(err=True)  # ends the line with the ^C
+    output.show_error("interrupted", "interrupted", "", as_json=as_json)
+    return ExitCode.INTERRUPTED
+
+
+def _reader_left() -> ExitCode:
+    """`aicli infer … | head -1`: who reads has had enough, which is no failure."""
+    # Python flushes stdout once more when it exits, so it must lead somewhere. (OSError: it is no file, as in tests.)
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.OK
+
+
+def _refused(error: click.ClickException, as_json: bool) -> int:
+    from cli import output
+
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
+        error.show()
+        return error.exit_code
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"see {context.command_path} --help" if context else ""
+    code = "usage" if isinstance(error, click.UsageError) else "failed"
+    output.show_error(code, error.format_message(), hint, as_json=as_json)
+    return error.exit_code
+
+
+def _failed(error: Exception, as_json: bool) -> ExitCode:
+    from cli import output
+    from shared import errors
+
+    known = _as_known(error)
+    hint = known.hint
+    if not hint and known.retry_after_seconds:
+        hint = f"try again in {known.retry_after_seconds:.0f} s"
+    code = errors.code_of(known)
+    output.show_error(code, known.message, hint, as_json=as_json)
+    return for_error(code)
+
+
+def _as_known(error: Exception) -> "AimeshError":
+    """An error of ours as it is; of a group the first of ours; anything else is a bug of aicli, or of the machine."""
+    from shared import errors
+
+    if isinstance(error, errors.AimeshError):
+        return error
+    if isinstance(error, ExceptionGroup):
+        return _as_known(error.exceptions[0])
+    if isinstance(error, OSError) and error.strerror:
+        return errors.Internal(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+    return errors.Internal(f"{type(error).__name__}: {error}", hint="AICLI_DEBUG=1 shows where; this is a bug worth reporting")
+
+
+def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib import metadata
+
+    try:
+        click.echo(f"aicli {metadata.version('aimesh')}")
+    except metadata.PackageNotFoundError:
+        click.echo("aicli (not installed; run from a checkout)")
+    context.exit()
+
+
+@click.group(
+    cls=Aicli, places=COMMANDS, epilog=f"{_EXIT_CODES}\n\n{_ENVIRONMENT}", context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option("--profile", metavar="NAME", help="The profile to use: a name, or the path of its file.")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit.")
+@click.pass_context
+def aicli(context: click.Context, profile: str | None) -> None:
+    """Your own AI, on your own machines: ask models, manage keys, run workers.
+
+    `aicli infer "Say hello"` asks the default model. Every listing takes --json.
+    """
+    here = context.obj if isinstance(context.obj, Surroundings) else Surroundings(os.environ, Path.cwd())
+    context.obj = here.with_profile(profile) if profile else here
+
+
+def main() -> NoReturn:
+    """The entry point of the program."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets an escape in its place, not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    aicli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""`aicli nodes`: who is on the mesh, and why a node is not used."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from shared.api.gateway import NodeRow
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_obj
+def nodes(here: Surroundings, /, *, as_json: bool) -> None:
+    """List the nodes of the mesh, and why one is not used."""
+    from cli import output
+    from cli.output import Column
+    from shared.api import gateway
+
+    found = here.ask(gateway.list_nodes, gateway.ListNodes(), key_needed=False)
+    columns: list[Column[NodeRow]] = [
+        # The start of a node's id tells nodes apart; scripts get the whole one.
+        Column("NODE", lambda node: node.id[:9]),
+        Column("SERVICE", lambda node: node.service),
+        Column("PATH", lambda node: node.path),
+        Column("STATE", _state, _style),
+        Column("SINCE", lambda node: output.ago(node.since)),
+        Column("LOAD", _load),
+        Column("MODELS", lambda node: output.names(node.models)),
+    ]
+    output.show_rows(found.nodes, columns, as_json=as_json, empty="No nodes: start the services with `make up`")
+
+
+def _state(node: "NodeRow") -> str:
+    if node.usable:
+        return "used"
+    return f"{'not used' if node.alive else 'gone'}: {node.why_not}"
+
+
+def _style(node: "NodeRow") -> str:
+    if node.usable:
+        return "green"
+    return "yellow" if node.alive else "red"
+
+
+def _load(node: "NodeRow") -> str:
+    if not node.slots:
+        return "–"
+    queued = f" +{node.queued}" if node.queued else ""
+    return f"{node.running}/{node.slots}{queued}"

@@ -1,0 +1,188 @@
+"""A profile: which mesh, as which node, with whose key. Finds, reads and writes the TOML files that hold one.
+
+The first that applies wins: AICLI_PROFILE, AIMESH_HOME, the stack of the checkout that the command runs in, the user's own
+default profile. AICLI_API_KEY replaces the key of whichever it is. A place that was named outright and holds no profile is
+an error and never skipped: the command would go to another mesh than the one that was asked for.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shared import errors
+from shared.types import Credential, MeshName
+
+FILE = "profile.toml"
+DEFAULT = "default"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+#: A profile is six short lines; whatever is longer is not one.
+_MAX_BYTES = 64 * 1024
+_HOME = MeshName("home")
+_STRINGS = ("mesh", "nats_url", "node_key_file", "api_key", "username", "web_url")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    node_key_file: Path
+    mesh: MeshName = _HOME
+    nats_url: str = "nats://127.0.0.1:4222"
+    #: None until somebody logs in.
+    api_key: Credential | None = None
+    #: Whose key it is, for people; nothing is decided by it.
+    username: str | None = None
+    #: Where `aicli dashboard` sends the browser.
+    web_url: str = "http://127.0.0.1:3000"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a profile is, or would be, and what pointed there."""
+
+    path: Path
+    why: str
+
+
+def folder_of_user(environment: Mapping[str, str]) -> Path:
+    """The user's own profiles: $XDG_CONFIG_HOME/aimesh/profiles."""
+    config = environment.get("XDG_CONFIG_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    root = Path(config) if config.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".config"
+    return root / "aimesh" / "profiles"
+
+
+def find(environment: Mapping[str, str], folder: Path) -> Place:
+    """The profile that a command in ``folder`` uses; raises BadSettings if there is none."""
+    if chosen := environment.get("AICLI_PROFILE"):
+        return _named(chosen, environment, folder)
+    if home := environment.get("AIMESH_HOME"):
+        path = (folder / home).expanduser() / FILE
+        if not path.is_file():
+            raise errors.BadSettings(f"AIMESH_HOME is {home}, which has no {FILE}", hint="make up creates it; or unset AIMESH_HOME")
+        return Place(path, "AIMESH_HOME")
+    for parent in _checkout(folder):
+        path = parent / ".aimesh" / FILE
+        if path.is_file():
+            _refuse_foreign(path)
+            return Place(path, f"the stack in {parent}")
+    default = folder_of_user(environment) / f"{DEFAULT}.toml"
+    if default.is_file():
+        return Place(default, "the default profile")
+    raise errors.BadSettings(
+        "no profile: aicli does not know which mesh to talk to",
+        hint="run `make up` in the checkout, or set AICLI_PROFILE to a profile file",
+    )
+
+
+def _named(chosen: str, environment: Mapping[str, str], folder: Path) -> Place:
+    if "/" in chosen or chosen.endswith(".toml"):
+        path = folder / Path(chosen).expanduser()
+    elif _NAME.fullmatch(chosen):
+        path = folder_of_user(environment) / f"{chosen}.toml"
+    else:
+        raise errors.BadSettings(f"{chosen!r} is neither a profile's name nor a path", hint="names have letters, digits, . _ and -")
+    if not path.is_file():
+        raise errors.BadSettings(f"there is no profile {chosen!r} ({path})", hint="unset AICLI_PROFILE, or name one that exists")
+    return Place(path, f"AICLI_PROFILE={chosen}")
+
+
+def _checkout(folder: Path) -> Iterator[Path]:
+    """``folder`` and its parents up to the root of the checkout. Outside of one only ``folder``: a profile that lies in
+    some parent, such as /tmp, is anybody's."""
+    parents = [folder, *folder.parents]
+    for marker in (".git", "pyproject.toml"):
+        for depth, parent in enumerate(parents):
+            if (parent / marker).exists():
+                return iter(parents[: depth + 1])
+    return iter([folder])
+
+
+def _refuse_foreign(path: Path) -> None:
+    """As git does: whose folder it is decides where prompts and keys go, so a stranger's is not followed unasked."""
+    if path.stat().st_uid not in (os.geteuid(), 0):
+        raise errors.BadSettings(f"{path} belongs to another user", hint=f"AICLI_PROFILE={path} uses it all the same")
+
+
+def load(environment: Mapping[str, str], folder: Path) -> Profile:
+    """The profile to use, with the key from AICLI_API_KEY if that is set; raises BadSettings."""
+    found = read(find(environment, folder).path)
+    if key := environment.get("AICLI_API_KEY", "").strip():
+        # Whose key that is, is not known here.
+        return replace(found, api_key=Credential(key), username=None)
+    return found
+
+
+def read(path: Path) -> Profile:
+    """The profile in a file; raises BadSettings if others can read it or it is not one. Unknown fields are ignored: a
+    newer version may have written them."""
+    import tomllib
+
+    try:
+        if path.stat().st_mode & 0o077:
+            raise errors.BadSettings(f"{path} can be read by others, and it holds a key", hint=f"chmod 600 {path}")
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise errors.BadSettings(f"{path} is not a profile: it is longer than {_MAX_BYTES // 1024} KiB")
+        fields = tomllib.loads(text.decode())
+    except OSError as error:
+        raise errors.BadSettings(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise errors.BadSettings(f"{path} is not a profile: {error}", hint="delete it and run `make up` again") from error
+    known: dict[str, str] = {}
+    for name in _STRINGS:
+        value = fields.get(name, "")
+        if not isinstance(value, str):
+            raise errors.BadSettings(f"{path}: {name} must be a string in quotes")
+        if value:
+            known[name] = value
+    if "node_key_file" not in known:
+        raise errors.BadSettings(f"{path} does not say node_key_file", hint="aicli stack init makes a node key for this machine")
+    blank = Profile(node_key_file=path.parent / Path(known["node_key_file"]).expanduser())
+    return Profile(
+        node_key_file=blank.node_key_file,
+        mesh=MeshName(known.get("mesh", blank.mesh)),
+        nats_url=known.get("nats_url", blank.nats_url),
+        api_key=Credential(known["api_key"]) if "api_key" in known else None,
+        username=known.get("username"),
+        web_url=known.get("web_url", blank.web_url),
+    )
+
+
+def write(path: Path, profile: Profile) -> None:
+    """Put a profile in place of the file, whole or not at all, readable by its owner only; raises BadSettings."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # mkstemp makes it 0600 from its first moment.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(render(profile).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink()
+            raise
+    except OSError as error:
+        raise errors.BadSettings(f"cannot write {path}: {error.strerror}") from error
+
+
+def render(profile: Profile) -> str:
+    """The TOML text of a profile."""
+    fields = {
+        "mesh": profile.mesh,
+        "nats_url": profile.nats_url,
+        "web_url": profile.web_url,
+        "node_key_file": str(profile.node_key_file),
+        "username": profile.username,
+        "api_key": profile.api_key,
+    }
+    return "".join(f"{name} = {_quoted(value)}\n" for name, value in fields.items() if value is not None)
+
+
+def _quoted(value: str) -> str:
+    """A TOML basic string (toml.io v1.0.0, "String"): quotes, backslashes and control characters escaped."""
+    return '"' + "".join(f"\\u{ord(char):04X}" if char in '"\\\x7f' or char < " " else char for char in value) + '"'

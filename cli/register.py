@@ -1,0 +1,48 @@
+"""`aicli register`, and how a password gets in: from a prompt or from stdin, never from the command line."""
+
+import sys
+
+import click
+
+from cli.surroundings import Surroundings
+
+
+def password_from(stdin: bool, *, confirm: bool) -> str:
+    """The password, from the first line of stdin or from a person; raises click.UsageError if there is neither."""
+    if stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+        if not password:
+            raise click.UsageError("stdin has no password in its first line")
+        return password
+    return asked("password", "--password-stdin", hidden=True, confirm=confirm)
+
+
+def asked(what: str, otherwise: str, *, hidden: bool = False, confirm: bool = False) -> str:
+    """What a person types at the terminal; without one, a script is told how to say it."""
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"no terminal to ask for the {what}: use {otherwise}")
+    answer: str = click.prompt(what.capitalize(), hide_input=hidden, confirmation_prompt=confirm, err=True)
+    return answer
+
+
+@click.command()
+@click.argument("username", required=False)
+@click.option("--email", metavar="ADDRESS", help="The account's e-mail address.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.pass_obj
+def register(here: Surroundings, /, username: str | None, email: str | None, *, password_stdin: bool, as_json: bool) -> None:
+    """Open an account. Asks for whatever is not given."""
+    from cli import output
+    from shared.api import auth
+
+    data = auth.UserData(
+        username=username or asked("username", "the argument USERNAME"),
+        email=email or asked("e-mail address", "--email"),
+        password=password_from(password_stdin, confirm=True),
+    )
+    user = here.ask(auth.register_user, auth.RegisterUser(data), key_needed=False)
+    if as_json:
+        output.show_json(output.plain(user))
+    else:
+        click.echo(f"Account {output.printable(user.username)} is open. Next: aicli login {output.printable(user.username)}")

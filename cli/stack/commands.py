@@ -1,0 +1,170 @@
+"""`aicli stack …`: the commands. Each imports what it needs when it runs, so that other commands start fast."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cli.stack.control import ProgramStatus
+    from cli.stack.home import Home
+    from cli.stack.settings import StackSettings
+
+
+@click.group()
+def stack() -> None:
+    """Run the whole platform on this machine: five services with a real PostgreSQL, Valkey and NATS.
+
+    Everything lies in AIMESH_HOME (./.aimesh of the checkout). Ports and other settings come from the environment and are
+    remembered; see docs/reference/settings.md.
+    """
+
+
+def _home() -> "Home":
+    from cli.stack import home
+
+    return home.locate(os.environ)
+
+
+def _say(text: str) -> None:
+    click.echo(f"  {text}", err=True)
+
+
+@stack.command()
+def init() -> None:
+    """Make secrets, node keys and the servers' configuration; starts nothing, overwrites nothing."""
+    from cli.stack import initialise
+
+    home = _home()
+    made = initialise.ensure(home, os.environ, Path.cwd()).made
+    click.echo(f"{home.root}: " + (f"made {len(made)} secrets and node keys" if made else "all there"))
+
+
+@stack.command()
+@click.option("--ask", metavar="PROMPT", help="When all is ready, ask the default model this.")
+def up(ask: str | None) -> None:
+    """Start everything in the background and wait until it is ready; repairs what is missing."""
+    from cli.stack import first_run, up_down
+
+    home = _home()
+    settings = asyncio.run(up_down.up(home, os.environ, Path.cwd(), _say))
+    asyncio.run(first_run.ensure_profile(home, settings))
+    if ask is not None:
+        _ask(home, ask)
+    _show_places(home, settings)
+
+
+def _ask(home: "Home", prompt: str) -> None:
+    import subprocess
+    import sys
+
+    click.echo(f"\n$ aicli infer {prompt!r}")
+    sys.stdout.flush()
+    environment = {name: value for name, value in os.environ.items() if name not in ("AICLI_PROFILE", "AICLI_API_KEY")}
+    environment["AIMESH_HOME"] = str(home.root)
+    command = [sys.executable, "-m", "cli.main", "infer", "--max-tokens", "64", prompt]
+    try:
+        done = subprocess.run(  # noqa: S603 - ourselves
+            command, env=environment, cwd=Path(__file__).resolve().parents[2], check=False, timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        raise click.ClickException("the first answer took more than 2 minutes; see: aicli doctor") from None
+    if done.returncode != 0:
+        raise click.ClickException("everything runs, but the first answer failed; see: aicli doctor")
+
+
+def _show_places(home: "Home", settings: "StackSettings") -> None:
+    from cli.stack import first_run, plan
+
+    gateway = plan.url_of("gateway", settings)
+    page = first_run.page(home)
+    rows = [
+        ("web", plan.url_of("web", settings)),
+        ("API", f"{gateway}/v1   (OpenAI-compatible; reference: {gateway}/docs)"),
+        ("metrics", f"{plan.url_of('metrics', settings)}/metrics"),
+        ("user", first_run.ADMIN),
+        ("password and key", str(page if page.exists() else home.profile)),
+    ]
+    click.echo("\naimesh is up.")
+    for name, value in rows:
+        click.echo(f"  {name:<17} {value}")
+    click.echo('  next: aicli infer "…" · aicli dashboard · make status · make down')
+
+
+@stack.command()
+def down() -> None:
+    """Stop everything in order; the data stays."""
+    from cli.stack import up_down
+
+    ran = asyncio.run(up_down.down(_home(), _say))
+    click.echo("stopped; the data is kept" if ran else "nothing was running")
+
+
+@stack.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def status(context: click.Context, /, *, as_json: bool) -> None:
+    """Show what runs, since when, and what does not; fails when something is not ready."""
+    from cli import output
+    from cli.output import Column
+    from cli.stack import overview
+    from cli.stack.overview import Row
+
+    rows = asyncio.run(overview.collect(_home()))
+    columns: list[Column[Row]] = [
+        Column("PROGRAM", lambda row: row.name),
+        Column("STATE", lambda row: row.state, lambda row: "green" if row.ready else "red"),
+        Column("SINCE", lambda row: output.ago(row.since)),
+        Column("PID", lambda row: str(row.pid or "–")),
+        Column("CRASHES", lambda row: str(row.crashes)),
+        Column("URL", lambda row: row.url or ""),
+        Column("WHY", lambda row: row.why),
+    ]
+    output.show_rows(rows, columns, as_json=as_json, empty="nothing runs; start it with: make up")
+    if not rows or not all(row.ready for row in rows):
+        context.exit(1)
+
+
+@stack.command()
+@click.argument("program", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
+@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(min=1, max=10_000), help="How many lines from the end.")
+def logs(program: str | None, follow: bool, lines: int) -> None:
+    """Show the log of one PROGRAM, or of all."""
+    from cli import output
+    from cli.stack import logs as log_files
+
+    home = _home()
+    known = {path.stem: path for path in sorted(home.logs.glob("*.log"))}
+    if program is not None and program not in known:
+        raise click.UsageError(f"there is no log of {program!r}; there are: {', '.join(known) or 'none yet'}")
+    chosen = known if program is None else {program: known[program]}
+
+    def show(name: str, text: str) -> None:
+        click.echo(output.printable(text if program is not None else f"{name:<15} {text}"))
+
+    if follow:
+        for line in log_files.follow(chosen, lines):
+            show(line.program, line.text)
+    for name, path in chosen.items():
+        for text in log_files.tail(path, lines):
+            show(name, text)
+
+
+@stack.command()
+@click.argument("program")
+def restart(program: str) -> None:
+    """Stop one PROGRAM (it finishes what runs, for up to 30 s) and start it again."""
+    from cli.stack import control, overview
+
+    home = _home()
+    before = asyncio.run(control.ask(home.control_socket, control.Status()))
+    answer = asyncio.run(control.ask(home.control_socket, control.Restart(program)))
+    if answer is None:
+        raise click.ClickException("nothing runs; start it with: make up")
+    if not answer.ok:
+        raise click.UsageError(answer.error)
+    again: ProgramStatus = asyncio.run(overview.until_restarted(home, program, before))
+    click.echo(f"{program} runs again, pid {again.pid}")

@@ -1,0 +1,170 @@
+"""Keeps one program running: starts it, waits for its end or an order, and does what ``restarts`` decides.
+
+The program's state has one owner, the task in ``run``; everybody else puts an event into its queue or reads ``status``.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.stack import home as homes
+from cli.stack import processes, restarts
+from cli.stack.control import ProgramStatus
+from cli.stack.program import Program
+from cli.stack.restarts import History, RestartIn, StayDown
+
+_log = logging.getLogger("supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    pid: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestartWanted:
+    """By a person: past crashes are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopWanted:
+    """For good."""
+
+
+Event = Exited | RestartWanted | StopWanted
+
+
+class Keeper:
+    """``remember`` is told of every process that is started, before anything can go wrong with it."""
+
+    def __init__(self, program: Program, log: Path, tasks: asyncio.TaskGroup, remember: Callable[[processes.Child], None]) -> None:
+        self.program = program
+        self.status = ProgramStatus(program.name, "stopped", None, time.time(), 0, "")
+        self._remember = remember
+        self._log_file = log
+        self._tasks = tasks
+        # One exit per process and a few orders by people; more than this is somebody in a loop.
+        self._events: asyncio.Queue[Event] = asyncio.Queue(maxsize=16)
+        self._history = History()
+        self._crashes = 0
+
+    def order(self, event: RestartWanted | StopWanted) -> bool:
+        """Whether there was room for it."""
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull:
+            return False
+        return True
+
+    async def run(self) -> None:
+        """Until StopWanted; raises nothing."""
+        while True:
+            started = time.monotonic()
+            event: Event | None = await self._live()
+            if isinstance(event, Exited):
+                event = await self._pause(event.status, started)
+            if isinstance(event, StopWanted):
+                break
+        self._become("stopped")
+
+    async def _live(self) -> Event:
+        """Start a process and stay with it until it has ended, by itself or because somebody wants it to."""
+        try:
+            process = await self._start()
+        except OSError as error:
+            self._write(f"cannot start {self.program.name}: {error.strerror}: {error.filename}\n")
+            return Exited(0, restarts.CANNOT_START_STATUS)
+        event = await self._next(process.pid)
+        if not isinstance(event, Exited):
+            self._become("stopping", pid=process.pid)
+            await self._end(process)
+        return event
+
+    async def _start(self) -> Process:
+        self._become("starting")
+        with self._log_file.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *self.program.command,
+                env=self.program.environment,
+                cwd=homes.checkout(),
+                stdin=DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+                preexec_fn=processes.dies_with_parent(self.program.stop_signal, os.getpid()),
+            )
+        self._remember(processes.Child(self.program.name, process.pid, processes.start_of(process.pid) or 0))
+        _log.info("%s: started, pid %d", self.program.name, process.pid)
+        self._tasks.create_task(self._watch(process))
+        self._become("running", pid=process.pid)
+        return process
+
+    async def _watch(self, process: Process) -> None:
+        status = await process.wait()
+        # What it started itself must not go on without it: an engine would hold the model's memory.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await self._events.put(Exited(process.pid, status))
+
+    async def _next(self, pid: int) -> Event:
+        """The next event that is about the present process, or an order."""
+        while True:
+            event = await self._events.get()
+            if not isinstance(event, Exited) or event.pid == pid:
+                return event
+
+    async def _end(self, process: Process) -> None:
+        """Ask it to stop, wait out its grace, kill it. Orders that come meanwhile are put behind."""
+        process.send_signal(self.program.stop_signal)
+        try:
+            async with asyncio.timeout(self.program.grace_seconds):
+                await process.wait()
+        except TimeoutError:
+            _log.warning("%s: did not stop within %.0f s; killed", self.program.name, self.program.grace_seconds)
+            process.kill()
+            await process.wait()
+        _log.info("%s: stopped", self.program.name)
+
+    async def _pause(self, status: int, started: float) -> Event | None:
+        """After a crash: wait as long as the policy says, or until the order that is returned."""
+        self._crashes += 1
+        decision = restarts.decide(
+            self._history, status=status, hopeless_status=self.program.hopeless_status, started_at=started, now=time.monotonic()
+        )
+        ended = f"ended with {restarts.describe(status)}"
+        pause: float | None = None
+        match decision:
+            case RestartIn(history, seconds):
+                self._history = history
+                pause = seconds
+                _log.warning("%s: %s; starts again in %.0f s", self.program.name, ended, seconds)
+                self._become("waiting", why=f"{ended}; starts again in {seconds:.0f} s")
+            case StayDown(why):
+                _log.error("%s: stays down: %s", self.program.name, why)
+                self._become("down", why=why)
+        event = await self._order_within(pause)
+        if isinstance(event, RestartWanted):
+            self._history = History()
+        return event
+
+    async def _order_within(self, seconds: float | None) -> Event | None:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._next(0)
+        except TimeoutError:
+            return None
+
+    def _become(self, state: str, *, pid: int | None = None, why: str = "") -> None:
+        self.status = ProgramStatus(self.program.name, state, pid, time.time(), self._crashes, why)
+
+    def _write(self, text: str) -> None:
+        with self._log_file.open("a", encoding="utf-8") as output:
+            output.write(text)

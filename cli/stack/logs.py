@@ -1,0 +1,75 @@
+"""The log files of a stack: bounded in size, read from the end, followed across rotations.
+
+A file is copied and emptied when it is too long: its writers append, so they need not know. The lines of the moment
+between copy and emptying may be lost, which is why nothing but logs goes there.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+#: With one predecessor, at most twice this per program.
+MAX_BYTES = 10 * 1024 * 1024
+_TAIL_BYTES = 256 * 1024
+_FOLLOW_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    program: str
+    text: str
+
+
+def rotate(path: Path, max_bytes: int = MAX_BYTES) -> bool:
+    """Whether the file was too long and has been put aside."""
+    try:
+        if path.stat().st_size <= max_bytes:
+            return False
+        aside = path.with_suffix(".log.1")
+        with path.open("rb") as source, aside.open("wb") as target:
+            # The end is what somebody will look for.
+            source.seek(-max_bytes, os.SEEK_END)
+            target.write(source.read(max_bytes))
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines; empty when there is no such file."""
+    return _read_end(path, lines)[0]
+
+
+def _read_end(path: Path, lines: int) -> tuple[list[str], int]:
+    """The last lines, and how far we have read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-lines:], file.tell()
+    except FileNotFoundError:
+        return [], 0
+
+
+def follow(paths: Mapping[str, Path], lines: int) -> Iterator[Line]:
+    """The last lines of each file, and then whatever is added to any, for ever."""
+    offsets: dict[str, int] = {}
+    rest: dict[str, bytes] = {}
+    for name, path in paths.items():
+        texts, offsets[name] = _read_end(path, lines)
+        yield from (Line(name, text) for text in texts)
+    while True:
+        for name, path in paths.items():
+            if not path.exists():
+                continue
+            if path.stat().st_size < offsets[name]:  # rotated
+                offsets[name] = 0
+            with path.open("rb") as file:
+                file.seek(offsets[name])
+                added = rest.get(name, b"") + file.read(_TAIL_BYTES)
+                offsets[name] = file.tell()
+            *whole, rest[name] = added.split(b"\n")
+            yield from (Line(name, text.decode(errors="replace")) for text in whole)
+        time.sleep(_FOLLOW_SECONDS)

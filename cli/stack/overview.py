@@ -1,0 +1,64 @@
+"""What `aicli stack status` shows: the supervisor's view of each program together with the program's own."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import msgspec
+
+from cli.stack import control, plan, probes, settings
+from cli.stack.control import Answer, ProgramStatus
+from cli.stack.home import Home
+from shared import errors
+
+_RESTART_SECONDS = 60.0
+_LOOK_SECONDS = 0.1
+
+
+class Row(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    ready: bool
+    since: datetime
+    pid: int | None
+    crashes: int
+    url: str | None
+    why: str
+
+
+async def collect(home: Home) -> list[Row]:
+    """One row per program; empty when nothing runs."""
+    answer = await control.ask(home.control_socket, control.Status())
+    if answer is None:
+        return []
+    stack = settings.load(settings.read_recorded(home))
+    urls = {name: plan.url_of(name, stack) for name in (*plan.SERVICES, *((plan.ECHO,) if stack.echo else ()))}
+    return list(await asyncio.gather(*(_row(program, urls.get(program.name)) for program in answer.programs)))
+
+
+async def _row(program: ProgramStatus, url: str | None) -> Row:
+    runs = program.state == "running"
+    health = await probes.health_of(url) if runs and url is not None else probes.Health(runs, "")
+    return Row(
+        name=program.name,
+        state="ready" if health.ready else "not ready" if runs else program.state,
+        ready=health.ready,
+        since=datetime.fromtimestamp(program.since, UTC),
+        pid=program.pid,
+        crashes=program.crashes,
+        url=url,
+        why=program.why or health.why,
+    )
+
+
+async def until_restarted(home: Home, name: str, before: Answer | None) -> ProgramStatus:
+    """Wait for a process other than that of ``before``; raises Internal if none comes within a minute."""
+    old = before.program(name) if before else None
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while time.monotonic() < deadline:
+        answer = await control.ask(home.control_socket, control.Status())
+        now = answer.program(name) if answer else None
+        if now is not None and now.state == "running" and (old is None or now.pid != old.pid):
+            return now
+        await asyncio.sleep(_LOOK_SECONDS)
+    raise errors.Internal(f"{name} did not come back within {_RESTART_SECONDS:.0f} s", hint=f"aicli stack logs {name}")

@@ -1,0 +1,82 @@
+"""Are the ports free, and if not, who has them and which setting moves us elsewhere?"""
+
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cli.stack import processes
+from shared import errors
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A port that a program of ours will listen on."""
+
+    port: int
+    program: str
+    #: The setting that changes it.
+    variable: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who listens there; unknown when it is another user's process."""
+
+    pid: int | None
+    name: str | None
+
+
+def find_conflicts(wanted: Sequence[Wanted], held: dict[int, Holder]) -> list[str]:
+    """One sentence per port that cannot be had: taken, impossible, or wanted twice. Pure."""
+    found = []
+    seen: dict[int, Wanted] = {}
+    for want in wanted:
+        if not 0 < want.port < 65536:
+            found.append(f"{want.variable}={want.port} is not a port; choose one between 1 and 65535")
+        elif want.port in seen:
+            other = seen[want.port]
+            found.append(f"port {want.port} is wanted by {other.program} and {want.program}: set {want.variable} or {other.variable}")
+        elif want.port in held:
+            holder = held[want.port]
+            who = "another user's process" if holder.pid is None else f"{holder.name} (pid {holder.pid})"
+            found.append(f"port {want.port} for {want.program} is taken by {who}: stop it, or set {want.variable} to a free port")
+        seen.setdefault(want.port, want)
+    return found
+
+
+def look(wanted: Iterable[Wanted]) -> dict[int, Holder]:
+    """Who holds the ports that are not free."""
+    held = {}
+    for port in {want.port for want in wanted if 0 < want.port < 65536}:
+        if not is_free(port):
+            pid = processes.owner_of_port(port)
+            held[port] = Holder(pid, None if pid is None else processes.name_of(pid))
+    return held
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: connections of a previous run that still close do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError as error:
+            raise errors.BadSettings(f"port {port} needs root", hint="choose one above 1023") from error
+        except OSError:
+            return False
+    return True
+
+
+def find_free() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def check(wanted: Sequence[Wanted]) -> None:
+    """Raises BadSettings that names every conflict at once."""
+    conflicts = find_conflicts(wanted, look(wanted))
+    if conflicts:
+        raise errors.BadSettings("; ".join(conflicts), hint=f"for example: {wanted[0].variable}={find_free()} make up")

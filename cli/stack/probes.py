@@ -1,0 +1,97 @@
+"""Asks running programs whether they are ready: a server's own question, or a service's /readyz."""
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cli.stack.program import CommandProbe, Probe, SocketProbe
+
+_ASK_SECONDS = 2.0
+#: A /readyz body is a few hundred bytes.
+_MAX_ANSWER_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    ready: bool
+    #: Why not, in the service's own words where it has any.
+    why: str
+
+
+class _Check(msgspec.Struct, frozen=True):
+    name: str = ""
+    ok: bool = True
+    detail: str = ""
+
+
+class _Readiness(msgspec.Struct, frozen=True):
+    checks: tuple[_Check, ...] = ()
+
+
+async def is_ready(probe: Probe) -> bool:
+    """One try, at most 2 s."""
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            match probe:
+                case CommandProbe(command):
+                    asked = await asyncio.create_subprocess_exec(*command)
+                    return await asked.wait() == 0
+                case SocketProbe(place, question, expected):
+                    return await _exchange(place, question, expected)
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+
+
+async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bool:
+    opening = asyncio.open_unix_connection(place) if isinstance(place, Path) else asyncio.open_connection("127.0.0.1", place)
+    reader, writer = await opening
+    try:
+        writer.write(question)
+        return await reader.readexactly(len(expected)) == expected
+    finally:
+        writer.close()
+
+
+async def health_of(url: str) -> Health:
+    """What a service at this address says of itself; at most 2 s, raises nothing."""
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            status, body = await _get(url, "/readyz")
+    except TimeoutError:
+        return Health(False, "it does not answer")
+    except (OSError, asyncio.IncompleteReadError, ValueError):
+        return Health(False, "nothing listens on its port yet")
+    return Health(status == 200, "" if status == 200 else _reason(body))
+
+
+async def _get(url: str, path: str) -> tuple[int, bytes]:
+    place = urlsplit(url)
+    context = None
+    if place.scheme == "https":
+        context = ssl.create_default_context()
+        # We ask our own process on our own machine, under a name that its certificate need not have.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection(place.hostname, place.port, ssl=context)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n\r\n".encode())
+        answer = bytearray()
+        while len(answer) < _MAX_ANSWER_BYTES and (part := await reader.read(_MAX_ANSWER_BYTES)):
+            answer += part
+    finally:
+        writer.close()
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/") else 0, body
+
+
+def _reason(body: bytes) -> str:
+    try:
+        found = msgspec.json.decode(body, type=_Readiness)
+    except msgspec.DecodeError:
+        return "not ready"
+    missing = [f"{check.name}: {check.detail}" if check.detail else check.name for check in found.checks if not check.ok]
+    return "; ".join(missing) or "not ready"

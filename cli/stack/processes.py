@@ -1,0 +1,113 @@
+"""What Linux knows of processes: names, start times, who holds a port; and how to end one that we may know only by number."""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+_PR_SET_PDEATHSIG = 1
+#: `st` column of /proc/net/tcp, include/net/tcp_states.h.
+_TCP_LISTEN = "0A"
+
+
+class Child(msgspec.Struct, frozen=True):
+    """A process that a supervisor started. A number alone may have been given to another process since."""
+
+    name: str
+    pid: int
+    #: Clock ticks after boot.
+    started: int
+
+
+def name_of(pid: int) -> str | None:
+    """None when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks after boot; None when it is gone or only waits to be reaped."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name, in parentheses, may itself hold spaces and parentheses (proc_pid_stat(5)).
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def is_alive(child: Child) -> bool:
+    return start_of(child.pid) == child.started
+
+
+def end(children: Iterable[Child], stop_signal: Callable[[str], signal.Signals], grace_seconds: float) -> list[Child]:
+    """Ask each that still lives to stop, kill what does not within the grace; returns those that lived. Blocks."""
+    alive = [child for child in children if is_alive(child)]
+    for child in alive:
+        _signal(child, stop_signal(child.name))
+    deadline = time.monotonic() + grace_seconds
+    while any(is_alive(child) for child in alive) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in alive:
+        if is_alive(child):
+            _signal(child, signal.SIGKILL)
+    return alive
+
+
+def _signal(child: Child, number: signal.Signals) -> None:
+    try:
+        os.kill(child.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def dies_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:
+    """For ``preexec_fn``: the child gets ``number`` when the supervisor is gone, even by kill -9."""
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        if os.getppid() != parent:  # it died between fork and prctl
+            os._exit(1)
+
+    return prepare
+
+
+def listening_inodes(port: int) -> set[str]:
+    """The sockets that listen on a TCP port, on any address."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _TCP_LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(fields[9])
+    return found
+
+
+def owner_of_port(port: int) -> int | None:
+    """The process that listens on a port; None when nobody does, or it belongs to another user."""
+    inodes = listening_inodes(port)
+    if not inodes:
+        return None
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and _holds(folder / "fd", wanted):
+            return int(folder.name)
+    return None
+
+
+def _holds(folder: Path, wanted: set[str]) -> bool:
+    try:
+        return any(str(link.readlink()) in wanted for link in folder.iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,92 @@
+"""The secrets of a stack: made once by a CSPRNG, one file each, never written again.
+
+A file appears whole or not at all, so an interrupted ``init`` is repaired by the next one.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from cli.stack.home import Home
+from shared import identity
+from shared.types import Role
+
+#: name of the key file -> role of the node. ``echo`` is the second worker that AIMESH_ECHO=1 adds.
+NODES: dict[str, Role] = {
+    "auth": Role.AUTH,
+    "gateway": Role.GATEWAY,
+    "worker": Role.WORKER,
+    "echo": Role.WORKER,
+    "metrics": Role.METRICS,
+    "web": Role.WEB,
+    "client": Role.CLIENT,
+    "operator": Role.OPERATOR,
+}
+#: The services that keep tables, each with its own PostgreSQL role and schema.
+DATABASE_ROLES = ("auth", "gateway")
+POSTGRES_ADMIN = "aimesh_admin"
+
+
+def _token() -> bytes:
+    """256 bits, in characters that need no quoting in a URL or a shell."""
+    return secrets.token_urlsafe(32).encode()
+
+
+def _password() -> bytes:
+    """For people to type: 128 bits in groups, without letters that look alike."""
+    letters = "abcdefghjkmnpqrstuvwxyz23456789"
+    return "-".join("".join(secrets.choice(letters) for _ in range(5)) for _ in range(5)).encode()
+
+
+def _signing_key() -> bytes:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+SECRETS: dict[str, Callable[[], bytes]] = {
+    "key_pepper": _token,
+    "jwt_signing_key.pem": _signing_key,
+    "prompt_hash_secret": _token,
+    "service_token": _token,
+    "web_secret": _token,
+    "admin_password": _password,
+    POSTGRES_ADMIN: _token,
+    **{f"postgres_{role}": _token for role in DATABASE_ROLES},
+}
+
+
+def ensure(home: Home) -> list[str]:
+    """Make what is missing and narrow what others could read; returns the names of what was made."""
+    made = [name for name, make in SECRETS.items() if ensure_file(home.secrets / name, make)]
+    return made + [f"{name}.nk" for name in NODES if ensure_file(home.key(name), identity.new_seed)]
+
+
+def read(home: Home, name: str) -> str:
+    return (home.secrets / name).read_text(encoding="utf-8").strip()
+
+
+def ensure_file(path: Path, make: Callable[[], bytes]) -> bool:
+    """Whether it had to be made. An existing file is never touched, apart from its mode."""
+    if path.exists():
+        if path.stat().st_mode & 0o177:
+            path.chmod(0o600)
+        return False
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(make() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # A link fails where a rename would replace: of two that run at once, the first one's secret stays.
+        os.link(name, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(name).unlink()
+    return True

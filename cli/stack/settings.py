@@ -1,0 +1,141 @@
+"""The settings of a stack: which ports, which servers of its own, and what each service gets of what the user set.
+
+What a user gives once, on the command line of ``make up`` or in the environment, is kept in the home: plain settings in
+``stack.env``, secrets in a file each below ``secrets/environment``. An empty value forgets it again.
+"""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from cli.stack.home import Home, write_private
+from shared import config
+from shared.config import Variable
+from shared.types import MeshName
+
+
+class StackSettings(msgspec.Struct, frozen=True, kw_only=True):
+    mesh: Annotated[MeshName, Variable("MESH_NAME", "the mesh this stack belongs to")] = MeshName("home")
+    web_port: Annotated[int, Variable("WEB_SERVICE_PORT", "the port of the web pages")] = 3000
+    auth_port: Annotated[int, Variable("AUTH_SERVICE_PORT", "the port of auth")] = 3001
+    gateway_port: Annotated[int, Variable("GATEWAY_SERVICE_PORT", "the port of the public API")] = 3002
+    inference_port: Annotated[int, Variable("INFERENCE_SERVICE_PORT", "the port of the first worker")] = 3003
+    metrics_port: Annotated[int, Variable("METRICS_SERVICE_PORT", "the port of metrics")] = 3004
+    echo_port: Annotated[int | None, Variable("ECHO_SERVICE_PORT", "the port of the echo worker; a free one is chosen once")] = None
+    prometheus_port: Annotated[int, Variable("PROMETHEUS_PORT", "a scrape endpoint for the whole mesh; 0 turns it off")] = 9090
+    nats_port: Annotated[int, Variable("NATS_PORT", "the port of the embedded NATS server")] = 4222
+    nats_url: Annotated[str | None, Variable("NATS_URL", "a NATS server of your own, in place of the embedded one", secret=True)] = None
+    redis_url: Annotated[str | None, Variable("REDIS_URL", "a Redis or Valkey of your own, in place of the embedded one", secret=True)] = (
+        None
+    )
+    database_url: Annotated[str | None, Variable("DATABASE_URL", "a PostgreSQL of your own, in place of the embedded one", secret=True)] = (
+        None
+    )
+    auth_database_url: Annotated[str | None, Variable("AUTH_DATABASE_URL", "DATABASE_URL for auth alone", secret=True)] = None
+    gateway_database_url: Annotated[str | None, Variable("GATEWAY_DATABASE_URL", "DATABASE_URL for the gateway alone", secret=True)] = None
+    echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
+    host: Annotated[str, Variable("BIND_HOST", "where gateway and web listen; the others stay on loopback")] = "127.0.0.1"
+    tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "HTTPS on gateway and web")] = None
+
+
+#: What a service takes from the user as it is: variable -> services. The rest of a service's settings the plan provides.
+PASSED: dict[str, tuple[str, ...]] = {
+    "MESH_NAME": ("auth", "gateway", "inference", "metrics", "web"),
+    "ALLOW_PLAIN_NATS": ("auth", "gateway", "inference", "metrics", "web"),
+    "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
+    "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
+    "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),
+    "BIND_HOST": ("gateway", "web"),
+    "ALLOW_PLAIN_HTTP": ("gateway", "web"),
+    "TLS_CERT_FILE": ("gateway", "web"),
+    "TLS_KEY_FILE": ("gateway", "web"),
+    "AUTH_SERVICE_PORT": ("auth",),
+    "SESSION_TIMEOUT": ("auth",),
+    "SESSION_LONGEST": ("auth",),
+    "OPEN_REGISTRATION": ("auth",),
+    "PASSWORD_MIN_LENGTH": ("auth", "web"),
+    "GATEWAY_SERVICE_PORT": ("gateway",),
+    "DEFAULT_RATE_LIMIT": ("gateway",),
+    "PREMIUM_RATE_LIMIT": ("gateway",),
+    "MODEL_ALIASES": ("gateway",),
+    "DEFAULT_MODEL": ("gateway",),
+    "REQUEST_TIMEOUT_SECONDS": ("gateway",),
+    "INFERENCE_SERVICE_PORT": ("inference",),
+    "INFERENCE_BACKEND": ("inference",),
+    "MODELS": ("inference",),
+    "ENGINE_SLOTS": ("inference",),
+    "ENGINE_QUEUE": ("inference",),
+    "ENGINE_CONTEXT_TOKENS": ("inference",),
+    "ENGINE_THREADS": ("inference",),
+    "GPU_LAYERS": ("inference",),
+    "ECHO_TOKEN_MS": ("inference",),
+    "OLLAMA_URL": ("inference",),
+    "OPENAI_BASE_URL": ("inference",),
+    "OPENAI_API_KEY": ("inference",),
+    "METRICS_SERVICE_PORT": ("metrics",),
+    "PROMETHEUS_PORT": ("metrics",),
+    "WEB_SERVICE_PORT": ("web",),
+    "PUBLIC_URL": ("web",),
+    "GATEWAY_URL": ("web",),
+    "GATEWAY_CA_FILE": ("web",),
+}
+#: Kept in files of their own and handed on as NAME_FILE.
+SECRET = frozenset({"OPENAI_API_KEY"}) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
+#: Paths that the user gives relative to where they are; services run elsewhere.
+_PATHS = frozenset({"TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"})
+
+
+def known_names() -> frozenset[str]:
+    """Every variable that is kept between commands."""
+    return frozenset(PASSED) | {setting.variable.name for setting in config.settings_of(StackSettings)}
+
+
+def merge(recorded: Mapping[str, str], environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """What holds from now on: the environment over what was recorded; an empty variable forgets one. Pure."""
+    merged = dict(recorded)
+    for name in known_names():
+        for variable in (name, f"{name}_FILE"):
+            if variable not in environment:
+                continue
+            value = environment[variable].strip()
+            # One of NAME and NAME_FILE holds; the newer one.
+            merged.pop(name, None)
+            merged.pop(f"{name}_FILE", None)
+            if value:
+                is_path = variable in _PATHS or variable not in known_names()
+                merged[variable] = str((folder / Path(value).expanduser()).absolute()) if is_path else value
+    return merged
+
+
+def read_recorded(home: Home) -> dict[str, str]:
+    try:
+        text = home.settings_file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    pairs = (word.partition("=") for word in shlex.split(text, comments=True))
+    return {name: value for name, _, value in pairs}
+
+
+def record(home: Home, environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Keep what the user gave; returns all that holds now, secrets as NAME_FILE. The home's folders exist."""
+    merged = merge(read_recorded(home), environment, folder)
+    kept: dict[str, str] = {}
+    for name, value in sorted(merged.items()):
+        if name in SECRET:
+            place = home.secrets / "environment" / name.lower()
+            place.parent.mkdir(exist_ok=True, mode=0o700)
+            write_private(place, value)
+            kept[f"{name}_FILE"] = str(place)
+        else:
+            kept[name] = value
+    header = "# Settings of this stack, as they were given to `make up`; `NAME= make up` forgets one.\n"
+    write_private(home.settings_file, header + "".join(f"{name}={shlex.quote(value)}\n" for name, value in kept.items()))
+    return kept
+
+
+def load(recorded: Mapping[str, str]) -> StackSettings:
+    """Raises BadSettings, all mistakes at once."""
+    return config.load(StackSettings, recorded)

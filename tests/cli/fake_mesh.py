@@ -1,0 +1,126 @@
+"""A mesh that answers what a test told it to, under the same Protocol as the real one."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic
+
+import msgspec
+from click.testing import CliRunner, Result
+
+from cli import main
+from cli.connection import Connection
+from cli.profile import Profile
+from cli.surroundings import Surroundings
+from shared import errors
+from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
+from shared.types import Credential, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    method: str
+    request: msgspec.Struct
+    credential: Credential | None
+
+
+class FakeAnswer(Generic[Item, End]):
+    def __init__(self, items: AsyncIterator[Item], end: End) -> None:
+        self._items = items
+        self._end = end
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self._items
+
+    @property
+    def end(self) -> End:
+        return self._end
+
+
+@dataclass(slots=True)
+class FakeMesh:
+    """Unknown methods are answered as a mesh without that service would: nobody is there."""
+
+    asked: list[Asked] = field(default_factory=list)
+    #: Streams that were left before their end: cancelled calls.
+    left_early: list[str] = field(default_factory=list)
+    alive_roles: set[Role] = field(default_factory=set)
+    _answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    _streams: dict[str, tuple[Callable[[], AsyncIterator[Any]], Any]] = field(default_factory=dict)
+
+    def answer(self, method: Method[Request, Reply], answer: Reply | Callable[[Request], Reply] | errors.AimeshError) -> None:
+        """Answer ``method`` with this, or with what the function makes of the request, or raise this."""
+
+        def reply(request: Request) -> Reply:
+            if isinstance(answer, errors.AimeshError):
+                raise answer
+            return answer(request) if callable(answer) else answer
+
+        self._answers[method.name] = reply
+
+    def stream_answer(
+        self, method: StreamMethod[Request, Item, End], items: list[Item], end: End, then: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Answer with these items, then wait for ``then``, which may raise, then end."""
+
+        async def run() -> AsyncIterator[Item]:
+            for item in items:
+                yield item
+            if then is not None:
+                await then()
+
+        self._streams[method.name] = (run, end)
+
+    @asynccontextmanager
+    async def open(self, profile: Profile) -> AsyncIterator[Connection]:
+        yield FakeConnection(self, profile)
+
+
+class FakeConnection:
+    def __init__(self, mesh: FakeMesh, profile: Profile) -> None:
+        self._mesh = mesh
+        self._profile = profile
+
+    async def call(
+        self,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        deadline_seconds: float = 10,
+        credential: Credential | None = None,
+    ) -> Reply:
+        self._mesh.asked.append(Asked(method.name, request, credential or self._profile.api_key))
+        if method.name not in self._mesh._answers:
+            raise errors.NotReachable(f"no {method.served_by} answers", hint="make up")
+        reply = self._mesh._answers[method.name](request)
+        assert isinstance(reply, method.reply)
+        return reply
+
+    @asynccontextmanager
+    async def stream(
+        self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
+    ) -> AsyncIterator[FakeAnswer[Item, End]]:
+        self._mesh.asked.append(Asked(method.name, request, self._profile.api_key))
+        items, end = self._mesh._streams[method.name]
+        try:
+            yield FakeAnswer(items(), end)
+        except BaseException:
+            self._mesh.left_early.append(method.name)
+            raise
+
+    def alive(self, role: Role) -> int:
+        return int(role in self._mesh.alive_roles)
+
+
+@dataclass(slots=True)
+class Shell:
+    """Where a test types commands: a folder with a profile, an environment and a mesh."""
+
+    folder: Path
+    mesh: FakeMesh
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str, stdin: str | bytes = "") -> Result:
+        here = Surroundings(self.environment, self.folder, self.mesh.open)
+        return CliRunner().invoke(main.aicli, list(arguments), obj=here, input=stdin)

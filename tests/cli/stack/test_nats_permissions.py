@@ -1,0 +1,248 @@
+"""The whole permission table of ``shared.topics`` against a real nats-server: what each role may do works, and nothing else.
+
+What a role may do is written down here a second time, by subject kind and in the words of IDENTITY.md, so that a slip in
+the table does not go unnoticed.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from shared import identity, topics
+from shared.types import SERVICE_ROLES, NodeId, Role
+from tests.testnet import MESH, NatsServer
+
+A, G, W, M, B, C, O = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.OPERATOR)  # noqa: E741
+ROLES = (A, G, W, M, B, C, O)
+#: from -> to, IDENTITY.md.
+SENDS = {A: {G, W, M, B, C}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B}, B: {A, G, M}, C: {A, G}, O: set()}
+SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G}, O: {A, G, W, M, B}}
+#: Somebody else's node.
+OTHER = NodeId(identity.NodeKey(identity.new_seed()).id)
+OTHER_MESH = topics.MeshName("elsewhere")
+
+
+def publishing(role: Role, node: NodeId) -> dict[str, bool]:
+    """subject -> whether this node may publish there."""
+    serves = role in SERVICE_ROLES
+    table = {}
+    for to in ROLES:
+        table[topics.link(MESH, to, OTHER, role, node)] = to in SENDS[role]
+        table[topics.link(MESH, to, OTHER, role, OTHER)] = False  # as another node
+        table[topics.link(OTHER_MESH, to, OTHER, role, node)] = False
+        if to is not role:
+            table[topics.link(MESH, to, OTHER, to, node)] = False  # as another role
+            table[topics.announcement(MESH, to, node)] = False
+            table[topics.event(MESH, to, node, "key.revoked")] = False
+        table[topics.micro_endpoint(MESH, to, "auth.validateApiKey")] = role is O
+        table[f"$SRV.PING.{to}"] = role is O
+    table |= {
+        topics.announcement(MESH, role, node): serves,
+        topics.announcement(MESH, role, OTHER): False,
+        topics.event(MESH, role, node, "key.revoked"): serves,
+        topics.event(MESH, role, OTHER, "key.revoked"): False,
+        topics.who(MESH): role is not O,
+        topics.who(OTHER_MESH): False,
+        "_INBOX.abc.1": serves,
+        "$SRV.PING": role is O,
+        "$SRV.INFO.auth.x": role is O,
+        "$SYS.REQ.SERVER.PING": False,
+        "$JS.API.INFO": False,
+        "anything": False,
+    }
+    return table
+
+
+def subscribing(role: Role, node: NodeId) -> dict[str, bool]:
+    serves = role in SERVICE_ROLES
+    table = {}
+    for of in ROLES:
+        table[topics.announcements(MESH, of)] = of in SEES[role]
+        table[topics.inbox(MESH, of, OTHER)] = False
+        table[f"$SRV.PING.{of}"] = serves and of is role
+        table[f"$SRV.STATS.{of}.*"] = serves and of is role
+        table[f"aimesh.{MESH}.rpc.{of}.*"] = serves and of is role
+        if of is not role:
+            table[topics.inbox(MESH, of, node)] = False
+    table |= {
+        topics.inbox(MESH, role, node): role is not O,
+        f"aimesh.{MESH}.{role}.*.*.*": False,  # everybody's of one role
+        f"aimesh.{MESH}.*.{node}.*.*": False,
+        f"aimesh.{MESH}.>": False,
+        ">": False,
+        "*": False,
+        topics.who(MESH): serves,
+        topics.events(MESH): role is M,
+        "_INBOX.>": role is O,
+        "$SRV.PING": serves,
+        "$SRV.INFO": serves,
+        "$SRV.>": False,
+        "$SYS.>": False,
+        f"aimesh.{MESH}.rpc.>": False,
+    }
+    return table
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A server with one node per role, and somebody who may do anything: what reaches him, or comes from him, counts."""
+
+    server: NatsServer
+    keys: dict[Role, Path]
+    observer_seed: str
+
+
+@pytest.fixture(scope="module")
+def arena() -> Iterator[Arena]:
+    with tempfile.TemporaryDirectory(prefix="aimesh-nats-") as folder:
+        server = NatsServer(Path(folder))
+        keys = {role: server.key(f"one-{role}", role) for role in ROLES}
+        observer = identity.NodeKey(identity.new_seed())
+        users = server.folder / "users.conf"
+        users.write_text(users.read_text().replace("users = [", f"users = [\n  {{ nkey: {observer.id} }}\n"))
+        server.start()
+        yield Arena(server, keys, observer.seed.decode())
+        server.kill()
+
+
+async def ignore(_: Exception) -> None:
+    """The refusals that a client is told of; what counts here is what gets through."""
+
+
+@asynccontextmanager
+async def connected(server: NatsServer, seed: str) -> AsyncIterator[Client]:
+    client = Client()
+    try:
+        await client.connect(server.url, nkeys_seed_str=seed, error_cb=ignore, allow_reconnect=False, connect_timeout=5)
+        yield client
+    finally:
+        await client.close()
+
+
+def seed_in(key_file: Path) -> str:
+    return key_file.read_text().strip()
+
+
+class Ear:
+    """A connection that hears; ``end`` is set by a message that says so. Messages of one sender keep their order, so all
+    that came before it has been heard by then. (flush() of nats-py promises less: its PING may overtake what is pending.)"""
+
+    def __init__(self) -> None:
+        self.subjects: set[str] = set()
+        self.patterns: set[str] = set()
+        self.end = asyncio.Event()
+
+    def listener(self, pattern: str) -> Callable[[Msg], Awaitable[None]]:
+        async def note(message: Msg) -> None:
+            if message.data == END:
+                self.end.set()
+            else:
+                self.subjects.add(message.subject)
+                self.patterns.add(pattern)
+
+        return note
+
+    async def until_end(self) -> None:
+        async with asyncio.timeout(10):
+            await self.end.wait()
+        self.end.clear()
+
+
+END = b"end"
+
+
+@asynccontextmanager
+async def observed(arena: Arena, role: Role) -> AsyncIterator[tuple[Client, Ear, Client]]:
+    """The observer, what it hears, and the node."""
+    ear = Ear()
+    async with connected(arena.server, arena.observer_seed) as observer, connected(arena.server, seed_in(arena.keys[role])) as own:
+        await observer.subscribe(">", cb=ear.listener(">"))
+        await observer.publish("hear.yourself", END)
+        await ear.until_end()
+        yield observer, ear, own
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_role_may_publish_where_the_table_says_and_nowhere_else(arena: Arena, role: Role) -> None:
+    table = publishing(role, identity.load(arena.keys[role]).id)
+    allowed = {subject for subject, may in table.items() if may}
+    async with observed(arena, role) as (_, ear, own):
+        for subject in table:
+            await own.publish(subject, b"")
+        await own.publish(min(allowed), END)
+        await ear.until_end()
+    assert ear.subjects == allowed
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_role_hears_what_the_table_says_and_nothing_else(arena: Arena, role: Role) -> None:
+    node = identity.load(arena.keys[role]).id
+    table = subscribing(role, node)
+    allowed = {pattern for pattern, may in table.items() if may}
+    own_ear = Ear()
+    async with observed(arena, role) as (observer, ear, own):
+        for pattern in table:
+            await own.subscribe(pattern, cb=own_ear.listener(pattern))
+        await own.publish(min(subject for subject, may in publishing(role, node).items() if may), END)
+        await ear.until_end()
+        for pattern in [*table, *allowed]:
+            await observer.publish(an_example_of(pattern), b"")
+        for pattern in allowed:
+            own_ear.end.clear()
+            await observer.publish(an_example_of(pattern), END)
+            await own_ear.until_end()
+    assert own_ear.patterns == allowed
+
+
+def an_example_of(pattern: str) -> str:
+    return pattern.replace("*", "x").replace(">", "x.y")
+
+
+async def test_a_message_gets_to_the_one_it_is_for(arena: Arena) -> None:
+    gateway, worker = (identity.load(arena.keys[role]) for role in (Role.GATEWAY, Role.WORKER))
+    async with connected(arena.server, gateway.seed.decode()) as sender, connected(arena.server, worker.seed.decode()) as receiver:
+        inbox = await receiver.subscribe(topics.inbox(MESH, Role.WORKER, worker.id))
+        while True:  # the subscription takes a moment to be there
+            await sender.publish(topics.link(MESH, Role.WORKER, worker.id, Role.GATEWAY, gateway.id), b"hello")
+            with contextlib.suppress(TimeoutError):
+                message = await inbox.next_msg(timeout=0.05)
+                break
+        assert message.data == b"hello"
+        assert topics.sender_of(message.subject) == (Role.GATEWAY, gateway.id)
+
+
+@pytest.mark.parametrize("credential", ["a stranger's key", "nothing"])
+async def test_strangers_are_kept_out(arena: Arena, credential: str) -> None:
+    seed = identity.new_seed().decode() if credential != "nothing" else None
+    client = Client()
+    try:
+        with pytest.raises((NatsError, OSError)):
+            async with asyncio.timeout(5):
+                await client.connect(
+                    arena.server.url, nkeys_seed_str=seed, allow_reconnect=False, max_reconnect_attempts=1, error_cb=ignore
+                )
+    finally:
+        await client.close()
+
+
+async def test_an_added_node_comes_in_and_nobody_is_dropped(arena: Arena) -> None:
+    async with connected(arena.server, seed_in(arena.keys[Role.WORKER])) as first:
+        key_file = arena.server.key("second", Role.WORKER)
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    async with connected(arena.server, seed_in(key_file)):
+                        break
+                except (NatsError, OSError):  # the server takes a moment to read its users again
+                    await asyncio.sleep(0.01)
+        await first.flush(timeout=5)
+        assert first.is_connected

@@ -1,0 +1,117 @@
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cli.stack import home as homes
+from cli.stack import initialise, plan, settings
+from cli.stack.home import Home
+from cli.stack.plan import Plan
+from shared import config
+
+#: service -> the class of its settings.
+KINDS = {
+    "auth": "AuthSettings",
+    "gateway": "GatewaySettings",
+    "inference": "InferenceSettings",
+    "metrics": "MetricsSettings",
+    "web": "WebSettings",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+
+
+def _plan(home: Home, **given: str) -> Plan:
+    made = initialise.ensure(home, given, home.root.parent)
+    return plan.make(home, made.settings, made.recorded, {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "CUDA_VISIBLE_DEVICES": "0"})
+
+
+def _environments(planned: Plan) -> dict[str, dict[str, str]]:
+    return {program.name: program.environment for program in planned.programs}
+
+
+def test_a_worker_gets_no_database_no_redis_and_nobody_elses_secret(home: Home) -> None:
+    worker = _environments(_plan(home, OPENAI_API_KEY="sk-x"))["inference"]
+    secrets = {name for name in worker if name.endswith("_FILE")}
+    assert secrets == {"NODE_KEY_FILE", "SERVICE_TOKEN_FILE", "OPENAI_API_KEY_FILE"}
+    assert not [name for name in worker if "DATABASE" in name or "REDIS" in name]
+    assert worker["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_secrets_stand_in_no_environment_and_no_command(home: Home) -> None:
+    planned = _plan(home, OPENAI_API_KEY="sk-canary", DATABASE_URL="postgresql://u:canary@h/d", REDIS_URL="redis://:canary@h")
+    for program in planned.programs:
+        assert "canary" not in repr(program)
+        for file in home.secrets.iterdir():
+            if file.is_file():
+                assert file.read_text().strip() not in repr(program), (program.name, file.name)
+
+
+def test_only_the_provider_key_of_the_service_that_uses_it(home: Home) -> None:
+    holders = [name for name, found in _environments(_plan(home, OPENAI_API_KEY="sk-x")).items() if "OPENAI_API_KEY_FILE" in found]
+    assert holders == ["inference"]
+
+
+def test_the_machines_other_variables_are_not_passed_on(home: Home) -> None:
+    assert not [name for name, found in _environments(_plan(home)).items() if "AWS_SECRET_ACCESS_KEY" in found]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "server"),
+    [("DATABASE_URL", "postgresql://u:p@h/d", "postgres"), ("REDIS_URL", "redis://h", "valkey"), ("NATS_URL", "nats://h:4222", "nats")],
+)
+def test_an_external_server_replaces_the_embedded_one(home: Home, variable: str, value: str, server: str) -> None:
+    assert server in _environments(_plan(home))
+    planned = _plan(home, **{variable: value})
+    assert server not in _environments(planned)
+    assert Path(_environments(planned)["auth"][f"{variable}_FILE"]).read_text() == value
+
+
+def test_the_database_of_one_service_may_be_elsewhere(home: Home) -> None:
+    found = _environments(_plan(home, AUTH_DATABASE_URL="postgresql://elsewhere/a"))
+    assert "postgres" in found
+    assert Path(found["auth"]["DATABASE_URL_FILE"]).read_text() == "postgresql://elsewhere/a"
+    assert "host=" in Path(found["gateway"]["DATABASE_URL_FILE"]).read_text()
+
+
+def test_only_gateway_and_web_leave_loopback(home: Home) -> None:
+    found = _environments(_plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true"))
+    assert [name for name, environment in found.items() if "BIND_HOST" in environment] == ["gateway", "web"]
+
+
+def test_the_echo_worker_serves_nothing_but_echo(home: Home) -> None:
+    found = _environments(_plan(home, AIMESH_ECHO="1", MODELS="a=/m.gguf", OPENAI_API_KEY="sk-x"))
+    echo, worker = found["inference-echo"], found["inference"]
+    assert echo["INFERENCE_BACKEND"] == "echo"
+    assert "MODELS" not in echo
+    assert "OPENAI_API_KEY_FILE" not in echo
+    assert echo["INFERENCE_SERVICE_PORT"] != "3003"
+    assert echo["NODE_KEY_FILE"] != worker["NODE_KEY_FILE"]
+
+
+def test_the_fingerprint_follows_settings_and_secrets_only(home: Home) -> None:
+    first = _plan(home).fingerprint
+    assert _plan(home).fingerprint == first
+    changed = _plan(home, OPENAI_API_KEY="sk-1").fingerprint
+    assert changed != first
+    assert _plan(home, OPENAI_API_KEY="sk-2").fingerprint != changed
+    assert _plan(home, OPENAI_API_KEY="").fingerprint == first
+
+
+@pytest.mark.parametrize("service", plan.SERVICES)
+def test_every_setting_of_a_service_can_be_given_and_what_it_must_have_is_there(home: Home, service: str) -> None:
+    kind = getattr(import_module(f"services.{service}.settings"), KINDS[service])
+    assert issubclass(kind, msgspec.Struct)
+    planned = _environments(_plan(home))[service]
+    provided = {each for name in planned for each in (name, name.removesuffix("_FILE"))}
+    passed = {name for name, services in settings.PASSED.items() if service in services} | settings.SECRET
+    declared = {setting.variable.name for setting in config.settings_of(kind)}
+    beyond_loopback = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
+    assert declared - provided - passed - beyond_loopback == set()
+    config.load(kind, planned)
+    # And nothing is passed that it would not read.
+    assert {name for name, services in settings.PASSED.items() if service in services} <= declared

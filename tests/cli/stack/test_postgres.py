@@ -1,0 +1,83 @@
+"""The roles of the embedded PostgreSQL, on a real one."""
+
+import itertools
+
+import asyncpg
+import pytest
+
+from cli.stack import postgres as stack_postgres
+from cli.stack.secret_files import DATABASE_ROLES
+from tests.servers import PostgresServer
+
+PASSWORDS = {role: f"password-of-{role}" for role in DATABASE_ROLES}
+
+
+@pytest.fixture(scope="module")
+def provisioned(postgres: PostgresServer) -> PostgresServer:
+    postgres.ensure_running()
+    stack_postgres.provision(postgres.server, PASSWORDS)
+    return postgres
+
+
+async def test_each_service_owns_its_schema(provisioned: PostgresServer) -> None:
+    for role, password in PASSWORDS.items():
+        connection = await asyncpg.connect(provisioned.server.url(role, password))
+        try:
+            await connection.execute(f"CREATE TABLE {role}.things (id int)")
+            await connection.execute(f"DROP TABLE {role}.things")
+        finally:
+            await connection.close()
+
+
+@pytest.mark.parametrize(("role", "other"), [*itertools.permutations(DATABASE_ROLES, 2)])
+async def test_no_service_sees_the_schema_of_another(provisioned: PostgresServer, role: str, other: str) -> None:
+    owner = await asyncpg.connect(provisioned.server.url(other, PASSWORDS[other]))
+    stranger = await asyncpg.connect(provisioned.server.url(role, PASSWORDS[role]))
+    try:
+        await owner.execute(f"CREATE TABLE IF NOT EXISTS {other}.secrets AS SELECT 1 AS value")
+        for statement in (
+            f"SELECT * FROM {other}.secrets",
+            f"INSERT INTO {other}.secrets VALUES (2)",
+            f"CREATE TABLE {other}.mine (id int)",
+            f"DROP SCHEMA {other} CASCADE",
+            "CREATE TABLE public.mine (id int)",
+            "CREATE SCHEMA mine",
+            "CREATE DATABASE mine",
+            "CREATE ROLE mine",
+            f"SET ROLE {other}",
+            "SELECT rolpassword FROM pg_authid",
+            "COPY (SELECT 1) TO PROGRAM 'true'",
+            "SELECT pg_read_file('/etc/hostname')",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await stranger.execute(statement)
+    finally:
+        await owner.close()
+        await stranger.close()
+
+
+@pytest.mark.parametrize("database", ["postgres", "template1"])
+async def test_a_service_gets_into_no_other_database(provisioned: PostgresServer, database: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await asyncpg.connect(provisioned.server.url("auth", PASSWORDS["auth"]).replace("/aimesh?", f"/{database}?"))
+
+
+async def test_a_wrong_password_is_refused(provisioned: PostgresServer) -> None:
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(provisioned.server.url("auth", "wrong"))
+
+
+async def test_provisioning_again_changes_the_password_and_keeps_the_data(provisioned: PostgresServer) -> None:
+    connection = await asyncpg.connect(provisioned.server.url("auth", PASSWORDS["auth"]))
+    await connection.execute("CREATE TABLE IF NOT EXISTS auth.kept AS SELECT 7 AS value")
+    await connection.close()
+    stack_postgres.provision(provisioned.server, {**PASSWORDS, "auth": "another"})
+    connection = await asyncpg.connect(provisioned.server.url("auth", "another"))
+    assert await connection.fetchval("SELECT value FROM auth.kept") == 7
+    await connection.close()
+    stack_postgres.provision(provisioned.server, PASSWORDS)
+
+
+async def test_passwords_reach_no_log(provisioned: PostgresServer) -> None:
+    log = (provisioned.folder / "log").read_text()
+    assert not [word for word in (*PASSWORDS.values(), "SCRAM-SHA-256$") if word in log]

@@ -1,0 +1,188 @@
+"""register, login, logout and keys: what is asked with which credential, and where the key ends up."""
+
+import json
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from cli import admin, profile
+from shared import errors
+from shared.api import auth
+from shared.api.auth import ApiKey, NewApiKey, Session, User
+from shared.api.method import Nothing
+from shared.types import Credential, KeyId, Tier, UserId, UserRole
+from tests.cli.conftest import KEY
+from tests.cli.fake_mesh import Shell
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+NEW_KEY = Credential("aip_live_new")
+TOKEN = Credential("a.jwt.token")
+
+
+def user(name: str) -> User:
+    return User(
+        id=UserId(UUID(int=1)),
+        username=name,
+        email=f"{name}@example.org",
+        role=UserRole.USER,
+        tier=Tier.FREE,
+        is_active=True,
+        created_at=NOW,
+    )
+
+
+def key(number: int, name: str, whole: str) -> ApiKey:
+    return ApiKey(
+        id=KeyId(UUID(int=number)),
+        user_id=UserId(UUID(int=1)),
+        name=name,
+        preview=f"{whole[:12]}…{whole[-4:]}",
+        is_active=True,
+        created_at=NOW,
+    )
+
+
+@pytest.fixture
+def house(shell: Shell) -> Shell:
+    """A mesh whose auth knows everybody."""
+
+    def log_in(request: auth.LoginUser) -> Session:
+        given = request.credentials
+        if given.password != "correct horse":
+            raise errors.NotAuthenticated("the name or the password is wrong")
+        name = given.username or (given.email or "").partition("@")[0]
+        return Session(access_token=TOKEN, expires_in=600, session_token="session", user=user(name))
+
+    mesh = shell.mesh
+    mesh.answer(auth.register_user, lambda request: user(request.user_data.username))
+    mesh.answer(auth.login_user, log_in)
+    mesh.answer(auth.logout_user, Nothing())
+    mesh.answer(auth.generate_api_key, lambda request: NewApiKey(NEW_KEY, key(9, request.name, NEW_KEY)))
+    mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", KEY), key(2, "other", "aip_live_zzz-other"))))
+    mesh.answer(auth.revoke_api_key, lambda request: key(1, request.key, KEY))
+    return shell
+
+
+def asked(shell: Shell) -> list[tuple[str, str | None]]:
+    return [(entry.method.partition(".")[2], entry.credential) for entry in shell.mesh.asked]
+
+
+def test_register_takes_the_password_from_stdin(house: Shell) -> None:
+    result = house("register", "bob", "--email", "bob@example.org", "--password-stdin", stdin="correct horse\r\nrest")
+    assert result.exit_code == 0, result.stderr
+    assert house.mesh.asked[0].request == auth.RegisterUser(auth.UserData("bob", "bob@example.org", "correct horse"))
+    assert "correct horse" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["register"], "USERNAME", id="no name"),
+        pytest.param(["register", "bob"], "--email", id="no address"),
+        pytest.param(["register", "bob", "--email", "b@example.org"], "--password-stdin", id="no password"),
+        pytest.param(["login", "bob"], "--password-stdin", id="no password to log in"),
+        pytest.param(["login", "bob", "--password-stdin"], "stdin has no password", id="an empty stdin"),
+    ],
+)
+def test_without_a_terminal_nothing_is_asked(house: Shell, arguments: list[str], says: str) -> None:
+    result = house(*arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_login_changes_a_password_for_a_key(house: Shell) -> None:
+    result = house("login", "alice", "--key-name", "laptop", "--password-stdin", stdin="correct horse\n")
+    assert result.exit_code == 0, result.stderr
+    kept = profile.read(house.folder / ".aimesh/profile.toml")
+    assert (kept.api_key, kept.username) == (NEW_KEY, "alice")
+    assert asked(house) == [
+        ("loginUser", KEY),
+        ("generateApiKey", TOKEN),
+        ("listApiKeys", TOKEN),
+        ("revokeApiKey", TOKEN),
+        ("logoutUser", TOKEN),
+    ]
+    # Of the keys, only the one that the profile held before is revoked.
+    assert house.mesh.asked[3].request == auth.RevokeApiKey(str(UUID(int=1)))
+    assert NEW_KEY not in result.output
+
+
+def test_login_by_mail(house: Shell) -> None:
+    assert house("login", "bob@example.org", "--password-stdin", stdin="correct horse").exit_code == 0
+    assert house.mesh.asked[0].request == auth.LoginUser(auth.Credentials("correct horse", email="bob@example.org"))
+
+
+def test_login_as_somebody_else_keeps_the_first_account(house: Shell) -> None:
+    result = house("login", "bob", "--password-stdin", stdin="correct horse")
+    kept = house.folder / ".aimesh/profile.alice.toml"
+    assert (profile.read(kept).api_key, profile.read(kept).username) == (KEY, "alice")
+    assert str(kept) in result.stderr
+
+
+def test_a_wrong_password_changes_nothing(house: Shell) -> None:
+    result = house("login", "alice", "--password-stdin", stdin="wrong")
+    assert result.exit_code == 3
+    assert profile.read(house.folder / ".aimesh/profile.toml").api_key == KEY
+
+
+def test_a_session_is_closed_even_if_no_key_could_be_made(house: Shell) -> None:
+    house.mesh.answer(auth.generate_api_key, errors.Unavailable("PostgreSQL does not answer"))
+    assert house("login", "alice", "--password-stdin", stdin="correct horse").exit_code == 5
+    assert asked(house)[-1] == ("logoutUser", TOKEN)
+
+
+@pytest.mark.parametrize("revoked_before", [False, True])
+def test_logout_forgets_the_key(house: Shell, revoked_before: bool) -> None:
+    if revoked_before:
+        house.mesh.answer(auth.list_api_keys, errors.NotAuthenticated("this key is revoked"))
+    assert house("logout").exit_code == 0
+    assert profile.read(house.folder / ".aimesh/profile.toml").api_key is None
+    assert house("logout").exit_code == 3
+
+
+def test_keys_create_json(house: Shell) -> None:
+    result = house("keys", "create", "ci", "--requests-per-hour", "5", "--json")
+    assert json.loads(result.stdout) == {"key": NEW_KEY, "id": str(UUID(int=9)), "name": "ci"}
+    assert house.mesh.asked[0].request == auth.GenerateApiKey(name="ci", requests_per_hour=5)
+
+
+def test_keys_create_prints_the_key_alone(house: Shell) -> None:
+    assert house("keys", "create", "ci").stdout == f"{NEW_KEY}\n"
+
+
+def test_keys_list(house: Shell) -> None:
+    rows = json.loads(house("keys", "list", "--json").stdout)
+    assert [row["name"] for row in rows] == ["laptop", "other"]
+    assert house("keys", "list").stdout.splitlines()[1].startswith("laptop")
+
+
+def test_keys_revoke(house: Shell) -> None:
+    assert house("keys", "revoke", "laptop").exit_code == 0
+    assert house.mesh.asked[0].request == auth.RevokeApiKey("laptop")
+
+
+def test_a_whole_key_is_no_name(house: Shell) -> None:
+    result = house("keys", "revoke", KEY)
+    assert result.exit_code == 2
+    assert KEY not in result.stderr
+    assert house.mesh.asked == []
+
+
+def test_admin_users(house: Shell) -> None:
+    house.mesh.answer(auth.set_tier, lambda request: user(request.user))
+    house.mesh.answer(auth.set_active, lambda request: user(request.user))
+    house.mesh.answer(auth.list_users, auth.Users((user("alice"), user("bob"))))
+    assert house("admin", "users", "set-tier", "bob", "premium").exit_code == 0
+    assert house("admin", "users", "disable", "bob").exit_code == 0
+    assert house("admin", "users", "enable", "bob").exit_code == 0
+    assert [entry.request for entry in house.mesh.asked] == [
+        auth.SetTier("bob", Tier.PREMIUM),
+        auth.SetActive("bob", is_active=False),
+        auth.SetActive("bob", is_active=True),
+    ]
+    assert [row["username"] for row in json.loads(house("admin", "users", "list", "--json").stdout)] == ["alice", "bob"]
+
+
+def test_the_tiers_of_the_option_are_those_that_exist() -> None:
+    assert set(admin.TIERS) == set(Tier)

@@ -1,0 +1,187 @@
+"""`aicli` as a process of its own against a gateway on a real mesh: streaming, cancelling, errors, several at once."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ClassVar
+from uuid import UUID
+
+import pytest
+
+from cli import connection, main, profile
+from cli.profile import Profile
+from shared import errors, rpc
+from shared.api import gateway
+from shared.api.gateway import Check, InferenceChunk, InferenceResult
+from shared.api.generation import Usage
+from shared.node.member import Node
+from shared.types import Credential, FinishReason, ModelName, RequestId, Role
+from tests.testnet import MESH, TestNet, free_port, testnet
+
+ROOT = Path(main.__file__).parent.parent
+
+
+class Gateway:
+    """Says the prompt word by word; `hang` never ends, `fail` fails after the first word."""
+
+    role: ClassVar[Role] = Role.GATEWAY
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.credentials: set[str | None] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: object, node: Node) -> AsyncIterator["Gateway"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+    @rpc.serves(gateway.process_inference_request)
+    async def infer(self, request: gateway.ProcessInferenceRequest, stream: rpc.StreamCall[InferenceChunk]) -> InferenceResult:
+        self.credentials.add(stream.credential)
+        self.asked.set()
+        prompt = request.request.prompt or ""
+        try:
+            for word in prompt.split():
+                await stream.send(InferenceChunk(f"{word} "))
+            if prompt == "hang":
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if prompt == "fail":
+            raise errors.ModelCrashed("the engine died", hint="ask again")
+        return InferenceResult(
+            request_id=RequestId(UUID(int=1)),
+            model=ModelName("m"),
+            finish_reason=FinishReason.STOP,
+            usage=Usage(1, 1),
+            response_time_ms=1,
+            first_token_ms=1,
+        )
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as net:
+        yield net
+
+
+def profile_of(net: TestNet) -> Profile:
+    key_file = net.server.key("alice", Role.CLIENT)
+    return Profile(mesh=MESH, nats_url=net.server.url, node_key_file=key_file, api_key=Credential("the-key"))
+
+
+#: Starts `aicli` as this profile; whatever still runs at the end of a test is killed.
+Start = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    processes: list[Process] = []
+
+    async def run(used: Profile, *arguments: str, stdout: int = PIPE) -> Process:
+        place = used.node_key_file.parent / "profile.toml"
+        profile.write(place, used)
+        environment = {"PATH": os.environ["PATH"], "AICLI_PROFILE": str(place)}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cli.main", *arguments, cwd=ROOT, env=environment, stdin=PIPE, stdout=stdout, stderr=PIPE
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def finish(process: Process) -> tuple[int | None, str, str]:
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_it_asks_with_the_profiles_key(net: TestNet, start: Start) -> None:
+    house = await net.start(Gateway)
+    assert await finish(await start(profile_of(net), "infer", "one two three")) == (0, "one two three \n", "")
+    assert isinstance(house.service, Gateway)
+    assert house.service.credentials == {"the-key"}
+
+
+async def test_an_error_of_the_peer_comes_out_as_what_it_was(net: TestNet, start: Start) -> None:
+    await net.start(Gateway)
+    assert await finish(await start(profile_of(net), "infer", "fail")) == (1, "fail ", "error: the engine died – ask again\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--no-stream",), ("--json",)])
+async def test_ctrl_c_stops_the_generation(net: TestNet, start: Start, options: tuple[str, ...]) -> None:
+    house = await net.start(Gateway)
+    assert isinstance(house.service, Gateway)
+    process = await start(profile_of(net), "infer", "hang", *options)
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        if not options:
+            assert await process.stdout.read(5) == b"hang "
+        await house.service.asked.wait()
+        process.send_signal(signal.SIGINT)
+        started = asyncio.get_running_loop().time()
+        await house.service.cancelled.wait()
+        code, out, _ = await finish(process)
+    assert (code, out) == (130, "")
+    assert asyncio.get_running_loop().time() - started < 2
+
+
+async def test_a_reader_that_leaves_stops_the_generation(net: TestNet, start: Start) -> None:
+    house = await net.start(Gateway)
+    assert isinstance(house.service, Gateway)
+    reader, writer = os.pipe()
+    process = await start(profile_of(net), "infer", "-", stdout=writer)
+    os.close(writer)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        finished = tasks.create_task(process.communicate(b"word " * 100_000))
+        assert await asyncio.to_thread(os.read, reader, 4) == b"word"
+        os.close(reader)
+        await house.service.cancelled.wait()
+    _, err = finished.result()
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_several_of_one_profile_run_at_once(net: TestNet, start: Start) -> None:
+    await net.start(Gateway)
+    used = profile_of(net)
+    processes = [await start(used, "infer", f"number {number}") for number in range(4)]
+    ended = [await finish(process) for process in processes]
+    assert ended == [(0, f"number {number} \n", "") for number in range(4)]
+
+
+async def test_an_error_in_the_block_is_not_wrapped(net: TestNet) -> None:
+    with pytest.raises(BrokenPipeError):
+        async with connection.open_(profile_of(net)):
+            raise BrokenPipeError
+
+
+async def test_no_gateway_is_5(net: TestNet, start: Start) -> None:
+    code, out, err = await finish(await start(profile_of(net), "models"))
+    assert (code, out) == (5, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+async def test_no_nats_is_5(net: TestNet, start: Start) -> None:
+    used = Profile(node_key_file=profile_of(net).node_key_file, nats_url=f"nats://127.0.0.1:{free_port()}")
+    code, _, err = await finish(await start(used, "models"))
+    assert code == 5
+    assert "NATS" in err

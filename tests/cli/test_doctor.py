@@ -1,0 +1,171 @@
+"""`aicli doctor` names the first thing that is wrong, and goes on where that makes sense."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from cli import examination, profile
+from cli.connection import Connection
+from cli.examination import Finding
+from cli.profile import Profile
+from cli.surroundings import Surroundings
+from shared import errors
+from shared.api import auth, gateway
+from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
+from shared.types import Credential, ModelName, NodeId, Role, Tier, UserId
+from tests.cli.fake_mesh import FakeMesh, Shell
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+HEALTHY = ServiceHealth(status="healthy", checks=(Check("PostgreSQL", True),), workers=1, models=(ModelName("smollm2"),), in_flight=0)
+
+
+@asynccontextmanager
+async def listening(greeting: bytes) -> AsyncIterator[int]:
+    """A server that greets and hangs up."""
+
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def well(mesh: FakeMesh) -> None:
+    mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
+    mesh.answer(gateway.get_service_health, HEALTHY)
+    quota = UserQuota(user_id=UserId(UUID(int=1)), tier=Tier.FREE, limit_per_hour=100, used_this_hour=1, remaining=99, resets_at=NOW)
+    mesh.answer(gateway.get_user_quota, quota)
+    mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
+
+
+def use(shell: Shell, port: int) -> None:
+    path = shell.folder / ".aimesh/profile.toml"
+    profile.write(path, replace(profile.read(path), nats_url=f"nats://127.0.0.1:{port}"))
+
+
+async def examined(shell: Shell) -> list[Finding]:
+    return await examination.examine(Surroundings(shell.environment, shell.folder, shell.mesh.open))
+
+
+def wrong(findings: list[Finding]) -> list[str]:
+    return [finding.check for finding in findings if finding.ok is False]
+
+
+async def test_all_is_well(shell: Shell) -> None:
+    well(shell.mesh)
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == []
+    checks = ["profile", "disk", "node key", "API key", "NATS", "auth", "gateway", "quota", "workers", "models"]
+    assert [finding.check for finding in findings] == checks
+    assert not any(finding.hint for finding in findings)
+
+
+def test_without_a_profile_nothing_else_is_checked(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, FakeMesh(), {"HOME": str(tmp_path)})
+    result = shell("doctor", "--json")
+    rows = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (rows[0]["check"], rows[0]["ok"]) == ("profile", False)
+    assert "make up" in rows[0]["hint"]
+    assert {row["ok"] for row in rows[1:]} == {None}
+
+
+def test_text_says_what_to_do(tmp_path: Path) -> None:
+    lines = Shell(tmp_path, FakeMesh(), {"HOME": str(tmp_path)})("doctor").stdout.splitlines()
+    assert lines[0].startswith("WRONG  profile")
+    assert lines[1].strip().startswith("do: run `make up`")
+
+
+async def test_nats_is_down(shell: Shell) -> None:
+    async with listening(b"") as port:
+        pass
+    use(shell, port)
+    findings = await examined(shell)
+    assert wrong(findings) == ["NATS"]
+    assert findings[-1] == Finding("models", None, "not checked: NATS first")
+
+
+async def test_nats_refuses_the_node(shell: Shell) -> None:
+    @asynccontextmanager
+    async def refused(_profile: Profile) -> AsyncIterator[Connection]:
+        raise errors.NotAllowed("the NATS server refused this node's key", hint="aicli stack init")
+        yield
+
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examination.examine(Surroundings(shell.environment, shell.folder, refused))
+    assert wrong(findings) == ["mesh"]
+    assert findings[-1] == Finding("models", None, "not checked: mesh first")
+
+
+async def test_something_else_listens_there(shell: Shell) -> None:
+    async with listening(b"HTTP/1.1 400 Bad Request\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert next(finding.detail for finding in findings if finding.ok is False).endswith("is not NATS")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [("nats://127.0.0.1:99999", "Port out of range"), ("nats://[::1", "Invalid IPv6 URL"), ("nats://name.invalid:1", "cannot connect")],
+)
+async def test_an_address_that_is_none(shell: Shell, url: str, says: str) -> None:
+    path = shell.folder / ".aimesh/profile.toml"
+    profile.write(path, replace(profile.read(path), nats_url=url))
+    finding = next(finding for finding in await examined(shell) if finding.check == "NATS")
+    assert finding.ok is False
+    assert says in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [(None, "the profile has none"), ("aip_live_tooshort", "not copied whole")],
+)
+async def test_a_key_that_cannot_be_one(shell: Shell, key: str | None, says: str) -> None:
+    path = shell.folder / ".aimesh/profile.toml"
+    profile.write(path, replace(profile.read(path), api_key=None if key is None else Credential(key)))
+    finding = next(finding for finding in await examined(shell) if finding.check == "API key")
+    assert finding.ok is False
+    assert says in finding.detail
+
+
+async def test_each_part_of_the_mesh_is_named(shell: Shell) -> None:
+    well(shell.mesh)
+    shell.mesh.answer(auth.list_api_keys, errors.NotAuthenticated("this key is revoked"))
+    degraded = ServiceHealth(status="degraded", checks=(Check("Valkey", False, "does not answer"),), workers=0, models=(), in_flight=0)
+    shell.mesh.answer(gateway.get_service_health, degraded)
+    sick = NodeRow(
+        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="nats", alive=True, usable=False, why_not="the model loads",
+        models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4,
+    )  # fmt: skip
+    gone = NodeRow(
+        id=NodeId("UGONE"), role=Role.WORKER, service="inference", path="nats", alive=False, usable=False, why_not="silent",
+        models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4,
+    )  # fmt: skip
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((sick, gone)))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == ["auth", "Valkey", "workers", "nodes"]
+    assert all(finding.hint for finding in findings if finding.ok is False)
+
+
+async def test_no_gateway(shell: Shell) -> None:
+    shell.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == ["gateway"]
+    assert findings[-1] == Finding("models", None, "not checked: gateway first")

@@ -1,0 +1,143 @@
+"""`aicli infer`: what it asks, what it prints, and that an interrupted answer is cancelled."""
+
+import json
+import os
+import signal
+from asyncio import Event
+from uuid import UUID
+
+import pytest
+
+from shared import errors
+from shared.api import gateway
+from shared.api.gateway import InferenceChunk, InferenceRequest, InferenceResult, ProcessInferenceRequest
+from shared.api.generation import Usage
+from shared.types import FinishReason, ModelName, RequestId
+from tests.cli.conftest import KEY
+from tests.cli.fake_mesh import Shell
+
+RESULT = InferenceResult(
+    request_id=RequestId(UUID(int=7)),
+    model=ModelName("smollm2"),
+    finish_reason=FinishReason.STOP,
+    usage=Usage(prompt_tokens=4, completion_tokens=2),
+    response_time_ms=30,
+    first_token_ms=10,
+)
+METHOD = gateway.process_inference_request
+
+
+@pytest.fixture
+def talking(shell: Shell) -> Shell:
+    shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello"), InferenceChunk(" world")], RESULT)
+    return shell
+
+
+def request_of(shell: Shell) -> InferenceRequest:
+    asked = shell.mesh.asked[-1].request
+    assert isinstance(asked, ProcessInferenceRequest)
+    return asked.request
+
+
+def test_the_answer_is_all_of_stdout(talking: Shell) -> None:
+    result = talking("infer", "hi", "-v")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello world\n", "")
+    assert talking.mesh.asked[0].credential == KEY
+    assert talking.mesh.left_early == []
+
+
+def test_no_stream_prints_the_same(talking: Shell) -> None:
+    assert talking("infer", "hi", "--no-stream").stdout == "Hello world\n"
+
+
+def test_a_pipe_gets_what_the_model_wrote(shell: Shell) -> None:
+    shell.mesh.stream_answer(METHOD, [InferenceChunk("a\x1b[0m\n")], RESULT)
+    assert shell("infer", "hi").stdout == "a\x1b[0m\n"
+
+
+def test_json_is_one_object(talking: Shell) -> None:
+    assert json.loads(talking("infer", "hi", "--json").stdout) == {
+        "text": "Hello world",
+        "request_id": "00000000-0000-0000-0000-000000000007",
+        "model": "smollm2",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 4, "completion_tokens": 2, "cached_tokens": 0, "total_tokens": 6},
+        "response_time_ms": 30,
+        "first_token_ms": 10,
+    }
+
+
+def test_every_option_reaches_the_gateway(talking: Shell) -> None:
+    asked = ["--model", "m", "--system", "s", "--stop", "a", "--stop", "b"]
+    numbers = ["--max-tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--seed", "-1"]
+    assert talking("infer", *asked, *numbers, "--", "-x").exit_code == 0
+    assert request_of(talking) == InferenceRequest(
+        prompt="-x",
+        model=ModelName("m"),
+        system="s",
+        max_tokens=5,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=3,
+        stop=("a", "b"),
+        seed=-1,
+    )
+
+
+def test_what_is_not_given_is_left_to_the_worker(talking: Shell) -> None:
+    talking("infer", "hi")
+    assert request_of(talking) == InferenceRequest(prompt="hi")
+
+
+def test_a_dash_reads_stdin(talking: Shell) -> None:
+    assert talking("infer", "-", stdin="from\na pipe").exit_code == 0
+    assert request_of(talking).prompt == "from\na pipe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        pytest.param(["-"], b"", "the prompt is empty", id="an empty pipe"),
+        pytest.param([" \n"], b"", "the prompt is empty", id="only white space"),
+        pytest.param(["-"], b"a\xff", "not UTF-8: byte 1", id="a pipe that is no UTF-8"),
+        pytest.param(["a\udcff"], b"", "the command line is not UTF-8", id="an argument that is no UTF-8"),
+        pytest.param(["-"], b"x" * 10_000_000, "longer than 1024 KiB", id="ten megabytes"),
+        pytest.param(["a", "--seed", str(2**64)], b"", "is too large", id="a seed that no wire takes"),
+    ],
+)
+def test_a_prompt_that_cannot_be_sent_is_refused_at_once(talking: Shell, arguments: list[str], stdin: bytes, says: str) -> None:
+    result = talking("infer", *arguments, stdin=stdin)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert talking.mesh.asked == []
+
+
+def test_an_error_on_the_way_keeps_what_was_said(shell: Shell) -> None:
+    async def die() -> None:
+        raise errors.LinkLost("the worker went away", hint="ask again")
+
+    shell.mesh.stream_answer(METHOD, [InferenceChunk("Hel")], RESULT, then=die)
+    result = shell("infer", "hi")
+    assert (result.exit_code, result.stdout) == (1, "Hel")
+    assert result.stderr == "error: the worker went away – ask again\n"
+
+
+def test_ctrl_c_cancels_the_call(shell: Shell) -> None:
+    async def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await Event().wait()
+
+    shell.mesh.stream_answer(METHOD, [InferenceChunk("Hel")], RESULT, then=interrupted)
+    result = shell("infer", "hi")
+    assert (result.exit_code, result.stdout) == (130, "Hel")
+    assert result.stderr == "error: interrupted\n"
+    assert shell.mesh.left_early == [METHOD.name]
+
+
+def test_a_reader_that_leaves_cancels_the_call(shell: Shell) -> None:
+    async def left() -> None:
+        raise BrokenPipeError
+
+    shell.mesh.stream_answer(METHOD, [InferenceChunk("Hel")], RESULT, then=left)
+    assert shell("infer", "hi").exit_code == 0
+    assert shell.mesh.left_early == [METHOD.name]

@@ -1,0 +1,83 @@
+"""Ctrl-C: clean-up runs, is bounded, and what it raises does not hide the interrupt."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from cli import interrupts
+
+
+async def _interrupted() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.Event().wait()
+
+
+def test_a_result_comes_through() -> None:
+    async def work() -> int:
+        return 7
+
+    assert interrupts.run(work()) == 7
+
+
+def test_an_error_comes_through() -> None:
+    async def work() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        interrupts.run(work())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_clean_up_may_wait_a_moment(number: signal.Signals) -> None:
+    cleaned: list[str] = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned.append("yes")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.run(work())
+    assert cleaned == ["yes"]
+
+
+def test_clean_up_that_hangs_is_broken_off() -> None:
+    async def work() -> None:
+        try:
+            await _interrupted()
+        finally:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.Event().wait()
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.run(work(), grace_seconds=0.01)
+    assert time.monotonic() - started < 1
+
+
+def test_what_clean_up_raises_is_not_shown() -> None:
+    async def work() -> None:
+        try:
+            await _interrupted()
+        finally:
+            raise ConnectionError("the link is gone")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.run(work())
+
+
+def test_the_signals_are_given_back() -> None:
+    async def work() -> None:
+        return None
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    interrupts.run(work())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

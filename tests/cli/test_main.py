@@ -1,0 +1,142 @@
+"""How a command ends: exit status, one line or one object on stderr, never a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli import main
+from shared import errors
+from shared.api import gateway
+from tests.cli.fake_mesh import FakeMesh, Shell
+
+ROOT = Path(main.__file__).parent.parent
+
+
+def test_an_error_is_one_line_with_what_to_do(shell: Shell) -> None:
+    shell.mesh.answer(gateway.list_models, errors.NotReachable("no gateway answers", hint="make up"))
+    result = shell("models")
+    assert (result.exit_code, result.stdout, result.stderr) == (5, "", "error: no gateway answers – make up\n")
+
+
+def test_with_json_an_error_is_one_object(shell: Shell) -> None:
+    shell.mesh.answer(gateway.list_models, errors.NotReachable("no gateway answers", hint="make up"))
+    result = shell("models", "--json")
+    assert result.exit_code == 5
+    assert result.stdout == ""
+    assert json.loads(result.stderr) == {"error": {"code": "not_reachable", "message": "no gateway answers", "hint": "make up"}}
+
+
+def test_a_limit_says_when_there_is_room_again(shell: Shell) -> None:
+    shell.mesh.answer(gateway.list_models, errors.Limited("100 requests in this hour are used", retry_after_seconds=90))
+    result = shell("models")
+    assert result.exit_code == 4
+    assert result.stderr == "error: 100 requests in this hour are used – try again in 90 s\n"
+
+
+def test_an_error_cannot_write_on_the_terminal(shell: Shell) -> None:
+    shell.mesh.answer(gateway.list_models, errors.BadRequest("a\x1b]0;title\x07b\nc"))
+    assert shell("models").stderr == "error: a]0;titleb c\n"
+
+
+def test_a_bug_is_one_line_too(shell: Shell) -> None:
+    def broken(request: gateway.ListModels) -> gateway.ServedModels:
+        raise ZeroDivisionError("by zero")
+
+    shell.mesh.answer(gateway.list_models, broken)
+    result = shell("models")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ZeroDivisionError: by zero – ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_error_in_a_group_is_found(shell: Shell) -> None:
+    def broken(request: gateway.ListModels) -> gateway.ServedModels:
+        raise ExceptionGroup("tasks", [ExceptionGroup("inner", [errors.NotAuthenticated("no")])])
+
+    shell.mesh.answer(gateway.list_models, broken)
+    assert shell("models").exit_code == 3
+
+
+def test_debug_shows_the_traceback(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AICLI_DEBUG", "1")
+    assert isinstance(shell("models").exception, errors.NotReachable)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["nonsense"], id="an unknown command"),
+        pytest.param(["models", "--nonsense"], id="an unknown option"),
+        pytest.param(["infer"], id="a missing argument"),
+        pytest.param(["infer", "hi", "--max-tokens", "0"], id="out of range"),
+        pytest.param(["infer", "hi", "--temperature", "warm"], id="no number"),
+        pytest.param(["admin", "users", "set-tier", "bob", "gold"], id="an unknown tier"),
+    ],
+)
+def test_wrong_usage_is_2_in_one_line(shell: Shell, arguments: list[str]) -> None:
+    result = shell(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    as_json = shell(*arguments, "--json")
+    assert as_json.exit_code == 2
+    assert json.loads(as_json.stderr)["error"]["code"] == "usage"
+
+
+def test_without_a_key_it_is_3(shell: Shell) -> None:
+    shell.environment["AICLI_PROFILE"] = "keyless"
+    folder = shell.folder / "home/.config/aimesh/profiles"
+    folder.mkdir(parents=True)
+    (folder / "keyless.toml").touch(mode=0o600)
+    (folder / "keyless.toml").write_text('node_key_file = "k"')
+    result = shell("keys", "list")
+    assert result.exit_code == 3
+    assert "aicli login" in result.stderr
+
+
+def test_profile_option_is_as_the_variable(shell: Shell) -> None:
+    result = shell("--profile", "nowhere", "models")
+    assert result.exit_code == 2
+    assert "no profile 'nowhere'" in result.stderr
+
+
+def test_help_explains_every_exit_code() -> None:
+    text = Shell(Path("/"), FakeMesh(), {})("--help").output
+    for code in ("0", "1", "2", "3", "4", "5", "130"):
+        assert f"\n  {code:>5}  " in text
+
+
+def test_a_reader_that_has_enough_is_no_failure() -> None:
+    """`aicli … | head -1`: the pipe is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from cli import main, completion; main.main()"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", code, "completion", "zsh"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=20, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+FORBIDDEN = {"rich", "httpx", "litestar", "structlog", "asyncpg", "redis", "prometheus_client", "uvicorn", "jinja2", "argon2", "llama_cpp"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("from cli import main; main.aicli.main(['infer', '--help'])", id="aicli infer --help"),
+        pytest.param("import cli.infer, cli.outlet, cli.output, cli.interrupts; from shared.node import client", id="all that infer needs"),
+    ],
+)
+def test_infer_imports_nothing_that_it_does_not_need(code: str) -> None:
+    script = f"import sys, atexit\natexit.register(lambda: print('loaded:', *sys.modules))\n{code}"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+    loaded = {name.partition(".")[0] for name in ended.stdout.rpartition("loaded:")[2].split()}
+    assert "click" in loaded or "shared" in loaded
+    assert not loaded & FORBIDDEN

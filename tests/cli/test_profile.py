@@ -1,0 +1,144 @@
+"""Which profile a command uses, and that a profile survives being written and read."""
+
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli import profile
+from cli.profile import Profile
+from shared import errors
+from shared.types import Credential, MeshName
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+def put(path: Path, mesh: str) -> Path:
+    profile.write(path, Profile(node_key_file=Path("/keys/client.nk"), mesh=MeshName(mesh), api_key=Credential("of-" + mesh)))
+    return path
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    """All profiles that there can be, each for a mesh named after its place."""
+    put(tmp_path / "config/aimesh/profiles/default.toml", "default")
+    put(tmp_path / "config/aimesh/profiles/work.toml", "work")
+    put(tmp_path / "file.toml", "file")
+    put(tmp_path / "stack/profile.toml", "stack")
+    put(tmp_path / "checkout/.aimesh/profile.toml", "checkout")
+    (tmp_path / "checkout/.git").mkdir()
+    (tmp_path / "checkout/deep/inside").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("folder", "environment", "mesh"),
+    [
+        pytest.param("elsewhere", {}, "default", id="the user's default comes last"),
+        pytest.param("checkout", {}, "checkout", id="a stack in the folder goes before the default"),
+        pytest.param("checkout/deep/inside", {}, "checkout", id="the stack is found from anywhere in its checkout"),
+        pytest.param("checkout", {"AIMESH_HOME": "{}/stack"}, "stack", id="AIMESH_HOME goes before the folder"),
+        pytest.param("elsewhere", {"AIMESH_HOME": "../stack"}, "stack", id="AIMESH_HOME may be relative"),
+        pytest.param("checkout", {"AIMESH_HOME": "{}/stack", "AICLI_PROFILE": "work"}, "work", id="AICLI_PROFILE goes before all"),
+        pytest.param("checkout", {"AICLI_PROFILE": "{}/file.toml"}, "file", id="AICLI_PROFILE may be a path"),
+        pytest.param("checkout", {"AICLI_PROFILE": "../file.toml"}, "file", id="AICLI_PROFILE may be a relative path"),
+        pytest.param("checkout", {"AICLI_PROFILE": ""}, "checkout", id="an empty variable is none"),
+    ],
+)
+def test_which_profile_is_used(places: Path, folder: str, environment: dict[str, str], mesh: str) -> None:
+    full = {"XDG_CONFIG_HOME": str(places / "config"), **{name: value.format(places) for name, value in environment.items()}}
+    assert profile.load(full, places / folder).mesh == mesh
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        pytest.param({"AICLI_PROFILE": "nowhere"}, "no profile 'nowhere'", id="a named profile that is not there"),
+        pytest.param({"AICLI_PROFILE": "a b"}, "neither a profile's name nor a path", id="no name"),
+        pytest.param({"AIMESH_HOME": "/nowhere"}, "AIMESH_HOME is /nowhere", id="a home without a stack"),
+    ],
+)
+def test_a_place_that_was_named_is_never_skipped(places: Path, environment: dict[str, str], says: str) -> None:
+    with pytest.raises(errors.BadSettings, match=says):
+        profile.load({"XDG_CONFIG_HOME": str(places / "config"), **environment}, places / "checkout")
+
+
+def test_a_profile_in_a_parent_outside_of_any_checkout_is_not_used(tmp_path: Path) -> None:
+    put(tmp_path / ".aimesh/profile.toml", "strangers")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(errors.BadSettings, match="no profile"):
+        profile.find({"HOME": str(tmp_path / "home")}, tmp_path / "mine")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_strangers_stack_is_used_only_when_it_is_named(places: Path) -> None:
+    stack = places / "checkout/.aimesh/profile.toml"
+    os.chown(stack, 4711, 4711)
+    with pytest.raises(errors.BadSettings, match="belongs to another user"):
+        profile.load({}, places / "checkout")
+    assert profile.load({"AICLI_PROFILE": str(stack)}, places / "checkout").mesh == "checkout"
+
+
+def test_the_key_of_the_environment_goes_before_the_profiles(places: Path) -> None:
+    used = profile.load({"AICLI_API_KEY": " another \n"}, places / "checkout")
+    assert (used.mesh, used.api_key, used.username) == ("checkout", "another", None)
+
+
+@given(TEXT, TEXT, st.none() | TEXT, st.none() | TEXT)
+def test_what_is_written_is_what_is_read(mesh: str, url: str, key: str | None, username: str | None) -> None:
+    whole = Profile(
+        node_key_file=Path("/k.nk"),
+        mesh=MeshName(mesh),
+        nats_url=url,
+        api_key=None if key is None else Credential(key),
+        username=username,
+    )
+    fields = tomllib.loads(profile.render(whole))
+    assert fields["mesh"] == mesh
+    assert fields["nats_url"] == url
+    assert fields.get("api_key") == key
+    assert fields.get("username") == username
+
+
+def test_a_profile_is_private_from_its_first_moment(tmp_path: Path) -> None:
+    path = put(tmp_path / "new/folder/p.toml", "home")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o077 == 0
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_node_key_is_relative_to_its_profile(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.touch(mode=0o600)
+    path.write_text('node_key_file = "keys/client.nk"\nnew_in_2031 = 1\n')
+    assert profile.read(path).node_key_file == tmp_path / "keys/client.nk"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        pytest.param(b'mesh = "home"', "does not say node_key_file", id="no node key"),
+        pytest.param(b"mesh = 7\nnode_key_file = 'k'", "mesh must be a string", id="a wrong type"),
+        pytest.param(b"mesh = = =", "is not a profile", id="no TOML"),
+        pytest.param(b"\xff\xfe", "is not a profile", id="no UTF-8"),
+        pytest.param(b"#" * 70_000, "longer than 64 KiB", id="a file of another kind"),
+    ],
+)
+def test_a_broken_profile_is_named(tmp_path: Path, text: bytes, says: str) -> None:
+    path = tmp_path / "p.toml"
+    path.touch(mode=0o600)
+    path.write_bytes(text)
+    with pytest.raises(errors.BadSettings, match=says):
+        profile.read(path)
+
+
+def test_a_profile_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path / "p.toml", "home")
+    path.chmod(0o644)
+    with pytest.raises(errors.BadSettings, match="can be read by others") as caught:
+        profile.read(path)
+    assert caught.value.hint == f"chmod 600 {path}"
