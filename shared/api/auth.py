@@ -41,7 +41,7 @@ class LoginUser(Body, frozen=True):
     credentials: Credentials
 
 
-class Session(Body, frozen=True):
+class Session(Body, frozen=True, omit_defaults=False):
     #: A JWT, good for ``expires_in`` seconds, to be sent as `Authorization: Bearer …`.
     access_token: Credential
     expires_in: int

@@ -114,7 +114,7 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     id: NodeId
     role: Role
     service: str
-    #: How it is reached: nats now; direct, punched or relayed over Hyperswarm.
+    #: How it is reached: nats now; direct, punched or relayed over Hyperswarm; self for the gateway that answers.
     path: str
     alive: bool
     usable: bool

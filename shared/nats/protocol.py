@@ -125,7 +125,7 @@ def _control(line: bytes) -> Operation | None:
         case b"INFO":
             try:
                 return _decode_info(rest)
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
                 raise errors.ProtocolViolation("the NATS server sent an INFO that is none") from error
         case b"-ERR":
             return Refused(rest.decode(errors="replace").strip(" '"))

@@ -105,6 +105,11 @@ class Node:
             self._offer = offer
             self.announcer.announce_soon()
 
+    @property
+    def drain_started(self) -> asyncio.Event:
+        """Set when a shutdown begins; a stream that would never end by itself has to end then."""
+        return self.dispatcher.drain_started
+
     def publish(self, event: events.Event) -> None:
         """Send a domain event; never waits and never fails, because events are hints."""
         self.events_of_mesh.publish(event)
@@ -148,7 +153,7 @@ class Node:
 
     async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Take no new calls, let the running ones finish, cut off what is left."""
-        self.dispatcher.draining = True
+        self.dispatcher.drain_started.set()
         self.announcer.announce_now()
         for connection in list(self._inbound):
             connection.say_goodbye("shutting down")

@@ -126,8 +126,8 @@ class Dispatcher:
         self._on_bug = on_bug
         self._handlers: dict[str, Handler] = {}
         self._running: set[asyncio.Task[None]] = set()
-        #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere.
-        self.draining = False
+        #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere, endless streams end.
+        self.drain_started = asyncio.Event()
 
     def add(self, service: object) -> None:
         """Take every method of ``service`` that is marked with ``serves``; two for one method is a mistake."""
@@ -138,6 +138,10 @@ class Dispatcher:
             if method.name in self._handlers:
                 raise ValueError(f"{method.name} has two handlers")
             self._handlers[method.name] = Handler(method, getattr(service, name))
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_started.is_set()
 
     @property
     def handlers(self) -> list[Handler]:

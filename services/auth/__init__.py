@@ -1,0 +1,1 @@
+"""auth: who somebody is. Owns users, API keys, sessions and access tokens."""

@@ -1,0 +1,12 @@
+"""`python -m services.auth`: runs auth until SIGTERM."""
+
+from services.auth import service, settings
+from shared import node
+
+
+def main() -> None:
+    node.run(service.AuthService, settings.AuthSettings)
+
+
+if __name__ == "__main__":
+    main()

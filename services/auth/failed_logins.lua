@@ -1,0 +1,10 @@
+-- Charge one attempt at the account KEYS[1]: at most ARGV[1] in ARGV[2] ms after the first.
+-- Answers 0 when it may be made, otherwise the milliseconds to wait. A success deletes the key.
+local attempts = tonumber(redis.call('GET', KEYS[1]) or '0')
+if attempts >= tonumber(ARGV[1]) then
+    return math.max(1, redis.call('PTTL', KEYS[1]))
+end
+if redis.call('INCR', KEYS[1]) == 1 then
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 0

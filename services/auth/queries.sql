@@ -1,0 +1,117 @@
+-- name: add_user
+-- A new user; a taken name or address is a unique violation.
+INSERT INTO users (id, username, email, password_hash)
+VALUES ($1, $2, $3, $4)
+RETURNING id, username, email, role, subscription_tier, is_active, created_at;
+
+-- name: add_first_admin
+-- The administrator, if there is none yet; of several starters one makes it.
+INSERT INTO users (id, username, email, password_hash, role, subscription_tier)
+SELECT $1, $2, $3, $4, 'admin', 'premium'
+WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin')
+ON CONFLICT DO NOTHING;
+
+-- name: has_admin
+-- Whether anybody administers this mesh.
+SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin');
+
+-- name: find_user_by_id
+-- One user.
+SELECT id, username, email, role, subscription_tier, is_active, created_at, password_hash
+FROM users
+WHERE id = $1;
+
+-- name: find_user_by_username
+-- One user; the case of letters does not matter.
+SELECT id, username, email, role, subscription_tier, is_active, created_at, password_hash
+FROM users
+WHERE lower(username) = lower($1);
+
+-- name: find_user_by_email
+-- One user; the case of letters does not matter.
+SELECT id, username, email, role, subscription_tier, is_active, created_at, password_hash
+FROM users
+WHERE lower(email) = lower($1);
+
+-- name: list_users
+-- The newest users.
+SELECT id, username, email, role, subscription_tier, is_active, created_at
+FROM users
+ORDER BY created_at DESC, id
+LIMIT $1;
+
+-- name: set_tier
+-- What a user has paid for.
+UPDATE users SET subscription_tier = $2 WHERE id = $1
+RETURNING id, username, email, role, subscription_tier, is_active, created_at;
+
+-- name: set_active
+-- Close an account, or open it again.
+UPDATE users SET is_active = $2 WHERE id = $1
+RETURNING id, username, email, role, subscription_tier, is_active, created_at;
+
+-- name: replace_password_hash
+-- The same password under newer parameters; not if the password was changed meanwhile.
+UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2;
+
+-- name: add_key
+-- A new key; nothing if the user has $7 active ones.
+INSERT INTO api_keys (id, user_id, key_hash, name, preview, requests_per_hour)
+SELECT $1, $2, $3, $4, $5, $6
+WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $7
+RETURNING id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour;
+
+-- name: find_key_by_id
+-- One key.
+SELECT id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour
+FROM api_keys
+WHERE id = $1;
+
+-- name: list_keys_named
+-- A user's active keys of that name.
+SELECT id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour
+FROM api_keys
+WHERE user_id = $1 AND name = $2 AND is_active;
+
+-- name: list_keys
+-- A user's keys, the newest first, revoked ones included.
+SELECT id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour
+FROM api_keys
+WHERE user_id = $1
+ORDER BY created_at DESC, id
+LIMIT 1000;
+
+-- name: revoke_key
+-- End a key for ever; nothing if it has ended already.
+UPDATE api_keys SET is_active = false WHERE id = $1 AND is_active
+RETURNING id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour;
+
+-- name: find_owner_of_key
+-- The key with this hash and the user it belongs to.
+SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.is_active AS key_is_active, api_keys.requests_per_hour,
+    users.id, users.username, users.role, users.subscription_tier, users.is_active
+FROM api_keys
+JOIN users ON users.id = api_keys.user_id
+WHERE api_keys.key_hash = $1;
+
+-- name: touch_keys
+-- These keys were used; at most one write a minute for each.
+UPDATE api_keys SET last_used_at = now()
+WHERE id = ANY ($1::uuid []) AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute');
+
+-- name: last_change
+-- The number of the newest change; 0 before the first.
+SELECT coalesce(max(sequence), 0) FROM changes;
+
+-- name: list_changes_since
+-- What a watcher that has seen change $1 has missed, beginning with $1 itself. Numbers are given out before the commit, so a
+-- lower one can become visible after a higher one: the last minute comes again.
+SELECT sequence, user_id FROM changes
+WHERE sequence >= $1 OR at > now() - interval '1 minute'
+ORDER BY sequence
+LIMIT $2;
+
+-- name: prune_changes
+-- A watcher that was away for longer is told to forget everything; the newest stays, because it says where we are.
+DELETE FROM changes
+WHERE at < now() - interval '1 day' AND sequence < (SELECT max(sequence) FROM changes);

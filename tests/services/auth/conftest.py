@@ -1,0 +1,39 @@
+"""An auth service on real stores, without the mesh around it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from tests.services.auth.surroundings import ADMIN_PASSWORD, Surroundings
+
+
+@pytest.fixture(scope="session")
+def signing_key() -> str:
+    key = Ed25519PrivateKey.generate()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
+
+
+@pytest.fixture
+def settings(postgres_url: str, valkey_url: str, signing_key: str) -> AuthSettings:
+    return AuthSettings(
+        node_key_file=Path("/nowhere"),
+        database_url=postgres_url,
+        redis_url=valkey_url,
+        jwt_signing_key=signing_key,
+        api_key_pepper="p" * 32,
+        admin_password=ADMIN_PASSWORD,
+    )
+
+
+@pytest.fixture
+async def world(settings: AuthSettings) -> AsyncIterator[Surroundings]:
+    """The running service with everything that a test may look at."""
+    surroundings = Surroundings()
+    async with AuthService.open(settings, surroundings.as_node()) as service:
+        surroundings.service = service
+        yield surroundings

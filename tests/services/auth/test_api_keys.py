@@ -1,0 +1,63 @@
+"""API keys: what they look like, and that no wrong one gets as far as the database."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.auth import api_keys
+from shared import credentials, errors
+from shared.types import Credential
+
+KEY = api_keys.generate()
+
+
+def test_a_new_key_has_the_form_of_one() -> None:
+    api_keys.check(KEY)
+    assert KEY.startswith("aip_live_")
+    assert len(KEY) == 9 + 43 + 6
+    assert api_keys.generate() != KEY
+
+
+@given(place=st.integers(0, len(KEY) - 1), other=st.sampled_from(credentials.ALPHABET + "_-. é\n\0"))
+def test_one_changed_character_is_noticed_offline(place: int, other: str) -> None:
+    if other == KEY[place]:
+        return
+    with pytest.raises(errors.NotAuthenticated):
+        api_keys.check(KEY[:place] + other + KEY[place + 1 :])
+
+
+@given(st.text())
+def test_no_text_is_taken_for_a_key(text: str) -> None:
+    with pytest.raises(errors.NotAuthenticated):
+        api_keys.check(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param(KEY + "\n", id="a newline at the end"),
+        pytest.param(" " + KEY, id="a space before"),
+        pytest.param(KEY[:-1], id="cut short"),
+        pytest.param(KEY + "0", id="too long"),
+        pytest.param(KEY.replace("live", "test"), id="another kind"),
+        pytest.param(KEY.swapcase(), id="wrong case"),
+        pytest.param("aip_live_' OR '1'='1" + "0" * 40, id="SQL"),
+        pytest.param("aip_live_" + "٣" * 49, id="digits of another script"),
+        pytest.param("A" * 65536, id="64 KiB"),
+    ],
+)
+def test_malformed(text: str) -> None:
+    with pytest.raises(errors.NotAuthenticated):
+        api_keys.check(text)
+
+
+def test_the_preview_shows_sixteen_characters() -> None:
+    shown = api_keys.preview(KEY)
+    assert shown == f"{KEY[:12]}…{KEY[-4:]}"
+
+
+def test_the_digest_depends_on_the_pepper_and_on_the_key() -> None:
+    assert api_keys.digest(KEY, "a") == api_keys.digest(Credential(KEY), "a")
+    assert len({api_keys.digest(KEY, "a"), api_keys.digest(KEY, "b"), api_keys.digest(api_keys.generate(), "a")}) == 3
+    assert len(api_keys.digest(KEY, "a")) == 64

@@ -1,0 +1,83 @@
+"""auth as a member of a mesh: called over NATS by those who may, and out of the way quickly when it stops."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import ClassVar
+
+import msgspec
+import pytest
+
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import auth
+from shared.api.gateway import Check
+from shared.node import Node, NodeSettings
+from shared.types import Role
+from tests.services.auth.surroundings import PASSWORD
+from tests.testnet import MESH, TestNet, testnet
+
+
+class Gateway:
+    """A node that only calls."""
+
+    role: ClassVar[Role] = Role.GATEWAY
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Gateway"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as opened:
+        yield opened
+
+
+def on_mesh(settings: AuthSettings, net: TestNet) -> AuthSettings:
+    key_file = net.server.key("auth", Role.AUTH)
+    return msgspec.structs.replace(settings, mesh=MESH, nats_url=net.server.url, node_key_file=key_file)
+
+
+async def test_a_client_registers_and_the_gateway_knows_it(net: TestNet, settings: AuthSettings) -> None:
+    await net.start(AuthService, on_mesh(settings, net))
+    gateway, client = await net.start(Gateway), await net.client()
+    body = auth.UserData("john_doe", "john@example.com", PASSWORD)
+    user = await client.rpc.call(auth.register_user, auth.RegisterUser(body))
+    session = await client.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(PASSWORD, username="john_doe")))
+    new = await client.rpc.call(auth.generate_api_key, auth.GenerateApiKey("My CLI Key"), credential=session.access_token)
+    principal = await gateway.node.rpc.call(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
+    assert (principal.user_id, principal.key_name) == (user.id, "My CLI Key")
+    with pytest.raises(errors.WrongRole):
+        await client.rpc.call(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
+    with pytest.raises(errors.AlreadyExists):
+        await client.rpc.call(auth.register_user, auth.RegisterUser(body))
+
+
+async def test_a_revoked_key_is_heard_of_and_an_open_watch_does_not_hold_the_drain_up(net: TestNet, settings: AuthSettings) -> None:
+    running = await net.start(AuthService, on_mesh(settings, net))
+    gateway, client = await net.start(Gateway), await net.client()
+    body = auth.UserData("john_doe", "john@example.com", PASSWORD)
+    user = await client.rpc.call(auth.register_user, auth.RegisterUser(body))
+    session = await client.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(PASSWORD, username="john_doe")))
+    new = await client.rpc.call(auth.generate_api_key, auth.GenerateApiKey(), credential=session.access_token)
+    async with gateway.node.rpc.stream(auth.watch_changes, auth.WatchChanges()) as changes:
+        heard = aiter(changes)
+        assert (await asyncio.wait_for(anext(heard), 5)).user_id is None
+        await client.rpc.call(auth.revoke_api_key, auth.RevokeApiKey(str(new.key.id)), credential=session.access_token)
+        change = await asyncio.wait_for(anext(heard), 5)
+        while change.user_id is None:
+            change = await asyncio.wait_for(anext(heard), 5)
+        assert change.user_id == user.id
+        began = time.monotonic()
+        await running.stop()
+        assert time.monotonic() - began < 3

@@ -1,0 +1,151 @@
+"""Which passwords may be chosen, and how they are hashed and compared."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import argon2
+import pytest
+
+from services.auth import passwords
+from services.auth.passwords import Passwords
+from shared import errors
+
+COMMON = frozenset({"password1", "12345678"})
+WORDS = ("john_doe", "johnny", "aimesh")
+
+
+@pytest.mark.parametrize(
+    ("password", "fault"),
+    [
+        pytest.param("secure_password", None, id="the seed's example"),
+        pytest.param("correct horse battery staple", None, id="a sentence"),
+        pytest.param("пароль-секрет", None, id="any script"),
+        pytest.param("x1y2z3w", "shorter", id="seven characters"),
+        pytest.param("ab" * 128, None, id="256 characters"),
+        pytest.param("ab" * 128 + "c", "longer", id="257 characters"),
+        pytest.param("password1", "common", id="on the list"),
+        pytest.param("PassWord1", "common", id="on the list in other letters"),
+        pytest.param("zzzzzzzzzzzz", "common", id="one character again and again"),
+        pytest.param("john_doe", "your name", id="the user name"),
+        pytest.param("JOHN_DOE1234", "your name", id="the user name and a little"),
+        pytest.param("aimesh99", "this product", id="the product"),
+        pytest.param("aimesh-and-llamas", None, id="the product in a sentence"),
+    ],
+)
+def test_find_fault(password: str, fault: str | None) -> None:
+    found = passwords.find_fault(password, WORDS, 8, COMMON)
+    assert found is None if fault is None else fault in (found or "")
+
+
+def test_a_short_name_makes_no_password_bad() -> None:
+    assert passwords.find_fault("bobsleds", ("bob", "", "aimesh"), 8, COMMON) is None
+
+
+@pytest.fixture
+def opened() -> Iterator[Passwords]:
+    with Passwords.open(min_length=8) as made:
+        yield made
+
+
+@pytest.mark.parametrize("common", ["password1", "12345678", "qwerty123", "iloveyou", "Password123"])
+def test_the_list_that_is_shipped_has_the_worst(opened: Passwords, common: str) -> None:
+    with pytest.raises(errors.BadRequest, match="most common"):
+        opened.check(common, username="anna", email="a@b.c")
+
+
+def test_the_local_part_of_the_address_is_a_word(opened: Passwords) -> None:
+    with pytest.raises(errors.BadRequest, match="your address"):
+        opened.check("maria.smith1", username="anna", email="maria.smith@example.com")
+
+
+async def test_hash_and_verify(opened: Passwords) -> None:
+    hashed = await opened.hash("secure_password")
+    assert hashed.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert await opened.verify("secure_password", hashed)
+    assert not await opened.verify("secure_passwort", hashed)
+    assert await opened.hash("secure_password") != hashed
+
+
+async def test_a_letter_composed_or_not_is_the_same(opened: Passwords) -> None:
+    assert await opened.verify("cafe\u0301 crème", await opened.hash("caf\u00e9 crème"))
+
+
+async def test_what_is_beyond_the_longest_counts(opened: Passwords) -> None:
+    hashed = await opened.hash("ab" * 128)
+    assert await opened.verify("ab" * 128, hashed)
+    assert not await opened.verify("ab" * 128 + "c", hashed)
+
+
+async def test_other_parameters_are_outdated(opened: Passwords) -> None:
+    assert not opened.is_outdated(await opened.hash("secure_password"))
+    assert opened.is_outdated(argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("secure_password"))
+
+
+class Counting(argon2.PasswordHasher):
+    """Counts comparisons, and can hold them up."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self.compared = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002
+        assert self.gate.wait(10)
+        self.compared += 1
+        return super().verify(hash, password)
+
+
+async def test_a_user_that_does_not_exist_costs_a_comparison_too() -> None:
+    hasher = Counting()
+    with Passwords.open(min_length=8, hasher=hasher) as made:
+        hashed = await made.hash("secure_password")
+        assert not await made.verify("wrong_password", hashed)
+        assert hasher.compared == 1
+        assert not await made.verify("wrong_password", None)
+        assert hasher.compared == 2
+        assert not await made.verify("x" * 100_000, None)
+        assert hasher.compared == 3
+
+
+async def test_more_than_the_queue_holds_are_told_to_come_back_and_the_loop_stays_free() -> None:
+    hasher = Counting()
+    with Passwords.open(min_length=8, hasher=hasher) as made:
+        hashed = await made.hash("secure_password")
+        hasher.gate.clear()
+        asked = [asyncio.ensure_future(made.verify("secure_password", hashed)) for _ in range(500)]
+        began = time.monotonic()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert time.monotonic() - began < 1
+        hasher.gate.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, errors.Overloaded)]
+        assert len(refused) + answers.count(True) == 500
+        assert 50 < answers.count(True) <= 50 + 64
+        assert refused[0].retry_after_seconds == 1
+        assert await made.verify("secure_password", hashed)
+
+
+async def test_a_caller_that_goes_away_counts_until_its_hash_is_done() -> None:
+    hasher = Counting()
+    with Passwords.open(min_length=8, hasher=hasher) as made:
+        hashed = await made.hash("secure_password")
+        hasher.gate.clear()
+        for _ in range(3):
+            asked = asyncio.ensure_future(made.verify("secure_password", hashed))
+            await asyncio.sleep(0)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+        assert made._at_once == 3
+        hasher.gate.set()
+        assert await made.verify("secure_password", hashed)
+        for _ in range(1000):
+            if not made._at_once:
+                return
+            await asyncio.sleep(0.005)
+        pytest.fail("cancelled callers are counted for ever")

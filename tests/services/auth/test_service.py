@@ -1,0 +1,435 @@
+"""auth's methods as callers see them, on real PostgreSQL and Valkey."""
+
+import asyncio
+import contextlib
+from uuid import uuid4
+
+import argon2
+import asyncpg
+import msgspec
+import pytest
+
+from services.auth import api_keys
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import auth, events
+from shared.types import Credential, Role, Tier, UserId, UserRole
+from tests.servers import PostgresServer, ValkeyServer
+from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, call, fields_of
+
+
+async def test_register_login_key_and_back(world: Surroundings) -> None:
+    user = await world.register()
+    session = await world.login()
+    assert session.user == user
+    assert (session.token_type, session.expires_in) == ("Bearer", 600)
+    new = await world.new_key(session.access_token, "My CLI Key", requests_per_hour=50)
+    principal = await world.service.validate_api_key(auth.ValidateApiKey(new.api_key), call(role=Role.GATEWAY))
+    assert (principal.user_id, principal.username, principal.tier) == (user.id, "john_doe", Tier.FREE)
+    assert (principal.key_id, principal.key_name, principal.key_requests_per_hour) == (new.key.id, "My CLI Key", 50)
+    assert [type(event) for event in world.published] == [events.UserRegistered, events.KeyCreated]
+    listed = await world.service.list_api_keys(auth.ListApiKeys(), call(new.api_key))
+    assert [key.id for key in listed.keys] == [new.key.id]
+    assert new.api_key not in fields_of(listed)
+    assert (await world.login("JOHN_DOE@example.com")).user == user
+
+
+async def test_nothing_that_is_stored_gives_a_secret_away(world: Surroundings, settings: AuthSettings) -> None:
+    _, new = await world.user_with_key()
+    connection = await asyncpg.connect(settings.store_url)
+    try:
+        rows = [*await connection.fetch("SELECT * FROM auth.users"), *await connection.fetch("SELECT * FROM auth.api_keys")]
+    finally:
+        await connection.close()
+    stored = repr([tuple(row) for row in rows])
+    assert new.api_key not in stored
+    assert new.api_key[9:52] not in stored
+    assert PASSWORD not in stored
+
+
+async def test_of_twenty_registrations_at_once_one_succeeds(world: Surroundings) -> None:
+    outcomes = await asyncio.gather(*(world.register(email=f"{n}@example.com") for n in range(20)), return_exceptions=True)
+    assert sum(isinstance(outcome, auth.User) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, errors.AlreadyExists) for outcome in outcomes) == 19
+    assert len(world.published) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "email", "error"),
+    [
+        pytest.param("john_doe", "short", None, errors.BadRequest, id="short password"),
+        pytest.param("john_doe", "password123", None, errors.BadRequest, id="common password"),
+        pytest.param("john_doe", "john_doe1", None, errors.BadRequest, id="the name as password"),
+        pytest.param("'; DROP TABLE users; --", PASSWORD, "a@b.c", errors.BadRequest, id="SQL"),
+        pytest.param("<img src=x onerror=alert(1)>", PASSWORD, "a@b.c", errors.BadRequest, id="HTML"),
+        pytest.param("john_doe", PASSWORD, "nonsense", errors.BadRequest, id="no address"),
+        pytest.param("Admin", PASSWORD, "a@b.c", errors.AlreadyExists, id="the administrator's name"),
+    ],
+)
+async def test_bad_registrations(world: Surroundings, name: str, password: str, email: str | None, error: type[errors.AimeshError]) -> None:
+    with pytest.raises(error):
+        await world.register(name, password, email)
+    assert world.published == []
+
+
+async def test_closed_registration_is_for_administrators(settings: AuthSettings) -> None:
+    world = Surroundings()
+    async with AuthService.open(msgspec.structs.replace(settings, open_registration=False), world.as_node()) as world.service:
+        with pytest.raises(errors.NotAuthenticated):
+            await world.register()
+        body = auth.RegisterUser(auth.UserData("john_doe", "a@b.c", PASSWORD))
+        await world.service.register_user(body, call(await world.admin_token()))
+        token = (await world.login()).access_token
+        with pytest.raises(errors.NotAllowed):
+            await world.service.register_user(auth.RegisterUser(auth.UserData("other", "o@b.c", PASSWORD)), call(token))
+
+
+# --- logging in ------------------------------------------------------------------------------------------------------
+
+
+async def test_who_exists_cannot_be_told_from_the_answer_nor_from_the_work(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.register()
+    compared: list[str] = []
+    verify = argon2.PasswordHasher.verify
+
+    def counting(self: argon2.PasswordHasher, hash: str | bytes, password: str | bytes) -> bool:  # noqa: A002
+        compared.append(str(hash)[:30])
+        return verify(self, hash, password)
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", counting)
+    answers = []
+    for name in ("john_doe", "nobody", "nobody@example.com", "x\0y", "' OR 1=1 --"):
+        with pytest.raises(errors.NotAuthenticated) as refused:
+            await world.login(name, "wrong_password")
+        answers.append((refused.value.message, refused.value.hint))
+    assert len(set(answers)) == 1
+    assert len(compared) == 5
+    assert len(set(compared)) == 1, "all with the same parameters"
+    assert world.refusals("wrong_password") == 5
+
+
+@pytest.mark.parametrize("name", ["john_doe", "nobody_at_all"])
+async def test_the_eleventh_guess_has_to_wait_whether_or_not_the_user_exists(world: Surroundings, name: str) -> None:
+    await world.register()
+    name = name if name == "john_doe" else f"nobody{uuid4().hex[:8]}"
+    outcomes = await asyncio.gather(*(world.login(name, "wrong_password") for _ in range(30)), return_exceptions=True)
+    assert sum(isinstance(outcome, errors.NotAuthenticated) for outcome in outcomes) == 10
+    limited = [outcome for outcome in outcomes if isinstance(outcome, errors.Limited)]
+    assert len(limited) == 20
+    with pytest.raises(errors.Limited):
+        await world.login(name)
+
+
+async def test_a_success_gives_the_attempts_back(world: Surroundings) -> None:
+    await world.register()
+    for _ in range(3):
+        for _ in range(8):
+            with pytest.raises(errors.NotAuthenticated):
+                await world.login(password="wrong_password")
+        await world.login()
+
+
+@pytest.mark.parametrize("credentials", [auth.Credentials(PASSWORD), auth.Credentials(PASSWORD, "john_doe", "john_doe@example.com")])
+async def test_one_name_is_needed(world: Surroundings, credentials: auth.Credentials) -> None:
+    with pytest.raises(errors.BadRequest, match="one of them"):
+        await world.service.login_user(auth.LoginUser(credentials), call())
+
+
+async def test_an_old_hash_is_renewed_at_login(world: Surroundings, settings: AuthSettings) -> None:
+    await world.register()
+    old = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash(PASSWORD)
+    connection = await asyncpg.connect(settings.store_url)
+    try:
+        await connection.execute("UPDATE auth.users SET password_hash = $1 WHERE username = 'john_doe'", old)
+        await world.login()
+        new = await connection.fetchval("SELECT password_hash FROM auth.users WHERE username = 'john_doe'")
+    finally:
+        await connection.close()
+    assert "m=19456,t=2,p=1" in new
+    await world.login()
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+async def identify(world: Surroundings, credential: str) -> auth.Principal:
+    return await world.service.identify(auth.Identify(Credential(credential)), call(role=Role.GATEWAY))
+
+
+async def test_a_token_dies_with_its_session(world: Surroundings) -> None:
+    await world.register()
+    session = await world.login()
+    other = await world.login()
+    assert (await identify(world, session.access_token)).key_id is None
+    refreshed = await world.service.refresh_session(auth.RefreshSession(session.session_token), call())
+    assert refreshed.access_token != session.access_token
+    await world.service.logout_user(auth.LogoutUser(session.session_token), call())
+    for token in (session.access_token, refreshed.access_token):
+        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+            await identify(world, token)
+    with pytest.raises(errors.NotAuthenticated):
+        await world.service.refresh_session(auth.RefreshSession(session.session_token), call())
+    await identify(world, other.access_token)
+
+
+async def test_closing_an_account_stops_everything_at_once_and_opening_it_brings_it_back(world: Surroundings) -> None:
+    user, new = await world.user_with_key()
+    session = await world.login()
+    admin = await world.admin_token()
+    link = await world.service.create_login_link(auth.CreateLoginLink(), call(new.api_key))
+    closed = await world.service.set_active(auth.SetActive("john_doe", is_active=False), call(admin))
+    assert not closed.is_active
+    for credential in (new.api_key, session.access_token):
+        with pytest.raises(errors.NotAuthenticated, match="closed"):
+            await identify(world, credential)
+    with pytest.raises(errors.NotAuthenticated, match="closed"):
+        await world.login()
+    with pytest.raises(errors.NotAuthenticated, match="wrong"):
+        await world.login(password="wrong_password")
+    with pytest.raises(errors.NotAuthenticated, match="closed"):
+        await world.service.refresh_session(auth.RefreshSession(session.session_token), call())
+    with pytest.raises(errors.NotAuthenticated, match="closed"):
+        await world.service.redeem_login_link(auth.RedeemLoginLink(link.token), call(role=Role.WEB))
+    await world.service.set_active(auth.SetActive(str(user.id), is_active=True), call(admin))
+    await identify(world, new.api_key)
+    await identify(world, session.access_token)
+
+
+async def test_a_login_link_opens_one_session(world: Surroundings) -> None:
+    user, new = await world.user_with_key()
+    link = await world.service.create_login_link(auth.CreateLoginLink(), call(new.api_key))
+    assert link.expires_in == 60
+    session = await world.service.redeem_login_link(auth.RedeemLoginLink(link.token), call(role=Role.WEB))
+    assert session.user == user
+    with pytest.raises(errors.NotAuthenticated, match="used or is too old"):
+        await world.service.redeem_login_link(auth.RedeemLoginLink(link.token), call(role=Role.WEB))
+
+
+async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings) -> None:
+    await world.register()
+    limited = await world.new_key((await world.login()).access_token, requests_per_hour=5)
+    with pytest.raises(errors.NotAllowed):
+        await world.new_key(limited.api_key)
+    with pytest.raises(errors.NotAllowed):
+        await world.service.create_login_link(auth.CreateLoginLink(), call(limited.api_key))
+    assert (await world.new_key(limited.api_key, requests_per_hour=5)).key.requests_per_hour == 5
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "aip_live_",
+        "aip_live_" + "0" * 49,
+        api_keys.generate()[:-1] + "!",
+        api_keys.generate()[:-2],
+        "aip_live_' OR '1'='1' --" + "0" * 34,
+        "sk-1234567890",
+        "a" * 65536,
+        "aip_live_\0",
+    ],
+)
+async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    find = world.service._store.find_owner_of_key
+
+    async def counting(key_hash: str) -> object:
+        asked.append(key_hash)
+        return await find(key_hash)
+
+    monkeypatch.setattr(world.service._store, "find_owner_of_key", counting)
+    with pytest.raises(errors.NotAuthenticated):
+        await world.service.validate_api_key(auth.ValidateApiKey(Credential(key)), call(role=Role.GATEWAY))
+    assert asked == []
+    assert world.refusals("malformed") == 1
+    with pytest.raises(errors.NotAuthenticated):
+        await world.service.validate_api_key(auth.ValidateApiKey(api_keys.generate()), call(role=Role.GATEWAY))
+    assert len(asked) == 1
+    assert world.refusals("unknown_key") == 1
+
+
+async def test_a_revoked_key_is_refused_at_once(world: Surroundings) -> None:
+    _, new = await world.user_with_key()
+    other = await world.new_key(new.api_key, "other")
+    revoked = await world.service.revoke_api_key(auth.RevokeApiKey("default"), call(other.api_key))
+    assert not revoked.is_active
+    with pytest.raises(errors.NotAuthenticated, match="revoked"):
+        await identify(world, new.api_key)
+    again = await world.service.revoke_api_key(auth.RevokeApiKey(str(new.key.id)), call(other.api_key))
+    assert again.id == new.key.id
+    assert [type(event) for event in world.published].count(events.KeyRevoked) == 1
+    with pytest.raises(errors.NotFound):
+        await world.service.revoke_api_key(auth.RevokeApiKey("default"), call(other.api_key))
+
+
+async def test_a_name_that_two_keys_have_revokes_neither(world: Surroundings) -> None:
+    _, new = await world.user_with_key()
+    await world.new_key(new.api_key)
+    with pytest.raises(errors.BadRequest, match="several") as refused:
+        await world.service.revoke_api_key(auth.RevokeApiKey("default"), call(new.api_key))
+    assert str(new.key.id) in refused.value.hint
+
+
+@pytest.mark.parametrize("key", ["", "nothing", "a\0b", "x" * 1000, str(uuid4())])
+async def test_a_key_that_is_not_there(world: Surroundings, key: str) -> None:
+    _, new = await world.user_with_key()
+    with pytest.raises(errors.NotFound):
+        await world.service.revoke_api_key(auth.RevokeApiKey(key), call(new.api_key))
+
+
+async def test_what_is_anothers_is_refused_and_an_administrator_may(world: Surroundings) -> None:
+    anna, annas = await world.user_with_key("anna")
+    _, bens = await world.user_with_key("ben")
+    admin = await world.admin_token()
+    ben, service = call(bens.api_key), world.service
+    with pytest.raises(errors.NotAllowed):
+        await service.generate_api_key(auth.GenerateApiKey(user_id=anna.id), ben)
+    with pytest.raises(errors.NotAllowed):
+        await service.list_api_keys(auth.ListApiKeys(anna.id), ben)
+    with pytest.raises(errors.NotAllowed):
+        await service.get_user_usage(auth.GetUserUsage(anna.id), ben)
+    with pytest.raises(errors.NotFound):
+        await service.revoke_api_key(auth.RevokeApiKey(str(annas.key.id)), ben)
+    await identify(world, annas.api_key)
+    made = await service.generate_api_key(auth.GenerateApiKey("by the admin", anna.id), call(admin))
+    assert made.key.user_id == anna.id
+    assert len((await service.list_api_keys(auth.ListApiKeys(anna.id), call(admin))).keys) == 2
+    assert (await service.get_user_usage(auth.GetUserUsage(anna.id), call(admin))).user_id == anna.id
+    assert not (await service.revoke_api_key(auth.RevokeApiKey(str(annas.key.id)), call(admin))).is_active
+    with pytest.raises(errors.NotFound):
+        await service.generate_api_key(auth.GenerateApiKey(user_id=UserId(uuid4())), call(admin))
+
+
+async def test_usage_is_the_gateways_to_count(world: Surroundings) -> None:
+    user, new = await world.user_with_key()
+    usage = await world.service.get_user_usage(auth.GetUserUsage(), call(new.api_key, Role.OPERATOR))
+    assert (usage.user_id, usage.request_count, usage.tokens_used) == (user.id, 3, 30)
+    assert world.rpc.asked == [user.id]
+
+
+async def test_the_last_use_of_a_key_is_noted(world: Surroundings) -> None:
+    _, new = await world.user_with_key()
+    assert new.key.last_used_at is None
+    await identify(world, new.api_key)
+    await world.service._last_used.write()
+    listed = await world.service.list_api_keys(auth.ListApiKeys(), call(new.api_key))
+    assert listed.keys[0].last_used_at is not None
+
+
+# --- administration ---------------------------------------------------------------------------------------------------
+
+
+async def test_only_an_administrator_administers(world: Surroundings) -> None:
+    user, new = await world.user_with_key()
+    service = world.service
+    for credential, error in ((None, errors.NotAuthenticated), (new.api_key, errors.NotAllowed)):
+        with pytest.raises(error):
+            await service.set_tier(auth.SetTier("john_doe", Tier.PREMIUM), call(credential, Role.OPERATOR))
+        with pytest.raises(error):
+            await service.set_active(auth.SetActive("admin", is_active=False), call(credential))
+        with pytest.raises(error):
+            await service.list_users(auth.ListUsers(), call(credential))
+    admin = call(await world.admin_token())
+    assert (await service.set_tier(auth.SetTier(user.email, Tier.PREMIUM), admin)).tier is Tier.PREMIUM
+    assert (await identify(world, new.api_key)).tier is Tier.PREMIUM
+    assert {found.username for found in (await service.list_users(auth.ListUsers(), admin)).users} == {"admin", "john_doe"}
+    with pytest.raises(errors.NotFound):
+        await service.set_tier(auth.SetTier("nobody", Tier.PREMIUM), admin)
+    for limit in (0, -1, 1001, 2**63):
+        with pytest.raises(errors.BadRequest):
+            await service.list_users(auth.ListUsers(limit), admin)
+    with pytest.raises(errors.NotAllowed, match="own account"):
+        await service.set_active(auth.SetActive("admin", is_active=False), admin)
+
+
+async def test_the_first_administrator_is_made_once(settings: AuthSettings) -> None:
+    async def start(password: str) -> auth.User:
+        world = Surroundings()
+        async with AuthService.open(msgspec.structs.replace(settings, admin_password=password), world.as_node()) as world.service:
+            return (await world.login("admin", ADMIN_PASSWORD)).user
+
+    started = await asyncio.gather(*(start(ADMIN_PASSWORD) for _ in range(5)))
+    assert len({user.id for user in started}) == 1
+    assert (started[0].role, started[0].tier) == (UserRole.ADMIN, Tier.PREMIUM)
+    assert await start("another good password") == started[0]
+
+
+async def test_a_bad_first_password_is_a_wrong_setting(settings: AuthSettings) -> None:
+    with pytest.raises(errors.BadSettings, match="ADMIN_PASSWORD"):
+        async with AuthService.open(msgspec.structs.replace(settings, admin_password="admin123"), Surroundings().as_node()):
+            pass
+
+
+# --- changes and faults ------------------------------------------------------------------------------------------------
+
+
+async def test_a_watcher_hears_of_a_change_made_by_hand(world: Surroundings, settings: AuthSettings) -> None:
+    user, _ = await world.user_with_key()
+    async with contextlib.aclosing(world.service._changes.watch(0)) as changes:
+        assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
+        connection = await asyncpg.connect(settings.store_url)
+        try:
+            await connection.execute("UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
+        finally:
+            await connection.close()
+        change = await asyncio.wait_for(anext(changes), 5)
+        while change.user_id is None:  # the service's own "I listen now" may come between
+            change = await asyncio.wait_for(anext(changes), 5)
+        assert change.user_id == user.id
+    assert world.service._changes._watchers == set()
+
+
+async def test_a_watch_ends_when_the_service_drains(world: Surroundings) -> None:
+    async def watch() -> int:
+        async with contextlib.aclosing(world.service._changes.watch(0)) as changes:
+            return len([change async for change in changes])
+
+    watching = asyncio.ensure_future(watch())
+    world.drain_started.set()
+    assert await asyncio.wait_for(watching, 5) >= 1
+
+
+async def test_a_slow_watcher_is_told_to_forget_everything(world: Surroundings) -> None:
+    user = await world.register()
+    async with contextlib.aclosing(world.service._changes.watch(0)) as changes:
+        await anext(changes)
+        for number in range(1, 150):
+            world.service._changes._tell(auth.Change(number, user.id))
+        heard = [await anext(changes) for _ in range(40)]
+    assert auth.Change(101) in heard
+    assert heard[-1].sequence > 101
+
+
+async def test_checks_say_which_store_is_missing(world: Surroundings) -> None:
+    checks = await world.service.checks()
+    assert [(check.name, check.ok) for check in checks] == [("postgresql", True), ("valkey", True)]
+
+
+async def test_without_valkey_nobody_logs_in_but_keys_go_on_working(world: Surroundings, valkey: ValkeyServer) -> None:
+    _, new = await world.user_with_key()
+    session = await world.login()
+    valkey.kill()
+    await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+    assert (await identify(world, new.api_key)).key_id == new.key.id
+    for attempt in (world.login(), identify(world, session.access_token)):
+        with pytest.raises(errors.Unavailable, match="Valkey"):
+            await attempt
+    assert [(check.name, check.ok) for check in await world.service.checks()] == [("postgresql", True), ("valkey", False)]
+    valkey.start()
+    assert (await world.login()).user.username == "john_doe"
+
+
+async def test_without_postgresql_a_key_is_not_called_wrong(world: Surroundings, postgres: PostgresServer) -> None:
+    _, new = await world.user_with_key()
+    postgres.kill()
+    await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+    with pytest.raises(errors.Unavailable, match="PostgreSQL"):
+        await identify(world, new.api_key)
+    with pytest.raises(errors.NotAuthenticated):
+        await identify(world, new.api_key[:-1] + "x")
+    postgres.start()
+    assert (await identify(world, new.api_key)).key_id == new.key.id

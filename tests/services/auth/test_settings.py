@@ -1,0 +1,45 @@
+"""auth's settings: every mistake of one start is named, and no secret is."""
+
+import pytest
+
+from services.auth.settings import AuthSettings
+from shared import config, errors
+
+GOOD = {
+    "NODE_KEY_FILE": "/keys/auth.nk",
+    "DATABASE_URL": "postgresql://u:p@localhost/db",
+    "REDIS_URL": "redis://localhost",
+    "JWT_SIGNING_KEY": "PEM",
+    "API_KEY_PEPPER": "p" * 32,
+}
+
+
+def test_the_least_that_works() -> None:
+    settings = config.load(AuthSettings, GOOD)
+    assert (settings.port, settings.session_timeout_seconds, settings.password_min_length) == (3001, 3600, 8)
+    assert settings.open_registration
+    assert settings.admin_password is None
+    assert settings.store_url == GOOD["DATABASE_URL"]
+
+
+def test_auth_may_have_a_database_of_its_own() -> None:
+    assert config.load(AuthSettings, {**GOOD, "AUTH_DATABASE_URL": "postgresql:///auth"}).store_url == "postgresql:///auth"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"DATABASE_URL": ""}, "DATABASE_URL", id="no database"),
+        pytest.param({"REDIS_URL": ""}, "REDIS_URL", id="no Valkey"),
+        pytest.param({"JWT_SIGNING_KEY": ""}, "JWT_SIGNING_KEY", id="no signing key"),
+        pytest.param({"API_KEY_PEPPER": "changeme"}, "API_KEY_PEPPER", id="a short pepper"),
+        pytest.param({"SESSION_TIMEOUT": "0"}, "SESSION_TIMEOUT", id="no session at all"),
+        pytest.param({"SESSION_TIMEOUT": "soon"}, "SESSION_TIMEOUT", id="no number"),
+        pytest.param({"PASSWORD_MIN_LENGTH": "4"}, "PASSWORD_MIN_LENGTH", id="four characters are no password"),
+        pytest.param({"PASSWORD_MIN_LENGTH": "257"}, "PASSWORD_MIN_LENGTH", id="longer than the longest"),
+    ],
+)
+def test_bad_settings_are_named(change: dict[str, str], message: str) -> None:
+    with pytest.raises(errors.BadSettings, match=message) as refused:
+        config.load(AuthSettings, {**GOOD, **change})
+    assert "changeme" not in refused.value.message

@@ -1,0 +1,207 @@
+"""auth's tables on a real PostgreSQL: uniqueness, races, and changes that reach a listener however they were made."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from services.auth.store import MOST_ACTIVE_KEYS, Store
+from shared import errors
+from shared.api.auth import ApiKey, Change, User
+from shared.types import Tier, UserId, UserRole
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[Store]:
+    async with Store.open(postgres_url) as opened:
+        yield opened
+
+
+async def add_user(store: Store, name: str = "anna") -> User:
+    return await store.add_user(name, f"{name}@example.com", "hash")
+
+
+async def add_key(store: Store, user: User, key_hash: str = "k", name: str = "default") -> ApiKey:
+    return await store.add_key(user.id, name=name, key_hash=key_hash, preview="aip_live_abc…wxyz", requests_per_hour=None)
+
+
+async def by_hand(url: str, statement: str) -> None:
+    """What an administrator types into psql, with psql's own search path."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def test_a_user_is_found_by_each_of_its_names(store: Store) -> None:
+    user = await add_user(store, "Anna")
+    assert (user.role, user.tier, user.is_active) == (UserRole.USER, Tier.FREE, True)
+    assert user.created_at.tzinfo is not None
+    for name in ("Anna", "aNNa", "ANNA@example.com", str(user.id)):
+        assert await store.get_user_called(name) == user
+    account = await store.find_account("anna")
+    assert account is not None
+    assert account.password_hash == "hash"
+
+
+@pytest.mark.parametrize("name", ["nobody", "x@y.z", str(uuid4()), "", "a\0b", "' OR 1=1 --", "x" * 10_000])
+async def test_nobody_is_called_that(store: Store, name: str) -> None:
+    with pytest.raises(errors.NotFound):
+        await store.get_user_called(name)
+
+
+@pytest.mark.parametrize(
+    ("username", "email", "what"),
+    [
+        pytest.param("ANNA", "other@example.com", "user name", id="the name in other letters"),
+        pytest.param("other", "Anna@Example.com", "e-mail address", id="the address in other letters"),
+    ],
+)
+async def test_a_taken_name_says_what_is_taken(store: Store, username: str, email: str, what: str) -> None:
+    await add_user(store)
+    with pytest.raises(errors.AlreadyExists, match=what):
+        await store.add_user(username, email, "hash")
+
+
+async def test_of_twenty_registrations_of_one_name_at_once_one_succeeds(store: Store) -> None:
+    outcomes = await asyncio.gather(*(store.add_user("anna", f"anna{n}@example.com", "hash") for n in range(20)), return_exceptions=True)
+    assert sum(isinstance(outcome, User) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, errors.AlreadyExists) for outcome in outcomes) == 19
+
+
+async def test_of_twenty_starters_one_makes_the_administrator(store: Store) -> None:
+    assert not await store.has_admin()
+    assert (await asyncio.gather(*(store.ensure_first_admin("hash") for _ in range(20)))).count(True) == 1
+    assert await store.has_admin()
+    admin = await store.get_user_called("admin")
+    assert (admin.role, admin.tier, admin.email) == (UserRole.ADMIN, Tier.PREMIUM, "admin@localhost")
+
+
+async def test_a_key_can_be_revoked_once(store: Store) -> None:
+    key = await add_key(store, await add_user(store))
+    revoked = await store.revoke_key(key.id)
+    assert revoked is not None
+    assert not revoked.is_active
+    assert await store.revoke_key(key.id) is None
+    assert [found.is_active for found in await store.list_keys(key.user_id)] == [False]
+
+
+async def test_a_user_has_so_many_active_keys_and_no_more(store: Store) -> None:
+    user = await add_user(store)
+    key = await add_key(store, user, "first")
+    for n in range(1, MOST_ACTIVE_KEYS):
+        await add_key(store, user, str(n))
+    with pytest.raises(errors.BadRequest, match="active already"):
+        await add_key(store, user, "more")
+    await store.revoke_key(key.id)
+    await add_key(store, user, "more")
+
+
+async def test_the_owner_of_a_key(store: Store) -> None:
+    user = await add_user(store)
+    key = await add_key(store, user)
+    assert await store.find_owner_of_key("unknown") is None
+    owned = await store.find_owner_of_key("k")
+    assert owned is not None
+    assert (owned.principal.user_id, owned.principal.key_id, owned.principal.key_name) == (user.id, key.id, "default")
+    assert owned.key_is_active
+    assert owned.user_is_active
+
+
+async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: Store, postgres_url: str) -> None:
+    key = await add_key(store, await add_user(store))
+    await store.touch_keys([key.id])
+    first = (await store.list_keys(key.user_id))[0].last_used_at
+    await store.touch_keys([key.id])
+    assert (await store.list_keys(key.user_id))[0].last_used_at == first
+    await by_hand(postgres_url, "UPDATE auth.api_keys SET last_used_at = now() - interval '2 minutes'")
+    await store.touch_keys([key.id])
+    last = (await store.list_keys(key.user_id))[0].last_used_at
+    assert first is not None
+    assert last is not None
+    assert last > first
+    assert await store.missed_changes(0) == (Change(0),)
+
+
+async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: Store, postgres_url: str) -> None:
+    await add_user(store)
+    account = await store.find_account("anna")
+    assert account is not None
+    await by_hand(postgres_url, "UPDATE auth.users SET password_hash = 'newer'")
+    await store.replace_password_hash(account, "rehashed")
+    after = await store.find_account("anna")
+    assert after is not None
+    assert after.password_hash == "newer"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE auth.users SET is_active = false",
+        "UPDATE auth.users SET subscription_tier = 'premium'",
+        "UPDATE auth.users SET role = 'admin'",
+        "UPDATE auth.api_keys SET is_active = false",
+        "UPDATE auth.api_keys SET requests_per_hour = 5",
+        "DELETE FROM auth.api_keys",
+    ],
+)
+async def test_what_is_changed_by_hand_is_heard_of(store: Store, postgres_url: str, statement: str) -> None:
+    user = await add_user(store)
+    await add_key(store, user)
+    async with contextlib.aclosing(store.follow_changes()) as changes:
+        assert await asyncio.wait_for(anext(changes), 5) == Change(0)
+        await by_hand(postgres_url, statement)
+        assert await asyncio.wait_for(anext(changes), 5) == Change(1, user.id)
+
+
+async def test_emptying_the_tables_means_forget_everything(store: Store, postgres_url: str) -> None:
+    await add_user(store)
+    async with contextlib.aclosing(store.follow_changes()) as changes:
+        await anext(changes)
+        await by_hand(postgres_url, "TRUNCATE auth.users, auth.api_keys")
+        assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
+
+
+async def test_what_was_missed_is_told_from_the_last_change_on(store: Store) -> None:
+    users = [await add_user(store, f"user{n}") for n in range(4)]
+    assert await store.missed_changes(0) == (Change(0),)
+    for user in users:
+        await store.set_tier(user.id, Tier.PREMIUM)
+    assert await store.missed_changes(0) == (Change(4),)
+    missed = await store.missed_changes(2)
+    assert {change.sequence for change in missed} >= {2, 3, 4}
+    assert {change.user_id for change in missed} >= {users[2].id, users[3].id}
+    assert None not in {change.user_id for change in missed}
+
+
+async def test_who_was_away_too_long_or_watched_another_database_forgets_everything(store: Store, postgres_url: str) -> None:
+    user = await add_user(store)
+    for tier in (Tier.PREMIUM, Tier.FREE, Tier.PREMIUM):
+        await store.set_tier(user.id, tier)
+    assert await store.missed_changes(99) == (Change(3),)
+    await by_hand(postgres_url, "UPDATE auth.changes SET at = at - interval '2 days'")
+    await store.prune_changes()
+    assert await store.missed_changes(1) == (Change(3),)
+    assert await store.missed_changes(3) == (Change(3, user.id),)
+
+
+async def test_a_user_that_is_gone(store: Store) -> None:
+    with pytest.raises(errors.NotFound):
+        await store.set_tier(UserId(uuid4()), Tier.FREE)
+    assert await store.find_user(UserId(uuid4())) is None
+
+
+async def test_the_tables_have_the_columns_of_the_seed(store: Store, postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        rows = await connection.fetch("SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'auth'")
+    finally:
+        await connection.close()
+    columns = {(row["table_name"], row["column_name"]) for row in rows}
+    users = ("id", "username", "email", "password_hash", "created_at", "is_active", "subscription_tier")
+    keys = ("id", "user_id", "key_hash", "name", "created_at", "last_used_at", "is_active")
+    assert columns >= {("users", name) for name in users} | {("api_keys", name) for name in keys}

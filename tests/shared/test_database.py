@@ -1,0 +1,207 @@
+"""The pool against a real PostgreSQL: queries, transactions, notifications, and a server that is killed and restarted."""
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+
+from shared import database, errors
+from shared.database import Database
+from tests.servers import PostgresServer
+
+QUERIES = """
+-- name: add
+-- One thing.
+INSERT INTO things (name) VALUES ($1) RETURNING id;
+
+-- name: add_quietly
+-- One thing, without an answer.
+INSERT INTO things (name) VALUES ($1);
+
+-- name: list
+-- All of them.
+SELECT id, name FROM things ORDER BY id;
+
+-- name: find
+-- One by name.
+SELECT id, name FROM things WHERE name = $1;
+
+-- name: rename_all
+-- Give all one name.
+UPDATE things SET name = $1;
+
+-- name: sleep
+-- Takes long.
+SELECT pg_sleep($1);
+
+-- name: tell
+-- A notification.
+SELECT pg_notify('things', $1);
+
+-- name: cut_others
+-- End every other connection to this database, as a restart or an administrator would.
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+
+-- name: cut_me
+-- Die while answering.
+SELECT pg_terminate_backend(pg_backend_pid());
+
+-- name: add_and_die
+-- A write whose connection dies before the answer.
+INSERT INTO things (name) SELECT 'x' WHERE pg_terminate_backend(pg_backend_pid());
+"""
+
+TABLE = "CREATE TABLE things (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE NOT NULL);"
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    (tmp_path / "queries.sql").write_text(QUERIES)
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "0001_pre_things.sql").write_text(TABLE)
+    return tmp_path
+
+
+def opened(url: str, package: Path, pool_size: int = 4) -> contextlib.AbstractAsyncContextManager[Database]:
+    return Database.open(url, schema="shop", package=package, pool_size=pool_size)
+
+
+async def test_rows_values_and_counts(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db:
+        assert await db.value("add", "lamp") == 1
+        assert await db.run("add_quietly", "chair") == 1
+        assert [row["name"] for row in await db.rows("list")] == ["lamp", "chair"]
+        found = await db.row("find", "lamp")
+        assert found is not None
+        assert found["id"] == 1
+        assert await db.row("find", "table") is None
+        assert (await db.check()).ok
+
+
+async def test_a_unique_violation_is_the_stores_to_translate(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db:
+        await db.run("add", "lamp")
+        with pytest.raises(database.UniqueViolation):
+            await db.run("add", "lamp")
+
+
+async def test_a_transaction_happens_whole_or_not_at_all(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db:
+        with pytest.raises(database.UniqueViolation):  # noqa: PT012
+            async with db.transaction() as tx:
+                await tx.run("add", "lamp")
+                await tx.run("add", "lamp")
+        assert await db.rows("list") == []
+        async with db.transaction() as tx:
+            assert await tx.value("add", "lamp") is not None
+            assert await tx.row("find", "lamp") is not None
+        assert len(await db.rows("list")) == 1
+
+
+async def test_a_slow_answer_is_given_up_at_the_deadline_and_the_connection_is_good_again(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package, pool_size=1) as db:
+        began = time.monotonic()
+        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+            await db.row("sleep", 30, deadline_seconds=0.1)
+        assert time.monotonic() - began < 2
+        assert await db.value("add", "lamp") == 1
+
+
+async def test_more_callers_than_connections_wait_their_turn(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package, pool_size=2) as db:
+        await asyncio.gather(*(db.run("add", f"thing {n}") for n in range(50)))
+        assert len(await db.rows("list")) == 50
+
+
+async def test_a_mistake_of_ours_is_not_called_unavailable(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db:
+        with pytest.raises(Exception, match="expects 1 argument") as caught:
+            await db.row("find")
+        assert not isinstance(caught.value, errors.AimeshError)
+        with pytest.raises(KeyError):
+            await db.row("no_such_query")
+
+
+async def test_a_read_survives_connections_that_died_while_idle(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db, opened(postgres_url, package) as other:
+        await asyncio.gather(*(db.rows("list") for _ in range(8)))
+        await other.row("cut_others")
+        assert await db.rows("list") == []
+        assert await asyncio.gather(*(db.rows("list") for _ in range(8))) == [[]] * 8
+
+
+async def test_a_write_is_never_sent_twice(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db:
+        with pytest.raises(errors.Unavailable):
+            await db.run("add_and_die")
+        assert await db.rows("list") == []
+
+
+async def test_a_read_that_kills_its_connection_is_tried_twice_and_no_more(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db:
+        with pytest.raises(errors.Unavailable):
+            await db.row("cut_me")
+        assert await db.rows("list") == []
+
+
+async def test_a_killed_server_is_unavailable_at_once_and_used_again_when_it_is_back(
+    postgres: PostgresServer, postgres_url: str, package: Path
+) -> None:
+    async with opened(postgres_url, package) as db:
+        await db.run("add", "lamp")
+        postgres.kill()
+        await asyncio.sleep(0.02)  # the loop hears that its connections are gone, as it does when nothing blocks it
+        began = time.monotonic()
+        with pytest.raises(errors.Unavailable):
+            await db.rows("list")
+        check = await db.check()
+        assert not check.ok
+        assert "DATABASE_URL" in check.detail
+        assert time.monotonic() - began < 1
+        postgres.start()
+        began = time.monotonic()
+        assert [row["name"] for row in await db.rows("list")] == ["lamp"]
+        await db.run("add", "chair")
+        assert time.monotonic() - began < 1
+
+
+async def test_opening_waits_for_a_server_that_is_still_starting(postgres: PostgresServer, postgres_url: str, package: Path) -> None:
+    postgres.kill()
+    async with contextlib.AsyncExitStack() as stack:
+        opening = asyncio.ensure_future(stack.enter_async_context(opened(postgres_url, package)))
+        await asyncio.sleep(0.02)
+        assert not opening.done()
+        postgres.start()
+        db = await asyncio.wait_for(opening, 10)
+        assert (await db.check()).ok
+
+
+async def test_a_database_that_does_not_exist_is_a_wrong_setting(postgres_url: str, postgres: PostgresServer, package: Path) -> None:
+    with pytest.raises(errors.BadSettings, match="nowhere"):
+        async with opened(postgres.url("nowhere"), package):
+            pass
+
+
+async def test_notifications_arrive_and_a_reconnect_says_so(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db, contextlib.aclosing(db.listen("things")) as payloads:
+        assert await asyncio.wait_for(anext(payloads), 5) is None
+        await db.row("tell", "one")
+        assert await asyncio.wait_for(anext(payloads), 5) == "one"
+        await db.row("cut_others")
+        assert await asyncio.wait_for(anext(payloads), 5) is None
+        await db.row("tell", "two")
+        assert await asyncio.wait_for(anext(payloads), 5) == "two"
+
+
+async def test_a_listener_that_does_not_read_learns_that_it_missed_some(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db, contextlib.aclosing(db.listen("things")) as payloads:
+        await anext(payloads)
+        async with db.transaction() as tx:
+            for n in range(1002):
+                await tx.row("tell", str(n))
+        seen = [await asyncio.wait_for(anext(payloads), 5)]
+        while seen[-1] != "1001":
+            seen.append(await asyncio.wait_for(anext(payloads), 5))
+        assert None in seen
