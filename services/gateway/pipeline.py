@@ -1,0 +1,268 @@
+"""The one way of an inference request, whichever door it came in by: admit, limit, choose a worker, run, record.
+
+    async with pipeline.run(principal, request, seconds=60) as running:
+        async for text in running: …
+    # its row is written; only now is the caller told how it ended
+    running.result
+
+Every request that enters ``run`` has exactly one row, however it ends.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from services.gateway import admission, mesh, prompts, routing
+from services.gateway.admission import Admitted
+from services.gateway.limits import Allowance
+from services.gateway.quotas import HourlyLimited, Quotas
+from services.gateway.recorder import Recorder
+from services.gateway.relay import Relay
+from services.gateway.store import RequestRow
+from shared import context, errors
+from shared.api import events, gateway, inference
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.generation import Generation, Usage
+from shared.telemetry import Metrics
+from shared.types import ModelName, RequestId, RequestStatus, Role
+
+_MAX_ROW_NUMBER = 2**31 - 1
+#: As the metrics name it, at both doors.
+_METHOD = gateway.process_inference_request.name.partition(".")[2]
+#: A deadline may fire this much early by our clock.
+_CLOCK_SLACK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the pipeline works with."""
+
+    quotas: Quotas
+    relay: Relay
+    recorder: Recorder
+    directory: mesh.Directory
+    names: routing.Names
+    metrics: Metrics
+    publish: Callable[[events.Event], None]
+    prompt_hash_secret: str
+
+
+class Running:
+    """One request on its way. Iterate it for the texts; ``result`` is there when the block of ``run`` is left."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.request_id = _request_id()
+        self.began_at = datetime.now(UTC)
+        self._began = clock()
+        self._first_text: float | None = None
+        self._ended: float | None = None
+        self._tokens = 0
+        self._generation: Generation | None = None
+        self.prompt_hash: str | None = None
+        self._admitted: Admitted | None = None
+        #: Known after routing and limiting, so before the first text.
+        self.model: ModelName | None = None
+        self.allowance: Allowance | None = None
+        self.answers: AsyncGenerator[inference.Chunk | Generation] | None = None
+
+    def admitted(self, admitted: Admitted, prompt_hash: str) -> None:
+        self._admitted, self.prompt_hash = admitted, prompt_hash
+
+    def __aiter__(self) -> "Running":
+        return self
+
+    async def __anext__(self) -> str:
+        assert self.answers is not None  # `run` has set it before anybody sees this object
+        while True:
+            answer = await anext(self.answers)
+            if isinstance(answer, Generation):
+                self._generation = answer
+                continue
+            self._tokens += len(answer.token_ids)
+            if answer.text:
+                if self._first_text is None:
+                    self._first_text = self._clock()
+                return answer.text
+
+    @property
+    def usage(self) -> Usage:
+        """What was delivered so far. Output is counted here, as token ids received, not taken from the worker's word."""
+        if self._generation is None or self._admitted is None:
+            return Usage(prompt_tokens=0, completion_tokens=self._tokens)
+        claimed = self._generation.usage
+        prompt_tokens = min(max(claimed.prompt_tokens, 0), self._admitted.most_prompt_tokens)
+        # A backend that has no token ids (an HTTP API) sends none; there the worker's count is all there is.
+        completion = self._tokens or min(max(claimed.completion_tokens, 0), int(admission.RANGES["max_tokens"].high))
+        return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens))
+
+    @property
+    def result(self) -> InferenceResult:
+        assert self._generation is not None
+        assert self.model is not None
+        return InferenceResult(
+            request_id=self.request_id,
+            model=self.model,
+            finish_reason=self._generation.finish_reason,
+            usage=self.usage,
+            response_time_ms=self.response_time_ms,
+            first_token_ms=self.response_time_ms if self._first_text is None else _ms(self._first_text - self._began),
+        )
+
+    @property
+    def first_text_seconds(self) -> float | None:
+        return None if self._first_text is None else self._first_text - self._began
+
+    @property
+    def complete(self) -> bool:
+        return self._generation is not None
+
+    @property
+    def response_time_ms(self) -> int:
+        """The same in the answer and in the row: fixed when the request ended."""
+        return _ms((self._ended if self._ended is not None else self._clock()) - self._began)
+
+    def end(self) -> None:
+        self._ended = self._clock()
+
+    @property
+    def seconds_so_far(self) -> float:
+        return self._clock() - self._began
+
+
+class Pipeline:
+    """Safe for any number of requests at once."""
+
+    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._parts = parts
+        self._clock = clock
+
+    @asynccontextmanager
+    async def run(self, principal: Principal, request: InferenceRequest, *, seconds: float) -> AsyncIterator[Running]:
+        """Raises what a caller may see: BadRequest, TooLarge, UnknownModel, Limited, NotReachable, Unavailable or the
+        worker's own error. An exception out of the block, a cancel included, ends the generation on the worker."""
+        self._parts.recorder.reserve()
+        running = Running(self._clock)
+        failure: errors.AimeshError | None = None
+        status = RequestStatus.ERROR
+        try:
+            prompt = await self._prepare(running, principal, request)
+            running.answers = self._parts.relay.generate(prompt, seconds=seconds)
+            yield running
+            status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
+        except errors.AimeshError as error:
+            failure = error
+            status = _status(error)
+            raise
+        except asyncio.CancelledError:
+            # A deadline reaches a handler as a cancel, too.
+            status = RequestStatus.TIMEOUT if running.seconds_so_far >= seconds - _CLOCK_SLACK_SECONDS else RequestStatus.CANCELLED
+            raise
+        finally:
+            try:
+                if running.answers is not None:
+                    await running.answers.aclose()
+            finally:
+                # Without an await between here and `add`: whatever happens to this task, the row is in the queue.
+                running.end()
+                written = self._record(running, principal, status, failure)
+            if status is RequestStatus.SUCCESS or failure is not None:
+                await self._parts.recorder.written(written)
+
+    async def _prepare(self, running: Running, principal: Principal, request: InferenceRequest) -> inference.ProcessPrompt:
+        parts = self._parts
+        admitted = admission.admit(request)
+        running.admitted(admitted, prompts.fingerprint(admitted.messages, parts.prompt_hash_secret))
+        running.model = routing.resolve(admitted.model, parts.directory.entries(Role.WORKER), parts.names)
+        try:
+            running.allowance = await parts.quotas.spend(principal)
+        except HourlyLimited as error:
+            running.allowance = error.allowance
+            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": running.model}
+            parts.metrics.rate_limit_violations.labels(**labels).inc()
+            raise
+        config = inference.ModelConfig(**msgspec.structs.asdict(admitted.sampling), model=running.model)
+        if config.seed is None:
+            # Ours rather than the worker's, so that another worker could draw the same tokens.
+            config = msgspec.structs.replace(config, seed=secrets.randbits(63))
+        return inference.ProcessPrompt(admitted.messages, config, running.request_id)
+
+    def _record(self, running: Running, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> asyncio.Event:
+        usage = running.usage
+        row = RequestRow(
+            id=running.request_id,
+            user_id=principal.user_id,
+            api_key_id=principal.key_id,
+            prompt_hash=running.prompt_hash,
+            model_used=running.model,
+            response_time_ms=min(running.response_time_ms, _MAX_ROW_NUMBER),
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            status=status,
+            error_code=_error_code(status, failure),
+            created_at=running.began_at,
+        )
+        written = self._parts.recorder.add(row)
+        self._count(row, running)
+        return written
+
+    def _count(self, row: RequestRow, running: Running) -> None:
+        metrics = self._parts.metrics
+        duration = metrics.request_duration.labels(service=metrics.service, method=_METHOD, model=row.model_used or "")
+        duration.observe(row.response_time_ms / 1000)
+        if row.model_used is not None:
+            metrics.tokens.labels(type="input", model=row.model_used).inc(row.prompt_tokens)
+            metrics.tokens.labels(type="output", model=row.model_used).inc(row.completion_tokens)
+            if running.first_text_seconds is not None:
+                metrics.ttft_seconds.labels(model=row.model_used).observe(running.first_text_seconds)
+        self._parts.publish(
+            events.RequestCompleted(
+                at=datetime.now(UTC),
+                request_id=row.id,
+                user_id=row.user_id,
+                model=row.model_used,
+                status=row.status,
+                tokens=row.tokens_used,
+                duration_ms=row.response_time_ms,
+            )
+        )
+
+
+def _request_id() -> RequestId:
+    """Always made here, never a caller's: it is the row's key, and a used one would be a request without a row."""
+    now = context.current.get()
+    return now.request_id if now is not None else context.start().request_id
+
+
+def _status(error: errors.AimeshError) -> RequestStatus:
+    match error:
+        case errors.Limited():
+            return RequestStatus.LIMITED
+        case errors.DeadlineExceeded():
+            return RequestStatus.TIMEOUT
+        case errors.Cancelled():
+            return RequestStatus.CANCELLED
+        case _:
+            return RequestStatus.ERROR
+
+
+def _error_code(status: RequestStatus, failure: errors.AimeshError | None) -> str | None:
+    if status is RequestStatus.SUCCESS:
+        return None
+    if failure is not None:
+        # A newer peer's code may be anything; the column holds 64 characters and no NUL.
+        return "".join(letter for letter in errors.code_of(failure)[:64] if letter.isprintable())
+    return {RequestStatus.TIMEOUT: errors.DeadlineExceeded.code, RequestStatus.ERROR: errors.AimeshError.code}.get(
+        status, errors.Cancelled.code
+    )
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,14 @@
+"""What stands for a prompt in request_logs: never the prompt, and not a bare hash, since a short prompt can be guessed."""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+import msgspec
+
+from shared.api.generation import ChatMessage
+
+
+def fingerprint(messages: Sequence[ChatMessage], secret: str) -> str:
+    """64 hex digits, the same for the same conversation under the same secret."""
+    return hmac.new(secret.encode(), msgspec.msgpack.encode(messages), hashlib.sha256).hexdigest()

@@ -1,0 +1,128 @@
+"""Which model a request means, and which worker runs it. Pure; the directory brings the workers, the caller the dice."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from shared import directory, errors
+from shared.api.gateway import ServedModel
+from shared.directory import Announcement, Entry
+from shared.types import ModelName, NodeId
+
+#: Repeats its prompt, for load tests: it comes last, so that it becomes nobody's default by its name.
+_SYNTHETIC = "echo"
+
+_NO_WORKER_HINT = "see `aicli nodes`; start a worker with `aicli worker`"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What models may be called."""
+
+    aliases: Mapping[str, str]
+    #: None means: the first that is served.
+    default: str | None
+
+
+def served(workers: Iterable[Entry], names: Names) -> tuple[ModelName, ...]:
+    """The models that somebody serves: the default first, then by name, the synthetic one last."""
+    found = {offer.name for worker in workers for offer in worker.announcement.models}
+    default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
+    return tuple(sorted(found, key=lambda name: (name != default, name == _SYNTHETIC, name)))
+
+
+def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]:
+    """What is served, as a caller sees it."""
+    offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models]
+    return tuple(
+        ServedModel(
+            name=model,
+            workers=sum(_offers(worker, model) for worker in workers),
+            # What every worker of the model can take.
+            context_tokens=min(tokens for name, tokens in offers if name == model),
+            aliases=tuple(alias for alias, name in names.aliases.items() if name == model),
+        )
+        for model in served(workers, names)
+    )
+
+
+def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names) -> ModelName:
+    """The served model that ``wanted`` means; nothing is substituted for one that is not served.
+
+    ``workers`` are all that are known: one that is gone still tells a missing worker from a misspelt model. Raises
+    UnknownModel, or NotReachable where the model is known but nobody can run it now.
+    """
+    usable = [worker for worker in workers if not worker.why_not]
+    models = served(usable, names)
+    if wanted is None and names.default is None:
+        if not models:
+            raise _nobody(workers)
+        return models[0]
+    asked = str(wanted or names.default)
+    # A model's own name comes before an alias that is spelt the same.
+    model = ModelName(asked if asked in models else names.aliases.get(asked, asked))
+    if model in models:
+        return model
+    if not models:
+        raise _nobody(workers)
+    if absent := [worker for worker in workers if worker.why_not and _offers(worker, model)]:
+        raise errors.NotReachable(f"no worker can run {model} now: {_whys(absent)}", hint=_NO_WORKER_HINT)
+    through = f" (which {asked!r} is an alias of)" if model != asked else ""
+    raise errors.UnknownModel(
+        f"nobody serves the model {model!r}{through}; served now: {', '.join(models)}",
+        hint="choose one of them, or give it this name by MODEL_ALIASES on the gateway",
+    )
+
+
+def candidates(model: ModelName, usable: Iterable[Entry], failed: Set[NodeId]) -> list[Entry]:
+    """The workers that could run it and have not failed this request yet."""
+    return [worker for worker in usable if worker.node not in failed and _offers(worker, model)]
+
+
+class InFlight:
+    """What this gateway has running on each worker. A burst must spread before the workers' next announcements show it."""
+
+    def __init__(self) -> None:
+        # For each call the announcement that it began under: what a worker says later counts the call already.
+        self._running: dict[NodeId, list[Announcement]] = {}
+
+    def begin(self, worker: Entry) -> Announcement:
+        """Returns what ``end`` wants back."""
+        self._running.setdefault(worker.node, []).append(worker.announcement)
+        return worker.announcement
+
+    def end(self, began_under: Announcement) -> None:
+        running = self._running[began_under.node]
+        # By identity: a worker that has nothing new to say announces equal things again.
+        del running[next(position for position, announcement in enumerate(running) if announcement is began_under)]
+        if not running:
+            del self._running[began_under.node]
+
+    def unannounced(self, worker: Entry) -> int:
+        """Calls of ours that the worker's own word does not cover."""
+        running = self._running.get(worker.node, [])
+        load = worker.announcement.load
+        since_it_spoke = sum(announcement is worker.announcement for announcement in running)
+        return max(since_it_spoke, len(running) - load.running - load.queued)
+
+    def total(self) -> int:
+        return sum(len(running) for running in self._running.values())
+
+
+def choose(workers: Sequence[Entry], in_flight: InFlight, rng: random.Random) -> Entry | None:
+    """Power of two choices over the expected wait; None where there is nobody to choose."""
+    return directory.pick(workers, rng, lambda worker: directory.expected_wait(worker, in_flight.unannounced(worker)))
+
+
+def _offers(worker: Entry, model: ModelName) -> bool:
+    return any(offer.name == model for offer in worker.announcement.models)
+
+
+def _nobody(workers: Sequence[Entry]) -> errors.NotReachable:
+    why = f": {_whys(workers)}" if workers else ""
+    return errors.NotReachable(f"no worker serves a model now{why}", hint=_NO_WORKER_HINT)
+
+
+def _whys(workers: Sequence[Entry]) -> str:
+    """At most three reasons; a caller needs to see one, an operator has `aicli nodes`."""
+    return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'offers no model'}" for worker in workers[:3])

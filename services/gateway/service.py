@@ -1,0 +1,201 @@
+"""The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+
+from services.gateway import routing
+from services.gateway.callers import Callers
+from services.gateway.http_app import HttpApp
+from services.gateway.openai_http import OpenAi
+from services.gateway.pipeline import Parts, Pipeline
+from services.gateway.quotas import Quotas
+from services.gateway.recorder import Recorder
+from services.gateway.reference import Reference
+from services.gateway.relay import Relay
+from services.gateway.rest import Rest
+from services.gateway.settings import GatewaySettings
+from services.gateway.store import Store
+from services.gateway.workers import Presence
+from shared import context, errors
+from shared.api import auth, gateway
+from shared.api.gateway import Check, NodeRow
+from shared.api.usage import UserUsage
+from shared.cache import Cache
+from shared.directory import Entry
+from shared.node import Node
+from shared.rpc import Call, StreamCall, serves
+from shared.telemetry.metrics import version
+from shared.types import SERVICE_NAMES, Credential, ModelName, Role, Tier, UserId, UserRole
+
+#: These ask as nodes of the house, not for a person.
+_HOUSE = (Role.METRICS, Role.OPERATOR)
+
+
+class GatewayService:
+    """Made by ``open``; the dispatcher calls the methods that are marked with ``serves``."""
+
+    role: ClassVar[Role] = Role.GATEWAY
+
+    def __init__(self, settings: GatewaySettings, node: Node, store: Store, cache: Cache, recorder: Recorder) -> None:
+        by_tier = {Tier.FREE: settings.default_rate_limit, Tier.PREMIUM: settings.premium_rate_limit}
+        self._node = node
+        self._store = store
+        self._cache = cache
+        self._seconds = settings.request_timeout_seconds
+        self._names = routing.Names(settings.model_aliases, settings.default_model)
+        self._quotas = Quotas(cache, by_tier)
+        self._relay = Relay(node.rpc, node.directory, random.Random())  # noqa: S311 - which worker is no secret
+        self.callers = Callers(node.rpc)
+        self._pipeline = Pipeline(
+            Parts(
+                quotas=self._quotas,
+                relay=self._relay,
+                recorder=recorder,
+                directory=node.directory,
+                names=self._names,
+                metrics=node.metrics,
+                publish=node.publish,
+                prompt_hash_secret=settings.prompt_hash_secret,
+            )
+        )
+        self._http = self._http_app()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
+        async with (
+            Store.open(settings.store_url) as store,
+            Cache.open(settings.redis_url) as cache,
+            Recorder(store, node.metrics.usage_queue_rows).running() as recorder,
+        ):
+            service = cls(settings, node, store, cache, recorder)
+            presence = Presence()
+
+            def tell(entry: Entry) -> None:
+                if event := presence.changed(entry, datetime.now(UTC)):
+                    node.publish(event)
+
+            node.directory.watch(tell)
+            for entry in node.directory.entries(Role.WORKER):
+                tell(entry)
+            node.tasks.create_task(service.callers.watch())
+            yield service
+
+    async def checks(self) -> tuple[Check, ...]:
+        auth_there = bool(self._node.directory.usable(Role.AUTH))
+        detail = "" if auth_there else "no auth service on the mesh; start it with `aicli stack restart auth`"
+        return (await self._store.check(), await self._cache.check(), Check("auth", auth_there, detail))
+
+    def asgi(self) -> HttpApp:
+        return self._http
+
+    def _http_app(self) -> HttpApp:
+        rest = Rest(self._pipeline, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
+        routes = (*rest.routes(), *OpenAi(self._pipeline, self._served, request_seconds=self._seconds).routes())
+        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self._node.metrics)
+
+    # --- inference ----------------------------------------------------------------------------------------------------
+
+    @serves(gateway.process_inference_request)
+    async def process_inference_request(
+        self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]
+    ) -> gateway.InferenceResult:
+        # A request id of our own: it is the key of the request's row, so no caller may choose it.
+        now = context.current.get()
+        context.start(now.traceparent if now is not None else None)
+        principal = await self.callers.identify(request.auth.api_key or stream.credential)
+        seconds = min(self._seconds, stream.remaining_seconds())
+        async with self._pipeline.run(principal, request.request, seconds=seconds) as running:
+            async for text in running:
+                await stream.send(gateway.InferenceChunk(text))
+        return running.result
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    @serves(gateway.get_service_health)
+    async def get_service_health(self, _request: gateway.GetServiceHealth, _call: Call) -> gateway.ServiceHealth:
+        checks = await self.checks()
+        workers = self._node.directory.usable(Role.WORKER)
+        healthy = all(check.ok for check in checks) and bool(workers)
+        return gateway.ServiceHealth("healthy" if healthy else "degraded", checks, len(workers), self._served(), self._relay.in_flight)
+
+    @serves(gateway.list_models)
+    async def list_models(self, _request: gateway.ListModels, _call: Call) -> gateway.ServedModels:
+        workers = self._node.directory.usable(Role.WORKER)
+        return gateway.ServedModels(routing.catalogue(workers, self._names))
+
+    @serves(gateway.list_nodes)
+    async def list_nodes(self, _request: gateway.ListNodes, call: Call) -> gateway.NodeRows:
+        if call.caller.role not in _HOUSE:
+            await self.callers.identify(call.credential)
+        rows = [self._own_row(), *(_node_row(entry) for entry in self._node.directory.entries())]
+        return gateway.NodeRows(tuple(sorted(rows, key=lambda row: (row.role, row.id))))
+
+    def _own_row(self) -> NodeRow:
+        """A node does not hear itself, so the directory has everybody else."""
+        return NodeRow(
+            id=self._node.id,
+            role=self.role,
+            service=SERVICE_NAMES[self.role],
+            path="self",
+            alive=True,
+            usable=True,
+            why_not="",
+            models=(),
+            since=self._node.started_at,
+            version=version(),
+            running=self._relay.in_flight,
+            queued=0,
+            slots=0,
+        )
+
+    def _served(self) -> tuple[ModelName, ...]:
+        return routing.served(self._node.directory.usable(Role.WORKER), self._names)
+
+    # --- what somebody may use, and did use ---------------------------------------------------------------------------
+
+    @serves(gateway.get_user_quota)
+    async def get_user_quota(self, request: gateway.GetUserQuota, call: Call) -> gateway.UserQuota:
+        principal = await self.callers.identify(call.credential)
+        if request.user_id is not None and request.user_id != principal.user_id:
+            if principal.role is not UserRole.ADMIN:
+                raise errors.NotAllowed("only an admin may read another user's quota", hint="leave userId out to read your own")
+            principal = await self._other(request.user_id, call.credential)
+        left = await self._quotas.look(principal)
+        resets_at = datetime.now(UTC) + timedelta(seconds=left.resets_in_seconds)
+        return gateway.UserQuota(principal.user_id, principal.tier, left.limit, left.used, left.remaining, resets_at)
+
+    @serves(gateway.read_usage)
+    async def read_usage(self, request: gateway.ReadUsage, _call: Call) -> UserUsage:
+        """Only auth may call this, and has checked whose usage it is."""
+        return await self._store.read_usage(request.user_id)
+
+    async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
+        """Another user, as auth shows it to an admin."""
+        found = await self._node.rpc.call(auth.list_users, auth.ListUsers(limit=1000), credential=credential)
+        user = next((user for user in found.users if user.id == user_id), None)
+        if user is None:
+            raise errors.NotFound(f"there is no user {user_id}")
+        return auth.Principal(user.id, user.username, user.role, user.tier)
+
+
+def _node_row(entry: Entry) -> NodeRow:
+    said = entry.announcement
+    return NodeRow(
+        id=entry.node,
+        role=entry.role,
+        service=SERVICE_NAMES.get(entry.role, entry.role.value),
+        path=entry.path,
+        alive=entry.alive,
+        usable=not entry.why_not,
+        why_not=entry.why_not,
+        models=tuple(offer.name for offer in said.models),
+        since=entry.since,
+        version=said.version,
+        running=said.load.running,
+        queued=said.load.queued,
+        slots=said.load.slots,
+    )

@@ -1,0 +1,225 @@
+"""A mesh, workers and a store of our own, with the same interfaces as the real ones."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from services.gateway import routing
+from services.gateway.callers import Callers
+from services.gateway.http_app import HttpApp
+from services.gateway.openai_http import OpenAi
+from services.gateway.pipeline import Parts, Pipeline
+from services.gateway.quotas import Quotas
+from services.gateway.recorder import Recorder
+from services.gateway.reference import Reference
+from services.gateway.relay import Relay
+from services.gateway.rest import Rest
+from services.gateway.store import RequestRow
+from shared import credentials, errors
+from shared.api import auth, events, inference
+from shared.api.generation import Generation, Usage
+from shared.api.usage import UserUsage
+from shared.directory import Announcement, Directory, Load, ModelOffer
+from shared.telemetry import Metrics
+from shared.types import Credential, FinishReason, KeyId, ModelName, NodeId, Role, Tier, UserId, UserRole
+from tests.services.gateway.hour_model import FakeCounters
+
+USER = UserId(UUID(int=1))
+KEY_ID = KeyId(UUID(int=2))
+KEY = Credential(credentials.PREFIX + "x" * 43 + credentials.checksum("x" * 43))
+TOKEN = Credential("aaa.eyJleHAiOjk5OTk5OTk5OTl9.ccc")
+OWNER = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE, KEY_ID, "laptop")
+PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
+
+
+def node_id(number: int) -> NodeId:
+    return NodeId(f"U{number:055d}")
+
+
+def announcement(number: int, *models: str, load: Load | None = None, **more: Any) -> Announcement:
+    offers = tuple(ModelOffer(ModelName(name), 2048) for name in models)
+    return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or Load(slots=4), **more)
+
+
+class FakeDirectory(Directory):
+    """The real one, with a clock that stands still."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 0.0)
+
+    def worker(self, number: int, *models: str, load: Load | None = None, **more: Any) -> None:
+        self.heard(announcement(number, *models, load=load, **more), "nats")
+
+
+@dataclass
+class FakeWorker:
+    """Says its words, one token each; may fail before or after some, and may wait to be cancelled."""
+
+    words: Sequence[str] = ("Hello", " world", "!")
+    prompt_tokens: int = 7
+    fails_with: errors.AimeshError | None = None
+    fails_after: int = 0
+    hangs_after: int | None = None
+    asked: list[inference.ProcessPrompt] = field(default_factory=list)
+    said: asyncio.Event = field(default_factory=asyncio.Event)
+    left_early: int = 0
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        for position, word in enumerate(self.words):
+            if self.fails_with is not None and position == self.fails_after:
+                raise self.fails_with
+            if self.hangs_after == position:
+                self.said.set()
+                await asyncio.Event().wait()
+            yield inference.Chunk(word, (position + 1,))
+        yield Generation(FinishReason.STOP, Usage(self.prompt_tokens, len(self.words)))
+
+
+class _Answer:
+    end: Any
+
+    def __init__(self, items: AsyncIterator[Any]) -> None:
+        self._items = items
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async for item in self._items:
+            if isinstance(item, Generation):
+                self.end = item
+            else:
+                yield item
+
+
+class FakeRpc:
+    """Calls go to ``answers`` by method name, prompts to ``workers`` by node."""
+
+    def __init__(self) -> None:
+        self.workers: dict[NodeId, FakeWorker] = {}
+        self.answers: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+        self.called: list[str] = []
+        self.credentials: list[Credential | None] = []
+        self.changes: asyncio.Queue[auth.Change | errors.AimeshError] = asyncio.Queue()
+
+    async def call(
+        self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float = 10, credential: Credential | None = None
+    ) -> Any:
+        self.called.append(method.name)
+        self.credentials.append(credential)
+        if method.name not in self.answers:
+            raise errors.NotReachable(f"nobody serves {method.name}")
+        return await self.answers[method.name](request)
+
+    @asynccontextmanager
+    async def stream(
+        self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float = 300, credential: Credential | None = None
+    ) -> AsyncIterator[Any]:
+        if method is auth.watch_changes:
+            yield _Answer(self._changes())
+            return
+        assert to is not None
+        assert credential is None, "a worker never sees whose prompt it runs"
+        worker = self.workers[to]
+        worker.asked.append(request)
+        answer = _Answer(worker.run(request))
+        try:
+            yield answer
+        finally:
+            worker.left_early += not hasattr(answer, "end")
+
+    async def _changes(self) -> AsyncIterator[auth.Change]:
+        while True:
+            change = await self.changes.get()
+            if isinstance(change, errors.AimeshError):
+                raise change
+            yield change
+
+
+@dataclass
+class FakeStore:
+    """Keeps rows as PostgreSQL would; may be away."""
+
+    rows: dict[UUID, RequestRow] = field(default_factory=dict)
+    away: bool = False
+    writes: int = 0
+
+    async def write_requests(self, rows: Sequence[RequestRow]) -> None:
+        self.writes += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise errors.Unavailable("PostgreSQL does not answer")
+        for row in rows:
+            self.rows.setdefault(row.id, row)
+
+    async def read_usage(self, user_id: UserId) -> UserUsage:
+        mine = [row for row in self.rows.values() if row.user_id == user_id]
+        return UserUsage(user_id, len(mine), sum(row.tokens_used for row in mine))
+
+    @property
+    def only_row(self) -> RequestRow:
+        (row,) = self.rows.values()
+        return row
+
+
+class House:
+    """A whole gateway on fakes, with one worker that serves smollm2."""
+
+    def __init__(self, recorder: Recorder, store: FakeStore, *, free: int = 100) -> None:
+        self.store = store
+        self.recorder = recorder
+        self.rpc = FakeRpc()
+        self.directory = FakeDirectory()
+        self.worker = FakeWorker()
+        self.add_worker(1, self.worker, "smollm2")
+        self.metrics = Metrics("gateway")
+        self.published: list[events.Event] = []
+        self.counters = FakeCounters()
+        self.names = routing.Names({"llama3": "smollm2"}, None)
+        self.quotas = Quotas(self.counters, {Tier.FREE: free, Tier.PREMIUM: 1000})
+        self.relay = Relay(self.rpc, self.directory, random.Random(1))
+        self.callers = Callers(self.rpc)
+        self.pipeline = Pipeline(
+            Parts(
+                quotas=self.quotas,
+                relay=self.relay,
+                recorder=recorder,
+                directory=self.directory,
+                names=self.names,
+                metrics=self.metrics,
+                publish=self.published.append,
+                prompt_hash_secret="s" * 16,
+            )
+        )
+        self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
+
+    def add_worker(self, number: int, worker: FakeWorker, *models: str, load: Load | None = None) -> None:
+        self.rpc.workers[node_id(number)] = worker
+        self.directory.worker(number, *models, load=load)
+
+    def app(self) -> HttpApp:
+        rest = Rest(self.pipeline, self.rpc, self.store, self.quotas, request_seconds=30)
+        served = lambda: routing.served(self.directory.usable(Role.WORKER), self.names)  # noqa: E731
+        routes = (*rest.routes(), *OpenAi(self.pipeline, served, request_seconds=30).routes())
+        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics)
+
+    @staticmethod
+    async def _validate(request: auth.ValidateApiKey) -> auth.Principal:
+        if request.api_key != KEY:
+            raise errors.NotAuthenticated("unknown key")
+        return OWNER
+
+    @staticmethod
+    async def _identify(request: auth.Identify) -> auth.Principal:
+        if request.credential != TOKEN:
+            raise errors.NotAuthenticated("unknown token")
+        return PERSON
+
+
+@asynccontextmanager
+async def house(**more: Any) -> AsyncIterator[House]:
+    store = FakeStore()
+    async with Recorder(store, Metrics("gateway").usage_queue_rows).running() as recorder:
+        yield House(recorder, store, **more)

@@ -1,0 +1,175 @@
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from shared import context, errors
+from shared.api import events
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.generation import Usage
+from shared.types import FinishReason, ModelName, RequestStatus
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY_ID, OWNER, PERSON, USER, FakeWorker, House
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+async def ask(house: House, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
+    context.start()  # as a door does
+    request = InferenceRequest(**{"prompt": "hi", **fields})
+    async with house.pipeline.run(who, request, seconds=seconds) as running:
+        text = "".join([text async for text in running])
+    return text, running.result
+
+
+async def test_an_answer_and_its_row(house: House) -> None:
+    text, result = await ask(house, model="llama3")
+    assert text == "Hello world!"
+    assert (result.model, result.finish_reason, result.usage) == ("smollm2", FinishReason.STOP, Usage(7, 3))
+    row = house.store.only_row
+    assert (row.id, row.user_id, row.api_key_id, row.status, row.error_code) == (result.request_id, USER, KEY_ID, "success", None)
+    assert (row.prompt_tokens, row.completion_tokens, row.model_used) == (7, 3, "smollm2")
+    assert row.response_time_ms == result.response_time_ms
+    assert row.prompt_hash is not None
+    assert len(row.prompt_hash) == 64
+    (event,) = house.published
+    assert isinstance(event, events.RequestCompleted)
+    assert (event.request_id, event.status, event.tokens) == (row.id, RequestStatus.SUCCESS, 10)
+
+
+async def test_the_worker_learns_no_user_and_gets_a_seed(house: House) -> None:
+    await ask(house)
+    await ask(house, seed=5)
+    first, second = house.worker.asked
+    assert first.model_config.seed is not None
+    assert second.model_config.seed == 5
+    assert str(USER) not in repr(first)
+
+
+async def test_the_same_prompt_has_the_same_hash_and_another_has_another(house: House) -> None:
+    for prompt in ("a", "a", "b"):
+        await ask(house, prompt=prompt)
+    hashes = [row.prompt_hash for row in house.store.rows.values()]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+async def test_an_access_token_has_no_key_in_its_row(house: House) -> None:
+    await ask(house, PERSON)
+    assert house.store.only_row.api_key_id is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "code"),
+    [
+        ({"temperature": 9.0}, errors.BadRequest, "bad_request"),
+        ({"model": ModelName("gpt-9")}, errors.UnknownModel, "unknown_model"),
+    ],
+)
+async def test_a_refused_request_has_a_row_and_is_not_counted(
+    house: House, fields: dict[str, Any], error: type[errors.AimeshError], code: str
+) -> None:
+    with pytest.raises(error):
+        await ask(house, **fields)
+    assert (house.store.only_row.status, house.store.only_row.error_code) == ("error", code)
+    assert not house.counters.hours.counted
+
+
+async def test_a_limited_request_has_a_row_and_says_when_to_come_back() -> None:
+    async with fakes.house(free=2) as house:
+        for _ in range(2):
+            await ask(house)
+        with pytest.raises(errors.Limited) as refused:
+            await ask(house)
+    assert refused.value.retry_after_seconds is not None
+    assert 3600 < refused.value.retry_after_seconds <= 3660
+    assert [row.status for row in house.store.rows.values()] == ["success", "success", "limited"]
+    assert 'rate_limit_violations_total{model="smollm2",scope="user",tier="free"} 1.0' in house.metrics.render()
+
+
+async def test_a_cancelled_request_records_what_was_delivered(house: House) -> None:
+    house.worker.hangs_after = 2
+    asking = asyncio.create_task(ask(house))
+    await house.worker.said.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await _written(house)
+    row = house.store.only_row
+    assert (row.status, row.completion_tokens, row.error_code) == ("cancelled", 2, "cancelled")
+    assert house.worker.left_early == 1
+    assert house.relay.in_flight == 0
+
+
+async def test_a_reader_that_leaves_early_is_a_cancel(house: House) -> None:
+    async with house.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
+        await anext(running)
+    await _written(house)
+    assert (house.store.only_row.status, house.store.only_row.completion_tokens) == ("cancelled", 1)
+    assert house.worker.left_early == 1
+
+
+async def test_a_broken_stream_records_what_was_delivered(house: House) -> None:
+    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("gone"), 2
+    with pytest.raises(errors.LinkLost):
+        await ask(house)
+    assert (house.store.only_row.status, house.store.only_row.completion_tokens) == ("error", 2)
+    assert house.store.only_row.error_code == "link_lost"
+
+
+async def test_a_deadline_is_a_timeout_also_when_it_arrives_as_a_cancel(house: House) -> None:
+    house.worker.fails_with = errors.DeadlineExceeded("late")
+    with pytest.raises(errors.DeadlineExceeded):
+        await ask(house)
+    house.worker.fails_with, house.worker.hangs_after = None, 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.03):
+            await ask(house, seconds=0.03)
+    await _written(house, 2)
+    assert [row.status for row in house.store.rows.values()] == ["timeout", "timeout"]
+
+
+async def test_output_is_counted_by_token_ids_and_not_by_the_workers_word(house: House) -> None:
+    house.add_worker(1, liar := FakeWorker(prompt_tokens=10**12), "smollm2")
+    _, result = await ask(house)
+    assert liar.asked
+    assert result.usage.completion_tokens == 3
+    assert result.usage.prompt_tokens < 1000
+
+
+async def test_a_full_queue_of_rows_refuses_before_anything_runs(house: House) -> None:
+    house.store.away = True
+    for _ in range(10_000):
+        house.recorder.reserve()
+    with pytest.raises(errors.Unavailable):
+        await ask(house)
+    assert not house.worker.asked
+    house.recorder._reserved = 0
+    house.store.away = False
+
+
+async def test_usage_in_the_answers_equals_the_rows(house: House) -> None:
+    results = await asyncio.gather(*(ask(house) for _ in range(50)))
+    rows = house.store.rows
+    assert len(rows) == 50
+    assert sum(result.usage.total_tokens for _, result in results) == sum(row.tokens_used for row in rows.values())
+
+
+async def test_metrics(house: House) -> None:
+    await ask(house)
+    text = house.metrics.render()
+    assert 'ai_platform_tokens_total{model="smollm2",type="input"} 7.0' in text
+    assert 'ai_platform_tokens_total{model="smollm2",type="output"} 3.0' in text
+    assert 'ai_platform_ttft_seconds_count{model="smollm2"} 1.0' in text
+
+
+async def _written(house: House, rows: int = 1) -> None:
+    """A cancelled request does not wait for its row."""
+    async with asyncio.timeout(1):
+        while len(house.store.rows) < rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)

@@ -1,0 +1,248 @@
+"""The whole gateway on a real mesh, with real PostgreSQL and Valkey; auth and the workers are small stand-ins."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from services.gateway.service import GatewayService
+from services.gateway.settings import GatewaySettings
+from shared import errors
+from shared.api import auth, gateway, inference
+from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
+from shared.api.generation import Generation, Usage
+from shared.api.method import Nothing
+from shared.directory import Load, ModelOffer
+from shared.node import Node, NodeSettings
+from shared.node.client import ClientNode
+from shared.rpc import Call, StreamCall, serves
+from shared.types import Credential, FinishReason, ModelName, Role, Tier, UserId, UserRole
+from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER
+from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+
+ADMIN_TOKEN = Credential("admin.eyJleHAiOjk5OTk5OTk5OTl9.x")
+PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
+ADMIN = auth.Principal(UserId(UUID(int=7)), "root", UserRole.ADMIN, Tier.FREE)
+
+
+class StandIn:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, _settings: NodeSettings, node: Node) -> AsyncIterator[Any]:
+        yield cls(node)
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+
+class StandInAuth(StandIn):
+    role: ClassVar[Role] = Role.AUTH
+    revoked: ClassVar[bool]
+    asked: ClassVar[int]
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.changes: asyncio.Queue[auth.Change] = asyncio.Queue()
+        self.revoked, self.asked = False, 0  # type: ignore[misc]
+
+    @serves(auth.validate_api_key)
+    async def validate(self, request: auth.ValidateApiKey, _call: Call) -> auth.Principal:
+        self.asked += 1  # type: ignore[misc]
+        if self.revoked or request.api_key != KEY:
+            raise errors.NotAuthenticated("unknown or revoked")
+        return OWNER
+
+    @serves(auth.identify)
+    async def identify(self, request: auth.Identify, _call: Call) -> auth.Principal:
+        return ADMIN if request.credential == ADMIN_TOKEN else PERSON
+
+    @serves(auth.watch_changes)
+    async def watch(self, request: auth.WatchChanges, stream: StreamCall[auth.Change]) -> Nothing:
+        await stream.send(auth.Change(request.since + 1, UserId(UUID(int=0))))
+        while True:
+            await stream.send(await self.changes.get())
+
+
+class StandInWorker(StandIn):
+    role: ClassVar[Role] = Role.WORKER
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.ran = 0
+        self.cancelled = 0
+        self.hangs = False
+        node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=Load(slots=4))
+
+    @serves(inference.process_prompt)
+    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
+        self.ran += 1
+        try:
+            for number, word in enumerate(("Hello", " world")):
+                await stream.send(inference.Chunk(word, (number,)))
+                if self.hangs:
+                    await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Generation(FinishReason.STOP, Usage(5, 2))
+
+
+class Site:
+    def __init__(self, net: TestNet, client: ClientNode, nodes: dict[str, RunningNode], url: str) -> None:
+        self.net, self.client, self.nodes, self.url = net, client, nodes, url
+        self.auth: StandInAuth = nodes["auth"].service  # type: ignore[assignment]
+
+    async def ask(self, key: Credential = KEY, *, seconds: float = 10, **fields: Any) -> tuple[str, gateway.InferenceResult]:
+        request = ProcessInferenceRequest(InferenceRequest(**{"prompt": "hi", **fields}))
+        async with self.client.rpc.stream(gateway.process_inference_request, request, credential=key, deadline_seconds=seconds) as answer:
+            text = "".join([chunk.text async for chunk in answer])
+        return text, answer.end
+
+    async def ended(self) -> list[tuple[str, int]]:
+        """How requests ended, when the first row is there: a caller that goes away does not wait for it."""
+        async with asyncio.timeout(5):
+            while not (logged := await self.rows("SELECT status, completion_tokens FROM gateway.request_logs")):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return [tuple(row) for row in logged]
+
+    async def rows(self, query: str) -> list[Any]:
+        connection = await asyncpg.connect(self.url)
+        try:
+            return list(await connection.fetch(query))
+        finally:
+            await connection.close()
+
+
+@pytest.fixture
+async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
+    async with testnet() as net:
+        nodes = {"auth": await net.start(StandInAuth), "worker": await net.start(StandInWorker)}
+        settings = GatewaySettings(
+            mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY), database_url=postgres_url,
+            redis_url=valkey_url, prompt_hash_secret="s" * 32, default_rate_limit=20,
+        )  # fmt: skip
+        nodes["gateway"] = await net.start(GatewayService, settings)
+        client = await net.client()
+        directory = nodes["gateway"].node.directory
+        await until(lambda: directory.usable(Role.WORKER) and directory.usable(Role.AUTH) and client.directory.usable(Role.GATEWAY))
+        yield Site(net, client, nodes, postgres_url)
+
+
+async def test_answers_and_their_rows(site: Site) -> None:
+    results = [await site.ask(model="llama3") for _ in range(3)]
+    assert {text for text, _ in results} == {"Hello world"}
+    logged = await site.rows("SELECT * FROM gateway.request_logs")
+    assert {row["id"] for row in logged} == {result.request_id for _, result in results}
+    assert sum(row["tokens_used"] for row in logged) == sum(result.usage.total_tokens for _, result in results) == 21
+    (usage,) = await site.rows("SELECT * FROM gateway.usage_stats")
+    assert (usage["user_id"], usage["api_key_id"], usage["request_count"], usage["tokens_used"]) == (USER, OWNER.key_id, 3, 21)
+
+
+async def test_a_limit_and_the_quota(site: Site) -> None:
+    outcomes = await asyncio.gather(*(site.ask() for _ in range(30)), return_exceptions=True)
+    assert sum(isinstance(outcome, errors.Limited) for outcome in outcomes) == 10
+    quota = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(), credential=KEY)
+    assert (quota.limit_per_hour, quota.used_this_hour, quota.remaining) == (20, 20, 0)
+    logged = await site.rows("SELECT status, count(*) FROM gateway.request_logs GROUP BY 1 ORDER BY 1")
+    assert [tuple(row) for row in logged] == [("limited", 10), ("success", 20)]
+
+
+async def test_another_users_quota_is_for_admins(site: Site) -> None:
+    other = gateway.GetUserQuota(UserId(UUID(int=9)))
+    for credential in (KEY, TOKEN):
+        with pytest.raises(errors.NotAllowed):
+            await site.client.rpc.call(gateway.get_user_quota, other, credential=credential)
+    own = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(USER), credential=KEY)
+    assert own.user_id == USER
+
+
+async def test_nodes_and_models_and_health(site: Site) -> None:
+    call = site.client.rpc.call
+    with pytest.raises(errors.NotAuthenticated):
+        await call(gateway.list_nodes, gateway.ListNodes())
+    rows = (await call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
+    assert {(row.service, row.usable, row.path) for row in rows} >= {
+        ("auth", True, "nats"),
+        ("inference", True, "nats"),
+        ("gateway", True, "self"),
+    }
+    (model,) = (await call(gateway.list_models, gateway.ListModels())).models
+    assert (model.name, model.workers, model.aliases) == ("smollm2", 1, ("llama3",))
+    health = await call(gateway.get_service_health, gateway.GetServiceHealth())
+    assert (health.status, health.workers, health.in_flight) == ("healthy", 1, 0)
+
+
+async def test_a_cancel_of_the_caller_reaches_the_worker_and_is_recorded(site: Site) -> None:
+    worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+    worker.hangs = True
+    request = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
+    async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+        async for _ in answer:
+            break
+    await until(lambda: worker.cancelled == 1)
+    assert await site.ended() == [("cancelled", 1)]
+
+
+async def test_a_revoked_key_stops_at_once(site: Site) -> None:
+    await site.ask()
+    await site.ask()
+    assert site.auth.asked == 1
+    site.auth.revoked = True  # type: ignore[misc]
+    site.auth.changes.put_nowait(auth.Change(5, USER))
+
+    async def refused() -> bool:
+        try:
+            await site.ask()
+        except errors.NotAuthenticated:
+            return True
+        return False
+
+    async with asyncio.timeout(2):
+        while not await refused():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_second_worker_is_used_and_a_dead_one_is_not(site: Site) -> None:
+    second = await site.net.start(StandInWorker)
+    directory = site.nodes["gateway"].node.directory
+    await until(lambda: len(directory.usable(Role.WORKER)) == 2, seconds=3)
+    first: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+    other: StandInWorker = second.service  # type: ignore[assignment]
+    await asyncio.gather(*(site.ask() for _ in range(8)))
+    assert min(first.ran, other.ran) >= 2
+    await second.cut()
+    # Before anybody has noticed, requests that meet the dead one are taken over by the other.
+    outcomes = await asyncio.gather(*(site.ask() for _ in range(4)))
+    assert {text for text, _ in outcomes} == {"Hello world"}
+    await until(lambda: len(directory.usable(Role.WORKER)) == 1, seconds=7)
+
+
+async def test_a_deadline_is_recorded_as_a_timeout(site: Site) -> None:
+    worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+    worker.hangs = True
+    with pytest.raises(errors.DeadlineExceeded):
+        await site.ask(seconds=0.3)
+    assert await site.ended() == [("timeout", 1)]
+
+
+async def test_drain_finishes_what_runs_and_writes_its_row(site: Site) -> None:
+    await site.ask()
+    asking = asyncio.create_task(site.ask())
+    await asyncio.sleep(0)
+    await site.nodes["gateway"].stop()
+    try:
+        await asking
+        expected = 2
+    except errors.AimeshError:
+        expected = 1
+    assert len(await site.rows("SELECT id FROM gateway.request_logs WHERE status = 'success'")) == expected
