@@ -1,0 +1,62 @@
+"""The key page: list, create (shown once), revoke (asked twice)."""
+
+from http import HTTPStatus
+from uuid import UUID
+
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+
+from services.web import forms, views
+from services.web.visits import Page, Visit
+from shared import errors
+from shared.api import auth
+
+
+@get("/api-keys")
+async def show_api_keys(visit: NamedDependency[Visit], revoked: FromQuery[str] = "") -> Page:
+    session = await visit.get_session()
+    view = views.ApiKeysPage(keys=await _keys(visit, session), revoked=bool(revoked))
+    return visit.page("api_keys.html", view, session=session, here="api-keys")
+
+
+@post("/api-keys")
+async def create_api_key(visit: NamedDependency[Visit]) -> Page:
+    """Answers with the page itself: a redirect would have to carry the key somewhere."""
+    form = await visit.read_form(forms.NewKeyForm)
+    session = await visit.get_session()
+    visit.check_person(form.token)
+    try:
+        request = auth.GenerateApiKey(name=form.name.strip(), requests_per_hour=forms.read_limit(form.requests_per_hour))
+        created = await visit.site.caller.call(auth.generate_api_key, request, credential=session.access_token)
+    except errors.NotAuthenticated:
+        raise
+    except errors.CallerError as error:
+        view = views.ApiKeysPage(keys=await _keys(visit, session), name=form.name, requests_per_hour=form.requests_per_hour, problem=error)
+        return visit.page("api_keys.html", view, session=session, here="api-keys", status=error.status)
+    view = views.ApiKeysPage(keys=await _keys(visit, session), created=created)
+    return visit.page("api_keys.html", view, session=session, here="api-keys", status=HTTPStatus.CREATED)
+
+
+@get("/api-keys/{key_id:uuid}/revoke")
+async def ask_revoke(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
+    session = await visit.get_session()
+    key = next((key for key in await _keys(visit, session) if key.id == key_id and key.is_active), None)
+    if key is None:
+        raise errors.NotFound("there is no active key with this id", hint="open your API keys and choose one there")
+    return visit.page("revoke.html", views.RevokePage(key=key), session=session, here="api-keys")
+
+
+@post("/api-keys/{key_id:uuid}/revoke")
+async def revoke_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
+    form = await visit.read_form(forms.Confirmation)
+    session = await visit.get_session()
+    visit.check_person(form.token)
+    # Whose key it is, auth decides by the credential.
+    await visit.site.caller.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id)), credential=session.access_token)
+    return visit.redirect("/api-keys?revoked=yes")
+
+
+async def _keys(visit: Visit, session: auth.Session) -> tuple[auth.ApiKey, ...]:
+    answer = await visit.site.caller.call(auth.list_api_keys, auth.ListApiKeys(), credential=session.access_token)
+    return views.sorted_keys(answer.keys)

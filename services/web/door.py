@@ -1,0 +1,85 @@
+"""The outermost ASGI application: gives each request its id, each answer its headers, and sends it to the pages or the gateway."""
+
+import re
+import time
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from services.web import headers, passthrough
+from shared import context, errors
+from shared.telemetry import Metrics
+
+#: W3C Trace Context, version 00; anything else of a client is not worth carrying.
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+#: The first words of our paths: labels of metrics come from a short list, whatever is asked for.
+_KNOWN = frozenset({"", "dashboard", "api-keys", "register", "login", "login-link", "logout", "static"})
+_VERBS = frozenset({"GET", "HEAD", "POST"})
+
+
+class Door:
+    def __init__(self, pages: ASGIApp, gateway: passthrough.Passthrough, metrics: Metrics, *, always_over_tls: bool) -> None:
+        self._pages = pages
+        self._gateway = gateway
+        self._metrics = metrics
+        #: PUBLIC_URL says https: a proxy before us speaks TLS, even if we do not see it.
+        self._always_over_tls = always_over_tls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._pages(scope, receive, send)
+            return
+        request_id = str(context.start(_traceparent(scope)).request_id).encode()
+        over_tls = self._always_over_tls or scope["scheme"] == "https"
+        # Litestar has no HEAD of its own; HTTP wants it wherever GET is.
+        is_head = scope["method"] == "HEAD"
+        method, began, status = _method_label(scope), time.perf_counter(), 0
+
+        async def secured(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = list(message["headers"])
+                if not any(name.lower() == b"x-request-id" for name, _ in given):
+                    given.append((b"x-request-id", request_id))
+                message["headers"] = headers.secured(given, over_tls=over_tls)
+            elif message["type"] == "http.response.body" and is_head:
+                message["body"] = b""
+            await send(message)
+
+        try:
+            if passthrough.takes(scope["path"]):
+                await self._gateway(scope, receive, secured)
+            else:
+                if is_head:
+                    scope["method"] = "GET"
+                await self._pages(scope, receive, secured)
+        finally:
+            service = self._metrics.service
+            self._metrics.requests.labels(service=service, method=method, status=_status_label(status)).inc()
+            self._metrics.request_duration.labels(service=service, method=method, model="").observe(time.perf_counter() - began)
+
+
+def _method_label(scope: HTTPScope) -> str:
+    if passthrough.takes(scope["path"]):
+        return "passthrough"
+    first = scope["path"].split("/")[1] if "/" in scope["path"] else ""
+    verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
+    return f"{verb} /{first}" if first in _KNOWN else f"{verb} other"
+
+
+def _status_label(status: int) -> str:
+    """`success`, or the code of the error that has this status; nobody was answered at status 0."""
+    if not status:
+        return errors.Cancelled.code
+    return "success" if status < 400 else _CODES.get(status, f"http_{status}")
+
+
+#: status -> the code of the general error for it, which the tree has before the special ones.
+_CODES = {kind.status: kind.code for kind in reversed(errors.BY_CODE.values())}
+
+
+def _traceparent(scope: HTTPScope) -> str | None:
+    value = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+    return value.decode() if _TRACEPARENT.fullmatch(value) else None

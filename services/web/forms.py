@@ -1,0 +1,98 @@
+"""What people send, typed: form fields and JSON bodies decoded into frozen structs, or BadRequest saying what is wrong. Pure."""
+
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from shared import errors
+
+F = TypeVar("F", bound=msgspec.Struct)
+
+#: The largest form has six fields.
+MAX_FIELDS = 16
+#: A register form with the longest allowed values is under 2 KiB.
+MAX_BODY_BYTES = 16 * 1024
+
+
+class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str
+    email: str
+    password: str
+
+
+class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: str
+    username: str
+    email: str
+    password: str
+
+
+class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    password: str
+    username: str | None = None
+    email: str | None = None
+
+
+class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: str
+    #: A username or an e-mail address: whichever a person remembers.
+    name: str
+    password: str
+    #: The page that asked for the login.
+    then: str = ""
+
+
+class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: str
+    name: str
+    #: Empty for no limit of its own.
+    requests_per_hour: str = ""
+
+
+class LoginLinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: str
+    link: str
+
+
+class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A button: nothing but the proof that it was pressed on our page."""
+
+    token: str
+
+
+def read_form(content: bytes, kind: type[F]) -> F:
+    try:
+        pairs = parse_qsl(
+            content.decode(), keep_blank_values=True, strict_parsing=bool(content), errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError:
+        raise errors.BadRequest("the form cannot be read", hint="send it as application/x-www-form-urlencoded in UTF-8") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise errors.BadRequest("the form names a field twice", hint="open the page again and send the form from there")
+    # No field of ours has a use for NUL, and PostgreSQL cannot store it.
+    if any("\0" in value for value in fields.values()):
+        raise errors.BadRequest("the form has a NUL character in it", hint="type the value again")
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise errors.BadRequest(f"the form does not fit: {error}", hint="open the page again and send the form from there") from None
+
+
+def read_json(content: bytes, kind: type[F]) -> F:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        fields = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
+        raise errors.BadRequest(f"the body does not fit: {error}", hint=f"send a JSON object with {fields}") from None
+
+
+def read_limit(text: str) -> int | None:
+    """The optional limit of a new key."""
+    text = text.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
+        raise errors.BadRequest("requests per hour is not a whole number from 1 up", hint="leave it empty for the limit of your tier")
+    return int(text)

@@ -1,0 +1,227 @@
+"""Passes /api, /v1 and the API's reference on to the gateway's HTTP and streams the answer back. An ASGI application.
+
+Nothing is buffered in either direction, so a slow reader slows the gateway and a slow sender is the gateway's to judge.
+A client that goes away takes its upstream request with it, which stops the generation. The gateway sees no cookie: what
+a browser holds for the pages must never act on the API.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import httpx
+from litestar.types import HTTPScope, Message, Receive, Send
+
+from services.web import problems
+from services.web.headers import Header
+from shared import context, errors
+
+CONNECT_SECONDS = 2.0
+#: Longest silence of the gateway; a queued request hears from it sooner than that.
+READ_IDLE_SECONDS = 120.0
+#: A peer that takes or sends nothing for this long has stopped, on either side.
+STALLED_SECONDS = 30.0
+#: Streams last for minutes, so this is about the number of people being answered at once (the gateway's own bound is 2,000).
+MAX_CONNECTIONS = 2000
+#: Below uvicorn's 5 s, so that a connection is never reused in the moment in which the gateway closes it.
+KEEPALIVE_SECONDS = 3.0
+
+_PREFIXES = ("/api/", "/v1/", "/docs/")
+_EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json"})
+
+#: RFC 9110 §7.6.1, and `expect`, which the server on our side has already answered.
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"}
+    | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+#: Ours to say: who the client is, and nothing of a browser's session.
+_NOT_FORWARDED = frozenset({b"cookie", b"forwarded", b"host", b"traceparent", b"x-real-ip"})
+#: The server adds its own date and name; and the gateway sets no cookies in web's name.
+_NOT_RETURNED = frozenset({b"date", b"server", b"set-cookie"})
+
+
+class _ClientGone(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+def takes(path: str) -> bool:
+    """Whether a decoded path belongs to the gateway; `/api-keys` is a page."""
+    return path in _EXACT or path.startswith(_PREFIXES)
+
+
+class RequestBody:
+    """The one reader of a request's messages: first its body, then the news that the client has gone."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._finished = asyncio.Event()
+
+    def skip(self) -> None:
+        """There is no body to pass on."""
+        self._finished.set()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    message = await self._receive()
+            except TimeoutError:
+                raise errors.BadRequest(f"the body stopped arriving for {STALLED_SECONDS:.0f} s", hint="send the request again") from None
+            if message["type"] != "http.request":
+                raise _ClientGone
+            if message["body"]:
+                yield message["body"]
+            more = message["more_body"]
+        self._finished.set()
+
+    async def client_gone(self) -> None:
+        """Returns when the client has closed its connection."""
+        await self._finished.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class Passthrough:
+    """The ASGI application. Safe for any number of requests at once."""
+
+    def __init__(self, client: httpx.AsyncClient, gateway_url: str) -> None:
+        self._client = client
+        self._url = httpx.URL(gateway_url)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, gateway_url: str, ca_file: Path | None = None) -> AsyncIterator["Passthrough"]:
+        """``ca_file`` vouches for the gateway's certificate; None means the public authorities do."""
+        verify = ssl.create_default_context(cafile=ca_file)
+        limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=KEEPALIVE_SECONDS)
+        timeout = httpx.Timeout(READ_IDLE_SECONDS, connect=CONNECT_SECONDS, write=STALLED_SECONDS, pool=CONNECT_SECONDS)
+        # trust_env=False: HTTP_PROXY is for the outside, and the gateway is inside.
+        async with httpx.AsyncClient(verify=verify, limits=limits, timeout=timeout, trust_env=False) as client:
+            yield cls(client, gateway_url)
+
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        body = RequestBody(receive)
+        async with asyncio.TaskGroup() as tasks:
+            relay = tasks.create_task(self._relay(scope, body, send))
+            gone = tasks.create_task(body.client_gone())
+            await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
+            # Whoever is left has nothing more to do: no client, or no answer to wait for.
+            relay.cancel()
+            gone.cancel()
+
+    async def healthy(self) -> str:
+        """Empty when the gateway's HTTP answers, else what is wrong."""
+        try:
+            answer = await self._client.get(self._url.join("/healthz"), timeout=1.5)
+        except httpx.HTTPError as error:
+            return f"{self._url} does not answer ({type(error).__name__}); is GATEWAY_URL right and the gateway started?"
+        return "" if answer.status_code == httpx.codes.OK else f"{self._url}/healthz answers {answer.status_code}"
+
+    async def _relay(self, scope: HTTPScope, body: RequestBody, send: Send) -> None:
+        try:
+            try:
+                response = await self._client.send(self._request(scope, body), stream=True)
+            except errors.AimeshError as error:
+                await _refuse(error, send)
+                return
+            except httpx.TransportError as error:
+                await _refuse(_problem_of(error), send)
+                return
+            # aiter_raw: content codings (gzip) pass as they are.
+            async with aclosing(response):
+                await _answer(response, send)
+        except (_ClientGone, TimeoutError):
+            # Nobody is there, or nobody reads any more. Returning without an end makes the server close the connection.
+            return
+
+    def _request(self, scope: HTTPScope, body: RequestBody) -> httpx.Request:
+        # Clients and servers resolve dot segments differently; none is ever needed, so none may lead out of these paths.
+        if not {".", ".."}.isdisjoint(scope["path"].split("/")):
+            raise errors.NotFound("a path with dot segments leads nowhere", hint="see /docs for the paths that exist")
+        headers = _forwarded(scope)
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        if not has_body:
+            body.skip()
+        query = scope["query_string"]
+        raw_path = scope["raw_path"]
+        return httpx.Request(
+            scope["method"],
+            self._url,
+            headers=headers,
+            content=body.chunks() if has_body else None,
+            # The bytes of the request line as they came; httpx would normalise them.
+            extensions={"target": raw_path + b"?" + query if query else raw_path, "timeout": self._client.timeout.as_dict()},
+        )
+
+
+def _forwarded(scope: HTTPScope) -> list[Header]:
+    unwanted = _HOP_BY_HOP | _NOT_FORWARDED
+    if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+        # RFC 9112 §6.3: with both, the length means nothing and is how requests are smuggled.
+        unwanted |= {b"content-length"}
+    headers = [(name, value) for name, value in _without(scope["headers"], unwanted) if not name.startswith(b"x-forwarded-")]
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    client = scope["client"]
+    if client is not None:
+        # Replaced, not extended: what a client claims about itself is worth nothing, and uvicorn has resolved trusted proxies.
+        headers.append((b"x-forwarded-for", client[0].encode()))
+    headers.append((b"x-forwarded-proto", scope["scheme"].encode()))
+    headers.append((b"x-forwarded-host", host))
+    if (current := context.current.get()) is not None:
+        headers.append((b"traceparent", current.traceparent.encode()))
+    return headers
+
+
+def _without(headers: Iterable[Header], unwanted: frozenset[bytes]) -> list[Header]:
+    """``headers`` less the unwanted ones and those that a Connection header names."""
+    listed = [(name.lower(), value) for name, value in headers]
+    named = {word.strip().lower() for name, value in listed if name == b"connection" for word in value.split(b",")}
+    return [(name, value) for name, value in listed if name not in unwanted and name not in named]
+
+
+async def _answer(response: httpx.Response, send: Send) -> None:
+    """Streams the answer. One that breaks is left without an end, so that nobody takes the part for the whole."""
+    headers = _without(response.headers.raw, _HOP_BY_HOP | _NOT_RETURNED)
+    is_events = response.headers.get("content-type", "").startswith("text/event-stream")
+    between_events = True
+    try:
+        await _send(send, {"type": "http.response.start", "status": response.status_code, "headers": headers})
+        async for chunk in response.aiter_raw():
+            await _send(send, {"type": "http.response.body", "body": chunk, "more_body": True})
+            between_events = chunk.endswith(b"\n\n")
+    except httpx.TransportError as error:
+        if not (is_events and between_events):
+            return
+        event = b"data: " + problems.to_json(_problem_of(error)) + b"\n\n"
+        await _send(send, {"type": "http.response.body", "body": event, "more_body": True})
+    await _send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send(send: Send, message: Message) -> None:
+    """Raises TimeoutError when the client has stopped reading."""
+    async with asyncio.timeout(STALLED_SECONDS):
+        await send(message)
+
+
+def _problem_of(error: httpx.TransportError) -> errors.AimeshError:
+    if isinstance(error, httpx.LocalProtocolError):
+        return errors.BadRequest("the request is not valid HTTP", hint=str(error))
+    if isinstance(error, httpx.ReadTimeout):
+        return errors.DeadlineExceeded(f"the gateway was silent for {READ_IDLE_SECONDS:.0f} s", hint="try again with a smaller request")
+    if isinstance(error, httpx.PoolTimeout):
+        return errors.Overloaded(f"more than {MAX_CONNECTIONS} requests are running here", retry_after_seconds=1)
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return errors.NotReachable("the gateway does not answer", hint="see `aicli stack status`", retry_after_seconds=1)
+    return errors.LinkLost("the connection to the gateway broke", hint="send the request again", retry_after_seconds=1)
+
+
+async def _refuse(error: errors.AimeshError, send: Send) -> None:
+    content = problems.to_json(error)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if after := problems.retry_after(error):
+        headers.append((b"retry-after", after.encode()))
+    await _send(send, {"type": "http.response.start", "status": error.status, "headers": headers})
+    await _send(send, {"type": "http.response.body", "body": content, "more_body": False})

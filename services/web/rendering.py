@@ -1,0 +1,88 @@
+"""Templates and static files: read once at start, rendered with everything escaped. The templates hold all texts of the pages."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+_PACKAGE = Path(__file__).parent
+_COMMAND = re.compile("`([^`]+)`")
+_MEDIA_TYPES = {".css": "text/css", ".svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    content: bytes
+    media_type: str
+    #: Changes with the content, so that browsers may keep what they have.
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What stands around every page."""
+
+    #: None for a visitor.
+    username: str | None
+    #: The page that the navigation marks as the present one: `dashboard`, `api-keys` or nothing.
+    here: str
+    #: For every form on the page.
+    form_token: str
+
+
+class Renderer:
+    """Pages and static files of one process; immutable after ``load``."""
+
+    def __init__(self, environment: jinja2.Environment, assets: dict[str, Asset]) -> None:
+        self._environment = environment
+        self.assets = assets
+
+    @classmethod
+    def load(cls) -> "Renderer":
+        assets = {path.name: _read(path) for path in sorted((_PACKAGE / "static").iterdir()) if path.suffix in _MEDIA_TYPES}
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_PACKAGE / "templates"),
+            autoescape=True,
+            # A name that does not exist is a bug and not an empty string.
+            undefined=jinja2.StrictUndefined,
+            auto_reload=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {"number": _number, "day": _day, "clock": _clock, "sentence": _sentence}
+        environment.globals["static"] = lambda name: f"/static/{name}?v={assets[name].version}"
+        for name in environment.list_templates():
+            # Compiled now: a mistake in a template stops the start and not a visitor.
+            environment.get_template(name)
+        return cls(environment, assets)
+
+    def render(self, template: str, frame: Frame, view: object) -> bytes:
+        return self._environment.get_template(template).render(frame=frame, view=view).encode()
+
+
+def _read(path: Path) -> Asset:
+    content = path.read_bytes()
+    return Asset(content, _MEDIA_TYPES[path.suffix], hashlib.sha256(content).hexdigest()[:12])
+
+
+def _number(value: int) -> str:
+    return f"{value:,}"
+
+
+def _sentence(text: str) -> Markup:
+    """A message or hint of an error as people read it: a capital, a full stop, and `commands` set apart."""
+    ended = text if text.endswith((".", "!", "?")) else text + "."
+    escaped = str(escape(ended[:1].upper() + ended[1:]))
+    return Markup(_COMMAND.sub(r"<code>\1</code>", escaped))  # noqa: S704 - escaped before the tags came in
+
+
+def _day(value: date) -> str:
+    return f"{value.day} {value:%b %Y}"
+
+
+def _clock(value: datetime) -> str:
+    return f"{value:%H:%M} UTC"

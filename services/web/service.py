@@ -1,0 +1,52 @@
+"""The web service: opens the pass-through, builds the pages, and says whether auth and the gateway are there."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from litestar.types import ASGIApp
+
+from services.web import application, csrf, door, passthrough, rendering, sessions, visits
+from services.web.settings import WebSettings
+from shared.api.gateway import Check
+from shared.node import Node
+from shared.types import Role
+
+
+class WebService:
+    """Serves no RPC method; it only calls. Holds no state that another replica would miss."""
+
+    role: ClassVar[Role] = Role.WEB
+
+    def __init__(self, node: Node, pages: ASGIApp, gateway: passthrough.Passthrough, *, always_over_tls: bool) -> None:
+        self._node = node
+        self._gateway = gateway
+        self._door = door.Door(pages, gateway, node.metrics, always_over_tls=always_over_tls)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: WebSettings, node: Node) -> AsyncIterator["WebService"]:
+        site = visits.Site(
+            settings=settings,
+            caller=node.rpc,
+            sessions=sessions.Sessions(node.rpc, time.monotonic),
+            tokens=csrf.FormTokens(settings.secret, os.urandom),
+            renderer=rendering.Renderer.load(),
+            now=lambda: datetime.now(UTC),
+        )
+        async with passthrough.Passthrough.open(settings.gateway_url, settings.gateway_ca_file) as gateway:
+            yield cls(node, application.build(site), gateway, always_over_tls=settings.public_url.startswith("https://"))
+
+    async def checks(self) -> tuple[Check, ...]:
+        auth_is_there = bool(self._node.directory.usable(Role.AUTH))
+        gateway_problem = await self._gateway.healthy()
+        return (
+            Check("auth", auth_is_there, "" if auth_is_there else "no auth node is on the mesh; start it with `python -m services.auth`"),
+            Check("gateway", not gateway_problem, gateway_problem),
+        )
+
+    def asgi(self) -> ASGIApp:
+        return self._door

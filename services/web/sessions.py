@@ -1,0 +1,64 @@
+"""Who is asking: turns the session cookie into an access token, by asking auth. Keeps nothing but a short memory of answers."""
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.web.caller import Caller
+from shared import errors
+from shared.api import auth
+
+#: How long an answer of auth counts without asking again; web does not watch auth's changes, so it is the 5 s of the design.
+REMEMBERED_SECONDS = 5.0
+#: About 2 KB each; more people than this within 5 s only means asking auth more often.
+REMEMBERED_SESSIONS = 4096
+ASK_AUTH_SECONDS = 5.0
+
+#: What a session token may look like; anything else is not worth a call.
+_TOKEN = re.compile(r"[0-9A-Za-z._~+/=-]{16,512}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    session: auth.Session
+    until: float
+
+
+class Sessions:
+    """Sessions that auth confirmed a moment ago, the oldest first; keyed by a hash of the token."""
+
+    def __init__(self, caller: Caller, clock: Callable[[], float]) -> None:
+        self._caller = caller
+        self._clock = clock
+        self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
+
+    async def find(self, token: str | None) -> auth.Session | None:
+        """The session with a fresh access token, or None where there is none (any more). Raises PeerError while auth is away."""
+        if token is None or not _TOKEN.fullmatch(token):
+            return None
+        key = _key_of(token)
+        known = self._remembered.get(key)
+        if known is not None and self._clock() < known.until:
+            return known.session
+        self._remembered.pop(key, None)
+        try:
+            session = await self._caller.call(auth.refresh_session, auth.RefreshSession(token), deadline_seconds=ASK_AUTH_SECONDS)
+        except (errors.NotAuthenticated, errors.NotAllowed, errors.BadRequest):
+            return None
+        self._remember(key, session)
+        return session
+
+    def forget(self, token: str) -> None:
+        self._remembered.pop(_key_of(token), None)
+
+    def _remember(self, key: bytes, session: auth.Session) -> None:
+        seconds = min(REMEMBERED_SECONDS, float(session.expires_in))
+        self._remembered[key] = _Remembered(session, self._clock() + seconds)
+        while len(self._remembered) > REMEMBERED_SESSIONS:
+            self._remembered.popitem(last=False)
+
+
+def _key_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

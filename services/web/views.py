@@ -1,0 +1,111 @@
+"""What each template is given, as one frozen record per page; and the questions of those records. Pure."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.web.usage_chart import Chart
+from shared import errors
+from shared.api import auth, gateway
+from shared.types import Credential, ModelName, Tier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landing:
+    #: None when the gateway did not answer.
+    health: gateway.ServiceHealth | None
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterPage:
+    username: str = ""
+    email: str = ""
+    password_min_length: int
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginPage:
+    name: str = ""
+    then: str = ""
+    problem: errors.AimeshError | None = None
+    #: The account was made just now, but the session could not be.
+    registered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginLinkPage:
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """The hour's quota, ready to show."""
+
+    limit: int
+    used: int
+    left: int
+    resets_at: datetime
+    resets_in_minutes: int
+
+    @property
+    def left_percent(self) -> int:
+        return 100 * self.left // self.limit if self.limit else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardPage:
+    username: str
+    tier: Tier
+    #: None when the gateway did not answer.
+    quota: Quota | None
+    #: None when auth could not read it.
+    chart: Chart | None
+    #: The whole key, on the answer to the registration and never again.
+    new_key: Credential | None
+    #: The account is new, whether or not its first key could be made.
+    welcome: bool
+    address: str
+    #: None when nothing is served.
+    model: ModelName | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKeysPage:
+    #: Active ones first, newest first.
+    keys: tuple[auth.ApiKey, ...]
+    #: On the answer to the creation and never again.
+    created: auth.NewApiKey | None = None
+    #: Values of a form that was refused.
+    name: str = ""
+    requests_per_hour: str = ""
+    problem: errors.AimeshError | None = None
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokePage:
+    key: auth.ApiKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorPage:
+    status: int
+    message: str
+    hint: str
+    request_id: str
+
+
+def quota(answer: gateway.UserQuota, now: datetime) -> Quota:
+    seconds = (answer.resets_at - now).total_seconds()
+    return Quota(
+        limit=answer.limit_per_hour,
+        used=answer.used_this_hour,
+        left=max(0, answer.remaining),
+        resets_at=answer.resets_at.astimezone(UTC),
+        resets_in_minutes=max(0, -int(-seconds // 60)),
+    )
+
+
+def sorted_keys(keys: tuple[auth.ApiKey, ...]) -> tuple[auth.ApiKey, ...]:
+    return tuple(sorted(keys, key=lambda key: (key.is_active, key.created_at), reverse=True))

@@ -1,0 +1,56 @@
+"""Does what a browser does with our pages: keeps cookies, fills the form that the page has, and says where it comes from."""
+
+import re
+from html.parser import HTMLParser
+
+import httpx
+
+SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
+
+
+class _Forms(HTMLParser):
+    """The forms of a page: action -> fields with their values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, dict[str, str]] = {}
+        self._open: dict[str, str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        present = dict(attrs)
+        if tag == "form":
+            assert present.get("method") == "post", "every form of ours changes something"
+            self._open = self.found.setdefault(present["action"] or "", {})
+        elif tag == "input" and self._open is not None and present.get("name"):
+            self._open[present["name"] or ""] = present.get("value") or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "form":
+            self._open = None
+
+
+def forms_of(page: httpx.Response) -> dict[str, dict[str, str]]:
+    parser = _Forms()
+    parser.feed(page.text)
+    return parser.found
+
+
+class Browser:
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+
+    async def get(self, path: str) -> httpx.Response:
+        return await self.client.get(path)
+
+    async def submit(self, page: httpx.Response, action: str, headers: dict[str, str] = SAME_ORIGIN, /, **values: str) -> httpx.Response:
+        """Send the form of ``page`` with ``action``, with ``values`` typed into it."""
+        fields = forms_of(page)[action] | values
+        return await self.client.post(action, data=fields, headers=headers)
+
+    async def sign_in(self, username: str, password: str) -> httpx.Response:
+        return await self.submit(await self.get("/login"), "/login", name=username, password=password)
+
+
+def shown_key(page: httpx.Response) -> str | None:
+    found = re.search(r"<textarea[^>]*>(aip_live_\w+)</textarea>", page.text)
+    return found[1] if found else None

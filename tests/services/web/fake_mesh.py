@@ -1,0 +1,166 @@
+"""Auth and the gateway in memory, behind the one method that web calls them by. Passwords stand there as they are."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+
+from services.web import caller
+from shared import errors
+from shared.api import auth, gateway
+from shared.api.method import Method, Nothing, Reply, Request
+from shared.api.usage import UsageDay, UserUsage
+from shared.types import Credential, KeyId, ModelName, Tier, UserId, UserRole
+
+NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call that web made."""
+
+    method: str
+    request: msgspec.Struct
+    credential: Credential | None
+
+
+@dataclass(slots=True)
+class Account:
+    user: auth.User
+    password: str
+
+
+class FakeMesh:
+    """Implements services.web.caller.Caller. A test reads ``asked`` and writes the rest."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.sessions: dict[str, auth.User] = {}
+        self.links: dict[str, auth.User] = {}
+        self.keys: list[auth.ApiKey] = []
+        self.days: tuple[UsageDay, ...] = ()
+        self.used = 0
+        self.workers = 1
+        self.asked: list[Asked] = []
+        #: The first words of methods (`auth`, `gateway`), or whole names, that do not answer -> what they raise instead.
+        self.broken: dict[str, errors.AimeshError] = {}
+
+    async def call(
+        self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10, credential: Credential | None = None
+    ) -> Reply:
+        self.asked.append(Asked(method.name, request, credential))
+        service, _, name = method.name.partition(".")
+        if error := self.broken.get(service) or self.broken.get(method.name):
+            raise error
+        handler = "_" + re.sub("[A-Z]", lambda capital: "_" + capital[0].lower(), name)
+        answer: Callable[[Any, Credential | None], object] = getattr(self, handler)
+        reply = answer(request, credential)
+        assert isinstance(reply, method.reply)
+        return reply
+
+    def names_asked(self) -> list[str]:
+        return [asked.method for asked in self.asked]
+
+    def add_account(self, username: str, password: str, email: str = "", tier: Tier = Tier.FREE) -> auth.User:
+        user = auth.User(UserId(uuid4()), username, email or f"{username}@example.com", UserRole.USER, tier, True, NOW)
+        self.accounts[username] = Account(user, password)
+        return user
+
+    def add_session(self, user: auth.User) -> str:
+        token = f"session-{uuid4().hex}"
+        self.sessions[token] = user
+        return token
+
+    def add_key(self, user: auth.User, name: str, limit: int | None = None) -> auth.ApiKey:
+        key = auth.ApiKey(KeyId(uuid4()), user.id, name, "aip_live_abc…wxyz", True, NOW, requests_per_hour=limit)
+        self.keys.append(key)
+        return key
+
+    def add_usage(self, days_ago: int, requests: int, tokens: int) -> None:
+        day = UsageDay(NOW.date() - timedelta(days=days_ago), KeyId(UUID(int=days_ago % 2)), requests, tokens)
+        self.days = (*self.days, day)
+
+    def _register_user(self, request: auth.RegisterUser, _: Credential | None) -> auth.User:
+        wanted = request.user_data
+        if wanted.username in self.accounts:
+            raise errors.AlreadyExists(f"the username {wanted.username!r} is taken", hint="choose another one")
+        if len(wanted.password) < 8:
+            raise errors.BadRequest("the password is shorter than 8 characters", hint="choose a longer one")
+        return self.add_account(wanted.username, wanted.password, wanted.email)
+
+    def _login_user(self, request: auth.LoginUser, _: Credential | None) -> auth.Session:
+        wanted = request.credentials
+        for account in self.accounts.values():
+            if wanted.password == account.password and (account.user.username == wanted.username or account.user.email == wanted.email):
+                return self._session(self.add_session(account.user))
+        raise errors.NotAuthenticated("the name or the password is wrong", hint="check both and try again")
+
+    def _refresh_session(self, request: auth.RefreshSession, _: Credential | None) -> auth.Session:
+        if request.session_token not in self.sessions:
+            raise errors.NotAuthenticated("the session has ended", hint="log in again")
+        return self._session(request.session_token)
+
+    def _logout_user(self, request: auth.LogoutUser, _: Credential | None) -> Nothing:
+        self.sessions.pop(request.session_token, None)
+        return Nothing()
+
+    def _redeem_login_link(self, request: auth.RedeemLoginLink, _: Credential | None) -> auth.Session:
+        user = self.links.pop(request.token, None)
+        if user is None:
+            raise errors.NotAuthenticated("this link has been used or is older than a minute", hint="run `aicli dashboard` again")
+        return self._session(self.add_session(user))
+
+    def _generate_api_key(self, request: auth.GenerateApiKey, credential: Credential | None) -> auth.NewApiKey:
+        user = self._user(credential)
+        if not request.name:
+            raise errors.BadRequest("a key needs a name", hint="say what it is for")
+        if any(key.name == request.name and key.is_active for key in self.keys):
+            raise errors.AlreadyExists(f"there is an active key named {request.name!r}", hint="choose another name")
+        key = self.add_key(user, request.name, request.requests_per_hour)
+        return auth.NewApiKey(Credential(f"aip_live_{key.id.hex}{'x' * 17}"), key)
+
+    def _list_api_keys(self, _request: auth.ListApiKeys, credential: Credential | None) -> auth.ApiKeys:
+        user = self._user(credential)
+        return auth.ApiKeys(tuple(key for key in self.keys if key.user_id == user.id))
+
+    def _revoke_api_key(self, request: auth.RevokeApiKey, credential: Credential | None) -> auth.ApiKey:
+        user = self._user(credential)
+        for place, key in enumerate(self.keys):
+            if str(key.id) == request.key and key.user_id == user.id:
+                self.keys[place] = msgspec.structs.replace(key, is_active=False)
+                return self.keys[place]
+        raise errors.NotFound("there is no such key", hint="list your keys")
+
+    def _get_user_usage(self, _request: auth.GetUserUsage, credential: Credential | None) -> UserUsage:
+        user = self._user(credential)
+        return UserUsage(user.id, sum(day.request_count for day in self.days), sum(day.tokens_used for day in self.days), self.days)
+
+    def _get_user_quota(self, _request: gateway.GetUserQuota, credential: Credential | None) -> gateway.UserQuota:
+        user = self._user(credential)
+        limit = 1000 if user.tier is Tier.PREMIUM else 100
+        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, NOW + timedelta(minutes=41, seconds=20))
+
+    def _list_models(self, _request: gateway.ListModels, _: Credential | None) -> gateway.ServedModels:
+        models = (gateway.ServedModel(ModelName("smollm2"), self.workers, 2048),) if self.workers else ()
+        return gateway.ServedModels(models)
+
+    def _get_service_health(self, _request: gateway.GetServiceHealth, _: Credential | None) -> gateway.ServiceHealth:
+        models = (ModelName("smollm2"),) if self.workers else ()
+        return gateway.ServiceHealth("healthy" if self.workers else "degraded", (), self.workers, models, 0)
+
+    def _user(self, credential: Credential | None) -> auth.User:
+        for user in self.sessions.values():
+            if credential == f"access-{user.username}":
+                return user
+        raise errors.NotAuthenticated("the access token is not good", hint="log in again")
+
+    def _session(self, token: str) -> auth.Session:
+        user = self.sessions[token]
+        return auth.Session(Credential(f"access-{user.username}"), 600, token, user)
+
+
+_: type[caller.Caller] = FakeMesh

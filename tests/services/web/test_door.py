@@ -1,0 +1,54 @@
+import httpx
+import pytest
+from litestar.types import ASGIApp
+
+from services.web import application, door, passthrough, visits
+from shared.telemetry import Metrics
+from tests.services.web import servers
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/nope", "/dashboard", "/static/style.css", "/static/nope", "/v1/models", "/api/../x"])
+async def test_every_answer_has_the_security_headers(app: ASGIApp, path: str) -> None:
+    async with httpx.AsyncClient(transport=servers.in_process(app), base_url="https://ai.example.org") as client:
+        answer = await client.get(path)
+    for name in (
+        "content-security-policy",
+        "x-content-type-options",
+        "referrer-policy",
+        "cross-origin-opener-policy",
+        "cross-origin-resource-policy",
+        "permissions-policy",
+        "cache-control",
+        "strict-transport-security",
+        "x-request-id",
+    ):
+        assert len(answer.headers.get_list(name)) == 1, name
+
+
+async def test_no_strict_transport_on_plain_http(app: ASGIApp) -> None:
+    async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
+        assert "strict-transport-security" not in (await client.get("/")).headers
+
+
+async def test_requests_are_counted_under_a_short_list_of_labels(site: visits.Site) -> None:
+    metrics = Metrics("web")
+    async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
+        app = door.Door(application.build(site), gateway, metrics, always_over_tls=False)
+        async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
+            for path in ("/", "/", "/login", "/made-up-1", "/made-up-2", "/api-keys/1/revoke", "/v1/models"):
+                await client.get(path)
+            await client.request("BREW", "/login")
+    counted = {
+        (sample.labels["method"], sample.labels["status"]): sample.value
+        for family in metrics.requests.collect()
+        for sample in family.samples
+        if sample.name == "ai_platform_requests_total"
+    }
+    assert counted == {
+        ("GET /", "success"): 2,
+        ("GET /login", "success"): 1,
+        ("GET other", "not_found"): 2,
+        ("GET /api-keys", "not_found"): 1,
+        ("passthrough", "peer_failed"): 1,
+        ("OTHER /login", "method_not_allowed"): 1,
+    }

@@ -1,0 +1,241 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from shared import errors
+from shared.types import Tier
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.fake_mesh import FakeMesh
+
+AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    """A browser in which alice is signed in."""
+    mesh.add_account("alice", "correct horse", tier=Tier.PREMIUM)
+    assert (await browser.sign_in("alice", "correct horse")).status_code == 303
+    mesh.asked.clear()
+    return browser
+
+
+async def test_the_landing_page_says_whether_the_mesh_is_ready(browser: Browser, mesh: FakeMesh) -> None:
+    assert "Ready · 1 worker online" in (await browser.get("/")).text
+    mesh.workers = 0
+    assert "no worker is online" in (await browser.get("/")).text
+
+
+async def test_the_landing_page_stands_when_everything_else_is_down(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken |= {"auth": AWAY, "gateway": AWAY}
+    page = await alice.get("/")
+    assert page.status_code == 200
+    assert "The gateway does not answer right now" in page.text
+
+
+async def test_the_dashboard_shows_usage_by_day_and_what_is_left(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.add_usage(0, 3, 1234)
+    mesh.add_usage(5, 2, 766)
+    mesh.used = 40
+    page = await alice.get("/dashboard")
+    assert page.status_code == 200
+    assert "960 <small>of 1,000 requests</small>" in page.text
+    assert ">20 Nov 2026</th><td" in page.text
+    assert ">1,234</td>" in page.text
+    assert ">2,000</p>" in page.text
+    assert page.text.count("<rect x=") == 2
+    assert "in 42 min" in page.text
+    assert "premium tier" in page.text
+
+
+async def test_the_first_steps_name_this_address_and_a_served_model(alice: Browser) -> None:
+    page = await alice.get("/dashboard")
+    assert "curl http://localhost:3000/v1/chat/completions" in page.text
+    assert 'base_url="http://localhost:3000/v1"' in page.text
+    assert "smollm2" in page.text
+
+
+async def test_web_calls_with_the_access_token_of_the_person(alice: Browser, mesh: FakeMesh) -> None:
+    await alice.get("/dashboard")
+    for asked in mesh.asked:
+        expected = None if asked.method == "auth.refreshSession" else "access-alice"
+        assert asked.credential == expected, asked.method
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        pytest.param("gateway", "The gateway does not answer right now", id="gateway down"),
+        pytest.param("auth.getUserUsage", "Your usage cannot be read right now", id="usage cannot be read"),
+    ],
+)
+async def test_a_part_that_is_down_takes_its_numbers_and_not_the_page(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
+    mesh.broken[broken] = AWAY
+    page = await alice.get("/dashboard")
+    assert page.status_code == 200
+    assert said in page.text
+
+
+async def test_auth_being_down_is_a_friendly_503(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["auth"] = errors.NotReachable("auth does not answer", hint="see `aicli stack status`", retry_after_seconds=2.5)
+    page = await alice.get("/dashboard")
+    assert page.status_code == 503
+    assert page.headers["retry-after"] == "3"
+    assert "Auth does not answer" in page.text
+    assert "See <code>aicli stack status</code>." in page.text
+
+
+@pytest.mark.parametrize("path", ["/dashboard", "/api-keys"])
+async def test_personal_pages_lead_to_the_login_and_back(browser: Browser, mesh: FakeMesh, path: str) -> None:
+    mesh.add_account("alice", "correct horse")
+    refused = await browser.get(path)
+    assert (refused.status_code, refused.headers["location"]) == (303, f"/login?then={path}")
+    login = await browser.get(refused.headers["location"])
+    answer = await browser.submit(login, "/login", name="alice", password="correct horse")
+    assert answer.headers["location"] == path
+
+
+async def test_a_session_that_ended_is_taken_from_the_browser(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.sessions.clear()
+    answer = await alice.get("/dashboard")
+    assert answer.status_code == 303
+    assert "aimesh_session=" in answer.headers["set-cookie"]
+    assert "Max-Age=0" in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nope", 404),
+        ("GET", "/dashboard/", 303),
+        ("GET", "/static/../settings.py", 404),
+        ("GET", "/static/..%2fsettings.py", 404),
+        ("GET", "/static/style.css.map", 404),
+        ("GET", "/api-keys/not-an-id/revoke", 404),
+        ("GET", "/logout", 405),
+        ("PUT", "/dashboard", 405),
+        ("DELETE", "/api-keys", 405),
+        ("GET", "/%ff%fe", 404),
+    ],
+)
+async def test_wrong_paths_and_methods_get_a_page_in_the_same_look(browser: Browser, method: str, path: str, status: int) -> None:
+    answer = await browser.client.request(method, path)
+    assert answer.status_code == status
+    if status >= 400:
+        assert f'<p class="code-number">{status}</p>' in answer.text
+        assert answer.headers["x-request-id"] in answer.text
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+async def test_a_body_over_the_limit_is_refused(browser: Browser) -> None:
+    answer = await browser.client.post("/login", data={"token": "t" * 20_000}, headers={"Sec-Fetch-Site": "same-origin"})
+    assert answer.status_code == 413
+
+
+async def test_a_bug_shows_its_request_id_and_nothing_else(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> object:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(mesh, "_list_api_keys", broken)
+    answer = await alice.get("/api-keys")
+    assert answer.status_code == 500
+    assert "secret detail" not in answer.text
+    assert answer.headers["x-request-id"] in answer.text
+
+
+async def test_head_is_get_without_the_body(browser: Browser) -> None:
+    answer = await browser.client.head("/")
+    assert answer.status_code == 200
+    assert answer.content == b""
+    assert int(answer.headers["content-length"]) > 500
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/register", "/dashboard", "/api-keys", "/login-link?token=abc"])
+async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(alice: Browser, path: str) -> None:
+    text = (await alice.get(path)).text
+    assert "<script" not in text
+    assert " style=" not in text
+    assert not re.search(r' on\w+="', text)
+    for address in re.findall(r'(?:src|href|action)="([^"]*)"', text):
+        assert address.startswith(("/", "#")), address
+        assert not address.startswith("//")
+
+
+async def test_static_files_are_kept_by_browsers_and_change_their_address_with_their_content(browser: Browser) -> None:
+    page = await browser.get("/")
+    path = re.findall(r'href="(/static/style\.css\?v=\w+)"', page.text)[0]
+    answer = await browser.get(path)
+    assert answer.headers["content-type"].startswith("text/css")
+    assert "immutable" in answer.headers["cache-control"]
+
+
+async def test_a_get_changes_nothing(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    mesh.links["link-token"] = mesh.accounts["alice"].user
+    for path in ("/", "/login", "/register", "/dashboard", "/api-keys", f"/api-keys/{key.id}/revoke", "/login-link?token=link-token"):
+        await alice.get(path)
+    reading = {
+        "auth.refreshSession",
+        "auth.listApiKeys",
+        "auth.getUserUsage",
+        "gateway.getUserQuota",
+        "gateway.listModels",
+        "gateway.getServiceHealth",
+    }
+    assert set(mesh.names_asked()) <= reading
+    assert "link-token" in mesh.links
+
+
+@pytest.mark.parametrize("host", ["evil.example/x onload=1", "evil.example$(reboot)", "evil.example'; reboot; '", "user@evil.example", ""])
+async def test_an_odd_host_header_is_not_repeated(browser: Browser, host: str) -> None:
+    page = await browser.client.get("/", headers={"host": host})
+    assert "evil.example" not in page.text
+    assert page.status_code == 400 or "curl http://127.0.0.1:3000/v1" in page.text
+
+
+async def test_every_form_carries_a_token_of_its_own_session(alice: Browser) -> None:
+    for path in ("/dashboard", "/api-keys"):
+        for fields in forms_of(await alice.get(path)).values():
+            assert len(fields["token"]) == 97
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+_STYLE = (Path(__file__).parents[3] / "services/web/static/style.css").read_text(encoding="utf-8")
+_SCHEMES = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in re.findall(r":root \{(.*?)\}", _STYLE, re.S)]
+_ON = {
+    "text": ("page", "surface", "sunken", "good-surface", "warn-surface", "bad-surface"),
+    "soft": ("page", "surface", "sunken"),
+    "accent": ("page", "surface", "good-surface", "warn-surface"),
+    "accent-strong": ("page", "surface"),
+    "danger": ("surface", "bad-surface"),
+    "danger-strong": ("surface",),
+    "warn": ("warn-surface",),
+    "on-accent": ("accent", "accent-strong"),
+    "on-danger": ("danger", "danger-strong"),
+}
+
+
+@pytest.mark.parametrize("scheme", _SCHEMES, ids=["light", "dark"])
+def test_text_contrast_is_wcag_aa(scheme: dict[str, str]) -> None:
+    too_weak = [
+        f"{text} on {ground}" for text, grounds in _ON.items() for ground in grounds if contrast(scheme[text], scheme[ground]) < 4.5
+    ]
+    assert too_weak == []
+
+
+@pytest.mark.parametrize("scheme", _SCHEMES, ids=["light", "dark"])
+def test_fields_bars_and_focus_stand_out_from_their_ground(scheme: dict[str, str]) -> None:
+    for name in ("field", "bar", "focus"):
+        assert contrast(scheme[name], scheme["surface"]) >= 3
+    assert contrast(scheme["focus"], scheme["page"]) >= 3

@@ -1,0 +1,34 @@
+import pytest
+
+from services.web.settings import WebSettings
+from shared import config, errors
+
+GOOD = {"NODE_KEY_FILE": "/nowhere/web.nk", "WEB_SECRET": "s" * 32}
+
+
+def test_the_defaults_are_those_of_the_seed() -> None:
+    settings = config.load(WebSettings, GOOD)
+    assert (settings.port, settings.gateway_url, settings.public_url) == (3000, "http://127.0.0.1:3002", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEB_SECRET", "too short"),
+        ("GATEWAY_URL", "127.0.0.1:3002"),
+        ("GATEWAY_URL", "http://127.0.0.1:3002/base"),
+        ("GATEWAY_URL", "http://127.0.0.1:99999"),
+        ("GATEWAY_URL", "ftp://127.0.0.1"),
+        ("PUBLIC_URL", "https://user:password@ai.example.org"),
+        ("PUBLIC_URL", "ai.example.org"),
+    ],
+)
+def test_what_cannot_work_is_said_by_name(name: str, value: str) -> None:
+    with pytest.raises(errors.BadSettings, match=name):
+        config.load(WebSettings, GOOD | {name: value})
+
+
+def test_a_short_secret_is_not_repeated() -> None:
+    with pytest.raises(errors.BadSettings) as raised:
+        config.load(WebSettings, GOOD | {"WEB_SECRET": "hunter2"})
+    assert "hunter2" not in str(raised.value)
