@@ -1,0 +1,150 @@
+"""Gives each container of compose.yaml its own secrets and nothing else; the last step of the one-shot `init` service.
+
+`aicli stack init` has made everything in AIMESH_HOME, a volume that no other container sees. This program copies to each
+container's own volume the files that it needs, and writes the configuration of the servers. Run again it writes the same.
+"""
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli import profile
+from cli.stack import home as homes
+from cli.stack import nats_users, postgres, secret_files
+from cli.stack.home import Home
+from shared.types import MeshName, Role
+
+#: The user of our own images and of the NATS container; that of the PostgreSQL and Valkey images.
+OURS, SERVERS = 10001, 999
+NATS_URL = "nats://nats:4222"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One container's volume."""
+
+    user: int
+    files: Mapping[str, bytes]
+
+
+def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
+    """What each volume holds, by the volume's name."""
+    ensure_valkey_password(home)
+    redis_url = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379".encode()
+    gpu_key = nats_users.add_node(home, mesh, "worker-gpu", Role.WORKER)
+    ollama_key = nats_users.add_node(home, mesh, "worker-ollama", Role.WORKER)
+    token = {"service_token": secret(home, "service_token")}
+    yield (
+        "auth",
+        Recipient(
+            OURS,
+            {
+                "node.nk": key(home, "auth"),
+                "database_url": database_url(home, "auth"),
+                "redis_url": redis_url,
+                **{name: secret(home, name) for name in ("key_pepper", "jwt_signing_key.pem", "admin_password")},
+            },
+        ),
+    )
+    yield (
+        "gateway",
+        Recipient(
+            OURS,
+            {
+                "node.nk": key(home, "gateway"),
+                "database_url": database_url(home, "gateway"),
+                "redis_url": redis_url,
+                "prompt_hash_secret": secret(home, "prompt_hash_secret"),
+            },
+        ),
+    )
+    yield "inference", Recipient(OURS, {"node.nk": key(home, "worker"), **token})
+    yield "inference-gpu", Recipient(OURS, {"node.nk": gpu_key.read_bytes(), **token})
+    yield "inference-ollama", Recipient(OURS, {"node.nk": ollama_key.read_bytes(), **token})
+    yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics")})
+    yield "web", Recipient(OURS, {"node.nk": key(home, "web"), "web_secret": secret(home, "web_secret")})
+    yield "client", Recipient(OURS, {"node.nk": key(home, "client"), "profile.toml": client_profile(mesh)})
+    yield "nats", Recipient(OURS, {"nats.conf": nats_conf(home), "users.conf": (home.nats / "users.conf").read_bytes()})
+    yield "postgres", Recipient(SERVERS, {"admin_password": secret(home, secret_files.POSTGRES_ADMIN), "provision.env": provision(home)})
+    yield "valkey", Recipient(SERVERS, {"valkey.conf": valkey_conf(home)})
+
+
+def key(home: Home, name: str) -> bytes:
+    return home.key(name).read_bytes()
+
+
+def secret(home: Home, name: str) -> bytes:
+    return (home.secrets / name).read_bytes()
+
+
+def ensure_valkey_password(home: Home) -> None:
+    """The embedded Valkey has none: there its socket is the lock."""
+    secret_files.ensure_file(home.secrets / "valkey_password", lambda: secrets.token_urlsafe(32).encode())
+
+
+def database_url(home: Home, role: str) -> bytes:
+    password = secret_files.read(home, f"postgres_{role}")
+    return f"postgresql://{role}:{password}@postgres:5432/{postgres.DATABASE}".encode()
+
+
+def provision(home: Home) -> bytes:
+    """What cli/stack/postgres.sql reads from psql's environment. Verifiers, so that no password stands in a statement."""
+    lines = [f"export PGPASSWORD={secret_files.read(home, secret_files.POSTGRES_ADMIN)}"]
+    for role in secret_files.DATABASE_ROLES:
+        verifier = postgres.scram_verifier(secret_files.read(home, f"postgres_{role}"), os.urandom(16))
+        lines.append(f"export {role.upper()}_VERIFIER='{verifier}'")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def nats_conf(home: Home) -> bytes:
+    """The embedded server's configuration, listening on the private network, with its health page on loopback."""
+    text = (home.nats / "nats.conf").read_text(encoding="utf-8")
+    text = re.sub(r"^listen:.*$", 'listen: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"', text, flags=re.MULTILINE)
+    return re.sub(r"^pid_file:.*$", 'pid_file: "/tmp/nats.pid"', text, flags=re.MULTILINE).encode()
+
+
+def valkey_conf(home: Home) -> bytes:
+    lines = {
+        "port": "6379",
+        "requirepass": secret_files.read(home, "valkey_password"),
+        "dir": "/data",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": '""',
+        "maxmemory": "512mb",
+        "maxmemory-policy": "noeviction",
+    }
+    return "".join(f"{name} {value}\n" for name, value in lines.items()).encode()
+
+
+def client_profile(mesh: MeshName) -> bytes:
+    """For `docker compose run --rm aicli …`."""
+    chosen = profile.Profile(node_key_file=Path("node.nk"), mesh=mesh, nats_url=NATS_URL, web_url="http://127.0.0.1:3000")
+    return profile.render(chosen).encode()
+
+
+def hand_out(folder: Path, recipient: Recipient) -> None:
+    """Each file whole or not at all, readable by that container's user only."""
+    for name, content in recipient.files.items():
+        unfinished = folder / f".{name}.unfinished"
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+        os.chown(unfinished, recipient.user, recipient.user)
+        unfinished.replace(folder / name)
+    os.chown(folder, recipient.user, recipient.user)
+    folder.chmod(0o700)
+
+
+def main(target: Path) -> None:
+    home = homes.locate(os.environ)
+    mesh = MeshName(os.environ.get("MESH_NAME") or "home")
+    for name, recipient in recipients(home, mesh):
+        hand_out(target / name, recipient)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

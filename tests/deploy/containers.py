@@ -1,0 +1,171 @@
+"""What `docker compose up` would run, without Docker: `init`'s files, compose's commands and environments, real servers.
+
+Names of the compose network (`nats:4222`) become ports of this machine, and `/run/aimesh` the folder of that container; all
+else is as compose.yaml has it.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from cli.stack import home as homes
+from cli.stack import initialise, nats, postgres, valkey
+from shared.types import MeshName
+from tests.deploy import compose_file
+from tests.servers import PostgresServer, running
+from tests.testnet import free_port
+
+START_SECONDS = 60
+STOP_SECONDS = 35
+
+
+def hand_out_program() -> ModuleType:
+    """deploy/docker/hand_out.py, which lies outside of any package."""
+    spec = importlib.util.spec_from_file_location("hand_out", compose_file.ROOT / "deploy/docker/hand_out.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hand_out"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_init(folder: Path) -> Path:
+    """What the `init` service leaves behind: a folder of files for each container. Twice, because it must be repeatable."""
+    hand_out = hand_out_program()
+    home = homes.locate({"AIMESH_HOME": str(folder / "state")})
+    for _ in range(2):
+        initialise.ensure(home, {}, folder)
+        for name, recipient in hand_out.recipients(home, MeshName("home")):
+            (folder / "handed" / name).mkdir(parents=True, exist_ok=True)
+            hand_out.hand_out(folder / "handed" / name, dataclasses.replace(recipient, user=os.getuid()))
+    return folder / "handed"
+
+
+class Container:
+    """A process that stands for one."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, env=environment, cwd=compose_file.ROOT, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
+
+    def stop(self) -> int:
+        """As `docker compose stop` does; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class House:
+    """All containers of the default profile."""
+
+    def __init__(self, folder: Path, handed: Path, database: PostgresServer) -> None:
+        self.folder = folder
+        self.handed = handed
+        self.ports = {service: free_port() for service in ("auth", "gateway", "inference", "metrics", "web")}
+        self.places = {"nats:4222": f"127.0.0.1:{free_port()}", "valkey:6379": f"127.0.0.1:{free_port()}"}
+        self.places["gateway:3002"] = f"127.0.0.1:{self.ports['gateway']}"
+        self._database = database
+
+    def here(self, text: str) -> str:
+        """An address of the compose network as one of this machine."""
+        for name, place in self.places.items():
+            text = text.replace(name, place)
+        # PostgreSQL listens on a Unix socket here.
+        return re.sub(r"@postgres:5432/(\w+)", rf"@/\1?host={self._database.folder}&port=5432", text)
+
+    def move_in(self) -> None:
+        """Rewrite the addresses in the files that `init` handed out."""
+        for name in ("database_url", "redis_url"):
+            for path in self.handed.glob(f"*/{name}"):
+                path.write_text(self.here(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+    def provision(self) -> None:
+        """The `provision` service: its own statements with the environment that `init` wrote, as the superuser of this server."""
+        (command,) = compose_file.services()["provision"]["command"]
+        command = command.replace("/run/aimesh", str(self.handed / "postgres")).replace("/provision.sql", "cli/stack/postgres.sql")
+        # The superuser is another here, and so is its password.
+        command = command.replace("-U aimesh_admin", "-U admin").replace("-h postgres", f"-h {self._database.folder}")
+        command = command.replace(
+            "exec psql", f"export PGPASSWORD=$(cat {self._database.server.admin_password}) && exec {postgres.binaries()}/psql"
+        )
+        subprocess.run(["sh", "-ec", command], cwd=compose_file.ROOT, check=True, timeout=30)
+
+    def nats(self) -> Container:
+        conf = self.handed / "nats" / "nats.conf"
+        place = self.places["nats:4222"]
+        text = conf.read_text(encoding="utf-8").replace("0.0.0.0:4222", place).replace("8222", str(free_port()))
+        conf.write_text(text.replace("/tmp/nats.pid", str(self.folder / "nats.pid")), encoding="utf-8")
+        return Container("nats", [str(nats.binary()), "--config", str(conf)], {}, self.folder / "nats.log")
+
+    def valkey(self) -> Container:
+        conf = self.handed / "valkey" / "valkey.conf"
+        text = conf.read_text(encoding="utf-8").replace("port 6379", f"port {self.places['valkey:6379'].rpartition(':')[2]}")
+        conf.write_text(text.replace("dir /data", f"dir {self.folder}") + "bind 127.0.0.1\n", encoding="utf-8")
+        return Container("valkey", [str(valkey.binary()), str(conf)], {}, self.folder / "valkey.log")
+
+    def service(self, name: str) -> Container:
+        given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0"})
+        environment = {key: self.here(value).replace("/run/aimesh", str(self.handed / name)) for key, value in given.items()}
+        environment[f"{name.upper()}_SERVICE_PORT"] = str(self.ports[name])
+        environment |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(compose_file.ROOT)}
+        command = [sys.executable, "-m", compose_file.module_of(name)]
+        return Container(name, command, environment, self.folder / f"{name}.log")
+
+    def url(self, service: str, path: str) -> str:
+        return f"http://127.0.0.1:{self.ports[service]}{path}"
+
+    def wait_until_ready(self, container: Container) -> None:
+        give_up_at = time.monotonic() + START_SECONDS
+        while not self._is_ready(container.name):
+            assert container.process.poll() is None, container.log.read_text(encoding="utf-8")[-3000:]
+            assert time.monotonic() < give_up_at, container.log.read_text(encoding="utf-8")[-3000:]
+            time.sleep(0.05)
+
+    def _is_ready(self, service: str) -> bool:
+        try:
+            with urllib.request.urlopen(self.url(service, "/readyz"), timeout=3):
+                return True
+        except (OSError, urllib.error.HTTPError):
+            return False
+
+
+@contextmanager
+def house(folder: Path) -> Iterator[tuple[House, dict[str, Container]]]:
+    """Everything that `docker compose up` starts by default, ready."""
+    with ExitStack() as ends, running(PostgresServer) as database:
+        built = House(folder, run_init(folder), database)
+        built.move_in()
+        built.provision()
+        containers: dict[str, Container] = {}
+        for start in (built.nats, built.valkey):
+            container = start()
+            ends.callback(container.end)
+        for name in built.ports:
+            containers[name] = built.service(name)
+            ends.callback(containers[name].end)
+        for container in containers.values():
+            built.wait_until_ready(container)
+        yield built, containers

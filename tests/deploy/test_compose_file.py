@@ -1,0 +1,140 @@
+"""compose.yaml is a valid compose file, gives each service what it reads and nothing else, and opens two ports."""
+
+import importlib
+import importlib.util
+import json
+from importlib import resources
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+
+from shared import config, node
+from tests.deploy import compose_file
+
+SERVICES = compose_file.services()
+
+
+def declared_by(service: str) -> set[str]:
+    """The variables that the service's program reads."""
+    module = importlib.import_module(compose_file.module_of(service) + ".settings")
+    (kind,) = (
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, node.NodeSettings) and kind.__module__ == module.__name__
+    )
+    return {setting.variable.name for setting in config.settings_of(kind)}
+
+
+def mounts_of(service: str) -> dict[str, str]:
+    """Where in the container -> which volume or folder."""
+    return {
+        parts[1]: parts[0] for parts in (entry.split(":") for entry in SERVICES[service].get("volumes", []) if not entry.startswith("$"))
+    }
+
+
+def test_the_file_fits_the_compose_specification() -> None:
+    vendored = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    schema = json.loads(vendored.read_text(encoding="utf-8"))
+    # Compose resolves anchors and `x-` parts before it validates; so does the YAML loader.
+    mistakes = [error.message for error in jsonschema.validators.validator_for(schema)(schema).iter_errors(compose_file.load())]
+    assert not mistakes
+
+
+@pytest.mark.parametrize("service", compose_file.OURS)
+def test_the_command_is_a_module_of_ours(service: str) -> None:
+    assert importlib.util.find_spec(compose_file.module_of(service) + ".__main__")
+
+
+@pytest.mark.parametrize("service", compose_file.OURS)
+def test_every_variable_is_a_setting_of_that_service(service: str) -> None:
+    given = {name.removesuffix("_FILE") if name not in declared_by(service) else name for name in compose_file.environment_of(service)}
+    assert given - declared_by(service) == set()
+
+
+@pytest.mark.parametrize("service", compose_file.OURS)
+def test_every_setting_that_must_be_given_is_given(service: str) -> None:
+    module = importlib.import_module(compose_file.module_of(service) + ".settings")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+    needed = {setting.variable.name for kind in kinds for setting in config.settings_of(kind) if setting.default is None}
+    environment = compose_file.environment_of(service)
+    assert not [name for name in needed if name not in environment and f"{name}_FILE" not in environment]
+
+
+@pytest.mark.parametrize("service", compose_file.OURS)
+def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> None:
+    module = importlib.import_module(compose_file.module_of(service) + ".settings")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+    secret = {setting.variable.name for kind in kinds for setting in config.settings_of(kind) if setting.variable.secret}
+    environment = compose_file.environment_of(service)
+    assert not secret & set(environment)
+    assert mounts_of(service)["/run/aimesh"] == service
+    assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
+
+
+def test_no_two_containers_share_secrets() -> None:
+    everybody = [volume for service in SERVICES if service != "init" for volume in set(mounts_of(service).values())]
+    # PostgreSQL's own volume is also read by the step that makes its roles.
+    assert sorted(volume for volume in set(everybody) if everybody.count(volume) > 1) == ["postgres"]
+    assert "home" not in everybody
+
+
+def test_only_web_and_gateway_publish_a_port_and_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    resolved = {name: [compose_file.resolve(port, {}) for port in ports] for name, ports in published.items()}
+    assert resolved == {"gateway": ["127.0.0.1:3002:3002"], "web": ["127.0.0.1:3000:3000"]}
+    assert not [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
+
+
+def test_all_but_the_public_two_and_ollama_are_on_the_private_network_alone() -> None:
+    outside = {name for name, service in SERVICES.items() if service.get("networks", ["none"]) != ["private"]}
+    assert outside == {"init", "gateway", "web", "ollama"}
+    assert compose_file.load()["networks"]["private"] == {"internal": True}
+    assert SERVICES["init"]["network_mode"] == "none"
+
+
+def is_root(service: dict[str, Any]) -> bool:
+    return service.get("user", "").startswith("0")
+
+
+def test_containers_are_confined() -> None:
+    # Images of ours set their user themselves (test_dockerfiles); Ollama's runs as root and holds no secret of ours.
+    for name, service in SERVICES.items():
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert not service.get("privileged"), name
+        if name != "ollama":
+            assert service["cap_drop"] == ["ALL"], name
+        if name not in ("ollama", "aicli"):
+            assert service["read_only"] is True, name
+    assert [name for name, service in SERVICES.items() if is_root(service)] == ["init"]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_an_image_is_built_here_or_pinned_to_a_version(name: str) -> None:
+    service = SERVICES[name]
+    image = service["image"]
+    if image.startswith("aimesh-"):
+        assert any(other.get("build") and other["image"] == image for other in SERVICES.values())
+    else:
+        assert any(digit.isdigit() for digit in image.partition(":")[2]), f"{image} names no version"
+
+
+def test_servers_have_a_health_check_and_are_waited_for() -> None:
+    for server in ("postgres", "valkey", "nats"):
+        assert SERVICES[server]["healthcheck"]["test"]
+        assert SERVICES[server]["depends_on"]["init"]["condition"] == "service_completed_successfully"
+    assert SERVICES["provision"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    for service in compose_file.OURS:
+        assert SERVICES[service]["depends_on"]["nats"]["condition"] == "service_healthy"
+
+
+def test_init_gives_to_every_container_that_has_a_volume_of_secrets() -> None:
+    handed = {volume for target, volume in mounts_of("init").items() if target.startswith("/handed/")}
+    wanted = {mounts_of(service)[place] for service in SERVICES for place in ("/run/aimesh", "/profile") if place in mounts_of(service)}
+    assert handed == wanted
+
+
+def test_files_that_are_mounted_exist() -> None:
+    for source in compose_file.load()["configs"].values():
+        assert (compose_file.ROOT / source["file"]).is_file()

@@ -1,0 +1,69 @@
+"""Each service starts with compose's own command and environment, from the files that `init` makes, and works with the others."""
+
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli.stack import nats
+from tests.deploy import compose_file, containers
+from tests.deploy.containers import Container, House
+
+SERVICES = ("auth", "gateway", "inference", "metrics", "web")
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, dict[str, Container]]]:
+    with containers.house(tmp_path_factory.mktemp("compose")) as everything:
+        yield everything
+
+
+@pytest.fixture
+def house(running: tuple[House, dict[str, Container]]) -> House:
+    return running[0]
+
+
+def test_init_hands_out_what_compose_mounts(tmp_path: Path) -> None:
+    handed = containers.run_init(tmp_path)
+    for service in compose_file.services():
+        for value in compose_file.environment_of(service).values() if "environment" in compose_file.services()[service] else ():
+            if value.startswith("/run/aimesh/"):
+                file = handed / service / Path(value).name
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    assert subprocess.run([nats.binary(), "-t", "-c", handed / "nats/nats.conf"], capture_output=True, check=False).returncode == 0
+    # A worker learns nothing but its own key and the token of its own port.
+    assert {path.name for path in (handed / "inference").iterdir()} == {"node.nk", "service_token"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_health_check_of_the_image_passes(house: House, service: str) -> None:
+    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), str(house.ports[service])]
+    assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=10).returncode == 0
+
+
+def test_the_health_check_fails_where_nobody_listens() -> None:
+    check = [sys.executable, str(compose_file.ROOT / "deploy/docker/alive.py"), str(containers.free_port())]
+    assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=10).returncode != 0
+
+
+def test_a_new_user_gets_an_answer_through_the_published_ports(house: House) -> None:
+    with httpx.Client(base_url=house.url("web", ""), timeout=60) as web:
+        account = {"username": "john_doe", "email": "john@example.com", "password": PASSWORD}
+        assert web.post("/api/auth/register", json=account).status_code == 201
+        session = web.post("/api/auth/login", json={"username": "john_doe", "password": PASSWORD}).json()
+        bearer = {"Authorization": f"Bearer {session.get('accessToken') or session['access_token']}"}
+        made = web.post("/api/auth/api-keys", json={"name": "My CLI Key"}, headers=bearer).json()
+        key = {"X-API-Key": made.get("apiKey") or made["api_key"]}
+        answer = web.post("/api/inference", json={"prompt": "Say hello", "model": "smollm2", "maxTokens": 8}, headers=key)
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_it_ends_properly_when_compose_stops_it(running: tuple[House, dict[str, Container]], service: str) -> None:
+    # The last test of the module: the house is empty afterwards.
+    assert running[1][service].stop() == 0

@@ -1,0 +1,43 @@
+"""What the embedded stack hands to a service is what that service reads: a renamed setting must not get lost on the way."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from cli.stack import home as homes
+from cli.stack import plan
+from cli.stack.settings import PASSED, StackSettings
+from shared import config, node
+from shared.types import SERVICE_NAMES
+
+#: Under `make up` only gateway and web can be opened to others.
+STAY_ON_LOOPBACK = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
+
+
+def declared_by(service: str) -> set[str]:
+    module = importlib.import_module(f"services.{service}.settings")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, node.NodeSettings)]
+    return {setting.variable.name for kind in kinds for setting in config.settings_of(kind)}
+
+
+@pytest.mark.parametrize("service", sorted(SERVICE_NAMES.values()))
+def test_every_variable_that_is_passed_on_is_read(service: str) -> None:
+    passed = {name for name, services in PASSED.items() if service in services}
+    assert passed - declared_by(service) == set()
+
+
+@pytest.mark.parametrize("service", sorted(SERVICE_NAMES.values()))
+def test_every_setting_can_be_given_to_make_up(service: str, tmp_path: Path) -> None:
+    home = homes.locate({"AIMESH_HOME": str(tmp_path)})
+    provided = {name.removesuffix("_FILE") for name in plan.service_environment(home, StackSettings(), {}, service)} | {"NODE_KEY_FILE"}
+    # One database per service is given as AUTH_DATABASE_URL and reaches the service as DATABASE_URL.
+    provided |= {f"{service.upper()}_DATABASE_URL"}
+    passed = {name for name, services in PASSED.items() if service in services}
+    on_purpose = set() if service in ("gateway", "web") else STAY_ON_LOOPBACK
+    assert declared_by(service) - provided - passed - on_purpose == set()
+
+
+@pytest.mark.parametrize("service", sorted(SERVICE_NAMES.values()))
+def test_every_secret_that_is_handed_over_is_read(service: str) -> None:
+    assert set(plan._SECRETS[service]) - declared_by(service) == set()

@@ -1,0 +1,339 @@
+"""The house style as tests: size budgets, names, and what no line may do. Import rules live in pyproject.toml (import-linter).
+
+Each rule is a generator of findings, `file:line what is wrong`; a test fails with all of them at once.
+"""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+#: What runs for users; tests and benches are held to the size budgets and to safety, not to the rest.
+PROGRAM = ("services", "shared", "cli", "tools")
+EVERYTHING = (*PROGRAM, "bench", "tests")
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 600, 80, 7
+LONGEST_TEST_SLEEP_SECONDS = 0.05
+#: path -> why it may exceed the size budgets, and until when. Empty is the goal.
+OVER_BUDGET: dict[str, str] = {}
+
+VAGUE_WORDS = {"util", "utils", "helper", "helpers", "common", "manager", "handler", "handlers", "base", "core", "misc", "data", "info"}
+VAGUE_ENDINGS = ("Manager", "Helper", "Helpers", "Util", "Utils", "Misc")
+
+#: The only places that may catch everything: each logs once, with the request id, and answers.
+CATCH_ALL = {
+    "shared/rpc/serving.py": "the RPC dispatcher",
+    "services/gateway/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
+    "shared/node": "the task supervisor",
+    "cli/main.py": "the CLI main",
+}
+#: The only places that read the environment; all else is told what it needs.
+READS_ENVIRONMENT = {
+    "shared/node": "node.run loads the settings of a service, once",
+    "cli": "a person's shell is the CLI's settings; the supervisor hands its own on to children",
+    "tools": "set-up, before there is a program",
+    "services/inference/backends/supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
+}
+#: Where SQL stands, besides queries.sql and migrations.
+HOLDS_SQL = {"shared/database": "the migration runner's own table"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    path: Path
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    path: Path
+    text: str
+    tree: ast.Module
+
+    @property
+    def name(self) -> str:
+        return self.path.relative_to(ROOT).as_posix()
+
+    def stands_in(self, places: Iterable[str]) -> bool:
+        """`shared/rpc` means shared/rpc.py or anything in shared/rpc/."""
+        return any(self.name in (place, f"{place}.py") or self.name.startswith(f"{place}/") for place in places)
+
+    def find(self, node: ast.AST, what: str) -> Finding:
+        return Finding(self.path, getattr(node, "lineno", 1), what)
+
+
+@cache
+def modules(*roots: str) -> tuple[Module, ...]:
+    paths = [path for root in roots for path in sorted((ROOT / root).rglob("*.py")) if "node_modules" not in path.parts]
+    return tuple(Module(path, text := path.read_text(encoding="utf-8"), ast.parse(text, str(path))) for path in paths)
+
+
+def calls(module: Module) -> Iterator[tuple[ast.Call, str]]:
+    """Every call with what is called, as it is written: `asyncio.create_task`."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def none_of(findings: Iterable[Finding]) -> None:
+    found = [str(finding) for finding in findings]
+    assert not found, "\n" + "\n".join(found)
+
+
+# --- size -----------------------------------------------------------------------------------------------------------
+
+
+def over_budget(module: Module) -> Iterator[Finding]:
+    if module.name in OVER_BUDGET:
+        return
+    if (lines := module.text.count("\n")) > MAX_FILE_LINES:
+        yield module.find(module.tree, f"{lines} lines, at most {MAX_FILE_LINES}: a noun is missing, find it and move it out")
+    for function in functions(module):
+        length = (function.end_lineno or function.lineno) - function.lineno + 1
+        if length > MAX_FUNCTION_LINES:
+            yield module.find(function, f"{function.name} has {length} lines, at most {MAX_FUNCTION_LINES}")
+
+
+def parameters_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len(names) - (1 if names[:1] in (["self"], ["cls"]) else 0)
+
+
+def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """The parameters of a click command are the options that users see, as many as there are."""
+    return any(re.search(r"\b(command|group)\b", ast.unparse(decorator)) for decorator in function.decorator_list)
+
+
+def too_many_parameters(module: Module) -> Iterator[Finding]:
+    for function in functions(module):
+        if (count := parameters_of(function)) > MAX_PARAMETERS and not is_command(function):
+            yield module.find(function, f"{function.name} takes {count} parameters, at most {MAX_PARAMETERS}")
+
+
+def test_files_and_functions_fit_the_budget() -> None:
+    none_of(finding for module in modules(*EVERYTHING) for finding in over_budget(module))
+
+
+def test_functions_take_few_parameters() -> None:
+    none_of(finding for module in modules(*PROGRAM, "bench") for finding in too_many_parameters(module))
+
+
+# --- names and words ------------------------------------------------------------------------------------------------
+
+
+def vague_names(module: Module) -> Iterator[Finding]:
+    for part in module.path.relative_to(ROOT).with_suffix("").parts:
+        if vague := VAGUE_WORDS & set(part.split("_")):
+            yield module.find(module.tree, f"{part}: {', '.join(vague)} says nothing about what is in it")
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ClassDef) and node.name.endswith(VAGUE_ENDINGS):
+            yield module.find(node, f"class {node.name}: name it after what it is, not that it is one")
+
+
+def missing_docstring(module: Module) -> Iterator[Finding]:
+    if not ast.get_docstring(module.tree):
+        yield module.find(module.tree, "no docstring: its first line says what the module owns")
+
+
+def test_no_name_is_vague() -> None:
+    none_of(finding for module in modules(*PROGRAM, "bench") for finding in vague_names(module))
+
+
+def test_every_module_says_what_it_owns() -> None:
+    none_of(finding for module in modules(*PROGRAM, "bench") for finding in missing_docstring(module))
+
+
+# --- errors and tasks -----------------------------------------------------------------------------------------------
+
+
+def catches_everything(module: Module) -> Iterator[Finding]:
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        caught = ast.unparse(node.type) if node.type else "everything"
+        passes_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+        if re.search(r"\b(Exception|BaseException|everything)\b", caught) and not passes_on:
+            yield module.find(node, f"catches {caught}: catch what you can do something about, let the rest fly")
+
+
+def orphan_tasks(module: Module) -> Iterator[Finding]:
+    for node, called in calls(module):
+        owner, _, method = called.rpartition(".")
+        if method == "ensure_future" or (method == "create_task" and (not owner or re.search(r"asyncio|loop", owner))):
+            yield module.find(node, f"{called}: a task belongs to somebody's TaskGroup")
+
+
+def test_only_three_places_catch_everything() -> None:
+    none_of(finding for module in modules(*PROGRAM) if not module.stands_in(CATCH_ALL) for finding in catches_everything(module))
+
+
+def test_every_task_has_an_owner() -> None:
+    none_of(finding for module in modules(*PROGRAM, "bench") for finding in orphan_tasks(module))
+
+
+# --- what turns text into code --------------------------------------------------------------------------------------
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "os.system", "os.popen"}
+RUNS_SQL = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "prepare", "cursor"}
+SQL = re.compile(
+    r"^\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\S+\s+SET\s|DELETE\s+FROM\s|TRUNCATE\s|(CREATE|ALTER|DROP)\s+(TABLE|INDEX|SCHEMA|VIEW|TYPE|FUNCTION)\b)"
+)
+
+
+def unsafe_code(module: Module) -> Iterator[Finding]:
+    for node in ast.walk(module.tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            if name.partition(".")[0] in UNSAFE_MODULES:
+                yield module.find(node, f"imports {name}, which runs what it reads: use msgpack or JSON")
+    for call, called in calls(module):
+        if called in UNSAFE_CALLS or any(word.arg == "shell" and ast.unparse(word.value) != "False" for word in call.keywords):
+            yield module.find(call, f"{called} turns text into code")
+
+
+def is_assembled(text: ast.expr) -> bool:
+    """Whether a string is put together at run time: an f-string with a value in it, `+`, `%` or `.format`."""
+    if isinstance(text, ast.JoinedStr):
+        return any(isinstance(part, ast.FormattedValue) for part in text.values)
+    if isinstance(text, ast.BinOp):
+        return isinstance(text.op, ast.Add | ast.Mod)
+    return isinstance(text, ast.Call) and isinstance(text.func, ast.Attribute) and text.func.attr in {"format", "join", "replace"}
+
+
+def assembled_sql(module: Module) -> Iterator[Finding]:
+    for call, called in calls(module):
+        if called.rpartition(".")[2] in RUNS_SQL and call.args and is_assembled(call.args[0]):
+            yield module.find(call, f"{called} is given SQL that Python assembled: pass values as $1, $2, …")
+
+
+def sql_in_python(module: Module) -> Iterator[Finding]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.match(node.value):
+            yield module.find(node, f"SQL in Python: give it a name in queries.sql ({node.value.split()[0]} …)")
+
+
+def test_nothing_turns_text_into_code() -> None:
+    none_of(finding for module in modules(*EVERYTHING) for finding in unsafe_code(module))
+
+
+def test_no_sql_is_assembled() -> None:
+    none_of(finding for module in modules(*PROGRAM) if not module.stands_in(HOLDS_SQL) for finding in assembled_sql(module))
+
+
+def test_sql_stands_in_sql_files() -> None:
+    none_of(finding for module in modules(*PROGRAM) if not module.stands_in(HOLDS_SQL) for finding in sql_in_python(module))
+
+
+def test_queries_have_a_name_and_a_comment() -> None:
+    findings = []
+    for path in sorted(ROOT.glob("services/*/queries.sql")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if line.startswith("-- name:") and not re.fullmatch(r"-- name: [a-z][a-z0-9_]*", line.rstrip()):
+                findings.append(Finding(path, number, f"{line!r}: say `-- name: find_user_by_name`"))
+            elif line.startswith("-- name:") and not (number < len(lines) and re.match(r"-- \S", lines[number])):
+                findings.append(Finding(path, number, "no comment line that says what the query does"))
+    none_of(findings)
+
+
+def test_migrations_are_numbered_and_say_when_they_run() -> None:
+    for folder in sorted(ROOT.glob("services/*/migrations")):
+        names = sorted(path.name for path in folder.glob("*.sql"))
+        for number, name in enumerate(names, start=1):
+            assert re.fullmatch(rf"{number:04}_(pre|post)_[a-z0-9_]+\.sql", name), f"{folder.relative_to(ROOT)}/{name}: NNNN_pre_what.sql"
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def environment_reads(module: Module) -> Iterator[Finding]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "os.environb"}:
+            yield module.find(node, f"{ast.unparse(node)}: settings are read once, by node.run or the CLI, and passed on")
+        if isinstance(node, ast.ImportFrom) and node.module == "os" and {"environ", "getenv"} & {alias.name for alias in node.names}:
+            yield module.find(node, "imports the environment: settings are read once, by node.run or the CLI, and passed on")
+
+
+def test_the_environment_is_read_in_few_places() -> None:
+    none_of(finding for module in modules(*PROGRAM) if not module.stands_in(READS_ENVIRONMENT) for finding in environment_reads(module))
+
+
+# --- tests ----------------------------------------------------------------------------------------------------------
+
+
+def long_sleeps(module: Module) -> Iterator[Finding]:
+    for call, called in calls(module):
+        if called in {"asyncio.sleep", "time.sleep"} and call.args and isinstance(call.args[0], ast.Constant):
+            seconds = call.args[0].value
+            if isinstance(seconds, int | float) and seconds > LONGEST_TEST_SLEEP_SECONDS:
+                yield module.find(call, f"sleeps {seconds} s: wait for the thing itself, or pass a clock")
+
+
+def test_no_test_sleeps() -> None:
+    none_of(finding for module in modules("tests") for finding in long_sleeps(module))
+
+
+# --- the rules themselves -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        pytest.param(catches_everything, "try:\n  x()\nexcept (ValueError, Exception):\n  pass", id="a broad except in a tuple"),
+        pytest.param(catches_everything, "try:\n  x()\nexcept:\n  pass", id="a bare except"),
+        pytest.param(orphan_tasks, "asyncio.create_task(x())", id="a task without an owner"),
+        pytest.param(orphan_tasks, "asyncio.get_running_loop().create_task(x())", id="a task of the loop"),
+        pytest.param(unsafe_code, "from pickle import loads", id="pickle"),
+        pytest.param(unsafe_code, "eval(text)", id="eval"),
+        pytest.param(unsafe_code, "subprocess.run(text, shell=True)", id="a shell"),
+        pytest.param(assembled_sql, "await db.fetch(f'… {name}')", id="an f-string as SQL"),
+        pytest.param(assembled_sql, "await db.execute('…' + name)", id="a sum as SQL"),
+        pytest.param(sql_in_python, "query = 'SELECT 1'", id="SQL in Python"),
+        pytest.param(environment_reads, "os.environ['HOME']", id="the environment"),
+        pytest.param(long_sleeps, "await asyncio.sleep(1)", id="a long sleep"),
+        pytest.param(missing_docstring, "x = 1", id="no docstring"),
+        pytest.param(too_many_parameters, "def f(a, b, c, d, e, *, f, g, h): ...", id="eight parameters"),
+        pytest.param(vague_names, "class WorkerManager: ...", id="a manager"),
+    ],
+)
+def test_each_rule_finds_what_it_is_for(rule: object, line: str) -> None:
+    module = Module(ROOT / "shared" / "example.py", line, ast.parse(line))
+    assert callable(rule)
+    assert list(rule(module))
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        pytest.param(catches_everything, "try:\n  x()\nexcept BaseException:\n  close()\n  raise", id="clean up and pass on"),
+        pytest.param(orphan_tasks, "self.tasks.create_task(x())", id="a task in a group"),
+        pytest.param(assembled_sql, "await db.fetch(queries['find'], name)", id="a named query"),
+        pytest.param(long_sleeps, "await asyncio.sleep(0)", id="a yield to the loop"),
+        pytest.param(too_many_parameters, "@root.command()\ndef f(a, b, c, d, e, f, g, h): ...", id="options of a command"),
+    ],
+)
+def test_no_rule_finds_what_is_right(rule: object, line: str) -> None:
+    module = Module(ROOT / "shared" / "example.py", line, ast.parse(line))
+    assert callable(rule)
+    assert not list(rule(module))

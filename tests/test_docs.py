@@ -1,0 +1,289 @@
+"""What the documentation says is so: links lead somewhere, what it shows exists, generated pages are what the code says."""
+
+import ast
+import importlib
+import importlib.util
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from cli import main as cli_main
+from cli.stack import settings as stack_settings
+from shared import api, config, node
+from shared.api.method import Method, StreamMethod
+from shared.telemetry import instruments
+from shared.types import SERVICE_NAMES
+from tools import docs, reference
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("services/*/README.md")])
+BY_HAND = [page for page in PAGES if not page.read_text(encoding="utf-8").startswith(docs.NOTICE.strip())]
+#: Variables in the commands shown that no service and no stack reads: of aicli, of make, of the build, of other programs.
+OTHER_VARIABLES = {"AIMESH_HOME", "AIMESH_KEY", "AICLI_API_KEY", "AICLI_PROFILE", "TESTS", "CMAKE_ARGS"}
+OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS"}  # of compose.yaml
+#: Series of prometheus_client's own process collector.
+PROCESS_METRICS = re.compile(r"ai_platform_process_")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A command that a page shows: the words of one simple command and the variables set for it."""
+
+    where: str
+    variables: tuple[str, ...]
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.where}: {' '.join(self.words)[:100]}"
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").strip().lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    text = re.sub(r"^( *)```.*?^\1```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return frozenset(slug(match[1]) for match in re.finditer(r"^#+ (.+)$", text, re.MULTILINE))
+
+
+def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str]]:
+    """Fenced blocks with the line on which each begins."""
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"^( *)```(\w+)\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL):
+        if match[2] in languages:
+            yield text.count("\n", 0, match.start(3)) + 1, match[3]
+
+
+def simple_commands(line: str) -> Iterator[list[str]]:
+    """The words of each command of a shell line; pipes, && and comments taken apart."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in lexer:
+        if set(word) <= set("|&;"):
+            yield words
+            words = []
+        else:
+            words.append(word)
+    yield words
+
+
+def shown_in(page: Path) -> Iterator[Shown]:
+    """Every command in the page's shell blocks, and every `make …`, `aicli …` and `python -m …` in its text."""
+    name = page.relative_to(ROOT)
+    for start, block in blocks(page, "bash", "sh", "console"):
+        for number, line in enumerate(re.sub(r"\\\n", " \x00", block).splitlines(), start=start):
+            for words in simple_commands(line.replace("\x00", " ")):
+                variables = [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word)]
+                rest = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+                yield Shown(f"{name}:{number}", tuple(variables), tuple(rest))
+    text = re.sub(r"^( *)```.*?^\1```", lambda match: "\n" * match[0].count("\n"), page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for match in re.finditer(r"`((?:[A-Z_]+=\S+ )*(?:make|aicli|python -m) [^`\n]+)`", text):
+        words = match[1].split()
+        variables = [word.partition("=")[0] for word in words if re.match(r"[A-Z_]+=", word)]
+        rest = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+        yield Shown(f"{name}:{text.count(chr(10), 0, match.start()) + 1}", tuple(variables), tuple(rest))
+
+
+def commands(program: str) -> list[Shown]:
+    """Every command of this program that a hand-written page shows, also behind `docker compose run`."""
+    found = []
+    for page in BY_HAND:
+        for shown in shown_in(page):
+            words = shown.words
+            if words[:2] == ("docker", "compose") and program in words:
+                words = words[words.index(program) :]
+            if words[:1] == (program,):
+                found.append(Shown(shown.where, shown.variables, words))
+    return found
+
+
+def is_placeholder(word: str) -> bool:
+    return "…" in word or "..." in word
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for match in re.finditer(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
+        path, _, anchor = match[1].partition("#")
+        if re.match(r"[a-z]+:", path):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists():
+            broken.append(f"{match[1]}: there is no such file")
+        elif anchor and anchor not in anchors(target):
+            broken.append(f"{match[1]}: {target.name} has no such heading")
+    assert not broken
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    seen, ahead = set(), [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        links = re.findall(r"\]\(([^)#\s]+\.md)", without_code(page.read_text(encoding="utf-8")))
+        ahead += [(page.parent / link).resolve() for link in links if not re.match(r"[a-z]+:", link)]
+    assert not [str(page.relative_to(ROOT)) for page in PAGES if page not in seen]
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    missing = []
+    for path in (path for root in ("cli", "services", "shared", "tools", "bench", "deploy") for path in (ROOT / root).rglob("*")):
+        if path.suffix in {".py", ".sql", ".lua", ".html", ".Dockerfile"} and "node_modules" not in path.parts:
+            named = re.findall(r"\bdocs/[\w./-]+\.md\b", path.read_text(encoding="utf-8"))
+            missing += [f"{path.relative_to(ROOT)}: {name}" for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_make_targets_that_are_shown_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    shown = commands("make")
+    assert shown
+    assert not [str(one) for one in shown for word in one.words[1:] if not is_placeholder(word) and word not in targets]
+
+
+def unknown_in(shown: Shown) -> str | None:
+    """What is wrong with an aicli command line, as aicli itself would say it."""
+    context = click.Context(cli_main.aicli, info_name="aicli")
+    words = [word for word in shown.words[1:] if not is_placeholder(word)]
+    while isinstance(context.command, click.Group) and words:
+        command = context.command.get_command(context, words[0])
+        if command is None:
+            return None if words[0].startswith("-") or words[0].startswith("<") else f"there is no command {words[0]!r}"
+        context = click.Context(command, info_name=words.pop(0), parent=context)
+    if isinstance(context.command, click.Group):
+        return None
+    try:
+        context.command.make_parser(context).parse_args(words)
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
+def test_aicli_commands_that_are_shown_exist() -> None:
+    shown = commands("aicli")
+    assert shown
+    assert not [f"{one}: {wrong}" for one in shown if (wrong := unknown_in(one))]
+
+
+@pytest.mark.parametrize("line", ["aicli infre hello", "aicli infer --colour red hello", "aicli keys make x", "aicli stack logs --lines"])
+def test_a_wrong_command_would_be_found(line: str) -> None:
+    assert unknown_in(Shown("here", (), tuple(line.split())))
+
+
+def test_modules_that_are_shown_exist() -> None:
+    modules = {(one.where, one.words[2]) for one in commands("python") if one.words[1:2] == ("-m",)}
+    modules |= {(where, module.replace("<name>", "auth")) for where, module in modules if "<" in module}
+    missing = [f"{where}: {module}" for where, module in modules if "<" not in module and importlib.util.find_spec(module) is None]
+    assert not missing
+
+
+def declared_by(service: str) -> set[str]:
+    module = importlib.import_module(f"services.{service}.settings")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, node.NodeSettings)]
+    return {setting.variable.name for kind in kinds for setting in config.settings_of(kind)}
+
+
+def test_variables_that_are_shown_exist() -> None:
+    known = {name for service in SERVICE_NAMES.values() for name in declared_by(service)} | stack_settings.known_names() | OTHER_VARIABLES
+    wrong = []
+    for page in BY_HAND:
+        for shown in shown_in(page):
+            wrong += [f"{shown}: {name}" for name in shown.variables if not {name, name.removesuffix("_FILE")} & known]
+    assert not wrong
+
+
+def test_a_service_is_shown_with_all_that_it_must_be_given() -> None:
+    exported = {name for shown in shown_in(ROOT / "README.md") if shown.words[:1] == ("export",) for name in shown.variables}
+    started = {shown.words[2].rpartition(".")[2]: shown for shown in commands("python") if shown.where.startswith("README")}
+    assert set(started) == set(SERVICE_NAMES.values())
+    for service, shown in started.items():
+        given = {name if name in declared_by(service) else name.removesuffix("_FILE") for name in shown.variables}
+        assert given <= declared_by(service)
+        module = importlib.import_module(f"services.{service}.settings")
+        kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, node.NodeSettings)]
+        needed = {setting.variable.name for kind in kinds for setting in config.settings_of(kind) if setting.default is None}
+        assert needed <= given | exported, f"README shows {service} without {needed - given - exported}"
+
+
+def test_compose_services_and_profiles_that_are_shown_exist() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    profiles = {profile for service in compose["services"].values() for profile in service.get("profiles", [])}
+    for shown in commands("docker"):
+        words = list(shown.words)
+        for flag, following in itertools.pairwise(words):
+            if flag == "--profile":
+                assert following in profiles, str(shown)
+            if flag in ("exec", "run"):
+                name = following if following != "--rm" else words[words.index("--rm") + 1]
+                assert name in compose["services"], str(shown)
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_methods_that_are_named_exist() -> None:
+    modules = [importlib.import_module(f"shared.api.{path.stem}") for path in Path(api.__path__[0]).glob("*.py") if path.stem != "__init__"]
+    known = {value.name for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
+    # The page that teaches how to add a method adds this one.
+    known.add("auth.renameApiKey")
+    wrong = []
+    for page in BY_HAND:
+        named = re.findall(r"\b(?:auth|gateway|inference|metrics|node)\.[a-z]+[A-Z]\w*", page.read_text(encoding="utf-8"))
+        wrong += [f"{page.name}: {name}" for name in named if name not in known]
+    assert not wrong
+
+
+def test_metrics_that_are_named_exist() -> None:
+    text = instruments.reference()
+    wrong = []
+    for page in BY_HAND:
+        named = set(re.findall(r"\bai_platform_[a-z_]+[a-z]\b", page.read_text(encoding="utf-8")))
+        wrong += [f"{page.name}: {name}" for name in named if f"`{name}`" not in text and not PROCESS_METRICS.match(name)]
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", BY_HAND, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_that_is_shown_parses(page: Path) -> None:
+    for _, block in blocks(page, "python"):
+        ast.parse(block)
+
+
+# --- generated pages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", sorted(docs.PAGES))
+def test_a_generated_page_is_what_the_code_says(page: str) -> None:
+    assert docs.FOLDER.joinpath(page).read_text(encoding="utf-8") == docs.render(page), "run `make docs`"
+
+
+def test_every_method_of_the_contract_is_in_the_reference() -> None:
+    text = reference.methods()
+    modules = [importlib.import_module(f"shared.api.{path.stem}") for path in Path(api.__path__[0]).glob("*.py") if path.stem != "__init__"]
+    names = {value.name for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
+    assert not [name for name in names if f"### {name}\n" not in text]

@@ -1,0 +1,91 @@
+"""What the repository as a whole promises: locked dependencies, each with a reason; no trace of the machine it was made on."""
+
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+
+# A letter in brackets, so that this file does not find itself.
+MARK = re.compile(r"\b([T]ODO|[F]IXME|[X]XX)\b")
+WITH_ISSUE = re.compile(r"(issue |#)\d+")
+REGISTRIES = re.compile(r"pypi[.]org|python[h]osted[.]org|registry[.]npmjs|registry[.]yarnpkg|quay[.]io")
+MACHINE_PATHS = re.compile(r"(?<![\w.~-])/([w]ork/(main|shared|\.)|[r]oot/|[h]ome/[a-z]+/|[o]pt/(wheels|pypi))")
+TEXT = {".py", ".md", ".toml", ".lock", ".yaml", ".yml", ".sql", ".lua", ".sh", ".html", ".css", ".js", ".json", ".cfg", ".txt", ""}
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    """The text files that are in git or would be."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return tuple(path for path in paths if path.is_file() and path.suffix in TEXT and path.name != "LICENSE")
+
+
+def lines() -> Iterator[tuple[str, str]]:
+    """`path:line` and the line, of every text file."""
+    for path in files():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            yield f"{path.relative_to(ROOT)}:{number}", line
+
+
+def test_what_is_left_to_do_has_an_issue_number() -> None:
+    found = [f"{where} {line.strip()}" for where, line in lines() if MARK.search(line) and not WITH_ISSUE.search(line)]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_package_index_is_named() -> None:
+    found = [f"{where} names {match[0]}" for where, line in lines() if (match := REGISTRIES.search(line))]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_path_of_one_machine() -> None:
+    found = [f"{where} names {match[0]}" for where, line in lines() if (match := MACHINE_PATHS.search(line))]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_nothing_secret_is_tracked() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert not [name for name in listed if name.startswith(".aimesh/") or name.endswith((".nk", ".pem", ".key"))]
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_a_lock_pins_with_hashes_and_names_no_index(lock: Path) -> None:
+    text = lock.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|--(extra-)?index-url|--find-links|--trusted-host", text)
+    # A requirement and its continuation lines are one logical line.
+    for requirement in re.sub(r"\\\n", " ", text).splitlines():
+        if requirement.strip() and not requirement.lstrip().startswith("#"):
+            assert re.match(r"[a-z0-9][a-z0-9.\-]*==\S+", requirement), f"{lock.name}: {requirement[:60]} is not pinned"
+            assert "--hash=sha256:" in requirement, f"{lock.name}: {requirement[:60]} has no hash"
+
+
+def declared() -> set[str]:
+    """Every distribution that pyproject.toml asks for, in whatever group."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = list(project["build-system"]["requires"]) + list(project["project"]["dependencies"])
+    for group in (*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()):
+        wanted += [entry for entry in group if isinstance(entry, str)]
+    return {match[0].lower() for entry in wanted if (match := re.match(r"[A-Za-z0-9_.\-]+", entry))}
+
+
+def locked() -> set[str]:
+    return {match[1] for lock in LOCKS for match in re.finditer(r"^([a-z0-9.\-]+)==", lock.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+def test_every_dependency_has_its_reason() -> None:
+    page = (ROOT / "docs/decisions/0002-dependencies.md").read_text(encoding="utf-8")
+    missing = sorted(name for name in declared() if f"| `{name}` |" not in page)
+    assert not missing, f"docs/decisions/0002-dependencies.md has no row for: {', '.join(missing)}"
+
+
+def test_every_dependency_is_locked() -> None:
+    assert declared() - locked() == set()

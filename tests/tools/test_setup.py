@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from tools import setup
+
+ALL = frozenset({"g++", "cc", "make"})
+
+
+@pytest.mark.parametrize(
+    ("python", "has_venv", "programs", "free_gb", "words"),
+    [
+        pytest.param((3, 11), True, ALL, 10.0, [], id="a ready machine"),
+        pytest.param((3, 14), True, ALL, 3.0, [], id="a newer Python"),
+        pytest.param((3, 9), True, ALL, 10.0, ["Python 3.9 is too old", "apt-get install python3.11"], id="an old Python"),
+        pytest.param((3, 11), False, ALL, 10.0, ["venv", "apt-get install python3-venv"], id="no venv"),
+        pytest.param((3, 11), True, ALL - {"g++"}, 10.0, ["g++ is missing", "apt-get install g++"], id="no compiler"),
+        pytest.param((3, 11), True, ALL - {"make"}, 10.0, ["make is missing", "apt-get install make"], id="no make"),
+        pytest.param((3, 11), True, ALL, 1.2, ["1.2 GB", "3 GB"], id="a full disk"),
+    ],
+)
+def test_what_a_machine_lacks_is_told_with_what_helps(
+    python: tuple[int, int], has_venv: bool, programs: frozenset[str], free_gb: float, words: list[str]
+) -> None:
+    found = setup.find_mistakes(setup.Machine(python, has_venv, programs, free_gb))
+    assert len(found) == bool(words)
+    assert all(word in found[0] for word in words)
+
+
+def test_everything_that_is_missing_is_told_at_once() -> None:
+    assert len(setup.find_mistakes(setup.Machine((3, 8), False, frozenset(), 0.0))) == 6
+
+
+def test_the_engine_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    engine, others = setup.only("llama-cpp-python", tmp_path).read_text(), setup.others(tmp_path).read_text()
+    assert engine.count("==") == 1
+    assert "--hash=sha256:" in engine
+    assert "numpy==" in others
+    assert "diskcache==" in others
+    assert "llama-cpp-python==" not in others
+
+
+def test_another_build_has_another_place_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    plain = setup.build_key()
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
+    assert setup.build_key() != plain
+    assert plain.startswith(setup.engine_version())
+
+
+def test_locks_name_no_index() -> None:
+    for lock in setup.LOCKS.glob("*.lock"):
+        assert "://" not in lock.read_text(), lock
