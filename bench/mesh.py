@@ -21,6 +21,7 @@ from typing import ClassVar
 import grpc
 import nats
 import uvloop
+from nats.aio.msg import Msg
 
 from bench import report
 from shared import rpc
@@ -79,7 +80,7 @@ async def _serve(settings: NodeSettings, stream_settings: NodeSettings, plain_po
     """The other process: every rival's server at once, idle but for the one that is asked."""
     plain = await nats.connect(f"nats://127.0.0.1:{plain_port}")
 
-    async def respond(message: nats.aio.msg.Msg) -> None:
+    async def respond(message: Msg) -> None:
         await message.respond(message.data)
 
     await plain.subscribe("plain", cb=respond)

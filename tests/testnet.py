@@ -127,7 +127,8 @@ class TestNet:
         started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
         task = self._tasks.create_task(_live(service, settings, started, stop))
-        await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {task, started}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not started.done():
             await task
         running = RunningNode(*started.result(), settings.node_key_file, task, stop)

@@ -1,0 +1,1 @@
+"""The ways of running a model, one module each, behind the Protocol in `backend`."""

@@ -1,0 +1,52 @@
+"""What every way of running models looks like to the service."""
+
+from typing import Protocol
+
+from services.inference.jobs import Job
+from shared.api.generation import Generation
+from shared.api.inference import Chunk, ModelStatus
+from shared.types import ModelName
+
+
+class Watcher(Protocol):
+    """Who wants to know about a backend's models. Never waits, never raises."""
+
+    def changed(self) -> None:
+        """Some status is different from before. Safe to call too often."""
+        ...
+
+    def restarting(self, model: ModelName) -> None:
+        """The engine of a model died and is started again."""
+        ...
+
+
+class Sink(Protocol):
+    """Where the pieces of an answer go: a mesh stream, or an HTTP answer."""
+
+    def accept(self) -> None:
+        """The prompt is understood and queued."""
+        ...
+
+    async def send(self, item: Chunk) -> None:
+        """Waits for a slow reader. Raises CancelledError when there is no reader any more."""
+        ...
+
+
+class Backend(Protocol):
+    """Some models and a way of running them. Opened as an async context manager by its module's ``opened``."""
+
+    #: The name of the setting INFERENCE_BACKEND that chooses it.
+    name: str
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Every model it serves, should serve, or failed to load. Never waits."""
+        ...
+
+    async def generate(self, job: Job, sink: Sink) -> Generation:
+        """Run one of its models. Raises BadRequest, Overloaded (queue full), Unavailable (not loaded) or ModelCrashed.
+        Cancelling the task stops the generation within one step; ``max_tokens`` bounds what it may buffer."""
+        ...
+
+    def expected_wait_seconds(self) -> float:
+        """How long a new job would wait for its turn on the busiest model."""
+        ...

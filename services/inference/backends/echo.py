@@ -1,0 +1,88 @@
+"""The `echo` backend: says the prompt's words again, one a token. For load tests and tests; never on by default."""
+
+import asyncio
+import re
+import time
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.intake import Intake
+from services.inference.engine.output import Stops
+from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
+from services.inference.jobs import Job
+from shared.api.generation import Generation, Usage
+from shared.api.inference import Chunk, ModelState, ModelStatus
+from shared.types import FinishReason, ModelName
+
+MODEL = ModelName("echo")
+#: High enough that a load test measures the mesh and not this.
+SLOTS = 256
+CONTEXT_TOKENS = 131_072
+
+#: A word with the spaces before it, so that the tokens of a text joined again are the text.
+_WORDS = re.compile(r"\s*\S+")
+
+
+class EchoBackend:
+    name = "echo"
+
+    def __init__(self, token_seconds: float, queue: int, watcher: Watcher) -> None:
+        self._token_seconds = token_seconds
+        self._watcher = watcher
+        self._intake = Intake(MODEL, SLOTS, queue)
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        return (
+            ModelStatus(
+                model_id=MODEL,
+                state=ModelState.READY,
+                detail="",
+                backend=self.name,
+                context_tokens=CONTEXT_TOKENS,
+                slots=SLOTS,
+                running=self._intake.running,
+                queued=self._intake.queued,
+            ),
+        )
+
+    def expected_wait_seconds(self) -> float:
+        return self._intake.expected_wait_seconds()
+
+    async def generate(self, job: Job, sink: Sink) -> Generation:
+        self._intake.enter()
+        self._watcher.changed()
+        started = time.monotonic()
+        try:
+            return await self._echo(job, sink)
+        finally:
+            self._intake.leave(time.monotonic() - started)
+            self._watcher.changed()
+
+    async def _echo(self, job: Job, sink: Sink) -> Generation:
+        prompt_tokens = sum(len(_WORDS.findall(message.content)) for message in job.messages)
+        words = _WORDS.findall(job.messages[-1].content.strip())
+        stops = Stops(job.parameters.stop)
+        limit = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
+        sink.accept()
+        for count, word in enumerate(words[:limit], 1):
+            # Yields also without a delay: a reader that is always ready must not keep the loop from everybody else.
+            await asyncio.sleep(self._token_seconds)
+            shown = stops.push(word)
+            last = count == min(limit, len(words)) and not shown.stopped
+            await sink.send(Chunk(shown.text + stops.finish() if last else shown.text, (token_id(word),)))
+            if shown.stopped:
+                return Generation(FinishReason.STOP, Usage(prompt_tokens, count))
+        reason = FinishReason.LENGTH if len(words) > limit else FinishReason.STOP
+        return Generation(reason, Usage(prompt_tokens, min(limit, len(words))))
+
+
+@asynccontextmanager
+async def opened(token_ms: float, queue: int, watcher: Watcher) -> AsyncIterator[EchoBackend]:
+    yield EchoBackend(token_ms / 1000, queue, watcher)
+
+
+def token_id(word: str) -> int:
+    """Any number will do, as long as the same word has the same one everywhere."""
+    return zlib.crc32(word.encode("utf-8", "replace"))

@@ -1,0 +1,105 @@
+"""The engine's process: ``python -m services.inference.engine.process FD``, started by `backends.supervisor` and by nobody else.
+
+It reads commands from an inherited socket and writes reports to it. It ends when the socket does, and the kernel ends
+it with its parent in any case, also in the middle of a long step: an engine without a worker only burns a GPU.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+from services.inference.engine import llama_model, wire
+from services.inference.engine.loop import Loop
+from shared import errors
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_RECEIVE_BYTES = 256 * 1024
+
+
+class WorkerGone(Exception):
+    """The worker closed its end of the socket."""
+
+
+class Channel:
+    """The process's end of the socket. Sending blocks: a worker that does not read stops its engine."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._unframer = wire.Unframer()
+
+    def send(self, report: wire.Report) -> None:
+        self._connection.sendall(wire.pack(report))
+
+    def commands(self, *, wait: bool) -> Iterator[wire.Command]:
+        """What has arrived, or, with ``wait``, what arrives next. Raises WorkerGone."""
+        received = b""
+        while True:
+            for body in self._unframer.feed(received):
+                wait = False
+                yield wire.command_decoder.decode(body)
+            if not wait and not select.select([self._connection], [], [], 0)[0]:
+                return
+            received = self._connection.recv(_RECEIVE_BYTES)
+            if not received:
+                raise WorkerGone
+
+
+def main() -> None:
+    _die_with(int(sys.argv[2]))
+    # Ctrl-C in a terminal reaches the whole group, systemd's SIGTERM the whole unit; but the worker drains first, and
+    # needs its engine for that. Closing the socket is what ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        _serve(channel)
+    except (WorkerGone, BrokenPipeError, ConnectionResetError):
+        sys.exit(0)
+    except errors.ModelCrashed as crash:
+        print(f"engine: {crash.message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _serve(channel: Channel) -> None:
+    load = next(channel.commands(wait=True))
+    if not isinstance(load, wire.Load):
+        raise errors.ProtocolViolation("the engine's first message must be Load")
+    try:
+        with llama_model.opened(load) as model:
+            channel.send(model.describe())
+            _run(channel, Loop(model, slots=load.slots, chunk_tokens=llama_model.CHUNK_TOKENS))
+    except llama_model.LoadRefused as refused:
+        channel.send(wire.LoadFailed(str(refused)))
+
+
+def _run(channel: Channel, loop: Loop) -> None:
+    while True:
+        # Without work, sleep in the socket; with work, look into it between two steps.
+        for command in channel.commands(wait=loop.idle):
+            if isinstance(command, wire.Load):
+                raise errors.ProtocolViolation("an engine loads one model, once")
+            if (report := loop.handle(command)) is not None:
+                channel.send(report)
+        if (step := loop.step()) is not None:
+            channel.send(step)
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, and keep prompts out of core dumps (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    # The parent may have died before the request was in place.
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How the next token is drawn: the parameters, their limits, and the randomness of each position.  Pure."""
+
+import math
+from collections.abc import Callable
+
+import msgspec
+
+from shared import errors
+from shared.api.generation import Sampling
+
+DEFAULT_TEMPERATURE = 0.7
+DEFAULT_TOP_P = 0.95
+DEFAULT_TOP_K = 40
+#: Where the caller names no limit; less when less fits the context.
+DEFAULT_MAX_TOKENS = 512
+
+MAX_TEMPERATURE = 2.0
+#: Larger than any vocabulary; 0 means that top_k cuts nothing.
+MAX_TOP_K = 1_000_000
+MAX_SEED = (1 << 63) - 1
+#: Each stop sequence is searched for in the text of every step (SECURITY.md, T5).
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 64
+
+_MASK = (1 << 64) - 1
+
+
+class Parameters(msgspec.Struct, frozen=True, array_like=True):
+    """A generation's parameters, checked and complete. Crosses the wire to the engine process."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    #: None: DEFAULT_MAX_TOKENS, or what fits.
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+def check(asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
+    """Fill in the defaults; raises BadRequest, which names the first field that cannot be used."""
+    stop = _check_stop(asked.stop)
+    max_tokens = asked.max_tokens
+    if max_tokens is not None:
+        # More than the whole context can never be given; less than that is cut to what fits behind the prompt.
+        most = MAX_SEED if context_tokens is None else context_tokens
+        max_tokens = _whole("max_tokens", max_tokens, least=1, most=most)
+    return Parameters(
+        temperature=_number("temperature", asked.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE),
+        top_p=_above_zero("top_p", _number("top_p", asked.top_p, DEFAULT_TOP_P, most=1.0)),
+        top_k=_whole("top_k", DEFAULT_TOP_K if asked.top_k is None else asked.top_k, least=0, most=MAX_TOP_K),
+        seed=draw_seed() if asked.seed is None else _whole("seed", asked.seed, least=0, most=MAX_SEED),
+        max_tokens=max_tokens,
+        stop=stop,
+    )
+
+
+def mix(seed: int, position: int) -> int:
+    """The randomness of one token: splitmix64 of (seed, position), cut to the 32 bits of llama.cpp's dist sampler.
+
+    A function of these two only, so that the same seed draws the same token alone, in any batch, and on the worker
+    that goes on with another's answer. Never 0xFFFFFFFF, which means "seed yourself" to llama.cpp.
+    """
+    z = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (z ^ (z >> 31)) & 0xFFFFFFFE
+
+
+def _number(field: str, value: float | None, default: float, *, most: float) -> float:
+    if value is None:
+        return default
+    if not math.isfinite(value) or not 0 <= value <= most:
+        raise errors.BadRequest(f"{field} must be a number from 0 to {most:g}, not {value:g}")
+    return float(value)
+
+
+def _above_zero(field: str, value: float) -> float:
+    if value == 0:
+        raise errors.BadRequest(f"{field} must be more than 0: nothing would be left to choose from", hint="temperature 0 is greedy")
+    return value
+
+
+def _whole(field: str, value: int, *, least: int, most: int) -> int:
+    if not least <= value <= most:
+        # A number of a thousand digits must not come back as a message of a thousand digits.
+        shown = str(value) if abs(value) <= _MASK else "a number beyond 64 bits"
+        raise errors.BadRequest(f"{field} must be from {least} to {most}, not {shown}")
+    return value
+
+
+def _check_stop(stop: tuple[str, ...]) -> tuple[str, ...]:
+    if len(stop) > MAX_STOPS:
+        raise errors.BadRequest(f"stop holds {len(stop)} sequences; at most {MAX_STOPS} can be watched for")
+    for sequence in stop:
+        if not 1 <= len(sequence) <= MAX_STOP_CHARACTERS:
+            raise errors.BadRequest(f"stop: each sequence must have 1 to {MAX_STOP_CHARACTERS} characters, not {len(sequence)}")
+    return stop

@@ -1,0 +1,290 @@
+"""POST /infer: a prompt on this worker by plain HTTP, for programs on the same machine that hold the service token.
+
+Bare ASGI: one route with its own authentication does not need a framework's memory in every worker.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+import msgspec
+
+from services.inference.backends.backend import Sink
+from shared import errors
+from shared.api.generation import ChatMessage, Generation, Sampling, Usage
+from shared.api.inference import Chunk
+from shared.telemetry import logs
+from shared.types import FinishReason, ModelName
+
+log = logs.get()
+
+#: As the mesh's largest message.
+MAX_BODY_BYTES = 1024 * 1024
+#: As long as a call over the mesh may take.
+DEADLINE_SECONDS = 300.0
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Generate(Protocol):
+    async def __call__(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink, /) -> Generation: ...
+
+
+class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+class InferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``prompt`` or ``messages``, one of them."""
+
+    model: ModelName
+    prompt: str | None = None
+    messages: tuple[InferMessage, ...] = ()
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: str | tuple[str, ...] = ()
+    seed: int | None = None
+    stream: bool = False
+
+    def words(self) -> str | tuple[ChatMessage, ...]:
+        """Raises BadRequest unless exactly one of the two is there."""
+        if (self.prompt is None) == (not self.messages):
+            raise errors.BadRequest("give either prompt or messages")
+        return self.prompt if self.prompt is not None else tuple(ChatMessage(one.role, one.content) for one in self.messages)
+
+    def sampling(self) -> Sampling:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        return Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, stop, self.seed)
+
+
+class InferUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class InferAnswer(msgspec.Struct, frozen=True):
+    """The whole answer; of a stream, its last event, where ``text`` is empty."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: InferUsage
+
+
+class InferPiece(msgspec.Struct, frozen=True):
+    text: str
+
+
+class ErrorFields(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """As OpenAI's API has it, so that clients made for that can read it."""
+
+    error: ErrorFields
+
+
+class InferDoor:
+    """The ASGI application. Also answers 404 for every other path."""
+
+    def __init__(self, generate: Generate, token: str | None) -> None:
+        self._generate = generate
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            self._admit(scope)
+            body = _parse(await _read(receive))
+            if body.stream:
+                await self._stream(body, receive, send)
+            else:
+                await self._answer(body, receive, send)
+        except errors.AimeshError as error:
+            await _send_error(send, error)
+        except _ClientGone:
+            return
+
+    def _admit(self, scope: Scope) -> None:
+        """Raises the AimeshError that says why this request is not taken."""
+        if scope["path"] != "/infer":
+            raise errors.NotFound(
+                "there is only POST /infer here", hint="/healthz, /readyz and /metrics are here too; the API is on the gateway"
+            )
+        client = scope.get("client")
+        if client is None or not ipaddress.ip_address(client[0]).is_loopback:
+            raise errors.NotAllowed("/infer answers programs on this machine only", hint="call the gateway instead")
+        if self._token is None:
+            raise errors.NotFound("/infer is off, because no service token is set", hint="set SERVICE_TOKEN_FILE and restart the worker")
+        if scope["method"] != "POST":
+            raise errors.MethodNotAllowed("/infer takes POST")
+        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"content-type")}
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
+            raise errors.NotAuthenticated("the service token is missing or wrong", hint="send Authorization: Bearer <service token>")
+        kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise errors.UnsupportedMedia("/infer takes application/json")
+
+    async def _answer(self, body: InferBody, receive: Receive, send: Send) -> None:
+        collected = _Collected()
+        generation = await _while_connected(self._run(body, collected), receive)
+        answer = InferAnswer("".join(collected.texts), generation.finish_reason, _usage(generation.usage))
+        await _send_json(send, 200, answer)
+
+    async def _stream(self, body: InferBody, receive: Receive, send: Send) -> None:
+        events = _Events(send)
+        try:
+            generation = await _while_connected(self._run(body, events), receive)
+        except errors.AimeshError as error:
+            if not events.begun:
+                raise
+            # The status is long gone; the error is the stream's last event.
+            await events.write(_error_body(error))
+        else:
+            await events.begin()
+            await events.write(InferAnswer("", generation.finish_reason, _usage(generation.usage)))
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def _run(self, body: InferBody, sink: Sink) -> Generation:
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return await self._generate(body.model, body.words(), body.sampling(), sink)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(f"no end within {DEADLINE_SECONDS:g} s", hint="ask for fewer tokens") from None
+
+
+class _ClientGone(Exception):
+    """The client closed the connection; nobody is there to be told."""
+
+
+class _Collected:
+    """Keeps an answer together until it is whole; ``max_tokens`` bounds it."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def accept(self) -> None:
+        return
+
+    async def send(self, item: Chunk) -> None:
+        self.texts.append(item.text)
+
+
+class _Events:
+    """Sends an answer as server-sent events, piece by piece."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    def accept(self) -> None:
+        return
+
+    async def send(self, item: Chunk) -> None:
+        if item.text:
+            await self.begin()
+            await self.write(InferPiece(item.text))
+
+    async def begin(self) -> None:
+        """Send the status, once."""
+        if self.begun:
+            return
+        self.begun = True
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def write(self, event: msgspec.Struct) -> None:
+        body = b"data: " + msgspec.json.encode(event) + b"\n\n"
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _while_connected(run: Awaitable[Generation], receive: Receive) -> Generation:
+    """Await ``run``, and cancel it when the client goes away (then raises _ClientGone)."""
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(_settled(run))
+        watching = tasks.create_task(_cancel_when_gone(running, receive))
+        await asyncio.wait((running,))
+        watching.cancel()
+    if running.cancelled():
+        raise _ClientGone
+    outcome = running.result()
+    if isinstance(outcome, errors.AimeshError):
+        raise outcome
+    return outcome
+
+
+async def _settled(run: Awaitable[Generation]) -> Generation | errors.AimeshError:
+    """An expected failure is a result, so that the group above is left by what is not expected only."""
+    try:
+        return await run
+    except errors.AimeshError as error:
+        return error
+
+
+async def _cancel_when_gone(running: "asyncio.Task[Generation | errors.AimeshError]", receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    running.cancel()
+
+
+async def _read(receive: Receive) -> bytes:
+    """The whole body; raises TooLarge."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise errors.TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _parse(body: bytes) -> InferBody:
+    try:
+        return msgspec.json.decode(body, type=InferBody)
+    except msgspec.ValidationError as error:
+        raise errors.BadRequest(str(error), hint="see services/inference/README.md for the fields") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.BadRequest(f"the body is no JSON: {error}") from error
+
+
+def _usage(usage: Usage) -> InferUsage:
+    return InferUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+
+
+def _error_body(error: errors.AimeshError) -> ErrorBody:
+    message = f"{error.message}; {error.hint}" if error.hint else error.message
+    kind = "invalid_request_error" if error.fault is errors.Fault.CALLER else "server_error"
+    return ErrorBody(ErrorFields(message, kind, errors.code_of(error)))
+
+
+async def _send_error(send: Send, error: errors.AimeshError) -> None:
+    headers = []
+    if error.retry_after_seconds is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
+    if isinstance(error, errors.MethodNotAllowed):
+        headers.append((b"allow", b"POST"))
+    await _send_json(send, error.status, _error_body(error), headers)
+
+
+async def _send_json(send: Send, status: int, body: msgspec.Struct, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    encoded = msgspec.json.encode(body)
+    fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(encoded)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": fixed + (headers or [])})
+    await send({"type": "http.response.body", "body": encoded})

@@ -1,0 +1,180 @@
+"""The inference service: the handlers of a worker, and what it tells the mesh about itself."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import ClassVar, Protocol, assert_never
+
+from services.inference import infer_http, jobs, models
+from services.inference.backends import echo, llama
+from services.inference.backends.backend import Backend, Sink, Watcher
+from services.inference.engine import wire
+from services.inference.settings import InferenceSettings, free_cores
+from shared import directory, errors, telemetry
+from shared.api import inference
+from shared.api.gateway import Check
+from shared.api.generation import ChatMessage, Generation, Sampling
+from shared.api.inference import Chunk, ModelState, ModelStatus
+from shared.rpc import Call, StreamCall, serves
+from shared.telemetry import logs
+from shared.types import ModelName, Role
+
+log = logs.get()
+
+
+class Offering(Protocol):
+    """What the service needs of its node."""
+
+    metrics: telemetry.Metrics
+
+    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.Load, not_ready: str = "") -> None: ...
+
+
+class Board:
+    """Keeps the node's announcement and the gauges true: called at every change, tells what the backend says then."""
+
+    def __init__(self, node: Offering) -> None:
+        self._node = node
+        self.backend: Backend | None = None
+
+    def changed(self) -> None:
+        if self.backend is None:
+            return
+        statuses = self.backend.models()
+        ready = [status for status in statuses if status.state is ModelState.READY]
+        self._node.offer(
+            models=tuple(directory.ModelOffer(status.model_id, status.context_tokens, status.digest) for status in ready),
+            load=directory.Load(
+                slots=sum(status.slots for status in ready),
+                running=sum(status.running for status in statuses),
+                queued=sum(status.queued for status in statuses),
+                expected_wait_seconds=self.backend.expected_wait_seconds(),
+            ),
+            not_ready="" if ready else not_ready(statuses),
+        )
+        for status in statuses:
+            self._measure(status)
+
+    def restarting(self, model: ModelName) -> None:
+        self._node.metrics.engine_restarts.labels(model=model).inc()
+
+    def _measure(self, status: ModelStatus) -> None:
+        metrics, model = self._node.metrics, status.model_id
+        metrics.worker_up.labels(model=model).set(status.state is ModelState.READY)
+        metrics.worker_slots.labels(model=model, state="busy").set(status.running)
+        metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
+        metrics.queue_depth.labels(model=model).set(status.queued)
+
+
+class InferenceService:
+    role: ClassVar[Role] = Role.WORKER
+
+    def __init__(self, settings: InferenceSettings, node: Offering, backend: Backend) -> None:
+        self._settings = settings
+        self._metrics = node.metrics
+        self._backend = backend
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: InferenceSettings, node: Offering) -> AsyncIterator["InferenceService"]:
+        """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
+        board = Board(node)
+        async with _backend(settings, board) as backend:
+            board.backend = backend
+            board.changed()
+            log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
+            yield cls(settings, node, backend)
+
+    async def checks(self) -> tuple[Check, ...]:
+        return tuple(
+            Check(name=f"model {status.model_id}", ok=status.state is ModelState.READY, detail=status.detail)
+            for status in self._backend.models()
+        ) or (Check(name="models", ok=False, detail=not_ready(())),)
+
+    def asgi(self) -> infer_http.InferDoor:
+        return infer_http.InferDoor(self.generate, self._settings.service_token)
+
+    @serves(inference.process_prompt)
+    async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
+        return await self.generate(request.model_config.model, request.prompt, request.model_config, stream)
+
+    @serves(inference.list_available_models)
+    async def list_available_models(self, request: inference.ListAvailableModels, call: Call) -> inference.AvailableModels:
+        return inference.AvailableModels(self._backend.models())
+
+    @serves(inference.get_model_status)
+    async def get_model_status(self, request: inference.GetModelStatus, call: Call) -> ModelStatus:
+        return self._status(request.model_id)
+
+    async def generate(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink) -> Generation:
+        """Run a prompt, whichever door it came by. Raises UnknownModel and BadRequest, and what the backend raises."""
+        status = self._status(model)
+        job = jobs.check(model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63))
+        timed = _TimedSink(sink)
+        try:
+            generation = await self._backend.generate(job, timed)
+        finally:
+            self._metrics.request_duration.labels(service="inference", method="processPrompt", model=model).observe(timed.seconds())
+            self._metrics.tokens.labels(type="output", model=model).inc(timed.tokens)
+            if timed.first_text_seconds is not None:
+                self._metrics.ttft_seconds.labels(model=model).observe(timed.first_text_seconds)
+        self._metrics.tokens.labels(type="input", model=model).inc(generation.usage.prompt_tokens)
+        return generation
+
+    def _status(self, model: ModelName) -> ModelStatus:
+        statuses = self._backend.models()
+        for status in statuses:
+            if status.model_id == model:
+                return status
+        served = ", ".join(status.model_id for status in statuses) or "none"
+        raise errors.UnknownModel(
+            f"this worker does not serve {model[:80]!r}; it serves: {served}", hint="name one of these, or add it to MODELS"
+        )
+
+
+class _TimedSink:
+    """Passes an answer on, and notes how many tokens it had and when its first text came."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._started = time.monotonic()
+        self.tokens = 0
+        self.first_text_seconds: float | None = None
+
+    def accept(self) -> None:
+        self._sink.accept()
+
+    async def send(self, item: Chunk) -> None:
+        self.tokens += len(item.token_ids)
+        if self.first_text_seconds is None and item.text:
+            self.first_text_seconds = self.seconds()
+        await self._sink.send(item)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+
+def not_ready(statuses: tuple[ModelStatus, ...]) -> str:
+    """Why a worker without a ready model is not to be used, for `aicli nodes`."""
+    return "; ".join(f"{status.model_id}: {status.detail}" for status in statuses) or "it has no model to serve"
+
+
+def _backend(settings: InferenceSettings, watcher: Watcher) -> AbstractAsyncContextManager[Backend]:
+    match settings.backend:
+        case "llama":
+            load = wire.Load("", settings.slots, settings.context_tokens, settings.threads or free_cores(), settings.gpu_layers)
+            return llama.opened(models.find_files(settings.models), load, settings.queue, watcher)
+        case "echo":
+            return echo.opened(settings.echo_token_ms, settings.queue, watcher)
+        case "ollama":
+            # httpx takes 20 MB that the other backends do not need.
+            from services.inference.backends import ollama  # noqa: PLC0415
+
+            return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher)
+        case "openai":
+            from services.inference.backends import openai  # noqa: PLC0415
+
+            return openai.opened(settings.openai_url, settings.openai_key, settings.slots, settings.queue, watcher)
+        case _:
+            assert_never(settings.backend)

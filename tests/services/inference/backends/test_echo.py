@@ -1,0 +1,81 @@
+import asyncio
+
+import pytest
+
+from services.inference.backends import echo
+from shared import errors
+from shared.api.generation import ChatMessage, Generation, Usage
+from shared.types import FinishReason
+from tests.services.inference.standins import Reader, Watch, job
+
+
+async def test_it_says_the_prompt_again_word_by_word() -> None:
+    reader = Reader()
+    async with echo.opened(0, 32, Watch()) as backend:
+        end = await backend.generate(job("one two\nthree"), reader)
+    assert reader.accepted
+    assert [chunk.text for chunk in reader.chunks] == ["one", " two", "\nthree"]
+    assert reader.token_ids == [echo.token_id(word) for word in ("one", " two", "\nthree")]
+    assert end == Generation(FinishReason.STOP, Usage(3, 3))
+
+
+async def test_of_a_chat_it_says_the_last_message() -> None:
+    reader = Reader()
+    async with echo.opened(0, 32, Watch()) as backend:
+        end = await backend.generate(job((ChatMessage("system", "be brief"), ChatMessage("user", "hello you"))), reader)
+    assert reader.text == "hello you"
+    assert end.usage == Usage(4, 2)
+
+
+async def test_max_tokens_ends_it() -> None:
+    reader = Reader()
+    async with echo.opened(0, 32, Watch()) as backend:
+        end = await backend.generate(job("a b c d", max_tokens=2), reader)
+    assert reader.text == "a b"
+    assert end == Generation(FinishReason.LENGTH, Usage(4, 2))
+
+
+async def test_a_stop_sequence_over_two_words_ends_it() -> None:
+    reader = Reader()
+    async with echo.opened(0, 32, Watch()) as backend:
+        end = await backend.generate(job("a b c d", stop=("b c",)), reader)
+    assert reader.text == "a "
+    assert end == Generation(FinishReason.STOP, Usage(4, 3))
+
+
+async def test_what_a_stop_sequence_held_back_comes_at_the_end() -> None:
+    reader = Reader()
+    async with echo.opened(0, 32, Watch()) as backend:
+        await backend.generate(job("a b", stop=("b c",)), reader)
+    assert reader.text == "a b"
+
+
+async def test_a_cancelled_job_stops_at_once_and_frees_its_place() -> None:
+    reader, watch = Reader(), Watch()
+    async with echo.opened(10_000, 32, watch) as backend:
+        task = asyncio.create_task(backend.generate(job("a b c"), reader))
+        await asyncio.sleep(0)
+        assert backend.models()[0].running == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert backend.models()[0].running == 0
+    assert reader.chunks == []
+    assert watch.changes == 2
+
+
+async def test_many_jobs_interleave() -> None:
+    readers = [Reader() for _ in range(50)]
+    async with echo.opened(0, 32, Watch()) as backend:
+        await asyncio.gather(*(backend.generate(job("word " * 100), reader) for reader in readers))
+    assert {len(reader.chunks) for reader in readers} == {100}
+
+
+async def test_more_than_slots_and_queue_are_refused() -> None:
+    async with echo.opened(10_000, 0, Watch()) as backend, asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(backend.generate(job("a"), Reader())) for _ in range(echo.SLOTS)]
+        await asyncio.sleep(0)
+        with pytest.raises(errors.Overloaded):
+            await backend.generate(job("a"), Reader())
+        for task in running:
+            task.cancel()

@@ -1,0 +1,72 @@
+"""The service as the gateway meets it: over real links, found in the directory, cancelled across the wire."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.inference.service import InferenceService
+from services.inference.settings import InferenceSettings
+from shared import errors, rpc
+from shared.api import inference
+from shared.api.generation import Usage
+from shared.context import new_request_id
+from shared.node.member import member
+from shared.node.settings import NodeSettings
+from shared.types import ModelName, Role
+from tests.testnet import MESH, TestNet, testnet, until
+
+ECHO = ModelName("echo")
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running
+
+
+async def start(net: TestNet, *, token_ms: float = 0) -> None:
+    key = net.server.key("worker", Role.WORKER)
+    settings = InferenceSettings(mesh=MESH, nats_url=net.server.url, node_key_file=key, backend="echo", echo_token_ms=token_ms)
+    await net.start(InferenceService, settings)
+
+
+def gateway_settings(net: TestNet) -> NodeSettings:
+    return NodeSettings(mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY))
+
+
+def prompt(text: str, model: ModelName = ECHO) -> inference.ProcessPrompt:
+    return inference.ProcessPrompt(text, inference.ModelConfig(model=model), new_request_id())
+
+
+async def test_a_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(net: TestNet) -> None:
+    await start(net)
+    async with member(gateway_settings(net), Role.GATEWAY) as gateway:
+        await until(lambda: gateway.directory.usable(Role.WORKER))
+        (worker,) = gateway.directory.usable(Role.WORKER)
+        assert [(offer.name, offer.context_tokens) for offer in worker.announcement.models] == [("echo", 131_072)]
+        async with gateway.rpc.stream(inference.process_prompt, prompt("one two three"), to=worker.node) as answer:
+            texts = [chunk.text async for chunk in answer]
+        assert texts == ["one", " two", " three"]
+        assert answer.end.usage == Usage(3, 3)
+        with pytest.raises(errors.UnknownModel, match="it serves: echo"):
+            async with gateway.rpc.stream(inference.process_prompt, prompt("a", ModelName("llama3")), to=worker.node) as answer:
+                _ = [chunk async for chunk in answer]
+
+
+async def test_a_gateway_that_leaves_stops_the_generation(net: TestNet) -> None:
+    await start(net, token_ms=20)
+    async with member(gateway_settings(net), Role.GATEWAY) as gateway:
+        await until(lambda: gateway.directory.usable(Role.WORKER))
+        async with gateway.rpc.stream(inference.process_prompt, prompt("word " * 500)) as answer:
+            async for _ in answer:
+                assert await running(gateway.rpc) == 1
+                break
+        async with asyncio.timeout(2):
+            while await running(gateway.rpc):
+                pass
+
+
+async def running(client: rpc.Client) -> int:
+    status = await client.call(inference.get_model_status, inference.GetModelStatus(ECHO))
+    return status.running

@@ -1,0 +1,124 @@
+"""The service on the echo backend: its handlers, and what it tells its node."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from services.inference.service import InferenceService, not_ready
+from services.inference.settings import InferenceSettings
+from shared import errors
+from shared.api import inference
+from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.inference import ModelState, ModelStatus
+from shared.context import new_request_id
+from shared.rpc import Call, StreamCall
+from shared.types import FinishReason, ModelName, Role
+from tests.services.inference.standins import Node, Reader
+
+ECHO = ModelName("echo")
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node()
+
+
+@pytest.fixture
+async def service(node: Node) -> AsyncIterator[InferenceService]:
+    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo")
+    async with InferenceService.open(settings, node) as running:
+        yield running
+
+
+def request(prompt: str | tuple[ChatMessage, ...], **config: Any) -> inference.ProcessPrompt:
+    return inference.ProcessPrompt(prompt, inference.ModelConfig(**{"model": ECHO, **config}), new_request_id())
+
+
+async def run(service: InferenceService, asked: inference.ProcessPrompt) -> tuple[Reader, Generation]:
+    reader = Reader()
+    return reader, await service.process_prompt(asked, cast("StreamCall[inference.Chunk]", reader))
+
+
+CALL = cast("Call", None)
+
+
+async def test_a_prompt_streams_its_tokens_and_ends_with_the_usage(service: InferenceService) -> None:
+    reader, end = await run(service, request("one two"))
+    assert [chunk.text for chunk in reader.chunks] == ["one", " two"]
+    assert end == Generation(FinishReason.STOP, Usage(2, 2))
+
+
+async def test_the_usage_is_the_number_of_token_ids(service: InferenceService) -> None:
+    reader, end = await run(service, request("a b c d", max_tokens=3))
+    assert end.usage.completion_tokens == len(reader.token_ids) == 3
+
+
+async def test_an_unknown_model_is_answered_with_those_that_are_served(service: InferenceService) -> None:
+    with pytest.raises(errors.UnknownModel, match="echo"):
+        await run(service, request("a", model="llama3"))
+    with pytest.raises(errors.UnknownModel, match="echo"):
+        await service.get_model_status(inference.GetModelStatus(ModelName("llama3")), CALL)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", float("nan")),
+        ("temperature", -1.0),
+        ("top_p", float("inf")),
+        ("top_k", -1),
+        ("max_tokens", 0),
+        ("max_tokens", 2**62),
+        ("seed", -1),
+        ("stop", ("",)),
+    ],
+)
+async def test_the_worker_checks_for_itself_what_the_gateway_should_have_checked(
+    service: InferenceService, field: str, value: object
+) -> None:
+    with pytest.raises(errors.BadRequest, match=field):
+        await run(service, request("a", **{field: value}))
+
+
+async def test_an_empty_prompt_is_refused(service: InferenceService) -> None:
+    with pytest.raises(errors.BadRequest, match="empty"):
+        await run(service, request(""))
+
+
+async def test_models_are_listed_with_their_state(service: InferenceService) -> None:
+    listed = await service.list_available_models(inference.ListAvailableModels(), CALL)
+    assert listed.models == (await service.get_model_status(inference.GetModelStatus(ECHO), CALL),)
+    assert (listed.models[0].model_id, listed.models[0].state, listed.models[0].slots) == ("echo", ModelState.READY, 256)
+
+
+async def test_the_node_offers_the_model_and_how_busy_it_is(service: InferenceService, node: Node) -> None:
+    await run(service, request("a"))
+    assert [offer.load.running for offer in node.offers] == [0, 1, 0]
+    assert [model.name for model in node.offers[-1].models] == ["echo"]
+    assert node.offers[-1].load.slots == 256
+    assert node.offers[-1].not_ready == ""
+
+
+async def test_what_it_counts(service: InferenceService, node: Node) -> None:
+    await run(service, request("a b c", max_tokens=2))
+    text = node.metrics.render()
+    assert 'ai_platform_tokens_total{model="echo",type="input"} 3.0' in text
+    assert 'ai_platform_tokens_total{model="echo",type="output"} 2.0' in text
+    assert 'ai_platform_ttft_seconds_count{model="echo"} 1.0' in text
+    assert 'ai_platform_worker_up{model="echo"} 1.0' in text
+
+
+async def test_it_is_ready_when_its_model_is(service: InferenceService) -> None:
+    assert [(check.name, check.ok) for check in await service.checks()] == [("model echo", True)]
+
+
+def test_why_a_worker_is_not_ready_names_model_and_reason() -> None:
+    status = ModelStatus(ModelName("smollm2"), ModelState.LOADING, "loading", "llama", 0, 4, 0, 0)
+    assert not_ready((status,)) == "smollm2: loading"
+    assert not_ready(()) == "it has no model to serve"
+
+
+def test_it_is_a_worker() -> None:
+    assert InferenceService.role is Role.WORKER

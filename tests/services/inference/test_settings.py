@@ -1,0 +1,45 @@
+import pytest
+
+from services.inference.settings import InferenceSettings
+from shared import config, errors
+
+
+def load(**environment: str) -> InferenceSettings:
+    settings = config.load(InferenceSettings, {"NODE_KEY_FILE": "/nowhere", **environment})
+    settings.check()
+    return settings
+
+
+def test_defaults() -> None:
+    settings = load()
+    assert (settings.port, settings.backend, settings.slots, settings.models) == (3003, "llama", 4, {})
+    assert settings.service_token is None
+
+
+def test_models_are_pairs() -> None:
+    assert load(MODELS="a=/x/a.gguf, b=/x/b.gguf").models == {"a": "/x/a.gguf", "b": "/x/b.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("INFERENCE_BACKEND", "magic"),
+        ("ENGINE_SLOTS", "0"),
+        ("ENGINE_SLOTS", "257"),
+        ("ENGINE_QUEUE", "-1"),
+        ("ENGINE_CONTEXT_TOKENS", "1"),
+        ("ENGINE_THREADS", "0"),
+        ("GPU_LAYERS", "-2"),
+        ("ECHO_TOKEN_MS", "nan"),
+        ("ECHO_TOKEN_MS", "-1"),
+        ("MODELS", "a.gguf"),
+    ],
+)
+def test_what_cannot_work_is_named(name: str, value: str) -> None:
+    with pytest.raises(errors.BadSettings, match=name):
+        load(**{name: value})
+
+
+def test_the_token_and_the_key_are_never_shown() -> None:
+    secret = {setting.variable.name for setting in config.settings_of(InferenceSettings) if setting.variable.secret}
+    assert {"SERVICE_TOKEN", "OPENAI_API_KEY"} <= secret
