@@ -78,10 +78,10 @@ def _ask(home: "Home", prompt: str) -> None:
 def _show_places(home: "Home", settings: "StackSettings") -> None:
     from cli.stack import first_run, plan
 
-    gateway = plan.url_of("gateway", settings)
+    gateway = plan.public_url("gateway", settings)
     page = first_run.page(home)
     rows = [
-        ("web", plan.url_of("web", settings)),
+        ("web", plan.public_url("web", settings)),
         ("API", f"{gateway}/v1   (OpenAI-compatible; reference: {gateway}/docs)"),
         ("metrics", f"{plan.url_of('metrics', settings)}/metrics"),
         ("user", first_run.ADMIN),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cli import connection, profile
-from cli.connection import Connection
+from cli.connection import Connect, Connection
 from cli.profile import Profile
 from cli.stack import home as homes
 from cli.stack import plan, secret_files
@@ -22,19 +22,19 @@ ADMIN = "admin"
 _CALL_SECONDS = 20.0
 
 
-async def ensure_profile(home: Home, settings: StackSettings) -> Profile:
+async def ensure_profile(home: Home, settings: StackSettings, connect: Connect = connection.open_) -> Profile:
     """The profile of this stack's client node, with a key that works. Raises AimeshError."""
     wanted = Profile(
         node_key_file=home.key("client"),
         mesh=settings.mesh,
         nats_url=plan.nats_url(settings),
-        web_url=plan.url_of("web", settings),
+        web_url=plan.public_url("web", settings),
         username=ADMIN,
     )
     present = _present(home)
     if present is not None:
         wanted = replace(wanted, api_key=present.api_key, username=present.username)
-    async with connection.open_(wanted) as mesh:
+    async with connect(wanted) as mesh:
         if not await _works(mesh, wanted):
             wanted = await _with_new_key(mesh, home, wanted)
     if wanted != present:
@@ -64,9 +64,11 @@ async def _with_new_key(mesh: Connection, home: Home, wanted: Profile) -> Profil
     try:
         session = await mesh.call(auth.login_user, auth.LoginUser(credentials), deadline_seconds=_CALL_SECONDS)
     except errors.NotAuthenticated as error:
+        # `aicli login` needs a profile to write its key into.
+        profile.write(home.profile, replace(wanted, api_key=None))
         raise errors.NotAuthenticated(
-            f"the key in {home.profile} no longer works and the password of {ADMIN} has been changed",
-            hint="make a new key with it: aicli login",
+            f"everything runs, but there is no working key, and the password in {home.secrets / 'admin_password'} is not that of {ADMIN}",
+            hint="log in with the right one: aicli login",
         ) from error
     request = auth.GenerateApiKey(name=f"make up on {socket.gethostname()}")
     made = await mesh.call(auth.generate_api_key, request, credential=session.access_token, deadline_seconds=_CALL_SECONDS)

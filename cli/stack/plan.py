@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cli.stack import home as homes
 from cli.stack import nats, postgres, valkey
@@ -19,6 +20,9 @@ from cli.stack.program import Program
 from cli.stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
 from cli.stack.settings import PASSED, StackSettings
 from cli.stack.valkey import Valkey
+
+if TYPE_CHECKING:
+    from cli.stack.certificate import Certificate
 
 #: What every program may see of the machine.
 _MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -114,14 +118,9 @@ def service_environment(home: Home, settings: StackSettings, recorded: Mapping[s
 
 
 def _gateway_for_web(settings: StackSettings) -> dict[str, str]:
-    url = url_of("gateway", settings)
-    if settings.tls_cert_file is None:
-        return {"GATEWAY_URL": url}
-    from cli.stack import certificate  # brings cryptography
-
-    found = certificate.read(settings.tls_cert_file)
-    named = {"GATEWAY_URL": f"https://{found.host}:{settings.gateway_port}"}
-    return named | ({"GATEWAY_CA_FILE": str(settings.tls_cert_file)} if found.self_signed else {})
+    found = _certificate(settings)
+    trusted = {"GATEWAY_CA_FILE": str(settings.tls_cert_file)} if found is not None and found.self_signed else {}
+    return {"GATEWAY_URL": public_url("gateway", settings), **trusted}
 
 
 def _external_or(recorded: Mapping[str, str], name: str, embedded: dict[str, str]) -> dict[str, str]:
@@ -163,6 +162,20 @@ def url_of(name: str, settings: StackSettings) -> str:
     everywhere = settings.host in ("0.0.0.0", "::", "localhost")  # noqa: S104 - compared, not bound
     host = settings.host if public and not everywhere else "127.0.0.1"
     return f"{scheme}://{host}:{_ports(settings)[name]}"
+
+
+def public_url(name: str, settings: StackSettings) -> str:
+    """The same for those who check certificates: browsers, SDKs, and web asking the gateway. Raises BadSettings."""
+    found = _certificate(settings)
+    return url_of(name, settings) if found is None else f"https://{found.host}:{_ports(settings)[name]}"
+
+
+def _certificate(settings: StackSettings) -> "Certificate | None":
+    if settings.tls_cert_file is None:
+        return None
+    from cli.stack import certificate  # brings cryptography
+
+    return certificate.read(settings.tls_cert_file)
 
 
 def _ports(settings: StackSettings) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Are the ports free, and if not, who has them and which setting moves us elsewhere?"""
 
+import secrets
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,11 +69,11 @@ def is_free(port: int) -> bool:
 
 
 def find_free() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free now. Not one of those that Linux gives to outgoing connections (from 32768): it is to be kept."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        if is_free(port):
+            return port
 
 
 def check(wanted: Sequence[Wanted]) -> None:

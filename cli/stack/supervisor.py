@@ -31,6 +31,7 @@ _log = logging.getLogger("supervisor")
 _PROBE_SECONDS = 0.05
 _ROTATE_SECONDS = 5.0
 _LEFTOVER_GRACE_SECONDS = 10.0
+_LOCK_PATIENCE_SECONDS = 12.0
 
 
 class Supervisor:
@@ -141,16 +142,22 @@ class Supervisor:
 
 
 @contextmanager
-def only_one(home: Home) -> Iterator[bool]:
-    """Whether we are the only supervisor of this home; if so, until the block is left."""
+def only_one(home: Home, patience_seconds: float = 0.0) -> Iterator[bool]:
+    """Whether we are the only supervisor of this home; if so, until the block is left. Blocks for the patience at most."""
     path = home.run / "supervisor.lock"
     path.touch(mode=0o600)
+    give_up_at = time.monotonic() + patience_seconds
     with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < give_up_at:
+                    time.sleep(0.02)
+                    continue
+                yield False
+                return
+            break
         yield True
 
 
@@ -185,7 +192,8 @@ def main() -> int:
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     home = homes.locate(os.environ)
-    with only_one(home) as alone:
+    # `up` and `down` take the lock for a moment to see whether somebody has it.
+    with only_one(home, _LOCK_PATIENCE_SECONDS) as alone:
         if not alone:
             _log.info("another supervisor of %s runs already", home.root)
             return 0

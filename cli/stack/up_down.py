@@ -43,7 +43,7 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
     if made.made:
         say(f"made {len(made.made)} secrets and node keys in {home.root}")
     planned = plan.make(home, made.settings, made.recorded, os.environ)
-    running = await control.ask(home.control_socket, control.Status())
+    running = await _find_running(home)
     if running is not None and running.fingerprint != planned.fingerprint:
         say("settings or code have changed: stopping what runs")
         await down(home, say)
@@ -57,6 +57,19 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
         await _repair(home, running, say)
     await _until_ready(home, planned, say)
     return made.settings
+
+
+async def _find_running(home: Home) -> Answer | None:
+    """The supervisor of this home, if there is one; one that is just starting is waited for."""
+    give_up_at = time.monotonic() + _CONTROL_SECONDS
+    while True:
+        answer = await control.ask(home.control_socket, control.Status())
+        if answer is not None or not home.run.is_dir() or time.monotonic() > give_up_at:
+            return answer
+        with supervisor.only_one(home) as alone:
+            if alone:
+                return None
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _require_linux() -> None:
@@ -143,10 +156,12 @@ def _tail(home: Home, name: str) -> str:
 
 async def down(home: Home, say: Say) -> bool:
     """Stop everything; whether anything ran. The data stays. Raises Internal if it takes more than 3 minutes."""
-    answer = await control.ask(home.control_socket, control.Stop())
+    answer = await _find_running(home)
     if answer is None:
-        _clear(home)
+        if home.run.is_dir():
+            _clear(home)
         return False
+    await control.ask(home.control_socket, control.Stop())
     started = time.monotonic()
     last = ""
     while time.monotonic() - started < _STOP_SECONDS:

@@ -1,6 +1,9 @@
 """The roles of the embedded PostgreSQL, on a real one."""
 
+import base64
+import hmac
 import itertools
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -81,3 +84,45 @@ async def test_provisioning_again_changes_the_password_and_keeps_the_data(provis
 async def test_passwords_reach_no_log(provisioned: PostgresServer) -> None:
     log = (provisioned.folder / "log").read_text()
     assert not [word for word in (*PASSWORDS.values(), "SCRAM-SHA-256$") if word in log]
+
+
+@pytest.mark.parametrize(
+    ("pid", "stays"),
+    [
+        pytest.param("1", False, id="somebody else has the number now"),
+        pytest.param("4194999", False, id="nobody has it"),
+        pytest.param("nonsense", True, id="not a lock of PostgreSQL"),
+    ],
+)
+def test_the_lock_of_a_killed_server_does_not_keep_the_next_from_starting(tmp_path: Path, pid: str, stays: bool) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "PG_VERSION").write_text("18")
+    (data / "postmaster.pid").write_text(f"{pid}\n/data\n")
+    stack_postgres.prepare(stack_postgres.Postgres(tmp_path, tmp_path, "admin", tmp_path / "password"))
+    assert (data / "postmaster.pid").exists() is stays
+
+
+def test_the_lock_of_a_running_server_stays(provisioned: PostgresServer) -> None:
+    stack_postgres.prepare(provisioned.server)
+    assert (provisioned.server.data / "postmaster.pid").exists()
+
+
+def test_an_interrupted_start_is_repaired(tmp_path: Path) -> None:
+    (tmp_path / "data.unfinished").mkdir()
+    (tmp_path / "data.unfinished" / "rubbish").touch()
+    (tmp_path / "password").write_text("x")
+    stack_postgres.prepare(stack_postgres.Postgres(tmp_path, tmp_path, "admin", tmp_path / "password"))
+    assert (tmp_path / "data" / "PG_VERSION").exists()
+    assert not (tmp_path / "data.unfinished").exists()
+
+
+def test_the_verifier_is_that_of_rfc_7677() -> None:
+    """The example of RFC 7677 §3: the same password, salt and count give its proof of the server."""
+    salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
+    server_key = base64.b64decode(stack_postgres.scram_verifier("pencil", salt).rpartition(":")[2])
+    message = (
+        b"n=user,r=rOprNGfwEbeRWgbNEkqO,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,"
+        b"s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    )
+    assert base64.b64encode(hmac.digest(server_key, message, "sha256")) == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="

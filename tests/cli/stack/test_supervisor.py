@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import msgspec
 import pytest
 
-from cli.stack import control, processes, supervisor
+from cli.stack import control, initialise, plan, ports, postgres, probes, processes, secret_files, supervisor, valkey
 from cli.stack import home as homes
 from cli.stack.control import Answer, ProgramStatus, Restart, Status, Stop
 from cli.stack.home import Home
@@ -228,3 +229,27 @@ async def test_nonsense_on_the_control_socket_harms_nobody(home: Home) -> None:
                 line.sendall(nonsense)
                 line.shutdown(socket.SHUT_WR)
         await desk.until("dummy", "running")
+
+
+async def test_real_servers_run_below_a_very_long_path(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    home = homes.locate({"AIMESH_HOME": str(tmp_path / ("long" * 30)), "XDG_RUNTIME_DIR": str(tmp_path / "s")})
+    made = initialise.ensure(home, {"NATS_PORT": str(ports.find_free())}, tmp_path)
+    planned = plan.make(home, made.settings, made.recorded, {"PATH": os.environ["PATH"]})
+    assert planned.postgres is not None
+    assert planned.valkey is not None
+    postgres.prepare(planned.postgres)
+    valkey.prepare(planned.valkey)
+    servers = [program for program in planned.programs if program.stage == 0]
+    assert [program.name for program in servers] == ["postgres", "valkey", "nats"]
+    async with supervising(home, *servers):
+        for server in servers:
+            assert server.probe is not None
+            async with asyncio.timeout(20):
+                while not await probes.is_ready(server.probe):
+                    await asyncio.sleep(0.02)
+        postgres.provision(planned.postgres, {role: secret_files.read(home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES})
+        connection = await asyncpg.connect(plan.database_url_file(home, "auth").read_text().strip())
+        assert await connection.fetchval("SHOW fsync") == "on"
+        assert await connection.fetchval("SHOW synchronous_commit") == "on"
+        await connection.close()

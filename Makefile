@@ -1,0 +1,48 @@
+# The two commands are `make up` and `make test`; `make` alone explains all of them.
+SHELL := /bin/sh
+BIN := .venv/bin
+# The first Python that is new enough; the setup script explains what to do when there is none.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
+#: Narrows a test run: make test TESTS=tests/cli
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev up down status test check bench docs
+
+help: ## explain the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install everything that runs aimesh into .venv (make up does it by itself)
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/setup.py runtime
+
+setup-dev:
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/setup.py dev
+
+up: setup ## start all five services in the background and ask the model something
+	@$(BIN)/aicli stack up --ask "Say hello"
+
+down: ## stop everything; the data stays
+	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing runs"; exit 0; }; $(BIN)/aicli stack down
+
+status: ## what runs, since when, and what does not
+	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
+
+test: setup-dev ## run every test, with servers of its own
+	@$(BIN)/python -m pytest $(TESTS)
+
+check: setup-dev ## format, lint, types, import contracts, size budgets, docs drift
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy shared services cli tools
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/test_architecture.py
+	@$(BIN)/python -m tools.docs --check
+
+bench: setup-dev ## measure the claims of the README, each against its rival
+	@for script in bench/[a-z]*.py; do name=$$(basename "$$script" .py); $(BIN)/python -m "bench.$$name" || exit 1; done
+
+docs: setup-dev ## write the generated parts of docs/ anew
+	@$(BIN)/python -m tools.docs

@@ -1,0 +1,54 @@
+"""Real servers for every test that names them: started once per run, on Unix sockets and free ports, in temporary folders.
+
+``postgres_url`` is a fresh database and ``valkey_url`` an empty server each time. ``postgres``, ``valkey`` and ``nats`` are
+the servers themselves, for tests that kill them.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import PostgresServer, ValkeyServer, running
+from tests.testnet import NatsServer
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with running(PostgresServer) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    with running(ValkeyServer) as server:
+        yield server
+
+
+@pytest.fixture
+async def postgres_url(postgres: PostgresServer) -> str:
+    """A fresh database, owned by the superuser."""
+    postgres.ensure_running()
+    return postgres.url(await postgres.new_database())
+
+
+@pytest.fixture
+def valkey_url(valkey: ValkeyServer) -> str:
+    """An empty server."""
+    import redis
+
+    valkey.ensure_running()
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return valkey.url
+
+
+@pytest.fixture
+def nats() -> Iterator[NatsServer]:
+    """A server with authorization on; ``nats.key(name, role)`` lets one more node in and returns its key file."""
+    with tempfile.TemporaryDirectory(prefix="aimesh-nats-") as folder:
+        server = NatsServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()

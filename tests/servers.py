@@ -1,0 +1,140 @@
+"""PostgreSQL and Valkey as the stack runs them, in a folder of their own; tests may kill them and start them again.
+
+NATS is in ``tests/testnet.py``. All die with the test run, even when that is killed.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import asyncpg
+
+from cli.stack import postgres, probes, processes, valkey
+from cli.stack.program import Probe, Program
+
+_START_SECONDS = 30
+_ENVIRONMENT = {"PATH": os.environ["PATH"]}
+#: Nothing here outlives the run, so nothing has to reach the disk; but what was committed must outlive a kill -9 of the server.
+_FAST = ("-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200")
+
+
+class Server:
+    """A server process that a test may kill."""
+
+    def __init__(self, folder: Path, program: Program, extra: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self._program = program
+        self._extra = extra
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def launch(self) -> None:
+        """Start without waiting. After a kill PostgreSQL may refuse for a moment, until its last backend has noticed."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._program.command, *self._extra],
+                env=self._program.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=processes.dies_with_parent(self._program.stop_signal, os.getpid()),  # noqa: PLW1509 - fork from the main thread
+            )
+
+    def start(self) -> None:
+        self.launch()
+        probe = self._program.probe
+        assert probe is not None
+        give_up_at = time.monotonic() + _START_SECONDS
+        while not _is_ready(probe):
+            assert time.monotonic() < give_up_at, f"it did not start:\n{(self.folder / 'log').read_text()[-2000:]}"
+            if not self.running:
+                self.launch()
+            time.sleep(0.02)
+
+    def ensure_running(self) -> None:
+        if not self.running:
+            self.start()
+
+    def kill(self) -> None:
+        """What a crash does: no goodbye to anybody."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(self._program.stop_signal)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=30)
+            self._process = None
+
+
+class PostgresServer(Server):
+    """One cluster; each test gets a database of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.joinpath("password").write_text(secrets.token_urlsafe(16), encoding="ascii")
+        self.server = postgres.Postgres(folder, folder, "admin", folder / "password")
+        super().__init__(folder, postgres.program(self.server, _ENVIRONMENT), _FAST)
+        postgres.prepare(self.server)
+
+    def url(self, name: str = "postgres") -> str:
+        own = self.server.url("admin", self.server.admin_password.read_text(encoding="ascii"))
+        return own.replace(f"/{postgres.DATABASE}?", f"/{name}?")
+
+    async def new_database(self) -> str:
+        """Its name."""
+        name = f"test_{secrets.token_hex(6)}"
+        connection = await asyncpg.connect(self.url())
+        try:
+            await connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
+        finally:
+            await connection.close()
+        return name
+
+
+class ValkeyServer(Server):
+    def __init__(self, folder: Path) -> None:
+        self.server = valkey.Valkey(folder, folder / "valkey.sock")
+        valkey.prepare(self.server)
+        super().__init__(folder, valkey.program(self.server, _ENVIRONMENT))
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+
+S = TypeVar("S", bound=Server)
+
+
+@contextmanager
+def running(kind: Callable[[Path], S]) -> Iterator[S]:
+    """A server of this kind, in a short path: Unix sockets allow 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="aimesh-", ignore_cleanup_errors=True) as folder:
+        server = kind(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+def _is_ready(probe: Probe) -> bool:
+    """In a thread of its own: the caller may be inside of a running loop, and must not lose it."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(probes.is_ready(probe))).result()

