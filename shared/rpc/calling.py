@@ -19,10 +19,16 @@ from shared.types import Credential, NodeId
 class _Asked:
     """A unary call that waits for its answer."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("_method", "answer", "timer")
 
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    def __init__(self, method: str, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[bytes] = loop.create_future()
+        self.timer = loop.call_later(until - time.monotonic(), self._too_late)
+        self._method = method
+
+    def _too_late(self) -> None:
+        self.failed(_too_late(self._method))
 
     def received(self, message: wire.Accepted | wire.Item | wire.Reply | wire.End) -> None:
         if isinstance(message, wire.Reply) and not self.answer.done():
@@ -121,14 +127,14 @@ class Client:
         cancels the call on the peer."""
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
-        asked = _Asked()
         call_id = connection.next_id()
-        connection.ask(_frame(call_id, method.name, request, until, credential), asked, streaming=False)
-        timer = asyncio.get_running_loop().call_later(until - time.monotonic(), asked.failed, _too_late(method.name))
+        frame = _frame(call_id, method.name, request, until, credential)
+        asked = _Asked(method.name, until)
         try:
+            connection.ask(frame, asked, streaming=False)
             body = await asked.answer
         finally:
-            timer.cancel()
+            asked.timer.cancel()
             connection.withdraw(call_id)  # nothing happens where the answer has come
         return bodies.decode_reply(method.reply, body, method.name)
 

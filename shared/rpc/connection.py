@@ -100,13 +100,13 @@ class Connection:
     async def send_item(self, call_id: int, body: bytes) -> None:
         if self.link.is_full:
             await self.link.drained()
-        while not self._calls.may_send(call_id):
+        while (frames := self._calls.item(call_id, body)) is None:
             serving = self._serving.get(call_id)
             if serving is None or not self._calls.is_open(call_id):
                 raise errors.LinkLost("the caller is gone")
             serving.credit = asyncio.get_running_loop().create_future()
             await serving.credit
-        for frame in self._calls.item(call_id, body):
+        for frame in frames:
             self.link.send(frame)
 
     def reply(self, call_id: int, body: bytes) -> None:
@@ -130,7 +130,7 @@ class Connection:
     def _on_frames(self, frames: list[Frame]) -> None:
         receive = self._calls.receive
         for frame in frames:
-            if isinstance(frame, Goaway):
+            if type(frame) is Goaway:
                 self.going_away = True
                 continue
             try:
