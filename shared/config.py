@@ -8,6 +8,7 @@ environment, where every child process inherits it.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -93,6 +94,8 @@ def _read(name: str, environment: Mapping[str, str]) -> str | None:
 
 
 def _convert(raw: str, kind: Any) -> Any:
+    if isinstance(kind, UnionType):  # `Path | None`: not being set is what None stands for
+        kind = next(one for one in get_args(kind) if one is not NoneType)
     if kind is bool:
         if raw.lower() not in _WORDS_FOR_BOOL:
             raise ValueError("say true or false")

@@ -134,7 +134,8 @@ class Link:
 
     def _is_liveness(self, frame: Frame, now: float) -> bool:
         if isinstance(frame, Ping):
-            self.send(Pong(frame.number))
+            if not self.is_full:  # a peer that pings and does not read must not fill our memory with answers
+                self.send(Pong(frame.number))
             return True
         if isinstance(frame, Pong):
             if frame.number == self._ping_number:

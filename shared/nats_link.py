@@ -21,8 +21,6 @@ from shared.nats.client import NatsClient
 from shared.nats.protocol import Message
 from shared.types import SERVICE_ROLES, MeshName, NodeId, Role
 
-#: A HELLO of ours that is this far from the peer's clock is answered, and the offset is shown.
-CLOCK_LEEWAY_SECONDS = 60
 #: Links that have not shown a HELLO yet; strangers cannot come this far, so this only bounds our own mistakes.
 MAX_DIALLING = 256
 #: How long the first connection to the NATS server may take before we say that it is not there.

@@ -52,6 +52,8 @@ class NatsClient:
         self.reconnects = 0
         #: Called with False when the server is lost and with True when it is back.
         self.on_connection: Callable[[bool], None] = lambda connected: None
+        #: Called with the server's words when it refuses something but keeps the connection: a subject that is not ours.
+        self.on_refused: Callable[[str], None] = lambda words: None
         #: Called when the socket has room again after ``is_full``.
         self.on_room: Callable[[], None] = lambda: None
 
@@ -266,8 +268,11 @@ class _Session(asyncio.Protocol):
         elif isinstance(operation, Info):
             if not self._info.done():
                 self._info.set_result(operation)
-        elif isinstance(operation, Refused) and operation.is_fatal:
-            self._problem = errors.NotAllowed(f"the NATS server says: {operation.text}")
+        elif isinstance(operation, Refused):
+            if operation.is_fatal:
+                self._problem = errors.NotAllowed(f"the NATS server says: {operation.text}")
+            else:
+                self._client.on_refused(operation.text)
 
     def pause_writing(self) -> None:
         self.is_full = True

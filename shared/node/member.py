@@ -95,6 +95,7 @@ class Node:
         self._timers: dict[str, Histogram] = {}
         transport.on_link = self._accept
         transport.on_connection = self._on_connection
+        transport.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
 
     # --- for services ---------------------------------------------------------------------------------------------
 

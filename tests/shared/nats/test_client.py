@@ -83,9 +83,12 @@ async def test_no_server_is_said_without_the_password_in_the_address() -> None:
 
 async def test_a_forbidden_publish_leaves_the_connection_open(server: NatsServer) -> None:
     async with connected(server, Role.CLIENT) as client:
+        told: list[str] = []
+        client.on_refused = told.append
         client.publish(f"aimesh.{MESH}.worker.X.auth.Y", b"posing as auth")
         await client.flush()
         assert client.connected
+        assert ["aimesh.test.worker.X.auth.Y" in words for words in told] == [True]
 
 
 async def test_a_restarted_server_finds_every_subscription_again(server: NatsServer) -> None:
