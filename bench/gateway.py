@@ -108,7 +108,7 @@ async def _measure(running: RunningStack, rate: float, seconds: float) -> list[r
 
         ways: dict[str, Once] = {"direct": direct.first_event, "HTTP": chat.first_event, "RPC": over_rpc}
         took: dict[str, list[float]] = {name: [] for name in ways}
-        for name, once in ways.items():
+        for once in ways.values():
             await _block(once, rate, 1)  # connections, caches
         for _ in range(max(1, round(seconds / BLOCK_SECONDS))):
             for name, once in ways.items():

@@ -24,7 +24,9 @@ class Row:
     met: bool | None = None
 
 
-def against(claim: str, value: float, unit: str, rival: str, rival_value: float, *, at_most: float | None = None, at_least: float | None = None) -> Row:
+def against(
+    claim: str, value: float, unit: str, rival: str, rival_value: float, *, at_most: float | None = None, at_least: float | None = None
+) -> Row:
     """A row whose target is a ratio to a rival of the same run."""
     ratio = value / rival_value
     if at_most is not None:

@@ -48,7 +48,7 @@ class Session(Body, frozen=True, omit_defaults=False):
     #: Opaque; ``refreshSession`` gives a new access token for it until the session ends.
     session_token: str
     user: User
-    token_type: str = "Bearer"
+    token_type: str = "Bearer"  # noqa: S105 - a word of RFC 6749
 
 
 class RefreshSession(Body, frozen=True):

@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+import msgspec
+
 from shared.api.method import Body, Method, Nothing
 from shared.types import Role
 
@@ -11,7 +13,7 @@ EVERYONE = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.OPERATOR}
 class RecordMetric(Body, frozen=True):
     metric_name: str
     value: float
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class GetMetrics(Body, frozen=True):

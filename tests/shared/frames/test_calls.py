@@ -204,6 +204,7 @@ class TwoSides(RuleBasedStateMachine):
         self.received = {True: 0, False: 0}
         self.outcomes: dict[int, list[str]] = {}
         self.serving: set[int] = set()
+        self.streams: set[int] = set()
         self.dead = False
 
     def send(self, *, from_asking: bool, frames: list[Frame]) -> None:
@@ -244,8 +245,6 @@ class TwoSides(RuleBasedStateMachine):
             self.serving.discard(call_id)
             self.send(from_asking=False, frames=self.answering.fail(call_id, PROBLEM))
 
-    streams: set[int] = set()
-
     @rule(from_asking=st.booleans(), fate=st.sampled_from(["deliver"] * 8 + ["repeat", "reorder", "lose"]))
     def carry(self, from_asking: bool, fate: str) -> None:
         queue = self.wires[from_asking]
@@ -271,7 +270,7 @@ class TwoSides(RuleBasedStateMachine):
             if isinstance(message, Call):
                 self.serving.add(message.id)
                 if message.credit_items:
-                    self.streams = self.streams | {message.id}
+                    self.streams.add(message.id)
             elif isinstance(message, Cancel):
                 self.serving.discard(message.id)
                 self.send(from_asking=False, frames=self.answering.fail(message.id, PROBLEM))
