@@ -1,21 +1,22 @@
 """Reads settings: once at start, from the environment, into one frozen struct, with all mistakes reported together.
 
-A program declares a frozen msgspec Struct whose fields are ``Annotated[type, Variable(...)]``; ``load`` fills it. Every
-variable may also come as ``NAME_FILE``, the path of a file that holds the value, so that a secret need not stand in an
-environment, where every child process inherits it.
+A program declares a ``Settings`` whose fields are ``Annotated[type, Variable(...)]``; ``load`` fills it. Every variable may
+also come as ``NAME_FILE``, the path of a file that holds the value, so that a secret need not stand in an environment, where
+every child process inherits it.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from shared import errors
 
-S = TypeVar("S", bound=msgspec.Struct)
+#: 0 asks the system for a free one, or turns off what would listen there.
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 _WORDS_FOR_BOOL = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -28,6 +29,13 @@ class Variable:
     help: str
     #: Never shown; values of secrets are kept out of every message.
     secret: bool = False
+    #: A variable that goes before this one: AUTH_DATABASE_URL before DATABASE_URL.
+    override: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every variable that gives this setting; the first that is set holds."""
+        return (self.name,) if self.override is None else (self.override, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,17 @@ class Setting:
     type: Any
     #: None for a setting that must be given.
     default: str | None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a program reads at its start."""
+
+    def mistakes(self) -> Iterator[str]:
+        """What no single field can show: values that do not go together. One sentence each, beginning with the variable."""
+        return iter(())
+
+
+S = TypeVar("S", bound=Settings)
 
 
 def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
@@ -66,24 +85,38 @@ def load(kind: type[S], environment: Mapping[str, str]) -> S:
     values: dict[str, Any] = {}
     mistakes: list[str] = []
     for setting in settings_of(kind):
-        name = setting.variable.name
+        try:
+            if (value := _value(setting, environment)) is not None:
+                values[setting.field] = value
+        except ValueError as error:
+            mistakes.append(str(error))
+    if not mistakes:
+        settings = kind(**values)
+        mistakes = list(settings.mistakes())
+        if not mistakes:
+            return settings
+    raise errors.BadSettings("the settings cannot work:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
+
+
+def _value(setting: Setting, environment: Mapping[str, str]) -> Any:
+    """None where the default holds; raises ValueError with a sentence for people."""
+    variable = setting.variable
+    for name in variable.names:
         try:
             raw = _read(name, environment)
-        except OSError as error:
-            mistakes.append(f"{name}_FILE: cannot read {error.filename}: {error.strerror}")
-            continue
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ValueError(f"{name}_FILE: cannot read {environment[f'{name}_FILE']}: {why}") from error
         if raw is None:
-            if setting.default is None:
-                mistakes.append(f"{name} is not set ({setting.variable.help})")
             continue
         try:
-            values[setting.field] = _convert(raw, setting.type)
+            return _convert(raw, setting.type)
         except (msgspec.ValidationError, ValueError) as error:
-            shown = "its value" if setting.variable.secret else repr(raw)
-            mistakes.append(f"{name}: {shown} does not fit: {error} ({setting.variable.help})")
-    if mistakes:
-        raise errors.BadSettings("the settings cannot work:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
-    return kind(**values)
+            shown = "its value" if variable.secret else repr(raw)
+            raise ValueError(f"{name}: {shown} does not fit: {error} ({variable.help})") from error
+    if setting.default is None:
+        raise ValueError(f"{' or '.join(reversed(variable.names))} is not set ({variable.help})")
+    return None
 
 
 def _read(name: str, environment: Mapping[str, str]) -> str | None:
@@ -94,7 +127,7 @@ def _read(name: str, environment: Mapping[str, str]) -> str | None:
 
 
 def _convert(raw: str, kind: Any) -> Any:
-    if isinstance(kind, UnionType):  # `Path | None`: not being set is what None stands for
+    if get_origin(kind) in (Union, UnionType):  # `Path | None`: not being set is what None stands for
         kind = next(one for one in get_args(kind) if one is not NoneType)
     if kind is bool:
         if raw.lower() not in _WORDS_FOR_BOOL:
@@ -106,7 +139,8 @@ def _convert(raw: str, kind: Any) -> Any:
         return tuple(_convert(part.strip(), get_args(kind)[0]) for part in raw.split(",") if part.strip())
     if get_origin(kind) is dict:
         return dict(_pair(part) for part in raw.split(",") if part.strip())
-    return msgspec.convert(raw, kind, strict=False)
+    # DEBUG is what many write for debug.
+    return msgspec.convert(raw.lower() if get_origin(kind) is Literal else raw, kind, strict=False)
 
 
 def _pair(part: str) -> tuple[str, str]:

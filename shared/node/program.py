@@ -27,7 +27,6 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
     """Run ``service`` until SIGTERM or SIGINT; exits 1 with one line if it cannot start, 2 if its settings cannot work."""
     try:
         settings = config.load(settings_kind, os.environ)
-        settings.check()
     except errors.BadSettings as error:
         sys.exit(_complain(error, 2))
     logs.configure(SERVICE_NAMES[service.role], settings.log_level, format=settings.log_format)
