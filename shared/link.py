@@ -19,7 +19,7 @@ SILENCE_SECONDS = 3.0
 #: An opened link that has not carried a HELLO by then is closed: "open" is not "alive".
 HELLO_SECONDS = 1.5
 #: So many frames leave at once, without waiting for the end of the tick: the peer works on them while we go on.
-EAGER_FRAMES = 32
+EAGER_FRAMES = 16
 #: Unsent bytes beyond which a producer has to wait.
 HIGH_WATER_BYTES = 1024 * 1024
 
