@@ -33,12 +33,12 @@ status: ## what runs, since when, and what does not
 test: setup-dev ## run every test, with servers of its own
 	@$(BIN)/python -m pytest $(TESTS)
 
-check: setup-dev ## format, lint, types, import contracts, size budgets, docs drift
+check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy shared services cli tools
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q tests/test_architecture.py
+	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 	@$(BIN)/python -m tools.docs --check
 
 bench: setup-dev ## measure the claims of the README, each against its rival

@@ -28,7 +28,7 @@ def users() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 @click.pass_obj
 def list_(here: Surroundings, /, *, limit: int, as_json: bool) -> None:
-    """List the accounts."""
+    """List the accounts. Their ids are in the output of --json."""
     from cli import output
     from cli.output import Column
     from shared.api import auth
@@ -40,8 +40,7 @@ def list_(here: Surroundings, /, *, limit: int, as_json: bool) -> None:
         Column("ROLE", lambda user: user.role),
         Column("TIER", lambda user: user.tier),
         Column("STATE", lambda user: "open" if user.is_active else "closed", lambda user: "green" if user.is_active else "red"),
-        Column("CREATED", lambda user: output.moment(user.created_at)),
-        Column("ID", lambda user: str(user.id)),
+        Column("AGE", lambda user: output.ago(user.created_at)),
     ]
     output.show_rows(found.users, columns, as_json=as_json, empty="No accounts yet.")
 

@@ -4,7 +4,7 @@ Commands see only the two Protocols here, so that tests can stand in for a whole
 """
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cli.profile import Profile
@@ -87,8 +87,16 @@ class MeshConnection:
 @asynccontextmanager
 async def open_(profile: Profile) -> AsyncIterator[Connection]:
     """A client node of the profile's mesh; raises Unavailable if NATS does not answer, BadSettings for an unusable key."""
-    from shared import node
+    from shared import errors, node
 
-    settings = node.ClientSettings(mesh=profile.mesh, nats_url=profile.nats_url, node_key_file=profile.node_key_file)
-    async with node.client(settings) as client:
+    settings = node.ClientSettings(
+        mesh=profile.mesh, nats_url=profile.nats_url, node_key_file=profile.node_key_file, nats_ca_file=profile.nats_ca_file
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(node.client(settings))
+        except errors.Unavailable as error:
+            # Services read NATS_URL; a person's address is in the profile, and the server is the stack's.
+            hint = "start the stack with `make up`; `aicli doctor` says more"
+            raise errors.Unavailable(error.message, hint=hint, retry_after_seconds=error.retry_after_seconds) from error
         yield MeshConnection(client, profile)

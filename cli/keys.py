@@ -37,7 +37,7 @@ def create(here: Surroundings, /, name: str, requests_per_hour: int | None, *, a
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 @click.pass_obj
 def list_(here: Surroundings, /, *, as_json: bool) -> None:
-    """List your keys."""
+    """List your keys. Their ids are in the output of --json."""
     from cli import output
     from cli.output import Column
     from shared.api import auth
@@ -48,9 +48,8 @@ def list_(here: Surroundings, /, *, as_json: bool) -> None:
         Column("KEY", lambda key: key.preview),
         Column("STATE", lambda key: "active" if key.is_active else "revoked", lambda key: "green" if key.is_active else "dim"),
         Column("PER HOUR", lambda key: "–" if key.requests_per_hour is None else str(key.requests_per_hour)),
-        Column("CREATED", lambda key: output.moment(key.created_at)),
-        Column("LAST USED", lambda key: output.moment(key.last_used_at)),
-        Column("ID", lambda key: str(key.id)),
+        Column("AGE", lambda key: output.ago(key.created_at)),
+        Column("LAST USED", lambda key: "–" if key.last_used_at is None else f"{output.ago(key.last_used_at)} ago"),
     ]
     output.show_rows(listed.keys, columns, as_json=as_json, empty="No keys yet: aicli keys create NAME")
 

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared import errors
+from shared import addresses, errors
 from shared.types import Credential, MeshName
 
 FILE = "profile.toml"
 DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-#: A profile is six short lines; whatever is longer is not one.
+#: A profile is a few short lines; whatever is longer is not one.
 _MAX_BYTES = 64 * 1024
 _HOME = MeshName("home")
-_STRINGS = ("mesh", "nats_url", "node_key_file", "api_key", "username", "web_url")
+_STRINGS = ("mesh", "nats_url", "nats_ca_file", "node_key_file", "api_key", "username", "web_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,8 @@ class Profile:
     node_key_file: Path
     mesh: MeshName = _HOME
     nats_url: str = "nats://127.0.0.1:4222"
+    #: Who vouches for the NATS server's certificate; None means the public authorities.
+    nats_ca_file: Path | None = None
     #: None until somebody logs in.
     api_key: Credential | None = None
     #: Whose key it is, for people; nothing is decided by it.
@@ -107,11 +109,28 @@ def _refuse_foreign(path: Path) -> None:
 
 def load(environment: Mapping[str, str], folder: Path) -> Profile:
     """The profile to use, with the key from AICLI_API_KEY if that is set; raises BadSettings."""
-    found = read(find(environment, folder).path)
+    place = find(environment, folder)
+    found = read(place.path)
+    _refuse_plain_nats(found, place, environment)
     if key := environment.get("AICLI_API_KEY", "").strip():
         # Whose key that is, is not known here.
         return replace(found, api_key=Credential(key), username=None)
     return found
+
+
+def _refuse_plain_nats(found: Profile, place: Place, environment: Mapping[str, str]) -> None:
+    """The same rule as for services: what is typed here must not cross a network for everybody to read."""
+    if environment.get("ALLOW_PLAIN_NATS", "").lower() in ("1", "true", "yes", "on"):
+        return
+    try:
+        plain = addresses.plain_hosts(found.nats_url)
+    except ValueError as error:
+        raise errors.BadSettings(f"{place.path}: nats_url is {error}") from error
+    if plain:
+        raise errors.BadSettings(
+            f"{place.path}: nats_url: {plain[0]} is not this machine, and nats:// is not encrypted",
+            hint="use tls:// (or ALLOW_PLAIN_NATS=true on a private network)",
+        )
 
 
 def read(path: Path) -> Profile:
@@ -145,6 +164,7 @@ def read(path: Path) -> Profile:
         node_key_file=blank.node_key_file,
         mesh=MeshName(known.get("mesh", blank.mesh)),
         nats_url=known.get("nats_url", blank.nats_url),
+        nats_ca_file=path.parent / Path(known["nats_ca_file"]).expanduser() if "nats_ca_file" in known else None,
         api_key=Credential(known["api_key"]) if "api_key" in known else None,
         username=known.get("username"),
         web_url=known.get("web_url", blank.web_url),
@@ -175,6 +195,7 @@ def render(profile: Profile) -> str:
     fields = {
         "mesh": profile.mesh,
         "nats_url": profile.nats_url,
+        "nats_ca_file": None if profile.nats_ca_file is None else str(profile.nats_ca_file),
         "web_url": profile.web_url,
         "node_key_file": str(profile.node_key_file),
         "username": profile.username,

@@ -1,13 +1,35 @@
 """`aicli usage` and `aicli quota`: what was used, and what is left."""
 
+from datetime import date
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from shared.api.usage import UsageDay
+    from cli.connection import Connection
+    from shared.api.auth import ApiKeys
+    from shared.api.usage import UserUsage
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What one key was used for on one day."""
+
+    date: date
+    #: None for what was used with a login, without a key.
+    api_key_id: str | None
+    #: None for a key that is not listed any more.
+    api_key_name: str | None
+    request_count: int
+    tokens_used: int
+
+    @property
+    def key(self) -> str:
+        if self.api_key_id is None:
+            return "(logged in, without a key)"
+        return self.api_key_name or f"{self.api_key_id[:8]}…"
 
 
 @click.command()
@@ -17,18 +39,36 @@ def usage(here: Surroundings, /, *, as_json: bool) -> None:
     """Show your requests and tokens by day and key."""
     from cli import output
     from cli.output import Column
-    from shared.api import auth
 
-    used = here.ask(auth.get_user_usage, auth.GetUserUsage())
-    columns: list[Column[UsageDay]] = [
+    used, known = here.run(_ask)
+    names = {key.id: key.name for key in known.keys}
+    rows = [
+        Row(
+            date=day.date,
+            api_key_id=None if day.api_key_id is None else str(day.api_key_id),
+            api_key_name=None if day.api_key_id is None else names.get(day.api_key_id),
+            request_count=day.request_count,
+            tokens_used=day.tokens_used,
+        )
+        for day in used.days
+    ]
+    columns: list[Column[Row]] = [
         Column("DATE", lambda row: row.date.isoformat()),
         Column("REQUESTS", lambda row: str(row.request_count)),
         Column("TOKENS", lambda row: str(row.tokens_used)),
-        Column("KEY", lambda row: str(row.api_key_id)),
+        Column("KEY", lambda row: row.key),
     ]
-    output.show_rows(used.days, columns, as_json=as_json, empty="Nothing used yet.")
-    if not as_json and used.days:
+    output.show_rows(rows, columns, as_json=as_json, empty="Nothing used yet.")
+    if not as_json and rows:
         output.note(f"{used.request_count} requests, {used.tokens_used} tokens in all")
+
+
+async def _ask(connection: "Connection") -> "tuple[UserUsage, ApiKeys]":
+    """What was used, and what the keys are called: usage knows their ids alone."""
+    from shared.api import auth
+
+    used = await connection.call(auth.get_user_usage, auth.GetUserUsage())
+    return used, await connection.call(auth.list_api_keys, auth.ListApiKeys())
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 It gets a node of its own in the embedded stack, a free loopback port and its settings, and then this process becomes the
 worker, so that Ctrl-C, exit status and log lines are the worker's own. Run by hand, it is one of possibly many: a lock on
-`run/worker-N.lock`, which lives as long as the process, keeps two of them from being the same node.
+`run/local-worker-N.lock`, which lives as long as the process, keeps two of them from being the same node.
 """
 
 import os
@@ -82,7 +82,8 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
     chosen = settings.load(recorded)
     if chosen.nats_url:
         raise errors.BadSettings(
-            "this stack uses a NATS server of yours, where aicli can add no node", hint="add a user there; set NODE_KEY_FILE to its key"
+            "this stack uses a NATS server of yours, where aicli can add no node by itself",
+            hint="aicli stack add-node NAME worker makes one; let NATS read the users, and set NODE_KEY_FILE to its key",
         )
     key_file = nats_users.add_node(stack, chosen.mesh, _claim_name(stack), Role.WORKER)
     own = plan.service_environment(stack, chosen, recorded, "inference") | {"NODE_KEY_FILE": str(key_file)}
@@ -100,7 +101,7 @@ def _claim_name(stack: "Home") -> str:
     from shared import errors
 
     for number in range(1, _MOST_WORKERS + 1):
-        name = f"worker-{number}"
+        name = f"local-worker-{number}"
         lock = os.open(stack.run / f"{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,6 +60,8 @@ class AimeshError(Exception):
 
 
 class CallerError(AimeshError):
+    """The request cannot succeed as it is; the caller has to change something."""
+
     code = "bad_request"
     fault = Fault.CALLER
     status = 400
@@ -97,11 +99,15 @@ class WrongRole(NotAllowed):
 
 
 class NotFound(CallerError):
+    """There is no such thing, or it is not the caller's to see."""
+
     code = "not_found"
     status = 404
 
 
 class UnknownMethod(NotFound):
+    """The node does not serve a method of this name; an older version may not have it."""
+
     code = "unknown_method"
 
 
@@ -119,16 +125,22 @@ class MethodNotAllowed(CallerError):
 
 
 class AlreadyExists(CallerError):
+    """The name or the address belongs to somebody already."""
+
     code = "already_exists"
     status = 409
 
 
 class TooLarge(CallerError):
+    """The body, the prompt or the answer has more bytes than one may have; the message says how many are taken."""
+
     code = "too_large"
     status = 413
 
 
 class UnsupportedMedia(CallerError):
+    """The body is not in a format that this path reads; the hint names the one that is."""
+
     code = "unsupported_media_type"
     status = 415
 
@@ -152,6 +164,8 @@ class Cancelled(CallerError):
 
 
 class PeerError(AimeshError):
+    """The node or server that should have answered could not; the same request may succeed later."""
+
     code = "peer_failed"
     fault = Fault.PEER
     retryable = True
@@ -189,6 +203,8 @@ class Unavailable(PeerError):
 
 
 class DeadlineExceeded(PeerError):
+    """There was no answer within the time that the caller gave."""
+
     code = "deadline_exceeded"
     status = 504
 

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -90,10 +91,10 @@ class NatsLink(Link):
 class NatsTransport:
     """A node's connection to the NATS server and the links that run over it. ``run`` must run while it is used."""
 
-    def __init__(self, me: Me, url: str) -> None:
+    def __init__(self, me: Me, url: str, ca_file: Path | None = None) -> None:
         self.me = me
         #: For announcements, events and the micro endpoints too.
-        self.nats = NatsClient(url, me.key, name=f"aimesh {me.role}")
+        self.nats = NatsClient(url, me.key, name=f"aimesh {me.role}", ca_file=ca_file)
         self.nats.on_connection = self._on_connection
         self.nats.on_room = self._write_soon
         #: Called with every link that a peer opened to us, after its HELLO. A client accepts none.
@@ -228,7 +229,8 @@ class NatsTransport:
         link = self._links.get((message.subject, envelope.link))
         if isinstance(envelope, _Reset):
             if link is not None:
-                link.close(errors.LinkLost(f"{link.peer.role} {link.peer.node[:8]} closed the link: {envelope.why}"))
+                who = f"{link.peer.role} {link.peer.node[:8]}"
+                link.close(errors.LinkLost(f"{who} closed the link: {envelope.why}", hint="try again"))
         elif link is None:
             self._accept(message.subject, envelope, len(message.payload))
         else:

@@ -2,23 +2,40 @@
 
     async with stack(AIMESH_ECHO="1") as running:
         await running.aicli("infer", "hello")
-        running.kill("gateway")
+        await running.kill("gateway")
+
+``OfFolder`` is one for all tests of a folder. Two cores bear one stack at a time, so it goes before another folder's tests begin.
 """
 
 import asyncio
-import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+import asyncpg
+import httpx
 import msgspec
+import nats
+import pytest
+from nats.aio.client import Client as NatsClient
+from prometheus_client.parser import text_string_to_metric_families
 
+from cli import profile
+from cli.stack import home as homes
+from cli.stack import overview, plan
+from cli.stack.home import Home
+from shared.node.client import ClientNode, ClientSettings, client
+from shared.types import Credential, MeshName
 from tests.testnet import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,6 +48,11 @@ PORTS = (
     "NATS_PORT",
     "PROMETHEUS_PORT",
 )
+#: The programs of a stack with AIMESH_ECHO.
+PROGRAMS = ("postgres", "valkey", "nats", "auth", "inference", "metrics", "gateway", "web", "inference-echo")
+MESH = MeshName("home")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +63,9 @@ class Outcome:
     out: str
     err: str
 
-
-class ProgramRow(msgspec.Struct, frozen=True):
-    """What the tests need of a row of `aicli stack status --json`."""
-
-    name: str
-    state: str
-    pid: int | None = None
-    ready: bool = False
+    def json(self) -> Any:
+        assert self.status == 0, self.err
+        return msgspec.json.decode(self.out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +73,16 @@ class RunningStack:
     home: Path
     environment: dict[str, str]
 
+    @property
+    def place(self) -> Home:
+        """Where the stack keeps its things, by name."""
+        return homes.locate({"AIMESH_HOME": str(self.home)})
+
+    # --- as a person -------------------------------------------------------------------------------------------------
+
     async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 60, **variables: str) -> Outcome:
         """Run `aicli` as a person would."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli.main", *arguments,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            cwd=REPOSITORY, env={**self.environment, **variables},
-        )  # fmt: skip
+        process = await self.start_aicli(*arguments, **variables)
         try:
             async with asyncio.timeout(deadline_seconds):
                 out, err = await process.communicate(stdin.encode())
@@ -73,45 +93,186 @@ class RunningStack:
         assert process.returncode is not None
         return Outcome(process.returncode, out.decode(), err.decode())
 
-    async def programs(self) -> dict[str, ProgramRow]:
-        """What the supervisor runs, by name."""
-        done = await self.aicli("stack", "status", "--json")
-        return {row.name: row for row in msgspec.convert(json.loads(done.out), list[ProgramRow])}
+    async def start_aicli(self, *arguments: str, **variables: str) -> asyncio.subprocess.Process:
+        """The same without waiting; its standard streams are pipes."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cli.main", *arguments,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            cwd=REPOSITORY, env={**self.environment, **variables},
+        )  # fmt: skip
+
+    @property
+    def api_key(self) -> Credential:
+        """The admin's key."""
+        return Credential(tomllib.loads(self.place.profile.read_text(encoding="utf-8"))["api_key"])
+
+    # --- the programs ------------------------------------------------------------------------------------------------
+
+    async def programs(self) -> dict[str, overview.Row]:
+        """What the supervisor runs, by name; empty when there is none."""
+        return {row.name: row for row in await overview.collect(self.place)}
+
+    async def pids(self) -> dict[str, int | None]:
+        return {row.name: row.pid for row in (await self.programs()).values()}
+
+    async def signal(self, name: str, number: signal.Signals) -> int:
+        """Send one program a signal; returns its process id."""
+        pid = (await self.programs())[name].pid
+        assert pid is not None, f"{name} does not run"
+        os.kill(pid, number)
+        return pid
 
     async def kill(self, name: str) -> int:
         """kill -9 of one program; returns the process id it had."""
-        pid = (await self.programs())[name].pid
-        assert pid is not None, f"{name} does not run"
-        os.kill(pid, signal.SIGKILL)
-        return pid
+        return await self.signal(name, signal.SIGKILL)
+
+    async def restarted(self, name: str, old_pid: int, *, seconds: float = 15) -> overview.Row:
+        """Another process of this program that is ready."""
+
+        async def find() -> overview.Row | None:
+            row = (await self.programs()).get(name)
+            return row if row is not None and row.pid not in {None, old_pid} and row.ready else None
+
+        return await until(find, seconds=seconds, what=f"{name} is ready again")
+
+    # --- the ways in -------------------------------------------------------------------------------------------------
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.environment[f'{service.upper()}_SERVICE_PORT']}"
 
-    @property
-    def api_key(self) -> str:
-        """The admin's key."""
-        import tomllib
+    def http(self, key: str | None = None, *, service: str = "gateway", timeout_seconds: float = 30) -> httpx.AsyncClient:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        return httpx.AsyncClient(base_url=self.url(service), headers=headers, timeout=timeout_seconds, trust_env=False, limits=limits)
 
-        return str(tomllib.loads((self.home / "profile.toml").read_text(encoding="utf-8"))["api_key"])
+    def client(self) -> AbstractAsyncContextManager[ClientNode]:
+        """A client node, as `aicli` is one."""
+        found = profile.read(self.place.profile)
+        return client(ClientSettings(mesh=found.mesh, nats_url=found.nats_url, node_key_file=found.node_key_file))
+
+    @asynccontextmanager
+    async def operator(self) -> AsyncIterator[NatsClient]:
+        """A stock NATS client with the operator's key."""
+        url = f"nats://127.0.0.1:{self.environment['NATS_PORT']}"
+        connection = await nats.connect(url, nkeys_seed=str(self.place.key("operator")), allow_reconnect=False)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def database(self, service: str) -> AsyncIterator[asyncpg.Connection]:
+        """PostgreSQL as the role of one service."""
+        url = plan.database_url_file(self.place, service).read_text(encoding="utf-8").strip()
+        connection = await asyncpg.connect(url, timeout=5, server_settings={"search_path": service})
+        try:
+            yield connection
+        finally:
+            await connection.close(timeout=5)
+
+    async def metric(self, program: str, name: str, /, **labels: str) -> float:
+        """The sum of the samples of one service's /metrics that have these labels."""
+        async with self.http(service=program) as http:
+            return total((await http.get("/metrics")).text, name, **labels)
+
+    def log(self, name: str) -> str:
+        path = self.place.log(name)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def up(self) -> Outcome:
+        """`aicli stack up`; fails with the whole output when it does not come up."""
+        done = await self.aicli("stack", "up", deadline_seconds=120)
+        assert done.status == 0, done.out + done.err
+        return done
+
+    async def down(self) -> None:
+        done = await self.aicli("stack", "down", deadline_seconds=60)
+        shutil.rmtree(self.home, ignore_errors=True)
+        assert done.status == 0, done.out + done.err
 
 
-def _environment(home: Path, variables: dict[str, str]) -> dict[str, str]:
+async def until(
+    condition: Callable[[], Awaitable[T | None]],
+    *,
+    seconds: float = 10,
+    what: str = "the condition",
+    ignoring: tuple[type[Exception], ...] = (),
+) -> T:
+    """What ``condition`` returns as soon as that is true; fails loudly when it never is."""
+    deadline = time.monotonic() + seconds
+    seen: object = None
+    while True:
+        try:
+            found = await condition()
+            if found:
+                return found
+            seen = found
+        except ignoring as error:
+            seen = error
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s; last seen: {seen!r}"
+        await asyncio.sleep(0.05)
+
+
+def total(text: str, name: str, /, **labels: str) -> float:
+    """The sum of one metric's samples in a Prometheus text that have these labels."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+
+
+def _environment(home: Path, variables: Mapping[str, str]) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     ports = {name: str(free_port()) for name in PORTS}
     return {**kept, **ports, "AIMESH_HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), **variables}
 
 
+def _plan_stack(variables: Mapping[str, str]) -> RunningStack:
+    home = Path(tempfile.mkdtemp(prefix="aimesh-stack-"))
+    return RunningStack(home, _environment(home, variables))
+
+
 @asynccontextmanager
 async def stack(**variables: str) -> AsyncIterator[RunningStack]:
-    """Up, the block, down, and nothing left. Fails with the whole output when it does not come up."""
-    home = Path(tempfile.mkdtemp(prefix="aimesh-stack-"))
-    running = RunningStack(home, _environment(home, variables))
+    """Up, the block, down, and nothing left."""
+    running = _plan_stack(variables)
     try:
-        up = await running.aicli("stack", "up", deadline_seconds=120)
-        assert up.status == 0, up.out + up.err
+        await running.up()
         yield running
     finally:
-        down = await running.aicli("stack", "down", deadline_seconds=60)
-        shutil.rmtree(home, ignore_errors=True)
-        assert down.status == 0, down.out + down.err
+        await running.down()
+
+
+class OfFolder:
+    """One stack for the tests of a folder: up with the first that asks for it, down when the next test is elsewhere.
+
+    For a conftest: a fixture returns ``get``, and ``pytest_runtest_teardown`` calls ``leave``.
+    """
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self._folder = folder
+        self._variables = variables
+        self._running: RunningStack | None = None
+
+    def get(self, config: pytest.Config) -> RunningStack:
+        if self._running is None:
+            # Also when the run is interrupted, and nobody says that the folder is left.
+            config.add_cleanup(self._down)
+            self._running = _plan_stack(self._variables)
+            _in_a_loop_of_its_own(self._running.up)
+        return self._running
+
+    def leave(self, next_test: pytest.Item | None) -> None:
+        if next_test is None or self._folder not in next_test.path.parents:
+            self._down()
+
+    def _down(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            _in_a_loop_of_its_own(running.down)
+
+
+def _in_a_loop_of_its_own(work: Callable[[], Coroutine[None, None, object]]) -> None:
+    """In a thread: the tests' own event loop may exist already."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(work())).result()

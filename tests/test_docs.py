@@ -206,7 +206,7 @@ def test_modules_that_are_shown_exist() -> None:
 def declared_by(service: str) -> set[str]:
     module = importlib.import_module(f"services.{service}.settings")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, node.NodeSettings)]
-    return {setting.variable.name for kind in kinds for setting in config.settings_of(kind)}
+    return {name for kind in kinds for setting in config.settings_of(kind) for name in setting.variable.names}
 
 
 def test_variables_that_are_shown_exist() -> None:

@@ -106,7 +106,7 @@ def settings() -> str:
     for name, kind in kinds.items():
         own = [setting for setting in config.settings_of(kind) if setting.variable.name not in shared_names]
         parts += [f"\n## {name}\n", f"`python -m services.{name}`\n", _settings_table(own)]
-    known = {setting.variable.name for kind in kinds.values() for setting in config.settings_of(kind)}
+    known = {name for kind in kinds.values() for setting in config.settings_of(kind) for name in setting.variable.names}
     parts += [
         STACK_HEAD,
         _settings_table(row for row in config.settings_of(stack_settings.StackSettings) if row.variable.name not in known),
@@ -132,7 +132,9 @@ def _settings_row(setting: config.Setting) -> tuple[str, str, str]:
     default = "**must be given**" if setting.default is None else "(none)"
     if setting.default:
         default = f"`{setting.default}`"
-    return f"`{setting.variable.name}`", default, setting.variable.help + (" *(secret)*" if setting.variable.secret else "")
+    variable = setting.variable
+    meaning = variable.help + (f"; `{variable.override}` goes before it" if variable.override else "")
+    return f"`{variable.name}`", default, meaning + (" *(secret)*" if variable.secret else "")
 
 
 # --- rpc.md ---------------------------------------------------------------------------------------------------------

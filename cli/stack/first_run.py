@@ -28,6 +28,7 @@ async def ensure_profile(home: Home, settings: StackSettings, connect: Connect =
         node_key_file=home.key("client"),
         mesh=settings.mesh,
         nats_url=plan.nats_url(settings),
+        nats_ca_file=settings.nats_ca_file,
         web_url=plan.public_url("web", settings),
         username=ADMIN,
     )

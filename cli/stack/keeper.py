@@ -1,4 +1,4 @@
-"""Keeps one program running: starts it, waits for its end or an order, and does what ``restarts`` decides.
+"""Keeps one program running: starts it, waits for its end or an order, and does what ``shared.restarts`` decides.
 
 The program's state has one owner, the task in ``run``; everybody else puts an event into its queue or reads ``status``.
 """
@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.stack import home as homes
-from cli.stack import processes, restarts
+from cli.stack import processes
 from cli.stack.control import ProgramStatus
 from cli.stack.program import Program
-from cli.stack.restarts import History, RestartIn, StayDown
+from shared import restarts
+from shared.restarts import GiveUp, History, RestartIn
+
+#: What a shell says of a program that is not there; used for one that could not even be started.
+_CANNOT_START_STATUS = 127
 
 _log = logging.getLogger("supervisor")
 
@@ -81,7 +85,7 @@ class Keeper:
             process = await self._start()
         except OSError as error:
             self._write(f"cannot start {self.program.name}: {error.strerror}: {error.filename}\n")
-            return Exited(0, restarts.CANNOT_START_STATUS)
+            return Exited(0, _CANNOT_START_STATUS)
         event = await self._next(process.pid)
         if not isinstance(event, Exited):
             self._become("stopping", pid=process.pid)
@@ -136,24 +140,28 @@ class Keeper:
     async def _pause(self, status: int, started: float) -> Event | None:
         """After a crash: wait as long as the policy says, or until the order that is returned."""
         self._crashes += 1
-        decision = restarts.decide(
-            self._history, status=status, hopeless_status=self.program.hopeless_status, started_at=started, now=time.monotonic()
-        )
-        ended = f"ended with {restarts.describe(status)}"
+        ended = f"ended with {_describe(status)}"
         pause: float | None = None
-        match decision:
-            case RestartIn(history, seconds):
+        match restarts.decide(self._history, started_at=started, now=time.monotonic()):
+            case _ if status == self.program.hopeless_status:
+                # The program's own word: starting it again would not help.
+                self._stay_down("its settings are wrong; its log says which")
+            case RestartIn(pause, history):
                 self._history = history
-                pause = seconds
-                _log.warning("%s: %s; starts again in %.0f s", self.program.name, ended, seconds)
-                self._become("waiting", why=f"{ended}; starts again in {seconds:.0f} s")
-            case StayDown(why):
-                _log.error("%s: stays down: %s", self.program.name, why)
-                self._become("down", why=why)
+                _log.warning("%s: %s; starts again in %.0f s", self.program.name, ended, pause)
+                self._become("waiting", why=f"{ended}; starts again in {pause:.0f} s")
+            case GiveUp(crashes):
+                self._stay_down(
+                    f"it ended {crashes} times within {restarts.WINDOW_SECONDS / 60:.0f} minutes, last with {_describe(status)}"
+                )
         event = await self._order_within(pause)
         if isinstance(event, RestartWanted):
             self._history = History()
         return event
+
+    def _stay_down(self, why: str) -> None:
+        _log.error("%s: stays down: %s", self.program.name, why)
+        self._become("down", why=why)
 
     async def _order_within(self, seconds: float | None) -> Event | None:
         try:
@@ -168,3 +176,8 @@ class Keeper:
     def _write(self, text: str) -> None:
         with self._log_file.open("a", encoding="utf-8") as output:
             output.write(text)
+
+
+def _describe(status: int) -> str:
+    """``status`` as asyncio reports it: negative for a signal."""
+    return f"signal {-status}" if status < 0 else f"status {status}"

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from cli.stack import processes
 from cli.stack.home import Home, write_private
 from cli.stack.secret_files import NODES, ensure_file
-from shared import errors, identity, topics
+from shared import errors, identity, processes, topics
 from shared.types import MeshName, NodeId, Role
 
 #: Frames are batched to 256 KiB per write; the server's limit leaves room for media (DESIGN.md §2).
@@ -85,9 +84,12 @@ def ensure(home: Home, mesh: MeshName, port: int) -> None:
 def add_node(home: Home, mesh: MeshName, name: str, role: Role) -> Path:
     """Let a node of this name in, now and after restarts; returns its key file. Idempotent.
 
-    Raises BadSettings when ``name`` already stands for another role. The server takes the user in within milliseconds
+    Raises BadSettings when ``name`` already stands for another role, or is a node of the stack itself: two programs with one
+    key would be one node in two places. The server takes the user in within milliseconds
     after this returns: whoever connects at once tries again if refused.
     """
+    if name in NODES:
+        raise errors.BadSettings(f"{name} is the name of a {NODES[name]} already, the stack's own", hint="choose another name")
     with _locked(home):
         key_file = home.key(name)
         ensure_file(key_file, identity.new_seed)

@@ -51,14 +51,20 @@ async def _row(program: ProgramStatus, url: str | None) -> Row:
     )
 
 
-async def until_restarted(home: Home, name: str, before: Answer | None) -> ProgramStatus:
-    """Wait for a process other than that of ``before``; raises Internal if none comes within a minute."""
+async def until_restarted(home: Home, name: str, before: Answer | None) -> Row:
+    """Wait for a process other than that of ``before``, and for it to be ready: an engine loads its model first.
+
+    Raises Internal if it does not start, or not within a minute.
+    """
     old = before.program(name) if before else None
     deadline = time.monotonic() + _RESTART_SECONDS
+    why = "it has not been started"
     while time.monotonic() < deadline:
-        answer = await control.ask(home.control_socket, control.Status())
-        now = answer.program(name) if answer else None
-        if now is not None and now.state == "running" and (old is None or now.pid != old.pid):
+        now = next((row for row in await collect(home) if row.name == name), None)
+        if now is not None and now.ready and (old is None or now.pid != old.pid):
             return now
+        if now is not None and now.state == "down" and now.crashes > (old.crashes if old else 0):
+            raise errors.Internal(f"{name} does not start: {now.why}", hint=f"aicli stack logs {name}")
+        why = now.why if now is not None else why
         await asyncio.sleep(_LOOK_SECONDS)
-    raise errors.Internal(f"{name} did not come back within {_RESTART_SECONDS:.0f} s", hint=f"aicli stack logs {name}")
+    raise errors.Internal(f"{name} is not ready after {_RESTART_SECONDS:.0f} s: {why}", hint=f"aicli stack logs {name}")

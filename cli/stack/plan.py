@@ -53,7 +53,7 @@ class Plan:
     #: None where DATABASE_URL names an external one.
     postgres: Postgres | None
     valkey: Valkey | None
-    #: Changes when something changed that needs a restart: settings, secrets that the user gave, our own code.
+    #: Changes when something changed that needs a restart: settings, secrets, node keys, our own code.
     fingerprint: str
 
 
@@ -204,13 +204,21 @@ def _fingerprint(programs: tuple[Program, ...], recorded: Mapping[str, str]) -> 
     digest = hashlib.sha256()
     for program in programs:
         digest.update(repr((program.name, program.command)).encode())
+        # A lost key or secret was made anew; who runs still has the old one.
+        _add_files(digest, program.environment)
     for name, value in sorted(recorded.items()):
         digest.update(f"{name}={value}\n".encode())
-        if name.endswith("_FILE") and Path(value).is_file():
-            digest.update(Path(value).read_bytes())
+    _add_files(digest, recorded)
     for path, changed in _sources():
         digest.update(f"{path} {changed}".encode())
     return digest.hexdigest()
+
+
+def _add_files(digest: "hashlib._Hash", variables: Mapping[str, str]) -> None:
+    for name, value in sorted(variables.items()):
+        if name.endswith("_FILE") and Path(value).is_file():
+            digest.update(f"{name}\n".encode())
+            digest.update(Path(value).read_bytes())
 
 
 def _sources() -> Iterator[tuple[str, int]]:

@@ -5,8 +5,8 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cli.stack import processes
-from shared import errors
+from shared import errors, processes
+from shared.processes import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +19,7 @@ class Wanted:
     variable: str
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who listens there; unknown when it is another user's process."""
-
-    pid: int | None
-    name: str | None
-
-
-def find_conflicts(wanted: Sequence[Wanted], held: dict[int, Holder]) -> list[str]:
+def find_conflicts(wanted: Sequence[Wanted], held: dict[int, Listener]) -> list[str]:
     """One sentence per port that cannot be had: taken, impossible, or wanted twice. Pure."""
     found = []
     seen: dict[int, Wanted] = {}
@@ -38,21 +30,17 @@ def find_conflicts(wanted: Sequence[Wanted], held: dict[int, Holder]) -> list[st
             other = seen[want.port]
             found.append(f"port {want.port} is wanted by {other.program} and {want.program}: set {want.variable} or {other.variable}")
         elif want.port in held:
-            holder = held[want.port]
-            who = "another user's process" if holder.pid is None else f"{holder.name} (pid {holder.pid})"
-            found.append(f"port {want.port} for {want.program} is taken by {who}: stop it, or set {want.variable} to a free port")
+            found.append(
+                f"port {want.port} for {want.program} is taken by {held[want.port]}: stop it, or set {want.variable} to a free port"
+            )
         seen.setdefault(want.port, want)
     return found
 
 
-def look(wanted: Iterable[Wanted]) -> dict[int, Holder]:
+def look(wanted: Iterable[Wanted]) -> dict[int, Listener]:
     """Who holds the ports that are not free."""
-    held = {}
-    for port in {want.port for want in wanted if 0 < want.port < 65536}:
-        if not is_free(port):
-            pid = processes.owner_of_port(port)
-            held[port] = Holder(pid, None if pid is None else processes.name_of(pid))
-    return held
+    ports = {want.port for want in wanted if 0 < want.port < 65536}
+    return {port: processes.listener_on(port) for port in ports if not is_free(port)}
 
 
 def is_free(port: int) -> bool:
@@ -78,6 +66,9 @@ def find_free() -> int:
 
 def check(wanted: Sequence[Wanted]) -> None:
     """Raises BadSettings that names every conflict at once."""
-    conflicts = find_conflicts(wanted, look(wanted))
+    held = look(wanted)
+    conflicts = find_conflicts(wanted, held)
     if conflicts:
-        raise errors.BadSettings("; ".join(conflicts), hint=f"for example: {wanted[0].variable}={find_free()} make up")
+        free = find_free()
+        first = next((want for want in wanted if want.port in held), wanted[0])
+        raise errors.BadSettings("; ".join(conflicts), hint=f"for example: {first.variable}={free} make up")

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from cli.stack import processes
 from cli.stack.program import CommandProbe, Program
-from shared import errors
+from shared import errors, processes
 
 DATABASE = "aimesh"
 _PORT = 5432

@@ -1,4 +1,4 @@
-"""What Linux knows of processes: names, start times, who holds a port; and how to end one that we may know only by number."""
+"""The processes that a supervisor started: since when they run, and how to end one that we may know only by number."""
 
 import ctypes
 import os
@@ -10,8 +10,6 @@ from pathlib import Path
 import msgspec
 
 _PR_SET_PDEATHSIG = 1
-#: `st` column of /proc/net/tcp, include/net/tcp_states.h.
-_TCP_LISTEN = "0A"
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -21,14 +19,6 @@ class Child(msgspec.Struct, frozen=True):
     pid: int
     #: Clock ticks after boot.
     started: int
-
-
-def name_of(pid: int) -> str | None:
-    """None when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
 
 
 def start_of(pid: int) -> int | None:
@@ -77,37 +67,3 @@ def dies_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return prepare
-
-
-def listening_inodes(port: int) -> set[str]:
-    """The sockets that listen on a TCP port, on any address."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _TCP_LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                found.add(fields[9])
-    return found
-
-
-def owner_of_port(port: int) -> int | None:
-    """The process that listens on a port; None when nobody does, or it belongs to another user."""
-    inodes = listening_inodes(port)
-    if not inodes:
-        return None
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and _holds(folder / "fd", wanted):
-            return int(folder.name)
-    return None
-
-
-def _holds(folder: Path, wanted: set[str]) -> bool:
-    try:
-        return any(str(link.readlink()) in wanted for link in folder.iterdir())
-    except OSError:
-        return False

@@ -9,25 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
-
 from cli.stack.home import Home, write_private
 from shared import config
-from shared.config import Variable
+from shared.config import Port, Variable
 from shared.types import MeshName
 
 
-class StackSettings(msgspec.Struct, frozen=True, kw_only=True):
+class StackSettings(config.Settings, frozen=True, kw_only=True):
     mesh: Annotated[MeshName, Variable("MESH_NAME", "the mesh this stack belongs to")] = MeshName("home")
-    web_port: Annotated[int, Variable("WEB_SERVICE_PORT", "the port of the web pages")] = 3000
-    auth_port: Annotated[int, Variable("AUTH_SERVICE_PORT", "the port of auth")] = 3001
-    gateway_port: Annotated[int, Variable("GATEWAY_SERVICE_PORT", "the port of the public API")] = 3002
-    inference_port: Annotated[int, Variable("INFERENCE_SERVICE_PORT", "the port of the first worker")] = 3003
-    metrics_port: Annotated[int, Variable("METRICS_SERVICE_PORT", "the port of metrics")] = 3004
-    echo_port: Annotated[int | None, Variable("ECHO_SERVICE_PORT", "the port of the echo worker; a free one is chosen once")] = None
-    prometheus_port: Annotated[int, Variable("PROMETHEUS_PORT", "a scrape endpoint for the whole mesh; 0 turns it off")] = 9090
-    nats_port: Annotated[int, Variable("NATS_PORT", "the port of the embedded NATS server")] = 4222
+    web_port: Annotated[Port, Variable("WEB_SERVICE_PORT", "the port of the web pages")] = 3000
+    auth_port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "the port of auth")] = 3001
+    gateway_port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public API")] = 3002
+    inference_port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "the port of the first worker")] = 3003
+    metrics_port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "the port of metrics")] = 3004
+    echo_port: Annotated[Port | None, Variable("ECHO_SERVICE_PORT", "the port of the echo worker; a free one is chosen once")] = None
+    prometheus_port: Annotated[Port, Variable("PROMETHEUS_PORT", "a scrape endpoint for the whole mesh; 0 turns it off")] = 9090
+    nats_port: Annotated[Port, Variable("NATS_PORT", "the port of the embedded NATS server")] = 4222
     nats_url: Annotated[str | None, Variable("NATS_URL", "a NATS server of your own, in place of the embedded one", secret=True)] = None
+    nats_ca_file: Annotated[Path | None, Variable("NATS_CA_FILE", "who vouches for the certificate of that NATS server")] = None
     redis_url: Annotated[str | None, Variable("REDIS_URL", "a Redis or Valkey of your own, in place of the embedded one", secret=True)] = (
         None
     )
@@ -44,6 +43,7 @@ class StackSettings(msgspec.Struct, frozen=True, kw_only=True):
 #: What a service takes from the user as it is: variable -> services. The rest of a service's settings the plan provides.
 PASSED: dict[str, tuple[str, ...]] = {
     "MESH_NAME": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_CA_FILE": ("auth", "gateway", "inference", "metrics", "web"),
     "ALLOW_PLAIN_NATS": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
@@ -85,7 +85,7 @@ PASSED: dict[str, tuple[str, ...]] = {
 #: Kept in files of their own and handed on as NAME_FILE.
 SECRET = frozenset({"OPENAI_API_KEY"}) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
 #: Paths that the user gives relative to where they are; services run elsewhere.
-_PATHS = frozenset({"TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"})
+_PATHS = frozenset({"NATS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"})
 
 
 def known_names() -> frozenset[str]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.stack import control, initialise, logs, plan, ports, probes, supervisor
+from cli.stack import home as homes
 from cli.stack.control import Answer
 from cli.stack.home import Home
 from cli.stack.settings import StackSettings
-from shared import errors
+from shared import addresses, errors
 
 #: A service may have to load a model from a cold disk; the servers take a second.
 _READY_SECONDS = 180.0
@@ -24,6 +25,10 @@ _LOOK_SECONDS = 0.15
 #: A program that crashed this often while we wait will not come by waiting longer.
 _PATIENCE_CRASHES = 3
 _TAIL_LINES = 15
+#: So many new secrets are named one by one: that some were lost is worth knowing.
+_FEW = 5
+
+SUPERVISOR = "supervisor"
 
 Say = Callable[[str], None]
 
@@ -37,11 +42,14 @@ class Waiting:
 
 
 async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say) -> StackSettings:
-    """Everything of this stack is ready when this returns. Raises AimeshError, with the end of the log that says why."""
+    """Everything of this stack is ready when this returns. Raises AimeshError; the end of the log that explains it was said."""
     _require_linux()
     made = initialise.ensure(home, environment, folder)
     if made.made:
-        say(f"made {len(made.made)} secrets and node keys in {home.root}")
+        what = ", ".join(made.made) if len(made.made) < _FEW else f"{len(made.made)} secrets and node keys"
+        say(f"made {what} in {home.root}")
+    if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
+        say(f"warning: gateway and web on {made.settings.host} have no TLS, so keys and prompts can be read on the way")
     planned = plan.make(home, made.settings, made.recorded, os.environ)
     running = await _find_running(home)
     if running is not None and running.fingerprint != planned.fingerprint:
@@ -52,10 +60,13 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
         _clear(home)
         ports.check(plan.ports_wanted(made.settings))
         _spawn(home)
-        say("starting PostgreSQL, Valkey, NATS and five services" if planned.postgres else "starting the services")
+        say(f"starting {', '.join(program.name for program in planned.programs)}")
+    elif await _runs_already(running, planned):
+        say("everything runs already")
+        return made.settings
     else:
         await _repair(home, running, say)
-    await _until_ready(home, planned, say)
+    await _until_ready(home, planned, running, say)
     return made.settings
 
 
@@ -85,46 +96,64 @@ def _clear(home: Home) -> None:
 
 
 def _spawn(home: Home) -> None:
-    """Start the supervisor in a session of its own: it outlives the terminal and gets none of its signals."""
+    """Start the supervisor in a session of its own and as nobody's child: it outlives us and gets none of our signals."""
     environment = {**os.environ, "AIMESH_HOME": str(home.root)}
-    with home.log("supervisor").open("ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "cli.stack.supervisor"],
+    home.log(SUPERVISOR).touch(mode=0o600)
+    with home.log(SUPERVISOR).open("ab") as log:
+        subprocess.run(
+            ["setsid", "--fork", sys.executable, "-m", "cli.stack.supervisor"],  # noqa: S607 - util-linux, wherever it is
             env=environment,
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=homes.checkout(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            check=True,
+            timeout=10,
         )
 
 
 async def _repair(home: Home, running: Answer, say: Say) -> None:
     for program in running.programs:
-        if program.state == "down":
-            say(f"{program.name} was down ({program.why}); starting it again")
+        if program.state in ("down", "waiting"):
+            say(f"{program.name} was down ({program.why}); starting it now")
             await control.ask(home.control_socket, control.Restart(program.name))
 
 
-async def _until_ready(home: Home, planned: plan.Plan, say: Say) -> None:
-    services = {program.name: program.url for program in planned.programs if program.url is not None}
+async def _runs_already(running: Answer, planned: plan.Plan) -> bool:
+    services = _services(planned)
+    return _all_run(running) and len((await _look(services)).ready) == len(services)
+
+
+async def _until_ready(home: Home, planned: plan.Plan, before: Answer | None, say: Say) -> None:
+    """``before`` is what the supervisor said when we came: crashes of then are no reason to give up now."""
+    services = _services(planned)
+    old_crashes = {program.name: program.crashes for program in before.programs} if before else {}
     started = time.monotonic()
     said: frozenset[str] = frozenset()
     waiting = Waiting(frozenset(), {})
     while time.monotonic() - started < _READY_SECONDS:
         answer = await control.ask(home.control_socket, control.Status())
-        _give_up_if_hopeless(home, answer, time.monotonic() - started)
+        if (hopeless := _find_hopeless(home, answer, old_crashes, time.monotonic() - started)) is not None:
+            raise _failure(home, hopeless.name, hopeless.why, say)
         if answer is not None:
             waiting = await _look(services)
             for name in sorted(waiting.ready - said):
                 say(f"{name} is ready ({time.monotonic() - started:.1f} s)")
             said |= waiting.ready
-            if len(waiting.ready) == len(services):
+            if _all_run(answer) and len(waiting.ready) == len(services):
                 return
         await asyncio.sleep(_LOOK_SECONDS)
     late = "; ".join(f"{name}: {reason}" for name, reason in waiting.reasons.items())
-    first = next(iter(waiting.reasons), "supervisor")
-    raise errors.Internal(f"not ready after {_READY_SECONDS:.0f} s: {late}\n{_tail(home, first)}", hint=f"aicli stack logs {first}")
+    raise _failure(home, next(iter(waiting.reasons), SUPERVISOR), f"not ready after {_READY_SECONDS:.0f} s: {late}", say)
+
+
+def _services(planned: plan.Plan) -> dict[str, str]:
+    return {program.name: program.url for program in planned.programs if program.url is not None}
+
+
+def _all_run(answer: Answer) -> bool:
+    """The servers too: a service whose server has just died does not know it yet, and says that it is ready."""
+    return all(program.state == "running" for program in answer.programs)
 
 
 async def _look(services: Mapping[str, str]) -> Waiting:
@@ -135,23 +164,32 @@ async def _look(services: Mapping[str, str]) -> Waiting:
     )
 
 
-def _give_up_if_hopeless(home: Home, answer: Answer | None, waited: float) -> None:
-    """Raises Internal when waiting longer cannot help."""
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """A program for which waiting longer cannot help."""
+
+    name: str
+    why: str
+
+
+def _find_hopeless(home: Home, answer: Answer | None, old_crashes: Mapping[str, int], waited: float) -> Hopeless | None:
     if answer is None:
         with supervisor.only_one(home) as alone:
             gone = alone and waited > 2
-        if gone or waited > _CONTROL_SECONDS:
-            raise errors.Internal(f"the supervisor has ended\n{_tail(home, 'supervisor')}", hint="aicli stack logs supervisor")
-        return
+        return Hopeless(SUPERVISOR, "the supervisor has ended") if gone or waited > _CONTROL_SECONDS else None
     for program in answer.programs:
-        if program.state == "down" or (program.state != "running" and program.crashes >= _PATIENCE_CRASHES):
-            raise errors.Internal(
-                f"{program.name} does not start: {program.why}\n{_tail(home, program.name)}", hint=f"aicli stack logs {program.name}"
-            )
+        crashes = program.crashes - old_crashes.get(program.name, 0)
+        if program.state != "running" and crashes >= (1 if program.state == "down" else _PATIENCE_CRASHES):
+            return Hopeless(program.name, f"{program.name} does not start: {program.why}")
+    return None
 
 
-def _tail(home: Home, name: str) -> str:
-    return "\n".join(f"  {name} | {line}" for line in logs.tail(home.log(name), _TAIL_LINES))
+def _failure(home: Home, name: str, why: str, say: Say) -> errors.Internal:
+    """The error, after the end of the log that explains it; an error itself is one line."""
+    for line in logs.tail(home.log(name), _TAIL_LINES):
+        say(f"{name} | {line}")
+    forget = "; `NAME= make up` forgets a setting that was given" if "settings" in why else ""
+    return errors.Internal(why, hint=f"aicli stack logs {name}{forget}")
 
 
 async def down(home: Home, say: Say) -> bool:

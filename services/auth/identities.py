@@ -67,7 +67,7 @@ class Identities:
 
     def wrong_password(self) -> errors.NotAuthenticated:
         """The same for a name that nobody has."""
-        return self._refused("wrong_password", "the user name or the password is wrong", "check both; `aicli register` makes an account")
+        return self._refused("wrong_password", "the user name or the password is wrong", "check both, or open an account")
 
     def session_over(self) -> errors.NotAuthenticated:
         return self._refused("session_over", "the session has ended", _LOGIN_HINT)

@@ -57,7 +57,7 @@ class AuthService:
     async def open(cls, settings: AuthSettings, node: Node) -> AsyncIterator["AuthService"]:
         async with contextlib.AsyncExitStack() as stack:
             passwords = stack.enter_context(Passwords.open(min_length=settings.password_min_length))
-            store = await stack.enter_async_context(Store.open(settings.store_url))
+            store = await stack.enter_async_context(Store.open(settings.database_url))
             cache = await stack.enter_async_context(Cache.open(settings.redis_url))
             service = cls(settings, node, store, cache, passwords)
             await service._ensure_first_admin()
@@ -110,6 +110,13 @@ class AuthService:
         changed = await self._store.set_active(user.id, request.is_active)
         _log.info("account opened" if request.is_active else "account closed", user_id=user.id, by=admin.user_id)
         return changed
+
+    @serves(auth.get_user)
+    async def get_user(self, request: auth.GetUser, call: Call) -> auth.User:
+        user = await self._store.find_user(roles.subject_of(await self._caller(call), request.user_id))
+        if user is None:
+            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows them")
+        return user
 
     @serves(auth.list_users)
     async def list_users(self, request: auth.ListUsers, call: Call) -> auth.Users:
@@ -217,7 +224,9 @@ class AuthService:
 
     @serves(auth.validate_api_key)
     async def validate_api_key(self, request: auth.ValidateApiKey, call: Call) -> auth.Principal:
-        return await self._identities.of_key(request.api_key)
+        principal = await self._identities.of_key(request.api_key)
+        _log.info("key recognised", key_id=principal.key_id, user_id=principal.user_id)
+        return principal
 
     @serves(auth.identify)
     async def identify(self, request: auth.Identify, call: Call) -> auth.Principal:

@@ -46,13 +46,14 @@ class Range:
         # bool is an int to Python; True is not a temperature.
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        if not math.isfinite(value):
+        # An int may be too large for the float that isfinite makes of it.
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         return (self.low < value if self.open_low else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
         what = "a whole number" if self.whole else "a number"
-        return f"must be {what} {'above' if self.open_low else 'from'} {self.low:g} to {self.high:.19g}"
+        return f"must be {what} {'above' if self.open_low else 'from'} {self.low} to {self.high}"
 
 
 RANGES = {

@@ -22,7 +22,7 @@ def read_object(body: bytes) -> dict[str, object]:
         # The C decoder stops at the interpreter's recursion limit, so nesting costs nothing and ends here.
         found = msgspec.json.decode(body, type=dict[str, object])
     except msgspec.ValidationError as error:
-        raise errors.BadRequest("the body must be a JSON object") from error
+        raise errors.BadRequest(f"the body must be a JSON object: {str(error).partition(' - at ')[0]}") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise errors.BadRequest(f"the body is not JSON: {why}") from error

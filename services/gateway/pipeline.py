@@ -30,7 +30,7 @@ from shared.api import events, gateway, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Generation, Usage
-from shared.telemetry import Metrics
+from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, RequestStatus, Role
 
 _MAX_ROW_NUMBER = 2**31 - 1
@@ -38,6 +38,8 @@ _MAX_ROW_NUMBER = 2**31 - 1
 _METHOD = gateway.process_inference_request.name.partition(".")[2]
 #: A deadline may fire this much early by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
+
+_log = logs.get(part="pipeline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,11 @@ class Pipeline:
             created_at=running.began_at,
         )
         written = self._parts.recorder.add(row)
+        # The row has whose request it was; the log has what an operator looks for by its id.
+        _log.info(
+            "request ended", status=row.status, error_code=row.error_code, model=row.model_used, milliseconds=row.response_time_ms,
+            prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens,
+        )  # fmt: skip
         self._count(row, running)
         return written
 

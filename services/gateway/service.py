@@ -67,7 +67,7 @@ class GatewayService:
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with (
-            Store.open(settings.store_url) as store,
+            Store.open(settings.database_url) as store,
             Cache.open(settings.redis_url) as cache,
             Recorder(store, node.metrics.usage_queue_rows).running() as recorder,
         ):
@@ -175,10 +175,7 @@ class GatewayService:
 
     async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
         """Another user, as auth shows it to an admin."""
-        found = await self._node.rpc.call(auth.list_users, auth.ListUsers(limit=1000), credential=credential)
-        user = next((user for user in found.users if user.id == user_id), None)
-        if user is None:
-            raise errors.NotFound(f"there is no user {user_id}")
+        user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
 
 

@@ -43,8 +43,9 @@ class Board:
             return
         statuses = self.backend.models()
         ready = [status for status in statuses if status.state is ModelState.READY]
+        # A worker that cannot run any of its models still says which they are: "not now" (503) is not "nobody has it" (404).
         self._node.offer(
-            models=tuple(directory.ModelOffer(status.model_id, status.context_tokens, status.digest) for status in ready),
+            models=tuple(directory.ModelOffer(status.model_id, status.context_tokens, status.digest) for status in ready or statuses),
             load=directory.Load(
                 slots=sum(status.slots for status in ready),
                 running=sum(status.running for status in statuses),
@@ -119,6 +120,7 @@ class InferenceService:
             self._metrics.tokens.labels(type="output", model=model).inc(timed.tokens)
             if timed.first_text_seconds is not None:
                 self._metrics.ttft_seconds.labels(model=model).observe(timed.first_text_seconds)
+            log.info("generation ended", model=model, completion_tokens=timed.tokens, milliseconds=round(timed.seconds() * 1000))
         self._metrics.tokens.labels(type="input", model=model).inc(generation.usage.prompt_tokens)
         return generation
 
@@ -129,7 +131,8 @@ class InferenceService:
                 return status
         served = ", ".join(status.model_id for status in statuses) or "none"
         raise errors.UnknownModel(
-            f"this worker does not serve {model[:80]!r}; it serves: {served}", hint="name one of these, or add it to MODELS"
+            f"this worker does not serve {model[:80]!r}; it serves: {served}",
+            hint="name one of these, or add it to MODELS; `aicli models` lists what all workers serve",
         )
 
 

@@ -1,17 +1,17 @@
 """The settings of a worker."""
 
 import os
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-from shared import errors, node
-from shared.config import Variable
+from shared import node
+from shared.config import Port, Variable
 
 
 class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
-    port: Annotated[int, Variable("INFERENCE_SERVICE_PORT", "the HTTP port of the inference service")] = 3003
+    port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "the HTTP port of the inference service")] = 3003
     backend: Annotated[
         Literal["llama", "echo", "ollama", "openai"],
         Variable("INFERENCE_BACKEND", "what runs the models: llama, echo, ollama or openai"),
@@ -22,14 +22,22 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
             "MODELS", "model files to serve, name=path with commas between them; without it smollm2, which comes with the installation"
         ),
     ] = msgspec.field(default_factory=dict)
-    slots: Annotated[int, Variable("ENGINE_SLOTS", "answers that one model writes at the same time, 1 to 256")] = 4
-    queue: Annotated[int, Variable("ENGINE_QUEUE", "requests that may wait for a slot; more are refused as overloaded")] = 32
+    slots: Annotated[int, Meta(ge=1, le=256), Variable("ENGINE_SLOTS", "answers that one model writes at the same time, 1 to 256")] = 4
+    queue: Annotated[
+        int, Meta(ge=0, le=10_000), Variable("ENGINE_QUEUE", "requests that may wait for a slot; more are refused as overloaded")
+    ] = 32
     context_tokens: Annotated[
-        int | None, Variable("ENGINE_CONTEXT_TOKENS", "prompt and answer together, for each slot; 2048 or the model's own limit without it")
+        Annotated[int, Meta(ge=64, le=1_048_576)] | None,
+        Variable("ENGINE_CONTEXT_TOKENS", "prompt and answer together, for each slot; 2048 or the model's own limit without it"),
     ] = None
-    threads: Annotated[int | None, Variable("ENGINE_THREADS", "processor threads of an engine; all cores but one without it")] = None
-    gpu_layers: Annotated[int, Variable("GPU_LAYERS", "layers to put on a GPU where llama.cpp was built for one; -1 is all")] = -1
-    echo_token_ms: Annotated[float, Variable("ECHO_TOKEN_MS", "how long the echo backend takes for a token")] = 0.0
+    threads: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Variable("ENGINE_THREADS", "processor threads of an engine; all cores but one without it"),
+    ] = None
+    gpu_layers: Annotated[
+        int, Meta(ge=-1, le=10_000), Variable("GPU_LAYERS", "layers to put on a GPU where llama.cpp was built for one; -1 is all")
+    ] = -1
+    echo_token_ms: Annotated[float, Meta(ge=0, le=60_000), Variable("ECHO_TOKEN_MS", "how long the echo backend takes for a token")] = 0.0
     ollama_url: Annotated[str, Variable("OLLAMA_URL", "where Ollama listens, for INFERENCE_BACKEND=ollama")] = "http://127.0.0.1:11434"
     openai_url: Annotated[str, Variable("OPENAI_BASE_URL", "an OpenAI-compatible API, for INFERENCE_BACKEND=openai")] = (
         "https://api.openai.com/v1"
@@ -38,24 +46,6 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     service_token: Annotated[
         str | None, Variable("SERVICE_TOKEN", "what POST /infer asks for as a bearer token; without it /infer is off", secret=True)
     ] = None
-
-    def check(self) -> None:
-        """Also what fits its type and cannot work; raises BadSettings."""
-        super().check()
-        if mistakes := [*self._mistakes()]:
-            raise errors.BadSettings("the settings cannot work:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
-
-    def _mistakes(self) -> Iterator[str]:
-        for name, value, least, most in (
-            ("ENGINE_SLOTS", self.slots, 1, 256),
-            ("ENGINE_QUEUE", self.queue, 0, 10_000),
-            ("ENGINE_CONTEXT_TOKENS", self.context_tokens, 64, 1_048_576),
-            ("ENGINE_THREADS", self.threads, 1, 1024),
-            ("GPU_LAYERS", self.gpu_layers, -1, 10_000),
-            ("ECHO_TOKEN_MS", self.echo_token_ms, 0, 60_000),
-        ):
-            if value is not None and not least <= value <= most:
-                yield f"{name} must be from {least} to {most}, not {value:g}"
 
 
 def free_cores() -> int:

@@ -2,16 +2,13 @@
 
 from typing import Annotated
 
-from msgspec import Meta
-
 from shared import node
-from shared.config import Variable
+from shared.config import Port, Variable
 
 
 class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
-    port: Annotated[int, Meta(ge=0, le=65535), Variable("METRICS_SERVICE_PORT", "where the service listens")] = 3004
+    port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "where the service listens")] = 3004
     prometheus_port: Annotated[
-        int,
-        Meta(ge=0, le=65535),
+        Port,
         Variable("PROMETHEUS_PORT", "a further port with the metrics of the whole mesh at /metrics; 0 turns it off"),
     ] = 9090

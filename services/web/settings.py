@@ -1,19 +1,28 @@
 """The settings of web."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from shared import errors, node
-from shared.config import Variable
+from msgspec import Meta
+
+from shared import node
+from shared.config import Port, Variable
 
 #: 256 bits in base64 or hex are at least this long; anything shorter was typed by hand.
 MIN_SECRET_CHARACTERS = 32
 
 
 class WebSettings(node.NodeSettings, frozen=True, kw_only=True):
-    port: Annotated[int, Variable("WEB_SERVICE_PORT", "the port of the pages and of everything passed through to the gateway")] = 3000
-    secret: Annotated[str, Variable("WEB_SECRET", "signs form tokens; 32 random characters or more, the same on all replicas", secret=True)]
+    port: Annotated[Port, Variable("WEB_SERVICE_PORT", "the port of the pages and of everything passed through to the gateway")] = 3000
+    secret: Annotated[
+        str,
+        Meta(min_length=MIN_SECRET_CHARACTERS),
+        Variable(
+            "WEB_SECRET", "signs form tokens; 32 random characters or more (openssl rand -hex 32), the same on all replicas", secret=True
+        ),
+    ]
     gateway_url: Annotated[str, Variable("GATEWAY_URL", "where the gateway's HTTP is; /api, /v1 and /docs are passed on to it")] = (
         "http://127.0.0.1:3002"
     )
@@ -24,16 +33,12 @@ class WebSettings(node.NodeSettings, frozen=True, kw_only=True):
     public_url: Annotated[str, Variable("PUBLIC_URL", "the address people use, where a proxy is before web")] = ""
     password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "how long a password must be, at least")] = 8
 
-    def __post_init__(self) -> None:
-        mistakes = []
-        if len(self.secret) < MIN_SECRET_CHARACTERS:
-            mistakes.append(f"WEB_SECRET is shorter than {MIN_SECRET_CHARACTERS} characters; make one with `openssl rand -hex 32`")
+    def mistakes(self) -> Iterator[str]:
+        yield from super().mistakes()
         if not _is_origin(self.gateway_url):
-            mistakes.append(f"GATEWAY_URL: {self.gateway_url!r} is not an address without a path, like http://127.0.0.1:3002")
+            yield f"GATEWAY_URL: {self.gateway_url!r} is not an address without a path, like http://127.0.0.1:3002"
         if self.public_url and not _is_origin(self.public_url):
-            mistakes.append(f"PUBLIC_URL: {self.public_url!r} is not an address without a path, like https://ai.example.org")
-        if mistakes:
-            raise errors.BadSettings("the settings cannot work:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
+            yield f"PUBLIC_URL: {self.public_url!r} is not an address without a path, like https://ai.example.org"
 
 
 def _is_origin(url: str) -> bool:

@@ -136,6 +136,10 @@ class SetActive(Body, frozen=True):
     is_active: bool
 
 
+class GetUser(Body, frozen=True):
+    user_id: UserId
+
+
 class ListUsers(Body, frozen=True):
     limit: int = 100
 
@@ -187,5 +191,6 @@ identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, R
 get_user_usage = Method("auth.getUserUsage", GetUserUsage, UserUsage, callers=PEOPLE)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_active = Method("auth.setActive", SetActive, User, callers=PEOPLE)
+get_user = Method("auth.getUser", GetUser, User, callers={Role.GATEWAY})
 list_users = Method("auth.listUsers", ListUsers, Users, callers=PEOPLE)
 watch_changes = StreamMethod("auth.watchChanges", WatchChanges, item=Change, end=Nothing, callers={Role.GATEWAY, Role.WEB})

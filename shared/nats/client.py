@@ -10,6 +10,7 @@ import random
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,11 +40,13 @@ class _Subscription:
 class NatsClient:
     """One connection, made again when lost. ``run`` must run while it is used."""
 
-    def __init__(self, urls: str, key: identity.NodeKey, *, name: str) -> None:
-        """``urls``: one or more, separated by commas; nats:// or tls://."""
+    def __init__(self, urls: str, key: identity.NodeKey, *, name: str, ca_file: Path | None = None) -> None:
+        """``urls``: one or more, separated by commas; nats:// or tls://. ``ca_file``: who vouches for the servers, in place
+        of the public authorities. Raises BadSettings for a file that cannot be used."""
         self._urls = [url.strip() for url in urls.split(",") if url.strip()]
         self._key = key
         self._name = name
+        self._trusted = None if ca_file is None else _trusting(ca_file)
         self._subscriptions: dict[int, _Subscription] = {}
         self._last_sid = 0
         self._session: _Session | None = None
@@ -145,7 +148,7 @@ class NatsClient:
     async def _connect_to(self, url: str) -> None:
         session = _Session(self)
         async with asyncio.timeout(LOGIN_SECONDS):
-            await session.open(url, self._key, self._name)
+            await session.open(url, self._key, self._name, self._trusted)
             for sid, subscription in self._subscriptions.items():
                 session.write(protocol.subscribe(sid, subscription.subject, subscription.queue))
             await session.ping()
@@ -194,7 +197,7 @@ class _Session(asyncio.Protocol):
         self._heard_at = self._loop.time()
         self.is_full = False
 
-    async def open(self, url: str, key: identity.NodeKey, name: str) -> None:
+    async def open(self, url: str, key: identity.NodeKey, name: str, trusted: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname or "127.0.0.1", parts.port or 4222
         transport, _ = await self._loop.create_connection(lambda: self, host, port)
@@ -202,7 +205,7 @@ class _Session(asyncio.Protocol):
         try:
             info = await self._info
             if parts.scheme == "tls" or info.tls_required:
-                self._transport = await self._loop.start_tls(transport, self, ssl.create_default_context(), server_hostname=host)
+                self._transport = await self._loop.start_tls(transport, self, trusted or ssl.create_default_context(), server_hostname=host)
                 assert self._transport is not None
             self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
             signature = base64.urlsafe_b64encode(key.sign_bare(info.nonce.encode())).rstrip(b"=").decode()
@@ -294,11 +297,25 @@ class _Session(asyncio.Protocol):
         self._client.lost(self)
 
 
+def _trusting(ca_file: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise errors.BadSettings(
+            f"NATS_CA_FILE: {ca_file} cannot be used: {error.strerror}", hint="it must hold certificates in PEM form"
+        ) from error
+
+
 def _not_there(urls: list[str], error: Exception | None) -> errors.Unavailable:
     where = ", ".join(_without_password(url) for url in urls)
     if isinstance(error, errors.NotAllowed) and "authorization" in error.message.lower():
         return errors.Unavailable(
             f"the NATS server at {where} refused this node's key", hint="aicli stack init writes the list of nodes it knows"
+        )
+    if isinstance(error, ssl.SSLError):
+        return errors.Unavailable(
+            f"the NATS server at {where} cannot show a certificate that is good here: {error.reason or error}",
+            hint="NATS_CA_FILE names who vouches for it; the certificate needs the host of NATS_URL among its names",
         )
     return errors.Unavailable(f"no NATS server answers at {where}", hint="start it, or set NATS_URL", retry_after_seconds=1)
 

@@ -66,7 +66,7 @@ class Announcer:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(directory.TICK_SECONDS)
             # Without the server nobody can be heard, and whoever has no link is no less alive for it.
             if self._transport.connected:
                 self._nodes.tick()

@@ -24,6 +24,8 @@ class ClientSettings:
     mesh: MeshName
     nats_url: str
     node_key_file: Path
+    #: Who vouches for the NATS server's certificate; None means the public authorities.
+    nats_ca_file: Path | None = None
     #: How long to wait for the NATS server.
     connect_seconds: float = 3.0
 
@@ -40,7 +42,7 @@ class ClientNode:
 async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
     """Join as a client; raises Unavailable if the NATS server is not there, BadSettings if the key cannot be used."""
     key = identity.load(settings.node_key_file)
-    transport = NatsTransport(Me(settings.mesh, Role.CLIENT, key, SOFTWARE), settings.nats_url)
+    transport = NatsTransport(Me(settings.mesh, Role.CLIENT, key, SOFTWARE), settings.nats_url, settings.nats_ca_file)
     await transport.connect(deadline_seconds=settings.connect_seconds)
     try:
         nodes = Directory(asyncio.get_running_loop().time)

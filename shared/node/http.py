@@ -1,5 +1,6 @@
 """A service's HTTP port: /healthz, /readyz and /metrics before the service's own application, if it has one."""
 
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 import uvicorn
 
-from shared import errors
+from shared import errors, processes
 from shared.node.member import DRAIN_SECONDS, Node, Service
 from shared.node.settings import NodeSettings
 from shared.telemetry import metrics
@@ -41,11 +42,13 @@ class Operations:
         self._metrics_enabled = settings.metrics_enabled
         self._metrics_text: Callable[[], Awaitable[str]] | None = None
         self._app: App | None = None
+        self._is_open = False
         self._routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
 
     def open(self, service: Service) -> None:
         """From now on the service's own application answers too."""
         self._app = service.asgi()
+        self._is_open = True
         if isinstance(service, SpeaksForTheMesh):
             self._metrics_text = service.metrics_text
 
@@ -60,6 +63,8 @@ class Operations:
             await _respond(send, 405, _problem("method_not_allowed", f"{scope['path']} answers GET"))
         elif self._app is not None:
             await self._app(scope, receive, send)
+        elif not self._is_open:
+            await _respond(send, 503, _problem("unavailable", "this service is starting; /readyz says what it waits for"))
         else:
             await _respond(send, 404, _problem("not_found", "here are /healthz, /readyz and /metrics; the API is on the gateway's port"))
 
@@ -86,9 +91,10 @@ def listen(host: str, port: int, variable: str) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise errors.BadSettings(
-            f"cannot listen on {host}:{port}: {error.strerror}", hint=f"stop what uses it, or set {variable}"
-        ) from error
+        if error.errno == errno.EADDRINUSE:
+            who = processes.listener_on(port)
+            raise errors.BadSettings(f"port {port} is taken by {who}", hint=f"stop it, or set {variable} to a free port") from error
+        raise errors.BadSettings(f"cannot listen on {host}:{port}: {error.strerror}", hint=f"set {variable} to another port") from error
     sock.listen(BACKLOG)
     return sock
 
@@ -132,10 +138,13 @@ class _Server(uvicorn.Server):
 
 
 def _problem(code: str, message: str) -> bytes:
-    return _json({"error": {"message": message, "type": "invalid_request_error", "code": code, "param": None}})
+    kind = "service_unavailable_error" if code == errors.Unavailable.code else "invalid_request_error"
+    return _json({"error": {"message": message, "type": kind, "code": code, "param": None}})
 
 
 async def _respond(send: Send, status: int, body: bytes, content_type: str = "application/json") -> None:
     headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -216,7 +216,7 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
     """A node on the mesh. Leaving: last announcement, links closed, server left; the caller has drained before."""
     key = identity.load(settings.node_key_file)
     me = Me(settings.mesh, role, key, f"aimesh/{version()}")
-    transport = NatsTransport(me, settings.nats_url)
+    transport = NatsTransport(me, settings.nats_url, settings.nats_ca_file)
     await transport.connect(deadline_seconds=CONNECT_SECONDS)
     try:
         async with background() as infrastructure, background() as calls, background() as tasks:

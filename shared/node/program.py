@@ -44,6 +44,8 @@ async def _live(service: type[Service], settings: Any) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for warning in settings.warnings():
+        _log.warning(warning)
     sock = listen(settings.host, settings.port, _port_variable(settings))
     async with member(settings, service.role) as node:
         logs.configure(node.service_name, settings.log_level, format=settings.log_format, node=node.id[:12])

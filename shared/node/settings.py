@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
+from shared import addresses
 from shared.config import Settings, Variable
 from shared.types import MeshName
-
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 class NodeSettings(Settings, frozen=True, kw_only=True):
@@ -33,12 +31,22 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Variable("LOG_LEVEL", "debug, info, warning or error")] = "info"
     log_format: Annotated[Literal["json", "text"], Variable("LOG_FORMAT", "json, or text for people")] = "json"
 
+    def warnings(self) -> Iterator[str]:
+        """What was allowed on purpose, and should not be forgotten."""
+        if self.host not in addresses.LOOPBACK and self.tls_cert_file is None:
+            yield f"HTTP on {self.host} has no TLS: keys and prompts can be read on the way, unless a proxy before it encrypts them"
+        if self.allow_plain_nats and addresses.plain_hosts(self.nats_url):
+            yield "NATS on another machine has no TLS: prompts can be read on the way, unless the network is private"
+
     def mistakes(self) -> Iterator[str]:
-        for url in self.nats_url.split(","):
-            parts = urlsplit(url.strip())
-            if parts.scheme == "nats" and parts.hostname not in LOOPBACK and not self.allow_plain_nats:
-                yield f"NATS_URL: {parts.hostname} is not this machine; use tls:// (or ALLOW_PLAIN_NATS=true on a private network)"
+        try:
+            plain = [] if self.allow_plain_nats else addresses.plain_hosts(self.nats_url)
+        except ValueError as error:
+            yield f"NATS_URL: {error}"
+        else:
+            for host in plain:
+                yield f"NATS_URL: {host} is not this machine; use tls:// (or ALLOW_PLAIN_NATS=true on a private network)"
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             yield "TLS_CERT_FILE and TLS_KEY_FILE go together"
-        if self.host not in LOOPBACK and self.tls_cert_file is None and not self.allow_plain_http:
+        if self.host not in addresses.LOOPBACK and self.tls_cert_file is None and not self.allow_plain_http:
             yield f"BIND_HOST: {self.host} can be reached from elsewhere; set TLS_CERT_FILE and TLS_KEY_FILE, or ALLOW_PLAIN_HTTP=true"

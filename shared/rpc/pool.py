@@ -1,9 +1,11 @@
 """The connections that this node has dialled: one per peer, made when first needed, replaced when lost."""
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Set
+from datetime import datetime
 
 from shared import directory, errors
 from shared.directory import Directory, Entry
@@ -117,13 +119,20 @@ class Pool:
             if connection is not None and connection.is_usable:
                 return connection
             connection = Connection(await self._dial(peer), self._dispatcher)
-            connection.on_closed = self._lost
+            connection.on_closed = functools.partial(self._lost, self._started_at(peer.node))
             self._connections[peer.node] = connection
         self._dialling.pop(peer.node, None)
         return connection
 
-    def _lost(self, connection: Connection) -> None:
+    def _started_at(self, node: NodeId) -> datetime | None:
+        entry = self._directory.find(node)
+        return entry.announcement.started_at if entry is not None else None
+
+    def _lost(self, started_at: datetime | None, connection: Connection) -> None:
+        """``started_at`` is that of the process at the other end."""
         if self._connections.get(connection.peer.node) is connection:
             del self._connections[connection.peer.node]
+        if self._started_at(connection.peer.node) != started_at:
+            return  # the node has been started again and has said so: what is lost is the link to its former self
         why = connection.link.closed
         self._directory.gone(connection.peer.node, why.message if why else "the link was lost")

@@ -64,13 +64,24 @@ def test_no_models(shell: Shell) -> None:
 
 
 def test_usage(shell: Shell) -> None:
-    day = UsageDay(date=date(2026, 1, 2), api_key_id=KeyId(UUID(int=3)), request_count=4, tokens_used=50)
-    shell.mesh.answer(auth.get_user_usage, UserUsage(user_id=USER, request_count=4, tokens_used=50, days=(day,)))
-    assert json.loads(shell("usage", "--json").stdout) == [
-        {"date": "2026-01-02", "api_key_id": str(UUID(int=3)), "request_count": 4, "tokens_used": 50},
-    ]
+    days = tuple(
+        UsageDay(date=date(2026, 1, 2), api_key_id=key, request_count=4, tokens_used=50)
+        for key in (KeyId(UUID(int=3)), KeyId(UUID(int=4 << 96)), None)
+    )
+    key = auth.ApiKey(
+        id=KeyId(UUID(int=3)), user_id=USER, name="laptop", preview="…", is_active=False, created_at=datetime(2026, 1, 2, tzinfo=UTC)
+    )
+    shell.mesh.answer(auth.get_user_usage, UserUsage(user_id=USER, request_count=4, tokens_used=50, days=days))
+    shell.mesh.answer(auth.list_api_keys, auth.ApiKeys((key,)))
+    assert json.loads(shell("usage", "--json").stdout)[0] == {
+        "date": "2026-01-02",
+        "api_key_id": str(UUID(int=3)),
+        "api_key_name": "laptop",
+        "request_count": 4,
+        "tokens_used": 50,
+    }
     result = shell("usage")
-    assert result.stdout.splitlines()[1].startswith("2026-01-02  4         50")
+    assert [line.split("50")[1].strip() for line in result.stdout.splitlines()[1:]] == ["laptop", "00000004…", "(logged in, without a key)"]
     assert result.stderr == "4 requests, 50 tokens in all\n"
 
 

@@ -142,3 +142,15 @@ def test_a_profile_that_others_can_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.BadSettings, match="can be read by others") as caught:
         profile.read(path)
     assert caught.value.hint == f"chmod 600 {path}"
+
+
+def test_a_server_on_another_machine_needs_tls(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    profile.write(path, Profile(node_key_file=Path("k.nk"), nats_url="nats://nats.example.org:4222"))
+    chosen = {"AICLI_PROFILE": str(path)}
+    with pytest.raises(errors.BadSettings, match=r"nats\.example\.org is not this machine"):
+        profile.load(chosen, tmp_path)
+    assert profile.load({**chosen, "ALLOW_PLAIN_NATS": "true"}, tmp_path).nats_url == "nats://nats.example.org:4222"
+    profile.write(path, Profile(node_key_file=Path("k.nk"), nats_url="tls://nats.example.org", nats_ca_file=Path("ca.pem")))
+    # Files are found beside the profile.
+    assert profile.load(chosen, tmp_path).nats_ca_file == tmp_path / "ca.pem"

@@ -38,8 +38,8 @@ def test_a_worker_is_a_node_of_its_own(stack: homes.Home) -> None:
 
 def test_the_lock_of_a_name_goes_over_to_the_worker(stack: homes.Home) -> None:
     first = worker.plan_environment({"AIMESH_HOME": str(stack.root)}, {})
-    assert first["NODE_KEY_FILE"].endswith("worker-1.nk")
-    (lock,) = descriptors_of(stack.run / "worker-1.lock")
+    assert first["NODE_KEY_FILE"].endswith("local-worker-1.nk")
+    (lock,) = descriptors_of(stack.run / "local-worker-1.lock")
     assert os.get_inheritable(lock)
     os.close(lock)  # the worker ends
     again = worker.plan_environment({"AIMESH_HOME": str(stack.root)}, {})

@@ -24,7 +24,7 @@ def declared_by(service: str) -> set[str]:
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, node.NodeSettings) and kind.__module__ == module.__name__
     )
-    return {setting.variable.name for setting in config.settings_of(kind)}
+    return {name for setting in config.settings_of(kind) for name in setting.variable.names}
 
 
 def mounts_of(service: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ STAY_ON_LOOPBACK = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_F
 def declared_by(service: str) -> set[str]:
     module = importlib.import_module(f"services.{service}.settings")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, node.NodeSettings)]
-    return {setting.variable.name for kind in kinds for setting in config.settings_of(kind)}
+    return {name for kind in kinds for setting in config.settings_of(kind) for name in setting.variable.names}
 
 
 @pytest.mark.parametrize("service", sorted(SERVICE_NAMES.values()))

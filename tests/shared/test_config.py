@@ -1,24 +1,26 @@
 """Settings from an environment: what is read, what is refused, and that all mistakes are told together."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
-from msgspec import Meta
 
 from shared import config, errors
-from shared.config import Variable
+from shared.config import Port, Variable
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    port: Annotated[int, Meta(ge=0, le=65535), Variable("PORT", "where to listen")] = 3000
+class Settings(config.Settings, frozen=True, kw_only=True):
+    port: Annotated[Port, Variable("PORT", "where to listen")] = 3000
     url: Annotated[str, Variable("URL", "the server")]
     password: Annotated[str, Variable("PASSWORD", "the secret", secret=True)]
     ratio: Annotated[float, Variable("RATIO", "a number")] = 0.5
     on: Annotated[bool, Variable("ON", "a switch")] = False
     file: Annotated[Path | None, Variable("FILE", "a path")] = None
     aliases: Annotated[dict[str, str], Variable("ALIASES", "other names")] = msgspec.field(default_factory=dict)
+    level: Annotated[Literal["low", "high"], Variable("LEVEL", "low or high")] = "low"
+    second: Annotated[Port | None, Variable("SECOND", "another port")] = None
     names: Annotated[tuple[str, ...], Variable("NAMES", "several")] = ()
 
 
@@ -30,10 +32,20 @@ def test_defaults_hold_where_nothing_is_set() -> None:
 
 
 def test_every_kind_of_value_is_read() -> None:
-    environment = GIVEN | {"PORT": "1", "RATIO": "2", "ON": "Yes", "FILE": "/a/b", "ALIASES": "a=b, c = d", "NAMES": "x, y"}
+    environment = GIVEN | {
+        "PORT": "1",
+        "RATIO": "2",
+        "ON": "Yes",
+        "FILE": "/a/b",
+        "ALIASES": "a=b, c = d",
+        "NAMES": "x, y",
+        "LEVEL": "High",
+        "SECOND": "2",
+    }
     assert config.load(Settings, environment) == Settings(
-        port=1, url="nats://x", password="p", ratio=2.0, on=True, file=Path("/a/b"), aliases={"a": "b", "c": "d"}, names=("x", "y")
-    )
+        port=1, url="nats://x", password="p", ratio=2.0, on=True, file=Path("/a/b"), aliases={"a": "b", "c": "d"}, names=("x", "y"),
+        level="high", second=2,
+    )  # fmt: skip
 
 
 def test_an_empty_variable_is_one_that_is_not_set() -> None:
@@ -56,3 +68,40 @@ def test_all_mistakes_are_told_together_and_no_secret_is() -> None:
     for name in ("PORT", "URL is not set", "ON", "ALIASES", "PASSWORD_FILE", "SECRET_NUMBER"):
         assert name in told.value.message
     assert "hunter2" not in told.value.message
+
+
+class Overridden(config.Settings, frozen=True, kw_only=True):
+    database: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="AUTH_DATABASE_URL")]
+
+
+def test_the_overriding_variable_goes_first(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("from the file")
+    assert config.load(Overridden, {"DATABASE_URL": "all"}).database == "all"
+    assert config.load(Overridden, {"DATABASE_URL": "all", "AUTH_DATABASE_URL": "own"}).database == "own"
+    assert config.load(Overridden, {"DATABASE_URL": "all", "AUTH_DATABASE_URL_FILE": str(tmp_path / "url")}).database == "from the file"
+    assert config.load(Overridden, {"DATABASE_URL": "all", "AUTH_DATABASE_URL": " "}).database == "all"
+
+
+def test_both_names_are_told_where_neither_is_set() -> None:
+    with pytest.raises(errors.BadSettings, match="DATABASE_URL or AUTH_DATABASE_URL is not set"):
+        config.load(Overridden, {})
+
+
+def test_a_file_that_is_no_text_is_a_mistake_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"\xff\xfe")
+    with pytest.raises(errors.BadSettings, match=r"PASSWORD_FILE: cannot read .*not UTF-8"):
+        config.load(Settings, {"URL": "x", "PASSWORD_FILE": str(tmp_path / "password")})
+
+
+def test_what_does_not_go_together_is_told_when_every_value_fits() -> None:
+    class Pair(config.Settings, frozen=True, kw_only=True):
+        low: Annotated[int, Variable("LOW", "the lower one")] = 0
+        high: Annotated[int, Variable("HIGH", "the higher one")] = 1
+
+        def mistakes(self) -> Iterator[str]:
+            if self.high < self.low:
+                yield "HIGH must not be below LOW"
+
+    assert config.load(Pair, {"LOW": "1"}).low == 1
+    with pytest.raises(errors.BadSettings, match="HIGH must not be below LOW"):
+        config.load(Pair, {"LOW": "2"})

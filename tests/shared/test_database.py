@@ -89,7 +89,7 @@ async def test_a_unique_violation_is_the_stores_to_translate(postgres_url: str, 
 
 async def test_a_transaction_happens_whole_or_not_at_all(postgres_url: str, package: Path) -> None:
     async with opened(postgres_url, package) as db:
-        with pytest.raises(database.UniqueViolation):  # noqa: PT012
+        with pytest.raises(database.UniqueViolation):
             async with db.transaction() as tx:
                 await tx.run("add", "lamp")
                 await tx.run("add", "lamp")

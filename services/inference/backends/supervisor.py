@@ -18,9 +18,9 @@ from typing import assert_never
 import msgspec
 
 from services.inference.backends.backend import Sink, Watcher
-from services.inference.engine import restarts, wire
+from services.inference.engine import wire
 from services.inference.jobs import Job
-from shared import errors
+from shared import errors, restarts
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, ModelState
 from shared.telemetry import logs
@@ -58,7 +58,7 @@ class Engine:
         self._load = load
         self._watcher = watcher
         self._program = program
-        self._restarts = restarts.Restarts()
+        self._history = restarts.History()
         self._writer: asyncio.StreamWriter | None = None
         self._ids = itertools.count(1)
         #: Each queue is bounded by the generation's own tokens: one report per token, one before and one at the end.
@@ -72,18 +72,20 @@ class Engine:
     async def run(self) -> None:
         """Keep a process running until cancelled, or until it is clear that it cannot."""
         while True:
+            started = time.monotonic()
             try:
                 reason = await self._live()
             except _NotLoadable as refused:
                 log.error("model_failed", model=self._model, reason=str(refused))
                 self._become(ModelState.FAILED, f"{refused}; mend it and restart the worker")
                 return
-            match self._restarts.crashed(time.monotonic()):
+            match restarts.decide(self._history, started_at=started, now=time.monotonic()):
                 case restarts.GiveUp(crashes):
                     log.error("engine_gave_up", model=self._model, reason=reason, crashes=crashes)
                     self._become(ModelState.FAILED, f"the engine crashed {crashes} times in 5 minutes, last: {reason}; restart the worker")
                     return
-                case restarts.RestartIn(seconds, crashes):
+                case restarts.RestartIn(seconds, history):
+                    self._history, crashes = history, len(history.crashes)
                     log.warning("engine_died", model=self._model, reason=reason, crashes=crashes, restart_in_seconds=seconds)
                     self._become(
                         ModelState.LOADING, f"the engine {reason}; it is started again (crash {crashes} of {restarts.MOST_CRASHES})"

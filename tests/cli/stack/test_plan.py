@@ -102,6 +102,13 @@ def test_the_fingerprint_follows_settings_and_secrets_only(home: Home) -> None:
     assert _plan(home, OPENAI_API_KEY="").fingerprint == first
 
 
+@pytest.mark.parametrize("name", ["keys/web.nk", "secrets/key_pepper"])
+def test_a_key_that_was_made_anew_restarts_who_runs_with_the_old_one(home: Home, name: str) -> None:
+    first = _plan(home).fingerprint
+    (home.root / name).unlink()
+    assert _plan(home).fingerprint != first
+
+
 @pytest.mark.parametrize("service", plan.SERVICES)
 def test_every_setting_of_a_service_can_be_given_and_what_it_must_have_is_there(home: Home, service: str) -> None:
     kind = getattr(import_module(f"services.{service}.settings"), KINDS[service])

@@ -37,7 +37,7 @@ async def test_register_login_key_and_back(world: Surroundings) -> None:
 
 async def test_nothing_that_is_stored_gives_a_secret_away(world: Surroundings, settings: AuthSettings) -> None:
     _, new = await world.user_with_key()
-    connection = await asyncpg.connect(settings.store_url)
+    connection = await asyncpg.connect(settings.database_url)
     try:
         rows = [*await connection.fetch("SELECT * FROM auth.users"), *await connection.fetch("SELECT * FROM auth.api_keys")]
     finally:
@@ -139,7 +139,7 @@ async def test_one_name_is_needed(world: Surroundings, credentials: auth.Credent
 async def test_an_old_hash_is_renewed_at_login(world: Surroundings, settings: AuthSettings) -> None:
     await world.register()
     old = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash(PASSWORD)
-    connection = await asyncpg.connect(settings.store_url)
+    connection = await asyncpg.connect(settings.database_url)
     try:
         await connection.execute("UPDATE auth.users SET password_hash = $1 WHERE username = 'john_doe'", old)
         await world.login()
@@ -337,6 +337,12 @@ async def test_only_an_administrator_administers(world: Surroundings) -> None:
     assert (await service.set_tier(auth.SetTier(user.email, Tier.PREMIUM), admin)).tier is Tier.PREMIUM
     assert (await identify(world, new.api_key)).tier is Tier.PREMIUM
     assert {found.username for found in (await service.list_users(auth.ListUsers(), admin)).users} == {"admin", "john_doe"}
+    assert (await service.get_user(auth.GetUser(user.id), admin)).tier is Tier.PREMIUM
+    assert (await service.get_user(auth.GetUser(user.id), call(new.api_key))).username == "john_doe"
+    with pytest.raises(errors.NotAllowed):
+        await service.get_user(auth.GetUser(UserId(uuid4())), call(new.api_key))
+    with pytest.raises(errors.NotFound):
+        await service.get_user(auth.GetUser(UserId(uuid4())), admin)
     with pytest.raises(errors.NotFound):
         await service.set_tier(auth.SetTier("nobody", Tier.PREMIUM), admin)
     for limit in (0, -1, 1001, 2**63):
@@ -371,7 +377,7 @@ async def test_a_watcher_hears_of_a_change_made_by_hand(world: Surroundings, set
     user, _ = await world.user_with_key()
     async with contextlib.aclosing(world.service._changes.watch(0)) as changes:
         assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
-        connection = await asyncpg.connect(settings.store_url)
+        connection = await asyncpg.connect(settings.database_url)
         try:
             await connection.execute("UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
         finally:

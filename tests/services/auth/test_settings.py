@@ -19,11 +19,11 @@ def test_the_least_that_works() -> None:
     assert (settings.port, settings.session_timeout_seconds, settings.password_min_length) == (3001, 3600, 8)
     assert settings.open_registration
     assert settings.admin_password is None
-    assert settings.store_url == GOOD["DATABASE_URL"]
+    assert settings.database_url == GOOD["DATABASE_URL"]
 
 
 def test_auth_may_have_a_database_of_its_own() -> None:
-    assert config.load(AuthSettings, {**GOOD, "AUTH_DATABASE_URL": "postgresql:///auth"}).store_url == "postgresql:///auth"
+    assert config.load(AuthSettings, {**GOOD, "AUTH_DATABASE_URL": "postgresql:///auth"}).database_url == "postgresql:///auth"
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,7 @@ def test_auth_may_have_a_database_of_its_own() -> None:
         pytest.param({"JWT_SIGNING_KEY": ""}, "JWT_SIGNING_KEY", id="no signing key"),
         pytest.param({"API_KEY_PEPPER": "changeme"}, "API_KEY_PEPPER", id="a short pepper"),
         pytest.param({"SESSION_TIMEOUT": "0"}, "SESSION_TIMEOUT", id="no session at all"),
+        pytest.param({"SESSION_TIMEOUT": "50000"}, "SESSION_LONGEST", id="longer unused than at all"),
         pytest.param({"SESSION_TIMEOUT": "soon"}, "SESSION_TIMEOUT", id="no number"),
         pytest.param({"PASSWORD_MIN_LENGTH": "4"}, "PASSWORD_MIN_LENGTH", id="four characters are no password"),
         pytest.param({"PASSWORD_MIN_LENGTH": "257"}, "PASSWORD_MIN_LENGTH", id="longer than the longest"),

@@ -25,6 +25,13 @@ def test_a_number_out_of_range_or_of_another_type_is_refused_by_name(field: str,
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize("field", admission.RANGES)
+def test_a_whole_number_of_four_hundred_digits_was_an_internal_error(field: str) -> None:
+    """math.isfinite raises OverflowError for it."""
+    with pytest.raises(admission.BadField, match=f"^{field} must be"):
+        admission.admit(request(**{field: 10**400}))
+
+
 @pytest.mark.parametrize(
     ("field", "good", "bad"),
     [

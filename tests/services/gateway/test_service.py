@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -27,6 +28,9 @@ from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 ADMIN_TOKEN = Credential("admin.eyJleHAiOjk5OTk5OTk5OTl9.x")
 PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
 ADMIN = auth.Principal(UserId(UUID(int=7)), "root", UserRole.ADMIN, Tier.FREE)
+OTHER = auth.User(
+    UserId(UUID(int=9)), "eve", "eve@example.com", UserRole.USER, Tier.PREMIUM, is_active=True, created_at=datetime(2026, 1, 2, tzinfo=UTC)
+)
 
 
 class StandIn:
@@ -65,6 +69,12 @@ class StandInAuth(StandIn):
     @serves(auth.identify)
     async def identify(self, request: auth.Identify, _call: Call) -> auth.Principal:
         return ADMIN if request.credential == ADMIN_TOKEN else PERSON
+
+    @serves(auth.get_user)
+    async def get_user(self, request: auth.GetUser, _call: Call) -> auth.User:
+        if request.user_id != OTHER.id:
+            raise errors.NotFound("there is no user with this id")
+        return OTHER
 
     @serves(auth.watch_changes)
     async def watch(self, request: auth.WatchChanges, stream: StreamCall[auth.Change]) -> Nothing:
@@ -158,12 +168,16 @@ async def test_a_limit_and_the_quota(site: Site) -> None:
 
 
 async def test_another_users_quota_is_for_admins(site: Site) -> None:
-    other = gateway.GetUserQuota(UserId(UUID(int=9)))
+    other = gateway.GetUserQuota(OTHER.id)
     for credential in (KEY, TOKEN):
         with pytest.raises(errors.NotAllowed):
             await site.client.rpc.call(gateway.get_user_quota, other, credential=credential)
     own = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(USER), credential=KEY)
     assert own.user_id == USER
+    seen = await site.client.rpc.call(gateway.get_user_quota, other, credential=ADMIN_TOKEN)
+    assert (seen.user_id, seen.tier, seen.used_this_hour) == (OTHER.id, Tier.PREMIUM, 0)
+    with pytest.raises(errors.NotFound):
+        await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(UserId(UUID(int=8))), credential=ADMIN_TOKEN)
 
 
 async def test_nodes_and_models_and_health(site: Site) -> None:

@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from services.inference.service import InferenceService, not_ready
+from services.inference.backends.backend import Sink
+from services.inference.jobs import Job
+from services.inference.service import Board, InferenceService, not_ready
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import inference
@@ -118,6 +120,32 @@ def test_why_a_worker_is_not_ready_names_model_and_reason() -> None:
     status = ModelStatus(ModelName("smollm2"), ModelState.LOADING, "loading", "llama", 0, 4, 0, 0)
     assert not_ready((status,)) == "smollm2: loading"
     assert not_ready(()) == "it has no model to serve"
+
+
+class Restarting:
+    """A backend whose only engine has just died."""
+
+    name = "llama"
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        return (ModelStatus(ModelName("smollm2"), ModelState.LOADING, "the engine was killed", "llama", 2048, 4, 0, 0),)
+
+    def expected_wait_seconds(self) -> float:
+        return 0.0
+
+    async def generate(self, job: Job, sink: Sink) -> Generation:
+        raise NotImplementedError
+
+
+def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_a_503_and_no_404() -> None:
+    node = Node()
+    board = Board(node)
+    board.backend = Restarting()
+    board.changed()
+    (offer,) = node.offers
+    assert [model.name for model in offer.models] == ["smollm2"]
+    assert offer.not_ready == "smollm2: the engine was killed"
+    assert offer.load.slots == 0
 
 
 def test_it_is_a_worker() -> None:

@@ -67,7 +67,7 @@ class Web(Stub):
 async def _start_metrics(net: TestNet, **changes: int | bool) -> RunningNode:
     settings = {"port": 0, "prometheus_port": 0, "mesh": MESH, "nats_url": net.server.url, **changes}
     key_file = net.server.key("metrics", Role.METRICS)
-    return await net.start(MetricsService, MetricsSettings(node_key_file=key_file, **settings), key_file=key_file)  # type: ignore[arg-type]
+    return await net.start(MetricsService, MetricsSettings(node_key_file=key_file, **settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ async def test_a_node_that_fails_costs_only_its_own_part(net: TestNet) -> None:
     metrics = await _start_metrics(net)
     auth, gateway = await net.start(Auth), await net.start(Gateway)
     await until(lambda: _knows(metrics, Role.AUTH, Role.GATEWAY))
-    auth.node.dispatcher.draining = True
+    auth.node.drain_started.set()
     text = await _text(gateway)
     assert {dict(labels)["service"] for labels in _values(text, "ai_platform_build_info")} == {"gateway", "metrics"}
     await metrics.node.rpc.call(node_api.read_health, node_api.ReadHealth(), to=gateway.node.id)

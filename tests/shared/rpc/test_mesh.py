@@ -320,6 +320,19 @@ async def test_a_restarted_node_resets_the_links_of_its_former_self_at_once() ->
             assert len([chunk async for chunk in again]) == 2
 
 
+async def test_the_lost_link_of_its_former_self_is_not_held_against_a_restarted_node() -> None:
+    """It had announced itself, was then called gone for the old link, and left out until its next announcement 2 s later."""
+    async with testnet() as net:
+        worker, door = await net.start(Worker), await net.start(Gateway)
+        async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+            await worker.cut()
+            await net.start(Worker, net.settings_of(worker))
+            with pytest.raises(errors.LinkLost, match="does not know the link"):
+                await anext(answer)
+        await until(lambda: len(door.node.directory.usable(Role.WORKER)) == 1, seconds=0.5)
+
+
 async def test_an_orderly_stop_lets_calls_finish_and_takes_no_new_ones() -> None:
     async with testnet() as net:
         worker, door = await net.start(Worker), await net.start(Gateway)

@@ -10,8 +10,8 @@ import pytest
 
 from services.inference.backends import supervisor
 from services.inference.backends.supervisor import Engine
-from services.inference.engine import restarts, wire
-from shared import errors
+from services.inference.engine import wire
+from shared import errors, restarts
 from shared.api.inference import ModelState
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
@@ -47,7 +47,7 @@ async def supervised(code: str, watch: Watch | None = None) -> AsyncIterator[Eng
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(restarts, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(supervisor, "EXIT_SECONDS", 0.2)
 
 

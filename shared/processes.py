@@ -1,0 +1,60 @@
+"""What Linux tells of processes in /proc: their names, and who listens on a port. Elsewhere nobody is known."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+#: `st` column of /proc/net/tcp, include/net/tcp_states.h.
+_TCP_LISTEN = "0A"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who has a port; neither is known when it is another user's process."""
+
+    pid: int | None
+    name: str | None
+
+    def __str__(self) -> str:
+        return "another user's process" if self.pid is None else f"{self.name} (pid {self.pid})"
+
+
+def listener_on(port: int) -> Listener:
+    """Who listens on a TCP port that is taken."""
+    inodes = _listening_inodes(port)
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    folders = Path("/proc").iterdir() if wanted else iter(())
+    for folder in folders:
+        if folder.name.isdigit() and _holds(folder / "fd", wanted):
+            pid = int(folder.name)
+            return Listener(pid, name_of(pid))
+    return Listener(None, None)
+
+
+def name_of(pid: int) -> str | None:
+    """None when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _listening_inodes(port: int) -> set[str]:
+    """The sockets that listen on a TCP port, on any address."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _TCP_LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(fields[9])
+    return found
+
+
+def _holds(folder: Path, wanted: set[str]) -> bool:
+    try:
+        return any(str(link.readlink()) in wanted for link in folder.iterdir())
+    except OSError:
+        return False

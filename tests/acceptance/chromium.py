@@ -1,0 +1,230 @@
+"""A real Chromium, driven over the DevTools pipe (`--remote-debugging-pipe`): no package, no port, no driver process.
+
+Clicks and typing are input events at the place where an element is drawn, so what is covered or invisible cannot be used.
+Everything a page logs, throws or requests is kept for the test to look at.
+"""
+
+import asyncio
+import base64
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.node.lifecycle import background
+
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+_ANSWER_SECONDS = 30
+#: A screenshot of a long page in base64.
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_FLAGS = (
+    "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
+    "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-extensions", "--mute-audio", "--password-store=basic", "--force-prefers-reduced-motion",
+)  # fmt: skip
+
+Json = dict[str, Any]
+
+
+def find() -> str | None:
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+class Failed(AssertionError):
+    """Chromium refused a command, or a page has not what the test asks for."""
+
+
+class Browser:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Json]] = {}
+        self._pages: dict[str, Page] = {}
+        self._ended = False
+
+    async def send(self, method: str, session: str | None = None, /, **parameters: Any) -> Json:
+        if self._ended:
+            raise Failed("Chromium has ended")
+        number = next(self._numbers)
+        self._answers[number] = answer = asyncio.get_running_loop().create_future()
+        message = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        self._writer.write(json.dumps(message).encode() + b"\0")
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await answer
+
+    async def read(self) -> None:
+        """Hands out what comes, until Chromium ends."""
+        while True:
+            try:
+                message = json.loads((await self._reader.readuntil(b"\0"))[:-1])
+            except asyncio.IncompleteReadError:
+                break
+            if "id" in message:
+                answer = self._answers.pop(message["id"])
+                if answer.done():  # nobody waits any more
+                    continue
+                if "error" in message:
+                    answer.set_exception(Failed(message["error"]["message"]))
+                else:
+                    answer.set_result(message["result"])
+            elif (page := self._pages.get(message.get("sessionId", ""))) is not None:
+                page.take(message["method"], message["params"])
+        self._ended = True
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(Failed("Chromium has ended"))
+
+    async def open(self, *, width: int = 1280, dark: bool = False, javascript: bool = True) -> "Page":
+        """A new window with cookies of its own."""
+        context = (await self.send("Target.createBrowserContext"))["browserContextId"]
+        target = (await self.send("Target.createTarget", url="about:blank", browserContextId=context))["targetId"]
+        session = (await self.send("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        self._pages[session] = page = Page(self, session)
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            await page.send(f"{domain}.enable")
+        await page.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
+        await page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        await page.send("Emulation.setScriptExecutionDisabled", value=not javascript)
+        return page
+
+
+@dataclass
+class Page:
+    browser: Browser
+    session: str
+    #: Every address that was asked for, and what was logged as an error or thrown.
+    requests: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    #: The status of the document that is shown, and its headers in small letters.
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    _loaded: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, event: str, facts: Json) -> None:
+        match event:
+            case "Page.loadEventFired":
+                self._loaded.set()
+            case "Network.requestWillBeSent":
+                self.requests.append(facts["request"]["url"])
+            case "Network.responseReceived" if facts["type"] == "Document":
+                self.status = facts["response"]["status"]
+                self.headers = {name.lower(): value for name, value in facts["response"]["headers"].items()}
+            case "Log.entryAdded" if facts["entry"]["level"] in ("error", "warning"):
+                self.problems.append(facts["entry"]["text"])
+            case "Runtime.consoleAPICalled" if facts["type"] in ("error", "warning", "assert"):
+                self.problems.append(json.dumps(facts["args"]))
+            case "Runtime.exceptionThrown":
+                self.problems.append(json.dumps(facts["exceptionDetails"]))
+
+    async def send(self, method: str, **parameters: Any) -> Json:
+        return await self.browser.send(method, self.session, **parameters)
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression; works where the page itself may run none."""
+        done = await self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in done:
+            raise Failed(f"{expression}: {done['exceptionDetails']['exception'].get('description')}")
+        return done["result"].get("value")
+
+    async def text(self) -> str:
+        return str(await self.evaluate("document.body.innerText"))
+
+    async def path(self) -> str:
+        return str(await self.evaluate("location.pathname"))
+
+    @asynccontextmanager
+    async def loading(self) -> AsyncIterator[None]:
+        """What happens inside leads to another page, which is there when this is left."""
+        self._loaded.clear()
+        yield
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await self._loaded.wait()
+
+    async def goto(self, url: str) -> None:
+        async with self.loading():
+            gone = await self.send("Page.navigate", url=url)
+            if "errorText" in gone:
+                raise Failed(f"{url}: {gone['errorText']}")
+
+    async def reload(self) -> None:
+        async with self.loading():
+            await self.send("Page.reload")
+
+    async def click(self, selector: str, text: str = "") -> None:
+        """Click the middle of the first element that matches and holds ``text``; waits for the page that this leads to."""
+        found = f"[...document.querySelectorAll({json.dumps(selector)})].find(each => each.innerText.includes({json.dumps(text)}))"
+        box = await self.evaluate(
+            f"(() => {{ const found = {found}; if (!found) return null; found.scrollIntoView({{block: 'center'}});"
+            " const box = found.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;"
+            " return found.contains(document.elementFromPoint(x, y)) ? {x, y} : null; })()"
+        )
+        if box is None:
+            raise Failed(f"nothing to click: {selector} {text!r} on {await self.path()}:\n{await self.text()}")
+        async with self.loading():
+            for event in ("mousePressed", "mouseReleased"):
+                await self.send("Input.dispatchMouseEvent", type=event, x=box["x"], y=box["y"], button="left", clickCount=1)
+
+    async def fill(self, **fields: str) -> None:
+        """Type into the inputs with these ids."""
+        for name, value in fields.items():
+            await self.evaluate(f"document.getElementById({json.dumps(name)}).select()")
+            await self.send("Input.insertText", text=value)
+
+    async def screenshot(self) -> bytes:
+        """A PNG of the whole page, for people to look at."""
+        done = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        return base64.b64decode(done["data"])
+
+
+def _pipe() -> tuple[int, int]:
+    """Both ends above the descriptors that the shell below moves them to."""
+    low = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low)
+    for end in low:
+        os.close(end)
+    return high[0], high[1]
+
+
+@asynccontextmanager
+async def launch() -> AsyncIterator[Browser]:
+    """Chromium with an empty profile; it is gone with the block."""
+    program = find()
+    if program is None:
+        raise Failed("these tests need Chromium: apt-get install -y chromium")
+    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+        to_read, to_write = _pipe()
+        from_read, from_write = _pipe()
+        # Chromium reads commands from descriptor 3 and answers on 4 (bash, because dash moves none above 9); it has no
+        # sandbox for root.
+        flags = [*_FLAGS, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}', program, *flags,
+            pass_fds=(to_read, from_write), stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "HOME": profile},
+        )  # fmt: skip
+        os.close(to_read)
+        os.close(from_write)
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=_MAX_MESSAGE_BYTES)
+        incoming, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_read, "rb"))
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(to_write, "wb"))
+        browser = Browser(reader, asyncio.StreamWriter(transport, protocol, None, loop))
+        try:
+            async with background() as tasks:
+                tasks.create_task(browser.read())
+                yield browser
+        finally:
+            transport.close()
+            incoming.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

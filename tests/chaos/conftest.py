@@ -1,0 +1,35 @@
+"""One stack for all kills; it is worse for wear afterwards, and nobody else gets it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests import people, stacks
+from tests.people import Desk, Person
+from tests.stacks import RunningStack
+
+#: An answer of twelve words takes a quarter of a second, so a kill meets some in every phase.
+ECHO_TOKEN_MS = "20"
+
+_shared = stacks.OfFolder(Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, DEFAULT_RATE_LIMIT="1000000")
+
+
+@pytest.fixture
+def stack(pytestconfig: pytest.Config) -> RunningStack:
+    return _shared.get(pytestconfig)
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    _shared.leave(nextitem)
+
+
+@pytest.fixture
+async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
+    async with people.desk(stack) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def ann(desk: Desk) -> Person:
+    return await desk.register("ann")

@@ -1,0 +1,42 @@
+"""After a fault: the history, the tables and the logs together before the oracle."""
+
+from shared.types import RequestId
+from tests.chaos import load, oracle
+from tests.chaos.load import History
+from tests.chaos.oracle import Fault, Row
+from tests.people import Person
+from tests.stacks import RunningStack, until
+
+
+async def judge(stack: RunningStack, person: Person, history: History, fault: Fault) -> None:
+    """Fails with every violation. The person has made no other requests than those of the history, and probes."""
+    rows = await _rows_of(stack, person, history, fault)
+    assert oracle.violations(history.attempts, fault, rows, deadline_seconds=load.DEADLINE_SECONDS) == []
+    assert await _usage_of(stack, person) == oracle.usage_of(rows)
+    for name in (*await stack.programs(), "supervisor"):
+        assert "Traceback" not in stack.log(name), f"{name} has a traceback in its log"
+
+
+async def _rows_of(stack: RunningStack, person: Person, history: History, fault: Fault) -> dict[RequestId, Row]:
+    """All rows of the person, once every success of the history has one that must have one."""
+    successes = [attempt for attempt in history.attempts if attempt.succeeded]
+    wanted = {one.request_id for one in successes if not fault.loses_rows or one.ended < fault.began or one.began >= fault.over}
+    found: dict[RequestId, Row] = {}
+
+    async def all_written() -> bool:
+        async with stack.database("gateway") as database:
+            rows = await database.fetch("SELECT * FROM request_logs WHERE user_id = $1", person.id)
+        found.update({row["id"]: Row(row["status"], row["prompt_tokens"], row["completion_tokens"]) for row in rows})
+        return wanted <= found.keys()
+
+    await until(all_written, seconds=10, what="every success has its row")
+    return found
+
+
+async def _usage_of(stack: RunningStack, person: Person) -> tuple[int, int]:
+    async with stack.database("gateway") as database:
+        row = await database.fetchrow(
+            "SELECT coalesce(sum(request_count), 0)::int, coalesce(sum(tokens_used), 0)::int FROM usage_stats WHERE user_id = $1", person.id
+        )
+    assert row is not None
+    return (row[0], row[1])

@@ -1,0 +1,182 @@
+"""A steady, bounded load through every door, and the history of it.
+
+async with load.running(stack, person) as history:
+    await history.until_each_door_succeeds(5)
+    …
+history.attempts
+"""
+
+import asyncio
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import httpx
+
+from shared import errors
+from shared.api import gateway
+from shared.api.gateway import InferenceRequest
+from shared.node.client import ClientNode
+from shared.types import ModelName, RequestId
+from tests.chaos.oracle import CONNECTION_LOST, DONE, HANGS, Attempt, Door
+from tests.people import Person
+from tests.stacks import RunningStack, until
+
+MODEL = ModelName("echo")
+#: Requests a second, and the doors that they take turns at.
+RATE = 20
+TURNS = (Door.GATEWAY, Door.RPC, Door.WEB, Door.RPC)
+WORDS = 12
+#: A client's own patience; the gateway's silence about a lost worker is 3 s.
+DEADLINE_SECONDS = 15.0
+#: Beyond this the load is not steady any more; a test fails on it.
+MOST_AT_ONCE = 300
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one caller has seen so far."""
+
+    text: str = ""
+    ends: list[str] = field(default_factory=list)
+    status: int | None = None
+    request_id: RequestId | None = None
+    usage: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
+class History:
+    attempts: list[Attempt] = field(default_factory=list)
+
+    async def until_each_door_succeeds(self, times: int, *, since: float = 0, seconds: float = 10) -> None:
+        """So often in a row, of the requests that began at ``since`` or later."""
+
+        async def all_doors() -> bool:
+            in_a_row: Counter[Door] = Counter()
+            for attempt in sorted(self.attempts, key=lambda attempt: attempt.ended):
+                if attempt.began >= since:
+                    in_a_row[attempt.door] = in_a_row[attempt.door] + 1 if attempt.succeeded else 0
+            return all(in_a_row[door] >= times for door in Door)
+
+        await until(all_doors, seconds=seconds, what=f"{times} successes in a row at each door")
+
+    def last_failure(self) -> float:
+        """When the last request that failed began; minus infinity for none."""
+        return max((attempt.began for attempt in self.attempts if not attempt.succeeded), default=float("-inf"))
+
+    def outcomes(self) -> dict[str, int]:
+        return dict(Counter(f"{attempt.door}: {'+'.join(attempt.ends) or 'nothing'}" for attempt in self.attempts))
+
+
+class _Callers:
+    """One of each kind, used by every request: connections are kept, as clients do."""
+
+    def __init__(self, person: Person, gateway_http: httpx.AsyncClient, web_http: httpx.AsyncClient, mesh: ClientNode) -> None:
+        self._person = person
+        self._http = {Door.GATEWAY: gateway_http, Door.WEB: web_http}
+        self._mesh = mesh
+
+    async def attempt(self, door: Door, prompt: str, history: History) -> None:
+        began, seen = time.monotonic(), _Seen()
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                if door is Door.RPC:
+                    await self._by_rpc(prompt, seen)
+                else:
+                    await self._by_http(self._http[door], prompt, seen)
+        except TimeoutError:
+            seen.ends.append(HANGS)
+        except errors.AimeshError as error:
+            seen.ends.append(errors.code_of(error))
+        except httpx.TransportError:
+            seen.ends.append(CONNECTION_LOST)
+        history.attempts.append(
+            Attempt(
+                door=door,
+                prompt=prompt,
+                began=began,
+                ended=time.monotonic(),
+                text=seen.text,
+                ends=tuple(seen.ends),
+                status=seen.status,
+                request_id=seen.request_id,
+                usage=seen.usage,
+            )
+        )
+
+    async def _by_rpc(self, prompt: str, seen: _Seen) -> None:
+        request = gateway.ProcessInferenceRequest(InferenceRequest(prompt=prompt, model=MODEL))
+        credential = self._person.key.secret
+        async with self._mesh.rpc.stream(
+            gateway.process_inference_request, request, credential=credential, deadline_seconds=DEADLINE_SECONDS - 2
+        ) as answer:
+            async for chunk in answer:
+                seen.text += chunk.text
+            end = answer.end
+        seen.request_id, seen.usage = end.request_id, (end.usage.prompt_tokens, end.usage.completion_tokens)
+        seen.ends.append(DONE)
+
+    async def _by_http(self, http: httpx.AsyncClient, prompt: str, seen: _Seen) -> None:
+        body = {
+            "model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            seen.status = answer.status_code
+            if "x-request-id" in answer.headers:
+                seen.request_id = RequestId(UUID(answer.headers["x-request-id"]))
+            if answer.status_code != 200:
+                seen.ends.append(json.loads(await answer.aread())["error"]["code"])
+                return
+            async for line in answer.aiter_lines():
+                _read_event(line, seen)
+
+
+def _read_event(line: str, seen: _Seen) -> None:
+    event = line.removeprefix("data: ")
+    if not event:
+        return
+    if event == "[DONE]":
+        seen.ends.append(DONE)
+        return
+    found = json.loads(event)
+    if "error" in found:
+        seen.ends.append(found["error"]["code"])
+        return
+    if usage := found.get("usage"):
+        seen.usage = (usage["prompt_tokens"], usage["completion_tokens"])
+    seen.text += "".join(choice["delta"].get("content", "") for choice in found["choices"])
+
+
+@asynccontextmanager
+async def running(stack: RunningStack, person: Person) -> AsyncIterator[History]:
+    """Requests at RATE until the block is left; then the running ones end, and the history is whole."""
+    history = History()
+    async with AsyncExitStack() as opened:
+        web = await opened.enter_async_context(stack.http(person.key.secret, service="web"))
+        direct = await opened.enter_async_context(stack.http(person.key.secret))
+        callers = _Callers(person, direct, web, await opened.enter_async_context(stack.client()))
+        async with asyncio.TaskGroup() as tasks:
+            pacing = tasks.create_task(_pace(callers, history, tasks))
+            yield history
+            pacing.cancel()
+
+
+async def _pace(callers: _Callers, history: History, tasks: asyncio.TaskGroup) -> None:
+    began = time.monotonic()
+    at_once = 0
+
+    def ended(_task: asyncio.Task[None]) -> None:
+        nonlocal at_once
+        at_once -= 1
+
+    for number in itertools.count():
+        await asyncio.sleep(max(0.0, began + number / RATE - time.monotonic()))
+        assert at_once < MOST_AT_ONCE, "the answers do not keep up with the load"
+        prompt = f"request{number} " + " ".join(f"w{position}" for position in range(1, WORDS))
+        at_once += 1
+        tasks.create_task(callers.attempt(TURNS[number % len(TURNS)], prompt, history)).add_done_callback(ended)

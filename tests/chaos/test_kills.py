@@ -1,0 +1,146 @@
+"""kill -9 of every server and service under load: the others live, it comes back and is used, and no request is lost
+without a word. Each is killed once: a second kill would meet the supervisor's longer pause."""
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Set
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from cli import exit_codes
+from shared import errors
+from shared.api import gateway
+from tests.chaos import judging, load, strangers
+from tests.chaos.load import History
+from tests.chaos.oracle import CONNECTION_LOST, Door, Fault
+from tests.chaos.strangers import Answers
+from tests.people import Desk, Person
+from tests.stacks import RunningStack, until
+
+#: What the issue allows between the new process and its use.
+USED_WITHIN_SECONDS = 5.0
+#: The supervisor's first pause, and the start of a process on a busy machine.
+RESTARTED_WITHIN_SECONDS = 10.0
+
+#: What a probe meets until then.
+_NOT_YET = (httpx.TransportError, errors.AimeshError)
+
+Probe = Callable[[RunningStack, Person], Awaitable[bool]]
+
+
+async def _registers(stack: RunningStack, _person: Person) -> bool:
+    """auth and PostgreSQL have to work for it; nothing of it is remembered anywhere."""
+    name = f"probe-{secrets.token_hex(6)}"
+    body = {"username": name, "email": f"{name}@example.org", "password": secrets.token_urlsafe(12)}
+    async with stack.http() as http:
+        return (await http.post("/api/auth/register", json=body)).status_code == 201
+
+
+async def _has_quota(stack: RunningStack, person: Person) -> bool:
+    async with stack.http(person.key.secret) as http:
+        return (await http.get("/api/quota")).status_code == 200
+
+
+async def _infers(stack: RunningStack, person: Person) -> bool:
+    async with stack.http(person.key.secret) as http:
+        return (await http.post("/api/inference", json={"model": "echo", "prompt": "hi"})).status_code == 200
+
+
+async def _scrapes(stack: RunningStack, _person: Person) -> bool:
+    return await stack.metric("metrics", "ai_platform_node_up", service="gateway") == 1
+
+
+async def _shows_pages(stack: RunningStack, _person: Person) -> bool:
+    async with stack.http(service="web") as http:
+        return (await http.get("/login")).status_code == 200
+
+
+async def _lists_nodes(stack: RunningStack, person: Person) -> bool:
+    async with stack.client() as mesh:
+        found = await mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=person.key.secret)
+    return len(found.nodes) >= 6 and await _infers(stack, person)
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """What the kill of one program may do to running requests."""
+
+    probe: Probe
+    doors: Set[Door] = field(default_factory=frozenset)
+    codes: Set[str] = field(default_factory=frozenset)
+
+
+EVERY_DOOR = frozenset(Door)
+#: No gateway could be found, or the link to it, or from it to the worker, broke.
+_MESH = frozenset({"link_lost", "not_reachable"})
+
+KILLS: dict[str, Kill] = {
+    # Keys are remembered and rows wait: nobody notices.
+    "postgres": Kill(_registers),
+    # Without its counts no limit can be exact, so nothing is let through.
+    "valkey": Kill(_has_quota, EVERY_DOOR, frozenset({"unavailable"})),
+    "nats": Kill(_lists_nodes, EVERY_DOOR, _MESH),
+    "auth": Kill(_registers),
+    "gateway": Kill(_infers, EVERY_DOOR, _MESH | {CONNECTION_LOST, "unavailable"}),
+    "inference-echo": Kill(_infers, EVERY_DOOR, _MESH),
+    "metrics": Kill(_scrapes),
+    "web": Kill(_shows_pages, frozenset({Door.WEB}), frozenset({CONNECTION_LOST})),
+}
+
+
+@pytest.mark.parametrize("program", KILLS)
+async def test_kill_9_under_load(stack: RunningStack, desk: Desk, ann: Person, program: str) -> None:
+    kill = KILLS[program]
+    bob = await desk.register("bob")
+    before = await stack.pids()
+    async with strangers.asking(stack, desk, bob) as told, load.running(stack, ann) as history:
+        await history.until_each_door_succeeds(5)
+        killed_at = time.monotonic()
+        old = await stack.kill(program)
+        restarted_at = await _new_process(stack, program, old)
+        await until(lambda: kill.probe(stack, ann), seconds=USED_WITHIN_SECONDS, what=f"{program} is used", ignoring=_NOT_YET)
+        used_at = time.monotonic()
+        await stack.restarted(program, old, seconds=USED_WITHIN_SECONDS)
+        await history.until_each_door_succeeds(5, since=used_at)
+    _report(program, history, killed_at, restarted_at, used_at)
+    print(f"strangers: {Counter(told.statuses)}; aicli: {Counter(told.commands)}")
+
+    after = await stack.pids()
+    assert {name: pid for name, pid in after.items() if name != program} == {name: pid for name, pid in before.items() if name != program}
+    fault = Fault(began=killed_at, over=restarted_at + USED_WITHIN_SECONDS, doors=kill.doors, codes=kill.codes)
+    await judging.judge(stack, ann, history, fault)
+    _check_strangers(told)
+
+
+def _check_strangers(told: Answers) -> None:
+    """A valid key is never called a wrong one, and aicli says what is the matter in one line."""
+    assert set(told.statuses) <= {200, 503}, told.statuses
+    assert told.statuses[0] == 200
+    for status, said in told.commands:
+        assert status in {exit_codes.ExitCode.OK, exit_codes.ExitCode.FAILED, exit_codes.ExitCode.NOTHING_SERVES}, said
+        assert (said == "") == (status == 0), said
+        assert said.count("\n") <= 1, said
+
+
+async def _new_process(stack: RunningStack, program: str, old: int) -> float:
+    """When it was there."""
+
+    async def runs() -> bool:
+        return (await stack.pids()).get(program) not in {None, old}
+
+    await until(runs, seconds=RESTARTED_WITHIN_SECONDS, what=f"the supervisor starts {program} again")
+    return time.monotonic()
+
+
+def _report(program: str, history: History, killed_at: float, restarted_at: float, used_at: float) -> None:
+    """For `pytest -rP`: the figures of the run."""
+    last = history.last_failure()
+    failing = f"failing until {last - killed_at:.2f} s" if last > killed_at else "nothing failed"
+    longest = max(attempt.ended - attempt.began for attempt in history.attempts)
+    print(
+        f"CHAOS {program}: new process after {restarted_at - killed_at:.2f} s, used {used_at - restarted_at:.2f} s later; {failing}; "
+        f"{len(history.attempts)} requests, the longest {longest:.2f} s: {history.outcomes()}"
+    )

@@ -1,0 +1,65 @@
+"""Hourly limits under load: exact, per user and per key, and at once after a change of tier."""
+
+import asyncio
+from collections import Counter
+
+import httpx
+
+from tests.integration import asking
+from tests.people import Desk, Key, Person
+from tests.stacks import RunningStack, until
+
+#: DEFAULT_RATE_LIMIT and PREMIUM_RATE_LIMIT of a stack that sets neither.
+FREE, PREMIUM = 100, 1000
+
+
+async def _statuses(stack: RunningStack, keys: list[Key], times: int) -> list[httpx.Response]:
+    async with stack.http() as http:
+
+        async def ask(key: Key) -> httpx.Response:
+            headers = {"authorization": f"Bearer {key.secret}"}
+            return await http.post("/api/inference", json={"model": "echo", "prompt": "hi"}, headers=headers)
+
+        return await asyncio.gather(*(ask(keys[number % len(keys)]) for number in range(times)))
+
+
+async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until_the_tier_is_raised(
+    stack: RunningStack, desk: Desk
+) -> None:
+    carl = await desk.register("carl")
+    second = await desk.make_key(carl, "second")
+    answers = await _statuses(stack, [carl.key, second], 150)
+    assert Counter(answer.status_code for answer in answers) == {200: FREE, 429: 50}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert "limit of 100" in asking.problem(answer, 429, "rate_limited")["message"]
+            # An hour is counted in minutes, so the oldest of them may leave up to one later.
+            assert 1 <= int(answer.headers["retry-after"]) <= 3660
+            assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+    async with stack.database("gateway") as database:
+        rows = await database.fetch("SELECT status, count(*) FROM request_logs WHERE user_id = $1 GROUP BY 1", carl.id)
+    assert {row["status"]: row["count"] for row in rows} == {"success": FREE, "limited": 50}
+
+    raised = await stack.aicli("admin", "users", "set-tier", carl.username, "premium")
+    assert raised.status == 0, raised.err
+    async with stack.http(second.secret) as http:
+        # The change is on its way to the gateway while aicli ends.
+        async def taken() -> bool:
+            return (await http.post("/api/inference", json={"model": "echo", "prompt": "hi"})).status_code == 200
+
+        await until(taken, seconds=2, what="the new tier holds")
+        quota = (await http.get("/api/quota")).json()
+    assert (quota["tier"], quota["limit_per_hour"]) == ("premium", PREMIUM)
+    assert quota["used_this_hour"] == FREE + 1
+
+
+async def test_the_tighter_limit_of_a_key_holds_for_that_key(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    made = (await stack.aicli("keys", "create", "tight", "--requests-per-hour", "3", "--json", AICLI_API_KEY=ann.key.secret)).json()
+    async with stack.http(made["key"]) as http:
+        answers = await asyncio.gather(*(http.post("/api/inference", json={"model": "echo", "prompt": "hi"}) for _ in range(10)))
+    assert Counter(answer.status_code for answer in answers) == {200: 3, 429: 7}
+    refused = await stack.aicli("infer", "-m", "echo", "hi", "--json", AICLI_API_KEY=made["key"])
+    assert refused.status == 4
+    assert '"rate_limited"' in refused.err
+    # The account's other key is not touched.
+    assert (await stack.aicli("infer", "-m", "echo", "hi", AICLI_API_KEY=ann.key.secret)).out == "hi\n"

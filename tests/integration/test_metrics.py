@@ -1,0 +1,107 @@
+"""What the numbers say after calls: of every service by itself, of the whole mesh in one place, and from domain events."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from shared.api import metrics
+from shared.types import SERVICE_NAMES
+from tests.integration import asking
+from tests.people import Desk, Person
+from tests.stacks import MESH, RunningStack, total, until
+
+#: The seed's four, with the labels that it names.
+OF_THE_SEED = {
+    "ai_platform_requests_total": {"service", "method", "status"},
+    "ai_platform_request_duration_seconds": {"service", "method", "model"},
+    "ai_platform_active_users": {"time_window"},
+    "ai_platform_rate_limit_violations_total": {"scope", "tier", "model"},
+}
+
+
+@pytest.mark.parametrize("service", SERVICE_NAMES.values())
+async def test_every_service_has_metrics_of_its_own(stack: RunningStack, service: str) -> None:
+    async with stack.http(service=service) as http:
+        answer = await http.get("/metrics")
+    assert answer.status_code == 200
+    assert total(answer.text, "ai_platform_build_info", service=service) >= 1
+    for name in OF_THE_SEED:
+        assert f"# TYPE {name.removesuffix('_total')}" in answer.text or f"# TYPE {name}" in answer.text, name
+
+
+async def test_the_four_of_the_seed_have_their_labels(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    tight = await desk.make_key(ann, "tight", requests_per_hour=1)
+    async with stack.http(tight.secret) as http:
+        await asking.inference(http, "one")
+        assert (await http.post("/api/inference", json={"model": "echo", "prompt": "two"})).status_code == 429
+    gateway = {"service": "gateway", "method": "processInferenceRequest"}
+    assert await stack.metric("gateway", "ai_platform_requests_total", **gateway, status="success") >= 1
+    assert await stack.metric("gateway", "ai_platform_requests_total", **gateway, status="rate_limited") >= 1
+    assert await stack.metric("gateway", "ai_platform_request_duration_seconds_count", **gateway, model="echo") >= 1
+    assert await stack.metric("gateway", "ai_platform_rate_limit_violations_total", scope="key", tier="premium", model="echo") >= 1
+    for window in ("1h", "24h", "7d"):
+        await until(lambda window=window: stack.metric("metrics", "ai_platform_active_users", time_window=window))  # type: ignore[misc]
+
+
+async def test_domain_events_are_counted(stack: RunningStack, desk: Desk) -> None:
+    counted = {
+        "ai_platform_completed_requests_total": {"status": "success", "model": "echo"},
+        "ai_platform_completed_tokens_total": {"model": "echo"},
+        "ai_platform_events_total": {"event": "user.registered"},
+        "ai_platform_registrations_total": {},
+        "ai_platform_keys_created_total": {},
+    }
+
+    async def count() -> list[float]:
+        return [await stack.metric("metrics", name, **labels) for name, labels in counted.items()]
+
+    before = await _settled(count)
+    dora = await desk.register("dora")
+    for _ in range(3):
+        await asking.rpc(desk.mesh, dora.key.secret, "four words in here")
+    expected = [was + more for was, more in zip(before, (3, 24, 1, 1, 1), strict=True)]
+
+    async def all_are_counted() -> bool:
+        now = await count()
+        assert all(one <= most for one, most in zip(now, expected, strict=True)), (now, expected)
+        return now == expected
+
+    await until(all_are_counted, what=f"the counts are {expected}")
+
+
+async def _settled(count: Callable[[], Awaitable[list[float]]]) -> list[float]:
+    """Scrapes within a second share one answer, so only what stays for longer is true of now."""
+    since, seen = time.monotonic(), await count()
+    while time.monotonic() - since < 1.2:
+        await asyncio.sleep(0.05)
+        if (now := await count()) != seen:
+            since, seen = time.monotonic(), now
+    return seen
+
+
+async def test_one_endpoint_serves_the_whole_mesh(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    await asking.rpc(desk.mesh, ann.key.secret, "hi")
+    url = f"http://127.0.0.1:{stack.environment['PROMETHEUS_PORT']}/metrics"
+    async with stack.http() as http:
+        text = (await http.get(url)).text
+    for service in SERVICE_NAMES.values():
+        assert total(text, "ai_platform_node_up", service=service) >= 1, service
+        assert total(text, "ai_platform_build_info", service=service) >= 1, service
+    assert total(text, "ai_platform_node_up", service="inference") == 2
+    assert total(text, "ai_platform_tokens_total", service="inference", model="echo", type="output") >= 1
+    assert total(text, "ai_platform_scrape_failures_total") == 0
+    assert total(text, "ai_platform_scrape_dropped_series") == 0
+
+
+async def test_health_sees_all_services_servers_and_workers(stack: RunningStack, ann: Person) -> None:
+    async with stack.operator() as nats:
+        answer = await nats.request(
+            f"aimesh.{MESH}.rpc.metrics.getSystemHealth", b"{}", timeout=5, headers={"content-type": "application/json"}
+        )
+    health = msgspec.json.decode(answer.data, type=metrics.SystemHealth)
+    assert health.status == "healthy", health
+    kinds = [component.kind for component in health.components]
+    assert (kinds.count("service"), kinds.count("server"), kinds.count("worker")) == (5, 3, 2)

@@ -1,0 +1,100 @@
+"""A stock NATS client (nats-py) with the operator's key: it finds the five services and calls them."""
+
+import asyncio
+import json
+
+import msgpack  # type: ignore[import-untyped]
+import nats.errors
+import pytest
+from nats.aio.client import Client as NatsClient
+
+from shared.types import SERVICE_ROLES
+from tests.people import Person
+from tests.stacks import MESH, RunningStack, until
+
+
+async def _ping(connection: NatsClient, subject: str) -> list[dict[str, str]]:
+    """Everybody who answers; nobody says how many there are, so the inbox is read until it is quiet."""
+    inbox = connection.new_inbox()
+    subscription = await connection.subscribe(inbox)
+    await connection.publish(subject, reply=inbox)
+    found = []
+    try:
+        while True:
+            found.append(json.loads((await subscription.next_msg(timeout=0.3)).data))
+    except nats.errors.TimeoutError:
+        return found
+    finally:
+        await subscription.unsubscribe()
+
+
+async def test_the_five_services_are_found_by_a_ping(stack: RunningStack) -> None:
+    async with stack.operator() as connection:
+
+        async def all_answer() -> bool:
+            return {one["name"] for one in await _ping(connection, "$SRV.PING")} == set(SERVICE_ROLES)
+
+        await until(all_answer, what="all five answer")
+        workers = await _ping(connection, "$SRV.PING.worker")
+        assert len(workers) == 2
+        assert len({one["id"] for one in workers}) == 2
+        assert all(one["type"] == "io.nats.micro.v1.ping_response" for one in workers)
+
+
+async def test_info_names_the_endpoints_and_stats_counts_their_calls(stack: RunningStack, ann: Person) -> None:
+    async with stack.operator() as connection:
+        info = json.loads((await connection.request("$SRV.INFO.auth", timeout=5)).data)
+        subjects = {one["name"]: one["subject"] for one in info["endpoints"]}
+
+        async def calls() -> int:
+            stats = json.loads((await connection.request("$SRV.STATS.auth", timeout=5)).data)
+            return int(next(one["num_requests"] for one in stats["endpoints"] if one["name"] == "validateApiKey"))
+
+        before = await calls()
+        await connection.request(subjects["validateApiKey"], msgpack.packb({"apiKey": ann.key.secret}), timeout=5)
+        assert await calls() == before + 1
+
+
+async def test_validate_api_key_by_msgpack_and_by_json(stack: RunningStack, ann: Person) -> None:
+    subject = f"aimesh.{MESH}.rpc.auth.validateApiKey"
+    request = {"apiKey": ann.key.secret}
+    async with stack.operator() as connection:
+        packed = await connection.request(subject, msgpack.packb(request), timeout=5)
+        plain = await connection.request(subject, json.dumps(request).encode(), timeout=5, headers={"content-type": "application/json"})
+    found = msgpack.unpackb(packed.data)
+    assert found["username"] == ann.username
+    assert found["tier"] == "premium"
+    assert json.loads(plain.data)["userId"] == str(ann.id)
+    assert json.loads(plain.data)["keyId"] == str(ann.key.id)
+
+
+@pytest.mark.parametrize(("key", "status"), [("aip_live_" + "0" * 49, "401"), ("", "401"), ("nonsense", "401"), (5, "400"), (None, "400")])
+async def test_a_bad_key_is_an_error_of_the_micro_protocol(stack: RunningStack, key: object, status: str) -> None:
+    async with stack.operator() as connection:
+        answer = await connection.request(f"aimesh.{MESH}.rpc.auth.validateApiKey", msgpack.packb({"apiKey": key}), timeout=5)
+    assert answer.headers is not None
+    assert answer.headers["Nats-Service-Error-Code"] == status
+    assert json.loads(answer.data)["error"]["code"] in {"not_authenticated", "bad_request"}
+
+
+async def test_an_operator_cannot_listen_to_the_mesh(stack: RunningStack) -> None:
+    refused: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        refused.append(error)
+
+    url = f"nats://127.0.0.1:{stack.environment['NATS_PORT']}"
+    connection = await nats.connect(url, nkeys_seed=str(stack.place.key("operator")), allow_reconnect=False, error_cb=note)
+    try:
+        for subject in (f"aimesh.{MESH}.gateway.>", f"aimesh.{MESH}.event.>", ">"):
+            await connection.subscribe(subject)
+        await connection.flush()
+
+        async def all_refused() -> bool:
+            return len(refused) == 3
+
+        await until(all_refused, what="all three are refused")
+    finally:
+        await connection.close()
+        await asyncio.sleep(0)
+    assert all("permissions violation" in str(error).lower() for error in refused)

@@ -1,0 +1,86 @@
+"""OpenAI's own Python client against a whole stack, at the gateway's address and at the one for everything."""
+
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+
+from tests.people import Person
+from tests.stacks import RunningStack
+
+
+@pytest.fixture(params=["gateway", "web"])
+async def client(request: pytest.FixtureRequest, stack: RunningStack, ann: Person) -> AsyncIterator[openai.AsyncOpenAI]:
+    base_url = stack.url(request.param) + "/v1"
+    async with openai.AsyncOpenAI(api_key=ann.key.secret, base_url=base_url, max_retries=0, timeout=30) as made:
+        yield made
+
+
+async def test_a_plain_answer(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "three small words"}])
+    assert (answer.model, answer.choices[0].message.content, answer.choices[0].finish_reason) == ("echo", "three small words", "stop")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 3, 6)
+
+
+@pytest.mark.parametrize("include_usage", [True, False])
+async def test_a_streamed_answer(client: openai.AsyncOpenAI, include_usage: bool) -> None:
+    stream = await client.chat.completions.create(
+        model="echo",
+        messages=[{"role": "system", "content": "be brief"}, {"role": "user", "content": "three small words"}],
+        stream=True,
+        stream_options={"include_usage": include_usage},
+    )
+    chunks = [chunk async for chunk in stream]
+    texts = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert texts == ["three", " small", " words"]
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason] == ["stop"]
+    usages = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert [(usage.prompt_tokens, usage.completion_tokens) for usage in usages] == ([(5, 3)] if include_usage else [])
+
+
+async def test_max_tokens_and_stop_cut_the_answer(client: openai.AsyncOpenAI) -> None:
+    async def ask(**more: object) -> tuple[str | None, str | None]:
+        answer = await client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "a b c d"}], **more)  # type: ignore[call-overload]
+        return answer.choices[0].message.content, answer.choices[0].finish_reason
+
+    assert await ask(max_tokens=2) == ("a b", "length")
+    assert await ask(max_completion_tokens=3) == ("a b c", "length")
+    assert await ask(stop=" c") == ("a b", "stop")
+
+
+async def test_models_are_listed_the_default_first(client: openai.AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == ["smollm2", "echo"]
+
+
+async def test_an_alias_is_answered_by_the_real_model(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model="llama3", messages=[{"role": "user", "content": "Say hello"}], max_tokens=4, temperature=0, seed=1
+    )
+    assert answer.model == "smollm2"
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert 1 <= answer.usage.completion_tokens <= 4
+
+
+async def test_a_wrong_key(client: openai.AsyncOpenAI) -> None:
+    for wrong in ("sk-nothing", "aip_live_" + "x" * 49):
+        with pytest.raises(openai.AuthenticationError) as refused:
+            await client.with_options(api_key=wrong).models.list()
+        assert refused.value.code == "not_authenticated"
+
+
+async def test_an_unknown_model_is_told_which_there_are(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        await client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "hi"}])
+    assert refused.value.code == "unknown_model"
+    text = refused.value.response.text
+    assert "smollm2" in text
+    assert "echo" in text
+    assert "MODEL_ALIASES" in text
+
+
+async def test_a_bad_parameter_is_named(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hi"}], temperature=5)
+    assert (refused.value.code, refused.value.param) == ("bad_request", "temperature")

@@ -1,0 +1,191 @@
+"""What the answers say was used, and what the tables say, are the same numbers."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+import asyncpg
+import httpx
+import pytest
+
+from shared import errors
+from shared.api import auth
+from shared.types import KeyId, UserId
+from tests.integration import asking
+from tests.integration.asking import Answered
+from tests.people import Desk, Key, Person
+from tests.stacks import RunningStack, until
+
+EACH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    user: UserId
+    key: KeyId
+    answered: Answered
+
+
+async def _ask_in_every_way(stack: RunningStack, desk: Desk, person: Person, key: Key) -> list[Asked]:
+    """At once; prompts of different lengths, so that no two sums agree by chance."""
+    async with stack.http(key.secret) as http, asyncio.TaskGroup() as tasks:
+        waiting = []
+        for number in range(EACH):
+            ways = ("rpc", *asking.OVER_HTTP)
+            prompts = [f"{person.username} {way} " + "word " * (number + position) for position, way in enumerate(ways)]
+            waiting.append((prompts[0], tasks.create_task(asking.rpc(desk.mesh, key.secret, prompts[0]))))
+            for prompt, ask in zip(prompts[1:], asking.OVER_HTTP.values(), strict=True):
+                waiting.append((prompt, tasks.create_task(ask(http, prompt))))
+    for prompt, task in waiting:
+        answered = task.result()
+        assert answered.text == prompt.strip()
+        assert answered.prompt_tokens == answered.completion_tokens == len(prompt.split())
+    return [Asked(person.id, key.id, task.result()) for _, task in waiting]
+
+
+async def test_rows_are_the_sum_of_the_answers_for_each_user_and_key(stack: RunningStack, desk: Desk, ann: Person, bob: Person) -> None:
+    people = [(person, key) for person in (ann, bob) for key in (person.key, await desk.make_key(person, "second"))]
+    asked = [one for many in await asyncio.gather(*(_ask_in_every_way(stack, desk, *each) for each in people)) for one in many]
+    assert len({one.answered.request_id for one in asked}) == len(asked) == 4 * EACH * 7
+    # A request that fails is in the log and not in the usage.
+    async with stack.http(ann.key.secret) as http:
+        assert (await http.post("/api/inference", json={"prompt": "x", "model": "no-such"})).status_code == 404
+
+    users = [ann.id, bob.id]
+    async with stack.database("gateway") as database:
+        logged = await database.fetch("SELECT * FROM request_logs WHERE user_id = ANY($1) AND status = 'success'", users)
+        daily = await database.fetch("SELECT * FROM usage_stats WHERE user_id = ANY($1)", users)
+    assert {row["id"]: (row["user_id"], row["api_key_id"], row["prompt_tokens"], row["completion_tokens"]) for row in logged} == {
+        one.answered.request_id: (one.user, one.key, one.answered.prompt_tokens, one.answered.completion_tokens) for one in asked
+    }
+    for row in logged:
+        assert (row["model_used"], row["error_code"], len(row["prompt_hash"])) == ("echo", None, 64)
+    assert _sums(daily) == _expected(asked)
+    await _every_view_says_the_same(stack, desk, ann, asked)
+
+
+def _expected(asked: list[Asked]) -> dict[tuple[UserId, KeyId], tuple[int, int]]:
+    tokens: Counter[tuple[UserId, KeyId]] = Counter()
+    for one in asked:
+        tokens[one.user, one.key] += one.answered.prompt_tokens + one.answered.completion_tokens
+    requests = Counter((one.user, one.key) for one in asked)
+    return {each: (requests[each], tokens[each]) for each in tokens}
+
+
+def _sums(daily: list[asyncpg.Record]) -> dict[tuple[UserId, KeyId], tuple[int, int]]:
+    """Over the days, because midnight may pass while a test runs."""
+    found: dict[tuple[UserId, KeyId], tuple[int, int]] = {}
+    for row in daily:
+        requests, tokens = found.get((row["user_id"], row["api_key_id"]), (0, 0))
+        found[row["user_id"], row["api_key_id"]] = (requests + row["request_count"], tokens + row["tokens_used"])
+    return found
+
+
+async def _every_view_says_the_same(stack: RunningStack, desk: Desk, person: Person, asked: list[Asked]) -> None:
+    own = [one.answered for one in asked if one.user == person.id]
+    expected = (len(own), sum(one.prompt_tokens + one.completion_tokens for one in own))
+    async with stack.http(person.key.secret) as http:
+        over_http = (await http.get("/api/usage")).json()
+    over_rpc = await desk.mesh.rpc.call(auth.get_user_usage, auth.GetUserUsage(), credential=person.key.secret)
+    assert (over_http["request_count"], over_http["tokens_used"]) == expected
+    assert (over_rpc.request_count, over_rpc.tokens_used) == expected
+    listed = (await stack.aicli("usage", "--json", AICLI_API_KEY=person.key.secret)).json()
+    assert sum(day["tokens_used"] for day in listed) == expected[1]
+
+
+# --- requests that did not end well ------------------------------------------------------------------------------------
+
+
+async def _rows(stack: RunningStack, person: Person) -> list[asyncpg.Record]:
+    async with stack.database("gateway") as database:
+        return list(await database.fetch("SELECT * FROM request_logs WHERE user_id = $1 ORDER BY created_at", person.id))
+
+
+async def _only_row(stack: RunningStack, person: Person) -> asyncpg.Record:
+    async def written() -> list[asyncpg.Record]:
+        return await _rows(stack, person)
+
+    (row,) = await until(written, what="the row is written")
+    return row
+
+
+async def _used(stack: RunningStack, person: Person) -> tuple[int, int]:
+    async with stack.http(person.key.secret) as http:
+        usage = (await http.get("/api/usage")).json()
+    return usage["request_count"], usage["tokens_used"]
+
+
+LONG = "word " * 400
+
+
+async def test_a_stream_that_its_reader_left_is_cancelled_and_counts_what_was_delivered(stack: RunningStack, ann: Person) -> None:
+    body = asking.chat_body(LONG, stream=True)
+    async with stack.http(ann.key.secret) as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        texts = 0
+        async for line in answer.aiter_lines():
+            texts += '"content":"' in line and '"content":""' not in line
+            if texts >= 5:
+                break
+    row = await _only_row(stack, ann)
+    assert (row["status"], row["error_code"]) == ("cancelled", "cancelled")
+    assert 5 <= row["completion_tokens"] < 400
+    assert row["tokens_used"] == row["prompt_tokens"] + row["completion_tokens"]
+    assert await _used(stack, ann) == (1, row["tokens_used"])
+
+
+async def test_an_rpc_caller_that_leaves_cancels_too(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    task = asyncio.create_task(asking.rpc(desk.mesh, ann.key.secret, LONG))
+    await until(lambda: _is_generating(stack), what="the worker generates")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (await _only_row(stack, ann))["status"] == "cancelled"
+    await until(lambda: _is_idle(stack), what="the worker stops")
+
+
+async def _is_generating(stack: RunningStack) -> bool:
+    return await _running_there(stack) > 0
+
+
+async def _is_idle(stack: RunningStack) -> bool:
+    return await _running_there(stack) == 0
+
+
+async def _running_there(stack: RunningStack) -> int:
+    nodes = (await stack.aicli("nodes", "--json")).json()
+    return sum(int(node["running"]) for node in nodes if "echo" in node["models"])
+
+
+async def test_a_deadline_that_passes_is_a_timeout(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    with pytest.raises(errors.DeadlineExceeded):
+        await asking.rpc(desk.mesh, ann.key.secret, LONG, deadline_seconds=0.5)
+    row = await _only_row(stack, ann)
+    assert (row["status"], row["error_code"]) == ("timeout", "deadline_exceeded")
+
+
+async def test_a_request_over_its_limit_has_a_row_and_no_usage(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    tight = await desk.make_key(ann, "tight", requests_per_hour=1)
+    async with stack.http(tight.secret) as http:
+        await asking.inference(http, "first")
+        asking.problem(await http.post("/api/inference", json={"model": "echo", "prompt": "second"}), 429, "rate_limited")
+    first, second = await _rows(stack, ann)
+    assert (first["status"], second["status"]) == ("success", "limited")
+    assert (second["error_code"], second["tokens_used"], second["api_key_id"]) == ("rate_limited", 0, tight.id)
+    assert await _used(stack, ann) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"prompt": "hi", "model": "no-such-model"}, 404, "unknown_model"),
+        ({"prompt": "hi", "model": "echo", "temperature": 9}, 400, "bad_request"),
+    ],
+)
+async def test_a_refused_request_is_an_error_without_usage(
+    stack: RunningStack, ann: Person, body: dict[str, object], status: int, code: str
+) -> None:
+    async with stack.http(ann.key.secret) as http:
+        answer: httpx.Response = await http.post("/api/inference", json=body)
+    error = asking.problem(answer, status, code)
+    row = await _only_row(stack, ann)
+    assert (str(row["id"]), row["status"], row["error_code"], row["tokens_used"]) == (error["request_id"], "error", code, 0)
+    assert await _used(stack, ann) == (0, 0)

@@ -1,0 +1,61 @@
+"""Users of a running stack: registered, with a tier and keys, as `aicli` would make them."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from shared.api import auth
+from shared.node.client import ClientNode
+from shared.types import Credential, KeyId, Tier, UserId
+from tests.stacks import RunningStack
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    id: KeyId
+    secret: Credential
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody with an account, an open session and a first key."""
+
+    id: UserId
+    username: str
+    password: str
+    access_token: Credential
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where accounts are made; the admin's key is behind it."""
+
+    mesh: ClientNode
+    admin_key: Credential
+
+    async def register(self, name: str, tier: Tier = Tier.FREE) -> Person:
+        """A new user whose name begins with ``name``."""
+        username, password = f"{name}-{secrets.token_hex(4)}", secrets.token_urlsafe(18)
+        data = auth.UserData(username, f"{username}@example.org", password)
+        user = await self.mesh.rpc.call(auth.register_user, auth.RegisterUser(data))
+        if tier is not Tier.FREE:
+            await self.mesh.rpc.call(auth.set_tier, auth.SetTier(username, tier), credential=self.admin_key)
+        session = await self.mesh.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(password, username)))
+        key = await self._make_key(session.access_token, "first", None)
+        return Person(user.id, username, password, session.access_token, key)
+
+    async def make_key(self, person: Person, name: str, *, requests_per_hour: int | None = None) -> Key:
+        return await self._make_key(person.access_token, name, requests_per_hour)
+
+    async def _make_key(self, credential: Credential, name: str, requests_per_hour: int | None) -> Key:
+        request = auth.GenerateApiKey(name, requests_per_hour=requests_per_hour)
+        made = await self.mesh.rpc.call(auth.generate_api_key, request, credential=credential)
+        return Key(made.key.id, made.api_key)
+
+
+@asynccontextmanager
+async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
+    async with stack.client() as mesh:
+        yield Desk(mesh, stack.api_key)

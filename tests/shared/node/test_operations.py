@@ -1,0 +1,68 @@
+"""What a service's port answers before the service is there, and where it has no application of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+
+from shared.api.gateway import Check
+from shared.node.http import App, Operations
+from shared.node.member import Node
+from shared.node.settings import NodeSettings
+from shared.types import Role
+from tests import testnet
+
+
+class Page:
+    """A service whose HTTP application is what it is given."""
+
+    role: ClassVar[Role] = Role.GATEWAY
+
+    def __init__(self, app: App | None = None) -> None:
+        self._app = app
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Any, node: Node) -> AsyncIterator["Page"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> App | None:
+        return self._app
+
+
+@asynccontextmanager
+async def _port() -> AsyncIterator[tuple[Operations, httpx.AsyncClient]]:
+    async with testnet.testnet() as net:
+        started = await net.start(Page)
+        operations = Operations(started.node, NodeSettings(node_key_file=Path("/nowhere")))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(operations), base_url="http://here") as http:
+            yield operations, http
+
+
+async def test_a_request_to_a_gateway_that_is_still_starting_is_a_503_and_no_404() -> None:
+    async with _port() as (operations, http):
+        answer = await http.post("/v1/chat/completions")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert (await http.get("/healthz")).status_code == 200
+
+        operations.open(Page())
+        answer = await http.post("/v1/chat/completions")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+async def test_the_operations_come_before_the_services_own_application() -> None:
+    async def own(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 418, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with _port() as (operations, http):
+        operations.open(Page(own))
+        assert (await http.get("/anything")).status_code == 418
+        assert (await http.get("/readyz")).status_code == 200
+        assert (await http.delete("/metrics")).status_code == 405

@@ -1,0 +1,55 @@
+"""What every service refuses, and what it only warns of."""
+
+from pathlib import Path
+
+import pytest
+
+from shared import config, errors
+from shared.node.settings import NodeSettings
+
+GIVEN = {"NODE_KEY_FILE": "/nowhere"}
+
+
+def load(**environment: str) -> NodeSettings:
+    return config.load(NodeSettings, {**GIVEN, **environment})
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"NATS_URL": "nats://10.0.0.5:4222"}, "NATS_URL: 10.0.0.5 is not this machine"),
+        ({"NATS_URL": "10.0.0.5:4222"}, "NATS_URL: not an address"),
+        ({"TLS_CERT_FILE": "/a"}, "TLS_CERT_FILE and TLS_KEY_FILE go together"),
+        ({"BIND_HOST": "0.0.0.0"}, "BIND_HOST: 0.0.0.0 can be reached from elsewhere"),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
+        ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
+    ],
+)
+def test_what_is_refused(environment: dict[str, str], says: str) -> None:
+    with pytest.raises(errors.BadSettings, match=says):
+        load(**environment)
+
+
+def test_all_of_it_is_said_at_once() -> None:
+    with pytest.raises(errors.BadSettings) as refused:
+        load(NATS_URL="nats://10.0.0.5", BIND_HOST="0.0.0.0", TLS_KEY_FILE="/a")
+    assert refused.value.message.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "warnings"),
+    [
+        ({}, 0),
+        ({"BIND_HOST": "0.0.0.0", "TLS_CERT_FILE": "/a", "TLS_KEY_FILE": "/b"}, 0),
+        ({"NATS_URL": "tls://nats.example.org"}, 0),
+        ({"ALLOW_PLAIN_NATS": "true", "ALLOW_PLAIN_HTTP": "true"}, 0),
+        ({"BIND_HOST": "0.0.0.0", "ALLOW_PLAIN_HTTP": "true"}, 1),
+        ({"NATS_URL": "nats://10.0.0.5", "ALLOW_PLAIN_NATS": "true"}, 1),
+    ],
+)
+def test_what_was_allowed_on_purpose_is_warned_of(environment: dict[str, str], warnings: int) -> None:
+    assert len(list(load(**environment).warnings())) == warnings
+
+
+def test_paths_are_paths() -> None:
+    assert load(NATS_CA_FILE="/etc/ca.pem").nats_ca_file == Path("/etc/ca.pem")
