@@ -265,7 +265,7 @@ class NatsTransport:
         if self.on_link is None or self.me.role not in SERVICE_ROLES:
             return  # processes of one client profile share an inbox: it is another's link
         if not is_hello:
-            self._reset(self._subject_to(peer), data.link, "this node does not know the link")
+            self._reset(self._subject_to(peer), data.link, "it has been started anew, or had given the link up")
             return
         link = NatsLink(self, peer, data.link, dialled=False)
         self._links[link.key] = link
