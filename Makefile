@@ -31,6 +31,7 @@ status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
 test: setup-dev ## run every test, with servers of its own
+	@$(if $(TESTS),,$(PYTHON) tools/setup.py browser)
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift

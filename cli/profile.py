@@ -74,7 +74,7 @@ def find(environment: Mapping[str, str], folder: Path) -> Place:
         return Place(default, "the default profile")
     raise errors.BadSettings(
         "no profile: aicli does not know which mesh to talk to",
-        hint="run `make up` in the checkout, or set AICLI_PROFILE to a profile file",
+        hint="run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file",
     )
 
 

@@ -32,9 +32,14 @@ def new_request_id() -> RequestId:
     return RequestId(UUID(int=value))
 
 
-def start(traceparent: str | None = None) -> RequestContext:
-    """A new request at the door; without a caller's trace its id is the request's, so that one finds the other."""
+def begin(traceparent: str | None = None) -> RequestContext:
+    """A new request; without a caller's trace its id is the request's, so that one finds the other."""
     request_id = new_request_id()
-    context = RequestContext(request_id, traceparent or f"00-{request_id.hex}-{os.urandom(8).hex()}-01")
+    return RequestContext(request_id, traceparent or f"00-{request_id.hex}-{os.urandom(8).hex()}-01")
+
+
+def start(traceparent: str | None = None) -> RequestContext:
+    """``begin`` one, for the running task."""
+    context = begin(traceparent)
     current.set(context)
     return context

@@ -33,6 +33,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     context_tokens: int
     #: SHA-256 of the model's file: two workers with the same digest can continue each other's answers.
     digest: str = ""
+    #: False while its engine loads or restarts: "not now" is not "nobody has it".
+    ready: bool = True
 
 
 class Load(msgspec.Struct, array_like=True, frozen=True):

@@ -311,11 +311,34 @@ def set_up(level: str) -> None:
             mark_done(each)
 
 
+# --- the browser of the tests ------------------------------------------------------------------------------------------
+
+#: As tests/acceptance/chromium.py looks for them.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+INSTALL_BROWSER = "apt-get install -y chromium"
+
+
+def ensure_browser() -> None:
+    """A package of the system and not of Python; only root can put it there."""
+    if any(shutil.which(name) for name in BROWSERS):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise SetupFailed(f"The tests of the web pages need Chromium, and only root can install it:\n  sudo {INSTALL_BROWSER}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    sys.stderr.write("The tests of the web pages need Chromium, and it is not there:\n")
+    run("apt-get update", "apt-get", "update", environment=environment)
+    run(INSTALL_BROWSER, *INSTALL_BROWSER.split(), environment=environment)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("level", choices=sorted(LEVELS), help="runtime: what `make up` needs; dev: that and what tests and checks need")
+    what = "runtime: what `make up` needs; dev: that and what tests and checks need; browser: Chromium, for the tests of the web pages"
+    parser.add_argument("level", choices=[*sorted(LEVELS), "browser"], help=what)
     level = parser.parse_args().level
     try:
+        if level == "browser":
+            ensure_browser()
+            return 0
         if is_done(level):
             return 0
         cache = cache_folder()

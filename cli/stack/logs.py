@@ -38,16 +38,23 @@ def rotate(path: Path, max_bytes: int = MAX_BYTES) -> bool:
     return True
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """The last lines; empty when there is no such file."""
-    return _read_end(path, lines)[0]
+def tail(path: Path, lines: int, start: int = 0) -> list[str]:
+    """The last lines, of those that were written after ``start``; empty when there is no such file."""
+    return _read_end(path, lines, start)[0]
 
 
-def _read_end(path: Path, lines: int) -> tuple[list[str], int]:
+def ends(folder: Path) -> dict[str, int]:
+    """How long each program's log is now: a ``start`` for ``tail``."""
+    return {path.stem: path.stat().st_size for path in folder.glob("*.log")}
+
+
+def _read_end(path: Path, lines: int, start: int = 0) -> tuple[list[str], int]:
     """The last lines, and how far we have read."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            length = file.seek(0, os.SEEK_END)
+            # Shorter than ``start``, it has been rotated since.
+            file.seek(max(length - _TAIL_BYTES, start if start <= length else 0))
             return file.read().decode(errors="replace").splitlines()[-lines:], file.tell()
     except FileNotFoundError:
         return [], 0

@@ -41,6 +41,14 @@ class Waiting:
     reasons: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """How things were when we came: crashes of then are no reason to give up, and log lines of then explain nothing."""
+
+    crashes: dict[str, int]
+    log_ends: dict[str, int]
+
+
 async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say) -> StackSettings:
     """Everything of this stack is ready when this returns. Raises AimeshError; the end of the log that explains it was said."""
     _require_linux()
@@ -56,6 +64,7 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
         say("settings or code have changed: stopping what runs")
         await down(home, say)
         running = None
+    log_ends = logs.ends(home.logs)
     if running is None:
         _clear(home)
         ports.check(plan.ports_wanted(made.settings))
@@ -66,7 +75,8 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
         return made.settings
     else:
         await _repair(home, running, say)
-    await _until_ready(home, planned, running, say)
+    old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
+    await _until_ready(home, planned, Before(old_crashes, log_ends), say)
     return made.settings
 
 
@@ -124,17 +134,15 @@ async def _runs_already(running: Answer, planned: plan.Plan) -> bool:
     return _all_run(running) and len((await _look(services)).ready) == len(services)
 
 
-async def _until_ready(home: Home, planned: plan.Plan, before: Answer | None, say: Say) -> None:
-    """``before`` is what the supervisor said when we came: crashes of then are no reason to give up now."""
+async def _until_ready(home: Home, planned: plan.Plan, before: Before, say: Say) -> None:
     services = _services(planned)
-    old_crashes = {program.name: program.crashes for program in before.programs} if before else {}
     started = time.monotonic()
     said: frozenset[str] = frozenset()
     waiting = Waiting(frozenset(), {})
     while time.monotonic() - started < _READY_SECONDS:
         answer = await control.ask(home.control_socket, control.Status())
-        if (hopeless := _find_hopeless(home, answer, old_crashes, time.monotonic() - started)) is not None:
-            raise _failure(home, hopeless.name, hopeless.why, say)
+        if (hopeless := _find_hopeless(home, answer, before, time.monotonic() - started)) is not None:
+            raise _failure(home, hopeless, before, say)
         if answer is not None:
             waiting = await _look(services)
             for name in sorted(waiting.ready - said):
@@ -144,7 +152,8 @@ async def _until_ready(home: Home, planned: plan.Plan, before: Answer | None, sa
                 return
         await asyncio.sleep(_LOOK_SECONDS)
     late = "; ".join(f"{name}: {reason}" for name, reason in waiting.reasons.items())
-    raise _failure(home, next(iter(waiting.reasons), SUPERVISOR), f"not ready after {_READY_SECONDS:.0f} s: {late}", say)
+    late_one = Hopeless(next(iter(waiting.reasons), SUPERVISOR), f"not ready after {_READY_SECONDS:.0f} s: {late}")
+    raise _failure(home, late_one, before, say)
 
 
 def _services(planned: plan.Plan) -> dict[str, str]:
@@ -172,24 +181,24 @@ class Hopeless:
     why: str
 
 
-def _find_hopeless(home: Home, answer: Answer | None, old_crashes: Mapping[str, int], waited: float) -> Hopeless | None:
+def _find_hopeless(home: Home, answer: Answer | None, before: Before, waited: float) -> Hopeless | None:
     if answer is None:
         with supervisor.only_one(home) as alone:
             gone = alone and waited > 2
         return Hopeless(SUPERVISOR, "the supervisor has ended") if gone or waited > _CONTROL_SECONDS else None
     for program in answer.programs:
-        crashes = program.crashes - old_crashes.get(program.name, 0)
+        crashes = program.crashes - before.crashes.get(program.name, 0)
         if program.state != "running" and crashes >= (1 if program.state == "down" else _PATIENCE_CRASHES):
             return Hopeless(program.name, f"{program.name} does not start: {program.why}")
     return None
 
 
-def _failure(home: Home, name: str, why: str, say: Say) -> errors.Internal:
+def _failure(home: Home, failed: Hopeless, before: Before, say: Say) -> errors.Internal:
     """The error, after the end of the log that explains it; an error itself is one line."""
-    for line in logs.tail(home.log(name), _TAIL_LINES):
-        say(f"{name} | {line}")
-    forget = "; `NAME= make up` forgets a setting that was given" if "settings" in why else ""
-    return errors.Internal(why, hint=f"aicli stack logs {name}{forget}")
+    for line in logs.tail(home.log(failed.name), _TAIL_LINES, before.log_ends.get(failed.name, 0)):
+        say(f"{failed.name} | {line}")
+    forget = "; `NAME= make up` forgets a setting that was given" if "settings" in failed.why else ""
+    return errors.Internal(failed.why, hint=f"aicli stack logs {failed.name}{forget}")
 
 
 async def down(home: Home, say: Say) -> bool:

@@ -80,7 +80,7 @@ class AuthService:
     @serves(auth.register_user)
     async def register_user(self, request: auth.RegisterUser, call: Call) -> auth.User:
         if not self._settings.open_registration:
-            await self._admin(call)
+            await self._require_admin_to_register(call)
         asked = request.user_data
         names.check_username(asked.username)
         names.check_email(asked.email)
@@ -90,6 +90,12 @@ class AuthService:
         self._node.publish(events.UserRegistered(_now(), user.id))
         _log.info("user registered", user_id=user.id)
         return user
+
+    async def _require_admin_to_register(self, call: Call) -> None:
+        if call.credential is None:
+            # Whoever asks for an account has none to send; what helps is a person.
+            raise errors.NotAllowed("registration is closed here", hint="ask an administrator for an account")
+        await self._admin(call)
 
     @serves(auth.set_tier)
     async def set_tier(self, request: auth.SetTier, call: Call) -> auth.User:

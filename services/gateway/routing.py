@@ -26,14 +26,14 @@ class Names:
 
 def served(workers: Iterable[Entry], names: Names) -> tuple[ModelName, ...]:
     """The models that somebody serves: the default first, then by name, the synthetic one last."""
-    found = {offer.name for worker in workers for offer in worker.announcement.models}
+    found = {offer.name for worker in workers for offer in worker.announcement.models if offer.ready}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
     return tuple(sorted(found, key=lambda name: (name != default, name == _SYNTHETIC, name)))
 
 
 def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]:
     """What is served, as a caller sees it."""
-    offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models]
+    offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models if offer.ready]
     return tuple(
         ServedModel(
             name=model,
@@ -65,7 +65,7 @@ def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names) ->
         return model
     if not models:
         raise _nobody(workers)
-    if absent := [worker for worker in workers if worker.why_not and _offers(worker, model)]:
+    if absent := [worker for worker in workers if _has(worker, model)]:
         raise errors.NotReachable(f"no worker can run {model} now: {_whys(absent)}", hint=_NO_WORKER_HINT)
     through = f" (which {asked!r} is an alias of)" if model != asked else ""
     raise errors.UnknownModel(
@@ -115,6 +115,11 @@ def choose(workers: Sequence[Entry], in_flight: InFlight, rng: random.Random) ->
 
 
 def _offers(worker: Entry, model: ModelName) -> bool:
+    return any(offer.name == model and offer.ready for offer in worker.announcement.models)
+
+
+def _has(worker: Entry, model: ModelName) -> bool:
+    """Ready or not."""
     return any(offer.name == model for offer in worker.announcement.models)
 
 
@@ -125,4 +130,4 @@ def _nobody(workers: Sequence[Entry]) -> errors.NotReachable:
 
 def _whys(workers: Sequence[Entry]) -> str:
     """At most three reasons; a caller needs to see one, an operator has `aicli nodes`."""
-    return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'offers no model'}" for worker in workers[:3])
+    return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'has no model ready'}" for worker in workers[:3])

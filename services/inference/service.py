@@ -43,9 +43,11 @@ class Board:
             return
         statuses = self.backend.models()
         ready = [status for status in statuses if status.state is ModelState.READY]
-        # A worker that cannot run any of its models still says which they are: "not now" (503) is not "nobody has it" (404).
         self._node.offer(
-            models=tuple(directory.ModelOffer(status.model_id, status.context_tokens, status.digest) for status in ready or statuses),
+            models=tuple(
+                directory.ModelOffer(status.model_id, status.context_tokens, status.digest, status.state is ModelState.READY)
+                for status in statuses
+            ),
             load=directory.Load(
                 slots=sum(status.slots for status in ready),
                 running=sum(status.running for status in statuses),

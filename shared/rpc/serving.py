@@ -257,7 +257,7 @@ def _context_of(frame: wire.Call, caller: Peer) -> context.RequestContext | None
     """A service's request goes on here, so that one id is in the logs of every hop; a client's begins here, because ids
     become keys of rows and are ours to make."""
     if caller.role is Role.CLIENT:
-        return context.RequestContext(context.new_request_id(), frame.traceparent)
+        return context.begin(frame.traceparent)
     if len(frame.request_id) != 16:
         return None
     return context.RequestContext(RequestId(UUID(bytes=frame.request_id)), frame.traceparent)

@@ -42,7 +42,7 @@ def start(origin: Origin, level: int, layout: str) -> Callable[[int, str, Mappin
         placed,
         _redact,
     )
-    last = structlog.dev.ConsoleRenderer(timestamp_key="ts") if layout == "text" else _to_json
+    last = structlog.dev.ConsoleRenderer(timestamp_key="ts", colors=sys.stdout.isatty()) if layout == "text" else _to_json
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=chain, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last]
     )

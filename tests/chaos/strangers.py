@@ -34,9 +34,9 @@ async def asking(stack: RunningStack, desk: Desk, person: Person) -> AsyncIterat
     keys = await asyncio.gather(*(desk.make_key(person, f"fresh {number}") for number in range(KEYS)))
     answers = Answers()
     async with asyncio.TaskGroup() as tasks:
-        asking = [tasks.create_task(_ask_with_new_keys(stack, keys, answers)), tasks.create_task(_run_aicli(stack, person, answers))]
+        callers = [tasks.create_task(_ask_with_new_keys(stack, keys, answers)), tasks.create_task(_run_aicli(stack, person, answers))]
         yield answers
-        for task in asking:
+        for task in callers:
             task.cancel()
 
 

@@ -117,7 +117,8 @@ async def test_kill_9_under_load(stack: RunningStack, desk: Desk, ann: Person, p
 
 def _check_strangers(told: Answers) -> None:
     """A valid key is never called a wrong one, and aicli says what is the matter in one line."""
-    assert set(told.statuses) <= {200, 503}, told.statuses
+    # 504 where the question was with auth when that died.
+    assert set(told.statuses) <= {200, 503, 504}, told.statuses
     assert told.statuses[0] == 200
     for status, said in told.commands:
         assert status in {exit_codes.ExitCode.OK, exit_codes.ExitCode.FAILED, exit_codes.ExitCode.NOTHING_SERVES}, said

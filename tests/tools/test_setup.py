@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance import chromium
 from tools import setup
 
 ALL = frozenset({"g++", "cc", "make"})
@@ -46,6 +47,27 @@ def test_another_build_has_another_place_in_the_cache(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
     assert setup.build_key() != plain
     assert plain.startswith(setup.engine_version())
+
+
+def test_a_package_whose_files_are_gone_is_found(tmp_path: Path) -> None:
+    for name in ("whole", "damaged"):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (tmp_path / f"{name}.py").touch()
+        # Quoted where the name has a comma; what Python compiles itself may go.
+        record = f'{name}.py,sha256=x,0\n"{name}-1.0.dist-info/a,b",,\n__pycache__/{name}.cpython-311.pyc,,\n'
+        (info / "RECORD").write_text(record)
+        (info / "a,b").touch()
+    assert setup.find_damaged(tmp_path) == []
+    (tmp_path / "damaged.py").unlink()
+    assert [info.name for info in setup.find_damaged(tmp_path)] == ["damaged-1.0.dist-info"]
+
+
+def test_the_browser_that_is_provisioned_is_the_one_the_tests_look_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert setup.BROWSERS == chromium.NAMES
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(setup.SetupFailed, match="apt-get install -y chromium"):
+        setup.ensure_browser()
 
 
 def test_locks_name_no_index() -> None:

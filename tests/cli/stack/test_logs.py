@@ -28,6 +28,18 @@ def test_tail_is_the_end(tmp_path: Path) -> None:
     assert logs.tail(tmp_path / "none.log", 3) == []
 
 
+def test_tail_can_begin_where_a_log_ended_before(tmp_path: Path) -> None:
+    file = tmp_path / "a.log"
+    file.write_text("one\ntwo\n")
+    start = logs.ends(tmp_path)["a"]
+    assert logs.tail(file, 3, start) == []
+    with file.open("a") as writer:
+        writer.write("three\n")
+    assert logs.tail(file, 3, start) == ["three"]
+    file.write_text("new\n")  # rotated
+    assert logs.tail(file, 3, start) == ["new"]
+
+
 def test_following_goes_on_after_a_rotation(tmp_path: Path) -> None:
     file = tmp_path / "a.log"
     file.write_text("zero\none\n")

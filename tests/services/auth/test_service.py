@@ -76,7 +76,7 @@ async def test_bad_registrations(world: Surroundings, name: str, password: str, 
 async def test_closed_registration_is_for_administrators(settings: AuthSettings) -> None:
     world = Surroundings()
     async with AuthService.open(msgspec.structs.replace(settings, open_registration=False), world.as_node()) as world.service:
-        with pytest.raises(errors.NotAuthenticated):
+        with pytest.raises(errors.NotAllowed, match="registration is closed"):
             await world.register()
         body = auth.RegisterUser(auth.UserData("john_doe", "a@b.c", PASSWORD))
         await world.service.register_user(body, call(await world.admin_token()))

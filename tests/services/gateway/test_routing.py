@@ -1,11 +1,13 @@
 import random
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from services.gateway import routing
 from services.gateway.routing import Names
 from shared import errors
-from shared.directory import Entry, Load
+from shared.directory import Entry, Load, ModelOffer
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 
@@ -65,6 +67,17 @@ def test_a_model_whose_worker_is_gone_is_missing_and_not_unknown() -> None:
     directory.gone(node_id(2), "silent for 6 s")
     with pytest.raises(errors.NotReachable, match=r"smollm2 now: .* silent for 6 s"):
         routing.resolve(ModelName("smollm2"), directory.entries(Role.WORKER), NAMES)
+
+
+def test_a_model_whose_engine_restarts_is_missing_and_not_unknown_while_the_worker_runs_others() -> None:
+    [worker] = workers("smollm2")
+    offers = (*worker.announcement.models, ModelOffer(ModelName("mistral"), 2048, "", False))
+    half = replace(worker, announcement=msgspec.structs.replace(worker.announcement, models=offers))
+    assert routing.served([half], NAMES) == ("smollm2",)
+    assert routing.candidates(ModelName("mistral"), [half], set()) == []
+    assert routing.resolve(None, [half], NAMES) == "smollm2"
+    with pytest.raises(errors.NotReachable, match="no worker can run mistral now"):
+        routing.resolve(ModelName("mistral"), [half], NAMES)
 
 
 def test_the_default_model_is_listed_first() -> None:

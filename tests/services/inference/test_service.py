@@ -143,7 +143,7 @@ def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_
     board.backend = Restarting()
     board.changed()
     (offer,) = node.offers
-    assert [model.name for model in offer.models] == ["smollm2"]
+    assert [(model.name, model.ready) for model in offer.models] == [("smollm2", False)]
     assert offer.not_ready == "smollm2: the engine was killed"
     assert offer.load.slots == 0
 

@@ -1,0 +1,75 @@
+"""PostgreSQL, Valkey and NATS of one's own, as docs/howto/deploy.md says: the stack starts none and works with them."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.stack import nats_users, plan
+from tests import stacks
+from tests.stacks import PORTS, RunningStack
+from tests.testnet import NatsServer, free_port
+
+
+@pytest.fixture
+def planned(postgres_url: str, valkey_url: str, tmp_path: Path) -> RunningStack:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    ports = {name: str(free_port()) for name in PORTS if name != "NATS_PORT"}
+    own = {"DATABASE_URL": postgres_url, "REDIS_URL": valkey_url, "NATS_URL": f"nats://127.0.0.1:{free_port()}"}
+    home = tmp_path / "home"
+    return RunningStack(home, {**kept, **ports, **own, "AIMESH_HOME": str(home), "INFERENCE_BACKEND": "echo"})
+
+
+@pytest.fixture
+def users_conf(planned: RunningStack, tmp_path: Path) -> Iterator[Path]:
+    """A server of one's own that includes what `aicli stack init` has made."""
+    folder = tmp_path / "nats"
+    folder.mkdir()
+    port = int(planned.environment["NATS_URL"].rpartition(":")[2])
+    config = folder / "nats.conf"
+    config.write_text(nats_users.render_server(port, folder / "nats.pid"), encoding="utf-8")
+    # Nobody is let in before there is a list.
+    (folder / "users.conf").write_text("users = [{ user: nobody, password: nothing }]\n", encoding="utf-8")
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([NatsServer.binary(), "-c", str(config)], stdout=log, stderr=log)
+    yield folder / "users.conf"
+    server.kill()
+    server.wait()
+
+
+def let_in(planned: RunningStack, users_conf: Path) -> None:
+    users_conf.write_text((planned.place.nats / "users.conf").read_text(encoding="utf-8"), encoding="utf-8")
+    nats_users.reload(users_conf.parent)
+
+
+async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: RunningStack, users_conf: Path) -> None:
+    made = await planned.aicli("stack", "init")
+    assert made.status == 0, made.err
+    let_in(planned, users_conf)
+    try:
+        up = await planned.up()
+        assert f"starting {', '.join(plan.SERVICES)}\n" in up.err
+        assert set(await planned.programs()) == set(plan.SERVICES)
+        assert (await planned.aicli("infer", "one two three")).out.split() == ["one", "two", "three"]
+        (row,) = (await planned.aicli("usage", "--json")).json()
+        assert row["request_count"] == 1
+        assert (await planned.aicli("doctor")).status == 0
+
+        # Without the variables too: they are kept, the addresses with their passwords in files of their own.
+        remembered = RunningStack(planned.home, {name: value for name, value in planned.environment.items() if not name.endswith("_URL")})
+        assert "everything runs already" in (await remembered.up()).err
+        shown = planned.place.settings_file.read_text(encoding="utf-8")
+        assert planned.environment["DATABASE_URL"] not in shown
+        # A worker cannot be added to somebody else's server behind their back.
+        refused = await remembered.aicli("worker", "--backend", "echo")
+        assert (refused.status, refused.err.count("\n")) == (2, 1)
+        for kept in ("postgres", "valkey"):
+            assert not [path for path in (planned.home / kept).rglob("*") if path.is_file()]
+    finally:
+        await planned.down()
+
+
+def test_the_module_that_starts_stacks_knows_every_port() -> None:
+    assert {want.variable for want in plan.ports_wanted(plan.StackSettings())} == set(stacks.PORTS)
