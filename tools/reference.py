@@ -12,7 +12,7 @@ import msgspec
 import services
 from cli.stack import settings as stack_settings
 from shared import api, config, errors, telemetry, topics
-from shared.api.method import Method, StreamMethod
+from shared.api.method import Method, Nothing, StreamMethod
 from shared.frames import wire
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 from tools import shapes
@@ -168,7 +168,8 @@ def _methods_of(section: str) -> Iterator[Method | StreamMethod]:  # type: ignor
 def _method(method: Method | StreamMethod, used: shapes.Shapes) -> list[str]:  # type: ignore[type-arg]  # of any types
     callers = ", ".join(role for role in Role if role in method.callers)
     if isinstance(method, StreamMethod):
-        answers = f"*stream of* {used.show(method.item)}, *then* {used.show(method.end)}"
+        taken = "" if method.accepted is Nothing else f"*once it is taken* {used.show(method.accepted)}, *then a* "
+        answers = f"{taken}*stream of* {used.show(method.item)}, *then* {used.show(method.end)}"
     else:
         answers = used.show(method.reply)
     lines = [f"### {method.name}\n", f"- callers: {callers}", f"- request: {used.show(method.request)}", f"- answer: {answers}"]

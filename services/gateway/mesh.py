@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.directory import Entry
 from shared.types import Credential, NodeId, Role
@@ -14,6 +16,9 @@ End_co = TypeVar("End_co", covariant=True)
 
 class Answer(Protocol[Item_co, End_co]):
     """A running stream: iterate it, then read ``end``."""
+
+    @property
+    def accepted(self) -> msgspec.Struct | None: ...
 
     @property
     def end(self) -> End_co: ...

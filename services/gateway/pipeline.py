@@ -23,7 +23,7 @@ from services.gateway.admission import Admitted
 from services.gateway.limits import Allowance
 from services.gateway.quotas import HourlyLimited, Quotas
 from services.gateway.recorder import Recorder
-from services.gateway.relay import Relay
+from services.gateway.relay import Relay, Said
 from services.gateway.store import RequestRow
 from shared import context, errors
 from shared.api import events, gateway, inference
@@ -66,6 +66,7 @@ class Running:
         self._began = clock()
         self._first_text: float | None = None
         self._ended: float | None = None
+        self._prompt_tokens = 0
         self._tokens = 0
         self._generation: Generation | None = None
         self.prompt_hash: str | None = None
@@ -73,7 +74,7 @@ class Running:
         #: Known after routing and limiting, so before the first text.
         self.model: ModelName | None = None
         self.allowance: Allowance | None = None
-        self.answers: AsyncGenerator[inference.Chunk | Generation] | None = None
+        self.answers: AsyncGenerator[Said] | None = None
 
     def admitted(self, admitted: Admitted, prompt_hash: str) -> None:
         self._admitted, self.prompt_hash = admitted, prompt_hash
@@ -87,6 +88,10 @@ class Running:
             answer = await anext(self.answers)
             if isinstance(answer, Generation):
                 self._generation = answer
+                self._prompt_tokens = answer.usage.prompt_tokens
+                continue
+            if isinstance(answer, inference.Accepted):
+                self._prompt_tokens = answer.prompt_tokens
                 continue
             self._tokens += len(answer.token_ids)
             if answer.text:
@@ -97,10 +102,13 @@ class Running:
     @property
     def usage(self) -> Usage:
         """What was delivered so far. Output is counted here, as token ids received, not taken from the worker's word."""
-        if self._generation is None or self._admitted is None:
-            return Usage(prompt_tokens=0, completion_tokens=self._tokens)
+        if self._admitted is None:
+            return Usage(prompt_tokens=0, completion_tokens=0)
+        # More than there can be is not believed.
+        prompt_tokens = min(max(self._prompt_tokens, 0), self._admitted.most_prompt_tokens)
+        if self._generation is None:
+            return Usage(prompt_tokens, self._tokens)
         claimed = self._generation.usage
-        prompt_tokens = min(max(claimed.prompt_tokens, 0), self._admitted.most_prompt_tokens)
         # A backend that has no token ids (an HTTP API) sends none; there the worker's count is all there is.
         completion = self._tokens or min(max(claimed.completion_tokens, 0), int(admission.RANGES["max_tokens"].high))
         return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens))

@@ -21,6 +21,8 @@ ATTEMPTS = 3
 #: What another worker may do better. DeadlineExceeded is not among them: there is no time left.
 _WORTH_ANOTHER = (errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed, errors.Unavailable)
 
+Said = inference.Accepted | inference.Chunk | Generation
+
 _log = logs.get(part="relay")
 
 
@@ -38,8 +40,9 @@ class Relay:
     def in_flight(self) -> int:
         return self._in_flight.total()
 
-    async def generate(self, prompt: inference.ProcessPrompt, *, seconds: float) -> AsyncGenerator[inference.Chunk | Generation]:
-        """Chunks, and last the Generation. Raises the last worker's error. Close it with ``aclose``."""
+    async def generate(self, prompt: inference.ProcessPrompt, *, seconds: float) -> AsyncGenerator[Said]:
+        """What the worker said of the prompt, chunks, and last the Generation. Raises the last worker's error. Close it with
+        ``aclose``."""
         ends_at = self._clock() + seconds
         failed: dict[NodeId, errors.AimeshError] = {}
         while True:
@@ -50,6 +53,8 @@ class Relay:
                     left = ends_at - self._clock()
                     async with self._rpc.stream(inference.process_prompt, prompt, to=worker.node, deadline_seconds=left) as answer:
                         async for chunk in answer:
+                            if not began and isinstance(answer.accepted, inference.Accepted):
+                                yield answer.accepted
                             began = True
                             yield chunk
                         yield answer.end

@@ -177,8 +177,8 @@ class _Collected:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def accept(self) -> None:
-        return
+    def accept(self, prompt_tokens: int | None) -> None:
+        """An HTTP answer says so at its end."""
 
     async def send(self, item: Chunk) -> None:
         self.texts.append(item.text)
@@ -191,8 +191,8 @@ class _Events:
         self._send = send
         self.begun = False
 
-    def accept(self) -> None:
-        return
+    def accept(self, prompt_tokens: int | None) -> None:
+        """An HTTP answer says so at its end."""
 
     async def send(self, item: Chunk) -> None:
         if item.text:

@@ -100,7 +100,7 @@ class InferenceService:
 
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
-        return await self.generate(request.model_config.model, request.prompt, request.model_config, stream)
+        return await self.generate(request.model_config.model, request.prompt, request.model_config, _MeshSink(stream))
 
     @serves(inference.list_available_models)
     async def list_available_models(self, request: inference.ListAvailableModels, call: Call) -> inference.AvailableModels:
@@ -138,6 +138,17 @@ class InferenceService:
         )
 
 
+class _MeshSink:
+    """The stream of a call."""
+
+    def __init__(self, stream: StreamCall[Chunk]) -> None:
+        self._stream = stream
+        self.send = stream.send
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        self._stream.accept(None if prompt_tokens is None else inference.Accepted(prompt_tokens))
+
+
 class _TimedSink:
     """Passes an answer on, and notes how many tokens it had and when its first text came."""
 
@@ -147,8 +158,8 @@ class _TimedSink:
         self.tokens = 0
         self.first_text_seconds: float | None = None
 
-    def accept(self) -> None:
-        self._sink.accept()
+    def accept(self, prompt_tokens: int | None) -> None:
+        self._sink.accept(prompt_tokens)
 
     async def send(self, item: Chunk) -> None:
         self.tokens += len(item.token_ids)

@@ -20,6 +20,13 @@ class ProcessPrompt(Body, frozen=True):
     request_id: RequestId
 
 
+class Accepted(Body, frozen=True):
+    """The prompt is understood and queued; told before the first chunk, so that it is known for a cancelled call too."""
+
+    #: The exact count of the model's own tokens.
+    prompt_tokens: int
+
+
 class Chunk(Body, frozen=True):
     """The text that one or more tokens gave; text may be empty while a character or a stop sequence is incomplete."""
 
@@ -62,6 +69,8 @@ class GetModelStatus(Body, frozen=True):
 
 LOOKERS = {Role.GATEWAY, Role.METRICS, Role.OPERATOR}
 
-process_prompt = StreamMethod("inference.processPrompt", ProcessPrompt, item=Chunk, end=Generation, callers={Role.GATEWAY})
+process_prompt = StreamMethod(
+    "inference.processPrompt", ProcessPrompt, item=Chunk, end=Generation, callers={Role.GATEWAY}, accepted=Accepted
+)
 list_available_models = Method("inference.listAvailableModels", ListAvailableModels, AvailableModels, callers=LOOKERS)
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)

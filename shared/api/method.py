@@ -43,13 +43,15 @@ class Method(Generic[Request, Reply]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamMethod(Generic[Request, Item, End]):
-    """One question, a stream of items, and one end."""
+    """One question, perhaps a word that it was taken, a stream of items, and one end."""
 
     name: str
     request: type[Request]
     item: type[Item]
     end: type[End]
     callers: Set[Role]
+    #: What the callee may say when it has taken the call and before the first item.
+    accepted: type[msgspec.Struct] = Nothing
     served_by: Role | None = field(init=False)
 
     def __post_init__(self) -> None:

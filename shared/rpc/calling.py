@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Generic
 
+import msgspec
+
 from shared import context, errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.frames import wire
@@ -53,13 +55,19 @@ class Answer(Generic[Item, End]):
         self._end: End | None = None
         #: Set by the client once the call is on its way.
         self.call_id = 0
-        #: Whether the peer has begun to work on it.
-        self.accepted = False
+        self._accepted: wire.Accepted | None = None
 
     @property
     def node(self) -> NodeId:
         """The node that answers."""
         return self._connection.peer.node
+
+    @property
+    def accepted(self) -> msgspec.Struct | None:
+        """What the callee said when it took the call, of the method's ``accepted`` type; None if it has said nothing (yet)."""
+        if self._accepted is None or not self._accepted.body:
+            return None
+        return bodies.decode_reply(self._method.accepted, self._accepted.body, self._method.name)
 
     @property
     def end(self) -> End:
@@ -90,12 +98,13 @@ class Answer(Generic[Item, End]):
     # --- connection.Waiter ------------------------------------------------------------------------------------------
 
     def received(self, message: wire.Accepted | wire.Item | wire.Reply | wire.End) -> None:
-        self.accepted = True
         if isinstance(message, wire.Item):
             self._bodies.append(message.body)
         elif isinstance(message, wire.End):
             self._end_body = message.body
         else:
+            if isinstance(message, wire.Accepted):
+                self._accepted = message
             return
         self._wake()
 

@@ -94,8 +94,8 @@ class Connection:
 
     # --- answering (serving.Replies) --------------------------------------------------------------------------------
 
-    def accept(self, call_id: int) -> None:
-        self._send_all(self._calls.accept(call_id))
+    def accept(self, call_id: int, body: bytes) -> None:
+        self._send_all(self._calls.accept(call_id, body))
 
     async def send_item(self, call_id: int, body: bytes) -> None:
         if self.link.is_full:

@@ -44,7 +44,7 @@ class Outlet(Protocol):
 
     async def send_item(self, call_id: int, body: bytes) -> None: ...
 
-    def accept(self, call_id: int) -> None: ...
+    def accept(self, call_id: int, body: bytes) -> None: ...
 
 
 class StreamCall(Call, Generic[Item]):
@@ -55,9 +55,9 @@ class StreamCall(Call, Generic[Item]):
         self._outlet = outlet
         self._id = call_id
 
-    def accept(self) -> None:
+    def accept(self, accepted: msgspec.Struct | None = None) -> None:
         """Tell the caller that work has begun; optional, the first item does so too."""
-        self._outlet.accept(self._id)
+        self._outlet.accept(self._id, b"" if accepted is None else bodies.encode(accepted))
 
     async def send(self, item: Item) -> None:
         """Waits while the reader is slow. The task is cancelled when the caller cancels or the link dies."""

@@ -129,6 +129,7 @@ async def test_a_stream_that_its_reader_left_is_cancelled_and_counts_what_was_de
     row = await _only_row(stack, ann)
     assert (row["status"], row["error_code"]) == ("cancelled", "cancelled")
     assert 5 <= row["completion_tokens"] < 400
+    assert row["prompt_tokens"] > 0, "the worker says it when it takes the prompt, not only at the end"
     assert row["tokens_used"] == row["prompt_tokens"] + row["completion_tokens"]
     assert await _used(stack, ann) == (1, row["tokens_used"])
 

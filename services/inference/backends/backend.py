@@ -23,8 +23,8 @@ class Watcher(Protocol):
 class Sink(Protocol):
     """Where the pieces of an answer go: a mesh stream, or an HTTP answer."""
 
-    def accept(self) -> None:
-        """The prompt is understood and queued."""
+    def accept(self, prompt_tokens: int | None) -> None:
+        """The prompt is understood and queued. None where only the end will tell how many tokens it has."""
         ...
 
     async def send(self, item: Chunk) -> None:

@@ -65,7 +65,7 @@ class EchoBackend:
         words = _WORDS.findall(job.messages[-1].content.strip())
         stops = Stops(job.parameters.stop)
         limit = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
-        sink.accept()
+        sink.accept(prompt_tokens)
         for count, word in enumerate(words[:limit], 1):
             # Yields also without a delay: a reader that is always ready must not keep the loop from everybody else.
             await asyncio.sleep(self._token_seconds)

@@ -70,7 +70,7 @@ class OllamaBackend:
             self._http.stream("POST", "/api/chat", json=_request(job)) as response,
         ):
             await remote.check_status("Ollama", response)
-            sink.accept()
+            sink.accept(None)
             async for text in response.aiter_lines():
                 line = _line.decode(text)
                 if line.error:

@@ -79,7 +79,7 @@ class OpenAIBackend:
             self._http.stream("POST", "/chat/completions", json=_request(job)) as response,
         ):
             await remote.check_status("the OpenAI-compatible server", response)
-            sink.accept()
+            sink.accept(None)
             return await _relay(response, sink)
 
 

@@ -108,7 +108,7 @@ class Engine:
                 match report:
                     case wire.Accepted():
                         prompt_tokens = report.prompt_tokens
-                        sink.accept()
+                        sink.accept(prompt_tokens)
                     case wire.Progress():
                         over = report.finish is not None
                         completion_tokens += len(report.token_ids)

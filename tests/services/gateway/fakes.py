@@ -83,8 +83,9 @@ class FakeWorker:
 class _Answer:
     end: Any
 
-    def __init__(self, items: AsyncIterator[Any]) -> None:
+    def __init__(self, items: AsyncIterator[Any], accepted: inference.Accepted | None = None) -> None:
         self._items = items
+        self.accepted = accepted
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for item in self._items:
@@ -124,7 +125,7 @@ class FakeRpc:
         assert credential is None, "a worker never sees whose prompt it runs"
         worker = self.workers[to]
         worker.asked.append(request)
-        answer = _Answer(worker.run(request))
+        answer = _Answer(worker.run(request), inference.Accepted(worker.prompt_tokens))
         try:
             yield answer
         finally:

@@ -101,7 +101,7 @@ async def test_a_cancelled_request_records_what_was_delivered(house: House) -> N
         await asking
     await _written(house)
     row = house.store.only_row
-    assert (row.status, row.completion_tokens, row.error_code) == ("cancelled", 2, "cancelled")
+    assert (row.status, row.prompt_tokens, row.completion_tokens, row.error_code) == ("cancelled", 7, 2, "cancelled")
     assert house.worker.left_early == 1
     assert house.relay.in_flight == 0
 

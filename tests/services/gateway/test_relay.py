@@ -7,6 +7,7 @@ from services.gateway.relay import Relay
 from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, Generation
+from shared.api.inference import Accepted
 from shared.directory import Load
 from shared.types import ModelName, RequestId
 from tests.services.gateway.fakes import FakeDirectory, FakeRpc, FakeWorker, node_id
@@ -24,8 +25,10 @@ class Site:
             self.directory.worker(number, "m", load=Load(slots=1, running=number))
 
     async def text(self) -> str:
+        """Its texts, and a point for its end."""
         async with aclosing(self.relay.generate(PROMPT, seconds=10)) as answers:
-            return "".join(["." if isinstance(answer, Generation) else answer.text async for answer in answers])
+            said = [answer async for answer in answers]
+        return "".join("." if isinstance(answer, Generation) else answer.text for answer in said if not isinstance(answer, Accepted))
 
 
 @pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])

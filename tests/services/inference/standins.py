@@ -8,6 +8,7 @@ from services.inference import jobs
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
 from shared import directory, errors, telemetry
+from shared.api import inference
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import Chunk
 from shared.types import ModelName
@@ -21,10 +22,13 @@ class Reader:
 
     def __init__(self) -> None:
         self.accepted = False
+        self.prompt_tokens: int | None = None
         self.chunks: list[Chunk] = []
 
-    def accept(self) -> None:
+    def accept(self, prompt_tokens: int | inference.Accepted | None = None) -> None:
+        """As a sink it is told a number, as a mesh call the contract's message."""
         self.accepted = True
+        self.prompt_tokens = prompt_tokens.prompt_tokens if isinstance(prompt_tokens, inference.Accepted) else prompt_tokens
 
     async def send(self, item: Chunk) -> None:
         self.chunks.append(item)

@@ -99,6 +99,7 @@ class Worker(_Service):
     async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
         self.seen.append(context.current.get())
         count = request.model_config.max_tokens or 0
+        stream.accept(None if request.prompt == "silent" else inference.Accepted(42))
         for number in range(count):
             await stream.send(inference.Chunk(str(request.prompt), (number,)))
             self.sent += 1
@@ -227,6 +228,19 @@ async def test_a_stream_arrives_in_order_and_ends() -> None:
             ids = [chunk.token_ids[0] async for chunk in answer]
         assert ids == list(range(5000))
         assert answer.end == Generation(FinishReason.STOP, Usage(1, 5000))
+
+
+@pytest.mark.parametrize(("text", "accepted"), [("tok", inference.Accepted(42)), ("silent", None)])
+async def test_what_the_callee_says_when_it_takes_a_call_is_known_before_the_first_item(
+    text: str, accepted: inference.Accepted | None
+) -> None:
+    async with testnet() as net:
+        await net.start(Worker)
+        door = await net.start(Gateway)
+        async with door.node.rpc.stream(inference.process_prompt, prompt(text, 1)) as answer:
+            assert answer.accepted is None
+            await anext(answer)
+            assert answer.accepted == accepted
 
 
 async def test_leaving_a_stream_early_stops_the_worker() -> None:
