@@ -44,6 +44,8 @@ class Link:
         self.on_frames: Callable[[list[Frame]], None] = _ignore_frames
         self.on_closed: Callable[[errors.AimeshError], None] = _ignore_close
         self.closed: errors.AimeshError | None = None
+        #: Closed because nothing came any more. Any other end says that the peer lives, or has told that it leaves.
+        self.fell_silent = False
         self._unsent: list[Frame] = []
         self._unsent_bytes = 0
         self._drained = asyncio.Event()
@@ -126,6 +128,7 @@ class Link:
             return
         silent = now - self._heard_at
         if silent >= SILENCE_SECONDS:
+            self.fell_silent = True
             self.close(errors.LinkLost(f"{self.peer.role} {self.peer.node[:8]} has been silent for {silent:.1f} s"))
             return
         self._ping_number += 1

@@ -1,11 +1,9 @@
 """The connections that this node has dialled: one per peer, made when first needed, replaced when lost."""
 
 import asyncio
-import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Set
-from datetime import datetime
 
 from shared import directory, errors
 from shared.directory import Directory, Entry
@@ -14,8 +12,9 @@ from shared.rpc.connection import Connection
 from shared.rpc.serving import Dispatcher
 from shared.types import NodeId, Role
 
-#: How long a call waits for somebody to announce that he serves it: a fresh process has heard of nobody yet.
-PATIENCE_SECONDS = 2.0
+#: How long a call waits for somebody to announce that he serves it: a fresh process has heard of nobody yet, and a node
+#: that was taken for gone is back with its next announcement, within ANNOUNCE_SECONDS.
+PATIENCE_SECONDS = directory.ANNOUNCE_SECONDS + 0.5
 #: Nodes tried before a call is given up because none of them answers.
 MAX_DIALS = 3
 
@@ -119,20 +118,15 @@ class Pool:
             if connection is not None and connection.is_usable:
                 return connection
             connection = Connection(await self._dial(peer), self._dispatcher)
-            connection.on_closed = functools.partial(self._lost, self._started_at(peer.node))
+            connection.on_closed = self._lost
             self._connections[peer.node] = connection
         self._dialling.pop(peer.node, None)
         return connection
 
-    def _started_at(self, node: NodeId) -> datetime | None:
-        entry = self._directory.find(node)
-        return entry.announcement.started_at if entry is not None else None
-
-    def _lost(self, started_at: datetime | None, connection: Connection) -> None:
-        """``started_at`` is that of the process at the other end."""
-        if self._connections.get(connection.peer.node) is connection:
-            del self._connections[connection.peer.node]
-        if self._started_at(connection.peer.node) != started_at:
-            return  # the node has been started again and has said so: what is lost is the link to its former self
-        why = connection.link.closed
-        self._directory.gone(connection.peer.node, why.message if why else "the link was lost")
+    def _lost(self, connection: Connection) -> None:
+        node = connection.peer.node
+        if self._connections.get(node) is connection:
+            del self._connections[node]
+        # A node that closed the link (it had lost a message, or was started anew) is as good for the next call as before.
+        if connection.link.fell_silent and connection.link.closed is not None:
+            self._directory.gone(node, connection.link.closed.message)

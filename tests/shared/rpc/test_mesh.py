@@ -373,6 +373,7 @@ async def test_a_lost_message_ends_the_link_and_the_next_call_makes_a_new_one() 
         connection.link.sent += 1  # type: ignore[attr-defined]  # as if NATS had dropped one
         with pytest.raises(errors.LinkLost, match="1 messages were lost"):
             await caller.rpc.call(auth.login_user, login("pw"))
+        assert len(caller.directory.usable(Role.AUTH)) == 1, "whoever tells us that a message was lost is alive"
         assert (await caller.rpc.call(auth.login_user, login("pw"))).user.email == "pw"
         assert running.node.dispatcher.running == 0
 
