@@ -21,7 +21,7 @@ async def _ping(connection: NatsClient, subject: str) -> list[dict[str, str]]:
     found = []
     try:
         while True:
-            found.append(json.loads((await subscription.next_msg(timeout=0.3)).data))
+            found.append(json.loads((await subscription.next_msg(timeout=1)).data))
     except nats.errors.TimeoutError:
         return found
     finally:

@@ -44,6 +44,8 @@ async def test_messages_go_both_ways_with_nats_py(server: NatsServer) -> None:
         theirs = await nats.connect(server.url, nkeys_seed_str=seed)
         arrived: asyncio.Queue[nats.aio.msg.Msg] = asyncio.Queue()
         await theirs.subscribe(f"aimesh.{MESH}.event.>", cb=arrived.put)
+        # nats-py's PING may overtake the SUB that waits for its flusher; a second one cannot.
+        await theirs.flush()
         await theirs.flush()
         node = ours._key.id
         ours.publish(f"aimesh.{MESH}.event.gateway.{node}.x", b"plain")
