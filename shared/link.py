@@ -1,6 +1,6 @@
 """A link: an ordered, authenticated, two-way channel of frames between two nodes, whatever carries it.
 
-A transport (``nats_link``; the pair below for tests) subclasses ``Link`` and says how a write leaves. The layers above
+A transport (``nats_link``) subclasses ``Link`` and says how a write leaves. The layers above
 send frames, set ``on_frames`` and ``on_closed``, and never learn which transport it is beyond ``path``.
 """
 
@@ -158,35 +158,6 @@ class Link:
     def _forget(self, why: errors.AimeshError) -> None:
         """The link is over: tell the peer if it can be told, and drop it from the transport's tables."""
         raise NotImplementedError
-
-
-class MemoryLink(Link):
-    """One end of a pair inside one process: for tests of the layers above, through real bytes."""
-
-    def __init__(self, peer: Peer, *, dialled: bool) -> None:
-        self._loop = asyncio.get_running_loop()
-        super().__init__(peer, path="memory", dialled=dialled, now=self._loop.time())
-        self.other: MemoryLink | None = None
-
-    def _wake_writer(self) -> None:
-        self._loop.call_soon(self._write)
-
-    def _write(self) -> None:
-        for frames in self.take_writes():
-            if self.other is not None and self.other.closed is None:
-                self.other.receive(wire.decode(wire.encode(frames)), self._loop.time())
-        self.wrote_all()
-
-    def _forget(self, why: errors.AimeshError) -> None:
-        if self.other is not None:
-            self._loop.call_soon(self.other.close, errors.LinkLost("the peer closed the link"))
-
-
-def memory_pair(caller: Peer, callee: Peer) -> tuple[MemoryLink, MemoryLink]:
-    """Two ends; the first is the caller's, so its peer is ``callee``."""
-    near, far = MemoryLink(callee, dialled=True), MemoryLink(caller, dialled=False)
-    near.other, far.other = far, near
-    return near, far
 
 
 _LIVENESS = frozenset({Ping, Pong})

@@ -37,8 +37,6 @@ class Info(msgspec.Struct, frozen=True):
     tls_required: bool = False
     headers: bool = False
     connect_urls: tuple[str, ...] = ()
-    #: Lame duck mode: the server is about to stop.
-    ldm: bool = False
 
 
 class Ping(NamedTuple):

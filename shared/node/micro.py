@@ -120,8 +120,7 @@ class Micro:
             name = stats.name if stats else subject.rpartition(".")[2]
             handler = self._dispatcher.find(self._full_name(name), _OPERATOR)
             is_json = headers.get("content-type", "").partition(";")[0].strip() == _JSON
-            reply = await self._run(handler, message.payload, headers, is_json=is_json)
-            body = _to_json(reply) if is_json else bodies.encode(reply)
+            body = await self._run(handler, message.payload, headers, is_json=is_json)
             self._respond(message, body, {"content-type": _JSON if is_json else _MSGPACK})
         except errors.AimeshError as error:
             if stats:
@@ -134,7 +133,7 @@ class Micro:
                 stats.processing_time += time.monotonic_ns() - started
                 stats.average_processing_time = stats.processing_time // stats.num_requests
 
-    async def _run(self, handler: Handler, body: bytes, headers: Mapping[str, str], *, is_json: bool) -> msgspec.Struct:
+    async def _run(self, handler: Handler, body: bytes, headers: Mapping[str, str], *, is_json: bool) -> bytes:
         context.start(headers.get("traceparent"))
         method = handler.method
         request = (
@@ -146,7 +145,7 @@ class Micro:
         until = time.monotonic() + DEFAULT_DEADLINE_SECONDS
         context.deadline.set(until)
         call = Call(_OPERATOR, deadline=until, credential=Credential(token) if token else None, idempotency_key=None)
-        return await self._dispatcher.answer(handler, request, call)
+        return await self._dispatcher.answer(handler, request, call, _to_json if is_json else bodies.encode)
 
     def _full_name(self, name: str) -> str:
         for handler in self._dispatcher.handlers:

@@ -14,7 +14,7 @@ import msgspec
 
 from shared import context, errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.frames import wire
+from shared.frames import calls, wire
 from shared.link import Peer
 from shared.rpc import bodies
 from shared.types import Credential, RequestId, Role
@@ -88,6 +88,8 @@ class Handler:
     function: Callable[[Any, Any], Awaitable[msgspec.Struct]]
 
 
+#: A message to bytes.
+Encode = Callable[[msgspec.Struct], bytes]
 #: method, status ("success" or an error's code), seconds.
 Observer = Callable[[AnyMethod, str, float], None]
 #: A bug in a handler: the method and the exception, to be logged once.
@@ -186,13 +188,13 @@ class Dispatcher:
         for task in set(self._running):
             task.cancel()
 
-    async def answer(self, handler: Handler, request: Any, call: Call) -> msgspec.Struct:
-        """Run a handler within its deadline; raises AimeshError alone."""
+    async def answer(self, handler: Handler, request: Any, call: Call, encode: Encode = bodies.encode) -> bytes:
+        """Run a handler within its deadline and encode what it returns; raises AimeshError alone."""
         started = time.monotonic()
         status = "internal"
         timer = _Timer(call.remaining_seconds())
         try:
-            reply = await handler.function(request, call)
+            reply = encode(await handler.function(request, call))
             status = "success"
             return reply
         except asyncio.CancelledError as error:
@@ -220,7 +222,7 @@ class Dispatcher:
             if frame.deadline_ms <= 0:
                 raise errors.DeadlineExceeded(f"the deadline of {method.name} had passed when it arrived")
             request = bodies.decode_request(method.request, frame.body, method.name)
-            until = time.monotonic() + frame.deadline_ms / 1000
+            until = time.monotonic() + min(frame.deadline_ms, calls.MAX_DEADLINE_MS) / 1000
             context.deadline.set(until)
             call = Call(
                 caller,
@@ -229,11 +231,9 @@ class Dispatcher:
                 idempotency_key=frame.idempotency_key or None,
             )
             if isinstance(method, StreamMethod):
-                end = await self.answer(handler, request, StreamCall[Any](call, connection, frame.id))
-                connection.end(frame.id, bodies.encode(end))
+                connection.end(frame.id, await self.answer(handler, request, StreamCall[Any](call, connection, frame.id)))
             else:
-                reply = await self.answer(handler, request, call)
-                connection.reply(frame.id, bodies.encode(reply))
+                connection.reply(frame.id, await self.answer(handler, request, call))
         except errors.AimeshError as error:
             connection.fail(frame.id, error)
         except asyncio.CancelledError:

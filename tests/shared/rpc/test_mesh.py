@@ -19,6 +19,7 @@ from shared.frames import calls, wire
 from shared.frames.wire import Call, Item
 from shared.node.client import ClientSettings, client
 from shared.node.member import Node
+from shared.rpc import bodies
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role, Tier, UserId, UserRole
 from tests.testnet import MESH, testnet, until
 
@@ -76,6 +77,8 @@ class Auth(_Service):
                 await self.hang()
             case "bug":
                 raise KeyError("a secret that must not travel")
+            case "too big":
+                return self.session(2**64)  # type: ignore[arg-type]  # no msgpack integer is that large
             case "remaining":
                 return self.session(str(call.remaining_seconds()))
             case "whoami":
@@ -155,6 +158,9 @@ async def test_errors_arrive_as_what_they_were() -> None:
         with pytest.raises(errors.Internal) as broken:
             await caller.rpc.call(auth.login_user, login("bug"))
         assert "secret" not in broken.value.message + broken.value.hint
+        with pytest.raises(errors.Internal):
+            # Ends its own call, as any bug of a handler does, and not the node.
+            await caller.rpc.call(auth.login_user, login("too big"))
         with pytest.raises(errors.UnknownMethod, match=r"auth\.listUsers"):
             await caller.rpc.call(auth.list_users, auth.ListUsers())
         with pytest.raises(errors.WrongRole, match=r"client may not call auth\.validateApiKey"):
@@ -203,6 +209,19 @@ async def test_a_deadline_is_carried_on_and_kept() -> None:
         connection.ask(Call(connection.next_id(), "auth.loginUser", 0, b"\x80"), asked, streaming=False)
         with pytest.raises(errors.DeadlineExceeded, match="had passed"):
             await asked.outcome
+
+
+@pytest.mark.parametrize("milliseconds", [2**40, 2**63, 2**64 - 1])
+async def test_a_deadline_beyond_a_day_is_taken_as_a_day(milliseconds: int) -> None:
+    async with testnet() as net:
+        running = await net.start(Auth)
+        caller = await net.client()
+        connection = await caller.rpc._pool.connection(Role.AUTH, running.node.id, 1e9)
+        asked = _Collector()
+        call = Call(connection.next_id(), "auth.loginUser", milliseconds, bodies.encode(login("remaining")))
+        connection.ask(call, asked, streaming=False)
+        session = bodies.decode_reply(auth.Session, await asked.outcome, "auth.loginUser")
+        assert 86_000 < float(session.user.email) <= 86_400
 
 
 async def test_cancelling_the_caller_cancels_the_handler() -> None:
