@@ -98,6 +98,43 @@ class WrongRole(NotAllowed):
     code = "wrong_role"
 
 
+class NotCertified(NotAllowed):
+    """The certificate is missing, forged, of another mesh, or of another key than the one that was proved."""
+
+    code = "not_certified"
+
+
+class CertificateExpired(NotCertified):
+    """It was good once; the node renews it with its key alone."""
+
+    code = "certificate_expired"
+
+
+class ClockSkew(NotCertified):
+    """The peer's clock and ours are too far apart to judge its certificate; the message says how far."""
+
+    code = "clock_skew"
+
+
+class NodeRevoked(NotCertified):
+    """An administrator has cut this node off; only a new ticket, with a new key, lets the machine in again."""
+
+    code = "node_revoked"
+
+
+class BadTicket(NotAllowed):
+    """The ticket is unknown, expired, used up, revoked or not copied whole; the message says which."""
+
+    code = "bad_ticket"
+
+
+class ApprovalPending(NotAllowed):
+    """The ticket was good, and an administrator still has to approve the node."""
+
+    code = "approval_pending"
+    retryable = True
+
+
 class NotFound(CallerError):
     """There is no such thing, or it is not the caller's to see."""
 

@@ -1,4 +1,4 @@
-"""A node's key: who it is, and its signatures.
+"""Keys: a node's, which says who it is, and the mesh CA's, which says what the others are; and their signatures.
 
 Every signature of ours covers ``0xFF "aimesh/" purpose "/1" 0x00`` and then the text, because NATS makes a client sign a
 nonce that the server chose: what was signed for one purpose must never verify for another.
@@ -14,7 +14,7 @@ from nacl.exceptions import CryptoError
 from nacl.signing import VerifyKey
 
 from shared import errors
-from shared.types import NodeId
+from shared.types import AuthorityId, NodeId
 
 
 class NodeKey:
@@ -25,9 +25,18 @@ class NodeKey:
         try:
             self._pair = nkeys.from_seed(bytearray(seed))
             self.id = NodeId(self._pair.public_key.decode())
+            if not self.id.startswith("U"):
+                raise ValueError("a seed of another kind")
+            #: The 32 bytes that Hyperswarm makes the same key of.
+            self.raw_seed = bytes(_raw_seed(seed))
         except (nkeys.NkeysError, binascii.Error, ValueError) as error:
             raise errors.BadSettings("the node key is not an nkey seed (SU…)", hint="aicli stack init makes new ones") from error
         self.seed = seed
+
+    @property
+    def raw(self) -> bytes:
+        """The 32 bytes of the public key, as Noise proves them."""
+        return raw_of(self.id)
 
     def sign(self, purpose: str, text: bytes) -> bytes:
         return bytes(self._pair.sign(_covered(purpose, text)))
@@ -37,26 +46,96 @@ class NodeKey:
         return bytes(self._pair.sign(nonce))
 
 
+class Authority:
+    """The key of the mesh CA: an nkey of the account kind, ``SA…``, so that no node's key passes for one."""
+
+    def __init__(self, seed: bytes) -> None:
+        """Raises BadSettings if ``seed`` is not such an nkey seed."""
+        try:
+            self._pair = nkeys.from_seed(bytearray(seed))
+            self.id = AuthorityId(self._pair.public_key.decode())
+            if not self.id.startswith("A"):
+                raise ValueError("a seed of another kind")
+            self.raw_seed = bytes(_raw_seed(seed))
+        except (nkeys.NkeysError, binascii.Error, ValueError) as error:
+            raise errors.BadSettings("the mesh CA key is not an nkey seed (SA…)", hint="aicli stack init makes one") from error
+
+    def sign(self, purpose: str, text: bytes) -> bytes:
+        return bytes(self._pair.sign(_covered(purpose, text)))
+
+
 def new_seed() -> bytes:
     """A fresh user seed from the system's CSPRNG."""
-    return bytes(nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER))
+    return seed_of(secrets.token_bytes(32))
+
+
+def seed_of(raw: bytes) -> bytes:
+    """The nkey seed ``SU…`` of 32 raw bytes."""
+    return bytes(nkeys.encode_seed(raw, nkeys.PREFIX_BYTE_USER))
+
+
+def new_authority_seed() -> bytes:
+    """A fresh seed for a mesh CA from the system's CSPRNG."""
+    return bytes(nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_ACCOUNT))
 
 
 def load(path: Path) -> NodeKey:
     """The key in a file; raises BadSettings if it cannot be read or others can."""
+    return NodeKey(_read_private(path, "node key"))
+
+
+def load_authority(path: Path) -> Authority:
+    """The mesh CA's key in a file; raises BadSettings if it cannot be read or others can."""
+    return Authority(_read_private(path, "mesh CA key"))
+
+
+def _read_private(path: Path, what: str) -> bytes:
     try:
         if path.stat().st_mode & 0o077:
             raise errors.BadSettings(f"{path} can be read by others", hint=f"chmod 600 {path}")
-        return NodeKey(path.read_bytes().strip())
+        return path.read_bytes().strip()
     except OSError as error:
-        raise errors.BadSettings(f"cannot read the node key {path}: {error.strerror}", hint="aicli stack init makes it") from error
+        raise errors.BadSettings(f"cannot read the {what} {path}: {error.strerror}", hint="aicli stack init makes it") from error
 
 
 def verify(node: NodeId, purpose: str, text: bytes, signature: bytes) -> bool:
     """Whether ``node`` signed this text for this purpose; False for anything that is not a node id, too."""
+    return _verify(node, nkeys.PREFIX_BYTE_USER, purpose, text, signature)
+
+
+def verify_authority(authority: AuthorityId, purpose: str, text: bytes, signature: bytes) -> bool:
+    """The same for the key of a mesh CA."""
+    return _verify(authority, nkeys.PREFIX_BYTE_ACCOUNT, purpose, text, signature)
+
+
+def raw_of(node: NodeId | AuthorityId) -> bytes:
+    """The 32 bytes of a public key; raises ValueError for what is not one."""
+    prefix, key, checksum = _parts(node)
+    if prefix not in (nkeys.PREFIX_BYTE_USER, nkeys.PREFIX_BYTE_ACCOUNT) or not _is_right(prefix, key, checksum):
+        raise ValueError("not the public key of a node or of a mesh CA")
+    return key
+
+
+def node_of(raw: bytes) -> NodeId:
+    """The node id of a 32-byte public key, as Noise proves it."""
+    return NodeId(_encode(nkeys.PREFIX_BYTE_USER, raw))
+
+
+def authority_of(raw: bytes) -> AuthorityId:
+    return AuthorityId(_encode(nkeys.PREFIX_BYTE_ACCOUNT, raw))
+
+
+def _encode(prefix: int, raw: bytes) -> str:
+    if len(raw) != 32:
+        raise ValueError(f"a public key has 32 bytes, not {len(raw)}")
+    body = bytes([prefix]) + raw
+    return base64.b32encode(body + nkeys.crc16(bytearray(body)).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def _verify(key_id: NodeId | AuthorityId, kind: int, purpose: str, text: bytes, signature: bytes) -> bool:
     try:
-        prefix, key, checksum = _parts(node)
-        if prefix != nkeys.PREFIX_BYTE_USER or nkeys.crc16(bytearray(bytes([prefix]) + key)) != checksum:
+        prefix, key, checksum = _parts(key_id)
+        if prefix != kind or not _is_right(prefix, key, checksum):
             return False
         VerifyKey(key).verify(_covered(purpose, text), signature)
     except (CryptoError, binascii.Error, ValueError):
@@ -64,12 +143,22 @@ def verify(node: NodeId, purpose: str, text: bytes, signature: bytes) -> bool:
     return True
 
 
-def _parts(node: NodeId) -> tuple[int, bytes, int]:
+def _is_right(prefix: int, key: bytes, checksum: int) -> bool:
+    return bool(nkeys.crc16(bytearray(bytes([prefix]) + key)) == checksum)
+
+
+def _parts(key_id: NodeId | AuthorityId) -> tuple[int, bytes, int]:
     """An nkey is base32 of: prefix byte, 32 bytes of key, CRC-16 of both, little-endian."""
-    raw = base64.b32decode(node)
+    raw = base64.b32decode(key_id)
     if len(raw) != 35:
         raise ValueError("not 56 characters of base32")
     return raw[0], raw[1:33], int.from_bytes(raw[33:], "little")
+
+
+def _raw_seed(seed: bytes) -> bytes:
+    """A seed is base32 of: two prefix bytes, the 32 bytes, CRC-16; nkeys has checked it."""
+    padded = seed + b"=" * (-len(seed) % 8)
+    return base64.b32decode(padded)[2:34]
 
 
 def _covered(purpose: str, text: bytes) -> bytes:

@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared import errors
+from shared import errors, identity
 from shared.frames import wire
 from shared.frames.wire import Frame, Ping, Pong
-from shared.types import NodeId, Role
+from shared.types import MeshName, NodeId, Peer, Role
 
 #: Each side sends a PING this often, and takes this much silence for death. Both ends must agree, so both are fixed.
 PING_SECONDS = 1.0
@@ -25,24 +25,36 @@ HIGH_WATER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """The node at the other end, as the transport and its HELLO vouch for it."""
+class Me:
+    """Who this node is on the mesh."""
 
+    mesh: MeshName
     role: Role
-    node: NodeId
+    key: identity.NodeKey
+    #: The program's version, told in HELLO.
+    software: str
+
+    @property
+    def node(self) -> NodeId:
+        return self.key.id
 
 
 class Link:
     """One end of a link. Owned by its transport, which calls ``receive``, ``tick`` and ``close``."""
 
-    def __init__(self, peer: Peer, *, path: str, dialled: bool, now: float) -> None:
+    def __init__(self, peer: Peer, *, transport: str, path: str, dialled: bool, now: float) -> None:
         self.peer = peer
+        #: What carries it: nats or swarm.
+        self.transport = transport
         #: How the peer is reached, for people: nats, direct, punched, relayed.
         self.path = path
         self.dialled = dialled
         self.round_trip_seconds: float | None = None
         self.on_frames: Callable[[list[Frame]], None] = _ignore_frames
         self.on_closed: Callable[[errors.AimeshError], None] = _ignore_close
+        #: The number of our revocation list, told in every PONG; and what is done with the peer's, when it tells.
+        self.revocations: Callable[[], int] = _none_revoked
+        self.on_revocations: Callable[[int], None] = _ignore_number
         self.closed: errors.AimeshError | None = None
         #: Closed because nothing came any more. Any other end says that the peer lives, or has told that it leaves.
         self.fell_silent = False
@@ -138,9 +150,10 @@ class Link:
     def _is_liveness(self, frame: Frame, now: float) -> bool:
         if isinstance(frame, Ping):
             if not self.is_full:  # a peer that pings and does not read must not fill our memory with answers
-                self.send(Pong(frame.number))
+                self.send(Pong(frame.number, self.revocations()))
             return True
         if isinstance(frame, Pong):
+            self.on_revocations(frame.revocations)
             if frame.number == self._ping_number:
                 self.round_trip_seconds = now - self._pinged_at
             return True
@@ -168,4 +181,13 @@ def _ignore_frames(frames: list[Frame]) -> None:
 
 
 def _ignore_close(why: errors.AimeshError) -> None:
+    """Before the layer above has taken the link over."""
+
+
+def _none_revoked() -> int:
+    """Before the layer above has a list."""
+    return 0
+
+
+def _ignore_number(number: int) -> None:
     """Before the layer above has taken the link over."""

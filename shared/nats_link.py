@@ -9,7 +9,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -17,10 +16,10 @@ import msgspec
 from shared import errors, identity, topics
 from shared.frames import wire
 from shared.frames.wire import Frame, Hello
-from shared.link import HELLO_SECONDS, PING_SECONDS, Link, Peer
+from shared.link import HELLO_SECONDS, PING_SECONDS, Link, Me
 from shared.nats.client import NatsClient
 from shared.nats.protocol import Message
-from shared.types import SERVICE_ROLES, MeshName, NodeId, Role
+from shared.types import SERVICE_ROLES, Peer
 
 #: Links that have not shown a HELLO yet; strangers cannot come this far, so this only bounds our own mistakes.
 MAX_DIALLING = 256
@@ -46,24 +45,9 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Data | _Reset).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Me:
-    """Who this node is on the mesh."""
-
-    mesh: MeshName
-    role: Role
-    key: identity.NodeKey
-    #: The program's version, told in HELLO.
-    software: str
-
-    @property
-    def node(self) -> NodeId:
-        return self.key.id
-
-
 class NatsLink(Link):
     def __init__(self, transport: "NatsTransport", peer: Peer, link_id: int, *, dialled: bool) -> None:
-        super().__init__(peer, path="nats", dialled=dialled, now=transport.now())
+        super().__init__(peer, transport="nats", path="nats", dialled=dialled, now=transport.now())
         self.id = link_id
         self.subject = topics.link(transport.me.mesh, peer.role, peer.node, transport.me.role, transport.me.node)
         #: Where it stands in the transport's table: the peer writes to this subject.

@@ -1,9 +1,11 @@
-"""Every NATS subject of the mesh, and who may publish or subscribe to it.
+"""Every NATS subject and every Hyperswarm topic of the mesh, who may use which, and who speaks to whom.
 
-The table below is the only source: ``nats.conf`` is generated from it, and the permission test walks all of it against a
-real server. ``m`` is the mesh's name, ``N`` a node's public nkey.
+The tables below are the only source: ``nats.conf`` is generated from them, ``swarm_link`` refuses by them, and the permission
+test walks all of it against a real server. ``m`` is the mesh's name, ``N`` a node's public nkey.
 """
 
+import hashlib
+import hmac
 from dataclasses import dataclass
 
 from shared.types import SERVICE_ROLES, MeshName, NodeId, Role
@@ -17,6 +19,7 @@ SPEAKS_TO: dict[Role, tuple[Role, ...]] = {
     Role.WEB: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.CLIENT: (Role.AUTH, Role.GATEWAY),
     Role.OPERATOR: (),
+    Role.NEWCOMER: (),
 }
 
 _ALL = SERVICE_ROLES
@@ -28,7 +31,48 @@ SEES_ANNOUNCEMENTS_OF: dict[Role, tuple[Role, ...]] = {
     Role.WEB: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.CLIENT: (Role.AUTH, Role.GATEWAY),
     Role.OPERATOR: _ALL,
+    Role.NEWCOMER: (),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class MeetingPlace:
+    """A Hyperswarm topic: those who announce themselves there are found by those who look there."""
+
+    name: str
+    announced_by: tuple[Role, ...]
+    looked_up_by: tuple[Role, ...]
+
+
+#: Whoever belongs together meets at one place at least from either side where both can announce, so that the one that was
+#: restarted dials or is dialled at once. Clients announce nowhere, and find nobody whom they may not speak to.
+MEETING_PLACES = (
+    MeetingPlace("house", (Role.AUTH, Role.GATEWAY), (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB, Role.WORKER, Role.CLIENT)),
+    MeetingPlace("workers", (Role.WORKER,), (Role.AUTH, Role.GATEWAY, Role.METRICS)),
+    MeetingPlace("metrics", (Role.METRICS,), (Role.AUTH, Role.GATEWAY, Role.WEB, Role.WORKER)),
+)
+
+
+def may_link(one: Role, other: Role) -> bool:
+    """Whether two nodes of these roles have anything to say to each other. A newcomer is no user of NATS and not in the table:
+    it comes to auth, over Hyperswarm, for a certificate."""
+    return other in SPEAKS_TO[one] or {one, other} == {Role.AUTH, Role.NEWCOMER}
+
+
+def meeting_topic(secret: bytes, place: MeetingPlace) -> bytes:
+    """The 32 bytes that the DHT knows a place by. ``secret`` is an epoch's: who does not have it cannot find the place."""
+    return _hkdf(secret, b"aimesh/topic/1/" + place.name.encode())
+
+
+def enrolment_topic(authority: bytes) -> bytes:
+    """Where newcomers find auth, from the raw public key of the mesh CA: it is in every ticket, and no secret."""
+    return _hkdf(authority, b"aimesh/topic/1/enroll")
+
+
+def _hkdf(secret: bytes, name: bytes) -> bytes:
+    """HKDF-SHA256 (RFC 5869) without a salt, one block of output."""
+    key = hmac.digest(bytes(32), secret, hashlib.sha256)
+    return hmac.digest(key, name + b"\x01", hashlib.sha256)
 
 
 @dataclass(frozen=True, slots=True)

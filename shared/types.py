@@ -1,5 +1,6 @@
 """The ids, roles and value objects that every program shares."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 from uuid import UUID
@@ -10,6 +11,8 @@ KeyId = NewType("KeyId", UUID)
 RequestId = NewType("RequestId", UUID)
 #: The public nkey of a node, ``U…``: 56 characters of base32.
 NodeId = NewType("NodeId", str)
+#: The public key of a mesh CA as an nkey, ``A…``: another prefix, so that it is never taken for a node.
+AuthorityId = NewType("AuthorityId", str)
 MeshName = NewType("MeshName", str)
 ModelName = NewType("ModelName", str)
 #: An API key or an access token, whole. Never logged; compare and look up only inside auth.
@@ -26,9 +29,11 @@ class Role(StrEnum):
     WEB = "web"
     CLIENT = "client"
     OPERATOR = "operator"
+    #: A peer that proved a key and holds no certificate (yet): it may ask auth for one, and nothing else.
+    NEWCOMER = "newcomer"
 
 
-#: The roles that are one of the five services; the other two only call.
+#: The roles that are one of the five services; the others only call.
 SERVICE_ROLES = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB)
 
 #: The name of the service that a role runs: the word of the package, the settings and the `service` label.
@@ -66,3 +71,18 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The node at the other end of a link, as the transport and its HELLO vouch for it."""
+
+    role: Role
+    node: NodeId
+    #: The certified key: ``node`` itself, or the client profile that this process speaks for. Empty on NATS.
+    certified: NodeId = NodeId("")
+    #: The user who answers for it, by its certificate; empty for the house.
+    owner: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    #: What both ends of this very connection know and nobody else can have made: the hash of its Noise handshake.
+    channel: bytes = b""

@@ -23,5 +23,18 @@ class NodeHealth(Body, frozen=True, omit_defaults=False):
     checks: tuple[Check, ...]
 
 
+class ReadRevocations(Body, frozen=True):
+    pass
+
+
+class Revocations(Body, frozen=True):
+    #: The signed list, as shared.certificates has it; empty while the node has none.
+    body: bytes
+
+
+#: Every node that has links: a list is worth the same from whoever has it.
+EVERYBODY = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT}
+
+read_revocations = Method("node.readRevocations", ReadRevocations, Revocations, callers=EVERYBODY)
 read_metrics = Method("node.readMetrics", ReadMetrics, NodeMetrics, callers={Role.METRICS})
 read_health = Method("node.readHealth", ReadHealth, NodeHealth, callers={Role.METRICS, Role.GATEWAY})

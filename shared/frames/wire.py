@@ -37,6 +37,8 @@ class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
     certificate: bytes = b""
     #: The number of the revocation list that the sender holds.
     revocations: int = 0
+    #: What the certified key says of ``node``, where one profile has several processes; empty where they are the same key.
+    delegation: bytes = b""
 
 
 class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from shared import identity
 from shared.directory import Directory
-from shared.nats_link import Me, NatsTransport
+from shared.link import Me
+from shared.nats_link import NatsTransport
 from shared.node.announcing import Announcer
 from shared.node.lifecycle import background
 from shared.rpc.calling import Client

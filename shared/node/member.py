@@ -16,8 +16,8 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
 from shared.directory import Announcement, Directory, Load, ModelOffer
-from shared.link import Link
-from shared.nats_link import Me, NatsTransport
+from shared.link import Link, Me
+from shared.nats_link import NatsTransport
 from shared.node.announcing import Announcer
 from shared.node.eventing import Events
 from shared.node.lifecycle import background

@@ -15,13 +15,12 @@ import msgspec
 
 from shared import context, errors, topics
 from shared.api.method import Method
-from shared.link import Peer
 from shared.nats import protocol
 from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
 from shared.rpc import bodies
 from shared.rpc.serving import Call, Dispatcher, Handler
-from shared.types import Credential, NodeId, Role
+from shared.types import Credential, NodeId, Peer, Role
 
 #: Calls of operators that may run at once here.
 MAX_RUNNING = 64

@@ -13,12 +13,29 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     """``port`` is added by each service, under its own variable."""
 
     mesh: Annotated[MeshName, Variable("MESH_NAME", "the mesh that this node belongs to")] = MeshName("home")
-    nats_url: Annotated[str, Variable("NATS_URL", "the NATS server; several with commas; tls:// beyond loopback")] = "nats://127.0.0.1:4222"
+    nats_url: Annotated[
+        str, Variable("NATS_URL", "the NATS server; several with commas; tls:// beyond loopback; `none` for Hyperswarm alone")
+    ] = "nats://127.0.0.1:4222"
     allow_plain_nats: Annotated[bool, Variable("ALLOW_PLAIN_NATS", "speak nats:// to another host, as on a private container network")] = (
         False
     )
     nats_ca_file: Annotated[
         Path | None, Variable("NATS_CA_FILE", "who vouches for the NATS server's certificate, where no public authority does")
+    ] = None
+    dht_bootstrap: Annotated[
+        tuple[str, ...],
+        Variable("DHT_BOOTSTRAP", "DHT nodes of the mesh as host:port with commas, or `public`; without it no Hyperswarm"),
+    ] = ()
+    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays, hex, with commas")] = ()
+    swarm_host: Annotated[
+        str | None, Variable("SWARM_HOST", "the address that Hyperswarm binds to; loopback where all DHT nodes are on loopback")
+    ] = None
+    node_binary: Annotated[
+        Path | None, Variable("NODE_BINARY", "the Node program for Hyperswarm's sidecar; without it the one that came with aimesh")
+    ] = None
+    mesh_state_file: Annotated[
+        Path | None,
+        Variable("MESH_STATE_FILE", "where certificate and revocation list are kept; beside the node key without it"),
     ] = None
     node_key_file: Annotated[Path, Variable("NODE_KEY_FILE", "the file with this node's key, an nkey seed; aicli stack init makes it")]
     host: Annotated[str, Variable("BIND_HOST", "the address to listen on")] = "127.0.0.1"
@@ -31,16 +48,25 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Variable("LOG_LEVEL", "debug, info, warning or error")] = "info"
     log_format: Annotated[Literal["json", "text"], Variable("LOG_FORMAT", "json, or text for people")] = "json"
 
+    @property
+    def uses_nats(self) -> bool:
+        return self.nats_url != "none"
+
+    @property
+    def state_file(self) -> Path:
+        """Where this node keeps what it knows of its mesh."""
+        return self.mesh_state_file or self.node_key_file.with_suffix(".mesh")
+
     def warnings(self) -> Iterator[str]:
         """What was allowed on purpose, and should not be forgotten."""
         if self.host not in addresses.LOOPBACK and self.tls_cert_file is None:
             yield f"HTTP on {self.host} has no TLS: keys and prompts can be read on the way, unless a proxy before it encrypts them"
-        if self.allow_plain_nats and addresses.plain_hosts(self.nats_url):
+        if self.uses_nats and self.allow_plain_nats and addresses.plain_hosts(self.nats_url):
             yield "NATS on another machine has no TLS: prompts can be read on the way, unless the network is private"
 
     def mistakes(self) -> Iterator[str]:
         try:
-            plain = [] if self.allow_plain_nats else addresses.plain_hosts(self.nats_url)
+            plain = [] if self.allow_plain_nats or not self.uses_nats else addresses.plain_hosts(self.nats_url)
         except ValueError as error:
             yield f"NATS_URL: {error}"
         else:

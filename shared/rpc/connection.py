@@ -7,8 +7,9 @@ from typing import Protocol
 from shared import errors
 from shared.frames import calls, wire
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Reply
-from shared.link import Link, Peer
+from shared.link import Link
 from shared.rpc.serving import Dispatcher
+from shared.types import Peer
 
 _ANSWERS = frozenset({Item, Accepted, Reply, End, Error})
 _NOT_THE_LAST = frozenset({Item, Accepted})

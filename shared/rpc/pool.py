@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Set
 
 from shared import directory, errors
 from shared.directory import Directory, Entry
-from shared.link import Link, Peer
+from shared.link import Link
 from shared.rpc.connection import Connection
 from shared.rpc.serving import Dispatcher
-from shared.types import NodeId, Role
+from shared.types import NodeId, Peer, Role
 
 #: How long a call waits for somebody to announce that he serves it: a fresh process has heard of nobody yet, and a node
 #: that was taken for gone is back with its next announcement, within ANNOUNCE_SECONDS.

@@ -15,9 +15,8 @@ import msgspec
 from shared import context, errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.frames import calls, wire
-from shared.link import Peer
 from shared.rpc import bodies
-from shared.types import Credential, RequestId, Role
+from shared.types import Credential, Peer, RequestId, Role
 
 S = TypeVar("S")
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]

@@ -11,11 +11,10 @@ from services.auth.service import AuthService
 from shared.api import auth, events, gateway
 from shared.api.method import Method, Reply, Request
 from shared.api.usage import UserUsage
-from shared.link import Peer
 from shared.node import Node
 from shared.rpc import Call
 from shared.telemetry import Metrics
-from shared.types import Credential, MeshName, NodeId, Role, UserId
+from shared.types import Credential, MeshName, NodeId, Peer, Role, UserId
 
 ADMIN_PASSWORD = "correct horse battery"
 PASSWORD = "secure_password"
