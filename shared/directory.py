@@ -1,11 +1,12 @@
 """What a node knows of the others: who is alive, what they serve, how loaded they are. Pure; the shell brings facts and time.
 
-A node says what it is every ANNOUNCE_SECONDS and at once on change. It is gone after GONE_AFTER_SECONDS of silence or when
-its link died, whichever comes first, and is back with its next announcement.
+A node says what it is every ANNOUNCE_SECONDS and at once on change, on every transport that leads to us: each is a route to
+the one node. A route ends after GONE_AFTER_SECONDS of silence or when its link died, whichever comes first; without a route
+the node is gone, and is back with its next announcement.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -63,6 +64,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     labels: dict[str, str] = {}
     #: The last one: the process is about to end.
     leaving: bool = False
+    #: The number of the revocation list that it holds.
+    revocations: int = 0
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -79,19 +82,40 @@ def decode(body: bytes) -> Announcement:
         raise errors.ProtocolViolation(f"not an announcement: {error}") from error
 
 
+#: From the shortest way to the longest: NATS stands in the house, a relay somewhere in the world.
+PATHS = ("nats", "direct", "punched", "relayed")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way to a node."""
+
+    #: nats or swarm.
+    transport: str
+    #: One of PATHS.
+    path: str
+    heard_at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A node as the directory knows it. A new object for every change."""
 
     announcement: Announcement
-    #: nats, direct, punched or relayed.
+    #: The best first; none when it is gone.
+    routes: tuple[Route, ...]
+    #: The best path, or the last one that there was; empty for one that never had any.
     path: str
-    alive: bool
     #: Alive, or gone, since then.
     since: datetime
     #: Empty while alive.
     why_gone: str
-    heard_at: float
+    #: It was there and was not let in, or could not be reached: known by its key alone.
+    refused: bool = False
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.routes)
 
     @property
     def node(self) -> NodeId:
@@ -124,7 +148,7 @@ class Directory:
 
     # --- facts --------------------------------------------------------------------------------------------------
 
-    def heard(self, announcement: Announcement, path: str) -> None:
+    def heard(self, announcement: Announcement, path: str, transport: str = "nats") -> None:
         """An announcement arrived; the transport has vouched for its role and node."""
         before = self._entries.get(announcement.node)
         if before is None and len(self._entries) >= MAX_NODES:
@@ -133,28 +157,67 @@ class Directory:
             self.gone(announcement.node, "stopped")
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
-        since = announcement.started_at if before is None else before.since if not is_new else self._now()
-        entry = Entry(announcement, path, True, min(since, self._now()), "", self._clock())
+        if before is None or before.refused:
+            since = announcement.started_at
+        else:
+            since = self._now() if is_new else before.since
+        # After a restart the other ways lead to the process that was.
+        old = () if before is None or is_new else before.routes
+        others = [route for route in old if route.transport != transport]
+        routes = tuple(sorted([*others, Route(transport, path, self._clock())], key=_length))
+        entry = Entry(announcement, routes, routes[0].path, min(since, self._now()), "")
         self._put(entry)
-        if is_new or (before is not None and before.announcement != announcement):
+        if is_new or before is None or before.announcement != announcement or before.path != entry.path:
             self._tell(entry)
 
-    def gone(self, node: NodeId, why: str) -> None:
-        """Its link died, or it said that it stops. Nothing happens if it is not known or gone already."""
+    def lost(self, node: NodeId, transport: str, why: str) -> None:
+        """The way to it by this transport has ended; it is gone if that was the only one."""
         entry = self._entries.get(node)
-        if entry is None or not entry.alive:
+        if entry is None or not any(route.transport == transport for route in entry.routes):
             return
-        entry = replace(entry, alive=False, since=self._now(), why_gone=why)
+        left = tuple(route for route in entry.routes if route.transport != transport)
+        if not left:
+            self.gone(node, why)
+            return
+        entry = replace(entry, routes=left, path=left[0].path)
         self._put(entry)
         self._tell(entry)
 
-    def tick(self) -> None:
-        """Let nodes go that have been silent; call it every TICK_SECONDS."""
+    def gone(self, node: NodeId, why: str) -> None:
+        """It said that it stops, or the last way to it ended. Nothing happens if it is not known or gone already."""
+        entry = self._entries.get(node)
+        if entry is None or not entry.alive:
+            return
+        entry = replace(entry, routes=(), since=self._now(), why_gone=why)
+        self._put(entry)
+        self._tell(entry)
+
+    def refused(self, node: NodeId, role: Role, software: str, why: str) -> None:
+        """It wanted in and was not let in, or could not be reached: to be shown with the reason. An alive one stays as it is."""
+        before = self._entries.get(node)
+        if before is not None and before.alive or before is None and len(self._entries) >= MAX_NODES:
+            return
+        if before is None or not before.refused:
+            since = self._now() if before is None else before.since
+            announcement = Announcement(role, node, software, since) if before is None else before.announcement
+            before = Entry(announcement, (), "" if before is None else before.path, since, why, refused=True)
+        self._put(replace(before, why_gone=why))
+
+    def deafened(self, transport: str) -> None:
+        """Nothing can be heard by this transport for now. Who has another way is taken to be reachable by that one alone; who
+        has none is no less alive for our deafness."""
+        for node, entry in list(self._entries.items()):
+            if len(entry.routes) > 1:
+                self.lost(node, transport, "")
+
+    def tick(self, listening: Collection[str] = ("nats", "swarm")) -> None:
+        """Let nodes go that have been silent on the transports that we can hear; call it every TICK_SECONDS."""
         clock, now = self._clock(), self._now()
         for node, entry in list(self._entries.items()):
-            if entry.alive and clock - entry.heard_at > GONE_AFTER_SECONDS:
-                self.gone(node, f"silent for {clock - entry.heard_at:.0f} s")
-            elif not entry.alive and now - entry.since > FORGOTTEN_AFTER:
+            for route in entry.routes:
+                if route.transport in listening and clock - route.heard_at > GONE_AFTER_SECONDS:
+                    self.lost(node, route.transport, f"silent for {clock - route.heard_at:.0f} s")
+            if not entry.alive and now - entry.since > FORGOTTEN_AFTER:
                 del self._entries[node]
 
     # --- questions ------------------------------------------------------------------------------------------------
@@ -184,6 +247,10 @@ class Directory:
     def _tell(self, entry: Entry) -> None:
         for watcher in self._watchers:
             watcher(entry)
+
+
+def _length(route: Route) -> int:
+    return PATHS.index(route.path) if route.path in PATHS else len(PATHS)
 
 
 def pick(entries: Sequence[Entry], rng: random.Random, wait: Callable[[Entry], float]) -> Entry | None:

@@ -19,7 +19,8 @@ from shared.frames.wire import Frame, Hello
 from shared.link import HELLO_SECONDS, PING_SECONDS, Link, Me
 from shared.nats.client import NatsClient
 from shared.nats.protocol import Message
-from shared.types import SERVICE_ROLES, Peer
+from shared.trust import Trust
+from shared.types import SERVICE_ROLES, NodeId, Peer
 
 #: Links that have not shown a HELLO yet; strangers cannot come this far, so this only bounds our own mistakes.
 MAX_DIALLING = 256
@@ -75,8 +76,10 @@ class NatsLink(Link):
 class NatsTransport:
     """A node's connection to the NATS server and the links that run over it. ``run`` must run while it is used."""
 
-    def __init__(self, me: Me, url: str, ca_file: Path | None = None) -> None:
+    def __init__(self, me: Me, url: str, ca_file: Path | None = None, trust: Trust | None = None) -> None:
         self.me = me
+        self.trust = trust or Trust(me.key, me.role)
+        self.trust.on_revoked.append(self._cut_off)
         #: For announcements, events and the micro endpoints too.
         self.nats = NatsClient(url, me.key, name=f"aimesh {me.role}", ca_file=ca_file)
         self.nats.on_connection = self._on_connection
@@ -126,6 +129,7 @@ class NatsTransport:
 
     async def dial(self, peer: Peer) -> Link:
         """Open a link; raises NotReachable if the peer does not answer our HELLO in time."""
+        self.trust.check_not_revoked(peer.node)
         if not self.connected:
             raise errors.NotReachable("the NATS server is not reachable", hint="aicli doctor says more", retry_after_seconds=1)
         if sum(1 for link in self._links.values() if not link.opened.done()) >= MAX_DIALLING:
@@ -255,6 +259,7 @@ class NatsTransport:
         self._links[link.key] = link
         link.received = 1
         try:
+            self.trust.check_not_revoked(peer.node)
             self._check_hello(link, data.frames[0], size)
         except (errors.ProtocolViolation, errors.NotAllowed) as error:
             link.close(error)
@@ -280,6 +285,12 @@ class NatsTransport:
         for link in self.links():
             if link.key[0] == subject:
                 link.close(errors.ProtocolViolation(why))
+
+    def _cut_off(self, nodes: frozenset[NodeId]) -> None:
+        """A revocation list has come that names these."""
+        for link in self.links():
+            if link.peer.node in nodes:
+                link.close(errors.NodeRevoked("this node was revoked"))
 
     def _subject_to(self, peer: Peer) -> str:
         return topics.link(self.me.mesh, peer.role, peer.node, self.me.role, self.me.node)

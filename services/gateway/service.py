@@ -131,7 +131,7 @@ class GatewayService:
     async def list_nodes(self, _request: gateway.ListNodes, call: Call) -> gateway.NodeRows:
         if call.caller.role not in _HOUSE:
             await self.callers.identify(call.credential)
-        rows = [self._own_row(), *(_node_row(entry) for entry in self._node.directory.entries())]
+        rows = [self._own_row(), *(self._row(entry) for entry in self._node.directory.entries())]
         return gateway.NodeRows(tuple(sorted(rows, key=lambda row: (row.role, row.id))))
 
     def _own_row(self) -> NodeRow:
@@ -142,6 +142,7 @@ class GatewayService:
             service=SERVICE_NAMES[self.role],
             path="self",
             alive=True,
+            refused=False,
             usable=True,
             why_not="",
             models=(),
@@ -151,6 +152,10 @@ class GatewayService:
             queued=0,
             slots=0,
         )
+
+    def _row(self, entry: Entry) -> NodeRow:
+        seconds = self._node.roads.round_trip_seconds(entry.node)
+        return _node_row(entry, None if seconds is None else round(seconds * 1000, 3))
 
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._names)
@@ -179,7 +184,7 @@ class GatewayService:
         return auth.Principal(user.id, user.username, user.role, user.tier)
 
 
-def _node_row(entry: Entry) -> NodeRow:
+def _node_row(entry: Entry, round_trip_ms: float | None) -> NodeRow:
     said = entry.announcement
     return NodeRow(
         id=entry.node,
@@ -187,6 +192,7 @@ def _node_row(entry: Entry) -> NodeRow:
         service=SERVICE_NAMES.get(entry.role, entry.role.value),
         path=entry.path,
         alive=entry.alive,
+        refused=entry.refused,
         usable=not entry.why_not,
         why_not=entry.why_not,
         models=tuple(offer.name for offer in said.models),
@@ -195,4 +201,6 @@ def _node_row(entry: Entry) -> NodeRow:
         running=said.load.running,
         queued=said.load.queued,
         slots=said.load.slots,
+        round_trip_ms=round_trip_ms,
+        labels=said.labels,
     )

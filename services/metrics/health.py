@@ -29,7 +29,9 @@ _BADNESS = {Status.HEALTHY: 0, Status.DEGRADED: 1, Status.DOWN: 2}
 ESSENTIAL = frozenset({Role.AUTH, Role.GATEWAY, Role.WORKER})
 
 #: The names of the checks that are about a server, in lower case -> the server's name.
-SERVERS = {"postgresql": "PostgreSQL", "valkey": "Valkey", "nats": "NATS"}
+SERVERS = {"postgresql": "PostgreSQL", "valkey": "Valkey", "nats": "NATS", "hyperswarm": "Hyperswarm"}
+#: Not every mesh has it: where no service speaks of it, it is not missed; and without it the house still works.
+OPTIONAL = "hyperswarm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class _Finding:
 def decide(nodes: Sequence[NodeFact], now: datetime, started_at: datetime, before: Mapping[str, ComponentHealth]) -> SystemHealth:
     """``started_at`` is when this service began to look; ``before`` is the last decision, by ``key``."""
     services = {role: _service(role, [fact for fact in nodes if fact.role is role], now, started_at) for role in SERVICE_ROLES}
-    servers = [_server(check, name, nodes, now) for check, name in SERVERS.items()]
+    servers = [_server(check, name, nodes, now) for check, name in SERVERS.items() if check != OPTIONAL or _is_spoken_of(check, nodes)]
     workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER]
     findings = [*services.values(), *servers, *sorted(workers, key=lambda finding: finding.name)]
     components = tuple(_dated(finding, now, before) for finding in findings)
@@ -116,6 +118,10 @@ def _service(role: Role, nodes: Sequence[NodeFact], now: datetime, started_at: d
     return _Finding(name, "service", Status.HEALTHY, "", min(fact.since for fact in living))
 
 
+def _is_spoken_of(check_name: str, nodes: Sequence[NodeFact]) -> bool:
+    return any(check.name.lower() == check_name for fact in nodes for check in fact.checks)
+
+
 def _server(check_name: str, name: str, nodes: Sequence[NodeFact], now: datetime) -> _Finding:
     said = [(fact, check) for fact in nodes if fact.alive for check in fact.checks if check.name.lower() == check_name]
     failed = [f"{SERVICE_NAMES[fact.role]} says: {check.detail or 'not ok'}" for fact, check in said if not check.ok]
@@ -123,7 +129,7 @@ def _server(check_name: str, name: str, nodes: Sequence[NodeFact], now: datetime
         return _Finding(name, "server", Status.DEGRADED, "unknown: no service that uses it could be asked", now)
     if not failed:
         return _Finding(name, "server", Status.HEALTHY, "", now)
-    status = Status.DOWN if len(failed) == len(said) else Status.DEGRADED
+    status = Status.DOWN if len(failed) == len(said) and check_name != OPTIONAL else Status.DEGRADED
     return _Finding(name, "server", status, "; ".join(dict.fromkeys(failed)), now)
 
 

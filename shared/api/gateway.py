@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+import msgspec
+
 from shared.api.generation import ChatMessage, Sampling, Usage
 from shared.api.method import Body, Method, StreamMethod
 from shared.api.usage import UserUsage
@@ -114,9 +116,11 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     id: NodeId
     role: Role
     service: str
-    #: How it is reached: nats now; direct, punched or relayed over Hyperswarm; self for the gateway that answers.
+    #: How it is reached: nats; direct, punched or relayed over Hyperswarm; self for the gateway that answers.
     path: str
     alive: bool
+    #: It is known by its key alone: it was not let in, or could not be reached.
+    refused: bool
     usable: bool
     #: Why it is not used; empty when it is.
     why_not: str
@@ -127,6 +131,10 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     running: int
     queued: int
     slots: int
+    #: To this gateway; null where there is no link to measure it on.
+    round_trip_ms: float | None = None
+    #: By its certificate, for routing and for people.
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class NodeRows(Body, frozen=True):

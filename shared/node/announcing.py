@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 from shared import directory, errors, topics
 from shared.directory import Announcement, Directory
+from shared.frames.wire import Announce
+from shared.link import Link, Me
 from shared.nats.protocol import Message
-from shared.nats_link import NatsTransport
-from shared.types import SERVICE_ROLES
+from shared.node.roads import Roads
+from shared.swarm_link import Refusal
+from shared.types import SERVICE_ROLES, NodeId, Role
 
 #: Changes within this time leave as one announcement.
 SETTLE_SECONDS = 0.05
@@ -16,25 +19,32 @@ SETTLE_SECONDS = 0.05
 class Announcer:
     """Fills ``nodes`` from the mesh and, for a service, announces what ``describe`` returns."""
 
-    def __init__(self, transport: NatsTransport, nodes: Directory, describe: Callable[[], Announcement] | None) -> None:
-        self._transport = transport
-        self._me = transport.me
+    def __init__(self, me: Me, roads: Roads, nodes: Directory, describe: Callable[[], Announcement] | None) -> None:
+        self._me = me
+        self._roads = roads
         self._nodes = nodes
         self._describe = describe
         self._due = asyncio.Event()
+        roads.on_link = self._greet
+        if roads.swarm is not None:
+            roads.swarm.on_announcement = self._heard_by_swarm
+            roads.swarm.on_refused = self._refused
+            roads.swarm.on_unreachable = self._unreachable
 
     def start(self) -> None:
-        """Subscribe, then ask who is there. Call once, after the transport has connected."""
-        mesh, nats_client = self._me.mesh, self._transport.nats
-        for role in topics.SEES_ANNOUNCEMENTS_OF[self._me.role]:
-            nats_client.subscribe(topics.announcements(mesh, role), self._heard)
-        if self._describe is not None and self._me.role in SERVICE_ROLES:
-            nats_client.subscribe(topics.who(mesh), self._asked)
+        """Subscribe, then ask who is there. Call once, after the NATS transport, if there is one, has connected."""
+        if self._roads.nats is not None:
+            mesh, nats_client = self._me.mesh, self._roads.nats.nats
+            for role in topics.SEES_ANNOUNCEMENTS_OF[self._me.role]:
+                nats_client.subscribe(topics.announcements(mesh, role), self._heard)
+            if self._describe is not None and self._me.role in SERVICE_ROLES:
+                nats_client.subscribe(topics.who(mesh), self._asked)
         self.ask()
 
     def ask(self) -> None:
         """Everybody answers at once, so that nobody has to wait for the next round."""
-        self._transport.nats.publish(topics.who(self._me.mesh), b"")
+        if self._roads.nats is not None and self._roads.nats.connected:
+            self._roads.nats.nats.publish(topics.who(self._me.mesh), b"")
         self._due.set()
 
     def announce_soon(self) -> None:
@@ -42,9 +52,13 @@ class Announcer:
         self._due.set()
 
     def announce_now(self) -> None:
-        if self._describe is not None and self._transport.connected:
-            subject = topics.announcement(self._me.mesh, self._me.role, self._me.node)
-            self._transport.nats.publish(subject, directory.encode(self._describe()))
+        if self._describe is None:
+            return
+        body = directory.encode(self._describe())
+        if self._roads.nats is not None and self._roads.nats.connected:
+            self._roads.nats.nats.publish(topics.announcement(self._me.mesh, self._me.role, self._me.node), body)
+        if self._roads.swarm is not None:
+            self._roads.swarm.announce(body)
 
     async def run(self) -> None:
         """Announce every ANNOUNCE_SECONDS and on change, and let silent nodes go. Ends by cancellation."""
@@ -67,9 +81,13 @@ class Announcer:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(directory.TICK_SECONDS)
-            # Without the server nobody can be heard, and whoever has no link is no less alive for it.
-            if self._transport.connected:
-                self._nodes.tick()
+            # On a transport that is down nobody can be heard, and whoever has no link is no less alive for it.
+            self._nodes.tick(self._roads.listening())
+
+    def _greet(self, link: Link) -> None:
+        """A peer that has just come over Hyperswarm need not wait for the next round to learn what we are."""
+        if link.transport == "swarm" and self._describe is not None and self._me.role in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role]:
+            link.send(Announce(directory.encode(self._describe())))
 
     def _heard(self, message: Message) -> None:
         try:
@@ -77,8 +95,32 @@ class Announcer:
             role, node = topics.sender_of(message.subject.decode())
         except (errors.ProtocolViolation, ValueError):
             return  # of a newer kind, or broken; the next one may not be
-        if (announcement.role, announcement.node) == (role, node) and node != self._me.node:
-            self._nodes.heard(announcement, "nats")
+        if (announcement.role, announcement.node) == (role, node):
+            self._take(announcement, "nats", "nats")
+
+    def _heard_by_swarm(self, link: Link, body: bytes) -> None:
+        try:
+            announcement = directory.decode(body)
+        except errors.ProtocolViolation:
+            return  # as above
+        if (announcement.role, announcement.node) == (link.peer.role, link.peer.node):
+            self._take(announcement, link.path, "swarm")
+
+    def _take(self, announcement: Announcement, path: str, transport: str) -> None:
+        if announcement.node == self._me.node or self._roads.is_revoked(announcement.node):
+            return
+        self._nodes.heard(announcement, path, transport)
+        self._roads.told(announcement.node, announcement.revocations)
+
+    def _refused(self, refusal: Refusal) -> None:
+        if refusal.role is not None:
+            self._nodes.refused(refusal.node, refusal.role, refusal.software, refusal.why.message)
+
+    def _unreachable(self, node: NodeId, why: str) -> None:
+        # Whom they look for and show to people are workers; what else is announced where they look is each other.
+        if self._me.role in (Role.GATEWAY, Role.METRICS, Role.AUTH):
+            known = self._nodes.find(node)
+            self._nodes.refused(node, Role.WORKER if known is None else known.role, "", why)
 
     def _asked(self, message: Message) -> None:
         self._due.set()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared import identity
 from shared.directory import Directory
@@ -13,9 +14,14 @@ from shared.link import Me
 from shared.nats_link import NatsTransport
 from shared.node.announcing import Announcer
 from shared.node.lifecycle import background
+from shared.node.roads import Roads
 from shared.rpc.calling import Client
 from shared.rpc.pool import Pool
+from shared.trust import Trust
 from shared.types import MeshName, Role
+
+if TYPE_CHECKING:
+    from shared.swarm_link import SwarmTransport
 
 SOFTWARE = "aimesh/0.1"
 
@@ -23,12 +29,17 @@ SOFTWARE = "aimesh/0.1"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
     mesh: MeshName
-    nats_url: str
+    #: None for Hyperswarm alone.
+    nats_url: str | None
     node_key_file: Path
+    #: What `aicli mesh connect` keeps of the mesh; None for NATS alone.
+    mesh_file: Path | None = None
     #: Who vouches for the NATS server's certificate; None means the public authorities.
     nats_ca_file: Path | None = None
     #: How long to wait for the NATS server.
     connect_seconds: float = 3.0
+    #: The Node program for Hyperswarm's sidecar; None means the one that came with aimesh.
+    node_binary: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +48,44 @@ class ClientNode:
 
     rpc: Client
     directory: Directory
+    roads: Roads
 
 
 @asynccontextmanager
 async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
     """Join as a client; raises Unavailable if the NATS server is not there, BadSettings if the key cannot be used."""
     key = identity.load(settings.node_key_file)
-    transport = NatsTransport(Me(settings.mesh, Role.CLIENT, key, SOFTWARE), settings.nats_url, settings.nats_ca_file)
-    await transport.connect(deadline_seconds=settings.connect_seconds)
+    if settings.mesh_file is None:
+        me, trust = Me(settings.mesh, Role.CLIENT, key, SOFTWARE), Trust(key, Role.CLIENT)
+        nats = NatsTransport(me, settings.nats_url or "", settings.nats_ca_file, trust)
+        await nats.connect(deadline_seconds=settings.connect_seconds)
+        async with _calling(me, trust, nats, None) as (node, tasks):
+            yield node
+        return
+    # Loaded when needed: whoever is in the house waits for none of it.
+    from shared.node import delegate  # noqa: PLC0415
+
+    outside = await delegate.prepare(settings.mesh_file, key, settings.node_binary, SOFTWARE)
+    async with _calling(outside.me, outside.trust, None, outside.swarm) as (node, tasks):
+        tasks.create_task(outside.keep(node.directory, node.rpc, node.roads))
+        yield node
+
+
+@asynccontextmanager
+async def _calling(
+    me: Me, trust: Trust, nats: NatsTransport | None, swarm: "SwarmTransport | None"
+) -> AsyncIterator[tuple[ClientNode, asyncio.TaskGroup]]:
+    """A node on one of the two transports that serves nothing."""
+    nodes = Directory(asyncio.get_running_loop().time)
+    roads = Roads(trust, nodes, nats, swarm, None)
+    announcer = Announcer(me, roads, nodes, None)
     try:
-        nodes = Directory(asyncio.get_running_loop().time)
-        announcer = Announcer(transport, nodes, None)
         async with background() as tasks:
-            tasks.create_task(transport.run())
+            for transport in roads.transports():
+                tasks.create_task(transport.run())
             announcer.start()
             tasks.create_task(announcer.run())
-            pool = Pool(nodes, transport.dial, None, random.Random())  # noqa: S311 - spreads load
-            yield ClientNode(Client(pool), nodes)
+            yield ClientNode(Client(Pool(nodes, roads.reach, random.Random())), nodes, roads), tasks  # noqa: S311 - spreads load
     finally:
-        await transport.close()
+        for transport in roads.transports():
+            await transport.close()

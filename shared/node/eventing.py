@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from shared import topics
+from shared import errors, topics
 from shared.api import events
 from shared.api.events import Event
+from shared.link import Me
 from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
 
@@ -35,7 +36,9 @@ class _Bounded:
 class Events:
     """What this node tells and hears."""
 
-    def __init__(self, transport: NatsTransport) -> None:
+    def __init__(self, me: Me, transport: NatsTransport | None) -> None:
+        self._me = me
+        #: None on a node without NATS: nobody outside the house has to tell or hear hints.
         self._transport = transport
         self._out = _Bounded()
         self._inbound: list[_Bounded] = []
@@ -62,7 +65,9 @@ class Events:
             if events.TOLD_BY[type(event)] is sender:
                 inbound.put(event)
 
-        sid = self._transport.nats.subscribe(topics.events(self._transport.me.mesh), arrived)
+        if self._transport is None:
+            raise errors.BadSettings("events need NATS", hint="set NATS_URL")
+        sid = self._transport.nats.subscribe(topics.events(self._me.mesh), arrived)
         try:
             while True:
                 yield await inbound.queue.get()
@@ -72,9 +77,9 @@ class Events:
 
     async def run(self) -> None:
         """Send what is published. Ends by cancellation."""
-        me = self._transport.me
+        me = self._me
         while True:
             event = await self._out.queue.get()
             name = event.__struct_config__.tag
-            if self._transport.connected:
+            if self._transport is not None and self._transport.connected:
                 self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, str(name)), _encode(event))

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from prometheus_client import Counter, Histogram
@@ -18,13 +19,19 @@ from shared.api.method import Method, StreamMethod
 from shared.directory import Announcement, Directory, Load, ModelOffer
 from shared.link import Link, Me
 from shared.nats_link import NatsTransport
+from shared.node import membership
 from shared.node.announcing import Announcer
 from shared.node.eventing import Events
 from shared.node.lifecycle import background
 from shared.node.micro import Micro
+from shared.node.roads import Roads
 from shared.node.settings import NodeSettings
+from shared.node.standing import Standing
+from shared.node.swarming import open_swarm
+from shared.swarm_link import SwarmTransport
 from shared.telemetry import logs
 from shared.telemetry.metrics import Metrics, version
+from shared.trust import Trust
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 
 #: How long running calls may go on after SIGTERM.
@@ -67,7 +74,7 @@ class _Offer:
 class Node:
     """A running member of the mesh. Made by ``member``."""
 
-    def __init__(self, me: Me, transport: NatsTransport, tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup) -> None:
+    def __init__(self, me: Me, ways: "Ways", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup) -> None:
         self.role = me.role
         self.id: NodeId = me.node
         self.mesh: MeshName = me.mesh
@@ -76,26 +83,32 @@ class Node:
         self.metrics = Metrics(self.service_name)
         #: Owner of the service's background tasks: cancelled after the drain, and one that fails ends the process.
         self.tasks = tasks
-        self.transport = transport
+        self.trust = ways.trust
         self.directory = Directory(asyncio.get_running_loop().time)
         self.dispatcher = rpc.Dispatcher(calls, self._observe, self._log_bug)
-        rng = random.Random()  # noqa: S311 - spreads load
-        self.pool = rpc.Pool(self.directory, transport.dial, self.dispatcher, rng)
+        self.roads = Roads(ways.trust, self.directory, ways.nats, ways.swarm, self.dispatcher)
+        self.pool = rpc.Pool(self.directory, self.roads.reach, random.Random())  # noqa: S311 - spreads load
         self.rpc = rpc.Client(self.pool)
-        self.events_of_mesh = Events(transport)
-        self.announcer = Announcer(transport, self.directory, self._describe)
-        self.micro = Micro(transport, self.dispatcher, self.service_name, version())
+        self.standing = Standing(ways.trust, ways.kept, ways.state_file, self.directory, self.rpc)
+        self.standing.changed = self.membership_changed
+        self.standing.note = lambda what, why: _log.info(what, why=why)
+        self.roads.on_number = self.standing.told
+        self.events_of_mesh = Events(me, ways.nats)
+        self.announcer = Announcer(me, self.roads, self.directory, self._describe)
+        self.micro = None if ways.nats is None else Micro(ways.nats, self.dispatcher, self.service_name, version())
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
         self._dropped_events = 0
-        self._inbound: set[rpc.Connection] = set()
         self._service: Service | None = None
         #: Methods × statuses, both from closed lists.
         self._counters: dict[tuple[str, str], Counter] = {}
         self._timers: dict[str, Histogram] = {}
-        transport.on_link = self._accept
-        transport.on_connection = self._on_connection
-        transport.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
+        if ways.nats is not None:
+            ways.nats.on_connection = self._on_connection
+            ways.nats.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
+        if ways.swarm is not None:
+            ways.swarm.on_attached = self._on_attached
+            self.membership_changed()
 
     # --- for services ---------------------------------------------------------------------------------------------
 
@@ -119,6 +132,13 @@ class Node:
         """Every event of the mesh from now on; for the metrics service."""
         return self.events_of_mesh.listen()
 
+    def membership_changed(self) -> None:
+        """Our certificate, the list or the topics are others now: tell the peers, and meet where we should."""
+        if self.roads.swarm is not None:
+            self.roads.swarm.meet(self.standing.meetings())
+            self.roads.swarm.rehello()
+        self.announcer.announce_soon()
+
     # --- for the program ------------------------------------------------------------------------------------------
 
     async def serve(self, service: Service) -> None:
@@ -126,27 +146,30 @@ class Node:
         self._service = service
         self.dispatcher.add(self)
         self.dispatcher.add(service)
-        self.micro.start()
+        if self.micro is not None:
+            self.micro.start()
         if self._offer.not_ready == "starting":
             self._offer = _Offer()
         self.announcer.announce_soon()
 
     async def health(self) -> node_api.NodeHealth:
         """Every check of the service and of the mesh."""
-        mesh = Check("NATS", self.transport.connected, "" if self.transport.connected else "not connected; it is being tried again")
+        mesh = self.roads.checks()
+        # One way to the others is enough to work; what is wrong with the other one is shown all the same.
+        attached = any(check.ok for check in mesh)
         if self._service is None:
-            return node_api.NodeHealth(ready=False, checks=(mesh, Check("service", False, "starting")))
+            return node_api.NodeHealth(ready=False, checks=(*mesh, Check("service", False, "starting")))
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                checks = (mesh, *await self._service.checks())
+                checks = await self._service.checks()
         except TimeoutError:
-            checks = (mesh, Check("service", False, f"its checks took longer than {CHECK_SECONDS} s"))
+            checks = (Check("service", False, f"its checks took longer than {CHECK_SECONDS} s"),)
         if self.dispatcher.draining:
             checks = (*checks, Check("drain", False, "shutting down"))
-        return node_api.NodeHealth(ready=all(check.ok for check in checks), checks=checks)
+        return node_api.NodeHealth(ready=attached and all(check.ok for check in checks), checks=(*mesh, *checks))
 
     def metrics_text(self) -> str:
-        self.metrics.links.labels(state="open").set(len(self.transport.links()))
+        self.metrics.links.labels(state="open").set(len(self.roads.links()))
         dropped = self.events_of_mesh.dropped
         self.metrics.events_dropped.inc(dropped - self._dropped_events)
         self._dropped_events = dropped
@@ -156,7 +179,7 @@ class Node:
         """Take no new calls, let the running ones finish, cut off what is left."""
         self.dispatcher.drain_started.set()
         self.announcer.announce_now()
-        for connection in list(self._inbound):
+        for connection in self.roads.connections():
             connection.say_goodbye("shutting down")
         await self.dispatcher.drained(grace_seconds)
 
@@ -170,25 +193,37 @@ class Node:
     async def read_health(self, request: node_api.ReadHealth, call: rpc.Call) -> node_api.NodeHealth:
         return await self.health()
 
+    @rpc.serves(node_api.read_revocations)
+    async def read_revocations(self, request: node_api.ReadRevocations, call: rpc.Call) -> node_api.Revocations:
+        return node_api.Revocations(self.trust.list_body)
+
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _describe(self) -> Announcement:
         offer = self._offer
         return Announcement(
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
-            self.dispatcher.draining, offer.not_ready, {}, self._leaving,
+            self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number,
         )  # fmt: skip
 
-    def _accept(self, link: Link) -> None:
-        connection = rpc.Connection(link, self.dispatcher)
-        self._inbound.add(connection)
-        connection.on_closed = self._inbound.discard
+    def _labels(self) -> dict[str, str]:
+        """Those that the certificate gives us; a node's own word for them would be worth nothing."""
+        standing = self.trust.standing()
+        return {} if standing is None else dict(standing.labels)
 
     def _on_connection(self, connected: bool) -> None:
         if connected:
             self.metrics.nats_reconnects.inc()
             self.announcer.ask()
+        else:
+            self.directory.deafened("nats")
         _log.warning("NATS is back" if connected else "NATS was lost")
+
+    def _on_attached(self, attached: bool) -> None:
+        if not attached:
+            self.directory.deafened("swarm")
+        trouble = "" if self.roads.swarm is None else self.roads.swarm.trouble
+        _log.info("Hyperswarm is attached" if attached else "Hyperswarm is not attached", why=trouble)
 
     def _observe(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], status: str, seconds: float) -> None:
         # Looking labels up costs more than counting, and this runs for every call.
@@ -211,24 +246,62 @@ class Node:
         _log.exception("a handler broke", method=method.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What a node has to reach the others, before it runs."""
+
+    trust: Trust
+    nats: NatsTransport | None
+    swarm: SwarmTransport | None
+    #: What it knew of the mesh when it last ran.
+    kept: membership.Kept
+    state_file: Path
+
+
+def plan_ways(settings: NodeSettings, me: Me) -> Ways:
+    """The transports that the settings ask for. Raises BadSettings if that is none."""
+    found = membership.load(settings.state_file)
+    kept = found or membership.Kept(settings.mesh, me.role)
+    trust = Trust(me.key, me.role)
+    if found is not None:
+        membership.believe(trust, found)
+    nats = NatsTransport(me, settings.nats_url, settings.nats_ca_file, trust) if settings.uses_nats else None
+    open_ = open_swarm(settings, kept, me.key)
+    swarm = None if open_ is None else SwarmTransport(me, trust, open_)
+    if nats is None and swarm is None:
+        raise errors.BadSettings(
+            "NATS_URL=none, and nothing to find the mesh by on Hyperswarm",
+            hint="join with `aicli worker --join TICKET`, or set DHT_BOOTSTRAP",
+        )
+    if nats is None and found is None:
+        raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
+    return Ways(trust, nats, swarm, kept, settings.state_file)
+
+
 @asynccontextmanager
 async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
     """A node on the mesh. Leaving: last announcement, links closed, server left; the caller has drained before."""
-    key = identity.load(settings.node_key_file)
-    me = Me(settings.mesh, role, key, f"aimesh/{version()}")
-    transport = NatsTransport(me, settings.nats_url, settings.nats_ca_file)
-    await transport.connect(deadline_seconds=CONNECT_SECONDS)
+    me = Me(settings.mesh, role, identity.load(settings.node_key_file), f"aimesh/{version()}")
+    ways = plan_ways(settings, me)
+    if ways.nats is not None:
+        await ways.nats.connect(deadline_seconds=CONNECT_SECONDS)
     try:
         async with background() as infrastructure, background() as calls, background() as tasks:
-            node = Node(me, transport, tasks, calls)
-            infrastructure.create_task(transport.run())
+            node = Node(me, ways, tasks, calls)
+            for transport in node.roads.transports():
+                infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())
             node.announcer.start()
             infrastructure.create_task(node.announcer.run())
+            infrastructure.create_task(node.standing.run())
             try:
                 yield node
             finally:
                 node._leaving = True
                 node.announcer.announce_now()
     finally:
-        await transport.close(errors.LinkLost("this node is stopping", retry_after_seconds=0.2))
+        why = errors.LinkLost("this node is stopping", retry_after_seconds=0.2)
+        if ways.swarm is not None:
+            await ways.swarm.close(why)
+        if ways.nats is not None:
+            await ways.nats.close(why)

@@ -136,16 +136,7 @@ class Client:
         cancels the call on the peer."""
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
-        call_id = connection.next_id()
-        frame = _frame(call_id, method.name, request, until, credential)
-        asked = _Asked(method.name, until)
-        try:
-            connection.ask(frame, asked, streaming=False)
-            body = await asked.answer
-        finally:
-            asked.timer.cancel()
-            connection.withdraw(call_id)  # nothing happens where the answer has come
-        return bodies.decode_reply(method.reply, body, method.name)
+        return await _ask(connection, method, request, until, credential)
 
     @asynccontextmanager
     async def stream(
@@ -169,6 +160,26 @@ class Client:
         finally:
             timer.cancel()
             connection.withdraw(answer.call_id)
+
+
+async def ask(connection: Connection, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
+    """Ask once on this very connection, for who has no pool and nobody to choose from. Raises what ``Client.call`` raises."""
+    return await _ask(connection, method, request, _until(deadline_seconds), None)
+
+
+async def _ask(
+    connection: Connection, method: Method[Request, Reply], request: Request, until: float, credential: Credential | None
+) -> Reply:
+    call_id = connection.next_id()
+    frame = _frame(call_id, method.name, request, until, credential)
+    asked = _Asked(method.name, until)
+    try:
+        connection.ask(frame, asked, streaming=False)
+        body = await asked.answer
+    finally:
+        asked.timer.cancel()
+        connection.withdraw(call_id)  # nothing happens where the answer has come
+    return bodies.decode_reply(method.reply, body, method.name)
 
 
 def _until(deadline_seconds: float) -> float:

@@ -47,7 +47,8 @@ class Connection:
         self.link = link
         #: Set when the peer said GOAWAY: no new calls on this link.
         self.going_away = False
-        self.on_closed: Callable[[Connection], None] = lambda connection: None
+        #: Called once, when the link has ended and every call on it has failed.
+        self.on_closed: list[Callable[[Connection], None]] = []
         self._calls = calls.Calls(dialled=link.dialled)
         self._dispatcher = dispatcher
         self._waiters: dict[int, Waiter] = {}
@@ -200,7 +201,8 @@ class Connection:
             waiter.failed(lost)
         for serving in list(self._serving.values()):
             serving.task.cancel()
-        self.on_closed(self)
+        for told in self.on_closed:
+            told(self)
 
     def _send_all(self, frames: list[Frame]) -> None:
         for frame in frames:

@@ -7,9 +7,7 @@ from collections.abc import Awaitable, Callable, Set
 
 from shared import directory, errors
 from shared.directory import Directory, Entry
-from shared.link import Link
 from shared.rpc.connection import Connection
-from shared.rpc.serving import Dispatcher
 from shared.types import NodeId, Peer, Role
 
 #: How long a call waits for somebody to announce that he serves it: a fresh process has heard of nobody yet, and a node
@@ -20,16 +18,16 @@ MAX_DIALS = 3
 
 _NOBODY: frozenset[NodeId] = frozenset()
 
-Dial = Callable[[Peer], Awaitable[Link]]
+#: Opens a connection to a peer by one transport, or gives the one that is open; raises PeerError.
+Reach = Callable[[Peer, str], Awaitable[Connection]]
 
 
 class Pool:
-    """Owned by one node. Dials by what the directory says, and tells it whose link died."""
+    """Owned by one node. Takes the best way that the directory knows, and tells it whose link died."""
 
-    def __init__(self, nodes: Directory, dial: Dial, dispatcher: Dispatcher | None, rng: random.Random) -> None:
+    def __init__(self, nodes: Directory, reach: Reach, rng: random.Random) -> None:
         self._directory = nodes
-        self._dial = dial
-        self._dispatcher = dispatcher
+        self._reach = reach
         self._rng = rng
         self._connections: dict[NodeId, Connection] = {}
         self._dialling: dict[NodeId, asyncio.Lock] = {}
@@ -41,8 +39,7 @@ class Pool:
         entry = self._choose(role, to, _NOBODY)
         if entry is None:
             return None
-        connection = self._connections.get(entry.node)
-        return connection if connection is not None and connection.is_usable else None
+        return self._open(entry)
 
     async def connection(self, role: Role | None, to: NodeId | None, until: float) -> Connection:
         """A live connection to ``to``, or to the least loaded usable node of ``role``. Raises NotReachable."""
@@ -50,10 +47,9 @@ class Pool:
         for _ in range(MAX_DIALS):
             entry = await self._entry(role, to, refused, until)
             try:
-                return await self._connect(Peer(entry.role, entry.node))
-            except errors.PeerError as error:
+                return await self._connect(entry)
+            except errors.PeerError:
                 # It was never asked, so another node may be. Its next announcement brings it back.
-                self._directory.gone(entry.node, error.message)
                 refused.add(entry.node)
                 if to is not None:
                     raise
@@ -108,20 +104,36 @@ class Pool:
             f"{who} there" + (f" ({why})" if why else ""), hint="aicli nodes and aicli doctor say more", retry_after_seconds=1
         )
 
-    async def _connect(self, peer: Peer) -> Connection:
-        connection = self._connections.get(peer.node)
-        if connection is not None and connection.is_usable:
-            return connection
-        lock = self._dialling.setdefault(peer.node, asyncio.Lock())
+    def _open(self, entry: Entry) -> Connection | None:
+        """The connection that is open already, if it goes the best way there is: calls move when a better one appears, and
+        those that run on the old one finish there."""
+        connection = self._connections.get(entry.node)
+        if connection is None or not connection.is_usable:
+            return None
+        return connection if entry.routes and connection.link.transport == entry.routes[0].transport else None
+
+    async def _connect(self, entry: Entry) -> Connection:
+        lock = self._dialling.setdefault(entry.node, asyncio.Lock())
         async with lock:
-            connection = self._connections.get(peer.node)
-            if connection is not None and connection.is_usable:
-                return connection
-            connection = Connection(await self._dial(peer), self._dispatcher)
-            connection.on_closed = self._lost
-            self._connections[peer.node] = connection
-        self._dialling.pop(peer.node, None)
+            connection = self._open(entry) or await self._reach_by_any(entry)
+        self._dialling.pop(entry.node, None)
         return connection
+
+    async def _reach_by_any(self, entry: Entry) -> Connection:
+        """By the best way that works; one that does not is struck off until it is heard by again. Raises PeerError."""
+        failure: errors.PeerError | None = None
+        for route in entry.routes:
+            try:
+                connection = await self._reach(Peer(entry.role, entry.node), route.transport)
+            except errors.PeerError as error:
+                self._directory.lost(entry.node, route.transport, error.message)
+                failure = failure or error
+                continue
+            self._connections[entry.node] = connection
+            if self._lost not in connection.on_closed:
+                connection.on_closed.append(self._lost)
+            return connection
+        raise failure or errors.NotReachable(f"node {entry.node[:8]} is not there", retry_after_seconds=1)
 
     def _lost(self, connection: Connection) -> None:
         node = connection.peer.node
@@ -129,4 +141,4 @@ class Pool:
             del self._connections[node]
         # A node that closed the link (it had lost a message, or was started anew) is as good for the next call as before.
         if connection.link.fell_silent and connection.link.closed is not None:
-            self._directory.gone(node, connection.link.closed.message)
+            self._directory.lost(node, connection.link.transport, connection.link.closed.message)

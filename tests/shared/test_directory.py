@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import directory, errors
-from shared.directory import Announcement, Directory, Entry, Load, ModelOffer
+from shared.directory import Announcement, Directory, Entry, Load, ModelOffer, Route
 from shared.types import ModelName, NodeId, Role
 
 STARTED = datetime(2026, 1, 2, tzinfo=UTC)
@@ -78,6 +78,87 @@ def test_a_restart_under_the_same_key_is_told_though_nobody_saw_it_go() -> None:
     here.pass_by(1)
     here.nodes.heard(said(started_at=STARTED + timedelta(seconds=1)), "nats")
     assert [entry.since.second for entry in here.told] == [0, 1]
+
+
+def test_a_node_on_two_transports_is_one_node_on_the_better_path() -> None:
+    here = Hours()
+    here.nodes.heard(said(), "punched", "swarm")
+    here.nodes.heard(said(), "nats", "nats")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.path, [route.transport for route in entry.routes]) == ("nats", ["nats", "swarm"])
+    assert [told.path for told in here.told] == ["punched", "nats"]
+
+
+def test_a_node_moves_when_a_path_dies_and_is_gone_with_the_last_one() -> None:
+    here = Hours()
+    here.nodes.heard(said(), "nats", "nats")
+    here.nodes.heard(said(), "direct", "swarm")
+    here.nodes.lost(WORKER, "nats", "the link fell silent")
+    (entry,) = here.nodes.usable(Role.WORKER)
+    assert (entry.path, entry.alive, entry.why_not) == ("direct", True, "")
+    here.nodes.lost(WORKER, "swarm", "its link ended")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.path, entry.alive, entry.why_not) == ("direct", False, "its link ended")
+    assert not here.nodes.usable(Role.WORKER)
+
+
+def test_silence_on_one_transport_ends_that_path_alone() -> None:
+    here = Hours()
+    here.nodes.heard(said(), "nats", "nats")
+    here.nodes.heard(said(), "relayed", "swarm")
+    here.seconds += directory.GONE_AFTER_SECONDS - 1
+    here.nodes.heard(said(), "relayed", "swarm")
+    here.pass_by(2)
+    (entry,) = here.nodes.usable(Role.WORKER)
+    assert entry.path == "relayed"
+
+
+def test_a_relayed_link_that_becomes_direct_is_shown_so() -> None:
+    here = Hours()
+    here.nodes.heard(said(), "relayed", "swarm")
+    here.nodes.heard(said(), "punched", "swarm")
+    assert [told.path for told in here.told] == ["relayed", "punched"]
+    assert len(here.nodes.entries(Role.WORKER)[0].routes) == 1
+
+
+def test_who_cannot_be_heard_because_we_are_deaf_is_no_less_alive() -> None:
+    here = Hours()
+    here.nodes.heard(said(), "nats", "nats")
+    here.nodes.deafened("nats")
+    here.seconds += 60
+    here.nodes.tick(listening=())
+    assert here.nodes.usable(Role.WORKER)
+
+
+def test_when_we_are_deaf_on_one_transport_the_other_is_taken_at_once() -> None:
+    here = Hours()
+    here.nodes.heard(said(), "nats", "nats")
+    here.nodes.heard(said(), "direct", "swarm")
+    here.nodes.deafened("nats")
+    assert here.nodes.usable(Role.WORKER)[0].path == "direct"
+
+
+def test_the_paths_of_the_process_that_was_end_with_a_restart() -> None:
+    here = Hours()
+    here.nodes.heard(said(), "nats", "nats")
+    here.nodes.heard(said(), "direct", "swarm")
+    here.nodes.heard(said(started_at=STARTED + timedelta(seconds=5)), "direct", "swarm")
+    assert [route.transport for route in here.nodes.usable(Role.WORKER)[0].routes] == ["swarm"]
+
+
+def test_a_node_that_is_not_let_in_is_shown_with_the_reason_and_an_alive_one_stays_alive() -> None:
+    here = Hours()
+    here.nodes.refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 2 h ago")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.refused, entry.alive, entry.why_not) == (True, False, "the certificate expired 2 h ago")
+    here.pass_by(10)
+    here.nodes.refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 3 h ago")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.why_not, entry.since) == ("the certificate expired 3 h ago", STARTED)
+    here.nodes.heard(said(), "direct", "swarm")
+    here.nodes.refused(WORKER, Role.WORKER, "aimesh/0.1.0", "whatever")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.refused, entry.alive) == (False, True)
 
 
 def test_the_same_word_again_is_no_news_and_another_is() -> None:
@@ -151,7 +232,7 @@ def test_random_bytes_are_a_violation_or_an_announcement(body: bytes) -> None:
 
 def entries(*running: int) -> list[Entry]:
     return [
-        Entry(said(NodeId(f"U{number}"), load=Load(slots=4, running=busy)), "nats", True, STARTED, "", 0.0)
+        Entry(said(NodeId(f"U{number}"), load=Load(slots=4, running=busy)), (Route("nats", "nats", 0.0),), "nats", STARTED, "")
         for number, busy in enumerate(running)
     ]
 
@@ -184,4 +265,4 @@ def test_what_was_sent_since_a_node_spoke_counts() -> None:
     (worker,) = entries(1)
     assert directory.expected_wait(worker, in_flight=3) > directory.expected_wait(worker)
     patient = msgspec.structs.replace(worker.announcement, load=Load(slots=4, running=1, expected_wait_seconds=9))
-    assert directory.expected_wait(Entry(patient, "nats", True, STARTED, "", 0.0)) > 9
+    assert directory.expected_wait(Entry(patient, (Route("nats", "nats", 0.0),), "nats", STARTED, "")) > 9

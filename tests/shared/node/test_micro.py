@@ -81,10 +81,10 @@ async def test_an_answer_goes_to_an_inbox_and_nowhere_else() -> None:
         stock = await operator(net)
         target = f"aimesh.{MESH}.gateway.{victim.node.id}.auth.{net.nodes[0].node.id}"
         heard: list[bytes] = []
-        victim.node.transport.nats.subscribe(target, lambda message: heard.append(message.payload))
-        await victim.node.transport.nats.flush()
+        victim.node.roads.nats.nats.subscribe(target, lambda message: heard.append(message.payload))
+        await victim.node.roads.nats.nats.flush()
         await stock.publish(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY), reply=target)
         await stock.request(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY))
-        await victim.node.transport.nats.flush()
+        await victim.node.roads.nats.nats.flush()
         assert heard == []
         await stock.close()

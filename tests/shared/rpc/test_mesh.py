@@ -428,7 +428,7 @@ async def test_everything_comes_back_after_a_restart_of_nats() -> None:
         async with door.node.rpc.stream(inference.process_prompt, prompt("x", 2)) as again:
             assert len([chunk async for chunk in again]) == 2
         assert asyncio.get_running_loop().time() - started < 5
-        assert worker.node.transport.nats.reconnects == 1
+        assert worker.node.roads.nats.nats.reconnects == 1
 
 
 async def test_processes_of_one_profile_share_a_key_and_do_not_disturb_each_other() -> None:

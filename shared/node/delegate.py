@@ -1,0 +1,70 @@
+"""A client outside the house: a process with a key of its own, for which the profile's certified key speaks.
+
+Several processes of one profile run at once, and Hyperswarm has one connection for each key; so each makes its own, and the
+profile signs a delegation for it that is good for ten minutes.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared import certificates, errors, identity
+from shared.directory import Directory
+from shared.link import Me
+from shared.node import membership, swarming
+from shared.node.roads import Roads
+from shared.node.standing import Standing
+from shared.rpc.calling import Client
+from shared.swarm_link import SwarmTransport
+from shared.trust import Trust
+from shared.types import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Delegate:
+    me: Me
+    trust: Trust
+    swarm: SwarmTransport
+    profile: identity.NodeKey
+    kept: membership.Kept
+    state_file: Path
+
+    async def keep(self, nodes: Directory, rpc: Client, roads: Roads) -> None:
+        """Stay in good standing for as long as the process runs. Ends by cancellation."""
+        standing = Standing(self.trust, self.kept, self.state_file, nodes, rpc)
+
+        def changed() -> None:
+            self.swarm.meet(standing.meetings())
+
+        standing.changed = changed
+        roads.on_number = standing.told
+        changed()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(standing.run())
+            tasks.create_task(self._delegate_anew())
+
+    async def _delegate_anew(self) -> None:
+        while True:
+            await asyncio.sleep(certificates.DELEGATION_SECONDS / 2)
+            self.trust.delegation = certificates.delegate(self.profile, self.trust.me.id, time.time())
+
+
+async def prepare(mesh_file: Path, profile: identity.NodeKey, node: Path | None, software: str) -> Delegate:
+    """Raises BadSettings if the profile has not joined a mesh, and NotCertified if its certificate cannot be renewed."""
+    kept = membership.load(mesh_file)
+    if kept is None:
+        raise errors.BadSettings(f"there is no {mesh_file}", hint="aicli mesh connect TICKET makes a profile for this machine")
+    own = identity.NodeKey(identity.new_seed())
+    trust = Trust(own, Role.CLIENT)
+    membership.believe(trust, kept)
+    if not trust.has_certificate(time.time()):
+        from shared.node import enrolling  # noqa: PLC0415 - once in a day at most
+
+        kept = await enrolling.renew_at_enrolment_topic(kept, profile, lambda text: None)
+        membership.save(mesh_file, kept)
+        membership.believe(trust, kept)
+    trust.delegation = certificates.delegate(profile, own.id, time.time())
+    me = Me(kept.mesh, Role.CLIENT, own, software)
+    open_swarm = swarming.opener(own, kept.bootstrap, kept.relays, node=node)
+    return Delegate(me, trust, SwarmTransport(me, trust, open_swarm), profile, kept, mesh_file)

@@ -1,0 +1,91 @@
+"""What a node keeps of its mesh on disk, beside its key: certificate, revocation list, and how to find the others again.
+
+Nothing in it is of use without the node's key, and all of it comes anew from auth; but the revocation list must not be
+forgotten by a restart, and a box that was asleep for a week has to find its way back.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from shared import errors
+from shared.api.membership import Membership, TopicSecret
+from shared.trust import Trust
+from shared.types import AuthorityId, MeshName, Role
+
+#: Two epochs, two CA keys, a list of 10,000 nodes.
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+class Kept(msgspec.Struct, frozen=True, rename="camel"):
+    """The file: JSON, bytes in base64."""
+
+    mesh: MeshName
+    role: Role
+    certificate: bytes = b""
+    revocations: bytes = b""
+    authorities: tuple[AuthorityId, ...] = ()
+    topics: tuple[TopicSecret, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    relays: tuple[bytes, ...] = ()
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Kept).decode
+
+
+def of(membership: Membership) -> Kept:
+    """What of auth's answer is kept."""
+    return Kept(
+        membership.mesh,
+        membership.role,
+        membership.certificate,
+        membership.revocations,
+        membership.authorities,
+        membership.topics,
+        membership.bootstrap,
+        membership.relays,
+    )
+
+
+def load(path: Path) -> Kept | None:
+    """None where there is no such file; raises BadSettings for one that cannot be read or is not one."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise errors.BadSettings(f"{path} can be read by others", hint=f"chmod 600 {path}")
+        body = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise errors.BadSettings(f"cannot read {path}: {error.strerror}") from error
+    try:
+        if len(body) > _MAX_BYTES:
+            raise ValueError(f"{len(body)} bytes")
+        return _decode(body)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise errors.BadSettings(f"{path} is damaged", hint="delete it; a node in the house gets all of it anew") from error
+
+
+def save(path: Path, kept: Kept) -> None:
+    """Put it in place whole or not at all, 0600; raises OSError."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_encode(kept))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def believe(trust: Trust, kept: Kept) -> None:
+    """Take over into ``trust`` what was kept. Raises NotCertified if the list is not of this mesh: the file was tampered with."""
+    trust.authorities = kept.authorities
+    trust.certificate = kept.certificate
+    trust.topics = tuple((secret.epoch, secret.secret) for secret in kept.topics)
+    if kept.revocations:
+        trust.take_list(kept.revocations)

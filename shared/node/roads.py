@@ -1,0 +1,126 @@
+"""The ways of one node to the others: its transports, the connections over them, and what is told on all of them."""
+
+from collections.abc import Callable
+
+from shared import errors
+from shared.api.gateway import Check
+from shared.directory import Directory
+from shared.link import Link
+from shared.nats_link import NatsTransport
+from shared.rpc.connection import Connection
+from shared.rpc.serving import Dispatcher
+from shared.swarm_link import SwarmTransport
+from shared.trust import Trust
+from shared.types import NodeId, Peer
+
+
+class Roads:
+    """Owned by one node. At least one of the two transports is there."""
+
+    def __init__(
+        self, trust: Trust, nodes: Directory, nats: NatsTransport | None, swarm: SwarmTransport | None, dispatcher: Dispatcher | None
+    ) -> None:
+        self.nats = nats
+        self.swarm = swarm
+        self._trust = trust
+        self._nodes = nodes
+        self._dispatcher = dispatcher
+        #: A peer tells of a revocation list that is newer than ours.
+        self.on_number: Callable[[NodeId, int], None] = _ignore_number
+        #: A link to a peer has opened that did not come by a call of ours.
+        self.on_link: Callable[[Link], None] = _ignore_link
+        self._connections: set[Connection] = set()
+        #: Over Hyperswarm there is one link for each pair, whoever dialled; calls go over it both ways.
+        self._by_swarm: dict[NodeId, Connection] = {}
+        if nats is not None:
+            nats.on_link = self._opened
+        if swarm is not None:
+            swarm.on_link = self._opened
+            swarm.on_number = lambda link, number: self.told(link.peer.node, number)
+
+    # --- what there is --------------------------------------------------------------------------------------------------
+
+    def transports(self) -> list[NatsTransport | SwarmTransport]:
+        return [transport for transport in (self.nats, self.swarm) if transport is not None]
+
+    def connections(self) -> list[Connection]:
+        return list(self._connections)
+
+    def links(self) -> list[Link]:
+        return [*(self.nats.links() if self.nats else ()), *(self.swarm.links() if self.swarm else ())]
+
+    def listening(self) -> tuple[str, ...]:
+        """The transports on which announcements can be heard now."""
+        nats = ("nats",) if self.nats is not None and self.nats.connected else ()
+        return (*nats, "swarm") if self.swarm is not None and self.swarm.connected else nats
+
+    def checks(self) -> tuple[Check, ...]:
+        """Each transport, and whether it is attached."""
+        found = []
+        if self.nats is not None:
+            found.append(Check("NATS", self.nats.connected, "" if self.nats.connected else "not connected; it is being tried again"))
+        if self.swarm is not None:
+            found.append(Check("Hyperswarm", self.swarm.connected, "" if self.swarm.connected else self.swarm.trouble))
+        return tuple(found)
+
+    def round_trip_seconds(self, node: NodeId) -> float | None:
+        """The last one measured on any link to a node; None without a link."""
+        measured = [link.round_trip_seconds for link in self.links() if link.peer.node == node and link.round_trip_seconds is not None]
+        return min(measured, default=None)
+
+    def is_revoked(self, node: NodeId) -> bool:
+        return node in self._trust.revoked
+
+    def silence(self) -> None:
+        """Say nothing more on any transport, as if the process had been killed; for tests of what the others then do."""
+        for transport in self.transports():
+            transport.silence()
+
+    # --- for the pool ---------------------------------------------------------------------------------------------------
+
+    async def reach(self, peer: Peer, transport: str) -> Connection:
+        """A connection to a peer by one transport. Raises PeerError, and NodeRevoked."""
+        self._trust.check_not_revoked(peer.node)
+        if transport == "nats" and self.nats is not None:
+            return self._adopt(await self.nats.dial(peer))
+        connection = self._by_swarm.get(peer.node)
+        if connection is None:
+            raise errors.NotReachable(f"there is no link to {peer.role} {peer.node[:8]} over Hyperswarm", retry_after_seconds=1)
+        return connection
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+
+    def told(self, node: NodeId, number: int) -> None:
+        """A peer has named the number of its revocation list."""
+        if number > self._trust.number:
+            self.on_number(node, number)
+
+    def _opened(self, link: Link) -> None:
+        connection = self._adopt(link)
+        if link.transport == "swarm":
+            self._by_swarm[link.peer.node] = connection
+        self.on_link(link)
+
+    def _adopt(self, link: Link) -> Connection:
+        connection = Connection(link, self._dispatcher)
+        connection.on_closed.append(self._closed)
+        self._connections.add(connection)
+        link.revocations = lambda: self._trust.number
+        link.on_revocations = lambda number: self.told(link.peer.node, number)
+        return connection
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        link = connection.link
+        if link.transport == "swarm" and self._by_swarm.get(link.peer.node) is connection:
+            del self._by_swarm[link.peer.node]
+            why = link.closed.message if link.closed is not None else "its link ended"
+            self._nodes.lost(link.peer.node, "swarm", why)
+
+
+def _ignore_number(node: NodeId, number: int) -> None:
+    """Before somebody keeps the list."""
+
+
+def _ignore_link(link: Link) -> None:
+    """Before somebody announces."""

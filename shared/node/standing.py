@@ -1,0 +1,194 @@
+"""Keeps this node in good standing: its certificate renewed, the revocation list of now, the meeting places of this epoch.
+
+One task per node. It asks auth in good time, pulls a list from whoever has a newer one, and writes what it learns to disk.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shared import certificates, errors, topics
+from shared.api import membership as membership_api
+from shared.api import node as node_api
+from shared.directory import Directory
+from shared.identity import raw_of
+from shared.node import membership
+from shared.node.membership import Kept
+from shared.rpc.calling import Client
+from shared.swarm_link import Meeting
+from shared.trust import Trust
+from shared.types import NodeId, Role
+
+#: Auth confirms the list every two minutes; whoever asks this often hears of a revocation even if every push was lost.
+PULL_SECONDS = 30.0
+RETRY_SECONDS = 2.0
+DEADLINE_SECONDS = 5.0
+#: A certificate is renewed when this much of its life is over, give or take the jitter.
+RENEW_AFTER = 2 / 3
+JITTER = 0.05
+
+
+class Standing:
+    """``run`` is the task; ``changed`` is called after something of it has changed."""
+
+    def __init__(self, trust: Trust, kept: Kept, path: Path, nodes: Directory, rpc: Client) -> None:
+        self._trust = trust
+        self._path = path
+        self._nodes = nodes
+        self._rpc = rpc
+        self.kept = kept
+        self.changed: Callable[[], None] = _nothing
+        #: Told what happened and why, for the log.
+        self.note: Callable[[str, str], None] = _forget
+        self._wake = asyncio.Event()
+        #: Whoever told of a newer list, and is to be asked for it.
+        self._newer: set[NodeId] = set()
+        self._jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load
+        self._pull_at = 0.0
+        self._try_at = 0.0
+        trust.on_revoked.append(self._strike_off)
+
+    def told(self, node: NodeId, number: int) -> None:
+        """A peer has a newer list."""
+        self._newer.add(node)
+        self._wake.set()
+
+    def meetings(self) -> list[Meeting]:
+        """Where this node announces itself and looks for others on Hyperswarm."""
+        role, trust = self._trust.role, self._trust
+        found = [
+            Meeting(topics.meeting_topic(secret, place), announce=role in place.announced_by, look=role in place.looked_up_by)
+            for _, secret in trust.topics
+            for place in topics.MEETING_PLACES
+            if role in (*place.announced_by, *place.looked_up_by)
+        ]
+        certified = trust.has_certificate(time.time())
+        # Newcomers find auth there, and so does a node whose certificate has ended or whose epoch is long over.
+        if role is Role.AUTH:
+            found += [Meeting(topics.enrolment_topic(raw_of(ca)), announce=True, look=False) for ca in trust.authorities]
+        elif not certified:
+            return [Meeting(topics.enrolment_topic(raw_of(ca)), announce=False, look=True) for ca in trust.authorities]
+        return found if certified else []
+
+    async def run(self) -> None:
+        """Ends by cancellation."""
+        while True:
+            now = time.monotonic()
+            await self._pull_newer()
+            if now >= self._try_at and self._is_renewal_due(time.time()):
+                self._try_at = now + (0 if await self._renew() else RETRY_SECONDS)
+            if now >= self._pull_at:
+                self._pull_at = now + (PULL_SECONDS if await self._pull_from_auth() else RETRY_SECONDS)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(RETRY_SECONDS if self._newer or self._is_renewal_due(time.time()) else PULL_SECONDS / 6):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # the regular round
+
+    # --- the certificate --------------------------------------------------------------------------------------------------
+
+    def _is_renewal_due(self, now: float) -> bool:
+        if self._trust.role is Role.AUTH:
+            return False  # it issues its own
+        standing = self._trust.standing()
+        if standing is None or self._is_epoch_over():
+            return True
+        start = standing.not_before + certificates.BACKDATED_SECONDS
+        return now >= start + (standing.not_after - start) * RENEW_AFTER * self._jitter
+
+    def _is_epoch_over(self) -> bool:
+        """The list tells of an epoch whose secret we do not have."""
+        return self._trust.list is not None and self._trust.list.epoch > max((epoch for epoch, _ in self._trust.topics), default=0)
+
+    async def _renew(self) -> bool:
+        if not self._nodes.usable(Role.AUTH):
+            return False
+        try:
+            reply = await self._rpc.call(
+                membership_api.renew_certificate, membership_api.RenewCertificate(), deadline_seconds=DEADLINE_SECONDS
+            )
+            self.take(reply)
+        except errors.AimeshError as error:
+            self.note("certificate not renewed", error.message)
+            return False
+        return True
+
+    def take(self, reply: membership_api.Membership) -> None:
+        """Believe what auth says of our standing. Raises NotCertified if that is not for us or not of this mesh."""
+        trust = self._trust
+        if trust.authorities:
+            if reply.succession:
+                trust.take_successor(reply.succession)
+        else:
+            # The first word of it comes over NATS, whose server vouches for auth.
+            trust.authorities = reply.authorities
+        found = certificates.check(reply.certificate, trust.authorities, time.time())
+        if found.node not in (trust.me.id, self._certified()):
+            raise errors.NotCertified("auth has sent a certificate for another node")
+        trust.certificate = reply.certificate
+        trust.topics = tuple((secret.epoch, secret.secret) for secret in reply.topics)
+        if reply.revocations:
+            trust.take_list(reply.revocations)
+        self.kept = membership.of(reply)
+        self._save()
+        self.note("certified", f"as {found.role}")
+        self.changed()
+
+    def _certified(self) -> NodeId:
+        """The profile that we speak for, where that is another key than ours."""
+        standing = self._trust.standing()
+        return self._trust.me.id if standing is None else standing.node
+
+    # --- the list ---------------------------------------------------------------------------------------------------------
+
+    async def _pull_newer(self) -> None:
+        """From the peers that told of it; one that has it is enough."""
+        while self._newer:
+            await self._pull(self._newer.pop())
+
+    async def _pull_from_auth(self) -> bool:
+        nodes = self._nodes.usable(Role.AUTH)
+        return bool(nodes) and await self._pull(nodes[0].node)
+
+    async def _pull(self, node: NodeId) -> bool:
+        try:
+            reply = await self._rpc.call(node_api.read_revocations, node_api.ReadRevocations(), to=node, deadline_seconds=DEADLINE_SECONDS)
+            return self.take_list(reply.body)
+        except errors.AimeshError as error:
+            self.note("no revocation list", f"from {node[:12]}: {error.message}")
+            return False
+
+    def take_list(self, body: bytes) -> bool:
+        """Whether it was a list of this mesh. Raises NotCertified if it is another's."""
+        if not body or not self._trust.authorities:
+            return False
+        if self._trust.take_list(body):
+            self._save()
+            self.changed()
+        return True
+
+    def _strike_off(self, nodes: frozenset[NodeId]) -> None:
+        for node in nodes:
+            self._nodes.gone(node, "revoked by an administrator")
+
+    def _save(self) -> None:
+        kept = self.kept
+        self.kept = Kept(
+            kept.mesh, kept.role, self._trust.certificate, self._trust.list_body, self._trust.authorities,
+            tuple(membership_api.TopicSecret(epoch, secret) for epoch, secret in self._trust.topics), kept.bootstrap, kept.relays,
+        )  # fmt: skip
+        try:
+            membership.save(self._path, self.kept)
+        except OSError as error:
+            self.note("the state file cannot be written", f"{error.strerror}; a restart will forget the revocation list")
+
+
+def _nothing() -> None:
+    """Before somebody wants to know."""
+
+
+def _forget(what: str, why: str) -> None:
+    """Before somebody logs."""

@@ -1,0 +1,45 @@
+"""How a node's Hyperswarm is opened: which DHT, which relays, which address, from its settings and from what it kept."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shared import addresses, errors, identity
+from shared.hyperswarm import Address, Swarm
+from shared.node.membership import Kept
+from shared.node.settings import NodeSettings
+
+PUBLIC = "public"
+
+
+def open_swarm(settings: NodeSettings, kept: Kept, key: identity.NodeKey) -> Callable[[], Swarm] | None:
+    """None where Hyperswarm is not wanted: a node of the house says DHT_BOOTSTRAP, one that joined by ticket has it from there."""
+    joined = not settings.uses_nats
+    if not settings.dht_bootstrap and not joined:
+        return None
+    bootstrap = settings.dht_bootstrap or kept.bootstrap
+    relays = _relays(settings.dht_relays) or kept.relays
+    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary)
+
+
+def opener(
+    key: identity.NodeKey, bootstrap: Sequence[str], relays: Sequence[bytes], *, host: str | None = None, node: Path | None = None
+) -> Callable[[], Swarm]:
+    """Makes Swarms with this key; no bootstrap nodes, or `public`, mean the public DHT. Raises BadSettings."""
+    try:
+        found = None if not bootstrap or tuple(bootstrap) == (PUBLIC,) else [Address.parse(each) for each in bootstrap]
+    except ValueError as error:
+        raise errors.BadSettings(f"DHT_BOOTSTRAP: {error}", hint="host:port, several with commas, or `public`") from error
+    if host is None and found and all(each.host in addresses.LOOPBACK for each in found):
+        # A DHT on loopback reaches nobody elsewhere, and a socket on all addresses is not found on 127.0.0.1.
+        host = "127.0.0.1"
+    return lambda: Swarm(seed=key.raw_seed, bootstrap=found, relays=tuple(relays), host=host, node=node)
+
+
+def _relays(texts: Sequence[str]) -> tuple[bytes, ...]:
+    try:
+        keys = tuple(bytes.fromhex(text) for text in texts)
+    except ValueError as error:
+        raise errors.BadSettings("DHT_RELAYS: a relay's key is 64 hexadecimal digits") from error
+    if any(len(key) != 32 for key in keys):
+        raise errors.BadSettings("DHT_RELAYS: a relay's key is 64 hexadecimal digits")
+    return keys
