@@ -24,6 +24,8 @@ LIST_IS_OLD_AFTER_SECONDS = 600
 LISTED_SECONDS = SERVICE_LIFETIME_SECONDS + 3600
 #: More than this in one certificate belongs into a database.
 MAX_LABELS = 16
+#: It travels in a HELLO, which has 4 KiB together with a delegation and two signatures.
+MAX_CERTIFICATE_BYTES = 3 * 1024
 #: The list is sent whole: 2,000 keys are 70 KB.
 MAX_LISTED = 10_000
 
@@ -104,10 +106,17 @@ def lifetime_seconds(role: Role) -> int:
 
 
 def issue(authority: identity.Authority, subject: Subject, now: float) -> bytes:
+    """Raises BadRequest for labels that do not fit: with them the node could not say HELLO to anybody."""
     start, end = int(now) - BACKDATED_SECONDS, int(now) + lifetime_seconds(subject.role)
     labels = tuple(sorted(subject.labels))
     unsigned = Certificate(1, subject.node, subject.role, subject.owner, labels, start, end, authority.id)
-    return _encode(msgspec.structs.replace(unsigned, signature=authority.sign("certificate", _encode(unsigned))))
+    body = _encode(msgspec.structs.replace(unsigned, signature=authority.sign("certificate", _encode(unsigned))))
+    if len(body) > MAX_CERTIFICATE_BYTES or len(labels) > MAX_LABELS:
+        raise errors.BadRequest(
+            f"a certificate with these labels has {len(body)} bytes, the limit is {MAX_CERTIFICATE_BYTES}",
+            hint=f"give the node at most {MAX_LABELS} labels, and shorter ones",
+        )
+    return body
 
 
 def delegate(profile: identity.NodeKey, node: NodeId, now: float) -> bytes:
@@ -131,13 +140,15 @@ def name_successor(authority: identity.Authority, successor: AuthorityId) -> byt
 def read(body: bytes) -> Certificate:
     """What a certificate says, unchecked; raises NotCertified for what is none."""
     try:
+        if len(body) > MAX_CERTIFICATE_BYTES:
+            raise errors.NotCertified(f"a certificate of {len(body)} bytes is none of ours")
         return _decode_certificate(body)
     except _MALFORMED as error:
         raise errors.NotCertified("that is no certificate", hint="join the mesh with a ticket") from error
 
 
-def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Certificate:
-    """A certificate of this mesh that is good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+def check_origin(body: bytes, authorities: tuple[AuthorityId, ...]) -> Certificate:
+    """A certificate of this mesh, whether or not it is good now. Raises NotCertified."""
     found = read(body)
     text = _encode(msgspec.structs.replace(found, signature=b""))
     is_ours = found.version == 1 and found.authority in authorities
@@ -145,6 +156,12 @@ def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Cert
         raise errors.NotCertified("the certificate is not of this mesh", hint="join this mesh with a ticket of it")
     if found.role is Role.NEWCOMER:
         raise errors.NotCertified("nobody is certified as a newcomer")
+    return found
+
+
+def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Certificate:
+    """A certificate of this mesh that is good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+    found = check_origin(body, authorities)
     if now > found.not_after + LEEWAY_SECONDS:
         ago = _roughly(now - found.not_after)
         raise errors.CertificateExpired(f"the certificate expired {ago} ago", hint="the node renews it by itself when it reaches auth")

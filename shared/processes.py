@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-#: `st` column of /proc/net/tcp, include/net/tcp_states.h.
+#: `st` column of /proc/net/tcp and udp, include/net/tcp_states.h: what a socket that waits for others is in.
 _TCP_LISTEN = "0A"
+_UDP_BOUND = "07"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +19,15 @@ class Listener:
         return "another user's process" if self.pid is None else f"{self.name} (pid {self.pid})"
 
 
-def listener_on(port: int) -> Listener:
-    """Who listens on a TCP port that is taken."""
-    inodes = _listening_inodes(port)
+def listener_on(port: int, *, is_udp: bool = False) -> Listener:
+    """Who listens on a port that is taken, a TCP port without ``is_udp``."""
+    inodes = _bound_inodes("udp", _UDP_BOUND, port) if is_udp else _bound_inodes("tcp", _TCP_LISTEN, port)
     wanted = {f"socket:[{inode}]" for inode in inodes}
     folders = Path("/proc").iterdir() if wanted else iter(())
     for folder in folders:
         if folder.name.isdigit() and _holds(folder / "fd", wanted):
             pid = int(folder.name)
-            return Listener(pid, name_of(pid))
+            return Listener(pid, _program_of(pid))
     return Listener(None, None)
 
 
@@ -38,17 +39,26 @@ def name_of(pid: int) -> str | None:
         return None
 
 
-def _listening_inodes(port: int) -> set[str]:
-    """The sockets that listen on a TCP port, on any address."""
+def _program_of(pid: int) -> str | None:
+    """Node.js calls its processes after their first thread."""
+    name = name_of(pid)
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name if name == "MainThread" else name
+    except OSError:
+        return name
+
+
+def _bound_inodes(protocol: str, state: str, port: int) -> set[str]:
+    """The sockets that wait on a port, on any address."""
     found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for table in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         try:
             lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
         except OSError:
             continue
         for line in lines:
             fields = line.split()
-            if fields[3] == _TCP_LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+            if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == port:
                 found.add(fields[9])
     return found
 

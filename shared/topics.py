@@ -69,6 +69,11 @@ def enrolment_topic(authority: bytes) -> bytes:
     return _hkdf(authority, b"aimesh/topic/1/enroll")
 
 
+def epoch_secret(authority_seed: bytes, epoch: int) -> bytes:
+    """An epoch's secret. Only who holds the mesh CA's seed can make it, and so nothing but the number has to be stored."""
+    return _hkdf(authority_seed, b"aimesh/topics/1/" + str(epoch).encode())
+
+
 def _hkdf(secret: bytes, name: bytes) -> bytes:
     """HKDF-SHA256 (RFC 5869) without a salt, one block of output."""
     key = hmac.digest(bytes(32), secret, hashlib.sha256)

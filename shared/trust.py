@@ -4,7 +4,7 @@ One object per node, owned by its loop and shared by its transports. A peer's HE
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -17,14 +17,6 @@ from shared.types import AuthorityId, NodeId, Peer, Role
 
 #: The CA key of now and the one after it.
 MAX_AUTHORITIES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class TopicSecret:
-    """What the meeting places of one epoch are derived from."""
-
-    epoch: int
-    secret: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +39,8 @@ class Trust:
         self.certificate = b""
         #: Of the profile that this process speaks for, where it has a key of its own.
         self.delegation = b""
-        self.topics: tuple[TopicSecret, ...] = ()
+        #: Epoch and secret, from which the meeting places of that epoch are derived; the current one first.
+        self.topics: tuple[tuple[int, bytes], ...] = ()
         #: The revocation list as it travels, and as it reads; empty and None until one was seen.
         self.list_body = b""
         self.list: RevocationList | None = None
@@ -99,10 +92,11 @@ class Trust:
     # --- HELLO ----------------------------------------------------------------------------------------------------------
 
     def hello(self, to: NodeId, link_id: int, software: str, now: float) -> Hello:
-        """Ours, for this peer on this link."""
-        unsigned = Hello(
-            wire.VERSION, self.role, self.me.id, int(now * 1000), software, b"", self.certificate, self.number, self.delegation
-        )
+        """Ours, for this peer on this link. Whoever has no good certificate comes as a newcomer: renewal needs the key alone.
+        One that has ended is shown all the same, so that whoever refuses it can say whom and why."""
+        role = self.role if self.has_certificate(now) else Role.NEWCOMER
+        sent_at = int(now * 1000)
+        unsigned = Hello(wire.VERSION, role, self.me.id, sent_at, software, b"", self.certificate, self.number, self.delegation)
         return msgspec.structs.replace(unsigned, signature=self.me.sign("hello", wire.hello_text(unsigned, to, link_id)))
 
     def admit(self, hello: Hello, proved: NodeId, link_id: int, now: float) -> Admitted:
@@ -111,44 +105,59 @@ class Trust:
             raise errors.ProtocolViolation(f"the peer speaks version {hello.version}, we speak {wire.VERSION}: update the older one")
         if hello.node != proved:
             raise errors.NotCertified("the HELLO names another key than the one that was proved")
+        self.check_not_revoked(proved)
         if not identity.verify(hello.node, "hello", wire.hello_text(hello, self.me.id, link_id), hello.signature):
             raise errors.NotCertified("the HELLO is not signed for this connection")
         offset = hello.sent_at_ms / 1000 - now
         if hello.role is Role.NEWCOMER or not hello.certificate:
             return self._admit_newcomer(hello, now, offset)
-        certificate = self._checked(hello, now, offset)
+        with _naming_the_clock(offset):
+            certificate = certificates.check(hello.certificate, self.authorities, now)
         if certificate.role != hello.role:
             raise errors.NotCertified(f"a {certificate.role}'s certificate, shown by a {hello.role}")
         if certificate.node != proved:
             # It lets a process in; the link then lives as long as the profile may.
-            certificates.check_delegation(hello.delegation, proved, certificate, now)
+            with _naming_the_clock(offset):
+                certificates.check_delegation(hello.delegation, proved, certificate, now)
         self.check_not_revoked(certificate.node)
-        self.check_not_revoked(proved)
         if not topics.may_link(self.role, certificate.role):
             raise errors.WrongRole(f"a {self.role} and a {certificate.role} have nothing to say to each other")
         labels = certificate.labels
         return Admitted(Peer(certificate.role, proved, certificate.node, certificate.owner, labels), certificate.not_after, offset)
+
+    def role_of(self, hello: Hello, proved: NodeId) -> Role | None:
+        """What a certificate of this mesh says that the key is, good now or not; for people, who ask why somebody is missing."""
+        with contextlib.suppress(errors.NotCertified):
+            certificate = certificates.check_origin(hello.certificate, self.authorities)
+            return certificate.role if certificate.node == proved else None
+        return None
 
     def check_not_revoked(self, node: NodeId) -> None:
         """Raises NodeRevoked. For every transport: NATS vouches for who a node is, and not for whether it is still welcome."""
         if node in self._revoked:
             raise errors.NodeRevoked("this node was revoked", hint="an administrator can make a new ticket for the machine")
 
-    def _checked(self, hello: Hello, now: float, offset: float) -> Certificate:
-        try:
-            return certificates.check(hello.certificate, self.authorities, now)
-        except (errors.CertificateExpired, errors.ClockSkew) as error:
-            if abs(offset) > certificates.LEEWAY_SECONDS:
-                minutes = abs(offset) / 60
-                way = "ahead of" if offset > 0 else "behind"
-                raise errors.ClockSkew(f"its clock is {minutes:.0f} min {way} ours", hint="set both clocks, as by NTP") from error
-            raise
-
     def _admit_newcomer(self, hello: Hello, now: float, offset: float) -> Admitted:
         if self.role is not Role.AUTH:
+            if hello.certificate:
+                with _naming_the_clock(offset):
+                    certificates.check(hello.certificate, self.authorities, now)
             raise errors.NotCertified("the peer shows no certificate", hint="it has to join with a ticket")
         return Admitted(Peer(Role.NEWCOMER, hello.node, hello.node), now + NEWCOMER_SECONDS, offset)
 
 
 #: How long a peer without a certificate may stay: long enough for one enrolment, and a few words.
 NEWCOMER_SECONDS = 30
+
+
+@contextlib.contextmanager
+def _naming_the_clock(offset: float) -> Iterator[None]:
+    """Where the clocks are apart, that is what to mend, and not the certificate."""
+    try:
+        yield
+    except (errors.CertificateExpired, errors.ClockSkew) as error:
+        if abs(offset) <= certificates.LEEWAY_SECONDS:
+            raise
+        minutes = abs(offset) / 60
+        way = "ahead of" if offset > 0 else "behind"
+        raise errors.ClockSkew(f"its clock is {minutes:.0f} min {way} ours", hint="set both clocks, as by NTP") from error

@@ -5,7 +5,7 @@ from datetime import datetime
 import msgspec
 
 from shared.api.method import Body, Method, Nothing
-from shared.types import Role
+from shared.types import NodeId, Role
 
 EVERYONE = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.OPERATOR}
 
@@ -42,10 +42,27 @@ class ComponentHealth(Body, frozen=True, omit_defaults=False):
     detail: str = ""
 
 
+class NodeView(Body, frozen=True, omit_defaults=False):
+    """A node as the metrics service reaches it."""
+
+    id: NodeId
+    service: str
+    #: nats; direct, punched or relayed over Hyperswarm; self for the metrics service itself; empty where there never was one.
+    path: str
+    #: Null where there is no link to measure it on.
+    round_trip_ms: float | None
+    alive: bool
+    #: Alive, or gone, since then.
+    since: datetime
+    #: Why it is not used; empty when it is.
+    why_not: str
+
+
 class SystemHealth(Body, frozen=True, omit_defaults=False):
     #: The worst of what matters: "healthy", "degraded" or "down".
     status: str
     components: tuple[ComponentHealth, ...]
+    nodes: tuple[NodeView, ...] = ()
 
 
 record_metric = Method("metrics.recordMetric", RecordMetric, Nothing, callers=EVERYONE)

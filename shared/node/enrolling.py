@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from shared import addresses, certificates, errors, identity, rpc, swarm_link, tickets, topics
+from shared import addresses, certificates, errors, identity, rpc, tickets, topics
 from shared.api import membership as contract
 from shared.api.membership import Membership
 from shared.api.method import Method, Reply, Request
-from shared.hyperswarm import Swarm
 from shared.link import Link, Me
 from shared.node import membership, swarming
 from shared.node.lifecycle import background
 from shared.node.membership import Kept
 from shared.rpc import calling
+from shared.swarm_link import Meeting, Refusal, SwarmTransport
 from shared.trust import Trust
 from shared.types import AuthorityId, MeshName, NodeId, Peer, Role
 
@@ -67,9 +67,9 @@ def door_of(found: tickets.Ticket | Kept) -> Door:
     return Door(found.mesh, authorities, found.bootstrap, found.relays)
 
 
-def open_swarm(door: Door, key: identity.NodeKey, node: Path | None) -> Swarm:
-    """The swarm of a node that only looks for others, by their own DHT nodes and relays; not started yet."""
-    return swarming.opener(key, door.bootstrap, door.relays, node=node)()
+def open_transport(door: Door, me: Me, trust: Trust, node: Path | None) -> SwarmTransport:
+    """A transport that finds others by the mesh's own DHT nodes and relays; not running yet."""
+    return SwarmTransport(me, trust, swarming.opener(trust.me, door.bootstrap, door.relays, node=node))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class Means:
     clock: Callable[[], float] = time.time
     #: The Node program for Hyperswarm's sidecar; None means the one that came with aimesh.
     node: Path | None = None
-    open_swarm: Callable[[Door, identity.NodeKey, Path | None], Swarm] = open_swarm
+    open_transport: Callable[[Door, Me, Trust, Path | None], SwarmTransport] = open_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +149,9 @@ async def renew_at_enrolment_topic(
 async def visiting(door: Door, trust: Trust, say: Say, means: Means = _MEANS) -> AsyncIterator["Visit"]:
     """Look for auth as a newcomer while the block runs."""
     me = Me(door.mesh, Role.NEWCOMER, trust.me, means.software)
-    transport = swarm_link.SwarmTransport(me, trust, lambda: means.open_swarm(door, trust.me, means.node), clock=means.clock)
+    transport = means.open_transport(door, me, trust, means.node)
     visit = Visit(door, transport, say, means)
-    transport.meet([swarm_link.Meeting(topics.enrolment_topic(identity.raw_of(ca)), announce=False, look=True) for ca in door.authorities])
+    transport.meet([Meeting(topics.enrolment_topic(identity.raw_of(ca)), announce=False, look=True) for ca in door.authorities])
     say(f"looking for the mesh {door.mesh} …")
     async with background() as tasks:
         tasks.create_task(transport.run())
@@ -164,7 +164,7 @@ async def visiting(door: Door, trust: Trust, say: Say, means: Means = _MEANS) ->
 class Visit:
     """A newcomer's links to auth: what is asked goes to one that is there, or to the next one that comes."""
 
-    def __init__(self, door: Door, transport: swarm_link.SwarmTransport, say: Say, means: Means) -> None:
+    def __init__(self, door: Door, transport: SwarmTransport, say: Say, means: Means) -> None:
         self.transport = transport
         self._door = door
         self._say = _Once(say)
@@ -266,7 +266,7 @@ class Visit:
         if connection in self._connections:
             self._connections.remove(connection)
 
-    def _found_another(self, refusal: swarm_link.Refusal) -> None:
+    def _found_another(self, refusal: Refusal) -> None:
         self._refused = refusal.why
         self._say(f"found {refusal.node[:9]}…, which is no auth of mesh {self._door.mesh}: {refusal.why.message}")
 

@@ -17,11 +17,12 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
 from shared.directory import Announcement, Directory, Load, ModelOffer
-from shared.link import Link, Me
+from shared.link import Me
 from shared.nats_link import NatsTransport
 from shared.node import membership
 from shared.node.announcing import Announcer
 from shared.node.eventing import Events
+from shared.node.gauges import Gauges
 from shared.node.lifecycle import background
 from shared.node.micro import Micro
 from shared.node.roads import Roads
@@ -96,9 +97,11 @@ class Node:
         self.events_of_mesh = Events(me, ways.nats)
         self.announcer = Announcer(me, self.roads, self.directory, self._describe)
         self.micro = None if ways.nats is None else Micro(ways.nats, self.dispatcher, self.service_name, version())
+        self._gauges = Gauges(self.metrics, self.roads, ways.trust, self.events_of_mesh)
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
-        self._dropped_events = 0
+        #: The certificate that the peers have seen.
+        self._shown = b""
         self._service: Service | None = None
         #: Methods × statuses, both from closed lists.
         self._counters: dict[tuple[str, str], Counter] = {}
@@ -136,7 +139,9 @@ class Node:
         """Our certificate, the list or the topics are others now: tell the peers, and meet where we should."""
         if self.roads.swarm is not None:
             self.roads.swarm.meet(self.standing.meetings())
-            self.roads.swarm.rehello()
+            if self._shown != self.trust.certificate:
+                self._shown = self.trust.certificate
+                self.roads.swarm.rehello()
         self.announcer.announce_soon()
 
     # --- for the program ------------------------------------------------------------------------------------------
@@ -169,10 +174,7 @@ class Node:
         return node_api.NodeHealth(ready=attached and all(check.ok for check in checks), checks=(*mesh, *checks))
 
     def metrics_text(self) -> str:
-        self.metrics.links.labels(state="open").set(len(self.roads.links()))
-        dropped = self.events_of_mesh.dropped
-        self.metrics.events_dropped.inc(dropped - self._dropped_events)
-        self._dropped_events = dropped
+        self._gauges.update()
         return self.metrics.render()
 
     async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:

@@ -71,6 +71,34 @@ NATS_RECONNECTS = Instrument(
     kind=Kind.COUNTER,
     help="Times that the connection to NATS was lost and made again",
 )
+LINKS_BY_PATH = Instrument(
+    name="ai_platform_links_by_path",
+    kind=Kind.GAUGE,
+    labels=("path",),
+    help="Open links to other nodes, by path: nats, direct, punched or relayed",
+)
+SIDECAR_RESTARTS = Instrument(
+    name="ai_platform_sidecar_restarts_total",
+    kind=Kind.COUNTER,
+    help="Times that Hyperswarm's sidecar died and was started again",
+)
+STRANGERS_REFUSED = Instrument(
+    name="ai_platform_strangers_refused_total",
+    kind=Kind.COUNTER,
+    help="Connections over Hyperswarm that were not let in: no certificate of this mesh, revoked, or too many at once",
+)
+CERTIFICATE_SECONDS_LEFT = Instrument(
+    name="ai_platform_certificate_seconds_left",
+    kind=Kind.GAUGE,
+    unit="seconds",
+    help="Until this node's certificate ends; it is renewed when a third of its life is left. Negative when it has ended",
+)
+REVOCATION_LIST_AGE = Instrument(
+    name="ai_platform_revocation_list_age_seconds",
+    kind=Kind.GAUGE,
+    unit="seconds",
+    help="Since auth last confirmed the revocation list that this node holds; over 600 it is degraded",
+)
 BUILD_INFO = Instrument(
     name="ai_platform_build_info",
     kind=Kind.GAUGE,

@@ -9,128 +9,115 @@ const KEEP_ALIVE_MS = 1000
 const SILENCE_MS = 3000
 const MAX_PEERS = 1024
 const MAX_PARALLEL = 16
-/** Hyperswarm's own retries; what comes after them is in recovery.js. */
+/** Hyperswarm's own retries, which end after three; what comes after them is decided in ../recovery.py. */
 const BACKOFFS_MS = [250, 1000, 5000, 60000]
 const JITTER_MS = 200
+/** A dial from before the network came back waits for answers to packets that are gone. */
+const STALE_DIAL_MS = 500
 
 const hexOf = (key) => key.toString('hex')
 
-/** A DHT that knows which of its streams lead to relays and which dials are still open. */
+/** A DHT that knows which of its streams lead to relays, and which dials have not opened yet. */
 class Dht extends DHT {
   constructor(options) {
     super(options)
     this.relayStreams = new Set()
-    this.dials = new Map() // stream -> when it began
-    this.onDialFailed = () => {}
+    this.dials = new Map() // stream -> when it was dialled
   }
 
   connect(key, options) {
     const stream = super.connect(key, options)
-    // hyperdht itself dials relays, and only those, without options.
-    if (options === undefined) {
-      this.relayStreams.add(stream)
-      stream.once('close', () => this.relayStreams.delete(stream))
-      return stream
-    }
     let failure = null
-    this.dials.set(stream, Date.now())
+    // hyperdht itself dials relays, and only those, without options.
+    if (options === undefined) this.relayStreams.add(stream)
+    else this.dials.set(stream, Date.now())
     stream.once('open', () => this.dials.delete(stream))
     stream.on('error', (error) => {
       failure = error
     })
     stream.once('close', () => {
-      if (this.dials.delete(stream)) this.onDialFailed(key, failure)
+      this.relayStreams.delete(stream)
+      if (this.dials.delete(stream)) this.emit('dial-failed', key, failure)
     })
     return stream
   }
 
-  /** direct: by an address that the peer or we can be reached at. punched: by a socket made for it. relayed: by another's. */
-  pathOf(stream) {
-    const raw = stream.rawStream
-    for (const relay of this.relayStreams) if (sameRoute(relay.rawStream, raw)) return 'relayed'
+  /** direct: by an address one of us can be reached at. punched: by a socket made for it. relayed: by somebody else. */
+  pathOf({ rawStream: raw }) {
+    for (const { rawStream: relay } of this.relayStreams) {
+      if (relay?.socket === raw.socket && relay.remotePort === raw.remotePort && relay.remoteHost === raw.remoteHost) return 'relayed'
+    }
     return raw.socket === this.io.serverSocket || raw.socket === this.io.clientSocket ? 'direct' : 'punched'
-  }
-}
-
-function sameRoute(a, b) {
-  return a !== null && a.socket === b.socket && a.remotePort === b.remotePort && a.remoteHost === b.remoteHost
-}
-
-/** Whom we let in. Replaced as a whole. */
-class Firewall {
-  constructor(denied, allowed) {
-    this.denied = denied
-    this.allowed = allowed
-  }
-
-  /** u8 1: there is a list of the allowed | u32le number of the denied | their keys | the keys of the allowed */
-  static parse(payload) {
-    const keys = []
-    for (let at = 5; at < payload.length; at += 32) keys.push(payload.toString('hex', at, at + 32))
-    const count = payload.readUInt32LE(1)
-    return new Firewall(new Set(keys.slice(0, count)), payload[0] === 1 ? new Set(keys.slice(count)) : null)
-  }
-
-  refuses(hex) {
-    return this.denied.has(hex) || (this.allowed !== null && !this.allowed.has(hex))
   }
 }
 
 /** A swarm whose firewall leaves no trace: the library bans a refused key for good and keeps a record of each stranger. */
 class Swarm extends Hyperswarm {
-  constructor(options) {
-    super(options)
-    this.gate = new Firewall(new Set(), null)
-    this.onRefused = () => {}
+  /** Of keys in hex. allowed === null: everybody who is not denied. */
+  gate = { denied: new Set(), allowed: null }
+
+  refuses(key) {
+    const { denied, allowed } = this.gate
+    return denied.has(hexOf(key)) || (allowed !== null && !allowed.has(hexOf(key)))
   }
 
   _handleFirewall(key, payload) {
     if (key.equals(this.keyPair.publicKey)) return true
-    const incoming = payload !== null
-    if (this.gate.refuses(hexOf(key))) {
-      if (incoming) this.onRefused(key)
-      return true
-    }
-    return incoming && this.connections.size >= this.maxPeers
+    const isIncoming = payload !== null
+    const isRefused = this.refuses(key)
+    if (isRefused && isIncoming) this.emit('refused', key)
+    return isRefused || (isIncoming && this.connections.size >= this.maxPeers)
   }
 
   /** Dials a peer now, whatever its retry budget says. */
-  redial(key, topic) {
+  dial(key, topic) {
     const known = this.peers.get(hexOf(key))
-    if (known) known._reset()
-    this._handlePeer({ publicKey: key, relayAddresses: known ? known.relayAddresses : null }, topic)
+    known?._reset()
+    this._handlePeer({ publicKey: key, relayAddresses: known?.relayAddresses ?? null }, topic)
   }
 
-  async setGate(gate) {
-    this.gate = gate
-    for (const stream of this.connections) if (gate.refuses(hexOf(stream.remotePublicKey))) stream.destroy(new Error('not allowed'))
-    for (const info of this.peers.values()) {
-      if (info.topics.length > 0 && !gate.refuses(hexOf(info.publicKey))) this.redial(info.publicKey, info.topics[0])
+  setGate(denied, allowed) {
+    this.gate = { denied: new Set(denied), allowed: allowed && new Set(allowed) }
+    for (const stream of this.connections) if (this.refuses(stream.remotePublicKey)) stream.destroy(new Error('not allowed'))
+    for (const { publicKey, topics } of this.peers.values()) {
+      if (topics.length > 0 && !this.refuses(publicKey)) this.dial(publicKey, topics[0])
     }
   }
+
+  /** The network is back, or another. */
+  revive() {
+    this.server.refresh()
+    for (const [stream, since] of this.dht.dials) if (Date.now() - since > STALE_DIAL_MS) stream.destroy()
+  }
+
+  /** Whether any of the DHT's nodes near us answers now. */
+  async isOnline() {
+    const nodes = this.dht.toArray({ limit: 3 })
+    if (nodes.length === 0) this.dht.refresh()
+    else this.lastNodes = nodes
+    const pings = (this.lastNodes ?? []).map((node) => this.dht.ping(node, { retry: false }))
+    return Promise.any(pings).then(
+      () => true,
+      () => false,
+    )
+  }
 }
 
-function open(keyPair, options) {
+function open(keyPair, { bootstrap, host, port, open, persistent, relays }) {
   const dht = new Dht({
     keyPair,
-    bootstrap: options.bootstrap ?? undefined,
-    host: options.host ?? undefined,
-    // hyperdht takes 0 for 49737.
-    port: options.port || undefined,
-    firewalled: options.open ? false : undefined,
-    ephemeral: options.persistent ? false : undefined,
+    bootstrap: bootstrap ?? undefined,
+    host: host ?? undefined,
+    // hyperdht takes 0 for 49737 to 49741, and so do DHT nodes: an empty range leaves it to the system.
+    port: port || [0, 0],
+    firewalled: open ? false : undefined,
+    ephemeral: persistent ? false : undefined,
     connectionKeepAlive: KEEP_ALIVE_MS,
   })
-  const relays = options.relays.map((hex) => Buffer.from(hex, 'hex'))
-  return new Swarm({
-    dht,
-    keyPair,
-    maxPeers: MAX_PEERS,
-    maxParallel: MAX_PARALLEL,
-    backoffs: BACKOFFS_MS,
-    jitter: JITTER_MS,
-    relayThrough: relays.length > 0 ? (force) => (force || dht.randomized ? relays : null) : null,
-  })
+  const keys = relays.map((hex) => Buffer.from(hex, 'hex'))
+  const relayThrough = keys.length > 0 ? (force) => (force || dht.randomized ? keys : null) : null
+  const options = { maxPeers: MAX_PEERS, maxParallel: MAX_PARALLEL, backoffs: BACKOFFS_MS, jitter: JITTER_MS }
+  return new Swarm({ ...options, dht, keyPair, relayThrough })
 }
 
-module.exports = { open, Dht, Firewall, Swarm, hexOf, KEEP_ALIVE_MS, SILENCE_MS }
+module.exports = { open, Dht, Swarm, hexOf, KEEP_ALIVE_MS, SILENCE_MS }

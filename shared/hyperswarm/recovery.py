@@ -1,0 +1,151 @@
+"""When to dial a lost peer, look a topic up, and ask whether there is a network at all. Pure; the swarm brings the clock.
+
+Hyperswarm dials a lost peer three times and then never again, and looks a topic up every ten minutes: after an outage of a
+minute nobody came back. A peer that announces itself is therefore dialled until it has been away for hours.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+_MINUTE: Final = 60.0
+#: How long after the loss, and after each dial, the next one comes.
+_FIRST_DIALS_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)
+#: Away for less than so long: dialled every so often. After the last it is forgotten; it finds us when it comes back.
+_DIALS: Final = ((2 * _MINUTE, 3.0), (10 * _MINUTE, 10.0), (6 * 60 * _MINUTE, _MINUTE))
+#: A wave of losses is dialled in this many per tick, so that the network is not flooded with lookups.
+_DIALS_PER_TICK: Final = 8
+_MAX_LOST: Final = 256
+#: A lookup is about twenty packets. So often while nobody of the topic is connected …
+_LOOKUPS_ALONE_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 10.0)
+#: … and so often after an hour of that, while somebody is lost, and otherwise.
+_LOOKUPS_LONG_ALONE, _LOOKUP_LONG_ALONE_SECONDS = 360, 30.0
+_LOOKUP_LOST_SECONDS: Final = 5.0
+_LOOKUP_SECONDS: Final = 120.0
+#: While somebody is missing we ask the DHT whether there is a network; without one nobody is dialled.
+PROBE_ONLINE_SECONDS, PROBE_OFFLINE_SECONDS = 3.0, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    key: bytes
+    topic: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    topic: bytes
+
+
+@dataclass(slots=True)
+class _Topic:
+    due_at: float
+    lookups: int = 0
+
+
+@dataclass(slots=True)
+class _Lost:
+    topic: bytes
+    since: float
+    due_at: float
+    dials: int = 0
+
+
+@dataclass(slots=True)
+class Recovery:
+    online: bool = True
+    _topics: dict[bytes, _Topic] = field(default_factory=dict)
+    _lost: dict[bytes, _Lost] = field(default_factory=dict)
+    #: Peers that are connected, with the topics they were found by.
+    _open: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> int:
+        return len(self._lost)
+
+    @property
+    def misses_somebody(self) -> bool:
+        return bool(self._lost) or not self.online or any(self._is_alone(topic) for topic in self._topics)
+
+    def joined(self, topic: bytes, now: float) -> None:
+        """To look others up by it. Hyperswarm itself makes the first lookup."""
+        self._topics.setdefault(topic, _Topic(now + _LOOKUPS_ALONE_SECONDS[0]))
+
+    def left(self, topic: bytes) -> None:
+        self._topics.pop(topic, None)
+        self._lost = {key: peer for key, peer in self._lost.items() if peer.topic != topic}
+
+    def opened(self, key: bytes, topics: tuple[bytes, ...]) -> None:
+        self._open[key] = topics
+        self._lost.pop(key, None)
+
+    def closed(self, key: bytes, now: float, *, wanted: bool) -> None:
+        """``wanted``: we did not end it. Only who announces itself can be dialled, so who was not found by a topic is let go."""
+        topic = next((topic for topic in self._open.pop(key, ()) if topic in self._topics), None)
+        if topic is None or not wanted:
+            return
+        if len(self._lost) >= _MAX_LOST:
+            del self._lost[next(iter(self._lost))]
+        self._lost[key] = _Lost(topic, now, now + _FIRST_DIALS_SECONDS[0])
+        state = self._topics[topic]
+        state.lookups = 0
+        state.due_at = min(state.due_at, now + _LOOKUPS_ALONE_SECONDS[0])
+
+    def forget(self, key: bytes) -> None:
+        """Nobody to be dialled any more."""
+        self._lost.pop(key, None)
+
+    def probed(self, online: bool) -> bool:
+        """Whether the network is back."""
+        came_back = online and not self.online
+        self.online = online
+        return came_back
+
+    def came_back(self, now: float) -> None:
+        """The network is back, or another: nothing waits any longer."""
+        self.online = True
+        for peer in self._lost.values():
+            peer.due_at = now
+        for state in self._topics.values():
+            state.due_at, state.lookups = now, 0
+
+    def restarted(self, now: float) -> None:
+        """The swarm itself began anew, with the same topics."""
+        self._open.clear()
+        self.came_back(now)
+
+    def due(self, now: float) -> list[Dial | Lookup]:
+        """What to do now."""
+        if not self.online:
+            return []
+        steps: list[Dial | Lookup] = []
+        overdue = sorted((peer.due_at, key) for key, peer in self._lost.items() if peer.due_at <= now)
+        for _, key in overdue[:_DIALS_PER_TICK]:
+            peer = self._lost[key]
+            wait = _wait_for_dial(peer.dials + 1, now - peer.since)
+            if wait is None:
+                del self._lost[key]
+                continue
+            peer.dials += 1
+            peer.due_at = now + wait
+            steps.append(Dial(key, peer.topic))
+        for topic, state in self._topics.items():
+            if state.due_at <= now:
+                state.lookups += 1
+                state.due_at = now + self._wait_for_lookup(topic, state.lookups)
+                steps.append(Lookup(topic))
+        return steps
+
+    def _is_alone(self, topic: bytes) -> bool:
+        return not any(topic in topics for topics in self._open.values())
+
+    def _wait_for_lookup(self, topic: bytes, lookups: int) -> float:
+        if self._is_alone(topic):
+            last = len(_LOOKUPS_ALONE_SECONDS) - 1
+            return _LOOKUP_LONG_ALONE_SECONDS if lookups > _LOOKUPS_LONG_ALONE else _LOOKUPS_ALONE_SECONDS[min(lookups, last)]
+        return _LOOKUP_LOST_SECONDS if any(peer.topic == topic for peer in self._lost.values()) else _LOOKUP_SECONDS
+
+
+def _wait_for_dial(dials: int, away: float) -> float | None:
+    """After the ``dials``-th dial of a peer that has been away for so long; None: it is given up."""
+    every = next((every for longest, every in _DIALS if away < longest), None)
+    return _FIRST_DIALS_SECONDS[dials] if every is not None and dials < len(_FIRST_DIALS_SECONDS) else every

@@ -1,0 +1,69 @@
+"""A private DHT and a blind relay on loopback, for tests of what runs over Hyperswarm. Both die with the test run."""
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared import hyperswarm
+from shared.hyperswarm import Address
+
+SIDECAR = Path(hyperswarm.__file__).parent / "sidecar"
+HOST = "127.0.0.1"
+START_SECONDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    key: bytes
+    process: asyncio.subprocess.Process
+
+
+@asynccontextmanager
+async def dht(nodes: int = 3, ports: Sequence[int] | None = None) -> AsyncIterator[list[Address]]:
+    """The addresses of a DHT of one's own; ``ports`` brings one back where it was."""
+    chosen = list(ports or free_ports(nodes))
+    async with companion("bootstrap.js", {"host": HOST, "ports": chosen}) as (_, ready):
+        yield [Address(node["host"], node["port"]) for node in ready["nodes"]]
+
+
+@asynccontextmanager
+async def relay(bootstrap: Sequence[Address]) -> AsyncIterator[Relay]:
+    """A blind relay that the peers of that DHT can use."""
+    nodes = [{"host": node.host, "port": node.port} for node in bootstrap]
+    options = {"seed": secrets.token_hex(32), "host": HOST, "port": free_ports(1)[0], "bootstrap": nodes}
+    async with companion("relay.js", options) as (process, ready):
+        yield Relay(bytes.fromhex(ready["key"]), process)
+
+
+@asynccontextmanager
+async def companion(
+    script: str, options: dict[str, object]
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, list[dict[str, int]]]]]:
+    """A program of the sidecar's folder, and what it said when it was ready."""
+    process = await asyncio.create_subprocess_exec(
+        hyperswarm.find_node(), SIDECAR / script, json.dumps(options), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            line = await process.stdout.readline()
+        assert line, f"{script} ended before it was ready"
+        yield process, json.loads(line)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """UDP ports that are free now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(count)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,0 +1,19 @@
+"""The sidecar's own tests, which are JavaScript: one runner for all that `make test` promises."""
+
+import os
+import subprocess
+
+from shared.hyperswarm import node_binary
+
+SECONDS = 60
+
+
+def test_the_tests_of_the_sidecar_pass() -> None:
+    sidecar = node_binary.find_sidecar().parent
+    # Node takes a folder for a module and a pattern for a pattern: no shell is needed.
+    command = [str(node_binary.find_node()), "--test", "--test-reporter=spec", "test/*.test.js"]
+    done = subprocess.run(
+        command, cwd=sidecar, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "tests 0\n" not in done.stdout

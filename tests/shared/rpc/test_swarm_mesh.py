@@ -1,0 +1,237 @@
+"""Real nodes over Hyperswarm, with and without NATS beside it: calls both ways, which path is taken, who is cut off and how fast."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import ClassVar
+from uuid import UUID
+
+import pytest
+
+from shared import errors, rpc
+from shared.api import auth, inference
+from shared.api import node as node_api
+from shared.api.gateway import Check
+from shared.api.generation import Generation, Usage
+from shared.directory import Entry
+from shared.node.client import ClientNode
+from shared.node.member import Node
+from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
+from tests.swarmnet import swarmnet
+from tests.testnet import RunningNode, until
+
+REQUEST_ID = RequestId(UUID(int=7))
+
+
+def prompt(text: str, tokens: int) -> inference.ProcessPrompt:
+    return inference.ProcessPrompt(text, inference.ModelConfig(model=ModelName("m"), max_tokens=tokens), REQUEST_ID)
+
+
+class _Service:
+    role: ClassVar[Role]
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.cancelled = asyncio.Event()
+        self.started = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: object, node: Node) -> AsyncIterator["_Service"]:
+        yield cls(node)
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+
+class Auth(_Service):
+    role: ClassVar[Role] = Role.AUTH
+
+    @rpc.serves(auth.login_user)
+    async def login(self, request: auth.LoginUser, call: rpc.Call) -> auth.Session:
+        email = f"{call.caller.role} {call.credential}"
+        user = auth.User(UserId(UUID(int=1)), "ada", email, UserRole.USER, Tier.FREE, True, self.node.started_at)
+        return auth.Session(Credential("t"), 600, "s", user)
+
+
+    @rpc.serves(auth.validate_api_key)
+    async def validate(self, request: auth.ValidateApiKey, call: rpc.Call) -> auth.Principal:
+        raise AssertionError("no client gets here")
+
+
+class Gateway(_Service):
+    role: ClassVar[Role] = Role.GATEWAY
+
+
+class Metrics(_Service):
+    role: ClassVar[Role] = Role.METRICS
+
+
+class Worker(_Service):
+    role: ClassVar[Role] = Role.WORKER
+
+    @rpc.serves(inference.process_prompt)
+    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
+        for number in range(request.model_config.max_tokens or 0):
+            await stream.send(inference.Chunk(str(request.prompt), (number,)))
+        if request.prompt == "hang":
+            self.started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        return Generation(FinishReason.STOP, Usage(1, request.model_config.max_tokens or 0))
+
+
+def usable(node: RunningNode | ClientNode, role: Role) -> list[Entry]:
+    nodes = node.node.directory if isinstance(node, RunningNode) else node.directory
+    return nodes.usable(role)
+
+
+async def sees(node: RunningNode | ClientNode, other: RunningNode, *, seconds: float = 10.0) -> None:
+    await until(lambda: other.node.id in {entry.node for entry in usable(node, other.node.role)}, seconds=seconds)
+
+
+async def test_a_client_outside_calls_auth_and_a_gateway_streams_from_a_worker() -> None:
+    async with swarmnet() as net:
+        the_auth, gateway, worker = await net.start(Auth), await net.start(Gateway), await net.start(Worker)
+        caller = await net.client()
+        reply = await caller.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials("x", "ada")), credential=Credential("secret"))
+        assert reply.user.email == "client secret"
+        await sees(gateway, worker)
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("x", 3000)) as answer:
+            chunks = [chunk async for chunk in answer]
+        assert [chunk.token_ids for chunk in chunks] == [(number,) for number in range(3000)]
+        (entry,) = usable(gateway, Role.WORKER)
+        assert (entry.path, [route.transport for route in entry.routes]) == ("direct", ["swarm"])
+        assert {entry.node for entry in usable(caller, Role.AUTH)} == {the_auth.node.id}
+        assert not caller.directory.entries(Role.WORKER)
+        await until(lambda: gateway.node.roads.round_trip_seconds(worker.node.id) is not None)
+
+
+async def test_clients_never_meet_each_other_and_a_worker_no_client() -> None:
+    async with swarmnet() as net:
+        gateway, worker = await net.start(Gateway), await net.start(Worker)
+        first, second = await net.client(), await net.client()
+        for node in (worker, first, second):
+            await sees(node, gateway)
+        peers = [sorted(link.peer.role for link in node.roads.links()) for node in (first, second, worker.node)]
+        assert peers == [["gateway"], ["gateway"], ["gateway"]]
+
+
+async def test_the_role_table_holds_over_hyperswarm_too() -> None:
+    async with swarmnet() as net:
+        the_auth = await net.start(Auth)
+        caller = await net.client()
+        await sees(caller, the_auth)
+        with pytest.raises(errors.WrongRole):
+            await caller.rpc.call(auth.validate_api_key, auth.ValidateApiKey(Credential("k")))
+
+
+async def test_cancel_reaches_the_worker() -> None:
+    async with swarmnet() as net:
+        gateway, worker = await net.start(Gateway), await net.start(Worker)
+        await sees(gateway, worker)
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+        assert isinstance(worker.service, Worker)
+        async with asyncio.timeout(2):
+            await worker.service.cancelled.wait()
+
+
+async def test_a_node_on_both_is_one_node_on_nats_and_moves_when_nats_dies_and_back() -> None:
+    async with swarmnet(nats=True) as net:
+        assert net.server is not None
+        gateway, worker = await net.start(Gateway, nats=True), await net.start(Worker, nats=True)
+        await sees(gateway, worker)
+        await until(lambda: len(usable(gateway, Role.WORKER)[0].routes) == 2, seconds=10)
+        assert [entry.path for entry in gateway.node.directory.entries(Role.WORKER)] == ["nats"]
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("x", 1)) as answer:
+            assert [chunk.text async for chunk in answer] == ["x"]
+        net.server.kill()
+        await until(lambda: usable(gateway, Role.WORKER)[0].path == "direct")
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("y", 2)) as answer:
+            assert [chunk.text async for chunk in answer] == ["y", "y"]
+        net.server.start()
+        await until(lambda: usable(gateway, Role.WORKER)[0].path == "nats", seconds=15)
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("z", 1)) as answer:
+            assert [chunk.text async for chunk in answer] == ["z"]
+
+
+async def test_a_stopped_node_is_gone_at_once_and_back_within_a_second_of_its_start() -> None:
+    async with swarmnet() as net:
+        gateway, worker = await net.start(Gateway), await net.start(Worker)
+        await sees(gateway, worker)
+        await worker.stop()
+        await until(lambda: not usable(gateway, Role.WORKER), seconds=1)
+        again = await net.start(Worker, key_file=worker.key_file)
+        started = time.monotonic()
+        await sees(gateway, again, seconds=5)
+        assert time.monotonic() - started < 3  # a second on a quiet machine
+
+
+async def test_a_restarted_gateway_finds_the_workers_that_are_there() -> None:
+    async with swarmnet() as net:
+        gateway, worker = await net.start(Gateway), await net.start(Worker)
+        await sees(gateway, worker)
+        await gateway.cut()
+        again = await net.start(Gateway, key_file=gateway.key_file)
+        await sees(again, worker, seconds=8)
+
+
+async def test_a_revoked_worker_is_cut_off_in_mid_stream_everywhere_though_one_node_alone_was_told() -> None:
+    async with swarmnet() as net:
+        the_auth = await net.start(Auth)
+        gateways = [await net.start(Gateway), await net.start(Gateway)]
+        worker = await net.start(Worker)
+        for gateway in gateways:
+            await sees(gateway, worker)
+            await sees(gateway, the_auth)
+        async with gateways[0].node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+            started = time.monotonic()
+            net.revoke(worker.node.id, the_auth)
+            with pytest.raises(errors.AimeshError) as raised:
+                await anext(answer)
+        assert raised.value.retryable
+        for gateway in gateways:
+            await until(lambda gateway=gateway: not usable(gateway, Role.WORKER), seconds=5)  # type: ignore[misc]  # mypy: no lambda defaults
+        assert time.monotonic() - started < 5
+        assert gateways[1].node.directory.entries(Role.WORKER)[0].why_not in ("this node was revoked", "revoked by an administrator")
+        for gateway in gateways:
+            assert worker.node.id not in {link.peer.node for link in gateway.node.roads.links()}
+
+
+async def test_a_node_with_an_expired_certificate_is_shown_with_the_reason() -> None:
+    async with swarmnet() as net:
+        gateway = await net.start(Gateway)
+        key_file = net.join("old", Role.WORKER, age_seconds=26 * 3600)
+        worker = await net.start(Worker, key_file=key_file)
+        # It looks for auth alone, so the gateway hears nothing of it: it is not refused, it is not there.
+        assert worker.node.standing.meetings()[0].look
+        assert not usable(gateway, Role.WORKER)
+
+
+async def test_metrics_reads_a_worker_that_has_no_port() -> None:
+    async with swarmnet() as net:
+        metrics, worker = await net.start(Metrics), await net.start(Worker)
+        await sees(metrics, worker)
+        found = await metrics.node.rpc.call(node_api.read_metrics, node_api.ReadMetrics(), to=worker.node.id)
+        assert 'ai_platform_links_by_path{path="direct"} 1.0' in found.text
+        assert "ai_platform_certificate_seconds_left" in found.text
+
+
+async def test_eight_processes_of_one_profile_call_at_once() -> None:
+    async with swarmnet() as net:
+        await net.start(Auth)
+        profile = net.join("profile", Role.CLIENT)
+        callers = [await net.client(profile) for _ in range(8)]
+        asked = auth.LoginUser(auth.Credentials("x", "ada"))
+        replies = await asyncio.gather(*(caller.rpc.call(auth.login_user, asked, deadline_seconds=20) for caller in callers))
+        assert len(replies) == 8
+        assert len({NodeId(link.peer.node) for caller in callers for link in caller.roads.links()}) == 1

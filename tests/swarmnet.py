@@ -1,0 +1,132 @@
+"""N real nodes that meet over Hyperswarm on a private DHT on loopback, each with a sidecar of its own, certified by a CA of the test.
+
+    async with swarmnet() as net:
+        worker = await net.start(EchoService)
+        caller = await net.client()
+        reply = await caller.rpc.call(...)
+
+With ``server`` the nodes are on a NATS server as well. ``net.revoke`` gives the next list to one node, as auth would.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared import certificates, identity
+from shared.api.membership import TopicSecret
+from shared.certificates import Subject
+from shared.hyperswarm import Address
+from shared.identity import Authority
+from shared.node import membership
+from shared.node.client import ClientNode, ClientSettings, client
+from shared.node.lifecycle import background
+from shared.node.member import Service
+from shared.node.settings import NodeSettings
+from shared.types import NodeId, Role
+from tests import dht
+from tests.testnet import MESH, NatsServer, RunningNode, live
+
+
+@dataclass
+class SwarmNet:
+    __test__ = False
+
+    folder: Path
+    bootstrap: Sequence[Address]
+    server: NatsServer | None
+    _tasks: asyncio.TaskGroup
+    _stack: AsyncExitStack
+    ca: Authority = field(default_factory=lambda: Authority(identity.new_authority_seed()))
+    epoch: int = 1
+    number: int = 1
+    revoked: set[NodeId] = field(default_factory=set)
+    nodes: list[RunningNode] = field(default_factory=list)
+    _count: int = 0
+
+    def join(self, name: str, role: Role, *, age_seconds: float = 0, labels: dict[str, str] | None = None) -> Path:
+        """A key and, beside it, what a node keeps that has joined; ``age_seconds`` ago, for one whose certificate is old."""
+        key_file = self._key(name, role)
+        node = identity.load(key_file).id
+        subject = Subject(node, role, "", tuple((labels or {}).items()))
+        kept = membership.Kept(
+            MESH,
+            role,
+            certificates.issue(self.ca, subject, time.time() - age_seconds),
+            self.list_body(),
+            (self.ca.id,),
+            (TopicSecret(self.epoch, bytes([self.epoch]) * 32),),
+            tuple(str(address) for address in self.bootstrap),
+        )
+        membership.save(key_file.with_suffix(".mesh"), kept)
+        key_file.with_suffix(".mesh").chmod(0o600)
+        return key_file
+
+    def _key(self, name: str, role: Role) -> Path:
+        if self.server is not None:
+            return self.server.key(name, role)
+        path = self.folder / f"{name}.nk"
+        path.touch(mode=0o600)
+        path.write_bytes(identity.new_seed())
+        return path
+
+    def list_body(self) -> bytes:
+        return certificates.issue_list(self.ca, self.number, self.epoch, tuple(self.revoked), time.time())
+
+    def revoke(self, node: NodeId, at: RunningNode) -> None:
+        """Give the next list to one node; the others have to hear of it from there."""
+        self.number += 1
+        self.revoked.add(node)
+        at.node.standing.take_list(self.list_body())
+
+    def settings(self, key_file: Path, *, nats: bool = False) -> NodeSettings:
+        url = self.server.url if nats and self.server is not None else "none"
+        return NodeSettings(
+            mesh=MESH, nats_url=url, node_key_file=key_file, dht_bootstrap=tuple(str(address) for address in self.bootstrap)
+        )
+
+    async def start(self, service: type[Service], *, key_file: Path | None = None, nats: bool = False) -> RunningNode:
+        """A serving node, on Hyperswarm and, if asked for, on NATS."""
+        self._count += 1
+        if key_file is None:
+            key_file = self.join(f"{service.role}-{self._count}", service.role)
+        started: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        stop = asyncio.Event()
+        task = self._tasks.create_task(live(service, self.settings(key_file, nats=nats), started, stop))
+        both: set[asyncio.Future[Any]] = {task, started}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            await task
+        running = RunningNode(*started.result(), key_file, task, stop)
+        self.nodes.append(running)
+        return running
+
+    async def client(self, key_file: Path | None = None) -> ClientNode:
+        """A calling node outside the house, as `aicli` is one with a profile that `aicli mesh connect` made."""
+        self._count += 1
+        if key_file is None:
+            key_file = self.join(f"client-{self._count}", Role.CLIENT)
+        settings = ClientSettings(mesh=MESH, nats_url=None, node_key_file=key_file, mesh_file=key_file.with_suffix(".mesh"))
+        return await self._stack.enter_async_context(client(settings))
+
+
+@asynccontextmanager
+async def swarmnet(*, nats: bool = False) -> AsyncIterator[SwarmNet]:
+    with tempfile.TemporaryDirectory(prefix="swarmnet-") as folder:
+        async with dht.dht() as bootstrap:
+            server = NatsServer(Path(folder)) if nats else None
+            if server is not None:
+                server.start()
+            try:
+                async with background() as tasks, AsyncExitStack() as stack:
+                    yield SwarmNet(Path(folder), bootstrap, server, tasks, stack)
+            finally:
+                if server is not None:
+                    server.kill()
+
+
+swarmnet.__test__ = False  # type: ignore[attr-defined]  # as testnet
