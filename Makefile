@@ -39,6 +39,7 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy shared services cli tools
 	@$(BIN)/lint-imports
+	@cd shared/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 	@$(BIN)/python -m tools.docs --check
 

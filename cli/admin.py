@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.members import nodes
 from cli.surroundings import Surroundings
+from cli.tickets import tickets
 
 if TYPE_CHECKING:
     from shared.api.auth import User
@@ -16,6 +18,10 @@ TIERS = ("free", "premium")
 @click.group()
 def admin() -> None:
     """Administer the installation; needs the key of an admin."""
+
+
+admin.add_command(tickets)
+admin.add_command(nodes)
 
 
 @admin.group()

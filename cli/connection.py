@@ -57,7 +57,7 @@ Connect = Callable[[Profile], AbstractAsyncContextManager[Connection]]
 
 
 class MeshConnection:
-    """The real one, over NATS."""
+    """The real one."""
 
     def __init__(self, client: "ClientNode", profile: Profile) -> None:
         self._client = client
@@ -86,16 +86,23 @@ class MeshConnection:
 
 @asynccontextmanager
 async def open_(profile: Profile) -> AsyncIterator[Connection]:
-    """A client node of the profile's mesh; raises Unavailable if NATS does not answer, BadSettings for an unusable key."""
+    """A client node of the profile's mesh; raises Unavailable if NATS does not answer, BadSettings for an unusable key, and over
+    Hyperswarm what renewing a certificate may raise: NodeRevoked, NotReachable, ClockSkew."""
     from shared import errors, node
 
     settings = node.ClientSettings(
-        mesh=profile.mesh, nats_url=profile.nats_url, node_key_file=profile.node_key_file, nats_ca_file=profile.nats_ca_file
+        mesh=profile.mesh,
+        nats_url=profile.nats_url,
+        node_key_file=profile.node_key_file,
+        mesh_file=profile.mesh_file,
+        nats_ca_file=profile.nats_ca_file,
     )
     async with AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(node.client(settings))
         except errors.Unavailable as error:
+            if profile.nats_url is None:
+                raise
             # Services read NATS_URL; a person's address is in the profile, and the server is the stack's.
             hint = "start the stack with `make up`; `aicli doctor` says more"
             raise errors.Unavailable(error.message, hint=hint, retry_after_seconds=error.retry_after_seconds) from error

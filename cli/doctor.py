@@ -8,24 +8,29 @@ import click
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from cli.examination import Finding
+    from cli.findings import Finding
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--worker", is_flag=True, help="Look at a joined worker of this machine, in place of the profile.")
+@click.option("--state", metavar="DIR", help="With --worker: its folder. Default: $XDG_STATE_HOME/aimesh/worker.")
 @click.pass_context
-def doctor(context: click.Context, /, *, as_json: bool) -> None:
+def doctor(context: click.Context, /, *, as_json: bool, worker: bool, state: str | None) -> None:
     """Find out what is wrong, and what to do.
 
-    Goes the way of a request: profile, NATS, auth, gateway, workers, models.
+    Goes the way of a request: profile, NATS or Hyperswarm, auth, gateway, workers, models. With --worker, the way of a worker
+    into its mesh: its certificate, Hyperswarm, what kind of NAT there is, auth, the clock.
 
     Exits with 0 if all is well, otherwise with 1.
     """
-    from cli import examination, interrupts, output
+    from cli import interrupts, output
 
     here = context.find_object(Surroundings)
     assert here is not None
-    findings = interrupts.run(examination.examine(here))
+    if state and not worker:
+        raise click.UsageError("--state goes with --worker")
+    findings = interrupts.run(_examine(here, state) if worker else _examine_profile(here))
     if as_json:
         output.show_json([output.plain(finding) for finding in findings])
     else:
@@ -35,12 +40,25 @@ def doctor(context: click.Context, /, *, as_json: bool) -> None:
         context.exit(1)
 
 
+async def _examine_profile(here: Surroundings) -> "list[Finding]":
+    from cli import examination
+
+    return await examination.examine(here)
+
+
+async def _examine(here: Surroundings, state: str | None) -> "list[Finding]":
+    from cli import join, swarm_examination
+
+    folder = join.locate(here.environment, state, here.folder)
+    return [finding async for finding in swarm_examination.examine_worker(folder)]
+
+
 def _show(finding: "Finding") -> None:
     from cli import output
 
     words = {True: ("ok", "green"), False: ("WRONG", "red"), None: ("–", "yellow")}
     word, colour = words[finding.ok]
     shown = output.styled(f"{word:<6}", colour, sys.stdout)
-    click.echo(f"{shown} {finding.check:<9} {output.printable(finding.detail)}".rstrip())
+    click.echo(f"{shown} {finding.check:<11} {output.printable(finding.detail)}".rstrip())
     if finding.hint:
-        click.echo(f"{'':<17}{output.styled('do: ', 'yellow', sys.stdout)}{output.printable(finding.hint)}")
+        click.echo(f"{'':<19}{output.styled('do: ', 'yellow', sys.stdout)}{output.printable(finding.hint)}")

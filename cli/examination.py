@@ -1,22 +1,23 @@
-"""What `aicli doctor` looks at: from the profile on disk over NATS, auth and gateway to the workers and their models.
+"""What `aicli doctor` looks at: from the profile on disk over NATS or Hyperswarm, auth and gateway to the workers and their models.
 
 A check that cannot be made, because one before it failed, is listed as such: the first thing that is wrong is the one to mend.
 """
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
-from cli import profile
+from cli import profile, swarm_examination
 from cli.connection import Connection
+from cli.findings import Finding, unchecked, wrong
 from cli.profile import Profile
 from cli.surroundings import Surroundings
 from shared import credentials, errors, identity
 from shared.api import auth, gateway
+from shared.node import membership
+from shared.node.membership import Kept
 from shared.types import Role
 
 #: A step that takes longer than this is as good as broken for a person who waits.
@@ -25,42 +26,47 @@ _STEP_SECONDS = 5.0
 _LOW_DISK_BYTES = 1024**3
 
 
-class Finding(msgspec.Struct, frozen=True):
-    check: str
-    #: None: could not be checked.
-    ok: bool | None
-    detail: str
-    #: What to do; empty when nothing is.
-    hint: str = ""
+#: Looks at the way into a mesh that was joined by a ticket.
+ExamineSwarm = Callable[[Kept, identity.NodeKey], AsyncIterator[Finding]]
+#: The last step of each way to the mesh.
+_LEADS_IN = ("NATS", "way in")
+_REST = ("auth", "gateway", "workers", "models")
 
 
-async def examine(here: Surroundings) -> list[Finding]:
+async def examine(here: Surroundings, examine_swarm: ExamineSwarm = swarm_examination.examine) -> list[Finding]:
     """Every check in the order of a request's way; never raises for what it looks for."""
     findings: list[Finding] = []
     try:
         place = profile.find(here.environment, here.folder)
         chosen = profile.load(here.environment, here.folder)
     except errors.BadSettings as error:
-        findings.append(_wrong("profile", error))
-        return findings + _unchecked("profile", "node key", "API key", "NATS", "auth", "gateway", "workers", "models")
+        findings.append(wrong("profile", error))
+        return [*findings, *unchecked("profile", "node key", "API key", "NATS", *_REST)]
     findings.append(Finding("profile", True, f"{place.path} ({place.why}), mesh {chosen.mesh}"))
     findings.append(_check_disk(place.path.parent))
     findings.append(_check_node_key(chosen))
     findings.append(_check_form_of_key(chosen))
-    findings.append(await _check_nats(chosen))
-    if findings[-1].ok:
+    way = await _examine_way(chosen, examine_swarm)
+    findings += way
+    if any(finding.ok and finding.check in _LEADS_IN for finding in way):
         findings += await _examine_mesh(here, chosen)
     else:
-        findings += _unchecked("NATS", "auth", "gateway", "workers", "models")
+        findings += unchecked(next(finding.check for finding in way if not finding.ok), *_REST)
     return findings
 
 
-def _wrong(check: str, error: errors.AimeshError) -> Finding:
-    return Finding(check, False, error.message, error.hint)
-
-
-def _unchecked(because: str, *checks: str) -> list[Finding]:
-    return [Finding(check, None, f"not checked: {because} first") for check in checks]
+async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[Finding]:
+    """By Hyperswarm where the profile was made with a ticket, else by NATS."""
+    if chosen.mesh_file is None:
+        return [await _check_nats(chosen.nats_url or "")]
+    try:
+        kept = membership.load(chosen.mesh_file)
+        if kept is None:
+            return [Finding("membership", False, f"there is no {chosen.mesh_file}", "aicli mesh connect TICKET makes the profile anew")]
+        key = identity.load(chosen.node_key_file)
+    except errors.AimeshError as error:
+        return [wrong("membership", error)]
+    return [finding async for finding in examine_swarm(kept, key)]
 
 
 def _check_disk(folder: Path) -> Finding:
@@ -73,7 +79,7 @@ def _check_node_key(chosen: Profile) -> Finding:
     try:
         return Finding("node key", True, f"{chosen.node_key_file}: {identity.load(chosen.node_key_file).id[:9]}…")
     except errors.AimeshError as error:
-        return _wrong("node key", error)
+        return wrong("node key", error)
 
 
 def _check_form_of_key(chosen: Profile) -> Finding:
@@ -84,9 +90,9 @@ def _check_form_of_key(chosen: Profile) -> Finding:
     return Finding("API key", True, f"well formed{f', of {chosen.username}' if chosen.username else ''}")
 
 
-async def _check_nats(chosen: Profile) -> Finding:
+async def _check_nats(urls: str) -> Finding:
     """Whether one of the servers is there. Shows host and port only: an address may hold a password."""
-    findings = [await _check_server(url.strip()) for url in chosen.nats_url.split(",")]
+    findings = [await _check_server(url.strip()) for url in urls.split(",")]
     return next((finding for finding in findings if finding.ok), findings[0])
 
 
@@ -120,9 +126,9 @@ async def _examine_mesh(here: Surroundings, chosen: Profile) -> list[Finding]:
         async with here.connector()(chosen) as connection:
             await _examine_services(connection, chosen, findings)
     except errors.AimeshError as error:
-        findings.append(_wrong("mesh", error))
+        findings.append(wrong("mesh", error))
         if len(findings) == 1:
-            findings += _unchecked("mesh", "auth", "gateway", "workers", "models")
+            findings += unchecked("mesh", *_REST)
     return findings
 
 
@@ -132,7 +138,7 @@ async def _examine_services(connection: Connection, chosen: Profile, findings: l
     try:
         health = await connection.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
-        findings += [_wrong("gateway", error), *_unchecked("gateway", "workers", "models")]
+        findings += [wrong("gateway", error), *unchecked("gateway", "workers", "models")]
         return
     findings.append(Finding("gateway", True, f"alive, {health.in_flight} requests in flight"))
     hint = "aicli stack status shows the services; aicli stack logs gateway says more"
@@ -152,7 +158,7 @@ async def _check_auth(connection: Connection, chosen: Profile) -> Finding:
     except errors.NotAuthenticated as error:
         return Finding("auth", False, f"alive, but refuses the key: {error.message}", error.hint or "aicli login")
     except errors.AimeshError as error:
-        return _wrong("auth", error)
+        return wrong("auth", error)
     return Finding("auth", True, f"alive, accepts the key; {sum(key.is_active for key in listed.keys)} keys are active")
 
 
@@ -162,7 +168,7 @@ async def _check_quota(connection: Connection, chosen: Profile) -> Finding:
     try:
         left = await connection.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
-        return _wrong("quota", error)
+        return wrong("quota", error)
     text = f"{left.remaining} of {left.limit_per_hour} requests left in this hour"
     return Finding("quota", True, text) if left.remaining else Finding("quota", False, text, f"wait until {left.resets_at:%H:%M} UTC")
 
@@ -171,7 +177,7 @@ def _check_workers(health: gateway.ServiceHealth) -> Iterator[Finding]:
     if not health.workers:
         hint = "start one with `aicli worker`, or look at `aicli stack status`"
         yield Finding("workers", False, "none is alive and ready", hint)
-        yield from _unchecked("workers", "models")
+        yield from unchecked("workers", "models")
         return
     yield Finding("workers", True, f"{health.workers} ready")
     if health.models:
@@ -185,7 +191,7 @@ async def _check_nodes(connection: Connection) -> list[Finding]:
     try:
         found = await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
-        return [_wrong("nodes", error)]
+        return [wrong("nodes", error)]
     return [
         Finding("nodes", False, f"{node.service} {node.id[:9]}… is not used: {node.why_not}", "aicli nodes shows all of them")
         for node in found.nodes

@@ -34,6 +34,7 @@ COMMANDS = {
     "worker": "cli.worker:worker",
     "doctor": "cli.doctor:doctor",
     "stack": "cli.stack.commands:stack",
+    "mesh": "cli.mesh:mesh",
     "admin": "cli.admin:admin",
     "completion": "cli.completion:completion",
 }

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 @click.pass_obj
 def nodes(here: Surroundings, /, *, as_json: bool) -> None:
-    """List the nodes of the mesh, and why one is not used."""
+    """List the nodes of the mesh, how each is reached, and why one is not used.
+
+    PATH is nats, direct, punched (through NATs) or relayed (through a blind relay), as the gateway sees it.
+    """
     from cli import output
     from cli.output import Column
     from shared.api import gateway
@@ -24,7 +27,8 @@ def nodes(here: Surroundings, /, *, as_json: bool) -> None:
         # The start of a node's id tells nodes apart; scripts get the whole one.
         Column("NODE", lambda node: node.id[:9]),
         Column("SERVICE", lambda node: node.service),
-        Column("PATH", lambda node: node.path),
+        Column("PATH", lambda node: node.path or "–"),
+        Column("RTT", _round_trip),
         Column("STATE", _state, _style),
         Column("SINCE", lambda node: output.ago(node.since)),
         Column("LOAD", _load),
@@ -36,7 +40,14 @@ def nodes(here: Surroundings, /, *, as_json: bool) -> None:
 def _state(node: "NodeRow") -> str:
     if node.usable:
         return "used"
-    return f"{'not used' if node.alive else 'gone'}: {node.why_not}"
+    word = "not used" if node.alive else "not let in" if node.refused else "gone"
+    return f"{word}: {node.why_not}"
+
+
+def _round_trip(node: "NodeRow") -> str:
+    if node.round_trip_ms is None:
+        return "–"
+    return f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms < 10 else f"{node.round_trip_ms:.0f} ms"
 
 
 def _style(node: "NodeRow") -> str:

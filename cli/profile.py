@@ -21,14 +21,20 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: A profile is a few short lines; whatever is longer is not one.
 _MAX_BYTES = 64 * 1024
 _HOME = MeshName("home")
-_STRINGS = ("mesh", "nats_url", "nats_ca_file", "node_key_file", "api_key", "username", "web_url")
+_NATS_URL = "nats://127.0.0.1:4222"
+#: In place of nats_url's address: no NATS, Hyperswarm alone.
+_NO_NATS = "none"
+_STRINGS = ("mesh", "nats_url", "nats_ca_file", "node_key_file", "mesh_file", "api_key", "username", "web_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     node_key_file: Path
     mesh: MeshName = _HOME
-    nats_url: str = "nats://127.0.0.1:4222"
+    #: None for Hyperswarm alone.
+    nats_url: str | None = _NATS_URL
+    #: What `aicli mesh connect` keeps of the mesh; None for NATS alone.
+    mesh_file: Path | None = None
     #: Who vouches for the NATS server's certificate; None means the public authorities.
     nats_ca_file: Path | None = None
     #: None until somebody logs in.
@@ -55,6 +61,13 @@ def folder_of_user(environment: Mapping[str, str]) -> Path:
     return root / "aimesh" / "profiles"
 
 
+def place_of(name: str, environment: Mapping[str, str]) -> Path:
+    """The file of the user's own profile of this name; raises BadSettings for what is no name."""
+    if not _NAME.fullmatch(name) or name.endswith(".toml"):
+        raise errors.BadSettings(f"{name!r} cannot be a profile's name", hint="names have letters, digits, . _ and -")
+    return folder_of_user(environment) / f"{name}.toml"
+
+
 def find(environment: Mapping[str, str], folder: Path) -> Place:
     """The profile that a command in ``folder`` uses; raises BadSettings if there is none."""
     if chosen := environment.get("AICLI_PROFILE"):
@@ -74,7 +87,8 @@ def find(environment: Mapping[str, str], folder: Path) -> Place:
         return Place(default, "the default profile")
     raise errors.BadSettings(
         "no profile: aicli does not know which mesh to talk to",
-        hint="run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file",
+        hint="run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file; "
+        "on another machine, aicli mesh connect TICKET",
     )
 
 
@@ -120,6 +134,8 @@ def load(environment: Mapping[str, str], folder: Path) -> Profile:
 
 def _refuse_plain_nats(found: Profile, place: Place, environment: Mapping[str, str]) -> None:
     """The same rule as for services: what is typed here must not cross a network for everybody to read."""
+    if found.nats_url is None:
+        return
     if environment.get("ALLOW_PLAIN_NATS", "").lower() in ("1", "true", "yes", "on"):
         return
     try:
@@ -159,12 +175,23 @@ def read(path: Path) -> Profile:
             known[name] = value
     if "node_key_file" not in known:
         raise errors.BadSettings(f"{path} does not say node_key_file", hint="aicli stack init makes a node key for this machine")
-    blank = Profile(node_key_file=path.parent / Path(known["node_key_file"]).expanduser())
-    return Profile(
-        node_key_file=blank.node_key_file,
+    return _made_of(known, path)
+
+
+def _made_of(known: Mapping[str, str], path: Path) -> Profile:
+    def beside(name: str) -> Path | None:
+        return path.parent / Path(known[name]).expanduser() if name in known else None
+
+    blank = Profile(node_key_file=path.parent / Path(known["node_key_file"]).expanduser(), mesh_file=beside("mesh_file"))
+    # Who has joined by a ticket needs no NATS; everybody else does.
+    nats_url = known.get("nats_url", _NATS_URL if blank.mesh_file is None else _NO_NATS)
+    if nats_url == _NO_NATS and blank.mesh_file is None:
+        raise errors.BadSettings(f"{path}: without NATS it needs a mesh_file", hint="aicli mesh connect TICKET makes a profile with one")
+    return replace(
+        blank,
         mesh=MeshName(known.get("mesh", blank.mesh)),
-        nats_url=known.get("nats_url", blank.nats_url),
-        nats_ca_file=path.parent / Path(known["nats_ca_file"]).expanduser() if "nats_ca_file" in known else None,
+        nats_url=None if nats_url == _NO_NATS else nats_url,
+        nats_ca_file=beside("nats_ca_file"),
         api_key=Credential(known["api_key"]) if "api_key" in known else None,
         username=known.get("username"),
         web_url=known.get("web_url", blank.web_url),
@@ -194,7 +221,8 @@ def render(profile: Profile) -> str:
     """The TOML text of a profile."""
     fields = {
         "mesh": profile.mesh,
-        "nats_url": profile.nats_url,
+        "nats_url": profile.nats_url or _NO_NATS,
+        "mesh_file": None if profile.mesh_file is None else str(profile.mesh_file),
         "nats_ca_file": None if profile.nats_ca_file is None else str(profile.nats_ca_file),
         "web_url": profile.web_url,
         "node_key_file": str(profile.node_key_file),

@@ -1,53 +1,182 @@
 """`aicli worker`: one more worker on this machine, in the foreground.
 
-It gets a node of its own in the embedded stack, a free loopback port and its settings, and then this process becomes the
-worker, so that Ctrl-C, exit status and log lines are the worker's own. Run by hand, it is one of possibly many: a lock on
-`run/local-worker-N.lock`, which lives as long as the process, keeps two of them from being the same node.
+It joins a mesh with a ticket and stays in it by its state folder; or it gets a node of its own in the embedded stack of this
+machine. Then this process becomes the worker, so that Ctrl-C, exit status and what is printed are the worker's own. In the
+stack it is one of possibly many: a lock on `run/local-worker-N.lock`, which lives as long as the process, keeps two of them
+from being the same node.
 """
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from cli.lazy import LazyGroup
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
+    from cli.join import Folder
     from cli.stack.home import Home
+    from shared.node.membership import Kept
 
 #: More workers on one machine are more likely a loop in somebody's script.
 _MOST_WORKERS = 64
 #: What a worker knows; a test holds it together with services.inference.
 BACKENDS = ("llama", "ollama", "openai", "echo")
+COMMANDS = {"pause": "cli.pause:pause", "resume": "cli.pause:resume", "status": "cli.pause:status"}
 
 
-@click.command()
-@click.option("--backend", type=click.Choice(BACKENDS), help="What runs the models. Default: INFERENCE_BACKEND, or llama.")
+@click.group(cls=LazyGroup, places=COMMANDS, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@click.option(
+    "--join",
+    "ticket",
+    metavar="TICKET",
+    help="Join the mesh that this ticket is of: the line itself, @FILE, or - for stdin. Needed once; a restart goes on without it.",
+)
+@click.option("--models", "models_folder", metavar="DIR", help="Serve every .gguf file in this folder, under its file's name.")
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=PATH", help="A GGUF file to serve under a name; may be given several times."
 )
+@click.option("--backend", type=click.Choice(BACKENDS), help="What runs the models. Default: INFERENCE_BACKEND, or llama.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="With --join: what people shall know of this machine.")
+@click.option("--name", metavar="NAME", help="With --join: what this machine is called. Default: its host name.")
+@click.option("--no-serve", is_flag=True, help="With --join: join and end, as before a service of this machine starts the worker.")
+@click.option("--state", metavar="DIR", help="The folder of a joined worker. Default: $XDG_STATE_HOME/aimesh/worker.")
 @click.option("--slots", type=click.IntRange(1, 256), help="How many answers a model writes at the same time.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The loopback port for its HTTP endpoints. Default: a free one.")
-@click.pass_obj
-def worker(here: Surroundings, /, *, backend: str | None, models: tuple[str, ...], slots: int | None, port: int | None) -> NoReturn:
+@click.pass_context
+def worker(
+    context: click.Context,
+    /,
+    *,
+    ticket: str | None,
+    models_folder: str | None,
+    models: tuple[str, ...],
+    backend: str | None,
+    labels: tuple[str, ...],
+    name: str | None,
+    no_serve: bool,
+    state: str | None,
+    slots: int | None,
+    port: int | None,
+) -> None:
     """Run a worker on this machine, in the foreground.
+
+    With --join it becomes a member of another machine's mesh, through any NAT and without an open port, and says in plain
+    words what happens. Started again, it is that member still. Without --join, and without having joined, it works for the
+    stack of this machine.
 
     Keys and addresses of other backends come from the environment: OLLAMA_URL, OPENAI_BASE_URL and OPENAI_API_KEY_FILE. With
     NODE_KEY_FILE set, it joins the mesh at NATS_URL as that node, without a stack on this machine.
     """
+    if context.invoked_subcommand:
+        return
+    here = context.find_object(Surroundings)
+    assert here is not None
+    if (labels or name or no_serve) and not ticket:
+        raise click.UsageError("--label, --name and --no-serve go with --join")
+    given = _given(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
+    folder = _find_folder(here, state, joining=ticket is not None)
+    if folder is None:
+        environment = plan_environment(here.environment, given)
+    else:
+        kept = _member(here, folder, ticket, _pairs(labels), name)
+        if no_serve:
+            return
+        environment = joined_environment(here.environment, given, folder, kept)
+    environment["INFERENCE_SERVICE_PORT"] = str(port or _free_port())
+    _become(environment)
+
+
+def _given(folder: Path, backend: str | None, models: Sequence[str], slots: int | None) -> dict[str, str]:
+    """The options as settings of the worker."""
     given: dict[str, str] = {}
     if backend:
         given["INFERENCE_BACKEND"] = backend
     if models:
-        given["MODELS"] = ",".join(_checked_model(text, here.folder) for text in models)
+        checked = [_checked_model(text, folder) for text in models]
+        names = [text.partition("=")[0] for text in checked]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise click.UsageError(f"two models are named {', '.join(sorted(twice))}")
+        given["MODELS"] = ",".join(checked)
     if slots:
         given["ENGINE_SLOTS"] = str(slots)
-    environment = plan_environment(here.environment, given)
-    environment["INFERENCE_SERVICE_PORT"] = str(port or _free_port())
-    _become(environment)
+    return given
+
+
+def _in_folder(here: Path, folder: str | None) -> list[str]:
+    from cli import gguf
+
+    return [] if folder is None else [f"{name}={path}" for name, path in gguf.find_models(here / Path(folder).expanduser()).items()]
+
+
+def _pairs(labels: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in labels]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise click.UsageError(f"--label {key!r} is not KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+# --- a member of another machine's mesh -------------------------------------------------------------------------------
+
+
+def _find_folder(here: Surroundings, state: str | None, *, joining: bool) -> "Folder | None":
+    """The state folder to work with; None to work for the stack, or as the node of NODE_KEY_FILE."""
+    from cli import join
+    from cli.stack import home
+
+    folder = join.locate(here.environment, state, here.folder)
+    if joining or state is not None:
+        return folder
+    if here.environment.get("NODE_KEY_FILE") or home.locate(here.environment).nats.is_dir():
+        return None
+    return folder if folder.membership.is_file() else None
+
+
+def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Mapping[str, str], name: str | None) -> "Kept":
+    """This machine's membership, after joining if a ticket is given. From here on the folder is this process's."""
+    import platform
+
+    from cli import interrupts, join, output
+    from shared import errors
+
+    def say(text: str) -> None:
+        click.echo(output.printable(text))
+
+    if ticket is not None:
+        read = join.read_ticket(ticket, here.folder)
+        join.prepare(folder)
+        join.claim(folder)
+        return interrupts.run(join.join(folder, read, labels, name or platform.node(), say))
+    kept = folder.kept()
+    if kept is None:
+        raise errors.BadSettings(f"no worker has joined with {folder.root}", hint="aicli worker --join TICKET joins a mesh")
+    join.claim(folder)
+    return interrupts.run(join.finish(folder, kept, say))
+
+
+def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], folder: "Folder", kept: "Kept") -> dict[str, str]:
+    """What a joined worker's process gets: options before the environment; which mesh, and as whom, is the folder's to say."""
+    fixed = {
+        "MESH_NAME": kept.mesh,
+        "NATS_URL": "none",
+        "NODE_KEY_FILE": str(folder.key),
+        "MESH_STATE_FILE": str(folder.membership),
+        "WORKER_PAUSE_FILE": str(folder.paused),
+        "WORKER_REPORT_FILE": str(folder.status),
+    }
+    # A person watches it: sentences in place of the log, of which only what is wrong is left.
+    shown = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
+    # NAME_FILE would go before NAME.
+    stands = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *given}}
+    return {**shown, **stands, **given, **fixed}
+
+
+# --- a worker of this machine's stack ---------------------------------------------------------------------------------
 
 
 def plan_environment(outside: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
@@ -77,7 +206,8 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
 
     stack = home.locate(environment)
     if not stack.nats.is_dir():
-        raise errors.BadSettings(f"there is no stack in {stack.root}", hint="run `make up` first, or set NODE_KEY_FILE and NATS_URL")
+        hint = "run `make up` first; or join another machine's mesh with aicli worker --join TICKET"
+        raise errors.BadSettings(f"there is no stack in {stack.root}", hint=hint)
     recorded = settings.read_recorded(stack)
     chosen = settings.load(recorded)
     if chosen.nats_url:

@@ -171,8 +171,8 @@ def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Cert
     return found
 
 
-def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: float) -> Delegation:
-    """The certified profile's word for ``node``, good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+def check_delegation_origin(body: bytes, node: NodeId, certificate: Certificate) -> Delegation:
+    """The certified profile's word for ``node``, whether or not it is good now. Raises NotCertified."""
     try:
         found = _decode_delegation(body)
     except _MALFORMED as error:
@@ -183,6 +183,12 @@ def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: f
     is_right = found.version == 1 and found.node == node and found.profile == certificate.node
     if not is_right or not identity.verify(found.profile, "delegation", text, found.signature):
         raise errors.NotCertified("the delegation is for another key, or of another profile")
+    return found
+
+
+def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: float) -> Delegation:
+    """The certified profile's word for ``node``, good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+    found = check_delegation_origin(body, node, certificate)
     if now > found.not_after + LEEWAY_SECONDS:
         raise errors.CertificateExpired(f"the delegation ended {_roughly(now - found.not_after)} ago", hint="start the command anew")
     if found.not_after > now + DELEGATION_SECONDS + LEEWAY_SECONDS:

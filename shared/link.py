@@ -5,6 +5,7 @@ send frames, set ``on_frames`` and ``on_closed``, and never learn which transpor
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,7 +65,8 @@ class Link:
         self._drained.set()
         self._heard_at = now
         self._ping_number = 0
-        self._pinged_at = now
+        #: By a clock of its own: the loop's counts whole milliseconds under uvloop.
+        self._pinged_at = 0.0
 
     # --- for the layers above -----------------------------------------------------------------------------------
 
@@ -85,6 +87,11 @@ class Link:
     @property
     def is_full(self) -> bool:
         return self._unsent_bytes > HIGH_WATER_BYTES
+
+    @property
+    def unsent_bytes(self) -> int:
+        """About how much waits for the transport to take it."""
+        return self._unsent_bytes
 
     async def drained(self) -> None:
         """Until the transport has taken what was queued. Raises LinkLost if the link dies instead."""
@@ -144,7 +151,7 @@ class Link:
             self.close(errors.LinkLost(f"{self.peer.role} {self.peer.node[:8]} has been silent for {silent:.1f} s"))
             return
         self._ping_number += 1
-        self._pinged_at = now
+        self._pinged_at = time.perf_counter()
         self.send(Ping(self._ping_number))
 
     def _is_liveness(self, frame: Frame, now: float) -> bool:
@@ -155,7 +162,7 @@ class Link:
         if isinstance(frame, Pong):
             self.on_revocations(frame.revocations)
             if frame.number == self._ping_number:
-                self.round_trip_seconds = now - self._pinged_at
+                self.round_trip_seconds = time.perf_counter() - self._pinged_at
             return True
         return False
 

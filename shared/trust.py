@@ -94,7 +94,13 @@ class Trust:
     def hello(self, to: NodeId, link_id: int, software: str, now: float) -> Hello:
         """Ours, for this peer on this link. Whoever has no good certificate comes as a newcomer: renewal needs the key alone.
         One that has ended is shown all the same, so that whoever refuses it can say whom and why."""
-        role = self.role if self.has_certificate(now) else Role.NEWCOMER
+        role = self.role
+        try:
+            certificates.check(self.certificate, self.authorities, now)
+        except errors.ClockSkew:
+            pass  # ours is behind: it is good by the clocks of the others
+        except errors.NotCertified:
+            role = Role.NEWCOMER
         sent_at = int(now * 1000)
         unsigned = Hello(wire.VERSION, role, self.me.id, sent_at, software, b"", self.certificate, self.number, self.delegation)
         return msgspec.structs.replace(unsigned, signature=self.me.sign("hello", wire.hello_text(unsigned, to, link_id)))
@@ -129,7 +135,9 @@ class Trust:
         """What a certificate of this mesh says that the key is, good now or not; for people, who ask why somebody is missing."""
         with contextlib.suppress(errors.NotCertified):
             certificate = certificates.check_origin(hello.certificate, self.authorities)
-            return certificate.role if certificate.node == proved else None
+            if certificate.node != proved:
+                certificates.check_delegation_origin(hello.delegation, proved, certificate)
+            return certificate.role
         return None
 
     def check_not_revoked(self, node: NodeId) -> None:
@@ -142,6 +150,7 @@ class Trust:
             if hello.certificate:
                 with _naming_the_clock(offset):
                     certificates.check(hello.certificate, self.authorities, now)
+                    raise errors.CertificateExpired("the peer says that its own certificate has ended", hint="the node renews it by itself")
             raise errors.NotCertified("the peer shows no certificate", hint="it has to join with a ticket")
         return Admitted(Peer(Role.NEWCOMER, hello.node, hello.node), now + NEWCOMER_SECONDS, offset)
 

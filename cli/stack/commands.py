@@ -41,7 +41,7 @@ def init() -> None:
     click.echo(f"{home.root}: " + (f"made {len(made)} secrets and node keys" if made else "all there"))
 
 
-#: Roles of nodes that run as programs of their own; a test holds them together with shared.types.Role.
+#: Roles that have NATS users; a test holds them together with shared.types.Role.
 NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator")
 _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
 

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ class Keeper:
                 *self.program.command,
                 env=self.program.environment,
                 cwd=homes.checkout(),
-                stdin=DEVNULL,
+                stdin=PIPE if self.program.ends_with_stdin else DEVNULL,
                 stdout=output,
                 stderr=output,
                 process_group=0,

@@ -1,13 +1,14 @@
 """The embedded NATS server's configuration: one nkey user per node, with the rights that ``shared.topics`` gives its role.
 
 ``nats/nodes.json`` is the source, ``nats/users.conf`` is made from it. A further node (``aicli worker``) is added by
-``add_node``: both files anew, then SIGHUP, on which the server takes in users without dropping anybody.
+``add_node``: both files anew, then SIGHUP, on which the server takes in users without dropping anybody. A revoked one stands
+in ``nats/revoked.json`` for good, so that no later ``init`` lets it in again.
 """
 
 import fcntl
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def add_node(home: Home, mesh: MeshName, name: str, role: Role) -> Path:
         added = MeshNode(name, role, identity.load(key_file).id)
         nodes = read_nodes(home.nats)
         known = {node.name: node for node in nodes}
+        if added.node in read_revoked(home.nats):
+            raise errors.BadSettings(f"{name} has been revoked", hint=f"choose another name, or delete {key_file} to give it a new key")
         if name in known and known[name].role is not role:
             raise errors.BadSettings(f"{name} is the name of a {known[name].role} already", hint="choose another name")
         if added not in nodes:
@@ -104,9 +107,30 @@ def add_node(home: Home, mesh: MeshName, name: str, role: Role) -> Path:
     return key_file
 
 
+def revoke(home: Home, mesh: MeshName, nodes: Collection[NodeId]) -> list[MeshNode]:
+    """Keep these out, now and after restarts; returns those that were users until now. Idempotent."""
+    with _locked(home):
+        known, revoked = read_nodes(home.nats), read_revoked(home.nats)
+        gone = [node for node in known if node.node in nodes and node.node not in revoked]
+        if gone:
+            everybody = sorted(revoked.union(node.node for node in gone))
+            write_private(home.nats / "revoked.json", msgspec.json.encode(everybody).decode())
+            write(home.nats, mesh, known)
+            reload(home.nats)
+    return gone
+
+
+def read_revoked(folder: Path) -> frozenset[NodeId]:
+    try:
+        return msgspec.json.decode((folder / "revoked.json").read_bytes(), type=frozenset[NodeId])
+    except FileNotFoundError:
+        return frozenset()
+
+
 def write(folder: Path, mesh: MeshName, nodes: Sequence[MeshNode]) -> None:
+    revoked = read_revoked(folder)
     write_private(folder / "nodes.json", msgspec.json.format(msgspec.json.encode(list(nodes))).decode())
-    write_private(folder / "users.conf", render_users(mesh, nodes))
+    write_private(folder / "users.conf", render_users(mesh, [node for node in nodes if node.node not in revoked]))
 
 
 def read_nodes(folder: Path) -> list[MeshNode]:

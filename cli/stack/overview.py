@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from cli.stack import control, plan, probes, settings
+from cli.stack import control, dht, plan, probes, settings
 from cli.stack.control import Answer, ProgramStatus
 from cli.stack.home import Home
+from cli.stack.program import DatagramProbe
 from shared import errors
 
 _RESTART_SECONDS = 60.0
@@ -33,12 +34,17 @@ async def collect(home: Home) -> list[Row]:
         return []
     stack = settings.load(settings.read_recorded(home))
     urls = {name: plan.url_of(name, stack) for name in (*plan.SERVICES, *((plan.ECHO,) if stack.echo else ()))}
-    return list(await asyncio.gather(*(_row(program, urls.get(program.name)) for program in answer.programs)))
+    datagrams = dht.probes(stack)
+    return list(await asyncio.gather(*(_row(each, urls.get(each.name), datagrams.get(each.name)) for each in answer.programs)))
 
 
-async def _row(program: ProgramStatus, url: str | None) -> Row:
+async def _row(program: ProgramStatus, url: str | None, probe: DatagramProbe | None) -> Row:
     runs = program.state == "running"
-    health = await probes.health_of(url) if runs and url is not None else probes.Health(runs, "")
+    health = probes.Health(runs, "")
+    if runs and url is not None:
+        health = await probes.health_of(url)
+    elif runs and probe is not None and not await probes.is_ready(probe):
+        health = probes.Health(False, f"it does not answer on UDP {', '.join(str(port) for port in probe.ports)} of {probe.host}")
     return Row(
         name=program.name,
         state="ready" if health.ready else "not ready" if runs else program.state,

@@ -5,14 +5,15 @@ database, no Redis and no key of anybody else.
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.stack import dht, nats, postgres, valkey
 from cli.stack import home as homes
-from cli.stack import nats, postgres, valkey
 from cli.stack.home import Home
 from cli.stack.ports import Wanted
 from cli.stack.postgres import Postgres
@@ -43,6 +44,7 @@ _REDIS_USERS = ("auth", "gateway")
 _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
 SERVICES = tuple(_STAGES)
 ECHO = "inference-echo"
+_CODE = frozenset({".py", ".sql", ".lua", ".html", ".css", ".js"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ def make(home: Home, settings: StackSettings, recorded: Mapping[str, str], machi
         servers.append(valkey.program(cache, visible))
     if not settings.nats_url:
         servers.append(nats.program(home.nats, settings.nats_port, visible))
+    servers += dht.programs(settings, relay_seed(home), visible)
     engine = {name: value for name, value in machine.items() if name.upper().startswith(_ENGINE)}
     services = []
     for service in SERVICES:
@@ -93,19 +96,26 @@ def valkey_of(home: Home) -> Valkey:
     return Valkey(home.valkey, home.sockets / "valkey.sock")
 
 
+def relay_seed(home: Home) -> Path:
+    return home.secrets / "relay_seed"
+
+
 def database_url_file(home: Home, service: str) -> Path:
     """The address of the embedded database as this service's role, password included."""
     return home.secrets / f"database_url_{service}"
 
 
 def service_environment(home: Home, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:
-    """The settings of one service, without the machine's variables. Pure."""
+    """The settings of one service, without the machine's variables."""
     environment = {"NODE_KEY_FILE": str(home.key(_NODE_KEYS[service])), "PYTHONUNBUFFERED": "1"}
     for name, services in PASSED.items():
         if service in services:
             environment |= {each: recorded[each] for each in (name, f"{name}_FILE") if each in recorded}
     environment |= _external_or(recorded, "NATS_URL", {"NATS_URL": nats_url(settings)})
+    environment |= dht.environment_of_services(settings, relay_seed(home))
     environment |= {f"{name}_FILE": str(home.secrets / file) for name, file in _SECRETS[service].items()}
+    if service == "auth":
+        environment = {"MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"), **environment}
     if service in DATABASE_ROLES:
         own = f"{service.upper()}_DATABASE_URL_FILE"
         embedded = {"DATABASE_URL_FILE": str(database_url_file(home, service))}
@@ -197,7 +207,7 @@ def ports_wanted(settings: StackSettings) -> list[Wanted]:
         wanted.append(Wanted(settings.prometheus_port, "the scrape endpoint of metrics", "PROMETHEUS_PORT"))
     if not settings.nats_url:
         wanted.append(Wanted(settings.nats_port, "nats", "NATS_PORT"))
-    return wanted
+    return wanted + dht.ports_wanted(settings)
 
 
 def _fingerprint(programs: tuple[Program, ...], recorded: Mapping[str, str]) -> str:
@@ -224,6 +234,9 @@ def _add_files(digest: "hashlib._Hash", variables: Mapping[str, str]) -> None:
 def _sources() -> Iterator[tuple[str, int]]:
     """Our own files and when they changed: `git pull && make up` runs the new code."""
     for package in ("cli/stack", "services", "shared"):
-        for path in sorted((homes.checkout() / package).rglob("*")):
-            if path.suffix in (".py", ".sql", ".lua", ".html", ".css", ".js") and "__pycache__" not in path.parts:
-                yield str(path), path.stat().st_mtime_ns
+        for folder, folders, names in os.walk(homes.checkout() / package):
+            # The packages of the sidecar are thousands of files; which they are stands in its lock.
+            folders[:] = sorted(name for name in folders if name not in ("__pycache__", "node_modules"))
+            for path in (Path(folder) / name for name in sorted(names)):
+                if path.suffix in _CODE or path.name == "package-lock.json":
+                    yield str(path), path.stat().st_mtime_ns

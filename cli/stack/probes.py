@@ -1,6 +1,7 @@
 """Asks running programs whether they are ready: a server's own question, or a service's /readyz."""
 
 import asyncio
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from cli.stack.program import CommandProbe, Probe, SocketProbe
+from cli.stack.program import CommandProbe, DatagramProbe, Probe, SocketProbe
 
 _ASK_SECONDS = 2.0
 #: A /readyz body is a few hundred bytes.
 _MAX_ANSWER_BYTES = 64 * 1024
+_MAX_DATAGRAM_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ async def is_ready(probe: Probe) -> bool:
                     return await asked.wait() == 0
                 case SocketProbe(place, question, expected):
                     return await _exchange(place, question, expected)
+                case DatagramProbe(host, ports, question, expected):
+                    answers = [await _ask((host, port), question) for port in ports]
+                    return all(answer.startswith(expected) for answer in answers)
     except (OSError, asyncio.IncompleteReadError):
         return False
 
@@ -54,6 +59,16 @@ async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bool
         return await reader.readexactly(len(expected)) == expected
     finally:
         writer.close()
+
+
+async def _ask(place: tuple[str, int], question: bytes) -> bytes:
+    with socket.socket(type=socket.SOCK_DGRAM) as line:
+        line.setblocking(False)
+        # Connected, so that a port where nobody listens refuses at once, and nobody else can answer.
+        line.connect(place)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(line, question)
+        return await loop.sock_recv(line, _MAX_DATAGRAM_BYTES)
 
 
 async def health_of(url: str) -> Health:

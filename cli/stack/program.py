@@ -21,7 +21,17 @@ class SocketProbe:
     expected: bytes
 
 
-Probe = CommandProbe | SocketProbe
+@dataclass(frozen=True, slots=True)
+class DatagramProbe:
+    """Ready when each of these UDP ports answers the question with something that begins as expected."""
+
+    host: str
+    ports: tuple[int, ...]
+    question: bytes
+    expected: bytes
+
+
+Probe = CommandProbe | SocketProbe | DatagramProbe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +42,12 @@ class Program:
     environment: dict[str, str]
     #: Programs of a higher stage start later and stop earlier. 0 is the servers.
     stage: int
-    #: For servers, which the services wait for; a service tells by its own /readyz.
+    #: For servers; a service tells by its own /readyz.
     probe: Probe | None = None
+    #: The services start when this server is ready; the others they find by themselves, sooner or later.
+    is_waited_for: bool = True
+    #: It ends when its standard input does, so it gets one that is open as long as we live.
+    ends_with_stdin: bool = False
     #: Where its health is: the URL of a service's own HTTP port.
     url: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM

@@ -34,6 +34,10 @@ def _token() -> bytes:
     return secrets.token_urlsafe(32).encode()
 
 
+def _hex_seed() -> bytes:
+    return secrets.token_bytes(32).hex().encode()
+
+
 def _password() -> bytes:
     """For people to type: 128 bits in groups, without letters that look alike."""
     letters = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -56,6 +60,10 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     "service_token": _token,
     "web_secret": _token,
     "admin_password": _password,
+    #: What the mesh is: every certificate and the revocation list are signed with it. A backup must hold it.
+    "mesh_ca.nk": identity.new_authority_seed,
+    #: 64 characters of hex, as the relay's program reads it.
+    "relay_seed": _hex_seed,
     POSTGRES_ADMIN: _token,
     **{f"postgres_{role}": _token for role in DATABASE_ROLES},
 }

@@ -4,8 +4,9 @@ What a user gives once, on the command line of ``make up`` or in the environment
 ``stack.env``, secrets in a file each below ``secrets/environment``. An empty value forgets it again.
 """
 
+import ipaddress
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,61 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
     host: Annotated[str, Variable("BIND_HOST", "where gateway and web listen; the others stay on loopback")] = "127.0.0.1"
     tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "HTTPS on gateway and web")] = None
+    hyperswarm: Annotated[bool, Variable("HYPERSWARM", "let workers and clients join by ticket from anywhere; off leaves NATS alone")] = (
+        True
+    )
+    dht_bootstrap: Annotated[
+        tuple[str, ...],
+        Variable("DHT_BOOTSTRAP", "DHT nodes of yours elsewhere as host:port with commas, or `public`, in place of the embedded ones"),
+    ] = ()
+    dht_host: Annotated[
+        str, Variable("DHT_HOST", "the IPv4 address by which machines elsewhere reach the embedded DHT nodes and the relay")
+    ] = "127.0.0.1"
+    dht_bind_host: Annotated[
+        str | None, Variable("DHT_BIND_HOST", "the address that they bind to, where that is another: 0.0.0.0 behind a router's forwarding")
+    ] = None
+    dht_port: Annotated[
+        Port, Variable("DHT_PORT", "the first of the three UDP ports of the embedded DHT nodes; the relay has the fourth")
+    ] = 4737
+    relay: Annotated[bool, Variable("MESH_RELAY", "run a blind relay here, for machines whose NATs let no direct path through")] = False
+    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays elsewhere, hex, with commas")] = ()
+    node_binary: Annotated[Path | None, Variable("NODE_BINARY", "the Node program to use in place of the one that came with aimesh")] = None
+
+    def mistakes(self) -> Iterator[str]:
+        if not is_ipv4(self.dht_host) or ipaddress.IPv4Address(self.dht_host).is_unspecified:
+            yield f"DHT_HOST: {self.dht_host} is not an IPv4 address of one machine, such as 203.0.113.5"
+        if self.dht_bind_host is not None and not is_ipv4(self.dht_bind_host):
+            yield f"DHT_BIND_HOST: {self.dht_bind_host} is not an IPv4 address"
+        if not 0 < self.dht_port <= 65535 - DHT_NODES:
+            yield f"DHT_PORT: {self.dht_port} leaves no room for {DHT_NODES} DHT nodes and a relay"
+        yield from (f"DHT_BOOTSTRAP: {why}" for why in mistakes_of_nodes(self.dht_bootstrap))
+        yield from (f"DHT_RELAYS: {key!r} is not a public key of 64 characters in hex" for key in self.dht_relays if not _is_key(key))
+
+
+#: How many DHT nodes one process runs: a single one introduces nobody to anybody.
+DHT_NODES = 3
+PUBLIC_DHT = "public"
+
+
+def is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_key(text: str) -> bool:
+    return len(text) == 64 and all(letter in "0123456789abcdef" for letter in text.lower())
+
+
+def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
+    if PUBLIC_DHT in nodes and len(nodes) > 1:
+        yield "`public` stands alone"
+    for node in nodes:
+        host, _, port = node.rpartition(":")
+        if node != PUBLIC_DHT and not (host and port.isdecimal() and 0 < int(port) < 65536):
+            yield f"{node!r} is not host:port"
 
 
 #: What a service takes from the user as it is: variable -> services. The rest of a service's settings the plan provides.
@@ -45,6 +101,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "MESH_NAME": ("auth", "gateway", "inference", "metrics", "web"),
     "NATS_CA_FILE": ("auth", "gateway", "inference", "metrics", "web"),
     "ALLOW_PLAIN_NATS": ("auth", "gateway", "inference", "metrics", "web"),
+    "NODE_BINARY": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
     "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),
@@ -56,6 +113,9 @@ PASSED: dict[str, tuple[str, ...]] = {
     "SESSION_TIMEOUT": ("auth",),
     "SESSION_LONGEST": ("auth",),
     "OPEN_REGISTRATION": ("auth",),
+    "TICKET_BOOTSTRAP": ("auth",),
+    "MESH_CA_KEY_FILE": ("auth",),
+    "MESH_CA_NEXT_KEY_FILE": ("auth",),
     "PASSWORD_MIN_LENGTH": ("auth", "web"),
     "GATEWAY_SERVICE_PORT": ("gateway",),
     "DEFAULT_RATE_LIMIT": ("gateway",),
@@ -85,7 +145,9 @@ PASSED: dict[str, tuple[str, ...]] = {
 #: Kept in files of their own and handed on as NAME_FILE.
 SECRET = frozenset({"OPENAI_API_KEY"}) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
 #: Paths that the user gives relative to where they are; services run elsewhere.
-_PATHS = frozenset({"NATS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"})
+_PATHS = frozenset(
+    {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "NATS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
+)
 
 
 def known_names() -> frozenset[str]:

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import msgspec
 
-from cli.stack import control, keeper, plan, postgres, probes, processes, secret_files, settings, valkey
+from cli.stack import control, keeper, plan, postgres, probes, processes, revocation, secret_files, settings, valkey
 from cli.stack import home as homes
 from cli.stack import logs as log_files
 from cli.stack.home import Home
 from cli.stack.plan import Plan
 from cli.stack.program import Program
 from shared import errors
+from shared.types import MeshName
 
 _log = logging.getLogger("supervisor")
 #: How often a starting server is asked whether it is ready.
@@ -67,7 +68,8 @@ class Supervisor:
         for program in servers:
             self._begin(program)
         for program in servers:
-            await self._until_ready(program)
+            if program.is_waited_for:
+                await self._until_ready(program)
         if self._plan.postgres is not None:
             passwords = {role: secret_files.read(self._home, f"postgres_{role}") for role in secret_files.DATABASE_ROLES}
             try:
@@ -79,6 +81,9 @@ class Supervisor:
         for program in self._plan.programs:
             if program.stage > 0:
                 self._begin(program)
+        for program in servers:
+            if not program.is_waited_for:
+                await self._until_ready(program)
 
     def _begin(self, program: Program) -> None:
         self._running[program.name] = self._tasks.create_task(self._keepers[program.name].run())
@@ -181,9 +186,11 @@ def _children_file(home: Home) -> Path:
     return home.run / "children.json"
 
 
-async def _supervise(home: Home, planned: Plan) -> None:
+async def _supervise(home: Home, planned: Plan, mesh: MeshName) -> None:
     async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(revocation.watch(home, mesh))
         await Supervisor(home, planned, tasks).run()
+        watching.cancel()
 
 
 def main() -> int:
@@ -199,7 +206,8 @@ def main() -> int:
             return 0
         try:
             recorded = settings.read_recorded(home)
-            planned = plan.make(home, settings.load(recorded), recorded, os.environ)
+            chosen = settings.load(recorded)
+            planned = plan.make(home, chosen, recorded, os.environ)
             clear_leftovers(home)
             if planned.postgres is not None:
                 postgres.prepare(planned.postgres)
@@ -208,7 +216,7 @@ def main() -> int:
         except errors.AimeshError as error:
             _log.error("%s (%s)", error.message, error.hint)
             return 1
-        asyncio.run(_supervise(home, planned))
+        asyncio.run(_supervise(home, planned, chosen.mesh))
     return 0
 
 

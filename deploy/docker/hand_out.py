@@ -46,7 +46,7 @@ def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
                 "node.nk": key(home, "auth"),
                 "database_url": database_url(home, "auth"),
                 "redis_url": redis_url,
-                **{name: secret(home, name) for name in ("key_pepper", "jwt_signing_key.pem", "admin_password")},
+                **{name: secret(home, name) for name in ("key_pepper", "jwt_signing_key.pem", "admin_password", "mesh_ca.nk")},
             },
         ),
     )
@@ -68,6 +68,7 @@ def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics")})
     yield "web", Recipient(OURS, {"node.nk": key(home, "web"), "web_secret": secret(home, "web_secret")})
     yield "client", Recipient(OURS, {"node.nk": key(home, "client"), "profile.toml": client_profile(mesh)})
+    yield "relay", Recipient(OURS, {"relay_seed": secret(home, "relay_seed")})
     yield "nats", Recipient(OURS, {"nats.conf": nats_conf(home), "users.conf": (home.nats / "users.conf").read_bytes()})
     yield "postgres", Recipient(SERVERS, {"admin_password": secret(home, secret_files.POSTGRES_ADMIN), "provision.env": provision(home)})
     yield "valkey", Recipient(SERVERS, {"valkey.conf": valkey_conf(home)})

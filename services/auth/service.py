@@ -9,10 +9,13 @@ from typing import ClassVar
 
 from services.auth import api_keys, failed_logins, names, roles, tokens
 from services.auth.changes import Changes
+from services.auth.doorkeeper import Doorkeeper
 from services.auth.failed_logins import FailedLogins
 from services.auth.identities import Identities
 from services.auth.last_used import LastUsed
+from services.auth.mesh_ca import MeshCa
 from services.auth.passwords import Passwords
+from services.auth.roster import Roster
 from services.auth.sessions import LINK_SECONDS, Session, Sessions
 from services.auth.settings import AuthSettings
 from services.auth.store import Account, Store
@@ -61,9 +64,16 @@ class AuthService:
             cache = await stack.enter_async_context(Cache.open(settings.redis_url))
             service = cls(settings, node, store, cache, passwords)
             await service._ensure_first_admin()
+            ca = MeshCa.load(settings, node, store.members)
+            if ca is not None:
+                await ca.begin()
             # A group of its own, so that these end before what they use is closed.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             running = [tasks.create_task(service._changes.run()), tasks.create_task(service._last_used.run())]
+            if ca is not None:
+                running.append(tasks.create_task(ca.run()))
+            node.dispatcher.add(Doorkeeper(node, store.members, ca))
+            node.dispatcher.add(Roster(node, store, service._identities, ca))
             yield service
             for task in running:
                 task.cancel()

@@ -1,6 +1,8 @@
 """What auth reads from its environment."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -8,6 +10,8 @@ from msgspec import Meta
 from services.auth import passwords
 from shared import node
 from shared.config import Port, Variable
+
+_RELAY_KEY = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -37,7 +41,29 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None, Variable("ADMIN_PASSWORD", "if there is no administrator yet, `admin` is made with this password", secret=True)
     ] = None
 
+    mesh_ca_key_file: Annotated[
+        Path | None,
+        Variable("MESH_CA_KEY_FILE", "the file with the key of the mesh CA, an nkey seed; without it nodes join over NATS alone"),
+    ] = None
+    mesh_ca_next_key_file: Annotated[
+        Path | None,
+        Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes shall trust, while one follows upon the other"),
+    ] = None
+    ticket_bootstrap: Annotated[
+        tuple[str, ...],
+        Variable("TICKET_BOOTSTRAP", "where machines elsewhere reach the DHT nodes, host:port with commas; DHT_BOOTSTRAP without it"),
+    ] = ()
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
+        if self.mesh_ca_next_key_file is not None and self.mesh_ca_key_file is None:
+            yield "MESH_CA_NEXT_KEY_FILE goes with MESH_CA_KEY_FILE"
+        for address in self.ticket_bootstrap:
+            host, colon, port = address.rpartition(":")
+            if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+                yield f"TICKET_BOOTSTRAP: {address!r} is not host:port"
+        for key in self.dht_relays:
+            if not _RELAY_KEY.fullmatch(key):
+                yield "DHT_RELAYS: a relay's key is 64 hexadecimal digits"
         if self.session_longest_seconds < self.session_timeout_seconds:
             yield "SESSION_LONGEST must be no shorter than SESSION_TIMEOUT"

@@ -1,4 +1,4 @@
-"""auth's tables: users, api_keys and changes. The only module of auth that talks to PostgreSQL.
+"""auth's tables: users, api_keys and changes; those of the mesh are ``members``. Nothing else of auth talks to PostgreSQL.
 
 Every method may raise Unavailable.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from services.auth import names
+from services.auth.members import Members
 from shared import database, errors
 from shared.api.auth import ApiKey, Change, Principal, User
 from shared.api.gateway import Check
@@ -40,6 +41,7 @@ class OwnedKey:
 class Store:
     def __init__(self, db: database.Database) -> None:
         self._db = db
+        self.members = Members(db)
 
     @classmethod
     @contextlib.asynccontextmanager

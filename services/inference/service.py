@@ -1,15 +1,19 @@
 """The inference service: the handlers of a worker, and what it tells the mesh about itself."""
 
+import asyncio
+import contextlib
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar, Protocol, assert_never
 
-from services.inference import infer_http, jobs, models
+from services.inference import infer_http, jobs, models, narration
 from services.inference.backends import echo, llama
 from services.inference.backends.backend import Backend, Sink, Watcher
 from services.inference.engine import wire
+from services.inference.pause import WHY, Pause
 from services.inference.settings import InferenceSettings, free_cores
 from shared import directory, errors, telemetry
 from shared.api import inference
@@ -23,10 +27,12 @@ from shared.types import ModelName, Role
 log = logs.get()
 
 
-class Offering(Protocol):
+class Offering(narration.Narrated, Protocol):
     """What the service needs of its node."""
 
     metrics: telemetry.Metrics
+    #: Whose tasks end with the node.
+    tasks: asyncio.TaskGroup
 
     def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.Load, not_ready: str = "") -> None: ...
 
@@ -34,8 +40,9 @@ class Offering(Protocol):
 class Board:
     """Keeps the node's announcement and the gauges true: called at every change, tells what the backend says then."""
 
-    def __init__(self, node: Offering) -> None:
+    def __init__(self, node: Offering, pause: Pause) -> None:
         self._node = node
+        self._pause = pause
         self.backend: Backend | None = None
 
     def changed(self) -> None:
@@ -54,7 +61,7 @@ class Board:
                 queued=sum(status.queued for status in statuses),
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
             ),
-            not_ready="" if ready else not_ready(statuses),
+            not_ready=WHY if self._pause.is_on else "" if ready else not_ready(statuses),
         )
         for status in statuses:
             self._measure(status)
@@ -73,8 +80,9 @@ class Board:
 class InferenceService:
     role: ClassVar[Role] = Role.WORKER
 
-    def __init__(self, settings: InferenceSettings, node: Offering, backend: Backend) -> None:
+    def __init__(self, settings: InferenceSettings, node: Offering, backend: Backend, pause: Pause) -> None:
         self._settings = settings
+        self._pause = pause
         self._metrics = node.metrics
         self._backend = backend
 
@@ -82,14 +90,22 @@ class InferenceService:
     @asynccontextmanager
     async def open(cls, settings: InferenceSettings, node: Offering) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
-        board = Board(node)
+        pause = Pause(settings.pause_file)
+        board = Board(node, pause)
         async with _backend(settings, board) as backend:
             board.backend = backend
             board.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
-            yield cls(settings, node, backend)
+            node.tasks.create_task(pause.watch(board.changed))
+            if settings.narration == "plain" or settings.status_file is not None:
+                node.tasks.create_task(_narrator(settings, node, backend, pause).run())
+            yield cls(settings, node, backend, pause)
 
     async def checks(self) -> tuple[Check, ...]:
+        paused = (Check(name="owner", ok=False, detail=WHY),) if self._pause.is_on else ()
+        return paused + self._model_checks()
+
+    def _model_checks(self) -> tuple[Check, ...]:
         return tuple(
             Check(name=f"model {status.model_id}", ok=status.state is ModelState.READY, detail=status.detail)
             for status in self._backend.models()
@@ -174,6 +190,20 @@ class _TimedSink:
 def not_ready(statuses: tuple[ModelStatus, ...]) -> str:
     """Why a worker without a ready model is not to be used, for `aicli nodes`."""
     return "; ".join(f"{status.model_id}: {status.detail}" for status in statuses) or "it has no model to serve"
+
+
+def _narrator(settings: InferenceSettings, node: Offering, backend: Backend, pause: Pause) -> narration.Narrator:
+    def look() -> narration.Facts:
+        return narration.survey(node, backend.models(), is_paused=pause.is_on, now=time.time())
+
+    return narration.Narrator(node.id, look, _say if settings.narration == "plain" else None, settings.status_file)
+
+
+def _say(line: str) -> None:
+    """One line to whoever watches; a terminal that was closed is no reason to stop serving."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 def _backend(settings: InferenceSettings, watcher: Watcher) -> AbstractAsyncContextManager[Backend]:

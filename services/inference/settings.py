@@ -1,6 +1,7 @@
 """The settings of a worker."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -43,6 +44,16 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         "https://api.openai.com/v1"
     )
     openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "the key for OPENAI_BASE_URL", secret=True)] = None
+    pause_file: Annotated[
+        Path | None, Variable("WORKER_PAUSE_FILE", "while this file exists, the worker takes no new requests: aicli worker pause makes it")
+    ] = None
+    status_file: Annotated[
+        Path | None, Variable("WORKER_REPORT_FILE", "where the worker writes how it is, for aicli worker status; nowhere without it")
+    ] = None
+    narration: Annotated[
+        Literal["off", "plain"],
+        Variable("WORKER_STATUS", "plain: tell on stdout in sentences what happens; aicli worker sets it where a person watches"),
+    ] = "off"
     service_token: Annotated[
         str | None, Variable("SERVICE_TOKEN", "what POST /infer asks for as a bearer token; without it /infer is off", secret=True)
     ] = None

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
+import msgspec
+
 from services.metrics import health, prometheus
 from services.metrics.recorded import Recorded
 from services.metrics.tally import Tally
@@ -15,7 +17,7 @@ from shared import errors
 from shared import node as nodes
 from shared.api import node as node_api
 from shared.api.gateway import Check
-from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.api.metrics import ComponentHealth, NodeView, SystemHealth
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, NodeId, Role
 
@@ -99,7 +101,16 @@ class Survey:
         gone = [_fact(entry) for entry in self._known() if not entry.alive]
         decided = health.decide([await self._own_fact(), *living, *gone], datetime.now(UTC), self._node.started_at, self._before)
         self._before = {health.key(component): component for component in decided.components}
-        return decided
+        return msgspec.structs.replace(decided, nodes=self._view())
+
+    def _view(self) -> tuple[NodeView, ...]:
+        own = NodeView(self._node.id, SERVICE_NAMES[Role.METRICS], "self", None, alive=True, since=self._node.started_at, why_not="")
+        return (own, *(self._view_of(entry) for entry in self._known()))
+
+    def _view_of(self, entry: directories.Entry) -> NodeView:
+        seconds = self._node.roads.round_trip_seconds(entry.node)
+        milliseconds = None if seconds is None else round(seconds * 1000, 3)
+        return NodeView(entry.node, SERVICE_NAMES[entry.role], entry.path, milliseconds, entry.alive, entry.since, entry.why_not)
 
     async def _read_health(self, entry: directories.Entry) -> health.NodeFact:
         try:

@@ -20,6 +20,7 @@ from shared.hyperswarm.events import (
 )
 from shared.hyperswarm.keys import public_key
 from shared.hyperswarm.node_binary import find_node
+from shared.hyperswarm.requests import Request
 from shared.hyperswarm.swarm import Firewall, Swarm
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PeerFailed",
     "Punches",
     "Relaying",
+    "Request",
     "RequestRefused",
     "SidecarDied",
     "SidecarLost",

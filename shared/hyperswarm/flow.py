@@ -11,6 +11,10 @@ from typing import Final
 OVERHEAD: Final = 32
 #: Larger messages travel in parts, so that none holds up what comes behind it for long.
 MAX_PART_BYTES: Final = 64 * 1024
+#: No window is larger; a peer that grants more than that, and what it was sent, is cut off.
+MAX_WINDOW_BYTES: Final = 4 * 1024 * 1024
+#: A window has to be so much larger than what a stranger gets, because nobody grants crumbs.
+MIN_GROWTH_BYTES: Final = 1024
 #: A credit smaller than this share of the window waits for more: one frame for many messages.
 _BATCH: Final = 4
 
@@ -19,7 +23,7 @@ class SendWindow:
     """What may leave, and what waits because the peer has not granted enough. Splits what is longer than a part."""
 
     def __init__(self, credit: int) -> None:
-        self._credit = credit
+        self._credit = min(credit, MAX_WINDOW_BYTES)
         self._waiting: deque[bytes] = deque()
         #: How much of the first waiting message has left.
         self._offset = 0
@@ -44,7 +48,7 @@ class SendWindow:
         self._waiting_cost += len(message) + OVERHEAD * (1 + len(message) // MAX_PART_BYTES)
 
     def grant(self, credit: int) -> None:
-        self._credit += credit
+        self._credit = min(self._credit + credit, MAX_WINDOW_BYTES)
 
     def next_part(self) -> tuple[bytes, bool] | None:
         """What may leave now of what waits, paid for, and whether it ends its message. None: nothing may."""

@@ -81,11 +81,20 @@ class Recovery:
     def closed(self, key: bytes, now: float, *, wanted: bool) -> None:
         """``wanted``: we did not end it. Only who announces itself can be dialled, so who was not found by a topic is let go."""
         topic = next((topic for topic in self._open.pop(key, ()) if topic in self._topics), None)
-        if topic is None or not wanted:
+        if not wanted:
+            return
+        if topic is None:
+            # Whoever dialled us knows us by some topic, and may be found by it, too.
+            for each in self._topics:
+                if self._is_alone(each):
+                    self._hasten(each, now)
             return
         if len(self._lost) >= _MAX_LOST:
             del self._lost[next(iter(self._lost))]
         self._lost[key] = _Lost(topic, now, now + _FIRST_DIALS_SECONDS[0])
+        self._hasten(topic, now)
+
+    def _hasten(self, topic: bytes, now: float) -> None:
         state = self._topics[topic]
         state.lookups = 0
         state.due_at = min(state.due_at, now + _LOOKUPS_ALONE_SECONDS[0])
@@ -105,6 +114,10 @@ class Recovery:
         self.online = True
         for peer in self._lost.values():
             peer.due_at = now
+        self.look_around(now)
+
+    def look_around(self, now: float) -> None:
+        """Somebody may be there who was not."""
         for state in self._topics.values():
             state.due_at, state.lookups = now, 0
 

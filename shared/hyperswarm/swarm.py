@@ -14,8 +14,10 @@ from typing import Any, Final, Self
 from shared.hyperswarm import events, node_binary
 from shared.hyperswarm.connection import Address, Connection
 from shared.hyperswarm.errors import SidecarLost, SwarmError
+from shared.hyperswarm.flow import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.hyperswarm.process import CALL_SECONDS, Sidecar
 from shared.hyperswarm.recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
+from shared.hyperswarm.requests import Answers, Requests
 from shared.hyperswarm.switchboard import Switchboard, Terms
 
 #: Between a sidecar's death and the next; doubled up to the second figure, and small again after one has lived for the third.
@@ -35,6 +37,11 @@ class Firewall:
 
     def refuses(self, key: bytes) -> bool:
         return key in self.denied or (self.allowed is not None and key not in self.allowed)
+
+    def lets_in_more_than(self, other: "Firewall") -> bool:
+        if other.denied - self.denied:
+            return True
+        return other.allowed is not None and (self.allowed is None or bool(self.allowed - other.allowed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +81,16 @@ class Swarm:
     max_pending: int = 256
     #: Told of everything that happens; must not wait or raise.
     on_event: Callable[[events.Event], None] = field(default=lambda event: None)
+    #: Answers the requests of stock protomux-rpc clients; None: they are turned away. May raise RequestRefused, and nothing else.
+    on_request: Answers | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._seed = secrets.token_bytes(32) if self.seed is None else self.seed
         if len(self._seed) != 32:
             raise ValueError("a seed has 32 bytes")
+        if not self.first_bytes + MIN_GROWTH_BYTES <= self.window_bytes <= MAX_WINDOW_BYTES:
+            raise ValueError(f"window_bytes is at least first_bytes + {MIN_GROWTH_BYTES} and at most {MAX_WINDOW_BYTES}")
         self._public_key: bytes | None = None
         self._command: list[str | FilePath] = []
         self._sidecar: Sidecar | None = None
@@ -105,6 +116,10 @@ class Swarm:
         await self._start()
         try:
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+            if self.on_request is not None:
+                requests = Requests(self.on_request, tasks)
+                self._switchboard.on_request = requests.receive
+                self._stack.callback(requests.cancel)
             for job in (self._supervise(), self._recover(), self._watch_network()):
                 self._stack.callback(tasks.create_task(job).cancel)
         except BaseException:
@@ -178,10 +193,13 @@ class Swarm:
         self._tell("leavePeer", key=key.hex())
 
     async def set_firewall(self, firewall: Firewall) -> None:
-        """Returns when it holds: connections of who is refused now are gone, who is let in now is dialled."""
-        self.firewall = firewall
+        """Returns when it holds: connections of who is refused now are gone, who is let in now is looked for."""
+        before, self.firewall = self.firewall, firewall
         if self._sidecar is not None:
             await self._sidecar.call("firewall", _firewall_parameters(firewall))
+        if firewall.lets_in_more_than(before):
+            # Whoever was turned away waits longer and longer between tries: we dial, and do not wait for that.
+            self._recovery.look_around(self.clock())
 
     async def stats(self) -> events.Stats:
         """Raises SidecarLost while the sidecar is being restarted."""
@@ -248,6 +266,7 @@ class Swarm:
             "open": bool(is_open),
             "persistent": self.persistent,
             "firstBytes": self.first_bytes,
+            "servesRequests": self.on_request is not None,
         }
 
     async def _supervise(self) -> None:

@@ -45,6 +45,7 @@ class Switchboard:
         #: We ended it.
         self.on_ended: Callable[[Connection], None] = _ignore
         self.on_network_change: Callable[[], None] = lambda: None
+        self.on_request: Callable[[Pipe, int, bytes], None] = lambda pipe, number, payload: None
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -76,6 +77,9 @@ class Switchboard:
             connection.end("sidecar lost")
 
     def on_frame(self, pipe: Pipe, kind: int, number: int, payload: bytes) -> None:
+        if kind == frames.REQUEST:
+            self.on_request(pipe, number, payload)
+            return
         connection = self._connections.get(number)
         if connection is None:
             # What still comes for a connection that we have closed means nothing any more.

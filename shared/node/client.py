@@ -16,7 +16,7 @@ from shared.node.announcing import Announcer
 from shared.node.lifecycle import background
 from shared.node.roads import Roads
 from shared.rpc.calling import Client
-from shared.rpc.pool import Pool
+from shared.rpc.pool import PATIENCE_SECONDS, Pool
 from shared.trust import Trust
 from shared.types import MeshName, Role
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from shared.swarm_link import SwarmTransport
 
 SOFTWARE = "aimesh/0.1"
+#: How long a call waits for somebody to be found from outside: a DHT is asked, holes are punched, a relay may be needed.
+OUTSIDE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,11 @@ async def _calling(
                 tasks.create_task(transport.run())
             announcer.start()
             tasks.create_task(announcer.run())
-            yield ClientNode(Client(Pool(nodes, roads.reach, random.Random())), nodes, roads), tasks  # noqa: S311 - spreads load
+            rng = random.Random()  # noqa: S311 - spreads load
+            pool = Pool(
+                nodes, roads.reach, rng, patience_seconds=PATIENCE_SECONDS if swarm is None else OUTSIDE_SECONDS, trouble=roads.trouble
+            )
+            yield ClientNode(Client(pool), nodes, roads), tasks
     finally:
         for transport in roads.transports():
             await transport.close()

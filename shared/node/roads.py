@@ -63,6 +63,12 @@ class Roads:
             found.append(Check("Hyperswarm", self.swarm.connected, "" if self.swarm.connected else self.swarm.trouble))
         return tuple(found)
 
+    def trouble(self) -> str:
+        """Why nobody can be heard at all, for people; empty while one transport is attached."""
+        if self.listening():
+            return ""
+        return "; ".join(check.detail for check in self.checks())
+
     def round_trip_seconds(self, node: NodeId) -> float | None:
         """The last one measured on any link to a node; None without a link."""
         measured = [link.round_trip_seconds for link in self.links() if link.peer.node == node and link.round_trip_seconds is not None]

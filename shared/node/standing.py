@@ -12,7 +12,7 @@ from pathlib import Path
 from shared import certificates, errors, topics
 from shared.api import membership as membership_api
 from shared.api import node as node_api
-from shared.directory import Directory
+from shared.directory import Directory, Entry
 from shared.identity import raw_of
 from shared.node import membership
 from shared.node.membership import Kept
@@ -49,6 +49,7 @@ class Standing:
         self._pull_at = 0.0
         self._try_at = 0.0
         trust.on_revoked.append(self._strike_off)
+        nodes.watch(self._seen)
 
     def told(self, node: NodeId, number: int) -> None:
         """A peer has a newer list."""
@@ -169,6 +170,12 @@ class Standing:
             self._save()
             self.changed()
         return True
+
+    def _seen(self, entry: Entry) -> None:
+        """Auth is there: whoever waits for it need not wait for the next round."""
+        if entry.role is Role.AUTH and entry.alive and not self._trust.certificate:
+            self._try_at = 0.0
+            self._wake.set()
 
     def _strike_off(self, nodes: frozenset[NodeId]) -> None:
         for node in nodes:

@@ -11,6 +11,11 @@ from shared.link import Link
 from shared.rpc.serving import Dispatcher
 from shared.types import Peer
 
+#: Calls that a peer may withdraw as it likes: opening and resetting costs it nothing and us a task each (rapid reset).
+RESETS_PER_SECOND, RESETS_AT_ONCE = 200, 1000
+#: Answers that wait for a peer that goes on asking and does not read them.
+MAX_UNREAD_BYTES = 8 * 1024 * 1024
+
 _ANSWERS = frozenset({Item, Accepted, Reply, End, Error})
 _NOT_THE_LAST = frozenset({Item, Accepted})
 
@@ -40,6 +45,23 @@ class _Serving:
         self._connection._is_over(self._call_id, task)
 
 
+class _Resets:
+    """How many calls the peer has withdrawn lately: a bucket that drains at the speed that is allowed."""
+
+    __slots__ = ("_count", "_seen_at")
+
+    def __init__(self, now: float) -> None:
+        self._count = 0.0
+        self._seen_at = now
+
+    def add(self, now: float) -> None:
+        """Raises ProtocolViolation when it is too many."""
+        self._count = max(0.0, self._count - (now - self._seen_at) * RESETS_PER_SECOND) + 1
+        self._seen_at = now
+        if self._count > RESETS_AT_ONCE:
+            raise errors.ProtocolViolation(f"more than {RESETS_PER_SECOND} calls per second were opened and withdrawn")
+
+
 class Connection:
     """The calls of one link, both ways. Owned by the pool (links that we dialled) or the node (links to us)."""
 
@@ -53,6 +75,8 @@ class Connection:
         self._dispatcher = dispatcher
         self._waiters: dict[int, Waiter] = {}
         self._serving: dict[int, _Serving] = {}
+        self._now = asyncio.get_running_loop().time
+        self._resets = _Resets(self._now())
         link.on_frames = self._on_frames
         link.on_closed = self._on_link_closed
 
@@ -130,6 +154,9 @@ class Connection:
     # --- frames in --------------------------------------------------------------------------------------------------
 
     def _on_frames(self, frames: list[Frame]) -> None:
+        if self.link.unsent_bytes > MAX_UNREAD_BYTES and Call in map(type, frames):
+            self.link.close(errors.ProtocolViolation("the peer asks on and does not read the answers"))
+            return
         receive = self._calls.receive
         for frame in frames:
             if type(frame) is Goaway:
@@ -137,15 +164,16 @@ class Connection:
                 continue
             try:
                 message = receive(frame)
+                if message is not None:
+                    self._deliver(message)
+                elif type(frame) is Cancel:
+                    self._resets.add(self._now())  # of a call that was refused, or is over
             except errors.Overloaded as error:
                 if isinstance(frame, Call):
                     self.link.send(Error(frame.id, error.to_problem()))
-                continue
             except errors.ProtocolViolation as error:
                 self.link.close(error)
                 return
-            if message is not None:
-                self._deliver(message)
 
     def _deliver(self, message: calls.Message) -> None:
         kind = type(message)
@@ -183,6 +211,7 @@ class Connection:
             self.fail(call_id, errors.Cancelled("the call was cancelled"))
 
     def _cancel(self, cancel: Cancel) -> None:
+        self._resets.add(self._now())
         serving = self._serving.get(cancel.id)
         if serving is None:
             self.fail(cancel.id, errors.Cancelled("the call was cancelled"))

@@ -20,13 +20,23 @@ _NOBODY: frozenset[NodeId] = frozenset()
 
 #: Opens a connection to a peer by one transport, or gives the one that is open; raises PeerError.
 Reach = Callable[[Peer, str], Awaitable[Connection]]
+#: What keeps this node from hearing anybody, for people; empty when nothing does.
+Trouble = Callable[[], str]
+
+
+def _none() -> str:
+    return ""
 
 
 class Pool:
     """Owned by one node. Takes the best way that the directory knows, and tells it whose link died."""
 
-    def __init__(self, nodes: Directory, reach: Reach, rng: random.Random) -> None:
+    def __init__(
+        self, nodes: Directory, reach: Reach, rng: random.Random, *, patience_seconds: float = PATIENCE_SECONDS, trouble: Trouble = _none
+    ) -> None:
         self._directory = nodes
+        self._patience_seconds = patience_seconds
+        self._trouble = trouble
         self._reach = reach
         self._rng = rng
         self._connections: dict[NodeId, Connection] = {}
@@ -64,7 +74,7 @@ class Pool:
         return list(self._connections.values())
 
     async def _entry(self, role: Role | None, to: NodeId | None, refused: set[NodeId], until: float) -> Entry:
-        patience = min(until, time.monotonic() + PATIENCE_SECONDS)
+        patience = min(until, time.monotonic() + self._patience_seconds)
         while True:
             entry = self._choose(role, to, refused)
             if entry is not None:
@@ -98,6 +108,8 @@ class Pool:
 
     def _nobody(self, role: Role | None, to: NodeId | None) -> errors.NotReachable:
         known = self._directory.entries(role) if to is None else [entry for entry in [self._directory.find(to)] if entry]
+        if to is None and not known and (trouble := self._trouble()):
+            return errors.NotReachable(f"no {role} was found: {trouble}", hint="aicli doctor says more", retry_after_seconds=1)
         why = "; ".join(f"{entry.node[:8]}: {entry.why_not}" for entry in known[:3] if entry.why_not)
         who = f"no {role} is" if to is None else f"node {to[:8]} is not"
         return errors.NotReachable(

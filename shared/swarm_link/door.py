@@ -146,7 +146,7 @@ class Door:
                 raise errors.ProtocolViolation("the first frame must be a HELLO")
             hello = frames[0]
             admitted = self.admit(arrival.connection, hello)
-            if arrival.came_as is None and admitted.peer.role is not Role.AUTH:
+            if arrival.came_as in (None, Role.NEWCOMER) and admitted.peer.role is not Role.AUTH:
                 raise errors.WrongRole(f"a {admitted.peer.role} cannot certify us")
         except (errors.ProtocolViolation, errors.NotAllowed) as why:
             self._refuse(arrival, hello, why)

@@ -59,7 +59,7 @@ class SwarmTransport:
         self._clock = clock
         self._door = Door(trust, me.software, clock)
         self._door.on_entrant = self._open
-        self._door.on_refused = lambda refusal: self.on_refused(refusal)
+        self._door.on_refused = self._refused
         self._links: dict[NodeId, SwarmLink] = {}
         self._wanted: dict[bytes, Meeting] = {}
         self._joined: dict[bytes, Meeting] = {}
@@ -172,6 +172,9 @@ class SwarmTransport:
             link.read(entrant.frames)
         if link.closed is None:
             link.start()
+
+    def _refused(self, refusal: Refusal) -> None:
+        self.on_refused(refusal)
 
     def _newcomers_besides(self, node: NodeId) -> int:
         return sum(1 for link in self._links.values() if link.peer.role is Role.NEWCOMER and link.peer.node != node)

@@ -16,7 +16,7 @@ _SECRET_PLURALS = frozenset(f"{name}s" for name in _SECRET_NAMES if name != "tok
 #: What looks like a secret wherever it stands -> what is shown of it.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # API keys, tickets and refresh tokens, whole or cut short; the kind stays readable.
-    (re.compile(r"\b(aip_[a-z]{2,8}_)[0-9A-Za-z]{6,}"), rf"\1{MASK}"),
+    (re.compile(r"\b(aip_[a-z]{2,8}_)[0-9A-Za-z_-]{6,}"), rf"\1{MASK}"),
     # JWT: a base64url header that begins with `{"`, a payload, a signature.
     (re.compile(r"\beyJ[\w-]{4,512}\.[\w-]{4,}(?:\.[\w-]*)?"), MASK),
     # nkey seeds: S, the kind of key, 56 characters of base32, or what a cut left of them. A public key (U…) is an id and may be shown.

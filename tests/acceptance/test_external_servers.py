@@ -9,14 +9,14 @@ import pytest
 
 from cli.stack import nats_users, plan
 from tests import stacks
-from tests.stacks import PORTS, RunningStack
+from tests.stacks import RunningStack
 from tests.testnet import NatsServer, free_port
 
 
 @pytest.fixture
 def planned(postgres_url: str, valkey_url: str, tmp_path: Path) -> RunningStack:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    ports = {name: str(free_port()) for name in PORTS if name != "NATS_PORT"}
+    ports = {name: port for name, port in stacks.free_ports().items() if name != "NATS_PORT"}
     own = {"DATABASE_URL": postgres_url, "REDIS_URL": valkey_url, "NATS_URL": f"nats://127.0.0.1:{free_port()}"}
     home = tmp_path / "home"
     return RunningStack(home, {**kept, **ports, **own, "AIMESH_HOME": str(home), "INFERENCE_BACKEND": "echo"})

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stacks import PORTS
-from tests.testnet import free_port
+from tests import stacks
 
 ROOT = Path(__file__).parents[2]
 _KEEP = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME")
@@ -77,13 +76,17 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewUser]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    kept = {name: value for name, value in os.environ.items() if name in _KEEP or name.startswith(("PIP_", "SSL_", "HTTP", "CMAKE_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEEP or name.startswith(("PIP_", "NPM_CONFIG_", "npm_config_", "SSL_", "HTTP", "CMAKE_"))
+    }
     own = {
         # Without an activated environment: what the system has.
         "PATH": os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "activate").exists()),
         "XDG_CONFIG_HOME": str(folder.parent / "config"),
         "AIMESH_HOME": str(folder / ".aimesh"),
-        **{name: str(free_port()) for name in PORTS},
+        **stacks.free_ports(),
     }
     person = NewUser(folder, {**kept, **own})
     yield person

@@ -13,7 +13,7 @@ import pytest
 
 from cli import examination, profile
 from cli.connection import Connection
-from cli.examination import Finding
+from cli.findings import Finding
 from cli.profile import Profile
 from cli.surroundings import Surroundings
 from shared import errors
@@ -151,11 +151,12 @@ async def test_each_part_of_the_mesh_is_named(shell: Shell) -> None:
     degraded = ServiceHealth(status="degraded", checks=(Check("Valkey", False, "does not answer"),), workers=0, models=(), in_flight=0)
     shell.mesh.answer(gateway.get_service_health, degraded)
     sick = NodeRow(
-        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="nats", alive=True, usable=False, why_not="the model loads",
+        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="nats", alive=True, refused=False, usable=False,
+        why_not="the model loads",
         models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4,
     )  # fmt: skip
     gone = NodeRow(
-        id=NodeId("UGONE"), role=Role.WORKER, service="inference", path="nats", alive=False, usable=False, why_not="silent",
+        id=NodeId("UGONE"), role=Role.WORKER, service="inference", path="nats", alive=False, refused=False, usable=False, why_not="silent",
         models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4,
     )  # fmt: skip
     shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((sick, gone)))

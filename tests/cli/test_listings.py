@@ -2,7 +2,11 @@
 
 import json
 from datetime import UTC, date, datetime
+from typing import Any
 from uuid import UUID
+
+import msgspec
+import pytest
 
 from shared.api import auth, gateway
 from shared.api.gateway import NodeRow, ServedModel, UserQuota
@@ -17,6 +21,7 @@ WORKER = NodeRow(
     service="inference",
     path="nats",
     alive=True,
+    refused=False,
     usable=False,
     why_not="loads its model",
     models=(ModelName("smollm2"),),
@@ -44,6 +49,24 @@ def test_nodes(shell: Shell) -> None:
     text = shell("nodes").stdout
     assert "not used: loads its model" in text
     assert "1/4 +2" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        pytest.param({"path": "punched", "round_trip_ms": 12.34, "usable": True, "why_not": ""}, "punched  12 ms  used", id="used"),
+        pytest.param({"path": "direct", "round_trip_ms": 1.24}, "direct  1.2 ms  not used: loads its model", id="near"),
+        pytest.param(
+            {"path": "", "alive": False, "refused": True, "why_not": "the certificate expired 2 h ago"},
+            "–     –    not let in: the certificate expired 2 h ago",
+            id="refused",
+        ),
+        pytest.param({"path": "relayed", "alive": False, "why_not": "silent for 6 s"}, "relayed  –    gone: silent for 6 s", id="gone"),
+    ],
+)
+def test_a_node_is_shown_with_its_path_and_why_it_is_not_used(shell: Shell, row: dict[str, Any], shown: str) -> None:
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((msgspec.structs.replace(WORKER, **row),)))
+    assert shown in shell("nodes").stdout
 
 
 def test_models(shell: Shell) -> None:

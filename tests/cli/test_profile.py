@@ -154,3 +154,27 @@ def test_a_server_on_another_machine_needs_tls(tmp_path: Path) -> None:
     profile.write(path, Profile(node_key_file=Path("k.nk"), nats_url="tls://nats.example.org", nats_ca_file=Path("ca.pem")))
     # Files are found beside the profile.
     assert profile.load(chosen, tmp_path).nats_ca_file == tmp_path / "ca.pem"
+
+
+def test_a_profile_that_was_made_with_a_ticket_needs_no_nats(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    profile.write(path, Profile(node_key_file=Path("k.nk"), nats_url=None, mesh_file=tmp_path / "p.mesh"))
+    found = profile.load({"AICLI_PROFILE": str(path)}, tmp_path)
+    assert (found.nats_url, found.mesh_file) == (None, tmp_path / "p.mesh")
+    path.write_text('node_key_file = "k.nk"\nmesh_file = "p.mesh"\n')
+    found = profile.read(path)
+    assert (found.nats_url, found.mesh_file) == (None, tmp_path / "p.mesh")
+    path.write_text('node_key_file = "k.nk"\nnats_url = "none"\n')
+    with pytest.raises(errors.BadSettings, match="without NATS it needs a mesh_file") as caught:
+        profile.read(path)
+    assert "aicli mesh connect" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "x.toml", "/etc/x", "-x"])
+def test_what_cannot_be_a_profiles_name(name: str) -> None:
+    with pytest.raises(errors.BadSettings, match="cannot be a profile's name"):
+        profile.place_of(name, {"HOME": "/h"})
+
+
+def test_where_a_named_profile_is() -> None:
+    assert profile.place_of("cafe", {"HOME": "/h"}) == Path("/h/.config/aimesh/profiles/cafe.toml")

@@ -6,12 +6,13 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from cli import worker
+from cli import join, worker
 from cli.stack import home as homes
 from cli.stack import initialise
 from services.inference.settings import InferenceSettings
 from shared import config, errors, identity
-from shared.types import Role
+from shared.node.membership import Kept
+from shared.types import MeshName, Role
 from tests.cli.fake_mesh import Shell
 
 
@@ -80,6 +81,42 @@ def test_a_model_that_cannot_be_served(shell: Shell, model: str, says: str) -> N
     result = shell("worker", "--model", model)
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() -> None:
+    folder = join.Folder(Path("/state"))
+    outside = {"NATS_URL": "nats://127.0.0.1:1", "NATS_URL_FILE": "/x", "LOG_LEVEL": "debug", "MODELS_FILE": "/y", "NODE_KEY_FILE": "/z"}
+    chosen = worker.joined_environment(outside, {"MODELS": "a=/b"}, folder, Kept(MeshName("lab"), Role.WORKER))
+    assert "NATS_URL_FILE" not in chosen
+    assert "MODELS_FILE" not in chosen
+    loaded = config.load(InferenceSettings, chosen)
+    assert (loaded.mesh, loaded.uses_nats, loaded.node_key_file, loaded.state_file) == ("lab", False, folder.key, folder.membership)
+    assert (loaded.pause_file, loaded.status_file, loaded.narration) == (folder.paused, folder.status, "plain")
+    assert (loaded.log_level, loaded.log_format, loaded.models) == ("debug", "text", {"a": "/b"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(("--label", "a=b"), "go with --join", id="labels without joining"),
+        pytest.param(("--join", "x", "--label", "a"), "is not KEY=VALUE", id="half a label"),
+        pytest.param(("--models", "nowhere"), "there is no folder", id="no folder"),
+        pytest.param(("--models", "."), "no .gguf file is in", id="an empty folder"),
+        pytest.param(("--state", "nowhere"), "no worker has joined with", id="a folder that never joined"),
+        pytest.param(("--join", "hello"), "a ticket begins with aip_join_", id="no ticket"),
+    ],
+)
+def test_what_cannot_be_started_says_why(shell: Shell, arguments: tuple[str, ...], says: str) -> None:
+    result = shell("worker", *arguments)
+    assert result.exit_code in (1, 2)
+    assert says in result.stderr
+
+
+def test_one_name_for_two_models(shell: Shell) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (shell.folder / name).touch()
+    result = shell("worker", "--models", ".", "--model", "a=b.gguf")
+    assert (result.exit_code, "two models are named a" in result.stderr) == (2, True)
 
 
 def test_the_backends_of_the_option_are_those_that_exist() -> None:

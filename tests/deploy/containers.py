@@ -128,7 +128,8 @@ class House:
 
     def service(self, name: str) -> Container:
         given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0"})
-        environment = {key: self.here(value).replace("/run/aimesh", str(self.handed / name)) for key, value in given.items()}
+        places = {"/run/aimesh": str(self.handed / name), "/tmp/": f"{self.folder}/{name}-"}
+        environment = {key: _moved(self.here(value), places) for key, value in given.items()}
         environment[f"{name.upper()}_SERVICE_PORT"] = str(self.ports[name])
         environment |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(compose_file.ROOT)}
         command = [sys.executable, "-m", compose_file.module_of(name)]
@@ -150,6 +151,13 @@ class House:
                 return True
         except (OSError, urllib.error.HTTPError):
             return False
+
+
+def _moved(text: str, places: dict[str, str]) -> str:
+    for inside, here in places.items():
+        if text.startswith(inside):
+            return here + text.removeprefix(inside)
+    return text
 
 
 @contextmanager

@@ -70,6 +70,8 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
     environment = compose_file.environment_of(service)
     assert not secret & set(environment)
     assert mounts_of(service)["/run/aimesh"] == service
+    # What is not handed out but kept is lost with the container, and comes again from auth.
+    assert environment.pop("MESH_STATE_FILE") == "/tmp/node.mesh"
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 
 
@@ -84,12 +86,15 @@ def test_only_web_and_gateway_publish_a_port_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     resolved = {name: [compose_file.resolve(port, {}) for port in ports] for name, ports in published.items()}
     assert resolved == {"gateway": ["127.0.0.1:3002:3002"], "web": ["127.0.0.1:3000:3000"]}
-    assert not [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
+    # What looks for machines elsewhere sees through no bridge; the two hold nothing but a key of their own, and are started on demand.
+    on_the_host = [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
+    assert on_the_host == ["dht", "relay"]
+    assert {tuple(SERVICES[name]["profiles"]) for name in on_the_host} == {("hyperswarm",)}
 
 
 def test_all_but_the_public_two_and_ollama_are_on_the_private_network_alone() -> None:
     outside = {name for name, service in SERVICES.items() if service.get("networks", ["none"]) != ["private"]}
-    assert outside == {"init", "gateway", "web", "ollama"}
+    assert outside == {"init", "gateway", "web", "ollama", "dht", "relay"}
     assert compose_file.load()["networks"]["private"] == {"internal": True}
     assert SERVICES["init"]["network_mode"] == "none"
 

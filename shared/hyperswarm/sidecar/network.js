@@ -2,6 +2,7 @@
 // Hyperswarm as we need it: tells how each connection runs, why a dial failed, and lets a firewall change its mind.
 
 const DHT = require('hyperdht')
+const { HOLEPUNCH_DOUBLE_RANDOMIZED_NATS } = require('hyperdht/lib/errors')
 const Hyperswarm = require('hyperswarm')
 
 /** Each side sends at least this often and takes this much silence for death: both ends must agree, so both are fixed. */
@@ -12,9 +13,10 @@ const MAX_PARALLEL = 16
 /** Hyperswarm's own retries, which end after three; what comes after them is decided in ../recovery.py. */
 const BACKOFFS_MS = [250, 1000, 5000, 60000]
 const JITTER_MS = 200
-/** A dial from before the network came back waits for answers to packets that are gone. */
-const STALE_DIAL_MS = 500
+/** A dial that is older waits for somebody who does not answer, or answers to packets that are gone. */
+const STALE_DIAL_MS = 1000
 
+const DUPLICATE = 'Duplicate connection'
 const hexOf = (key) => key.toString('hex')
 
 /** A DHT that knows which of its streams lead to relays, and which dials have not opened yet. */
@@ -37,9 +39,20 @@ class Dht extends DHT {
     })
     stream.once('close', () => {
       this.relayStreams.delete(stream)
-      if (this.dials.delete(stream)) this.emit('dial-failed', key, failure)
+      if (this.dials.delete(stream)) this.emit('dial-failed', key, this.reasonOf(failure))
     })
     return stream
+  }
+
+  /** The library forgets on the way that it found both NATs symmetric. With ours alone so, it would have begun to punch at random. */
+  reasonOf(error) {
+    const punches = this._randomPunches > 0 || Date.now() - this._lastRandomPunch < this._randomPunchInterval
+    const isDouble = error?.code === 'HOLEPUNCH_ABORTED' && this.randomized && !punches
+    return isDouble ? HOLEPUNCH_DOUBLE_RANDOMIZED_NATS() : error
+  }
+
+  isStale(stream) {
+    return Date.now() - this.dials.get(stream) > STALE_DIAL_MS
   }
 
   /** direct: by an address one of us can be reached at. punched: by a socket made for it. relayed: by somebody else. */
@@ -69,6 +82,15 @@ class Swarm extends Hyperswarm {
     return isRefused || (isIncoming && this.connections.size >= this.maxPeers)
   }
 
+  _handleServerConnection(stream) {
+    const dialled = this._allConnections.get(stream.remotePublicKey)
+    // When both dial, the library may keep our dial. One that hangs would shut out, for seconds, the peer who is already here.
+    if (dialled && this.dht.isStale(dialled)) {
+      dialled.destroy(new Error(DUPLICATE))
+      this._handleServerConnectionSwap(dialled, stream)
+    } else super._handleServerConnection(stream)
+  }
+
   /** Dials a peer now, whatever its retry budget says. */
   dial(key, topic) {
     const known = this.peers.get(hexOf(key))
@@ -87,7 +109,7 @@ class Swarm extends Hyperswarm {
   /** The network is back, or another. */
   revive() {
     this.server.refresh()
-    for (const [stream, since] of this.dht.dials) if (Date.now() - since > STALE_DIAL_MS) stream.destroy()
+    for (const stream of this.dht.dials.keys()) if (this.dht.isStale(stream)) stream.destroy()
   }
 
   /** Whether any of the DHT's nodes near us answers now. */
@@ -120,4 +142,4 @@ function open(keyPair, { bootstrap, host, port, open, persistent, relays }) {
   return new Swarm({ ...options, dht, keyPair, relayThrough })
 }
 
-module.exports = { open, Dht, Swarm, hexOf, KEEP_ALIVE_MS, SILENCE_MS }
+module.exports = { open, Dht, Swarm, hexOf, DUPLICATE, KEEP_ALIVE_MS, SILENCE_MS }

@@ -11,19 +11,22 @@ from shared.processes import Listener
 
 WEB = Wanted(3000, "web", "WEB_SERVICE_PORT")
 AUTH = Wanted(3001, "auth", "AUTH_SERVICE_PORT")
+DHT = Wanted(3000, "a DHT node", "DHT_PORT", is_udp=True)
 
 
 @pytest.mark.parametrize(
     ("wanted", "held", "words"),
     [
         pytest.param([WEB, AUTH], {}, [], id="all are free"),
-        pytest.param([WEB], {3000: Listener(7, "node")}, ["port 3000", "node (pid 7)", "WEB_SERVICE_PORT"], id="taken"),
-        pytest.param([WEB], {3000: Listener(None, None)}, ["another user's process", "WEB_SERVICE_PORT"], id="taken by a stranger"),
+        pytest.param([WEB], {WEB: Listener(7, "node")}, ["port 3000", "node (pid 7)", "WEB_SERVICE_PORT"], id="taken"),
+        pytest.param([WEB], {WEB: Listener(None, None)}, ["another user's process", "WEB_SERVICE_PORT"], id="taken by a stranger"),
         pytest.param([WEB, Wanted(3000, "auth", "AUTH_SERVICE_PORT")], {}, ["wanted by web and auth"], id="wanted twice"),
+        pytest.param([DHT], {DHT: Listener(7, "node")}, ["UDP port 3000 for a DHT node", "node (pid 7)", "DHT_PORT"], id="taken for UDP"),
+        pytest.param([WEB, DHT], {}, [], id="TCP and UDP do not meet"),
         pytest.param([Wanted(70000, "web", "WEB_SERVICE_PORT")], {}, ["WEB_SERVICE_PORT=70000 is not a port"], id="not a port"),
     ],
 )
-def test_find_conflicts(wanted: list[Wanted], held: dict[int, Listener], words: list[str]) -> None:
+def test_find_conflicts(wanted: list[Wanted], held: dict[Wanted, Listener], words: list[str]) -> None:
     found = ports.find_conflicts(wanted, held)
     assert len(found) == bool(words)
     assert all(word in found[0] for word in words)
@@ -40,6 +43,22 @@ def test_a_taken_port_is_told_with_its_process_and_setting() -> None:
         for word in (str(port), f"{name} (pid {os.getpid()})", "set WEB_SERVICE_PORT"):
             assert word in caught.value.message
         assert "WEB_SERVICE_PORT=" in caught.value.hint
+
+
+def test_a_taken_udp_port_is_told_with_as_many_free_ones_as_are_needed() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        wanted = [Wanted(port + number, "a DHT node", "DHT_PORT", is_udp=True) for number in range(3)]
+        with pytest.raises(errors.BadSettings, match=f"UDP port {port} for a DHT node is taken by .*pid {os.getpid()}") as caught:
+            ports.check(wanted)
+    free = int(caught.value.hint.partition("DHT_PORT=")[2].split()[0])
+    assert all(ports.is_free(free + number, is_udp=True) for number in range(3))
+
+
+def test_an_address_of_another_machine_is_told() -> None:
+    with pytest.raises(errors.BadSettings, match=r"no address 203\.0\.113\.7"):
+        ports.check([Wanted(4737, "a DHT node", "DHT_PORT", is_udp=True, bind="203.0.113.7")])
 
 
 def test_a_free_port_passes() -> None:

@@ -234,14 +234,16 @@ async def test_nonsense_on_the_control_socket_harms_nobody(home: Home) -> None:
 async def test_real_servers_run_below_a_very_long_path(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     home = homes.locate({"AIMESH_HOME": str(tmp_path / ("long" * 30)), "XDG_RUNTIME_DIR": str(tmp_path / "s")})
-    made = initialise.ensure(home, {"NATS_PORT": str(ports.find_free())}, tmp_path)
+    made = initialise.ensure(
+        home, {"NATS_PORT": str(ports.find_free()), "DHT_PORT": str(ports.find_free(4, is_udp=True)), "MESH_RELAY": "on"}, tmp_path
+    )
     planned = plan.make(home, made.settings, made.recorded, {"PATH": os.environ["PATH"]})
     assert planned.postgres is not None
     assert planned.valkey is not None
     postgres.prepare(planned.postgres)
     valkey.prepare(planned.valkey)
     servers = [program for program in planned.programs if program.stage == 0]
-    assert [program.name for program in servers] == ["postgres", "valkey", "nats"]
+    assert [program.name for program in servers] == ["postgres", "valkey", "nats", "dht", "relay"]
     async with supervising(home, *servers):
         for server in servers:
             assert server.probe is not None

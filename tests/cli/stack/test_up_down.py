@@ -28,7 +28,8 @@ async def home(tmp_path: Path) -> AsyncIterator[Home]:
 @pytest.fixture
 def given() -> dict[str, str]:
     chosen = {f"{name}_SERVICE_PORT": str(ports.find_free()) for name in PORTS}
-    return {**chosen, "NATS_PORT": str(ports.find_free()), "PROMETHEUS_PORT": "0", "INFERENCE_BACKEND": "echo"}
+    servers = {"NATS_PORT": str(ports.find_free()), "DHT_PORT": str(ports.find_free(4, is_udp=True)), "PROMETHEUS_PORT": "0"}
+    return {**chosen, **servers, "INFERENCE_BACKEND": "echo"}
 
 
 said: list[str] = []
@@ -48,7 +49,7 @@ async def test_up_again_killed_and_down(home: Home, given: dict[str, str], tmp_p
     settings = await up_down.up(home, given, tmp_path, said.append)
     made = await first_run.ensure_profile(home, settings)
     first = await running(home)
-    assert {row.name for row in await overview.collect(home) if row.ready} == {"postgres", "valkey", "nats", *plan.SERVICES}
+    assert {row.name for row in await overview.collect(home) if row.ready} == {"postgres", "valkey", "nats", "dht", *plan.SERVICES}
 
     # Again: at once, nothing is started anew, the key is kept, and the ports are known without the environment.
     started = time.monotonic()

@@ -3,12 +3,14 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
+from shared import identity
 from tests.services.auth.surroundings import ADMIN_PASSWORD, Surroundings
 
 
@@ -35,5 +37,29 @@ async def world(settings: AuthSettings) -> AsyncIterator[Surroundings]:
     """The running service with everything that a test may look at."""
     surroundings = Surroundings()
     async with AuthService.open(settings, surroundings.as_node()) as service:
+        surroundings.service = service
+        yield surroundings
+
+
+@pytest.fixture
+def ca_settings(settings: AuthSettings, tmp_path: Path) -> AuthSettings:
+    """With a mesh CA, and a DHT to meet on."""
+    ca_key = tmp_path / "mesh_ca.nk"
+    ca_key.touch(mode=0o600)
+    ca_key.write_bytes(identity.new_authority_seed())
+    return msgspec.structs.replace(
+        settings,
+        mesh_ca_key_file=ca_key,
+        dht_bootstrap=("127.0.0.1:49737",),
+        ticket_bootstrap=("192.0.2.1:49737",),
+        dht_relays=("ab" * 32,),
+    )
+
+
+@pytest.fixture
+async def house(ca_settings: AuthSettings, tmp_path: Path) -> AsyncIterator[Surroundings]:
+    """The running service of a mesh with a CA."""
+    surroundings = Surroundings(state_file=tmp_path / "auth.mesh")
+    async with AuthService.open(ca_settings, surroundings.as_node()) as service:
         surroundings.service = service
         yield surroundings

@@ -1,19 +1,26 @@
 """What auth sees of its node, kept for tests to look at, and short ways to call its methods."""
 
 import asyncio
+import secrets
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 
 from services.auth.service import AuthService
-from shared.api import auth, events, gateway
+from shared import identity, tickets
+from shared.api import auth, events, gateway, membership
 from shared.api.method import Method, Reply, Request
 from shared.api.usage import UserUsage
+from shared.directory import Directory
 from shared.node import Node
-from shared.rpc import Call
+from shared.node.membership import Kept
+from shared.node.standing import Standing
+from shared.rpc import Call, Dispatcher
 from shared.telemetry import Metrics
+from shared.trust import Trust
 from shared.types import Credential, MeshName, NodeId, Peer, Role, UserId
 
 ADMIN_PASSWORD = "correct horse battery"
@@ -34,14 +41,41 @@ class Gateway:
         return cast("Reply", UserUsage(request.user_id, 3, 30))
 
 
+def _no_tasks() -> Dispatcher:
+    """Finds handlers and checks who calls; the calls run in the test's own task."""
+    return Dispatcher(cast("asyncio.TaskGroup", None), lambda method, status, seconds: None, lambda method, error: None)
+
+
 @dataclass
 class Surroundings:
     mesh: MeshName = field(default=MeshName("test"))
+    key: identity.NodeKey = field(default_factory=lambda: identity.NodeKey(identity.new_seed()))
+    #: Written only where a test names a folder that is there.
+    state_file: Path = Path("/nowhere/auth.mesh")
+    dispatcher: Dispatcher = field(default_factory=_no_tasks)
+    trust: Trust = field(init=False)
+    standing: Standing = field(init=False)
+    #: How often the node was told that its membership is another one.
+    changes: int = 0
     rpc: Gateway = field(default_factory=Gateway)
     metrics: Metrics = field(default_factory=lambda: Metrics("auth"))
     drain_started: asyncio.Event = field(default_factory=asyncio.Event)
     published: list[events.Event] = field(default_factory=list)
     service: AuthService = field(init=False)
+    _admin: Credential | None = None
+
+    def __post_init__(self) -> None:
+        self.trust = Trust(self.key, Role.AUTH)
+        kept = Kept(self.mesh, Role.AUTH)
+        self.standing = Standing(self.trust, kept, self.state_file, Directory(time.monotonic), cast("Any", None))
+        self.standing.changed = self._changed
+
+    @property
+    def id(self) -> NodeId:
+        return self.key.id
+
+    def _changed(self) -> None:
+        self.changes += 1
 
     def as_node(self) -> Node:
         return cast("Node", self)
@@ -68,13 +102,51 @@ class Surroundings:
         session = await self.login(name)
         return session.user, await self.new_key(session.access_token)
 
+    async def ask(self, method: Method[Request, Reply], request: Request, peer: Peer, credential: str | None = None) -> Reply:
+        """As over a link: the handler is looked up for this peer, which its role may not allow."""
+        handler = self.dispatcher.find(method.name, peer)
+        return cast("Reply", await handler.function(request, call(credential, peer=peer)))
+
+    async def ticket(self, role: Role = Role.WORKER, **changed: Any) -> membership.NewTicket:
+        """A new one, from an administrator at a client."""
+        return await self.administer(membership.create_ticket, membership.CreateTicket(role, **changed))
+
+    async def administer(self, method: Method[Request, Reply], request: Request) -> Reply:
+        self._admin = self._admin or await self.admin_token()
+        return await self.ask(method, request, CLIENT, self._admin)
+
     async def admin_token(self) -> Credential:
         return (await self.login("admin", ADMIN_PASSWORD)).access_token
 
 
-def call(credential: str | None = None, role: Role = Role.CLIENT) -> Call:
+class Newcomer:
+    """A machine with a key of its own, on a connection over Hyperswarm."""
+
+    def __init__(self) -> None:
+        self.key = identity.NodeKey(identity.new_seed())
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        self.peer = Peer(Role.NEWCOMER, self.key.id, self.key.id, channel=secrets.token_bytes(64))
+
+    async def enroll(self, world: Surroundings, ticket: str, **changed: Any) -> membership.Membership:
+        request = msgspec.structs.replace(self.request(world, tickets.parse(ticket)), **changed)
+        return await world.ask(membership.enroll_node, request, self.peer)
+
+    def request(self, world: Surroundings, ticket: tickets.Ticket) -> membership.EnrollNode:
+        text = tickets.use_text(ticket.id, self.key.id, world.id, self.peer.channel)
+        return membership.EnrollNode(ticket.id, ticket.key.sign("enroll", text), self.key.sign("enroll", text), name="box")
+
+    async def renew(self, world: Surroundings) -> membership.Membership:
+        return await world.ask(membership.renew_certificate, membership.RenewCertificate(), self.peer)
+
+
+CLIENT = Peer(Role.CLIENT, NodeId("U" * 56))
+
+
+def call(credential: str | None = None, role: Role = Role.CLIENT, peer: Peer | None = None) -> Call:
     return Call(
-        Peer(role, NodeId("U" * 56)),
+        peer or Peer(role, CLIENT.node),
         deadline=time.monotonic() + 10,
         credential=None if credential is None else Credential(credential),
         idempotency_key=None,

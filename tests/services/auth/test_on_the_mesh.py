@@ -11,13 +11,14 @@ import pytest
 
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from shared import errors
-from shared.api import auth
+from shared import certificates, errors
+from shared.api import auth, membership
 from shared.api.gateway import Check
 from shared.node import Node, NodeSettings
-from shared.types import Role
-from tests.services.auth.surroundings import PASSWORD
-from tests.testnet import MESH, TestNet, testnet
+from shared.types import NodeId, Role
+from tests.services.auth import by_hand
+from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
+from tests.testnet import MESH, TestNet, testnet, until
 
 
 class Gateway:
@@ -81,3 +82,25 @@ async def test_a_revoked_key_is_heard_of_and_an_open_watch_does_not_hold_the_dra
         began = time.monotonic()
         await running.stop()
         assert time.monotonic() - began < 3
+
+
+async def test_a_node_of_the_house_is_certified_and_hears_of_a_revocation(
+    net: TestNet, ca_settings: AuthSettings, postgres_url: str
+) -> None:
+    settings = msgspec.structs.replace(on_mesh(ca_settings, net), dht_bootstrap=())
+    running = await net.start(AuthService, settings)
+    gateway, client = await net.start(Gateway), await net.client()
+    trust = gateway.node.trust
+    await until(lambda: trust.certificate)
+    found = certificates.check(trust.certificate, running.node.trust.authorities, time.time())
+    assert (found.node, found.role) == (gateway.node.id, Role.GATEWAY)
+    assert trust.number == running.node.trust.number
+    login = auth.LoginUser(auth.Credentials(ADMIN_PASSWORD, username="admin"))
+    token = (await client.rpc.call(auth.login_user, login)).access_token
+    members = (await client.rpc.call(membership.list_members, membership.ListMembers(), credential=token)).members
+    assert {(row.id, row.role) for row in members} >= {(gateway.node.id, Role.GATEWAY), (running.node.id, Role.AUTH)}
+    lost = NodeId("U" * 56)
+    await by_hand.run(postgres_url, "INSERT INTO auth.nodes (id, role, state) VALUES ($1, 'worker', 'revoked')", lost)
+    began = time.monotonic()
+    await until(lambda: trust.revoked == {lost})
+    assert time.monotonic() - began < 3

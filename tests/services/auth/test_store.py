@@ -12,6 +12,7 @@ from services.auth.store import MOST_ACTIVE_KEYS, Store
 from shared import errors
 from shared.api.auth import ApiKey, Change, User
 from shared.types import Tier, UserId, UserRole
+from tests.services.auth import by_hand
 
 
 @pytest.fixture
@@ -26,15 +27,6 @@ async def add_user(store: Store, name: str = "anna") -> User:
 
 async def add_key(store: Store, user: User, key_hash: str = "k", name: str = "default") -> ApiKey:
     return await store.add_key(user.id, name=name, key_hash=key_hash, preview="aip_live_abc…wxyz", requests_per_hour=None)
-
-
-async def by_hand(url: str, statement: str) -> None:
-    """What an administrator types into psql, with psql's own search path."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 async def test_a_user_is_found_by_each_of_its_names(store: Store) -> None:
@@ -118,7 +110,7 @@ async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: Sto
     first = (await store.list_keys(key.user_id))[0].last_used_at
     await store.touch_keys([key.id])
     assert (await store.list_keys(key.user_id))[0].last_used_at == first
-    await by_hand(postgres_url, "UPDATE auth.api_keys SET last_used_at = now() - interval '2 minutes'")
+    await by_hand.run(postgres_url, "UPDATE auth.api_keys SET last_used_at = now() - interval '2 minutes'")
     await store.touch_keys([key.id])
     last = (await store.list_keys(key.user_id))[0].last_used_at
     assert first is not None
@@ -131,7 +123,7 @@ async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: Store, p
     await add_user(store)
     account = await store.find_account("anna")
     assert account is not None
-    await by_hand(postgres_url, "UPDATE auth.users SET password_hash = 'newer'")
+    await by_hand.run(postgres_url, "UPDATE auth.users SET password_hash = 'newer'")
     await store.replace_password_hash(account, "rehashed")
     after = await store.find_account("anna")
     assert after is not None
@@ -154,7 +146,7 @@ async def test_what_is_changed_by_hand_is_heard_of(store: Store, postgres_url: s
     await add_key(store, user)
     async with contextlib.aclosing(store.follow_changes()) as changes:
         assert await asyncio.wait_for(anext(changes), 5) == Change(0)
-        await by_hand(postgres_url, statement)
+        await by_hand.run(postgres_url, statement)
         assert await asyncio.wait_for(anext(changes), 5) == Change(1, user.id)
 
 
@@ -162,7 +154,7 @@ async def test_emptying_the_tables_means_forget_everything(store: Store, postgre
     await add_user(store)
     async with contextlib.aclosing(store.follow_changes()) as changes:
         await anext(changes)
-        await by_hand(postgres_url, "TRUNCATE auth.users, auth.api_keys")
+        await by_hand.run(postgres_url, "TRUNCATE auth.users, auth.api_keys")
         assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
 
 
@@ -183,7 +175,7 @@ async def test_who_was_away_too_long_or_watched_another_database_forgets_everyth
     for tier in (Tier.PREMIUM, Tier.FREE, Tier.PREMIUM):
         await store.set_tier(user.id, tier)
     assert await store.missed_changes(99) == (Change(3),)
-    await by_hand(postgres_url, "UPDATE auth.changes SET at = at - interval '2 days'")
+    await by_hand.run(postgres_url, "UPDATE auth.changes SET at = at - interval '2 days'")
     await store.prune_changes()
     assert await store.missed_changes(1) == (Change(3),)
     assert await store.missed_changes(3) == (Change(3, user.id),)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from services.inference import jobs
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
-from shared import directory, errors, telemetry
+from shared import directory, errors, identity, telemetry
 from shared.api import inference
+from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import Chunk
-from shared.types import ModelName
+from shared.trust import Trust
+from shared.types import MeshName, ModelName, NodeId, Role
 
 #: Ends an answer; no byte of any UTF-8 text.
 END_TOKEN = 0xFF
@@ -70,12 +72,34 @@ class Offer:
     not_ready: str
 
 
+class Roads:
+    """A node's transports: attached, or not and why."""
+
+    def __init__(self) -> None:
+        self.trouble = ""
+        self.round_trips: dict[NodeId, float] = {}
+
+    def checks(self) -> tuple[Check, ...]:
+        return (Check("Hyperswarm", not self.trouble, self.trouble),)
+
+    def round_trip_seconds(self, node: NodeId) -> float | None:
+        return self.round_trips.get(node)
+
+
 class Node:
-    """Keeps what the service offers."""
+    """Keeps what the service offers. ``tasks`` is given to it where the service is run."""
+
+    tasks: asyncio.TaskGroup
 
     def __init__(self) -> None:
         self.metrics = telemetry.Metrics("inference")
         self.offers: list[Offer] = []
+        key = identity.NodeKey(identity.new_seed())
+        self.id = key.id
+        self.mesh = MeshName("home")
+        self.directory = directory.Directory(lambda: 0.0)
+        self.trust = Trust(key, Role.WORKER)
+        self.roads = Roads()
 
     def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.Load, not_ready: str = "") -> None:
         self.offers.append(Offer(models, load, not_ready))

@@ -1,6 +1,7 @@
 """The service on the echo backend: its handlers, and what it tells its node."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,16 +9,18 @@ import pytest
 
 from services.inference.backends.backend import Sink
 from services.inference.jobs import Job
+from services.inference.pause import Pause
 from services.inference.service import Board, InferenceService, not_ready
 from services.inference.settings import InferenceSettings
 from shared import errors
-from shared.api import inference
+from shared.api import inference, worker_status
 from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
+from shared.node.lifecycle import background
 from shared.rpc import Call, StreamCall
 from shared.types import FinishReason, ModelName, Role
-from tests.services.inference.standins import Node, Reader
+from tests.services.inference.standins import Node, Reader, until
 
 ECHO = ModelName("echo")
 
@@ -30,7 +33,13 @@ def node() -> Node:
 @pytest.fixture
 async def service(node: Node) -> AsyncIterator[InferenceService]:
     settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo")
-    async with InferenceService.open(settings, node) as running:
+    async with opened(settings, node) as running:
+        yield running
+
+
+@asynccontextmanager
+async def opened(settings: InferenceSettings, node: Node) -> AsyncIterator[InferenceService]:
+    async with background() as node.tasks, InferenceService.open(settings, node) as running:
         yield running
 
 
@@ -139,13 +148,36 @@ class Restarting:
 
 def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_a_503_and_no_404() -> None:
     node = Node()
-    board = Board(node)
+    board = Board(node, Pause(None))
     board.backend = Restarting()
     board.changed()
     (offer,) = node.offers
     assert [(model.name, model.ready) for model in offer.models] == [("smollm2", False)]
     assert offer.not_ready == "smollm2: the engine was killed"
     assert offer.load.slots == 0
+
+
+async def test_while_its_owner_has_paused_it_it_is_not_used_and_what_runs_goes_on(tmp_path: Path, node: Node) -> None:
+    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo", pause_file=tmp_path / "paused")
+    (tmp_path / "paused").touch()
+    async with opened(settings, node) as service:
+        assert node.offers[-1].not_ready == "paused by its owner"
+        assert [model.name for model in node.offers[-1].models] == ["echo"]
+        assert [(check.name, check.ok) for check in await service.checks()] == [("owner", False), ("model echo", True)]
+        assert (await run(service, request("one")))[0].text == "one"
+        (tmp_path / "paused").unlink()
+        await until(lambda: node.offers[-1].not_ready == "")
+        assert [check.name for check in await service.checks()] == ["model echo"]
+
+
+async def test_it_tells_how_it_is_in_the_status_file(tmp_path: Path, node: Node) -> None:
+    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo", status_file=tmp_path / "status")
+    async with opened(settings, node):
+        await until((tmp_path / "status").exists)
+    told = worker_status.decode((tmp_path / "status").read_bytes())
+    assert (told.models, told.running, told.is_paused) == (("echo",), 0, False)
+    assert "serving 1 model: echo" in told.lines
+    assert (tmp_path / "status").stat().st_mode & 0o077 == 0
 
 
 def test_it_is_a_worker() -> None:

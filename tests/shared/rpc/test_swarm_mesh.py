@@ -57,7 +57,6 @@ class Auth(_Service):
         user = auth.User(UserId(UUID(int=1)), "ada", email, UserRole.USER, Tier.FREE, True, self.node.started_at)
         return auth.Session(Credential("t"), 600, "s", user)
 
-
     @rpc.serves(auth.validate_api_key)
     async def validate(self, request: auth.ValidateApiKey, call: rpc.Call) -> auth.Principal:
         raise AssertionError("no client gets here")

@@ -31,7 +31,7 @@ class Prompt:
     [
         pytest.param(KEY, id="API key"),
         pytest.param(KEY[:24], id="half an API key"),
-        pytest.param("aip_join_" + "x" * 40, id="ticket"),
+        pytest.param("aip_join_" + "xY-_9" * 8, id="ticket"),
         pytest.param(JWT, id="JWT"),
         pytest.param(SEED, id="nkey seed"),
         pytest.param("Bearer abc.def-123456", id="authorization header"),

@@ -1,0 +1,397 @@
+"""Hyperswarm from Python: what the sidecars between two Pythons cost, against plain asyncio TCP, Node on its own, and their memory.
+
+    python -m bench.swarm [--rounds 3] [--json FILE]
+
+Everything runs on a DHT of its own on loopback. The other side of each path is a process of its own; the rounds alternate and
+each figure is its median, because two shared cores drift. Python runs on asyncio's own loop, as the TCP that it is held against.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import statistics
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import report
+from shared.hyperswarm import Address, Connection, Swarm, find_node
+from tests.dht import dht
+
+WARM_UP, ONE_BY_ONE, IN_FLIGHT, EACH = 300, 2000, 32, 400
+BIG, FLOOD_BYTES = 64 * 1024, 128 * 1024 * 1024
+JOINS, CROWD = 7, 50
+#: As long as the bare library took to let 505 MB through.
+DEAF_SECONDS = 2.0
+#: A message's first byte: send it back, count it, say what was counted, or read no more from now on.
+ECHO, COUNT, REPORT, DEAFEN = 0x45, 0x53, 0x51, 0x44
+BODY = bytes([ECHO]) * 100
+SWARMS = Path(__file__).parent / "hyperswarm" / "swarms.js"
+PACKAGES = Path(__file__).parent.parent / "shared" / "hyperswarm" / "sidecar" / "node_modules"
+LENGTH = struct.Struct("<I")
+
+One = Callable[[bytes], Awaitable[bytes]]
+median = statistics.median
+
+
+# --- the other side ------------------------------------------------------------------------------------------------------
+
+
+class _Counter:
+    """What an echo does with a message, by its first byte; None is no answer."""
+
+    def __init__(self) -> None:
+        self._counted = 0
+
+    def answer(self, message: bytes) -> bytes | None:
+        if message[0] == ECHO:
+            return message
+        if message[0] == COUNT:
+            self._counted += len(message)
+            return None
+        counted, self._counted = self._counted, 0
+        return str(counted).encode()
+
+
+async def _serve_tcp() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        counter = _Counter()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                answer = counter.answer(await _read(reader))
+                if answer is not None:
+                    writer.write(LENGTH.pack(len(answer)) + answer)
+                    await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    _say({"port": server.sockets[0].getsockname()[1]})
+    await _end_of_input()
+
+
+async def _serve_swarm(bootstrap: Sequence[str], topic: str) -> None:
+    async with _swarm([Address.parse(each) for each in bootstrap]) as swarm:
+        await swarm.join(bytes.fromhex(topic))
+        await swarm.flush()
+        _say({"ready": True})
+        kept = []
+
+        async def accept() -> None:
+            async for connection in swarm:
+                kept.append(connection)
+                connection.open_window()
+                connection.on_message = _answering(connection)
+
+        accepting = asyncio.ensure_future(accept())
+        await _end_of_input()
+        accepting.cancel()
+
+
+def _answering(connection: Connection) -> Callable[[bytes], None]:
+    counter = _Counter()
+
+    def take(message: bytes) -> None:
+        if message[0] == DEAFEN:
+            connection.on_message = None
+            return
+        answer = counter.answer(message)
+        if answer is not None and connection.closed is None:
+            connection.send(answer)
+
+    return take
+
+
+def _say(what: dict[str, object]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+async def _end_of_input() -> None:
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+# --- this side -----------------------------------------------------------------------------------------------------------
+
+
+def _swarm(bootstrap: Sequence[Address]) -> Swarm:
+    return Swarm(bootstrap=bootstrap, host="127.0.0.1")
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    (length,) = LENGTH.unpack(await reader.readexactly(4))
+    return await reader.readexactly(length)
+
+
+@dataclass(slots=True)
+class Other:
+    """A process that speaks JSON lines."""
+
+    process: asyncio.subprocess.Process
+
+    async def hear(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(120):
+            line = await self.process.stdout.readline()
+        assert line, "the other process ended"
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    async def ask(self) -> dict[str, float]:
+        """One more round."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        return await self.hear()
+
+
+@asynccontextmanager
+async def _other(*words: str) -> AsyncIterator[Other]:
+    environment = {**os.environ, "NODE_PATH": str(PACKAGES)}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, env=environment)
+    try:
+        yield Other(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _python(role: str, **options: object) -> contextlib.AbstractAsyncContextManager[Other]:
+    return _other(sys.executable, "-m", "bench.swarm", "--other", role, json.dumps(options))
+
+
+def _node(role: str, *flags: str, **options: object) -> contextlib.AbstractAsyncContextManager[Other]:
+    return _other(str(find_node()), *flags, str(SWARMS), role, json.dumps(options))
+
+
+async def _first(swarm: Swarm) -> Connection:
+    async for connection in swarm:
+        connection.open_window()
+        return connection
+    raise AssertionError("the swarm ended")
+
+
+class Caller:
+    """Calls over a connection that answers in order."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waiting: deque[asyncio.Future[bytes]] = deque()
+        self._loop = asyncio.get_running_loop()
+        connection.on_message = lambda message: self._waiting.popleft().set_result(message)
+
+    async def __call__(self, message: bytes) -> bytes:
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting.append(answer)
+        self._connection.send(message)
+        return await answer
+
+    async def flood(self) -> float:
+        """Big messages per second."""
+        message = bytes([COUNT]) * BIG
+        start = time.perf_counter()
+        for _ in range(FLOOD_BYTES // BIG):
+            await self._connection.write(message)
+        assert int(await self(bytes([REPORT]))) == FLOOD_BYTES
+        return FLOOD_BYTES / BIG / (time.perf_counter() - start)
+
+
+async def _one_by_one(one: One) -> list[float]:
+    for _ in range(WARM_UP):
+        await one(BODY)
+    took = []
+    for _ in range(ONE_BY_ONE):
+        start = time.perf_counter()
+        await one(BODY)
+        took.append((time.perf_counter() - start) * 1e6)
+    return took
+
+
+async def _in_flight(one: One) -> float:
+    async def many() -> None:
+        for _ in range(EACH):
+            await one(BODY)
+
+    start = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(IN_FLIGHT):
+            tasks.create_task(many())
+    return IN_FLIGHT * EACH / (time.perf_counter() - start)
+
+
+# --- what is measured ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Figures:
+    """Of all rounds."""
+
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)
+    big: list[float] = field(default_factory=list)
+
+    async def add_echoes(self, one: One) -> None:
+        took = await _one_by_one(one)
+        self.p50.append(report.percentile(took, 0.5))
+        self.p99.append(report.percentile(took, 0.99))
+
+
+async def _measure_messages(bootstrap: list[Address], rounds: int) -> list[report.Row]:
+    topic, node_topic = os.urandom(32), os.urandom(32)
+    nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
+    ours, tcp, node = Figures(), Figures(), Figures()
+    async with AsyncExitStack() as stack:
+        echo = await stack.enter_async_context(_python("echo", bootstrap=[str(each) for each in bootstrap], topic=topic.hex()))
+        await echo.hear()
+        node_echo = await stack.enter_async_context(_node("echo", bootstrap=nodes, topic=node_topic.hex()))
+        await node_echo.hear()
+        ask = _node("ask", bootstrap=nodes, topic=node_topic.hex(), size=BIG, total=FLOOD_BYTES)
+        node_ask = await stack.enter_async_context(ask)
+        await node_ask.hear()
+        over_tcp = await _connect_tcp(stack, await stack.enter_async_context(_python("tcp")))
+        swarm = await stack.enter_async_context(_swarm(bootstrap))
+        await swarm.join(topic)
+        caller = Caller(await _first(swarm))
+        for _ in range(rounds):
+            await tcp.add_echoes(over_tcp)
+            await ours.add_echoes(caller)
+            ours.rate.append(await _in_flight(caller))
+            ours.big.append(await caller.flood())
+            answer = await node_ask.ask()
+            node.p50.append(answer["echo_us"])
+            node.big.append(answer["messages_per_second"])
+    return [
+        report.against("echo 100 B, p50", median(ours.p50), "us", "asyncio TCP", median(tcp.p50), at_most=4),
+        report.alone("echo 100 B, p99", median(ours.p99), "us", at_most=3000),
+        report.against("echo 100 B, p50", median(ours.p50), "us", "Node alone", median(node.p50)),
+        report.alone("raw echoes, 32 in flight", median(ours.rate), "messages/s", at_least=30_000),
+        report.against("64 KiB messages", median(ours.big), "messages/s", "Node alone", median(node.big), at_least=0.8),
+    ]
+
+
+async def _connect_tcp(stack: AsyncExitStack, server: Other) -> One:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int((await server.hear())["port"]))
+    stack.callback(writer.close)
+
+    async def call(message: bytes) -> bytes:
+        writer.write(LENGTH.pack(len(message)) + message)
+        return await _read(reader)
+
+    return call
+
+
+async def _measure_joins(bootstrap: list[Address]) -> report.Row:
+    took = []
+    for _ in range(JOINS):
+        topic = os.urandom(32)
+        async with _swarm(bootstrap) as first, _swarm(bootstrap) as second:
+            await first.join(topic)
+            await first.flush()
+            start = time.perf_counter()
+            await second.join(topic)
+            await _first(second)
+            took.append((time.perf_counter() - start) * 1e3)
+    return report.alone("join to first connection", median(took), "ms", at_most=100)
+
+
+async def _measure_crowd(bootstrap: list[Address]) -> list[report.Row]:
+    nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
+    topic = os.urandom(32)
+    async with _node("bare", "--expose-gc") as bare:
+        bare_bytes = (await bare.hear())["rss"]
+    async with _swarm(bootstrap) as swarm, _node("crowd", bootstrap=nodes, topic=topic.hex(), count=CROWD) as crowd:
+        await swarm.join(topic)
+        await swarm.flush()
+        await crowd.hear()
+        idle = (await swarm.stats()).rss_bytes
+        start = time.perf_counter()
+        assert crowd.process.stdin is not None
+        crowd.process.stdin.write(b"\n")
+        kept: list[Connection] = []
+        async for connection in swarm:
+            connection.open_window()
+            kept.append(connection)
+            if len(kept) == CROWD:
+                break
+        took = time.perf_counter() - start
+        full = (await swarm.stats()).rss_bytes
+    return [
+        report.against("memory of a sidecar", idle / 1e6, "MB", "Node and the library", bare_bytes / 1e6, at_most=1.15),
+        report.alone("memory of a connection", max(0, full - idle) / CROWD / 1e6, "MB", at_most=0.3),
+        report.alone(f"{CROWD} swarms of one Node process connect", took, "s", at_most=1),
+    ]
+
+
+async def _measure_deaf(bootstrap: list[Address], *, greedy: bool) -> report.Row:
+    """``greedy``: the peer grants all that the wire lets it grant, and is stopped."""
+    topic = os.urandom(32)
+    nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
+    texts = [str(each) for each in bootstrap]
+    other = _node("greedy", bootstrap=nodes, topic=topic.hex()) if greedy else _python("echo", bootstrap=texts, topic=topic.hex())
+    async with _swarm(bootstrap) as swarm, other as peer:
+        await peer.hear()
+        await swarm.join(topic)
+        connection = await _first(swarm)
+        if greedy:
+            peer.process.send_signal(signal.SIGSTOP)
+        else:
+            # What the first messages cost by being the first is not the matter.
+            await _one_by_one(Caller(connection))
+            connection.send(bytes([DEAFEN]))
+        before = _own_bytes() + (await swarm.stats()).rss_bytes
+        message = bytes([COUNT]) * BIG
+        end = time.monotonic() + DEAF_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + DEAF_SECONDS):
+                while True:
+                    await connection.write(message)
+        after = _own_bytes() + (await swarm.stats()).rss_bytes
+        assert time.monotonic() >= end, "the connection ended before the measurement"
+        if greedy:
+            peer.process.send_signal(signal.SIGCONT)
+    who = "a peer that grants all and is stopped" if greedy else "a peer that never reads"
+    return report.alone(f"memory that {who} costs", (after - before) / 1e6, "MB", at_most=4)
+
+
+def _own_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def _measure(rounds: int) -> list[report.Row]:
+    async with dht() as bootstrap:
+        return [
+            *await _measure_messages(bootstrap, rounds),
+            await _measure_joins(bootstrap),
+            *await _measure_crowd(bootstrap),
+            await _measure_deaf(bootstrap, greedy=False),
+            await _measure_deaf(bootstrap, greedy=True),
+        ]
+
+
+def main() -> None:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    report.publish(asyncio.run(_measure(options.rounds)), options.json)
+
+
+def _be_other(role: str, text: str) -> None:
+    options = json.loads(text)
+    if role == "tcp":
+        asyncio.run(_serve_tcp())
+    else:
+        asyncio.run(_serve_swarm(options["bootstrap"], options["topic"]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--other"]:
+        _be_other(*sys.argv[2:])
+    else:
+        main()

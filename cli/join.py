@@ -1,0 +1,224 @@
+"""A worker's state folder: its key, its membership of a mesh, whether its owner has paused it; and joining with a ticket.
+
+The folder holds everything that makes this machine a worker, so that a restart needs no ticket. One process uses it at a
+time: two with one key would push each other out of the mesh.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared import errors
+
+if TYPE_CHECKING:
+    from shared.node.membership import Kept
+    from shared.tickets import Ticket
+
+#: A ticket is one line of a few hundred characters.
+_MAX_TICKET_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where a joined worker keeps its things. Only this class knows their names."""
+
+    root: Path
+
+    @property
+    def key(self) -> Path:
+        return self.root / "node.nk"
+
+    @property
+    def membership(self) -> Path:
+        return self.root / "node.mesh"
+
+    @property
+    def ticket_id(self) -> Path:
+        """Which ticket let this machine in, by its name; what is secret of a ticket is never kept."""
+        return self.root / "ticket-id"
+
+    @property
+    def paused(self) -> Path:
+        """There while the owner wants the machine for himself."""
+        return self.root / "paused"
+
+    @property
+    def status(self) -> Path:
+        """What the running worker last told."""
+        return self.root / "status.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    def kept(self) -> "Kept | None":
+        """None for a machine that has not joined; raises BadSettings for a file that is damaged."""
+        from shared.node import membership
+
+        return membership.load(self.membership) if self.key.is_file() else None
+
+
+def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Folder:
+    """The folder of ``--state``, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
+    if chosen:
+        return Folder((here / Path(chosen).expanduser()).absolute())
+    given = environment.get("XDG_STATE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    state = Path(given) if given.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".local/state"
+    return Folder(state / "aimesh/worker")
+
+
+def prepare(folder: Folder) -> None:
+    """Make the folder, 0700, and the node's key in it; raises BadSettings if it cannot be ours."""
+    from cli.stack import secret_files
+    from shared import identity
+
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        facts = folder.root.stat()
+        # Root joins for the user that the worker will run as; systemd hands the folder over to that one.
+        if os.geteuid() not in (0, facts.st_uid):
+            raise errors.BadSettings(f"{folder.root} belongs to another user", hint="give another folder with --state")
+        if stat.S_IMODE(facts.st_mode) & 0o077:
+            folder.root.chmod(0o700)
+        secret_files.ensure_file(folder.key, identity.new_seed)
+    except OSError as error:
+        raise errors.BadSettings(f"cannot write {error.filename or folder.root}: {error.strerror}") from error
+
+
+def claim(folder: Folder) -> int:
+    """Take the folder for this process and what it becomes; returns the lock's descriptor. Raises Overloaded if a worker has it."""
+    import fcntl
+
+    lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise errors.Overloaded(
+            f"a worker runs on {folder.root} already", hint="aicli worker status shows it; --state FOLDER makes another one"
+        ) from None
+    os.set_inheritable(lock, True)
+    return lock
+
+
+def is_running(folder: Folder) -> bool:
+    """Whether a process has the folder: the lock ends with it, however it ends."""
+    import fcntl
+
+    try:
+        lock = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise errors.BadSettings(f"cannot look at {folder.lock}: {error.strerror}", hint="ask as the worker's user, or as root") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def read_ticket(text: str, here: Path) -> "Ticket":
+    """The ticket of ``TICKET``, ``-`` or ``@FILE``; raises BadTicket and BadSettings."""
+    from shared import tickets
+
+    if text == "-":
+        text = sys.stdin.read(_MAX_TICKET_BYTES)
+    elif text.startswith("@"):
+        path = here / Path(text[1:]).expanduser()
+        try:
+            text = path.read_bytes()[:_MAX_TICKET_BYTES].decode(errors="replace")
+        except OSError as error:
+            raise errors.BadSettings(f"cannot read the ticket in {path}: {error.strerror}") from error
+    return tickets.parse(text)
+
+
+async def join(folder: Folder, ticket: "Ticket", labels: Mapping[str, str], name: str, say: Callable[[str], None]) -> "Kept":
+    """Make this machine a worker of the ticket's mesh, unless it is one by this ticket already; the folder is ours.
+
+    Raises what ``enrolling.enrol`` does, and BadSettings for a folder of another mesh or a ticket that makes no worker.
+    """
+    kept = folder.kept()
+    if kept is not None:
+        _refuse_other_mesh(folder, kept, ticket)
+        if _is_of(folder, ticket):
+            say(f"this machine has joined mesh {kept.mesh} with this ticket before")
+            return await finish(folder, kept, say)
+    try:
+        return await _enrol(folder, ticket, labels, name, say)
+    except errors.NodeRevoked:
+        say("this machine was revoked; it asks again as a new one, with a new key")
+        _forget(folder)
+        return await _enrol(folder, ticket, labels, name, say)
+    except errors.BadTicket as error:
+        if kept is None or not kept.certificate or folder.kept() is None:
+            raise
+        say(f"{error.message}; it is not needed: this machine is a member of mesh {kept.mesh}")
+        return kept
+
+
+async def finish(folder: Folder, kept: "Kept", say: Callable[[str], None]) -> "Kept":
+    """A membership with a certificate: what an administrator had to approve is asked for again."""
+    if kept.certificate:
+        return kept
+    from shared import identity
+    from shared.node import enrolling
+
+    return _keep(folder, await enrolling.renew_at_enrolment_topic(kept, identity.load(folder.key), say))
+
+
+async def _enrol(folder: Folder, ticket: "Ticket", labels: Mapping[str, str], name: str, say: Callable[[str], None]) -> "Kept":
+    from shared import identity
+    from shared.node import enrolling, membership
+
+    def pending(kept: "Kept") -> None:
+        membership.save(folder.membership, kept)
+        folder.ticket_id.write_text(ticket.id, encoding="utf-8")
+
+    newcomer = enrolling.Newcomer(name, labels, pending)
+    found = await enrolling.enrol(ticket, identity.load(folder.key), newcomer, say)
+    kept = _keep(folder, membership.of(found))
+    folder.ticket_id.write_text(ticket.id, encoding="utf-8")
+    return kept
+
+
+def _keep(folder: Folder, kept: "Kept") -> "Kept":
+    from shared.node import membership
+    from shared.types import Role
+
+    if kept.role is not Role.WORKER:
+        _forget(folder)  # auth knows this key as something else from now on
+        raise errors.BadTicket(
+            f"this ticket makes a {kept.role} and no worker", hint="ask for one that aicli admin tickets create --role worker made"
+        )
+    membership.save(folder.membership, kept)
+    return kept
+
+
+def _refuse_other_mesh(folder: Folder, kept: "Kept", ticket: "Ticket") -> None:
+    if ticket.authority_id not in kept.authorities:
+        raise errors.BadSettings(
+            f"{folder.root} belongs to another mesh, {kept.mesh}", hint="--state FOLDER keeps this machine's place in both"
+        )
+
+
+def _is_of(folder: Folder, ticket: "Ticket") -> bool:
+    try:
+        return folder.ticket_id.read_text(encoding="utf-8").strip() == ticket.id
+    except OSError:
+        return False
+
+
+def _forget(folder: Folder) -> None:
+    """A new key in place of the old one, and no membership."""
+    folder.membership.unlink(missing_ok=True)
+    folder.ticket_id.unlink(missing_ok=True)
+    folder.key.unlink(missing_ok=True)
+    prepare(folder)

@@ -1,0 +1,145 @@
+"""`aicli mesh`: what lets machines find and reach each other from anywhere: DHT nodes, a blind relay, and joining as a client."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.lazy import LazyGroup
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.stack.dht import Companions
+
+#: cli.stack has the same; a test holds the two together, so that `--help` needs no import of it.
+FIRST_PORT = 4737
+RELAY_PORT = 4740
+
+
+@click.group(
+    cls=LazyGroup,
+    places={"connect": "cli.mesh_connect:connect", "bootstrap": "cli.mesh:bootstrap", "relay": "cli.mesh:relay"},
+)
+def mesh() -> None:
+    """Join a mesh from another machine, or run what lets machines find each other.
+
+    `make up` runs DHT nodes of its own, on loopback. For machines elsewhere, run `bootstrap` where everybody can reach it
+    (and `relay`, for those behind difficult NATs), and tell the house: DHT_BOOTSTRAP=… DHT_RELAYS=… make up
+    """
+
+
+_host = click.option("--host", required=True, metavar="ADDRESS", help="The IPv4 address by which other machines reach this one.")
+_bind = click.option(
+    "--bind", metavar="ADDRESS", help="The address to bind to, where that is another: 0.0.0.0 in a container or behind a router."
+)
+
+
+@click.command()
+@_host
+@_bind
+@click.option("--port", type=click.IntRange(1, 65533), default=FIRST_PORT, show_default=True, help="The first of three UDP ports.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"DHT_BOOTSTRAP": …}.')
+@click.pass_obj
+def bootstrap(here: Surroundings, /, *, host: str, bind: str | None, port: int, as_json: bool) -> None:
+    """Run three DHT nodes, in the foreground, by which the nodes of a mesh find each other.
+
+    They learn who looks for whom, by keys and addresses, and nothing of what is said. Prints the DHT_BOOTSTRAP to use.
+    """
+    from cli.stack import dht
+
+    place = _place(host, bind, port)
+    _check_ports(place, place.ports, "a DHT node")
+    told = (
+        f"Three DHT nodes run on UDP ports {place.ports[0]} to {place.ports[-1]}, which the firewall must let through.\n"
+        "The nodes of a mesh find each other by them with this setting; Ctrl-C ends them."
+    )
+    _run(here, dht.bootstrap_command(place, _node_binary(here)), told, "DHT_BOOTSTRAP", ",".join(place.nodes), as_json=as_json)
+
+
+@click.command()
+@_host
+@_bind
+@click.option("--port", type=click.IntRange(1, 65535), default=RELAY_PORT, show_default=True, help="The UDP port.")
+@click.option("--bootstrap", "nodes", metavar="NODES", help="The DHT nodes of the mesh. Default: DHT_BOOTSTRAP, or those on --host.")
+@click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="Where its key is; made if missing.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"DHT_RELAYS": …}.')
+@click.pass_obj
+def relay(
+    here: Surroundings, /, *, host: str, bind: str | None, port: int, nodes: str | None, key_file: Path | None, as_json: bool
+) -> None:
+    """Run a blind relay, in the foreground, for pairs of machines whose NATs let no direct path through.
+
+    What passes is encrypted from end to end: it sees who speaks with whom and how much, and can read nothing. NODES are
+    host:port with commas, or `public`. Prints the DHT_RELAYS to use.
+    """
+    from cli.stack import dht, secret_files
+
+    place = _place(host, bind, FIRST_PORT)
+    _check_ports(place, (port,), "the relay")
+    found = nodes or here.environment.get("DHT_BOOTSTRAP")
+    chosen = _nodes(found) if found else place.nodes
+    file = here.folder / key_file if key_file else _state_folder(here.environment) / "relay_seed"
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    secret_files.ensure_file(file, secret_files.SECRETS["relay_seed"])
+    told = (
+        f"A blind relay runs on UDP port {port}, which the firewall must let through, with its key in {file}.\n"
+        "Machines of the mesh find a way through it with this setting; Ctrl-C ends it."
+    )
+    command = dht.relay_command(place.bind, port, chosen, file, _node_binary(here))
+    _run(here, command, told, "DHT_RELAYS", dht.relay_key(file), as_json=as_json)
+
+
+def _place(host: str, bind: str | None, first_port: int) -> "Companions":
+    from cli.stack import dht, settings
+
+    for option, address in (("--host", host), ("--bind", bind)):
+        if address is not None and not settings.is_ipv4(address):
+            raise click.UsageError(f"{option} {address} is not an IPv4 address")
+    if host == "0.0.0.0":  # noqa: S104 - refused, not bound
+        raise click.UsageError("--host is the address that others use; to listen on all addresses say --bind 0.0.0.0")
+    return dht.Companions(host, bind or host, first_port)
+
+
+def _nodes(text: str) -> tuple[str, ...]:
+    from cli.stack import settings
+
+    nodes = tuple(node.strip() for node in text.split(",") if node.strip())
+    if mistakes := list(settings.mistakes_of_nodes(nodes)):
+        raise click.UsageError(f"--bootstrap: {'; '.join(mistakes)}")
+    return nodes
+
+
+def _check_ports(place: "Companions", wanted: Sequence[int], program: str) -> None:
+    from cli.stack import ports
+    from shared import errors
+
+    found = [ports.Wanted(port, program, "--port", is_udp=True, bind=place.bind) for port in wanted]
+    if conflicts := ports.find_conflicts(found, ports.look(found)):
+        raise errors.BadSettings("; ".join(conflicts))
+
+
+def _state_folder(environment: Mapping[str, str]) -> Path:
+    state = environment.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "aimesh"
+
+
+def _node_binary(here: Surroundings) -> Path | None:
+    chosen = here.environment.get("NODE_BINARY")
+    return Path(chosen) if chosen else None
+
+
+def _run(here: Surroundings, command: Sequence[str], told: str, name: str, value: str, *, as_json: bool) -> None:
+    from cli import companion, output
+
+    def ready() -> None:
+        output.note(told)
+        if as_json:
+            output.show_json({name: value})
+        else:
+            click.echo(f"{name}={value}")
+        # Whoever reads it through a pipe waits for it while we run on.
+        sys.stdout.flush()
+
+    companion.run(command, here.environment, ready)

@@ -1,0 +1,114 @@
+"""`aicli mesh connect`: makes this machine a client of a mesh, with nothing but a ticket.
+
+The profile's key is made first and kept aside until the mesh has taken it, so that a try that broke off is gone on with and
+an existing profile stays whole until the new one is.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from shared.api.membership import Membership
+    from shared.tickets import Ticket
+    from shared.types import Credential
+
+_MAX_KEY_CHARACTERS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The three files of a profile, and the key that is not a member yet."""
+
+    profile: Path
+
+    @property
+    def key(self) -> Path:
+        return self.profile.with_suffix(".nk")
+
+    @property
+    def mesh(self) -> Path:
+        return self.profile.with_suffix(".mesh")
+
+    @property
+    def new_key(self) -> Path:
+        return self.profile.with_suffix(".nk.new")
+
+
+@click.command()
+@click.argument("ticket", metavar="TICKET|-|@FILE")
+@click.option("--name", default="default", show_default=True, metavar="PROFILE", help="What the profile is called.")
+@click.option("--api-key-stdin", is_flag=True, help="Read your API key from the first line of stdin and keep it in the profile.")
+@click.option("--force", is_flag=True, help="Replace a profile of this name.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.pass_obj
+def connect(here: Surroundings, /, ticket: str, *, name: str, api_key_stdin: bool, force: bool, as_json: bool) -> None:
+    """Make a profile for this machine with a ticket, through any NAT.
+
+    An administrator makes the ticket: aicli admin tickets create --role client.
+    """
+    from cli import interrupts, join, output, profile
+
+    if ticket == "-" and api_key_stdin:
+        raise click.UsageError("the ticket and the key cannot both come from stdin: give one of them as @FILE or as an argument")
+    files = _Files(profile.place_of(name, here.environment))
+    if files.profile.exists() and not force:
+        raise click.UsageError(f"there is a profile {name!r} already ({files.profile}); choose another --name, or --force replaces it")
+    read = join.read_ticket(ticket, here.folder)
+    api_key = _key_from_stdin() if api_key_stdin else None
+    interrupts.run(_enrol(files, read, output.note))
+    used = profile.Profile(node_key_file=files.key, mesh=read.mesh, nats_url=None, mesh_file=files.mesh, api_key=api_key)
+    profile.write(files.profile, used)
+    if as_json:
+        output.show_json({"profile": name, "path": str(files.profile), "mesh": read.mesh})
+        return
+    prefix = "aicli" if name == profile.DEFAULT else f"aicli --profile {name}"
+    click.echo(f"The profile {name!r} reaches mesh {output.printable(read.mesh)} ({files.profile}).")
+    if api_key is None:
+        click.echo(f"Next: {prefix} login USERNAME, or {prefix} register.")
+    click.echo(f'Then: {prefix} infer "Say hello"')
+
+
+def _key_from_stdin() -> "Credential":
+    from shared import credentials
+    from shared.types import Credential
+
+    key = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
+    if not credentials.looks_like_api_key(key):
+        raise click.UsageError("what came on stdin is no API key: it was not copied whole")
+    return Credential(key)
+
+
+async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) -> None:
+    """Leaves key and membership in place; raises what ``enrolling.enrol`` does, and BadTicket for one that makes no client."""
+    import platform
+
+    from cli.stack import secret_files
+    from shared import errors, identity
+    from shared.node import enrolling, membership
+    from shared.types import Role
+
+    files.profile.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def once() -> "Membership":
+        secret_files.ensure_file(files.new_key, identity.new_seed)
+        return await enrolling.enrol(ticket, identity.load(files.new_key), enrolling.Newcomer(platform.node()), say)
+
+    try:
+        found = await once()
+    except errors.NodeRevoked:
+        # Left over from a try whose node was revoked since.
+        files.new_key.unlink()
+        found = await once()
+    if found.role is not Role.CLIENT:
+        files.new_key.unlink()
+        hint = "ask for one that aicli admin tickets create --role client made"
+        raise errors.BadTicket(f"this ticket makes a {found.role} and no client, and it counts as used", hint=hint)
+    membership.save(files.mesh, membership.of(found))
+    files.new_key.replace(files.key)

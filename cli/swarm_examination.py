@@ -1,0 +1,181 @@
+"""What `aicli doctor` looks at on a machine that has joined by a ticket: from the program for Hyperswarm to the first auth.
+
+Everything is tried with a key that is made for it, because the machine's own may be in use by a running worker.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from cli.findings import Finding, unchecked, wrong
+from shared import certificates, errors, hyperswarm, identity
+from shared.hyperswarm import DhtStats, Swarm
+from shared.node import enrolling, swarming
+from shared.node.enrolling import Door, Means
+from shared.node.membership import Kept
+from shared.swarm_link import SwarmLink
+from shared.trust import Trust
+from shared.types import Role
+
+if TYPE_CHECKING:
+    from cli.join import Folder
+
+#: The DHT's nodes answer within a round trip each; a few tell what kind of NAT there is.
+_DHT_SECONDS = 10.0
+#: One random punch takes up to 20 s; whoever needs more needs a relay.
+_FIND_SECONDS = 25.0
+_CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock")
+
+
+async def examine(kept: Kept, key: identity.NodeKey, find_seconds: float = _FIND_SECONDS) -> AsyncIterator[Finding]:
+    """Every step of the way, in its order; what cannot be looked at is listed as such."""
+    yield check_certificate(kept, key, time.time())
+    try:
+        yield Finding("Node.js", True, str(hyperswarm.find_node()))
+    except hyperswarm.NodeMissing as error:
+        yield Finding("Node.js", False, str(error), "make setup, or set NODE_BINARY to a Node.js of 20 or newer")
+        for finding in unchecked("Node.js", *_CHECKS[1:]):
+            yield finding
+        return
+    last = True
+    async for finding in _examine_dht(enrolling.door_of(kept)):
+        last = finding.ok is not False or finding.check not in ("sidecar", "DHT")
+        yield finding
+    if not last:
+        for finding in unchecked("DHT", *_CHECKS[-2:]):
+            yield finding
+        return
+    async for finding in _examine_auth(enrolling.door_of(kept), find_seconds):
+        yield finding
+
+
+async def examine_worker(folder: "Folder") -> AsyncIterator[Finding]:
+    """A joined worker's folder, and then the way into its mesh."""
+    from cli import join
+
+    try:
+        kept = folder.kept()
+        if kept is None:
+            yield Finding("worker", False, f"no worker has joined with {folder.root}", "aicli worker --join TICKET")
+            return
+        key = identity.load(folder.key)
+    except errors.AimeshError as error:
+        yield wrong("worker", error)
+        return
+    yield Finding("worker", True, f"{folder.root}: {key.id[:9]}… of mesh {kept.mesh}")
+    running = join.is_running(folder)
+    yield Finding("running", running, "a worker runs" if running else "no worker runs", "" if running else "aicli worker")
+    if folder.paused.exists():
+        yield Finding("paused", False, "it is paused and takes no requests", "aicli worker resume")
+    async for finding in examine(kept, key):
+        yield finding
+
+
+def check_certificate(kept: Kept, key: identity.NodeKey, now: float) -> Finding:
+    """Whether the mesh would let this key in."""
+    trust = Trust(key, kept.role, kept.authorities)
+    try:
+        if kept.revocations:
+            trust.take_list(kept.revocations)
+        trust.check_not_revoked(key.id)
+        if not kept.certificate:
+            return Finding(
+                "certificate", False, "none yet: an administrator has to approve this machine", "aicli admin nodes approve, there"
+            )
+        found = certificates.check(kept.certificate, kept.authorities, now)
+    except errors.CertificateExpired as error:
+        return Finding("certificate", False, error.message, "it is renewed as soon as auth is reached; see below whether it is")
+    except errors.AimeshError as error:
+        return wrong("certificate", error)
+    if found.node != key.id:
+        return Finding("certificate", False, "it is of another key than the one beside it", "join again with a new ticket")
+    return Finding("certificate", True, f"{found.role} until {datetime.fromtimestamp(found.not_after).astimezone():%Y-%m-%d %H:%M}")
+
+
+async def _examine_dht(door: Door) -> AsyncIterator[Finding]:
+    async with AsyncExitStack() as stack:
+        try:
+            opened = swarming.opener(identity.NodeKey(identity.new_seed()), door.bootstrap, door.relays)()
+            swarm = await stack.enter_async_context(opened)
+        except (hyperswarm.SwarmError, errors.AimeshError) as error:
+            yield Finding("sidecar", False, str(error), "make setup installs its packages")
+            for finding in unchecked("sidecar", "DHT", "NAT", "relay"):
+                yield finding
+            return
+        yield Finding("sidecar", True, "it starts")
+        found = await _attached(swarm)
+        yield check_dht(found, door)
+        if not found.bootstrapped or not found.nodes:
+            for finding in unchecked("DHT", "NAT", "relay"):
+                yield finding
+            return
+        yield check_nat(found, door)
+        yield check_relay(found, door)
+
+
+async def _attached(swarm: Swarm) -> DhtStats:
+    """As soon as the DHT has answered, or what there is when patience ends."""
+    give_up_at = time.monotonic() + _DHT_SECONDS
+    while True:
+        found = (await swarm.stats()).dht
+        if (found.bootstrapped and found.nodes and found.host) or time.monotonic() > give_up_at:
+            return found
+        await asyncio.sleep(0.2)
+
+
+def check_dht(found: DhtStats, door: Door) -> Finding:
+    if found.bootstrapped and found.nodes:
+        return Finding("DHT", True, f"{found.nodes} nodes answer ({door.dht})")
+    if door.is_on_this_machine:
+        hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
+    else:
+        hint = "is the mesh up, and does this network let UDP out? Try another network, such as a phone's"
+    return Finding("DHT", False, f"no DHT node answers ({door.dht})", hint)
+
+
+def check_nat(found: DhtStats, door: Door) -> Finding:
+    seen = f"{found.host}:{found.port}" if found.port else str(found.host)
+    if door.is_on_this_machine:
+        return Finding("NAT", True, "none: the mesh's DHT is on this machine")
+    if found.randomized:
+        text = "symmetric: every peer sees another port. It reaches open machines directly, others like it through a relay"
+        return Finding("NAT", True, text)
+    if not found.firewalled:
+        return Finding("NAT", True, f"none: others reach this machine at {seen}")
+    return Finding("NAT", True, f"it keeps ports ({seen} from outside): direct connections get through")
+
+
+def check_relay(found: DhtStats, door: Door) -> Finding:
+    if door.relays:
+        return Finding("relay", True, f"{len(door.relays)} known to this machine, for when no direct path is found")
+    if found.randomized:
+        hint = "run aicli mesh relay on a host that everybody reaches, and give its key to the house as DHT_RELAYS"
+        return Finding("relay", False, "none, and this NAT may need one", hint)
+    return Finding("relay", True, "none configured; this NAT seldom needs one")
+
+
+async def _examine_auth(door: Door, find_seconds: float) -> AsyncIterator[Finding]:
+    """As a newcomer: auth says hello to anybody, with its certificate and the time."""
+    trust = Trust(identity.NodeKey(identity.new_seed()), Role.NEWCOMER, door.authorities)
+    started = time.monotonic()
+    try:
+        async with enrolling.visiting(door, trust, lambda text: None, Means(find_seconds=find_seconds)) as visit:
+            link = await visit.wait_for_auth()
+    except errors.AimeshError as error:
+        yield wrong("way in", error)
+        for finding in unchecked("way in", "clock"):
+            yield finding
+        return
+    yield Finding("way in", True, f"auth {link.peer.node[:9]}… found ({link.path}) in {time.monotonic() - started:.1f} s")
+    yield check_clock(link.clock_offset_seconds if isinstance(link, SwarmLink) else 0.0)
+
+
+def check_clock(offset_seconds: float) -> Finding:
+    """``offset_seconds``: auth's clock minus ours."""
+    if abs(offset_seconds) <= certificates.LEEWAY_SECONDS:
+        return Finding("clock", True, f"within {certificates.LEEWAY_SECONDS} s of auth's")
+    way = "behind" if offset_seconds > 0 else "ahead of"
+    return Finding("clock", False, f"{abs(offset_seconds) / 60:.0f} min {way} auth's", "set this machine's clock, as by NTP")

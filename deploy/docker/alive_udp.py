@@ -1,0 +1,13 @@
+"""Whether a DHT node, or a relay, answers on this UDP port of the container. Called by HEALTHCHECK with the port."""
+
+import socket
+import sys
+
+#: As cli/stack/dht.py asks: the PING of dht-rpc; every answer begins with 0x13.
+PING = bytes([0x03, 0x04, 0x34, 0x12, *bytes(6), 0x00])
+
+with socket.socket(type=socket.SOCK_DGRAM) as line:
+    line.settimeout(2)
+    line.connect(("127.0.0.1", int(sys.argv[1])))
+    line.send(PING)
+    sys.exit(line.recv(2048)[:1] != b"\x13")

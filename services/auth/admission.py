@@ -1,0 +1,215 @@
+"""Who is let into the mesh and who may stay: the rules of tickets and nodes. Pure; the caller brings rows and the time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from shared import addresses, errors, identity, tickets
+from shared.api.membership import Member, MemberState, TicketRow, TicketState
+from shared.certificates import MAX_LABELS, Subject
+from shared.types import NodeId, Role, UserId
+
+#: A node of which nothing was heard for so long needs a new ticket; people go on holidays with their laptops.
+IDLE = timedelta(days=30)
+IDLE_CLIENT = timedelta(days=90)
+#: What a ticket may make of a node. An auth service is made by the secret store alone: it needs the key of the mesh CA.
+JOINS_AS = (Role.WORKER, Role.CLIENT, Role.GATEWAY, Role.METRICS, Role.WEB)
+#: Labels that decide what a node is believed: from a ticket, and so from an administrator, or not at all.
+ONLY_BY_TICKET = frozenset({"trusted"})
+
+_NEW_TICKET_HINT = "ask an administrator for a new one (`aicli admin tickets create`)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownTicket:
+    id: str
+    #: The key that signs for it.
+    public_key: NodeId
+    role: Role
+    owner: UserId
+    #: Empty where that account is gone.
+    owner_name: str
+    labels: Mapping[str, str]
+    needs_approval: bool
+    uses: int
+    used: int
+    created_at: datetime
+    expires_at: datetime
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownNode:
+    id: NodeId
+    role: Role
+    state: MemberState
+    name: str
+    #: None for a node of the house.
+    owner: UserId | None
+    owner_name: str
+    labels: Mapping[str, str]
+    ticket_id: str | None
+    joined_at: datetime
+    idle_since: datetime
+    renewed_at: datetime | None
+    certified_until: datetime | None
+    revoked_at: datetime | None
+    reason: str
+
+
+# --- tickets ---------------------------------------------------------------------------------------------------------
+
+
+def check_role(role: Role) -> None:
+    """Raises BadRequest for a role that no ticket gives."""
+    if role not in JOINS_AS:
+        raise errors.BadRequest(f"role: nobody joins as {role} with a ticket", hint=f"one of {', '.join(JOINS_AS)}")
+
+
+def state_of(ticket: KnownTicket, now: datetime) -> TicketState:
+    if ticket.revoked_at is not None:
+        return TicketState.REVOKED
+    if ticket.used >= ticket.uses:
+        return TicketState.USED_UP
+    return TicketState.EXPIRED if ticket.expires_at <= now else TicketState.GOOD
+
+
+def check_signed(ticket: KnownTicket, text: bytes, *, by_ticket: bytes, newcomer: NodeId, by_newcomer: bytes) -> None:
+    """Both keys have signed this very use of it. Raises BadTicket."""
+    if not identity.verify(ticket.public_key, "enroll", text, by_ticket):
+        raise errors.BadTicket("the ticket's signature is wrong", hint="copy the ticket again, whole")
+    if not identity.verify(newcomer, "enroll", text, by_newcomer):
+        raise errors.BadTicket("the node's own signature is wrong", hint="join again")
+
+
+def check_usable(ticket: KnownTicket, now: datetime) -> None:
+    """Raises BadTicket, which says what is wrong with it."""
+    nodes = "one node" if ticket.uses == 1 else f"{ticket.uses} nodes"
+    why = {
+        TicketState.GOOD: "",
+        TicketState.REVOKED: "the ticket was revoked",
+        TicketState.USED_UP: f"the ticket is used up: it was good for {nodes}",
+        TicketState.EXPIRED: f"the ticket expired {_roughly(now - ticket.expires_at)} ago",
+    }[state_of(ticket, now)]
+    if why:
+        raise errors.BadTicket(why, hint=_NEW_TICKET_HINT)
+
+
+def unknown_ticket() -> errors.BadTicket:
+    return errors.BadTicket("this mesh does not know the ticket", hint=_NEW_TICKET_HINT)
+
+
+def join_labels(ticket: KnownTicket, own: Mapping[str, str]) -> dict[str, str]:
+    """What the certificate will say: the node's own labels, and the ticket's before them. Raises BadRequest."""
+    claimed = ONLY_BY_TICKET & (own.keys() - ticket.labels.keys())
+    if claimed:
+        raise errors.BadRequest(f"label {min(claimed)}: only a ticket can give it", hint="aicli admin tickets create --label …")
+    labels = {**own, **ticket.labels}
+    if len(labels) > MAX_LABELS:
+        raise errors.BadRequest(f"{len(labels)} labels: a node has at most {MAX_LABELS}", hint="leave some out")
+    return labels
+
+
+def warnings(bootstrap: Sequence[str]) -> tuple[str, ...]:
+    """What whoever makes a ticket should know of the way in. ``bootstrap`` is host:port; empty means the public DHT."""
+    hosts = {address.rpartition("@")[2].rpartition(":")[0].strip("[]") for address in bootstrap}
+    if not hosts or not all(host in addresses.LOOPBACK or host.startswith("127.") for host in hosts):
+        return ()
+    shown = ", ".join(sorted(hosts))
+    way_out = "set DHT_HOST to this machine's address and start the stack again, or TICKET_BOOTSTRAP to where they are reached"
+    return (f"machines elsewhere cannot reach the DHT nodes at {shown}: {way_out}",)
+
+
+def ticket_row(ticket: KnownTicket, now: datetime) -> TicketRow:
+    return TicketRow(
+        id=ticket.id,
+        role=ticket.role,
+        state=state_of(ticket, now),
+        uses=ticket.uses,
+        used=ticket.used,
+        labels=dict(ticket.labels),
+        needs_approval=ticket.needs_approval,
+        owner=ticket.owner_name or str(ticket.owner),
+        created_at=ticket.created_at,
+        expires_at=ticket.expires_at,
+    )
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:
+    """It may have a certificate now. Raises NotCertified, NodeRevoked and ApprovalPending."""
+    if node is None:
+        raise errors.NotCertified("this mesh does not know this node", hint=f"join with a ticket; {_NEW_TICKET_HINT}")
+    if node.state is MemberState.REVOKED:
+        raise revoked(node)
+    if node.state is MemberState.PENDING:
+        raise errors.ApprovalPending(
+            "an administrator has to approve this machine first",
+            hint=f"aicli admin nodes approve {node.id[:9]}",
+            retry_after_seconds=5,
+        )
+    idle = now - node.idle_since
+    if idle > (IDLE_CLIENT if node.role is Role.CLIENT else IDLE):
+        raise errors.NotCertified(f"nothing was heard of this node for {_roughly(idle)}", hint=f"join again; {_NEW_TICKET_HINT}")
+    return node
+
+
+def revoked(node: KnownNode) -> errors.NodeRevoked:
+    when = "" if node.revoked_at is None else f" on {node.revoked_at:%Y-%m-%d}"
+    return errors.NodeRevoked(
+        f"this node was revoked{when}", hint="the machine can join again under a new key, with a new ticket from an administrator"
+    )
+
+
+def check_revocable(node: KnownNode) -> None:
+    """Raises NotAllowed for auth, which would have to say so of itself."""
+    if node.role is Role.AUTH:
+        raise errors.NotAllowed(
+            "an auth service cannot be revoked by an auth service",
+            hint="stop it and give it a new node key; if the key of the mesh CA may be known to others, make a new CA",
+        )
+
+
+def subject_of(node: KnownNode) -> Subject:
+    """What its certificate says."""
+    owner = "" if node.owner is None else str(node.owner)
+    return Subject(node.id, node.role, owner, tuple(sorted(node.labels.items())))
+
+
+def member_row(node: KnownNode) -> Member:
+    owner = "" if node.owner is None else str(node.owner)
+    return Member(
+        id=node.id,
+        role=node.role,
+        state=node.state,
+        name=node.name,
+        owner=node.owner_name or owner,
+        labels=dict(node.labels),
+        joined_at=node.joined_at,
+        renewed_at=node.renewed_at,
+        certified_until=node.certified_until,
+        revoked_at=node.revoked_at,
+        reason=node.reason,
+    )
+
+
+def signed_text(ticket_id: str, newcomer: NodeId, auth: NodeId, channel: bytes) -> bytes:
+    """What both keys sign, for this connection. Raises NotAllowed where the connection has nothing of its own to sign."""
+    if not channel:
+        raise errors.NotAllowed("a ticket is used over Hyperswarm", hint="nodes of the house need none: NATS vouches for them")
+    return tickets.use_text(ticket_id, newcomer, auth, channel)
+
+
+def printable(name: str) -> str:
+    """A machine's name for itself, fit for a table."""
+    return "".join(character for character in name if character.isprintable()).strip()
+
+
+def _roughly(span: timedelta) -> str:
+    seconds = int(span.total_seconds())
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

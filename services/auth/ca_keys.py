@@ -1,0 +1,68 @@
+"""What the mesh CA's key makes: certificates, the revocation list, its successor's name, the secrets of topics. Pure."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from shared import certificates, errors, identity, topics
+from shared.api.membership import TopicSecret
+from shared.certificates import Subject
+from shared.types import AuthorityId, NodeId
+
+#: For so long after a change of epoch nodes are also told the secret of the one before, so that early and late ones meet.
+OVERLAP = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshState:
+    """What the revocation list is made from."""
+
+    number: int
+    epoch: int
+    #: None before the first change.
+    epoch_changed_at: datetime | None
+    revoked: tuple[NodeId, ...]
+
+
+class CaKeys:
+    """The key that signs, and the other one that nodes shall trust while one follows upon the other."""
+
+    def __init__(self, current: identity.Authority, other: identity.Authority | None = None) -> None:
+        """Raises BadSettings if both are one key."""
+        if other is not None and other.id == current.id:
+            raise errors.BadSettings("MESH_CA_NEXT_KEY_FILE holds the same key as MESH_CA_KEY_FILE", hint="leave it out, or make a new key")
+        self._current = current
+        self._other = other
+
+    @property
+    def public(self) -> AuthorityId:
+        return self._current.id
+
+    @property
+    def authorities(self) -> tuple[AuthorityId, ...]:
+        return (self._current.id,) if self._other is None else (self._current.id, self._other.id)
+
+    @property
+    def succession(self) -> bytes:
+        """The current key's word for the other one; empty without one."""
+        return b"" if self._other is None else certificates.name_successor(self._current, self._other.id)
+
+    def certify(self, subject: Subject, now: float) -> bytes:
+        return certificates.issue(self._current, subject, now)
+
+    def sign_list(self, state: MeshState, now: float) -> bytes:
+        return certificates.issue_list(self._current, state.number, state.epoch, state.revoked, now)
+
+    def topics(self, state: MeshState, now: float) -> tuple[TopicSecret, ...]:
+        """The epoch of now first. Never the next one: a node that is revoked now would know it."""
+        found = [self._secret(self._current, state.epoch)]
+        changed_at = state.epoch_changed_at
+        if changed_at is not None and datetime.fromtimestamp(now, UTC) < changed_at + OVERLAP:
+            found.append(self._secret(self._current, state.epoch - 1))
+        if self._other is not None:
+            # While some nodes know one key and some the other, both meet under both.
+            found.append(self._secret(self._other, state.epoch))
+        return tuple(found)
+
+    @staticmethod
+    def _secret(authority: identity.Authority, epoch: int) -> TopicSecret:
+        return TopicSecret(epoch, topics.epoch_secret(authority.raw_seed, epoch))

@@ -1,0 +1,111 @@
+"""The RPC methods by which administrators make tickets, and look at, approve and revoke nodes."""
+
+import secrets
+from datetime import timedelta
+
+from services.auth import admission, doorkeeper, roles
+from services.auth.admission import KnownTicket
+from services.auth.identities import Identities
+from services.auth.mesh_ca import MeshCa
+from services.auth.store import Store
+from shared import errors, identity, tickets
+from shared.api import membership
+from shared.api.auth import Principal
+from shared.api.membership import Member, MemberState, TicketRow
+from shared.node import Node
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+from shared.tickets import Ticket
+
+_log = logs.get(part="auth")
+
+
+class Roster:
+    """Handlers; all state is in PostgreSQL. Every method is for administrators."""
+
+    def __init__(self, node: Node, store: Store, identities: Identities, ca: MeshCa | None) -> None:
+        self._node = node
+        self._store = store
+        self._members = store.members
+        self._identities = identities
+        self._ca = ca
+
+    # --- tickets -----------------------------------------------------------------------------------------------------
+
+    @serves(membership.create_ticket)
+    async def create_ticket(self, request: membership.CreateTicket, call: Call) -> membership.NewTicket:
+        ca, admin = await self._admitted(call)
+        admission.check_role(request.role)
+        if not ca.meeting.is_on:
+            raise errors.Unavailable("Hyperswarm is off, and a ticket is used over it", hint="set DHT_BOOTSTRAP at auth")
+        owner_id, owner_name = admin.user_id, admin.username
+        if request.owner is not None:
+            owner = await self._store.get_user_called(request.owner)
+            owner_id, owner_name = owner.id, owner.username
+        meeting, now = ca.meeting, ca.now()
+        authority = identity.raw_of(ca.keys.public)
+        ticket = Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, meeting.outside, meeting.relays)
+        known = KnownTicket(
+            id=ticket.id,
+            public_key=ticket.key.id,
+            role=request.role,
+            owner=owner_id,
+            owner_name=owner_name,
+            labels=request.labels,
+            needs_approval=request.needs_approval,
+            uses=request.uses,
+            used=0,
+            created_at=now,
+            expires_at=now + timedelta(seconds=request.ttl_seconds),
+            revoked_at=None,
+        )
+        await self._members.add_ticket(known)
+        _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(admin.user_id))
+        return membership.NewTicket(tickets.render(ticket), admission.ticket_row(known, now), admission.warnings(meeting.outside))
+
+    @serves(membership.list_tickets)
+    async def list_tickets(self, request: membership.ListTickets, call: Call) -> membership.Tickets:
+        ca, _ = await self._admitted(call)
+        return membership.Tickets(tuple(admission.ticket_row(ticket, ca.now()) for ticket in await self._members.list_tickets()))
+
+    @serves(membership.revoke_ticket)
+    async def revoke_ticket(self, request: membership.RevokeTicket, call: Call) -> TicketRow:
+        ca, admin = await self._admitted(call)
+        ticket = await self._members.get_ticket_called(request.id)
+        if await self._members.revoke_ticket(ticket.id):
+            _log.info("ticket revoked", ticket_id=ticket.id, by=str(admin.user_id))
+        return admission.ticket_row(await self._members.get_ticket_called(ticket.id), ca.now())
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    @serves(membership.list_members)
+    async def list_members(self, request: membership.ListMembers, call: Call) -> membership.Members:
+        await self._admitted(call)
+        return membership.Members(tuple(admission.member_row(node) for node in await self._members.list_nodes()))
+
+    @serves(membership.approve_member)
+    async def approve_member(self, request: membership.ApproveMember, call: Call) -> Member:
+        _, admin = await self._admitted(call)
+        node = await self._members.get_node_called(request.id)
+        if await self._members.approve(node.id):
+            _log.info("node approved", node_id=node.id, by=str(admin.user_id))
+        node = await self._members.get_node_called(node.id)
+        if node.state is MemberState.REVOKED:
+            raise admission.revoked(node)
+        return admission.member_row(node)
+
+    @serves(membership.revoke_member)
+    async def revoke_member(self, request: membership.RevokeMember, call: Call) -> Member:
+        ca, admin = await self._admitted(call)
+        node = await self._members.get_node_called(request.id)
+        admission.check_revocable(node)
+        if await self._members.revoke(node.id, admission.printable(request.reason)):
+            _log.warning("node revoked", node_id=node.id, role=node.role, by=str(admin.user_id))
+        # Signed before the administrator hears that it is done; other replicas hear of it from PostgreSQL.
+        await ca.refresh()
+        return admission.member_row(await self._members.get_node_called(node.id))
+
+    async def _admitted(self, call: Call) -> tuple[MeshCa, Principal]:
+        caller = await self._identities.of(call.credential)
+        roles.check_admin(caller)
+        return doorkeeper.running(self._ca), caller

@@ -1,0 +1,121 @@
+"""Revoked by auth, kept out by NATS: the supervisor's part."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from cli.stack import home as homes
+from cli.stack import initialise, nats_users, revocation
+from cli.stack.home import Home
+from shared import certificates, errors, identity
+from shared.node import membership
+from shared.types import MeshName, NodeId, Role
+from tests.testnet import NatsServer
+
+MESH = MeshName("home")
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    found = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+    initialise.ensure(found, {}, tmp_path)
+    return found
+
+
+def tell(home: Home, *nodes: NodeId, number: int = 1) -> None:
+    """What auth does after a revocation."""
+    authority = identity.load_authority(home.secrets / "mesh_ca.nk")
+    body = certificates.issue_list(authority, number, 1, nodes, NOW)
+    membership.save(revocation.list_file(home), membership.Kept(MESH, Role.AUTH, revocations=body, authorities=(authority.id,)))
+
+
+def node(home: Home, name: str) -> NodeId:
+    return identity.load(home.key(name)).id
+
+
+def users(home: Home) -> str:
+    return (home.nats / "users.conf").read_text()
+
+
+def test_the_list_is_read_as_auth_keeps_it(home: Home) -> None:
+    path = revocation.list_file(home)
+    assert revocation.read_revoked(path) == frozenset()
+    tell(home, node(home, "web"))
+    assert revocation.read_revoked(path) == {node(home, "web")}
+    membership.save(path, membership.Kept(MESH, Role.AUTH))
+    assert revocation.read_revoked(path) == frozenset()
+
+
+def test_a_list_that_no_ca_of_the_mesh_signed_revokes_nobody(home: Home) -> None:
+    stranger = identity.Authority(identity.new_authority_seed())
+    ours = identity.load_authority(home.secrets / "mesh_ca.nk")
+    body = certificates.issue_list(stranger, 9, 1, (node(home, "gateway"),), NOW)
+    membership.save(revocation.list_file(home), membership.Kept(MESH, Role.AUTH, revocations=body, authorities=(ours.id,)))
+    with pytest.raises(errors.NotCertified):
+        revocation.read_revoked(revocation.list_file(home))
+    revocation.list_file(home).write_text("{")
+    with pytest.raises(errors.BadSettings, match="cannot be read"):
+        revocation.read_revoked(revocation.list_file(home))
+
+
+def test_a_revoked_user_stays_out_whatever_comes(home: Home, tmp_path: Path) -> None:
+    key = nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)
+    box = identity.load(key).id
+    gone = nats_users.revoke(home, MESH, {box, NodeId("UNKNOWN")})
+    assert [each.name for each in gone] == ["gpu-box"]
+    assert nats_users.revoke(home, MESH, {box}) == []
+    initialise.ensure(home, {}, tmp_path)
+    nats_users.add_node(home, MESH, "another", Role.WORKER)
+    # Also when the list has forgotten it: a certificate ends, a user of NATS does not.
+    nats_users.revoke(home, MESH, set())
+    assert box not in users(home)
+    assert node(home, "another") in users(home)
+    with pytest.raises(errors.BadSettings, match="has been revoked"):
+        nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)
+    key.unlink()
+    assert identity.load(nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)).id in users(home)
+
+
+@contextlib.asynccontextmanager
+async def watching(home: Home) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(revocation.watch(home, MESH))
+        yield
+        task.cancel()
+
+
+async def test_a_revoked_node_is_cut_off_from_a_running_server_and_the_others_are_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revocation, "_LOOK_SECONDS", 0.02)
+    server = NatsServer(home.nats)
+    nats_users.ensure(home, MESH, server.port)
+    server.start()
+    closed = asyncio.Event()
+    web, metrics = Client(), Client()
+
+    async def ignore(_: Exception) -> None:
+        """What counts is that it is closed."""
+
+    async def note() -> None:
+        closed.set()
+
+    try:
+        async with watching(home):
+            await web.connect(server.url, nkeys_seed=str(home.key("web")), allow_reconnect=False, closed_cb=note, error_cb=ignore)
+            await metrics.connect(server.url, nkeys_seed=str(home.key("metrics")), allow_reconnect=False, error_cb=ignore)
+            tell(home, node(home, "web"))
+            async with asyncio.timeout(5):
+                await closed.wait()
+            assert metrics.is_connected
+            with pytest.raises((NatsError, OSError)):
+                await Client().connect(
+                    server.url, nkeys_seed=str(home.key("web")), allow_reconnect=False, max_reconnect_attempts=1, error_cb=ignore
+                )
+    finally:
+        await metrics.close()
+        server.kill()

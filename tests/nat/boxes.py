@@ -1,0 +1,109 @@
+"""Machines on which a person types `aicli`: a home folder of their own, the package, and nothing else.
+
+What it prints goes to files: a worker's lines are read while it runs, and a pipe that nobody reads would stop it.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.nat.topology import Machine
+from tests.stacks import REPOSITORY, Outcome
+
+COMMAND_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Running:
+    """An `aicli` that goes on."""
+
+    process: asyncio.subprocess.Process
+    output: Path
+
+    def text(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    async def says(self, words: str, *, seconds: float) -> None:
+        """Wait until its output has these words."""
+        deadline = time.monotonic() + seconds
+        while words not in self.text():
+            assert self.process.returncode is None, f"ended with {self.process.returncode} before it said {words!r}:\n{self.text()}"
+            assert time.monotonic() < deadline, f"did not say {words!r} within {seconds} s:\n{self.text()}"
+            await asyncio.sleep(0.02)
+
+    async def kill(self) -> None:
+        """kill -9 of the process; what it started is left to find out."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+@dataclass(slots=True)
+class Box:
+    machine: Machine
+    home: Path
+    #: On top of what every shell has.
+    variables: dict[str, str]
+    _started: int = 0
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        # Every mesh of these tests is on made-up addresses, and a proxy of this machine would not know them.
+        return {**kept, "HOME": str(self.home), "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", **self.variables}
+
+    def _words(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        return (sys.executable, "-m", "cli.main", *arguments)
+
+    async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = COMMAND_SECONDS) -> Outcome:
+        """Run it to the end, as a person would."""
+        pipe = asyncio.subprocess.PIPE
+        process = await self.machine.start(*self._words(arguments), environment=self._environment(), stderr=pipe)
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                out, err = await process.communicate(stdin.encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        return Outcome(process.returncode, out.decode(), err.decode())
+
+    async def start(self, *arguments: str) -> Running:
+        """Start it and go on; ``says`` waits for a line."""
+        self._started += 1
+        output = self.home / f"output-{self._started}"
+        with output.open("wb") as file:
+            process = await self.machine.start(
+                *self._words(arguments), environment=self._environment(), stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file
+            )
+        return Running(process, output)
+
+
+@asynccontextmanager
+async def box(machine: Machine, **variables: str) -> AsyncIterator[Box]:
+    """A person's account on that machine; its processes and its files are gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="aimesh-box-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield Box(machine, Path(folder), variables)
+        finally:
+            await machine.kill_all()
+
+
+@asynccontextmanager
+async def house(machine: Machine, **variables: str) -> AsyncIterator[Box]:
+    """Where the services run: `aicli stack up` on a machine with an address that all can reach."""
+    settings = {"DHT_HOST": machine.address, "MESH_RELAY": "true", **variables}
+    async with box(machine, **settings) as made:
+        made.variables["AIMESH_HOME"] = str(made.home / "aimesh")
+        up = await made.aicli("stack", "up", deadline_seconds=150)
+        try:
+            assert up.status == 0, up.out + up.err
+            yield made
+        finally:
+            await made.aicli("stack", "down")

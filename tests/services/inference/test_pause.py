@@ -1,0 +1,31 @@
+"""A pause is a file: there or not."""
+
+import asyncio
+from pathlib import Path
+
+from services.inference.pause import Pause
+from tests.services.inference.standins import until
+
+
+def test_a_pause_outlives_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "paused").touch()
+    assert Pause(tmp_path / "paused").is_on
+    assert not Pause(tmp_path / "none").is_on
+    assert not Pause(None).is_on
+
+
+async def test_beginning_and_end_are_told_once_each(tmp_path: Path) -> None:
+    file = tmp_path / "paused"
+    pause = Pause(file)
+    seen: list[bool] = []
+    watching = asyncio.create_task(pause.watch(lambda: seen.append(pause.is_on), 0.001))
+    file.touch()
+    await until(lambda: seen == [True])
+    file.unlink()
+    await until(lambda: seen == [True, False])
+    watching.cancel()
+    await asyncio.wait({watching})
+
+
+async def test_without_a_file_there_is_nothing_to_watch() -> None:
+    await Pause(None).watch(lambda: None)

@@ -1,0 +1,102 @@
+"""A mesh CA, and nodes that it has certified, for tests of who gets in."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from shared import certificates, errors, identity
+from shared.certificates import Subject
+from shared.link import Link, Me
+from shared.swarm_link import Refusal, SwarmTransport
+from shared.trust import Trust
+from shared.types import MeshName, NodeId, Role
+from tests.shared.swarm_link.fakes import FakeSwarm
+
+NOW = 1_767_225_600.0
+MESH = MeshName("test")
+
+
+class Clock:
+    """Seconds since 1970, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def new_key() -> identity.NodeKey:
+    return identity.NodeKey(identity.new_seed())
+
+
+def new_authority() -> identity.Authority:
+    return identity.Authority(identity.new_authority_seed())
+
+
+def certified(role: Role, authority: identity.Authority, key: identity.NodeKey | None = None, now: float = NOW) -> Trust:
+    """What a node of that role believes and shows."""
+    key = key or new_key()
+    trust = Trust(key, role, (authority.id,))
+    trust.certificate = certificates.issue(authority, Subject(key.id, role, "ada", (("gpu", "a100"),)), now)
+    return trust
+
+
+@dataclass
+class Member:
+    """A running transport, and all that it told."""
+
+    trust: Trust
+    transport: SwarmTransport
+    swarm: FakeSwarm
+    links: list[Link] = field(default_factory=list)
+    announcements: list[tuple[NodeId, bytes]] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    numbers: list[tuple[NodeId, int]] = field(default_factory=list)
+    unreachable: list[tuple[NodeId, str]] = field(default_factory=list)
+    attached: list[bool] = field(default_factory=list)
+    lost: list[errors.AimeshError] = field(default_factory=list)
+
+    @property
+    def id(self) -> NodeId:
+        return self.trust.me.id
+
+    def link_to(self, other: "Member") -> Link:
+        link = self.transport.find(other.id)
+        assert link is not None, [refusal.why.message for refusal in self.refusals + other.refusals]
+        return link
+
+
+@asynccontextmanager
+async def member(trust: Trust, clock: Clock, swarm: FakeSwarm | None = None) -> AsyncIterator[Member]:
+    """A transport that runs over a fake swarm (or over whatever ``swarm`` is)."""
+    swarm = swarm or FakeSwarm(trust.me)
+    transport = SwarmTransport(Me(MESH, trust.role, trust.me, "aimesh/test"), trust, lambda: swarm, clock=clock)
+    found = Member(trust, transport, swarm)
+
+    def take(link: Link) -> None:
+        found.links.append(link)
+        link.on_closed = found.lost.append
+
+    transport.on_link = take
+    transport.on_announcement = lambda link, body: found.announcements.append((link.peer.node, body))
+    transport.on_refused = found.refusals.append
+    transport.on_number = lambda link, number: found.numbers.append((link.peer.node, number))
+    transport.on_unreachable = lambda node, why: found.unreachable.append((node, why))
+    transport.on_attached = found.attached.append
+    task = asyncio.create_task(transport.run())
+    try:
+        yield found
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await transport.close()
+
+
+async def settle() -> None:
+    """Let everything that has been sent arrive, and what it causes; no time passes."""
+    for _ in range(30):
+        await asyncio.sleep(0)

@@ -1,0 +1,797 @@
+"""Links over Hyperswarm, with connections in memory: who gets in, who is cut off, what is said, and what is not."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from shared import certificates, errors, identity
+from shared.certificates import Subject
+from shared.frames import wire
+from shared.frames.wire import Announce, Call, Error, Goaway, Hello, Item, Ping, Pong
+from shared.hyperswarm import NodeMissing, Path, PathChanged, PeerFailed, SidecarDied, SidecarLost, SidecarRestarted
+from shared.link import HELLO_SECONDS
+from shared.swarm_link import Meeting, SwarmLink
+from shared.swarm_link import transport as transport_module
+from shared.swarm_link.door import MAX_PARKED, link_id
+from shared.swarm_link.link import NEWCOMER_BYTES, STUCK_SECONDS
+from shared.swarm_link.strangers import MAX_PENDING, REFUSED_SECONDS
+from shared.trust import Trust
+from shared.types import Role
+from tests.shared.swarm_link.fakes import FakeConnection, FakeSwarm, connect, pair
+from tests.shared.swarm_link.people import NOW, Clock, Member, certified, member, new_authority, new_key, settle
+from tests.testnet import until
+
+TOPIC = bytes(32)
+
+
+def frames_of(connection: FakeConnection) -> list[wire.Frame]:
+    """Everything that this end has sent."""
+    return [frame for message in connection.sent for frame in wire.decode(message)]
+
+
+def stranger_at(found: Member, *, key: identity.NodeKey | None = None) -> FakeConnection:
+    """The far end of a new connection to a member; ``send`` on it says what the stranger says."""
+    ours, theirs = pair(found.swarm.key.raw, (key or new_key()).raw)
+    found.swarm.bring(ours)
+    return theirs
+
+
+def hello_for(trust: Trust, connection: FakeConnection, now: float = NOW) -> Hello:
+    """What ``trust`` says on its end of a connection."""
+    return trust.hello(identity.node_of(connection.key), link_id(connection), "aimesh/test", now)  # type: ignore[arg-type]  # a fake
+
+
+# --- opening ------------------------------------------------------------------------------------------------------------
+
+
+async def test_two_certified_nodes_have_a_link_once_both_have_shown_it() -> None:
+    mesh, clock = new_authority(), Clock()
+    worker_key = new_key()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh, worker_key), clock) as worker:
+        ours, theirs = connect(worker.swarm, gateway.swarm)
+        await settle()
+        up, down = worker.link_to(gateway), gateway.link_to(worker)
+        assert (up.dialled, down.dialled) == (True, False)
+        assert down.peer.role is Role.WORKER
+        assert (down.peer.certified, down.peer.owner, down.peer.labels) == (worker_key.id, "ada", (("gpu", "a100"),))
+        assert up.peer.channel == down.peer.channel == ours.channel == theirs.channel
+        assert (up.transport, up.path) == ("swarm", "direct")
+        assert ours.window_is_open
+        assert theirs.window_is_open
+        received: list[wire.Frame] = []
+        down.on_frames = received.extend
+        up.send(Goaway("a"))
+        up.send(Item(1, b"x" * 60_000))
+        await settle()
+        assert received == [Goaway("a"), Item(1, b"x" * 60_000)]
+        assert len(ours.sent) == 2, "the HELLO, and one write for the frames of one turn"
+
+
+async def test_both_sides_number_their_calls_apart() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.AUTH, mesh), clock) as auth:
+        connect(gateway.swarm, auth.swarm)
+        await settle()
+        assert gateway.link_to(auth).dialled is not auth.link_to(gateway).dialled
+
+
+async def test_a_connection_that_carries_no_hello_is_dropped_in_time() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+        theirs = stranger_at(gateway)
+        started = time.monotonic()
+        await until(lambda: theirs.closed is not None, seconds=HELLO_SECONDS + 1)
+        assert time.monotonic() - started >= HELLO_SECONDS - 0.1
+        assert gateway.transport.strangers_refused == 1
+        # A network may do that, so it may come back at once.
+        again = stranger_at(gateway)
+        await settle()
+        assert again.closed is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\xc1", id="not msgpack"),
+        pytest.param(wire.encode([]), id="no frames"),
+        pytest.param(wire.encode([Ping(1)]), id="another frame"),
+        pytest.param(bytes(wire.MAX_BYTES_BEFORE_HELLO + 1), id="more than 4 KiB"),
+        pytest.param(wire.encode([Call(1, "auth.loginUser", 1000, b"")]), id="a call"),
+    ],
+)
+async def test_what_is_no_hello_ends_the_connection(body: bytes) -> None:
+    async with member(certified(Role.GATEWAY, new_authority()), Clock()) as gateway:
+        theirs = stranger_at(gateway)
+        theirs.send(body)
+        await settle()
+        assert theirs.closed is not None
+        assert not gateway.links
+        [refusal] = gateway.refusals
+        assert isinstance(refusal.why, errors.ProtocolViolation)
+        assert refusal.role is None
+
+
+async def test_what_came_with_the_hello_and_behind_it_is_read_in_order() -> None:
+    mesh, clock = new_authority(), Clock()
+    trust = certified(Role.WORKER, mesh)
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+        received: list[wire.Frame] = []
+
+        def take(link: SwarmLink) -> None:
+            link.on_frames = received.extend
+
+        gateway.transport.on_link = take  # type: ignore[assignment]  # each link of it is one
+        theirs = stranger_at(gateway, key=trust.me)
+        theirs.send(wire.encode([hello_for(trust, theirs), Goaway("1")]))
+        theirs.send(wire.encode([Goaway("2")]))
+        theirs.send(wire.encode([Goaway("3")]))
+        await settle()
+        assert received == [Goaway("1"), Goaway("2"), Goaway("3")]
+
+
+async def test_a_hello_of_another_connection_opens_nothing() -> None:
+    """Whoever records a HELLO cannot use it again, not even on the way to the same node."""
+    mesh, clock = new_authority(), Clock()
+    trust = certified(Role.WORKER, mesh)
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+        first, second = stranger_at(gateway, key=trust.me), stranger_at(gateway, key=trust.me)
+        second.send(wire.encode([hello_for(trust, first)]))
+        await settle()
+        [refusal] = gateway.refusals
+        assert "not signed for this connection" in refusal.why.message
+        assert not gateway.links
+
+
+async def test_a_certificate_under_a_foreign_key_opens_nothing() -> None:
+    mesh, clock = new_authority(), Clock()
+    worker, thief = certified(Role.WORKER, mesh), Trust(new_key(), Role.WORKER, (mesh.id,))
+    thief.certificate = worker.certificate
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+        theirs = stranger_at(gateway, key=thief.me)
+        theirs.send(wire.encode([hello_for(thief, theirs)]))
+        await settle()
+        [refusal] = gateway.refusals
+        assert isinstance(refusal.why, errors.NotCertified)
+        assert refusal.role is None, "the worker must not be shown as refused for what a thief did"
+        assert theirs.peer.aborted, "nothing is said to him"
+
+
+async def test_a_node_of_another_mesh_gets_nothing_to_hear() -> None:
+    clock = Clock()
+    async with (
+        member(certified(Role.GATEWAY, new_authority()), clock) as gateway,
+        member(certified(Role.WORKER, new_authority()), clock) as other,
+    ):
+        ours, _ = connect(gateway.swarm, other.swarm)
+        await settle()
+        assert not gateway.links + other.links
+        assert [type(frame) for frame in frames_of(ours)] == [Hello]
+
+
+# --- newcomers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_newcomer_speaks_to_auth_and_to_nobody_else() -> None:
+    mesh, clock = new_authority(), Clock()
+    for role in (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.CLIENT):
+        async with (
+            member(Trust(new_key(), Role.NEWCOMER, (mesh.id,)), clock) as newcomer,
+            member(certified(role, mesh), clock) as other,
+        ):
+            ours, _ = connect(newcomer.swarm, other.swarm)
+            await settle()
+            assert ours.sent == [], role
+            assert ours.closed is not None
+            assert not newcomer.links + other.links
+    async with member(Trust(new_key(), Role.NEWCOMER, (mesh.id,)), clock) as newcomer, member(certified(Role.AUTH, mesh), clock) as auth:
+        connect(newcomer.swarm, auth.swarm)
+        await settle()
+        assert newcomer.link_to(auth).peer.role is Role.AUTH
+        assert auth.link_to(newcomer).peer.role is Role.NEWCOMER
+
+
+async def test_a_newcomer_says_nothing_to_an_auth_of_another_ca() -> None:
+    clock = Clock()
+    async with (
+        member(Trust(new_key(), Role.NEWCOMER, (new_authority().id,)), clock) as newcomer,
+        member(certified(Role.AUTH, new_authority()), clock) as rogue,
+    ):
+        ours, _ = connect(newcomer.swarm, rogue.swarm)
+        await settle()
+        assert ours.sent == []
+        assert ours.closed is not None
+        assert not newcomer.links
+
+
+async def test_a_newcomer_leaves_when_its_time_is_up_or_when_it_says_too_much() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with (
+        member(certified(Role.AUTH, mesh), clock) as auth,
+        member(Trust(new_key(), Role.NEWCOMER, (mesh.id,)), clock) as quiet,
+        member(Trust(new_key(), Role.NEWCOMER, (mesh.id,)), clock) as loud,
+    ):
+        connect(quiet.swarm, auth.swarm)
+        connect(loud.swarm, auth.swarm)
+        await settle()
+        for _ in range(NEWCOMER_BYTES // 50_000 + 1):
+            loud.link_to(auth).send(Item(1, bytes(50_000)))
+            await settle()
+        assert auth.transport.find(loud.id) is None
+        link = auth.link_to(quiet)
+        assert isinstance(link, SwarmLink)
+        link.check_certificate(NOW + 29)
+        assert link.closed is None
+        link.check_certificate(NOW + 31)
+        assert isinstance(link.closed, errors.CertificateExpired)
+
+
+async def test_a_few_newcomers_may_be_there_at_once() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with contextlib.AsyncExitStack() as stack:
+        auth = await stack.enter_async_context(member(certified(Role.AUTH, mesh), clock))
+        for _ in range(transport_module.MAX_NEWCOMERS + 5):
+            newcomer = Trust(new_key(), Role.NEWCOMER, (mesh.id,))
+            theirs = stranger_at(auth, key=newcomer.me)
+            theirs.send(wire.encode([hello_for(newcomer, theirs)]))
+            await settle()
+        assert len(auth.transport.links()) == transport_module.MAX_NEWCOMERS
+        worker = await stack.enter_async_context(member(certified(Role.WORKER, mesh), clock))
+        connect(worker.swarm, auth.swarm)
+        await settle()
+        assert auth.link_to(worker), "who is certified is not one of them"
+
+
+async def test_a_node_whose_certificate_has_ended_comes_to_auth_as_a_newcomer_and_others_say_why_not() -> None:
+    mesh, clock = new_authority(), Clock()
+    sleeper = certified(Role.WORKER, mesh, now=NOW - 3 * 86_400)
+    async with (
+        member(sleeper, clock) as worker,
+        member(certified(Role.AUTH, mesh), clock) as auth,
+        member(certified(Role.GATEWAY, mesh), clock) as gateway,
+    ):
+        connect(worker.swarm, auth.swarm)
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        assert auth.link_to(worker).peer.role is Role.NEWCOMER
+        assert worker.transport.find(gateway.id) is None
+        [refusal] = gateway.refusals
+        assert (refusal.node, refusal.role, refusal.software) == (worker.id, Role.WORKER, "aimesh/test")
+        assert refusal.why.message == "the certificate expired 2 d ago"
+        # It renews, shows it, and is let in as what it is.
+        sleeper.certificate = certificates.issue(mesh, Subject(sleeper.me.id, Role.WORKER), NOW)
+        worker.transport.rehello()
+        await settle()
+        assert worker.transport.find(auth.id) is None
+        connect(worker.swarm, auth.swarm)
+        await settle()
+        assert auth.link_to(worker).peer.role is Role.WORKER
+
+
+# --- strangers (T13) ----------------------------------------------------------------------------------------------------
+
+
+async def test_five_hundred_strangers_reach_nothing_and_known_nodes_do_not_wait() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with contextlib.AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(member(certified(Role.GATEWAY, mesh), clock))
+        workers = [await stack.enter_async_context(member(certified(Role.WORKER, mesh), clock)) for _ in range(5)]
+        for worker in workers:
+            connect(worker.swarm, gateway.swarm)
+        await settle()
+        known = gateway.transport.links()
+        assert len(known) == 5
+        for link in known:
+            link.close(errors.LinkLost("for the test"))
+        await settle()
+        strangers = [stranger_at(gateway) for _ in range(500)]
+        await settle()
+        assert sum(1 for each in strangers if each.closed is None) == MAX_PENDING
+        links = len(gateway.links)
+        for worker in workers:
+            connect(worker.swarm, gateway.swarm)
+        await settle()
+        assert len(gateway.transport.links()) == 5, "they were known before"
+        assert len(gateway.links) == links + 5
+        fresh = certified(Role.WORKER, mesh)
+        theirs = stranger_at(gateway, key=fresh.me)
+        await settle()
+        assert theirs.closed is not None, "one that was never seen waits its turn"
+        for each in strangers:
+            if each.closed is None:
+                rogue = Trust(new_key(), Role.WORKER, (mesh.id,))
+                each.send(wire.encode([hello_for(rogue, each)]))
+        await settle()
+        assert all(each.closed is not None for each in strangers)
+        assert len(gateway.links) == links + 5
+        assert gateway.transport.strangers_refused == 501
+        theirs = stranger_at(gateway, key=fresh.me)
+        theirs.send(wire.encode([hello_for(fresh, theirs)]))
+        await settle()
+        assert gateway.transport.find(fresh.me.id), "and has its turn when they are gone"
+
+
+async def test_a_key_that_was_just_refused_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh, clock = new_authority(), Clock()
+    rogue = certified(Role.WORKER, new_authority())
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+        theirs = stranger_at(gateway, key=rogue.me)
+        theirs.send(wire.encode([hello_for(rogue, theirs)]))
+        await settle()
+        assert len(gateway.refusals) == 1
+        looked: list[Hello] = []
+        monkeypatch.setattr(gateway.trust, "admit", lambda hello, *rest: looked.append(hello))
+        again = stranger_at(gateway, key=rogue.me)
+        await settle()
+        assert again.closed is not None
+        assert frames_of(again.peer) == []
+        assert (looked, len(gateway.refusals)) == ([], 1)
+        assert gateway.transport.strangers_refused == 2
+        assert REFUSED_SECONDS == 5
+
+
+async def test_nodes_with_nothing_to_say_to_each_other_keep_an_unused_connection() -> None:
+    """Closed, it would be dialled again without end: two gateways meet wherever gateways announce themselves."""
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as one, member(certified(Role.GATEWAY, mesh), clock) as other:
+        ours, theirs = connect(one.swarm, other.swarm)
+        await settle()
+        assert not one.links + other.links
+        assert not one.refusals + other.refusals
+        assert ours.closed is None
+        assert not ours.window_is_open
+        theirs.send(wire.encode([Call(1, "x.y", 1, b"")]))
+        await settle()
+        assert ours.closed is None
+        assert MAX_PARKED == 64
+
+
+# --- certificates end, nodes are revoked --------------------------------------------------------------------------------
+
+
+async def test_a_revoked_node_is_cut_off_told_why_and_shut_out() -> None:
+    mesh, clock = new_authority(), Clock()
+    profile = new_key()
+    client_trust = certified(Role.CLIENT, mesh, profile)
+    process = Trust(new_key(), Role.CLIENT, (mesh.id,))
+    process.certificate = client_trust.certificate
+    process.delegation = certificates.delegate(profile, process.me.id, NOW)
+    async with (
+        member(certified(Role.GATEWAY, mesh), clock) as gateway,
+        member(certified(Role.WORKER, mesh), clock) as worker,
+        member(certified(Role.WORKER, mesh), clock) as honest,
+        member(process, clock) as client,
+    ):
+        for each in (worker, honest, client):
+            connect(each.swarm, gateway.swarm)
+        await settle()
+        assert gateway.link_to(client).peer.certified == profile.id
+        gateway.trust.take_list(certificates.issue_list(mesh, 7, 1, (worker.id, profile.id), NOW))
+        await settle()
+        assert {link.peer.node for link in gateway.transport.links()} == {honest.id}
+        assert all(isinstance(why, errors.NodeRevoked) for why in gateway.lost)
+        [why] = worker.lost
+        assert isinstance(why, errors.LinkLost)
+        assert "closed the link: this node was revoked" in why.message
+        assert gateway.swarm.firewall.denied == {worker.trust.me.raw, profile.raw}
+        connect(client.swarm, gateway.swarm)  # its own key is on no list
+        await settle()
+        assert gateway.transport.find(client.id) is None
+        assert isinstance(gateway.refusals[-1].why, errors.NodeRevoked)
+        assert gateway.refusals[-1].role is Role.CLIENT
+
+
+async def test_who_has_left_the_list_is_let_in_again() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+        gateway.trust.take_list(certificates.issue_list(mesh, 1, 1, (new_key().id,), NOW))
+        await settle()
+        assert len(gateway.swarm.firewall.denied) == 1
+        gateway.trust.take_list(certificates.issue_list(mesh, 2, 1, (), NOW))
+        await until(lambda: not gateway.swarm.firewall.denied, seconds=2)
+
+
+async def test_a_new_certificate_moves_the_end_of_an_open_link() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        link = gateway.link_to(worker)
+        assert isinstance(link, SwarmLink)
+        assert link.until == NOW + 24 * 3600
+        clock.now += 16 * 3600
+        worker.trust.certificate = certificates.issue(mesh, Subject(worker.id, Role.WORKER, "ada", (("gpu", "h100"),)), clock.now)
+        worker.transport.rehello()
+        await settle()
+        assert link.closed is None
+        assert link.until == NOW + 40 * 3600
+        assert link.peer.labels == (("gpu", "h100"),)
+        link.check_certificate(NOW + 40 * 3600 + certificates.LEEWAY_SECONDS)
+        assert link.closed is None
+        link.check_certificate(NOW + 40 * 3600 + certificates.LEEWAY_SECONDS + 1)
+        assert isinstance(link.closed, errors.CertificateExpired)
+
+
+async def test_a_worse_hello_on_an_open_link_breaks_the_protocol() -> None:
+    mesh, clock = new_authority(), Clock()
+    for subject, at, says in [
+        (Subject, NOW - 3600, "older certificate"),
+        (lambda node, role: Subject(node, Role.CLIENT), NOW + 1, "somebody else"),
+        (lambda node, role: Subject(node, role, "eve"), NOW + 1, "somebody else"),
+    ]:
+        async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+            connect(worker.swarm, gateway.swarm)
+            await settle()
+            found = subject(worker.id, Role.WORKER)
+            owner = found.owner or "ada"
+            worker.trust.role = found.role
+            worker.trust.certificate = certificates.issue(mesh, Subject(found.node, found.role, owner), at)
+            worker.transport.rehello()
+            await settle()
+            [why] = gateway.lost
+            assert isinstance(why, errors.ProtocolViolation)
+            assert says in why.message
+
+
+async def test_the_hello_of_another_link_breaks_an_open_one() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        ours, _ = connect(worker.swarm, gateway.swarm)
+        await settle()
+        ours.send(wire.encode([worker.trust.hello(gateway.id, 5, "x", NOW)]))
+        await settle()
+        assert isinstance(gateway.lost[0], errors.NotCertified)
+
+
+@pytest.mark.parametrize("offset", [-600, 600])
+async def test_a_clock_that_is_off_is_remembered_where_the_certificate_is_still_good(offset: float) -> None:
+    mesh, clock, other = new_authority(), Clock(), Clock()
+    other.now += offset
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), other) as worker:
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        link, back = gateway.link_to(worker), worker.link_to(gateway)
+        assert isinstance(link, SwarmLink)
+        assert isinstance(back, SwarmLink)
+        assert (link.clock_offset_seconds, back.clock_offset_seconds) == (offset, -offset)
+
+
+async def test_a_clock_that_is_too_far_off_is_named_in_the_refusal() -> None:
+    mesh, clock, other = new_authority(), Clock(), Clock()
+    other.now -= 12 * 60
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), other) as worker:
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        [refusal] = worker.refusals
+        assert isinstance(refusal.why, errors.ClockSkew)
+        assert (refusal.why.message, refusal.role) == ("its clock is 12 min ahead of ours", Role.GATEWAY)
+
+
+async def test_a_higher_number_of_the_revocation_list_is_told() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        gateway.trust.take_list(certificates.issue_list(mesh, 3, 1, (), NOW))
+        ours, _ = connect(worker.swarm, gateway.swarm)
+        await settle()
+        assert worker.numbers == [(gateway.id, 3)]
+        assert gateway.numbers == []
+        ours.peer.send(wire.encode([Pong(99, 2), Pong(99, 4)]))
+        await settle()
+        assert worker.numbers == [(gateway.id, 3), (gateway.id, 2), (gateway.id, 4)]
+        worker.trust.take_list(gateway.trust.list_body)
+        ours.peer.send(wire.encode([Pong(99, 3)]))
+        ours.send(wire.encode([Ping(5)]))
+        await settle()
+        assert len(worker.numbers) == 3
+        assert frames_of(ours.peer)[-1] == Pong(5, 3)
+
+
+# --- announcements ------------------------------------------------------------------------------------------------------
+
+
+async def test_announcements_go_to_those_who_may_see_them_and_to_no_call() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with (
+        member(certified(Role.GATEWAY, mesh), clock) as gateway,
+        member(certified(Role.WORKER, mesh), clock) as worker,
+        member(certified(Role.CLIENT, mesh), clock) as client,
+    ):
+        connect(worker.swarm, gateway.swarm)
+        connect(client.swarm, gateway.swarm)
+        await settle()
+        received: list[wire.Frame] = []
+        gateway.link_to(worker).on_frames = received.extend
+        worker.transport.announce(b"I serve")
+        client.transport.announce(b"nobody listens")
+        gateway.transport.announce(b"I route")
+        await settle()
+        assert gateway.announcements == [(worker.id, b"I serve")]
+        assert (worker.announcements, client.announcements) == ([(gateway.id, b"I route")], [(gateway.id, b"I route")])
+        assert received == []
+
+
+@pytest.mark.parametrize(
+    ("role", "body"),
+    [
+        pytest.param(Role.CLIENT, b"I am here", id="a client's"),
+        pytest.param(Role.WORKER, bytes(17_000), id="one that is too long"),
+    ],
+)
+async def test_an_announcement_that_may_not_be_breaks_the_protocol(role: Role, body: bytes) -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(role, mesh), clock) as other:
+        connect(other.swarm, gateway.swarm)
+        await settle()
+        other.link_to(gateway).send(Announce(body))
+        await settle()
+        assert isinstance(gateway.lost[0], errors.ProtocolViolation)
+        assert gateway.announcements == []
+
+
+async def test_an_announcement_that_cannot_be_read_ends_its_link() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+
+        def read(link: object, body: bytes) -> None:
+            raise errors.ProtocolViolation("not an announcement")
+
+        gateway.transport.on_announcement = read
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        worker.transport.announce(b"\xc1")
+        await settle()
+        assert isinstance(gateway.lost[0], errors.ProtocolViolation)
+
+
+# --- flow ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_peer_that_does_not_read_holds_up_the_sender_and_then_gets_all_of_it() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        ours, theirs = connect(worker.swarm, gateway.swarm)
+        await settle()
+        theirs.reads = False
+        link = worker.link_to(gateway)
+        count = 0
+        while not link.is_full:
+            link.send(Item(1, b"%8d" % count + bytes(30_000)))
+            count += 1
+            await asyncio.sleep(0)
+        handed_over = sum(map(len, ours.sent))
+        assert handed_over < 1024 * 1024 + wire.MAX_WRITE_BYTES + 4096, "what waits stays in the link, which says when it is full"
+        waiting = asyncio.create_task(link.drained())
+        await settle()
+        assert not waiting.done()
+        received: list[wire.Frame] = []
+        gateway.link_to(worker).on_frames = received.extend
+        theirs.read_again()
+        async with asyncio.timeout(5):
+            await waiting
+        await settle()
+        assert [int(frame.body[:8]) for frame in received if isinstance(frame, Item)] == list(range(count))
+
+
+async def test_a_peer_that_talks_and_never_reads_is_left() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        _, theirs = connect(worker.swarm, gateway.swarm)
+        await settle()
+        theirs.reads = False
+        link = worker.link_to(gateway)
+        while not link.is_full:
+            link.send(Item(1, bytes(60_000)))
+            await asyncio.sleep(0)
+        now = asyncio.get_running_loop().time()
+        for second in range(int(STUCK_SECONDS) + 2):
+            link.receive([Ping(second)], now + second)
+            link.tick(now + second)
+        assert isinstance(link.closed, errors.LinkLost)
+        assert "taken nothing" in link.closed.message
+        assert link.unsent_bytes < 2 * 1024 * 1024
+
+
+async def test_frames_that_are_longer_than_they_looked_leave_as_several_writes() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        ours, _ = connect(worker.swarm, gateway.swarm)
+        await settle()
+        received: list[wire.Frame] = []
+        gateway.link_to(worker).on_frames = received.extend
+        problem = errors.Problem("internal", "m" * 30_000)
+        sent = [Error(number, problem) for number in range(1, 16)]
+        for frame in sent:
+            worker.link_to(gateway).send(frame)
+        await settle()
+        assert received == sent
+        assert all(len(message) <= wire.MAX_WRITE_BYTES for message in ours.sent)
+
+
+async def test_what_is_not_frames_ends_the_link_with_a_word() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        ours, _ = connect(worker.swarm, gateway.swarm)
+        await settle()
+        ours.send(b"\xc1")
+        await settle()
+        assert isinstance(gateway.lost[0], errors.ProtocolViolation)
+        assert "closed the link: not frames" in worker.lost[0].message
+
+
+# --- life ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_newer_connection_of_a_node_takes_the_place_of_the_old_one() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        old = gateway.link_to(worker)
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        assert old.closed is not None
+        assert gateway.link_to(worker) is not old
+        assert gateway.link_to(worker).closed is None
+
+
+async def test_a_lost_connection_ends_its_link_and_silence_is_told_apart() -> None:
+    mesh, clock = new_authority(), Clock()
+    for reason, is_silence in [
+        ("", False),
+        ("ECONNRESET", False),
+        ("sidecar lost", False),
+        ("Stream timed out", True),
+        ("ETIMEDOUT", True),
+    ]:
+        async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+            ours, _ = connect(worker.swarm, gateway.swarm, (TOPIC,))
+            await settle()
+            link = worker.link_to(gateway)
+            ours.end(reason)
+            assert isinstance(link.closed, errors.LinkLost)
+            assert link.fell_silent is is_silence
+            assert worker.transport.find(gateway.id) is None
+
+
+async def test_silence_is_found_out_by_the_link_itself() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        link, now = gateway.link_to(worker), asyncio.get_running_loop().time()
+        link.tick(now + 2.9)
+        assert link.closed is None
+        link.tick(now + 3.1)
+        assert link.fell_silent
+
+
+async def test_closing_tells_the_peers_and_takes_no_more() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        await gateway.transport.close(errors.LinkLost("this node is stopping"))
+        await settle()
+        assert "closed the link: this node is stopping" in worker.lost[0].message
+        late = stranger_at(gateway)
+        await settle()
+        assert late.closed is not None
+        await gateway.transport.close()
+        assert gateway.trust.on_revoked == []
+
+
+async def test_the_end_of_run_says_goodbye() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.WORKER, mesh), clock) as worker:
+        async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+            connect(worker.swarm, gateway.swarm)
+            await settle()
+        await settle()
+        assert "closed the link: this node is stopping" in worker.lost[0].message
+        assert gateway.attached == [True, False]
+
+
+async def test_a_silenced_node_says_nothing_more() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        ours, _ = connect(worker.swarm, gateway.swarm)
+        await settle()
+        said = len(ours.sent)
+        worker.transport.silence()
+        await settle()
+        assert len(ours.sent) == said
+        assert "closed the link" not in gateway.lost[0].message
+
+
+# --- the swarm ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_meetings_are_kept_as_they_are_wanted() -> None:
+    a, b = b"a" * 32, b"b" * 32
+    swarm = FakeSwarm(new_key())
+    async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
+        gateway.transport.meet([Meeting(a, True, True), Meeting(b, False, True), Meeting(TOPIC, False, False)])
+        await settle()
+        assert swarm.joined == {a: (True, True), b: (False, True)}
+        gateway.transport.meet([Meeting(b, True, True)])
+        await settle()
+        assert swarm.joined == {b: (True, True)}
+
+
+async def test_a_command_that_the_sidecar_did_not_take_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "AGAIN_SECONDS", 0.01)
+    swarm = FakeSwarm(new_key())
+    async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
+        await settle()
+        swarm.trouble = SidecarLost("died")
+        gateway.transport.meet([Meeting(TOPIC, True, True)])
+        await until(lambda: TOPIC in swarm.joined)
+
+
+async def test_a_swarm_that_does_not_start_is_tried_again_and_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "RETRY_SECONDS", 0.01)
+    swarm = FakeSwarm(new_key(), broken=NodeMissing("Node.js is not there", hint="run `make setup`"))
+    async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
+        await settle()
+        assert not gateway.transport.connected
+        assert gateway.transport.trouble == "Hyperswarm does not run: Node.js is not there; run `make setup`"
+        swarm.broken = None
+        await until(lambda: gateway.transport.connected)
+        assert gateway.transport.trouble == ""
+        swarm.on_event(SidecarDied("killed"))
+        assert not gateway.transport.connected
+        swarm.on_event(SidecarRestarted(1))
+        swarm.bring(None)  # it ends by itself
+        await settle()
+        await until(lambda: gateway.transport.connected)
+        assert gateway.attached == [True, False, True, False, True]
+
+
+async def test_who_did_not_answer_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "PING_SECONDS", 0.01)
+    swarm = FakeSwarm(new_key())
+    async with member(certified(Role.WORKER, new_authority()), Clock(), swarm) as worker:
+        worker.transport.meet([Meeting(TOPIC, False, True)])
+        await settle()
+        ours, _ = pair(swarm.key.raw, new_key().raw, (TOPIC, b"x" * 32))
+        swarm.bring(ours)
+        await settle()
+        ours.end("Stream timed out")
+        await until(lambda: swarm.refreshed == [TOPIC])
+
+
+async def test_paths_and_failed_dials_are_told_in_plain_words() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        ours, _ = connect(worker.swarm, gateway.swarm)
+        await settle()
+        ours.path = Path.RELAYED
+        worker.swarm.on_event(PathChanged(ours))  # type: ignore[arg-type]  # a fake
+        assert worker.link_to(gateway).path == "relayed"
+        stranger = new_key()
+        code = "HOLEPUNCH_DOUBLE_RANDOMIZED_NATS"
+        worker.swarm.on_event(PeerFailed(stranger.raw, (), code, "Both remote and local NATs are randomized"))
+        worker.swarm.relays = (bytes(32),)
+        worker.swarm.on_event(PeerFailed(stranger.raw, (), code, ""))
+        worker.swarm.on_event(PeerFailed(stranger.raw, (), "BRAND_NEW", "something new"))
+        worker.swarm.on_event(PeerFailed(gateway.trust.me.raw, (), code, ""))  # but there is a link
+        assert worker.unreachable == [
+            (stranger.id, "no path: symmetric NAT on both sides and no relay configured"),
+            (stranger.id, "no path: symmetric NAT on both sides and the relay did not help"),
+            (stranger.id, "no path: something new"),
+        ]
+
+
+async def test_a_refusal_shows_nothing_that_moves_a_terminal() -> None:
+    mesh, clock = new_authority(), Clock()
+    late = certified(Role.WORKER, mesh, now=NOW - 2 * 86_400)
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway:
+        theirs = stranger_at(gateway, key=late.me)
+        hello = late.hello(gateway.id, link_id(theirs), "\x1b[2J\nevil" * 50, NOW)  # type: ignore[arg-type]  # a fake
+        theirs.send(wire.encode([hello]))
+        await settle()
+        [refusal] = gateway.refusals
+        assert refusal.software.startswith("[2Jevil[2Jevil")
+        assert len(refusal.software) <= 100
