@@ -8,13 +8,14 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import errors
 
 if TYPE_CHECKING:
+    from shared.node.enrolling import Newcomer
     from shared.node.membership import Kept
     from shared.tickets import Ticket
 
@@ -31,6 +32,11 @@ class Folder:
     @property
     def key(self) -> Path:
         return self.root / "node.nk"
+
+    @property
+    def new_key(self) -> Path:
+        """A key that no mesh has taken yet."""
+        return self.root / "node.nk.new"
 
     @property
     def membership(self) -> Path:
@@ -73,10 +79,7 @@ def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Fo
 
 
 def prepare(folder: Folder) -> None:
-    """Make the folder, 0700, and the node's key in it; raises BadSettings if it cannot be ours."""
-    from cli.stack import secret_files
-    from shared import identity
-
+    """Make the folder, 0700; raises BadSettings if it cannot be ours."""
     try:
         folder.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         facts = folder.root.stat()
@@ -85,7 +88,6 @@ def prepare(folder: Folder) -> None:
             raise errors.BadSettings(f"{folder.root} belongs to another user", hint="give another folder with --state")
         if stat.S_IMODE(facts.st_mode) & 0o077:
             folder.root.chmod(0o700)
-        secret_files.ensure_file(folder.key, identity.new_seed)
     except OSError as error:
         raise errors.BadSettings(f"cannot write {error.filename or folder.root}: {error.strerror}") from error
 
@@ -140,25 +142,28 @@ def read_ticket(text: str, here: Path) -> "Ticket":
     return tickets.parse(text)
 
 
-async def join(folder: Folder, ticket: "Ticket", labels: Mapping[str, str], name: str, say: Callable[[str], None]) -> "Kept":
+async def join(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Callable[[str], None]) -> "Kept":
     """Make this machine a worker of the ticket's mesh, unless it is one by this ticket already; the folder is ours.
 
-    Raises what ``enrolling.enrol`` does, and BadSettings for a folder of another mesh or a ticket that makes no worker.
+    Each ticket gets a key of its own, which takes the place of the old one when the mesh has taken it: a machine that was
+    revoked comes as a new one, and a ticket that is no good leaves what there was as it is. Raises what ``enrolling.enrol``
+    does, and BadSettings for a folder of another mesh.
     """
     kept = folder.kept()
-    if kept is not None:
-        _refuse_other_mesh(folder, kept, ticket)
-        if _is_of(folder, ticket):
-            say(f"this machine has joined mesh {kept.mesh} with this ticket before")
-            return await finish(folder, kept, say)
+    if kept is not None and ticket.authority_id not in kept.authorities:
+        hint = "--state FOLDER keeps this machine's place in both"
+        raise errors.BadSettings(f"{folder.root} belongs to another mesh, {kept.mesh}", hint=hint)
+    if kept is not None and _is_of(folder, ticket):
+        say(f"this machine has joined mesh {kept.mesh} with this ticket before")
+        return await finish(folder, kept, say)
     try:
-        return await _enrol(folder, ticket, labels, name, say)
+        return await _enrol(folder, ticket, newcomer, say)
     except errors.NodeRevoked:
-        say("this machine was revoked; it asks again as a new one, with a new key")
-        _forget(folder)
-        return await _enrol(folder, ticket, labels, name, say)
+        # The key is left over from a try whose node was revoked since.
+        folder.new_key.unlink()
+        return await _enrol(folder, ticket, newcomer, say)
     except errors.BadTicket as error:
-        if kept is None or not kept.certificate or folder.kept() is None:
+        if kept is None or not kept.certificate:
             raise
         say(f"{error.message}; it is not needed: this machine is a member of mesh {kept.mesh}")
         return kept
@@ -169,44 +174,44 @@ async def finish(folder: Folder, kept: "Kept", say: Callable[[str], None]) -> "K
     if kept.certificate:
         return kept
     from shared import identity
-    from shared.node import enrolling
+    from shared.node import enrolling, membership
 
-    return _keep(folder, await enrolling.renew_at_enrolment_topic(kept, identity.load(folder.key), say))
+    found = await enrolling.renew_at_enrolment_topic(kept, identity.load(folder.key), say)
+    _check_role(found)
+    membership.save(folder.membership, found)
+    return found
 
 
-async def _enrol(folder: Folder, ticket: "Ticket", labels: Mapping[str, str], name: str, say: Callable[[str], None]) -> "Kept":
+async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Callable[[str], None]) -> "Kept":
+    from cli.stack import secret_files
     from shared import identity
     from shared.node import enrolling, membership
 
-    def pending(kept: "Kept") -> None:
+    secret_files.ensure_file(folder.new_key, identity.new_seed)
+
+    def adopt(kept: "Kept") -> None:
+        if folder.new_key.exists():
+            folder.new_key.replace(folder.key)
         membership.save(folder.membership, kept)
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
 
-    newcomer = enrolling.Newcomer(name, labels, pending)
-    found = await enrolling.enrol(ticket, identity.load(folder.key), newcomer, say)
-    kept = _keep(folder, membership.of(found))
-    folder.ticket_id.write_text(ticket.id, encoding="utf-8")
-    return kept
+    found = membership.of(await enrolling.enrol(ticket, identity.load(folder.new_key), replace(newcomer, on_pending=adopt), say))
+    try:
+        _check_role(found)
+    except errors.BadTicket:
+        # Auth knows this key as something else from now on.
+        folder.new_key.unlink(missing_ok=True)
+        raise
+    adopt(found)
+    return found
 
 
-def _keep(folder: Folder, kept: "Kept") -> "Kept":
-    from shared.node import membership
+def _check_role(kept: "Kept") -> None:
     from shared.types import Role
 
     if kept.role is not Role.WORKER:
-        _forget(folder)  # auth knows this key as something else from now on
-        raise errors.BadTicket(
-            f"this ticket makes a {kept.role} and no worker", hint="ask for one that aicli admin tickets create --role worker made"
-        )
-    membership.save(folder.membership, kept)
-    return kept
-
-
-def _refuse_other_mesh(folder: Folder, kept: "Kept", ticket: "Ticket") -> None:
-    if ticket.authority_id not in kept.authorities:
-        raise errors.BadSettings(
-            f"{folder.root} belongs to another mesh, {kept.mesh}", hint="--state FOLDER keeps this machine's place in both"
-        )
+        hint = "ask for one that aicli admin tickets create --role worker made"
+        raise errors.BadTicket(f"this ticket makes a {kept.role} and no worker", hint=hint)
 
 
 def _is_of(folder: Folder, ticket: "Ticket") -> bool:
@@ -214,11 +219,3 @@ def _is_of(folder: Folder, ticket: "Ticket") -> bool:
         return folder.ticket_id.read_text(encoding="utf-8").strip() == ticket.id
     except OSError:
         return False
-
-
-def _forget(folder: Folder) -> None:
-    """A new key in place of the old one, and no membership."""
-    folder.membership.unlink(missing_ok=True)
-    folder.ticket_id.unlink(missing_ok=True)
-    folder.key.unlink(missing_ok=True)
-    prepare(folder)

@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 _DHT_SECONDS = 10.0
 #: One random punch takes up to 20 s; whoever needs more needs a relay.
 _FIND_SECONDS = 25.0
-_CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock")
+#: Others get in at this point, so it is quick.
+_MEMBER_SECONDS = 8.0
+_CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member")
 
 
-async def examine(kept: Kept, key: identity.NodeKey, find_seconds: float = _FIND_SECONDS) -> AsyncIterator[Finding]:
-    """Every step of the way, in its order; what cannot be looked at is listed as such."""
+async def examine(
+    kept: Kept, key: identity.NodeKey, *, is_in_use: bool = False, find_seconds: float = _FIND_SECONDS
+) -> AsyncIterator[Finding]:
+    """Every step of the way, in its order; what cannot be looked at is listed as such. ``is_in_use``: a process on this machine
+    runs with the key, so that a second one would push it out."""
     yield check_certificate(kept, key, time.time())
     try:
         yield Finding("Node.js", True, str(hyperswarm.find_node()))
@@ -45,11 +50,17 @@ async def examine(kept: Kept, key: identity.NodeKey, find_seconds: float = _FIND
         last = finding.ok is not False or finding.check not in ("sidecar", "DHT")
         yield finding
     if not last:
-        for finding in unchecked("DHT", *_CHECKS[-2:]):
+        for finding in unchecked("DHT", *_CHECKS[-3:]):
             yield finding
         return
+    leads_in = False
     async for finding in _examine_auth(enrolling.door_of(kept), find_seconds):
+        leads_in = leads_in or (finding.check == "way in" and finding.ok is True)
         yield finding
+    if leads_in and not is_in_use:
+        yield await _examine_membership(kept, key)
+    else:
+        yield Finding("member", None, "not checked: " + ("a running worker uses the key" if is_in_use else "way in first"))
 
 
 async def examine_worker(folder: "Folder") -> AsyncIterator[Finding]:
@@ -70,7 +81,7 @@ async def examine_worker(folder: "Folder") -> AsyncIterator[Finding]:
     yield Finding("running", running, "a worker runs" if running else "no worker runs", "" if running else "aicli worker")
     if folder.paused.exists():
         yield Finding("paused", False, "it is paused and takes no requests", "aicli worker resume")
-    async for finding in examine(kept, key):
+    async for finding in examine(kept, key, is_in_use=running):
         yield finding
 
 
@@ -171,6 +182,18 @@ async def _examine_auth(door: Door, find_seconds: float) -> AsyncIterator[Findin
         return
     yield Finding("way in", True, f"auth {link.peer.node[:9]}… found ({link.path}) in {time.monotonic() - started:.1f} s")
     yield check_clock(link.clock_offset_seconds if isinstance(link, SwarmLink) else 0.0)
+
+
+async def _examine_membership(kept: Kept, key: identity.NodeKey) -> Finding:
+    """Whether auth still knows this key: a revoked one is not even answered."""
+    try:
+        await enrolling.renew_at_enrolment_topic(kept, key, means=Means(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
+    except errors.NotReachable:
+        hint = "aicli admin nodes list says so, there; a new ticket lets this machine in again"
+        return Finding("member", False, "auth answers others and not this machine's key: it was revoked", hint)
+    except errors.AimeshError as error:
+        return wrong("member", error)
+    return Finding("member", True, "auth renews the certificate")
 
 
 def check_clock(offset_seconds: float) -> Finding:

@@ -143,6 +143,7 @@ def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Ma
 
     from cli import interrupts, join, output
     from shared import errors
+    from shared.node import enrolling
 
     def say(text: str) -> None:
         click.echo(output.printable(text))
@@ -151,7 +152,7 @@ def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Ma
         read = join.read_ticket(ticket, here.folder)
         join.prepare(folder)
         join.claim(folder)
-        return interrupts.run(join.join(folder, read, labels, name or platform.node(), say))
+        return interrupts.run(join.join(folder, read, enrolling.Newcomer(name or platform.node(), labels), say))
     kept = folder.kept()
     if kept is None:
         raise errors.BadSettings(f"no worker has joined with {folder.root}", hint="aicli worker --join TICKET joins a mesh")

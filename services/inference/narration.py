@@ -50,7 +50,9 @@ class Facts:
     #: Why it does not, where that is known.
     trouble: str = ""
     gateways: tuple[Reached, ...] = ()
-    #: Gateways and auths that are known and not reached: node, and why.
+    #: Why the last of them was lost; empty where none was.
+    why_lost: str = ""
+    #: Nodes that are known and not reached, or not let in: which, and why.
     unreached: tuple[tuple[NodeId, str], ...] = ()
     models: tuple[ModelStatus, ...] = ()
     is_paused: bool = False
@@ -105,7 +107,8 @@ def _mesh(facts: Facts, *, was_there: bool) -> list[str]:
     """Who of the house is in touch, or why nobody is."""
     if facts.gateways:
         return [_connected(gateway) for gateway in facts.gateways[:_NAMED]] + _others(facts)
-    looking = "lost the mesh; trying again …" if was_there else f"looking for the mesh {facts.mesh} …"
+    lost = f"lost the mesh ({facts.why_lost}); trying again …" if facts.why_lost else "lost the mesh; trying again …"
+    looking = lost if was_there else f"looking for the mesh {facts.mesh} …"
     if facts.trouble and not facts.is_attached:
         looking += f" ({facts.trouble})"
     return [looking, *(_unreached(node, why) for node, why in facts.unreached[:_NAMED])]
@@ -194,13 +197,16 @@ def survey(node: Narrated, statuses: tuple[ModelStatus, ...], *, is_paused: bool
     """The facts of this moment."""
     standing = node.trust.standing()
     checks = node.roads.checks()
-    house = [*node.directory.entries(Role.GATEWAY), *node.directory.entries(Role.AUTH)]
+    known = node.directory.entries()
+    gateways = [entry for entry in known if entry.role is Role.GATEWAY]
+    gone = max((entry for entry in gateways if not entry.alive and not entry.refused), key=lambda entry: entry.since, default=None)
     return Facts(
         mesh=node.mesh,
         is_attached=any(check.ok for check in checks),
         trouble="; ".join(check.detail for check in checks if not check.ok and check.detail),
-        gateways=tuple(_reached(node, entry) for entry in house if entry.alive and entry.role is Role.GATEWAY),
-        unreached=tuple((entry.node, entry.why_gone) for entry in house if entry.refused and not entry.alive),
+        gateways=tuple(_reached(node, entry) for entry in gateways if entry.alive),
+        why_lost="" if gone is None else gone.why_gone,
+        unreached=tuple((entry.node, entry.why_gone) for entry in known if entry.refused and not entry.alive),
         models=statuses,
         is_paused=is_paused,
         is_revoked=node.id in node.trust.revoked,

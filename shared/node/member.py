@@ -25,10 +25,11 @@ from shared.node.eventing import Events
 from shared.node.gauges import Gauges
 from shared.node.lifecycle import background
 from shared.node.micro import Micro
+from shared.node.outsiders import Outsiders
 from shared.node.roads import Roads
 from shared.node.settings import NodeSettings
 from shared.node.standing import Standing
-from shared.node.swarming import open_swarm
+from shared.node.swarming import keys_of, open_swarm
 from shared.swarm_link import SwarmTransport
 from shared.telemetry import logs
 from shared.telemetry.metrics import Metrics, version
@@ -93,6 +94,7 @@ class Node:
         self.standing = Standing(ways.trust, ways.kept, ways.state_file, self.directory, self.rpc)
         self.standing.changed = self.membership_changed
         self.standing.note = lambda what, why: _log.info(what, why=why)
+        self.standing.door = lambda: self.roads.find(Role.AUTH)
         self.roads.on_number = self.standing.told
         self.events_of_mesh = Events(me, ways.nats)
         self.announcer = Announcer(me, self.roads, self.directory, self._describe)
@@ -111,6 +113,7 @@ class Node:
             ways.nats.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
         if ways.swarm is not None:
             ways.swarm.on_attached = self._on_attached
+            ways.swarm.on_request = Outsiders(ways.trust, self.dispatcher, ways.outsiders).answer
             self.membership_changed()
 
     # --- for services ---------------------------------------------------------------------------------------------
@@ -258,6 +261,8 @@ class Ways:
     #: What it knew of the mesh when it last ran.
     kept: membership.Kept
     state_file: Path
+    #: Keys that may call as clients without a certificate, by the way of stock @hyperswarm/rpc.
+    outsiders: tuple[bytes, ...]
 
 
 def plan_ways(settings: NodeSettings, me: Me) -> Ways:
@@ -277,7 +282,7 @@ def plan_ways(settings: NodeSettings, me: Me) -> Ways:
         )
     if nats is None and found is None:
         raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
-    return Ways(trust, nats, swarm, kept, settings.state_file)
+    return Ways(trust, nats, swarm, kept, settings.state_file, keys_of("SWARM_CLIENTS", settings.swarm_clients))
 
 
 @asynccontextmanager

@@ -9,22 +9,20 @@ import asyncio
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
-from shared import context, errors, topics
+from shared import errors, topics
 from shared.api.method import Method
 from shared.nats import protocol
 from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
-from shared.rpc import bodies
-from shared.rpc.serving import Call, Dispatcher, Handler
-from shared.types import Credential, NodeId, Peer, Role
+from shared.node import single_calls
+from shared.rpc.serving import Dispatcher
+from shared.types import NodeId, Peer, Role
 
 #: Calls of operators that may run at once here.
 MAX_RUNNING = 64
-DEFAULT_DEADLINE_SECONDS = 10.0
 #: An operator's node is not told by NATS; only its role is.
 _OPERATOR = Peer(Role.OPERATOR, NodeId("operator"))
 _JSON = "application/json"
@@ -119,7 +117,10 @@ class Micro:
             name = stats.name if stats else subject.rpartition(".")[2]
             handler = self._dispatcher.find(self._full_name(name), _OPERATOR)
             is_json = headers.get("content-type", "").partition(";")[0].strip() == _JSON
-            body = await self._run(handler, message.payload, headers, is_json=is_json)
+            token, trace = headers.get("authorization", "").removeprefix("Bearer ").strip(), headers.get("traceparent")
+            body = await single_calls.answer(
+                self._dispatcher, handler, _OPERATOR, message.payload, is_json=is_json, credential=token, traceparent=trace
+            )
             self._respond(message, body, {"content-type": _JSON if is_json else _MSGPACK})
         except errors.AimeshError as error:
             if stats:
@@ -131,20 +132,6 @@ class Micro:
                 stats.num_requests += 1
                 stats.processing_time += time.monotonic_ns() - started
                 stats.average_processing_time = stats.processing_time // stats.num_requests
-
-    async def _run(self, handler: Handler, body: bytes, headers: Mapping[str, str], *, is_json: bool) -> bytes:
-        context.start(headers.get("traceparent"))
-        method = handler.method
-        request = (
-            _decode_json(method.request, body, method.name)
-            if is_json
-            else bodies.decode_request(method.request, body or b"\x80", method.name)
-        )
-        token = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        until = time.monotonic() + DEFAULT_DEADLINE_SECONDS
-        context.deadline.set(until)
-        call = Call(_OPERATOR, deadline=until, credential=Credential(token) if token else None, idempotency_key=None)
-        return await self._dispatcher.answer(handler, request, call, _to_json if is_json else bodies.encode)
 
     def _full_name(self, name: str) -> str:
         for handler in self._dispatcher.handlers:
@@ -162,10 +149,3 @@ class Micro:
         # The reply subject is the caller's to choose, and our user may publish to more than inboxes.
         if message.reply.startswith(b"_INBOX."):
             self._transport.nats.publish(message.reply.decode(), body, headers=headers)
-
-
-def _decode_json(kind: type[Any], body: bytes, method: str) -> Any:
-    try:
-        return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise errors.BadRequest(f"{method}: {error}", hint="docs/reference/rpc.md has the fields of every method") from error

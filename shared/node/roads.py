@@ -11,7 +11,7 @@ from shared.rpc.connection import Connection
 from shared.rpc.serving import Dispatcher
 from shared.swarm_link import SwarmTransport
 from shared.trust import Trust
-from shared.types import NodeId, Peer
+from shared.types import NodeId, Peer, Role
 
 
 class Roads:
@@ -81,6 +81,10 @@ class Roads:
         """Say nothing more on any transport, as if the process had been killed; for tests of what the others then do."""
         for transport in self.transports():
             transport.silence()
+
+    def find(self, role: Role) -> Connection | None:
+        """An open link over Hyperswarm to a node of this role, whether or not it has announced itself to us."""
+        return next((each for each in self._by_swarm.values() if each.peer.role is role and each.is_usable), None)
 
     # --- for the pool ---------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,10 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         Variable("DHT_BOOTSTRAP", "DHT nodes of the mesh as host:port with commas, or `public`; without it no Hyperswarm"),
     ] = ()
     dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays, hex, with commas")] = ()
+    swarm_clients: Annotated[
+        tuple[str, ...],
+        Variable("SWARM_CLIENTS", "public keys, hex, with commas, of @hyperswarm/rpc peers that may call as clients without a certificate"),
+    ] = ()
     swarm_host: Annotated[
         str | None, Variable("SWARM_HOST", "the address that Hyperswarm binds to; loopback where all DHT nodes are on loopback")
     ] = None

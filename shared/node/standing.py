@@ -16,7 +16,9 @@ from shared.directory import Directory, Entry
 from shared.identity import raw_of
 from shared.node import membership
 from shared.node.membership import Kept
+from shared.rpc import calling
 from shared.rpc.calling import Client
+from shared.rpc.connection import Connection
 from shared.swarm_link import Meeting
 from shared.trust import Trust
 from shared.types import NodeId, Role
@@ -28,6 +30,9 @@ DEADLINE_SECONDS = 5.0
 #: A certificate is renewed when this much of its life is over, give or take the jitter.
 RENEW_AFTER = 2 / 3
 JITTER = 0.05
+#: Without auth for so long, it is looked for at the enrolment topic too: the meeting places that we know may be of an epoch
+#: that is long over.
+LOST_SECONDS = 10.0
 
 
 class Standing:
@@ -42,12 +47,17 @@ class Standing:
         self.changed: Callable[[], None] = _nothing
         #: Told what happened and why, for the log.
         self.note: Callable[[str, str], None] = _forget
+        #: A link to auth that did not come by an announcement: auth makes none to who has no certificate.
+        self.door: Callable[[], Connection | None] = _no_door
         self._wake = asyncio.Event()
         #: Whoever told of a newer list, and is to be asked for it.
         self._newer: set[NodeId] = set()
         self._jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load
         self._pull_at = 0.0
         self._try_at = 0.0
+        self._met_at = time.monotonic()
+        #: Whether we had a good certificate, and had lost auth, when it was last looked.
+        self._situation = (trust.has_certificate(time.time()), False)
         trust.on_revoked.append(self._strike_off)
         nodes.watch(self._seen)
 
@@ -69,14 +79,19 @@ class Standing:
         # Newcomers find auth there, and so does a node whose certificate has ended or whose epoch is long over.
         if role is Role.AUTH:
             found += [Meeting(topics.enrolment_topic(raw_of(ca)), announce=True, look=False) for ca in trust.authorities]
-        elif not certified:
-            return [Meeting(topics.enrolment_topic(raw_of(ca)), announce=False, look=True) for ca in trust.authorities]
-        return found if certified else []
+            return found if certified else []
+        door = [Meeting(topics.enrolment_topic(raw_of(ca)), announce=False, look=True) for ca in trust.authorities]
+        _, lost = self._situation
+        if not certified:
+            return door
+        # A client's process lives for one question, so it cannot wait to see whether the meeting places are still those.
+        return [*found, *door] if lost or role is Role.CLIENT else found
 
     async def run(self) -> None:
         """Ends by cancellation."""
         while True:
             now = time.monotonic()
+            self._look_around(now)
             await self._pull_newer()
             if now >= self._try_at and self._is_renewal_due(time.time()):
                 self._try_at = now + (0 if await self._renew() else RETRY_SECONDS)
@@ -88,6 +103,17 @@ class Standing:
                     await self._wake.wait()
             except TimeoutError:
                 pass  # the regular round
+
+    def _look_around(self, now: float) -> None:
+        """Meet elsewhere when the certificate has ended, as in a long sleep, and when auth has been out of sight."""
+        if self._trust.role is Role.AUTH:
+            return
+        if self._nodes.usable(Role.AUTH):
+            self._met_at = now
+        situation = (self._trust.has_certificate(time.time()), now - self._met_at > LOST_SECONDS)
+        if situation != self._situation:
+            self._situation = situation
+            self.changed()
 
     # --- the certificate --------------------------------------------------------------------------------------------------
 
@@ -105,12 +131,15 @@ class Standing:
         return self._trust.list is not None and self._trust.list.epoch > max((epoch for epoch, _ in self._trust.topics), default=0)
 
     async def _renew(self) -> bool:
-        if not self._nodes.usable(Role.AUTH):
-            return False
+        method, request = membership_api.renew_certificate, membership_api.RenewCertificate()
+        door = None if self._nodes.usable(Role.AUTH) else self.door()
         try:
-            reply = await self._rpc.call(
-                membership_api.renew_certificate, membership_api.RenewCertificate(), deadline_seconds=DEADLINE_SECONDS
-            )
+            if door is not None:
+                reply = await calling.ask(door, method, request, deadline_seconds=DEADLINE_SECONDS)
+            elif self._nodes.usable(Role.AUTH):
+                reply = await self._rpc.call(method, request, deadline_seconds=DEADLINE_SECONDS)
+            else:
+                return False
             self.take(reply)
         except errors.AimeshError as error:
             self.note("certificate not renewed", error.message)
@@ -129,6 +158,9 @@ class Standing:
         found = certificates.check(reply.certificate, trust.authorities, time.time())
         if found.node not in (trust.me.id, self._certified()):
             raise errors.NotCertified("auth has sent a certificate for another node")
+        if set(reply.authorities) < set(trust.authorities):
+            # The successor has taken over: what the old key signs is worth nothing from now on.
+            trust.authorities = reply.authorities
         trust.certificate = reply.certificate
         trust.topics = tuple((secret.epoch, secret.secret) for secret in reply.topics)
         if reply.revocations:
@@ -195,6 +227,11 @@ class Standing:
 
 def _nothing() -> None:
     """Before somebody wants to know."""
+
+
+def _no_door() -> Connection | None:
+    """Where there is no Hyperswarm."""
+    return None
 
 
 def _forget(what: str, why: str) -> None:

@@ -17,7 +17,7 @@ def open_swarm(settings: NodeSettings, kept: Kept, key: identity.NodeKey) -> Cal
     if not settings.dht_bootstrap and not joined:
         return None
     bootstrap = settings.dht_bootstrap or kept.bootstrap
-    relays = _relays(settings.dht_relays) or kept.relays
+    relays = keys_of("DHT_RELAYS", settings.dht_relays) or kept.relays
     return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary)
 
 
@@ -35,11 +35,12 @@ def opener(
     return lambda: Swarm(seed=key.raw_seed, bootstrap=found, relays=tuple(relays), host=host, node=node)
 
 
-def _relays(texts: Sequence[str]) -> tuple[bytes, ...]:
+def keys_of(variable: str, texts: Sequence[str]) -> tuple[bytes, ...]:
+    """Public keys as settings have them; raises BadSettings."""
     try:
         keys = tuple(bytes.fromhex(text) for text in texts)
     except ValueError as error:
-        raise errors.BadSettings("DHT_RELAYS: a relay's key is 64 hexadecimal digits") from error
+        raise errors.BadSettings(f"{variable}: a public key is 64 hexadecimal digits") from error
     if any(len(key) != 32 for key in keys):
-        raise errors.BadSettings("DHT_RELAYS: a relay's key is 64 hexadecimal digits")
+        raise errors.BadSettings(f"{variable}: a public key is 64 hexadecimal digits")
     return keys

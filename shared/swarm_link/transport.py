@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from shared import errors, identity, topics
 from shared.frames.wire import Announce, Hello
-from shared.hyperswarm import Connection, Firewall, PathChanged, PeerFailed, SidecarDied, SidecarRestarted, Swarm, SwarmError
+from shared.hyperswarm import Connection, Firewall, PathChanged, PeerFailed, Request, SidecarDied, SidecarRestarted, Swarm, SwarmError
 from shared.hyperswarm.events import Event
 from shared.link import PING_SECONDS, Link, Me
 from shared.swarm_link import dial_failures
@@ -20,6 +20,8 @@ from shared.types import NodeId, Role
 RETRY_SECONDS, RETRY_MOST_SECONDS = 0.5, 30.0
 #: A command that the sidecar did not take is given again after this; nor is a topic looked up again any sooner.
 AGAIN_SECONDS = 3.0
+#: Between the farewell to a revoked node and the firewall, which would swallow it. The link is closed on our side already.
+FAREWELL_SECONDS = 0.25
 #: Open links of peers without a certificate, at auth.
 MAX_NEWCOMERS = 20
 
@@ -55,6 +57,10 @@ class SwarmTransport:
         self.on_attached: Callable[[bool], None] = lambda attached: None
         #: Why we are not attached, for people; empty while we are.
         self.trouble = "Hyperswarm is starting"
+        #: Answers stock @hyperswarm/rpc clients; to be set before ``run``. None: they are turned away.
+        self.on_request: Callable[[Request], Awaitable[bytes]] | None = None
+        #: How often the sidecar died and was started again.
+        self.restarts = 0
         self._open_swarm = open_swarm
         self._clock = clock
         self._door = Door(trust, me.software, clock)
@@ -64,6 +70,7 @@ class SwarmTransport:
         self._wanted: dict[bytes, Meeting] = {}
         self._joined: dict[bytes, Meeting] = {}
         self._denied: frozenset[NodeId] = frozenset()
+        self._deny_at = 0.0
         self._changed = asyncio.Event()
         self._is_closed = False
         trust.on_revoked.append(self._on_revoked)
@@ -86,6 +93,7 @@ class SwarmTransport:
             try:
                 swarm = self._open_swarm()
                 swarm.on_event = lambda event, of=swarm: self._on_event(of, event)  # type: ignore[misc]  # a default binds it
+                swarm.on_request = self.on_request
                 async with swarm:
                     pause = RETRY_SECONDS
                     await self._live(swarm)
@@ -188,7 +196,8 @@ class SwarmTransport:
         for link in self.links():
             if link.peer.node in nodes or link.peer.certified in nodes:
                 link.close(errors.NodeRevoked("this node was revoked", hint="an administrator can make a new ticket for the machine"))
-        self._changed.set()
+                self._deny_at = self.loop.time() + FAREWELL_SECONDS
+        self.loop.call_at(self._deny_at, self._changed.set)
 
     # --- the swarm ----------------------------------------------------------------------------------------------------
 
@@ -226,7 +235,7 @@ class SwarmTransport:
 
     async def _reconcile(self, swarm: Swarm) -> None:
         revoked = self.trust.revoked
-        if revoked != self._denied:
+        if revoked != self._denied and self.loop.time() >= self._deny_at:
             await swarm.set_firewall(Firewall(denied=frozenset(identity.raw_of(node) for node in revoked)))
             self._denied = revoked
         for topic in self._joined.keys() - self._wanted.keys():
@@ -259,6 +268,7 @@ class SwarmTransport:
             case SidecarDied():
                 self._tell("the Hyperswarm sidecar died and is being started again")
             case SidecarRestarted():
+                self.restarts += 1
                 self._tell("")
             case PathChanged(connection):
                 link = self._links.get(identity.node_of(connection.key))

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,9 +16,13 @@ from typing import ClassVar
 import pytest
 
 from cli import join, main
-from shared import errors, identity, tickets
+from cli.stack import secret_files
+from shared import certificates, errors, identity, tickets
 from shared.api.gateway import Check
+from shared.api.membership import TopicSecret
+from shared.certificates import Subject
 from shared.node import membership
+from shared.node.enrolling import Newcomer
 from shared.node.member import Node
 from shared.node.membership import Kept
 from shared.types import MeshName, Role
@@ -166,6 +171,49 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
     assert door.asked.count("enrollNode") == 1
 
 
+async def test_a_machine_that_slept_for_a_week_serves_again_by_itself(net: SwarmNet, machine: Machine) -> None:
+    door = await open_door(net)
+    gateway = (await net.start(Gateway)).node
+    code, out, err = await machine.run("worker", "--join", tickets.render(door.ticket(Role.WORKER)), "--no-serve")
+    assert (code, err) == (0, "")
+    assert "certified as worker until" in out
+    folder = join.Folder(machine.state)
+    kept = folder.kept()
+    assert kept is not None
+    week = 7 * 24 * 3600
+    old = certificates.issue(net.ca, Subject(identity.load(folder.key).id, Role.WORKER), time.time() - week)
+    secrets = (TopicSecret(0, bytes(32)),)
+    membership.save(folder.membership, Kept(kept.mesh, kept.role, old, b"", kept.authorities, secrets, kept.bootstrap))
+    worker = await machine.start("worker", "--backend", "echo")
+    await line_with(worker, "connected to gateway")
+    await until(lambda: gateway.directory.usable(Role.WORKER), seconds=10)
+    assert door.asked == ["enrollNode", "renewCertificate"]
+
+
+async def test_a_revoked_machine_comes_back_as_a_new_one_with_a_new_ticket(net: SwarmNet, machine: Machine) -> None:
+    door = await open_door(net)
+    first = tickets.render(door.ticket(Role.WORKER))
+    assert (await machine.run("worker", "--join", first, "--no-serve"))[0] == 0
+    folder = join.Folder(machine.state)
+    old = identity.load(folder.key).id
+    # A used ticket of another machine is no good, and does no harm.
+    other = door.ticket(Role.WORKER)
+    door.offers[other.id].uses = 0
+    code, out, _ = await machine.run("worker", "--join", tickets.render(other), "--no-serve")
+    assert (code, "the ticket is used up; it is not needed: this machine is a member of mesh test" in out) == (0, True)
+    assert identity.load(folder.key).id == old
+    # Whom auth has revoked it does not even answer.
+    door.revoked.add(old)
+    net.revoke(old, net.nodes[0])
+    code, out, _ = await machine.run("doctor", "--worker")
+    assert code == 1
+    assert "auth answers others and not this machine's key: it was revoked" in out
+    code, out, _ = await machine.run("worker", "--join", tickets.render(door.ticket(Role.WORKER)), "--no-serve")
+    assert (code, "certified as worker" in out) == (0, True)
+    assert identity.load(folder.key).id not in (old, "")
+    assert not folder.new_key.exists()
+
+
 async def test_a_bad_ticket_says_what_to_do_and_leaves_nothing_running(net: SwarmNet, machine: Machine) -> None:
     door = await open_door(net)
     ticket = door.ticket(Role.CLIENT)
@@ -175,7 +223,7 @@ async def test_a_bad_ticket_says_what_to_do_and_leaves_nothing_running(net: Swar
     assert code == 1
     assert "found auth of mesh test" in out
     assert "this ticket makes a client and no worker – ask for one that" in err
-    assert not (machine.state / "node.mesh").exists()
+    assert {path.name for path in machine.state.iterdir()} == {"lock"}
     door.offers.clear()
     code, _, err = await machine.run("worker", "--join", text, "--backend", "echo")
     assert (code, "the ticket is unknown – ask for a new one" in err) == (1, True)
@@ -206,6 +254,7 @@ def folder(tmp_path: Path) -> join.Folder:
     """As `aicli worker --join` left it."""
     folder = join.Folder(tmp_path / "state")
     join.prepare(folder)
+    secret_files.ensure_file(folder.key, identity.new_seed)
     ca = identity.Authority(identity.new_authority_seed())
     membership.save(folder.membership, Kept(MeshName("home"), Role.WORKER, b"c", authorities=(ca.id,)))
     return folder
@@ -233,7 +282,7 @@ def test_a_ticket_comes_from_the_line_a_file_or_stdin(tmp_path: Path, monkeypatc
 async def test_a_folder_of_another_mesh_is_left_alone(folder: join.Folder) -> None:
     before = folder.membership.read_bytes()
     with pytest.raises(errors.BadSettings, match="belongs to another mesh") as caught:
-        await join.join(folder, some_ticket(), {}, "", lambda line: None)
+        await join.join(folder, some_ticket(), Newcomer(), lambda line: None)
     assert "--state" in caught.value.hint
     assert folder.membership.read_bytes() == before
 
@@ -244,7 +293,7 @@ async def test_the_same_ticket_again_asks_nobody(folder: join.Folder) -> None:
     membership.save(folder.membership, kept)
     folder.ticket_id.write_text("t1")
     said: list[str] = []
-    assert await join.join(folder, some_ticket(ca), {}, "", said.append) == kept
+    assert await join.join(folder, some_ticket(ca), Newcomer(), said.append) == kept
     assert said == ["this machine has joined mesh home with this ticket before"]
 
 

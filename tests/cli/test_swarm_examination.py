@@ -10,6 +10,7 @@ import pytest
 from cli import examination, join, profile, swarm_examination
 from cli.findings import Finding
 from cli.profile import Profile
+from cli.stack import secret_files
 from cli.surroundings import Surroundings
 from shared import certificates, identity
 from shared.api import auth, gateway
@@ -108,23 +109,29 @@ def test_what_a_fact_means(finding: Finding, ok: bool, says: str, hint: str) -> 
 
 async def test_a_joined_worker_is_looked_at_whole(tmp_path: Path) -> None:
     async with swarmnet() as net:
-        await net.start(FrontDoor)
+        house = (await net.start(FrontDoor)).service
+        assert isinstance(house, FrontDoor)
         folder = join.Folder(tmp_path)
-        join.prepare(folder)
+        secret_files.ensure_file(folder.key, identity.new_seed)
         key = identity.load(folder.key)
+        house.ca = net.ca
+        house.members[key.id] = Role.WORKER
         bootstrap = tuple(str(address) for address in net.bootstrap)
         certificate = certificates.issue(net.ca, Subject(key.id, Role.WORKER), time.time())
         membership.save(folder.membership, Kept(MeshName("test"), Role.WORKER, certificate, b"", (net.ca.id,), (), bootstrap))
         folder.paused.touch()
         found = [finding async for finding in swarm_examination.examine_worker(folder)]
-        checks = ["worker", "running", "paused", "certificate", "Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock"]
+        checks = ["worker", "running", "paused", "certificate", "Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member"]
         assert [finding.check for finding in found] == checks
         assert wrong(found) == ["running", "paused"]
+        assert found[-1] == Finding("member", True, "auth renews the certificate")
+        found = [finding async for finding in swarm_examination.examine(membership_of(folder), key, is_in_use=True)]
+        assert found[-1] == Finding("member", None, "not checked: a running worker uses the key")
         # With nobody at the enrolment topic the rest is as it was.
         await net.nodes[0].stop()
         found = [finding async for finding in swarm_examination.examine(membership_of(folder), key, find_seconds=0.5)]
         assert wrong(found) == ["way in"]
-        assert found[-1] == Finding("clock", None, "not checked: way in first")
+        assert found[-2:] == [Finding(check, None, "not checked: way in first") for check in ("clock", "member")]
 
 
 def membership_of(folder: join.Folder) -> Kept:

@@ -97,9 +97,10 @@ async def box(machine: Machine, **variables: str) -> AsyncIterator[Box]:
 
 @asynccontextmanager
 async def house(machine: Machine, **variables: str) -> AsyncIterator[Box]:
-    """Where the services run: `aicli stack up` on a machine with an address that all can reach."""
-    settings = {"DHT_HOST": machine.address, "MESH_RELAY": "true", **variables}
-    async with box(machine, **settings) as made:
+    """Where the services run, by `aicli stack up`."""
+    # A house that is told of DHT nodes elsewhere runs none, and its own address is of no use to anybody.
+    own = {} if "DHT_BOOTSTRAP" in variables else {"DHT_HOST": machine.address}
+    async with box(machine, **own, **variables) as made:
         made.variables["AIMESH_HOME"] = str(made.home / "aimesh")
         up = await made.aicli("stack", "up", deadline_seconds=150)
         try:

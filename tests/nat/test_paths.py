@@ -12,6 +12,8 @@ from tests.nat.topology import Internet, Nat
 pytestmark = pytest.mark.usefixtures("nodes")
 
 DIRECT_SECONDS, RELAYED_SECONDS = 2.0, 3.0
+#: A node punches at random once in 20 s at most.
+UPGRADE_SECONDS = 30.0
 
 
 async def test_two_homes_meet_without_anybody_between_them(net: Internet) -> None:
@@ -63,3 +65,22 @@ async def test_two_symmetric_nats_without_a_relay_are_told_why_not(net: Internet
         assert failed.code == "HOLEPUNCH_DOUBLE_RANDOMIZED_NATS"
         assert not client.heard("opened")
         assert not worker.heard("opened")
+
+
+async def test_what_began_through_the_relay_goes_on_without_it_where_one_nat_can_be_punched(net: Internet) -> None:
+    box, cafe = await net.house("box", Nat.PORT_PRESERVING), await net.house("cafe", Nat.SYMMETRIC)
+    topic = os.urandom(32)
+    async with (
+        dht.relay(net.public) as key,
+        peer(box, topic=topic, bootstrap=BOOTSTRAP) as worker,
+        peer(cafe, topic=topic, bootstrap=BOOTSTRAP, relays=[key]) as client,
+    ):
+        joining = await client.hear("joining", seconds=1)
+        alive = await client.hear("alive", seconds=15)
+        assert alive.at - joining.at < RELAYED_SECONDS
+        # The punch may have been the faster one.
+        changed = alive if alive.path == "punched" else await client.hear("path", seconds=UPGRADE_SECONDS)
+        for side in (client, worker):
+            pulse = await side.hear("pulse", since=changed.at + 1, seconds=5)
+            assert pulse.path == "punched"
+            assert not side.heard("closed")

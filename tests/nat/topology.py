@@ -2,7 +2,7 @@
 
     async with internet() as net:
         box = await net.house("box", Nat.PORT_PRESERVING)
-        worker = await net.public.start("aicli", "worker")      # any machine has `start` and `run`
+        process = await box.start("aicli", "worker")
         await box.link_down()
 
 Needs root, `ip` and `iptables`; ``why_not()`` says what is missing. The addresses (5.5.5.0/24) exist in the namespaces alone, which
@@ -11,6 +11,7 @@ have no route to anywhere else.
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -41,10 +42,18 @@ class CommandFailed(Exception):
     """A command that makes the network failed; the message has its words."""
 
 
+#: Bits of the effective capabilities (linux/capability.h).
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
+
+
 def why_not() -> str:
     """What stands against network namespaces here, for people; empty when nothing does."""
     if os.geteuid() != 0:
         return "network namespaces need root: run the tests as root"
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    held = int(found[1], 16) if found else 0
+    if not (held >> CAP_NET_ADMIN & 1 and held >> CAP_SYS_ADMIN & 1):
+        return "network namespaces need CAP_NET_ADMIN and CAP_SYS_ADMIN, which this container has not: run it with --privileged"
     if missing := [program for program in ("ip", "iptables") if shutil.which(program) is None]:
         return f"{' and '.join(missing)} missing: apt-get install iproute2 iptables"
     return ""

@@ -101,7 +101,7 @@ def test_a_certificate_is_good_from_a_little_before_until_its_end(role: Role, se
 @pytest.mark.parametrize(
     ("ago", "words"),
     [(3 * HOUR, "3 h ago"), (30 * HOUR, "1 d ago"), (8 * DAY, "8 d ago"), (119, "1 min ago")],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_how_long_ago_it_ended_is_said(ago: int, words: str) -> None:
     with pytest.raises(errors.CertificateExpired, match=words):

@@ -117,6 +117,12 @@ def test_how_a_worker_is(facts: Facts, lines: list[str]) -> None:
         pytest.param(THERE, ALONE, ["lost the mesh; trying again …"], id="lost"),
         pytest.param(
             THERE,
+            replace(ALONE, why_lost="gateway UGATEWAY closed the link: this node was revoked"),
+            ["lost the mesh (gateway UGATEWAY closed the link: this node was revoked); trying again …"],
+            id="cut off",
+        ),
+        pytest.param(
+            THERE,
             replace(ALONE, is_attached=False, trouble="Hyperswarm has died"),
             ["lost the mesh; trying again … (Hyperswarm has died)"],
             id="lost with Hyperswarm",
@@ -252,8 +258,11 @@ def test_the_facts_come_from_the_node() -> None:
     facts = narration.survey(node, (model("echo"),), is_paused=False, now=5.0)
     assert facts.gateways == (Reached(Role.GATEWAY, GATEWAY, "punched", 12.0),)
     assert facts.unreached == (("UGW2", "no path"),)
+    assert facts.why_lost == ""
     assert (facts.is_attached, facts.trouble, facts.certified_until) == (True, "", 1_000_000.0 + 24 * 3600)
     node.roads.trouble = "Hyperswarm is starting"
     node.trust.take_list(certificates.issue_list(ca, 1, 1, (node.id,), 1_000_000))
     facts = narration.survey(node, (), is_paused=True, now=5.0)
+    node.directory.gone(GATEWAY, "silent for 6 s")
+    assert narration.survey(node, (), is_paused=False, now=5.0).why_lost == "silent for 6 s"
     assert (facts.is_attached, facts.trouble, facts.is_revoked, facts.is_paused) == (False, "Hyperswarm is starting", True, True)

@@ -19,7 +19,7 @@ from shared.directory import Announcement, Directory
 from shared.identity import Authority, NodeKey
 from shared.node import membership
 from shared.node.lifecycle import background
-from shared.node.standing import Standing
+from shared.node.standing import LOST_SECONDS, Standing
 from shared.swarm_link import Meeting
 from shared.trust import Trust
 from shared.types import MeshName, NodeId, Role
@@ -197,6 +197,30 @@ async def test_each_role_meets_those_whom_it_may_speak_to_and_nobody_else(world:
         )
         # Replicas of one role at one place see each other there and have nothing to say.
         assert meets is topics.may_link(role, other) or (meets and role == other) or {role, other} == {Role.METRICS, Role.WEB}, other
+
+
+async def test_who_has_lost_auth_looks_for_it_at_the_enrolment_topic_too_because_the_epoch_may_be_over(world: Callable[..., World]) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    enrolment = Meeting(topics.enrolment_topic(identity.raw_of(here.house.ca.id)), announce=False, look=True)
+    known = here.standing.meetings()
+    here.standing._look_around(time.monotonic() + LOST_SECONDS + 1)
+    assert here.standing.meetings() == [*known, enrolment]
+    here.hear(AUTH, Role.AUTH)
+    here.standing._look_around(time.monotonic())
+    assert here.standing.meetings() == known
+
+
+async def test_a_certificate_that_ends_while_the_process_runs_changes_where_it_looks(world: Callable[..., World]) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    here.standing._look_around(time.monotonic())
+    before = len(here.changes)
+    old = certificates.issue(here.house.ca, Subject(here.house.key.id, Role.WORKER), time.time() - 7 * 24 * 3600)
+    here.trust.certificate = old
+    here.standing._look_around(time.monotonic())
+    assert len(here.changes) == before + 1
+    assert [meeting.topic for meeting in here.standing.meetings()] == [topics.enrolment_topic(identity.raw_of(here.house.ca.id))]
 
 
 async def test_while_auth_refuses_it_is_asked_again_and_again(world: Callable[..., World]) -> None:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 from shared import certificates, errors, identity
 from shared.certificates import Subject
+from shared.frames import wire
+from shared.frames.wire import Hello
 from shared.link import Link, Me
 from shared.swarm_link import Refusal, SwarmTransport
+from shared.swarm_link.door import link_id
 from shared.trust import Trust
 from shared.types import MeshName, NodeId, Role
-from tests.shared.swarm_link.fakes import FakeSwarm
+from tests.shared.swarm_link.fakes import FakeConnection, FakeSwarm, pair
 
 NOW = 1_767_225_600.0
 MESH = MeshName("test")
@@ -100,3 +103,20 @@ async def settle() -> None:
     """Let everything that has been sent arrive, and what it causes; no time passes."""
     for _ in range(30):
         await asyncio.sleep(0)
+
+
+def frames_of(connection: FakeConnection) -> list[wire.Frame]:
+    """Everything that this end has sent."""
+    return [frame for message in connection.sent for frame in wire.decode(message)]
+
+
+def stranger_at(found: Member, *, key: identity.NodeKey | None = None) -> FakeConnection:
+    """The far end of a new connection to a member; ``send`` on it says what the stranger says."""
+    ours, theirs = pair(found.swarm.key.raw, (key or new_key()).raw)
+    found.swarm.bring(ours)
+    return theirs
+
+
+def hello_for(trust: Trust, connection: FakeConnection, now: float = NOW) -> Hello:
+    """What ``trust`` says on its end of a connection."""
+    return trust.hello(identity.node_of(connection.key), link_id(connection), "aimesh/test", now)  # type: ignore[arg-type]  # a fake

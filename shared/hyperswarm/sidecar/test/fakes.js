@@ -1,0 +1,53 @@
+'use strict'
+// What the tests of this folder stand on: a frame by hand, a socket that keeps what is written, a stream without a network.
+
+const { EventEmitter } = require('node:events')
+
+function frame(type, id, payload = Buffer.alloc(0)) {
+  const head = Buffer.alloc(9)
+  head.writeUInt32LE(5 + payload.length, 0)
+  head[4] = type
+  head.writeUInt32LE(id, 5)
+  return Buffer.concat([head, payload])
+}
+
+function collector() {
+  const written = []
+  return { written, write: (chunk) => written.push(chunk) }
+}
+
+/** A secret-stream as far as a Connection uses one. */
+class Stream extends EventEmitter {
+  constructor(isInitiator) {
+    super()
+    this.isInitiator = isInitiator
+    this.remotePublicKey = Buffer.alloc(32, 1)
+    this.rawStream = Object.assign(new EventEmitter(), { remoteHost: '203.0.113.5', remotePort: 4737, socket: {} })
+    this.written = []
+    this.failure = null
+    this.isDestroyed = false
+    this._len = 0
+    this._writableState = { buffered: 0 }
+  }
+
+  setKeepAlive() {}
+  setTimeout() {}
+
+  write(message) {
+    this.written.push(message)
+  }
+
+  end() {
+    this.destroy()
+  }
+
+  destroy(error) {
+    if (this.isDestroyed) return
+    this.isDestroyed = true
+    this.failure = error ?? null
+    if (error) this.emit('error', error)
+    this.emit('close')
+  }
+}
+
+module.exports = { frame, collector, Stream }

@@ -1,0 +1,78 @@
+'use strict'
+const assert = require('node:assert/strict')
+const { spawn } = require('node:child_process')
+const path = require('node:path')
+const { test } = require('node:test')
+const { Parser, TYPE } = require('../frames')
+const { frame } = require('./fakes')
+
+const OPTIONS = { bootstrap: [], relays: [], host: '127.0.0.1', port: null, open: true, persistent: false, firstBytes: 8192 }
+const HELLO = frame(TYPE.HELLO, 0, Buffer.concat([Buffer.alloc(32, 1), Buffer.from(JSON.stringify(OPTIONS))]))
+const call = (id, value) => frame(TYPE.CALL, id, Buffer.from(JSON.stringify(value)))
+
+/** A sidecar at the other end of a pipe, what it says, and how it ends. */
+function sidecar() {
+  const stdio = ['ignore', 'ignore', 'ignore', 'pipe']
+  const child = spawn(process.execPath, [path.join(__dirname, '..', 'main.js'), '3'], { stdio })
+  const said = []
+  const waiting = []
+  const parser = new Parser((type, id, chunk, begin, end) => {
+    said.push([type, id, chunk.toString('utf8', begin, end)])
+    for (const check of waiting) check()
+  })
+  child.stdio[3].on('data', (chunk) => parser.feed(chunk)).on('error', () => {})
+  const until = (type) =>
+    new Promise((resolve) => {
+      const check = () => {
+        const found = said.find((each) => each[0] === type)
+        if (found) resolve(found)
+      }
+      waiting.push(check)
+      check()
+    })
+  return { pipe: child.stdio[3], until, ended: new Promise((resolve) => child.on('exit', resolve)) }
+}
+
+const BAD = {
+  'a length of nothing': Buffer.alloc(9),
+  'a length beyond all': Buffer.alloc(9, 255),
+  'a call before HELLO': call(1, { method: 'stats' }),
+  'a HELLO without a seed': frame(TYPE.HELLO, 0, Buffer.from('{}')),
+  'a HELLO that is no JSON': frame(TYPE.HELLO, 0, Buffer.alloc(40)),
+  'HELLO twice': Buffer.concat([HELLO, HELLO]),
+  'an unknown type': Buffer.concat([HELLO, frame(0x77, 0)]),
+  'an unknown call': Buffer.concat([HELLO, call(1, { method: 'constructor' })]),
+  'a call that is no JSON': Buffer.concat([HELLO, frame(TYPE.CALL, 1, Buffer.from('{'))]),
+  'a credit of three bytes': Buffer.concat([HELLO, frame(TYPE.CREDIT, 1, Buffer.alloc(3))]),
+  'a close without a how': Buffer.concat([HELLO, frame(TYPE.CLOSE, 1)]),
+  'an answer that nobody asked for': Buffer.concat([HELLO, frame(TYPE.RESPONSE, 1, Buffer.alloc(1))]),
+}
+
+for (const [name, bytes] of Object.entries(BAD)) {
+  test(`a parent that sends ${name} is left with 65`, async () => {
+    const { pipe, ended } = sidecar()
+    pipe.write(bytes)
+    assert.equal(await ended, 65)
+  })
+}
+
+test('it is ready, answers, and leaves with its parent', async () => {
+  const { pipe, until, ended } = sidecar()
+  // Byte by byte, as no parent sends.
+  for (const byte of Buffer.concat([HELLO, call(9, { method: 'stats' })])) pipe.write(Buffer.of(byte))
+  await until(TYPE.READY)
+  const [, id, text] = await until(TYPE.ANSWER)
+  assert.equal(id, 9)
+  assert.equal(JSON.parse(text).value.connections, 0)
+  pipe.end()
+  assert.equal(await ended, 0)
+})
+
+test('a call that fails is answered with its error, and what concerns nobody is dropped', async () => {
+  const { pipe, until, ended } = sidecar()
+  const strays = [frame(TYPE.DATA, 5, Buffer.alloc(10)), frame(TYPE.CREDIT, 5, Buffer.alloc(4)), frame(TYPE.CLOSE, 5, Buffer.alloc(1))]
+  pipe.write(Buffer.concat([HELLO, ...strays, call(1, { method: 'join', topic: 'short', server: true, client: true })]))
+  assert.match((await until(TYPE.ANSWER))[2], /"error":/)
+  pipe.end()
+  assert.equal(await ended, 0)
+})

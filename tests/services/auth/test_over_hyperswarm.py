@@ -1,0 +1,62 @@
+"""A machine joins with a ticket over a real Hyperswarm: from the line that an administrator sends to a certificate."""
+
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared import certificates, errors, identity, tickets
+from shared.api import auth, membership
+from shared.node import enrolling
+from shared.node import membership as kept_membership
+from shared.node.client import ClientNode
+from shared.types import Credential, Role
+from tests.dht import dht
+from tests.services.auth.surroundings import ADMIN_PASSWORD
+from tests.testnet import MESH, testnet
+
+
+@pytest.fixture
+async def administrator(ca_settings: AuthSettings) -> AsyncIterator[tuple[ClientNode, Credential]]:
+    """A client in the house of an auth that is on NATS and on a DHT of its own, and an administrator's token."""
+    async with testnet() as net, dht() as nodes:
+        bootstrap = tuple(f"{node.host}:{node.port}" for node in nodes)
+        key_file = net.server.key("auth", Role.AUTH)
+        settings = msgspec.structs.replace(
+            ca_settings,
+            mesh=MESH,
+            nats_url=net.server.url,
+            node_key_file=key_file,
+            dht_bootstrap=bootstrap,
+            ticket_bootstrap=(),
+            dht_relays=(),
+        )
+        await net.start(AuthService, settings)
+        client = await net.client()
+        login = auth.LoginUser(auth.Credentials(ADMIN_PASSWORD, username="admin"))
+        yield client, (await client.rpc.call(auth.login_user, login)).access_token
+
+
+async def test_from_a_ticket_to_a_certificate_and_out_again(administrator: tuple[ClientNode, Credential]) -> None:
+    client, token = administrator
+    made = await client.rpc.call(membership.create_ticket, membership.CreateTicket(Role.WORKER, labels={"zone": "eu"}), credential=token)
+    assert "127.0.0.1" in made.warnings[0]
+    key, newcomer, heard = identity.NodeKey(identity.new_seed()), enrolling.Newcomer("box", {"gpu": "a"}), list[str]()
+    ticket = tickets.parse(made.ticket)
+    await enrolling.enrol(ticket, key, newcomer, heard.append)
+    reply = await enrolling.enrol(ticket, key, newcomer, heard.append)  # as after a lost reply
+    found = certificates.check(reply.certificate, (ticket.authority_id,), time.time())
+    assert (found.node, found.role, dict(found.labels)) == (key.id, Role.WORKER, {"zone": "eu", "gpu": "a"})
+    other = identity.NodeKey(identity.new_seed())
+    with pytest.raises(errors.BadTicket, match="used up"):
+        await enrolling.enrol(ticket, other, newcomer, heard.append)
+    kept = await enrolling.renew_at_enrolment_topic(kept_membership.of(reply), key)
+    assert certificates.check(kept.certificate, kept.authorities, time.time()).node == key.id
+    gone = await client.rpc.call(membership.revoke_member, membership.RevokeMember(key.id), credential=token)
+    assert gone.state == "revoked"
+    with pytest.raises((errors.NotReachable, errors.NodeRevoked)):
+        # The firewall does not even answer it now.
+        await enrolling.renew_at_enrolment_topic(kept, key, means=enrolling.Means(find_seconds=3))

@@ -1,0 +1,159 @@
+"""A peer that floods its link is cut off before it costs much, and an honest one never notices."""
+
+import asyncio
+import time
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+import pytest
+
+from shared import errors, rpc
+from shared.api import auth, node
+from shared.frames import calls, wire
+from shared.frames.wire import Call, Cancel, Error, Frame, Reply
+from shared.link import Link
+from shared.node.lifecycle import background
+from shared.rpc import bodies
+from shared.rpc.connection import MAX_UNREAD_BYTES, RESETS_AT_ONCE, RESETS_PER_SECOND, Connection
+from shared.types import NodeId, Peer, Role
+
+BODY = bodies.encode(auth.LoginUser(auth.Credentials("hang")))
+HEALTH = bodies.encode(node.ReadHealth())
+
+
+class OneSidedLink(Link):
+    """A link whose far end is the test: it hands frames in, and reads what comes out, or does not."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        peer = Peer(Role.GATEWAY, NodeId("UPEER"))
+        super().__init__(peer, transport="test", path="test", dialled=False, now=asyncio.get_running_loop().time())
+        self.written: list[Frame] = []
+        self.reads = reads
+
+    def _wake_writer(self) -> None:
+        asyncio.get_running_loop().call_soon(self._write_now)
+
+    def _write_now(self) -> None:
+        if self.reads:
+            for frames in self.take_writes():
+                self.written += frames
+            self.wrote_all()
+
+    def _forget(self, why: errors.AimeshError) -> None:
+        pass
+
+
+class Service:
+    role: ClassVar[Role] = Role.AUTH
+    started = 0
+
+    @rpc.serves(auth.login_user)
+    async def login(self, request: auth.LoginUser, call: rpc.Call) -> auth.Session:
+        self.started += 1
+        await asyncio.Event().wait()
+        raise AssertionError("never")
+
+    @rpc.serves(node.read_health)
+    async def health(self, request: node.ReadHealth, call: rpc.Call) -> node.NodeHealth:
+        return node.NodeHealth(ready=True, checks=(node.Check("x" * 1000, True),))
+
+
+@asynccontextmanager
+async def serving(link: Link) -> AsyncIterator[Connection]:
+    async with background() as tasks:
+        dispatcher = rpc.Dispatcher(tasks, lambda *observed: None, lambda *bug: None)
+        dispatcher.add(Service())
+        yield Connection(link, dispatcher)
+        link.close(errors.LinkLost("the test is over"))
+
+
+def opened_and_reset(count: int, first: int = 1) -> list[Frame]:
+    pairs = ((Call(number, "auth.loginUser", 60_000, BODY), Cancel(number)) for number in range(first, first + 2 * count, 2))
+    return [frame for pair in pairs for frame in pair]
+
+
+async def test_a_hundred_thousand_calls_opened_and_reset_end_the_link_within_two_seconds() -> None:
+    link = OneSidedLink()
+    async with serving(link):
+        tracemalloc.start()
+        started, sent = time.monotonic(), 0
+        while link.closed is None and sent < 100_000:
+            link.receive(opened_and_reset(100, 1 + 2 * sent), 0)
+            sent += 100
+            await asyncio.sleep(0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert isinstance(link.closed, errors.ProtocolViolation)
+    assert "opened and withdrawn" in link.closed.message
+    assert time.monotonic() - started < 2
+    assert RESETS_AT_ONCE <= sent <= 2 * RESETS_AT_ONCE
+    assert most < 50_000_000
+
+
+async def test_all_of_them_in_one_breath_end_it_as_well() -> None:
+    link = OneSidedLink()
+    async with serving(link):
+        link.receive(opened_and_reset(100_000), 0)
+        assert isinstance(link.closed, errors.ProtocolViolation)
+
+
+async def test_an_honest_peer_may_withdraw_all_its_calls_at_once_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    link = OneSidedLink()
+    async with serving(link) as connection:
+        connection._now = lambda: now
+        first = 1
+        for _ in range(10):
+            frames = opened_and_reset(calls.MAX_CALLS, first)
+            first += 2 * calls.MAX_CALLS
+            link.receive([frame for frame in frames if isinstance(frame, Call)], 0)
+            await asyncio.sleep(0)
+            link.receive([frame for frame in frames if isinstance(frame, Cancel)], 0)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            now += calls.MAX_CALLS / RESETS_PER_SECOND
+        assert link.closed is None
+        assert sum(1 for frame in link.written if isinstance(frame, Error)) == 10 * calls.MAX_CALLS
+
+
+async def test_a_peer_that_asks_without_end_and_reads_no_answer_is_cut_off() -> None:
+    link = OneSidedLink(reads=False)
+    async with serving(link):
+        asked = 0
+        async with asyncio.timeout(20):
+            while link.closed is None:
+                link.receive([Call(1 + 2 * (asked + number), "node.readHealth", 60_000, HEALTH) for number in range(200)], 0)
+                asked += 200
+                for _ in range(4):
+                    await asyncio.sleep(0)
+                assert link.unsent_bytes < 2 * MAX_UNREAD_BYTES
+        assert isinstance(link.closed, errors.ProtocolViolation)
+        assert "does not read" in link.closed.message
+
+
+async def test_so_is_one_whose_calls_are_all_refused() -> None:
+    link = OneSidedLink(reads=False)
+    async with serving(link):
+        asked = 0
+        async with asyncio.timeout(20):
+            while link.closed is None:
+                link.receive([Call(1 + 2 * (asked + number), "auth.loginUser", 60_000, BODY) for number in range(1000)], 0)
+                asked += 1000
+                await asyncio.sleep(0)
+                assert link.unsent_bytes < 2 * MAX_UNREAD_BYTES
+        assert isinstance(link.closed, errors.ProtocolViolation)
+
+
+async def test_a_peer_that_reads_is_answered_as_often_as_it_asks() -> None:
+    link = OneSidedLink()
+    async with serving(link):
+        for asked in range(0, 10_000, 200):
+            link.receive([Call(1 + 2 * (asked + number), "node.readHealth", 60_000, HEALTH) for number in range(200)], 0)
+            for _ in range(4):
+                await asyncio.sleep(0)
+        assert link.closed is None
+        assert sum(1 for frame in link.written if isinstance(frame, Reply)) == 10_000
+        assert wire.VERSION == 1
