@@ -12,6 +12,7 @@ from shared import errors, identity, tickets
 from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, MemberState, TicketRow
+from shared.certificates import Subject
 from shared.node import Node
 from shared.rpc import Call, serves
 from shared.telemetry import logs
@@ -45,6 +46,8 @@ class Roster:
         meeting, now = ca.meeting, ca.now()
         authority = identity.raw_of(ca.keys.public)
         ticket = Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, meeting.outside, meeting.relays)
+        # Labels that do not fit into a certificate are refused here, and not when somebody uses the ticket.
+        ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id), tuple(request.labels.items())), now.timestamp())
         known = KnownTicket(
             id=ticket.id,
             public_key=ticket.key.id,
