@@ -178,9 +178,12 @@ class Standing:
     # --- the list ---------------------------------------------------------------------------------------------------------
 
     async def _pull_newer(self) -> None:
-        """From the peers that told of it; one that has it is enough."""
-        while self._newer:
-            await self._pull(self._newer.pop())
+        """From the peers that told of it; one that has it is enough. Who tells again meanwhile is asked in the next round: a list
+        that cannot be had must not keep the certificate from being renewed."""
+        newer, self._newer = self._newer, set()
+        for node in newer:
+            if await self._pull(node):
+                return
 
     async def _pull_from_auth(self) -> bool:
         nodes = self._nodes.usable(Role.AUTH)

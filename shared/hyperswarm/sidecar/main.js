@@ -103,7 +103,11 @@ function start(seed, options) {
   swarm.dht.bind().then(() => outbox.send(TYPE.READY, 0, keyPair.publicKey), failed)
 }
 
-const bytesOf = (hex) => Buffer.from(hex, 'hex')
+function bytesOf(hex) {
+  if (!/^[0-9a-f]{64}$/.test(hex)) throw new Error('a key, or a topic, has 64 hex digits')
+  return Buffer.from(hex, 'hex')
+}
+
 /** What Python may ask for. Each returns, or promises, what Python is answered. */
 const CALLS = {
   join({ topic, server, client }) {

@@ -2,7 +2,7 @@
 const assert = require('node:assert/strict')
 const { spawn } = require('node:child_process')
 const path = require('node:path')
-const { test } = require('node:test')
+const { after, test } = require('node:test')
 const { Parser, TYPE } = require('../frames')
 const { frame } = require('./fakes')
 
@@ -10,10 +10,16 @@ const OPTIONS = { bootstrap: [], relays: [], host: '127.0.0.1', port: null, open
 const HELLO = frame(TYPE.HELLO, 0, Buffer.concat([Buffer.alloc(32, 1), Buffer.from(JSON.stringify(OPTIONS))]))
 const call = (id, value) => frame(TYPE.CALL, id, Buffer.from(JSON.stringify(value)))
 
+const children = []
+after(() => {
+  for (const child of children) child.kill('SIGKILL')
+})
+
 /** A sidecar at the other end of a pipe, what it says, and how it ends. */
 function sidecar() {
   const stdio = ['ignore', 'ignore', 'ignore', 'pipe']
   const child = spawn(process.execPath, [path.join(__dirname, '..', 'main.js'), '3'], { stdio })
+  children.push(child)
   const said = []
   const waiting = []
   const parser = new Parser((type, id, chunk, begin, end) => {
