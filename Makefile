@@ -31,7 +31,7 @@ status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
 test: setup-dev ## run every test, with servers of its own
-	@$(if $(TESTS),,$(PYTHON) tools/setup.py browser)
+	@$(if $(TESTS),,$(PYTHON) tools/setup.py system)
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
@@ -44,7 +44,7 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/python -m tools.docs --check
 
 bench: setup-dev ## measure the claims of the README, each against its rival
-	@for name in mesh gateway footprint; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done
+	@for name in mesh gateway footprint swarm swarm_mesh; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done
 
 docs: setup-dev ## write the generated parts of docs/ anew
 	@$(BIN)/python -m tools.docs

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from bench import report
 from shared.hyperswarm import Address, Connection, Swarm, find_node
+from shared.node.lifecycle import background
 from tests.dht import dht
 
 WARM_UP, ONE_BY_ONE, IN_FLIGHT, EACH = 300, 2000, 32, 400
@@ -89,9 +90,9 @@ async def _serve_swarm(bootstrap: Sequence[str], topic: str) -> None:
                 connection.open_window()
                 connection.on_message = _answering(connection)
 
-        accepting = asyncio.ensure_future(accept())
-        await _end_of_input()
-        accepting.cancel()
+        async with background() as tasks:
+            tasks.create_task(accept())
+            await _end_of_input()
 
 
 def _answering(connection: Connection) -> Callable[[bytes], None]:

@@ -351,33 +351,39 @@ def set_up(level: str) -> None:
             mark_done(each)
 
 
-# --- the browser of the tests ------------------------------------------------------------------------------------------
+# --- what the tests need of the system ------------------------------------------------------------------------------------------
 
 #: As tests/acceptance/chromium.py looks for them.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 INSTALL_BROWSER = "apt-get install -y chromium"
+#: With these, tests/nat makes networks with NATs of its own; only root can, and without root those tests are skipped.
+NETWORK_TOOLS = {"ip": "iproute2", "iptables": "iptables", "conntrack": "conntrack"}
 
 
-def ensure_browser() -> None:
-    """A package of the system and not of Python; only root can put it there."""
-    if any(shutil.which(name) for name in BROWSERS):
+def ensure_system() -> None:
+    """Packages of the system and not of Python; only root can put them there."""
+    is_root = os.geteuid() == 0 and shutil.which("apt-get") is not None
+    lacking = [package for program, package in NETWORK_TOOLS.items() if is_root and shutil.which(program) is None]
+    if not any(shutil.which(name) for name in BROWSERS):
+        if not is_root:
+            raise SetupFailed(f"The tests of the web pages need Chromium, and only root can install it:\n  sudo {INSTALL_BROWSER}")
+        lacking.append("chromium")
+    if not lacking:
         return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise SetupFailed(f"The tests of the web pages need Chromium, and only root can install it:\n  sudo {INSTALL_BROWSER}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    sys.stderr.write("The tests of the web pages need Chromium, and it is not there:\n")
+    sys.stderr.write("The tests need packages of the system that are not there:\n")
     run("apt-get update", "apt-get", "update", environment=environment)
-    run(INSTALL_BROWSER, *INSTALL_BROWSER.split(), environment=environment)
+    run(f"apt-get install {' '.join(lacking)}", "apt-get", "install", "-y", *lacking, environment=environment)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "runtime: what `make up` needs; dev: that and what tests and checks need; browser: Chromium, for the tests of the web pages"
-    parser.add_argument("level", choices=[*sorted(LEVELS), "browser"], help=what)
+    what = "runtime: what `make up` needs; dev: that and what tests and checks need; system: Chromium and network tools, for the tests"
+    parser.add_argument("level", choices=[*sorted(LEVELS), "system"], help=what)
     level = parser.parse_args().level
     try:
-        if level == "browser":
-            ensure_browser()
+        if level == "system":
+            ensure_system()
             return 0
         if is_done(level):
             return 0

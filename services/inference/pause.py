@@ -17,9 +17,7 @@ class Pause:
 
     async def watch(self, changed: Callable[[], None], look_seconds: float = LOOK_SECONDS) -> None:
         """Call ``changed`` whenever it begins or ends. Ends by cancellation, or at once where no file was named."""
-        if self._file is None:
-            return
-        while True:
+        while self._file is not None:
             await asyncio.sleep(look_seconds)
             is_on = self._file.exists()
             if is_on != self.is_on:

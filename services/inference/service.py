@@ -96,7 +96,8 @@ class InferenceService:
             board.backend = backend
             board.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
-            node.tasks.create_task(pause.watch(board.changed))
+            if settings.pause_file is not None:
+                node.tasks.create_task(pause.watch(board.changed))
             if settings.narration == "plain" or settings.status_file is not None:
                 node.tasks.create_task(_narrator(settings, node, backend, pause).run())
             yield cls(settings, node, backend, pause)

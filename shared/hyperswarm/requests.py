@@ -11,8 +11,8 @@ from shared.hyperswarm import frames
 from shared.hyperswarm.connection import Pipe
 from shared.hyperswarm.errors import RequestRefused
 
-#: After the 32 bytes of the key: the connection's number, the length of the method.
-_HEAD: Final = struct.Struct("<32sIH")
+#: The key, the hash of the handshake, the length of the method.
+_HEAD: Final = struct.Struct("<32s64sH")
 _VALUE, _REFUSAL = b"\0", b"\1"
 
 
@@ -20,8 +20,8 @@ _VALUE, _REFUSAL = b"\0", b"\1"
 class Request:
     #: The caller's public key, proven by the Noise handshake.
     key: bytes
-    #: The same for all requests that come by one connection.
-    connection_id: int
+    #: The hash of that handshake: the same for all requests that come by one connection, and for no others.
+    channel: bytes
     method: str
     value: bytes
 
@@ -30,23 +30,29 @@ Answers = Callable[[Request], Awaitable[bytes]]
 
 
 class Requests:
-    """What is under way. ``answers`` returns the value, or raises RequestRefused; anything else ends the swarm."""
+    """What is under way. ``answers`` returns the value, or raises RequestRefused; anything else ends the swarm. It is cancelled
+    when the connection of who asked is gone."""
 
     def __init__(self, answers: Answers, tasks: asyncio.TaskGroup) -> None:
         self._answers = answers
         self._group = tasks
-        self._under_way: set[asyncio.Task[None]] = set()
+        #: Two lives of the sidecar give the same numbers.
+        self._under_way: dict[tuple[Pipe, int], asyncio.Task[None]] = {}
 
     def receive(self, pipe: Pipe, number: int, payload: bytes) -> None:
-        key, connection_id, length = _HEAD.unpack_from(payload)
+        if not payload:
+            if (gone := self._under_way.get((pipe, number))) is not None:
+                gone.cancel()
+            return
+        key, channel, length = _HEAD.unpack_from(payload)
         method = payload[_HEAD.size : _HEAD.size + length].decode(errors="replace")
-        request = Request(key, connection_id, method, payload[_HEAD.size + length :])
+        request = Request(key, channel, method, payload[_HEAD.size + length :])
         task = self._group.create_task(self._answer(pipe, number, request))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._under_way[pipe, number] = task
+        task.add_done_callback(lambda done: self._under_way.pop((pipe, number), None))
 
     def cancel(self) -> None:
-        for task in self._under_way:
+        for task in self._under_way.values():
             task.cancel()
 
     async def _answer(self, pipe: Pipe, number: int, request: Request) -> None:

@@ -9,7 +9,7 @@ from shared.frames.wire import Announce
 from shared.link import Link, Me
 from shared.nats.protocol import Message
 from shared.node.roads import Roads
-from shared.swarm_link import Refusal
+from shared.swarm_link import Refusal, SwarmLink
 from shared.types import SERVICE_ROLES, NodeId, Role
 
 #: Changes within this time leave as one announcement.
@@ -85,8 +85,11 @@ class Announcer:
             self._nodes.tick(self._roads.listening())
 
     def _greet(self, link: Link) -> None:
-        """A peer that has just come over Hyperswarm need not wait for the next round to learn what we are."""
-        if link.transport == "swarm" and self._describe is not None and self._me.role in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role]:
+        """A peer that has just come over Hyperswarm need not wait for the next round to learn what we are. To auth a node without a
+        good certificate is a newcomer, and a newcomer that announced itself would break the protocol."""
+        if not isinstance(link, SwarmLink) or self._describe is None:
+            return
+        if link.came_as in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role]:
             link.send(Announce(directory.encode(self._describe())))
 
     def _heard(self, message: Message) -> None:

@@ -4,14 +4,17 @@ Noise has proved the caller's key. The first request is `hello` with the certifi
 credential if the methods to follow need one; a key that is on the allow-list needs no certificate.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
-from shared import certificates, errors, identity
+from shared import certificates, errors, identity, topics
+from shared.api.method import Method
 from shared.hyperswarm import Request, RequestRefused
 from shared.node import single_calls
 from shared.rpc.serving import Dispatcher
@@ -29,18 +32,21 @@ class Introduction(msgspec.Struct, frozen=True):
     #: As `aicli mesh export` prints it; empty for a key on the allow-list.
     certificate: bytes = b""
     #: The user's key or token.
-    credential: str = ""
+    credential: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 
 class Welcome(msgspec.Struct, frozen=True):
     node: NodeId
     role: Role
+    #: What may be called here; a stream may not, because there is one answer alone.
     methods: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Visitor:
     peer: Peer
+    #: Seconds since 1970: when its certificate ends.
+    until: float
     credential: str
 
 
@@ -56,7 +62,8 @@ class Outsiders:
         self._dispatcher = dispatcher
         self._allowed = frozenset(allowed)
         self._clock = clock
-        self._visitors: OrderedDict[tuple[int, bytes], _Visitor] = OrderedDict()
+        #: By the hash of the connection's handshake.
+        self._visitors: OrderedDict[bytes, _Visitor] = OrderedDict()
         self._running = 0
 
     async def answer(self, request: Request) -> bytes:
@@ -66,7 +73,8 @@ class Outsiders:
                 raise errors.Overloaded(f"{MAX_RUNNING} calls of outsiders are running", retry_after_seconds=1)
             self._running += 1
             try:
-                return await self._answer(request)
+                with self._dispatcher.counting():
+                    return await self._answer(request)
             finally:
                 self._running -= 1
         except errors.AimeshError as error:
@@ -77,10 +85,11 @@ class Outsiders:
         # A msgpack map never begins with the brace.
         is_json = request.value[:1] in (b"{", b"")
         self._trust.check_not_revoked(identity.node_of(request.key))
+        if not topics.may_link(self._trust.role, Role.CLIENT):
+            raise errors.WrongRole(f"a {self._trust.role} takes no calls of clients", hint="call a gateway or auth")
         if request.method == HELLO:
             visitor = self._introduce(request, is_json=is_json)
-            methods = tuple(sorted(handler.method.name for handler in self._dispatcher.handlers if Role.CLIENT in handler.method.callers))
-            return (_to_json if is_json else _to_msgpack)(Welcome(visitor.peer.node, visitor.peer.role, methods))
+            return (_to_json if is_json else _to_msgpack)(Welcome(visitor.peer.node, visitor.peer.role, self._methods()))
         visitor = self._find(request)
         handler = self._dispatcher.find(request.method, visitor.peer)
         return await single_calls.answer(
@@ -88,30 +97,46 @@ class Outsiders:
         )
 
     def _introduce(self, request: Request, *, is_json: bool) -> _Visitor:
-        node = identity.node_of(request.key)
         decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
         try:
             said = decode(request.value or b"{}", type=Introduction)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise errors.BadRequest(f"hello: {error}", hint="it has the fields certificate and credential") from error
-        if request.key not in self._allowed or said.certificate:
-            found = certificates.check(said.certificate, self._trust.authorities, self._clock())
-            if found.node != node:
-                raise errors.NotCertified("the certificate is for another key than the one that was proved")
-            if found.role is not Role.CLIENT:
-                raise errors.WrongRole(f"a {found.role} calls over a link, not this way", hint="a ticket for a client makes a key for this")
-        visitor = _Visitor(Peer(Role.CLIENT, node, node), said.credential)
-        self._visitors[request.connection_id, request.key] = visitor
+        if said.certificate or request.key not in self._allowed:
+            visitor = self._certified(request, said)
+        else:
+            visitor = self._allow_listed(request, said.credential)
+        self._visitors[request.channel] = visitor
+        self._visitors.move_to_end(request.channel)
         if len(self._visitors) > MAX_VISITORS:
             self._visitors.popitem(last=False)
         return visitor
 
+    def _certified(self, request: Request, said: Introduction) -> _Visitor:
+        node = identity.node_of(request.key)
+        found = certificates.check(said.certificate, self._trust.authorities, self._clock())
+        if found.node != node:
+            raise errors.NotCertified("the certificate is for another key than the one that was proved")
+        if found.role is not Role.CLIENT:
+            raise errors.WrongRole(f"a {found.role} calls over a link, not this way", hint="a ticket for a client makes a key for this")
+        peer = Peer(Role.CLIENT, node, node, found.owner, found.labels, request.channel)
+        return _Visitor(peer, found.not_after, said.credential)
+
+    def _allow_listed(self, request: Request, credential: str = "") -> _Visitor:
+        node = identity.node_of(request.key)
+        return _Visitor(Peer(Role.CLIENT, node, node, channel=request.channel), math.inf, credential)
+
     def _find(self, request: Request) -> _Visitor:
-        visitor = self._visitors.get((request.connection_id, request.key))
-        if visitor is not None:
-            self._visitors.move_to_end((request.connection_id, request.key))
-            return visitor
-        if request.key in self._allowed:
-            node = identity.node_of(request.key)
-            return _Visitor(Peer(Role.CLIENT, node, node), "")
-        raise errors.NotCertified("you have not introduced yourself", hint="call `hello` with your certificate first")
+        visitor = self._visitors.get(request.channel)
+        if visitor is None:
+            if request.key not in self._allowed:
+                raise errors.NotCertified("you have not introduced yourself", hint="call `hello` with your certificate first")
+            return self._allow_listed(request)
+        if self._clock() > visitor.until + certificates.LEEWAY_SECONDS:
+            raise errors.CertificateExpired("your certificate has ended", hint="call `hello` with a new one: `aicli mesh export` has it")
+        self._visitors.move_to_end(request.channel)
+        return visitor
+
+    def _methods(self) -> tuple[str, ...]:
+        found = (handler.method for handler in self._dispatcher.handlers)
+        return tuple(sorted(method.name for method in found if isinstance(method, Method) and Role.CLIENT in method.callers))

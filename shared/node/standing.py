@@ -64,6 +64,9 @@ class Standing:
     def told(self, node: NodeId, number: int) -> None:
         """A peer has a newer list."""
         self._newer.add(node)
+        if not self._trust.has_certificate(time.time()):
+            # Nobody speaks to us but auth: it can be asked now.
+            self._try_at = 0.0
         self._wake.set()
 
     def meetings(self) -> list[Meeting]:
@@ -92,9 +95,9 @@ class Standing:
         while True:
             now = time.monotonic()
             self._look_around(now)
-            await self._pull_newer()
             if now >= self._try_at and self._is_renewal_due(time.time()):
                 self._try_at = now + (0 if await self._renew() else RETRY_SECONDS)
+            await self._pull_newer()
             if now >= self._pull_at:
                 self._pull_at = now + (PULL_SECONDS if await self._pull_from_auth() else RETRY_SECONDS)
             self._wake.clear()

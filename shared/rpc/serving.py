@@ -5,7 +5,8 @@ This is one of the three places that catch Exception: a bug in a handler must en
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, overload
 from uuid import UUID
@@ -126,7 +127,7 @@ class Dispatcher:
         self._observe = observe
         self._on_bug = on_bug
         self._handlers: dict[str, Handler] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere, endless streams end.
         self.drain_started = asyncio.Event()
 
@@ -179,6 +180,17 @@ class Dispatcher:
         self._running.add(task)
         task.add_done_callback(self.over)
         return task
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """The running task, which is none of ours, is one of the running calls while the block runs."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            yield
+        finally:
+            self._running.discard(task)
 
     async def drained(self, grace_seconds: float) -> None:
         """Until every running call is over; what is left after the grace period is cancelled."""

@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -31,6 +31,8 @@ MODEL = ModelName("echo")
 #: Requests a second, and the doors that they take turns at.
 RATE = 20
 TURNS = (Door.GATEWAY, Door.RPC, Door.WEB, Door.RPC)
+#: Where a client outside the house asks as well.
+TURNS_WITH_OUTSIDE = (Door.GATEWAY, Door.OUTSIDE, Door.RPC, Door.OUTSIDE)
 WORDS = 12
 #: A client's own patience; the gateway's silence about a lost worker is 3 s.
 DEADLINE_SECONDS = 15.0
@@ -51,6 +53,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class History:
+    turns: tuple[Door, ...] = TURNS
     attempts: list[Attempt] = field(default_factory=list)
 
     async def until_each_door_succeeds(self, times: int, *, since: float = 0, seconds: float = 10) -> None:
@@ -61,7 +64,7 @@ class History:
             for attempt in sorted(self.attempts, key=lambda attempt: attempt.ended):
                 if attempt.began >= since:
                     in_a_row[attempt.door] = in_a_row[attempt.door] + 1 if attempt.succeeded else 0
-            return all(in_a_row[door] >= times for door in Door)
+            return all(in_a_row[door] >= times for door in self.turns)
 
         await until(all_doors, seconds=seconds, what=f"{times} successes in a row at each door")
 
@@ -76,17 +79,17 @@ class History:
 class _Callers:
     """One of each kind, used by every request: connections are kept, as clients do."""
 
-    def __init__(self, person: Person, gateway_http: httpx.AsyncClient, web_http: httpx.AsyncClient, mesh: ClientNode) -> None:
+    def __init__(self, person: Person, http: Mapping[Door, httpx.AsyncClient], mesh: Mapping[Door, ClientNode]) -> None:
         self._person = person
-        self._http = {Door.GATEWAY: gateway_http, Door.WEB: web_http}
+        self._http = http
         self._mesh = mesh
 
     async def attempt(self, door: Door, prompt: str, history: History) -> None:
         began, seen = time.monotonic(), _Seen()
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                if door is Door.RPC:
-                    await self._by_rpc(prompt, seen)
+                if door in self._mesh:
+                    await self._by_rpc(self._mesh[door], prompt, seen)
                 else:
                     await self._by_http(self._http[door], prompt, seen)
         except TimeoutError:
@@ -109,10 +112,10 @@ class _Callers:
             )
         )
 
-    async def _by_rpc(self, prompt: str, seen: _Seen) -> None:
+    async def _by_rpc(self, mesh: ClientNode, prompt: str, seen: _Seen) -> None:
         request = gateway.ProcessInferenceRequest(InferenceRequest(prompt=prompt, model=MODEL))
         credential = self._person.key.secret
-        async with self._mesh.rpc.stream(
+        async with mesh.rpc.stream(
             gateway.process_inference_request, request, credential=credential, deadline_seconds=DEADLINE_SECONDS - 2
         ) as answer:
             async for chunk in answer:
@@ -153,13 +156,17 @@ def _read_event(line: str, seen: _Seen) -> None:
 
 
 @asynccontextmanager
-async def running(stack: RunningStack, person: Person) -> AsyncIterator[History]:
-    """Requests at RATE until the block is left; then the running ones end, and the history is whole."""
-    history = History()
+async def running(stack: RunningStack, person: Person, outside: ClientNode | None = None) -> AsyncIterator[History]:
+    """Requests at RATE until the block is left; then the running ones end, and the history is whole. ``outside`` is a client
+    that reaches the mesh over Hyperswarm alone; with it web has no turn."""
+    history = History(TURNS if outside is None else TURNS_WITH_OUTSIDE)
     async with AsyncExitStack() as opened:
         web = await opened.enter_async_context(stack.http(person.key.secret, service="web"))
         direct = await opened.enter_async_context(stack.http(person.key.secret))
-        callers = _Callers(person, direct, web, await opened.enter_async_context(stack.client()))
+        mesh = {Door.RPC: await opened.enter_async_context(stack.client())}
+        if outside is not None:
+            mesh[Door.OUTSIDE] = outside
+        callers = _Callers(person, {Door.GATEWAY: direct, Door.WEB: web}, mesh)
         async with asyncio.TaskGroup() as tasks:
             pacing = tasks.create_task(_pace(callers, history, tasks))
             yield history
@@ -179,4 +186,4 @@ async def _pace(callers: _Callers, history: History, tasks: asyncio.TaskGroup) -
         assert at_once < MOST_AT_ONCE, "the answers do not keep up with the load"
         prompt = f"request{number} " + " ".join(f"w{position}" for position in range(1, WORDS))
         at_once += 1
-        tasks.create_task(callers.attempt(TURNS[number % len(TURNS)], prompt, history)).add_done_callback(ended)
+        tasks.create_task(callers.attempt(history.turns[number % len(history.turns)], prompt, history)).add_done_callback(ended)

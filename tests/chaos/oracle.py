@@ -27,6 +27,8 @@ class Door(StrEnum):
     GATEWAY = "gateway"
     WEB = "web"
     RPC = "rpc"
+    #: RPC as well, by a client that is on Hyperswarm alone.
+    OUTSIDE = "outside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

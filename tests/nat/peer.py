@@ -8,12 +8,13 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
 from shared.hyperswarm import Address, Connection, ConnectionClosed, PathChanged, PeerFailed, Swarm
+from shared.node.lifecycle import background
 from tests.nat.topology import Machine
 
 PING_SECONDS = 0.1
@@ -135,7 +136,6 @@ class Watched:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self.started_at = time.monotonic()
         self.said: list[Said] = []
         self._more = asyncio.Event()
 
@@ -147,14 +147,14 @@ class Watched:
             self._more.set()
         self._more.set()
 
-    async def hear(self, what: str, *, since: float = 0.0, seconds: float, matching: Callable[[Said], bool] = lambda said: True) -> Said:
+    async def hear(self, what: str, *, since: float = 0.0, seconds: float) -> Said:
         """The first line of that kind that was said after ``since``; fails with all that it said instead."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
                     self._more.clear()
                     for said in self.said:
-                        if said.what == what and said.at >= since and matching(said):
+                        if said.what == what and said.at >= since:
                             return said
                     await self._more.wait()
         raise AssertionError(f"no {what!r} within {seconds} s; it said: {[line for line in self.said if line.at >= since]}")
@@ -181,7 +181,7 @@ async def peer(
     wanted = Wanted(topic=topic.hex(), bootstrap=list(bootstrap), relays=list(relays), seed=(seed or os.urandom(32)).hex())
     process = await machine.start(sys.executable, "-m", "tests.nat.peer", msgspec.json.encode(wanted).decode())
     watched = Watched(process)
-    async with asyncio.TaskGroup() as tasks:
+    async with background() as tasks:
         tasks.create_task(watched.read())
         try:
             await watched.hear("joined", seconds=15)

@@ -124,7 +124,7 @@ def test_the_browser_that_is_provisioned_is_the_one_the_tests_look_for(monkeypat
     assert setup.BROWSERS == chromium.NAMES
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(setup.SetupFailed, match="apt-get install -y chromium"):
-        setup.ensure_browser()
+        setup.ensure_system()
 
 
 def test_locks_name_no_index() -> None:

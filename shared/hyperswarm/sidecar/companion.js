@@ -8,8 +8,7 @@ module.exports = async function companion(open) {
     setTimeout(() => process.exit(0), 1500).unref()
     close().finally(() => process.exit(0))
   }
-  process.on('SIGTERM', leave)
-  process.on('SIGINT', leave)
+  for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, leave)
   process.stdin.on('end', leave).on('error', leave).resume()
   process.stdout.write(`${JSON.stringify(ready)}\n`)
 }

@@ -34,9 +34,7 @@ class Connection {
     stream.setTimeout(SILENCE_MS)
     this.onMessage = this._onPreface
     stream.on('data', (message) => this.onMessage(message))
-    stream.on('error', (error) => {
-      this.failure = error
-    })
+    stream.on('error', (error) => Object.assign(this, { failure: error }))
     stream.on('end', () => stream.end())
     stream.once('close', () => {
       clearTimeout(this.deadline)

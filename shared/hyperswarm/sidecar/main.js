@@ -138,11 +138,9 @@ const CALLS = {
 
 async function call(id, { method, ...parameters }) {
   if (!Object.hasOwn(CALLS, method)) throw new BadFrame(`no such call: ${method}`)
-  try {
-    outbox.json(TYPE.ANSWER, id, { value: (await CALLS[method](parameters)) ?? null })
-  } catch (error) {
-    outbox.json(TYPE.ANSWER, id, { error: String(error?.message ?? error) })
-  }
+  const answering = Promise.resolve(parameters).then(CALLS[method])
+  const answer = await answering.then((value) => ({ value: value ?? null })).catch((error) => ({ error: error.message }))
+  outbox.json(TYPE.ANSWER, id, answer)
 }
 
 function parse(chunk, begin, end) {

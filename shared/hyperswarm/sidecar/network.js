@@ -24,22 +24,20 @@ class Dht extends DHT {
   constructor(options) {
     super(options)
     this.relayStreams = new Set()
-    this.dials = new Map() // stream -> when it was dialled
+    this.dials = new Map() // stream -> since when, and what it failed of
   }
 
   connect(key, options) {
     const stream = super.connect(key, options)
-    let failure = null
+    const dial = { since: Date.now(), failure: null }
     // hyperdht itself dials relays, and only those, without options.
     if (options === undefined) this.relayStreams.add(stream)
-    else this.dials.set(stream, Date.now())
+    else this.dials.set(stream, dial)
     stream.once('open', () => this.dials.delete(stream))
-    stream.on('error', (error) => {
-      failure = error
-    })
+    stream.on('error', (error) => Object.assign(dial, { failure: error }))
     stream.once('close', () => {
       this.relayStreams.delete(stream)
-      if (this.dials.delete(stream)) this.emit('dial-failed', key, this.reasonOf(failure))
+      if (this.dials.delete(stream)) this.emit('dial-failed', key, this.reasonOf(dial.failure))
     })
     return stream
   }
@@ -52,7 +50,7 @@ class Dht extends DHT {
   }
 
   isStale(stream) {
-    return Date.now() - this.dials.get(stream) > STALE_DIAL_MS
+    return Date.now() - this.dials.get(stream)?.since > STALE_DIAL_MS
   }
 
   /** direct: by an address one of us can be reached at. punched: by a socket made for it. relayed: by somebody else. */
@@ -118,10 +116,7 @@ class Swarm extends Hyperswarm {
     if (nodes.length === 0) this.dht.refresh()
     else this.lastNodes = nodes
     const pings = (this.lastNodes ?? []).map((node) => this.dht.ping(node, { retry: false }))
-    return Promise.any(pings).then(
-      () => true,
-      () => false,
-    )
+    return Promise.any(pings).then(Boolean, () => false)
   }
 }
 

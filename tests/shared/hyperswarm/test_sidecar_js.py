@@ -6,6 +6,8 @@ import subprocess
 from shared.hyperswarm import node_binary
 
 SECONDS = 60
+#: Of code: what can be said in Python is said in Python.
+MOST_LINES = 500
 
 
 def test_the_tests_of_the_sidecar_pass() -> None:
@@ -17,3 +19,9 @@ def test_the_tests_of_the_sidecar_pass() -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "tests 0\n" not in done.stdout
+
+
+def test_the_sidecar_stays_small() -> None:
+    programs = node_binary.SIDECAR.glob("*.js")
+    lines = [line.strip() for program in programs for line in program.read_text(encoding="utf-8").splitlines()]
+    assert len([line for line in lines if line and not line.startswith(("//", "/*", "*"))]) <= MOST_LINES

@@ -73,7 +73,7 @@ test('a dial that hangs does not shut out the peer who dials us', async () => {
   hanging.on('error', () => {})
   host._allConnections.add(hanging)
   hanging.once('close', () => host._allConnections.delete(hanging))
-  host.dht.dials.set(hanging, Date.now() - 5000)
+  host.dht.dials.set(hanging, { since: Date.now() - 5000, failure: null })
   guest.join(topicOf(3), { server: false })
   const [stream] = await next(host, 'connection')
   assert.deepEqual(stream.remotePublicKey, guest.keyPair.publicKey)
