@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shared import hyperswarm
 from shared.hyperswarm import Address
@@ -41,9 +42,7 @@ async def relay(bootstrap: Sequence[Address]) -> AsyncIterator[Relay]:
 
 
 @asynccontextmanager
-async def companion(
-    script: str, options: dict[str, object]
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, list[dict[str, int]]]]]:
+async def companion(script: str, options: dict[str, object]) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
     """A program of the sidecar's folder, and what it said when it was ready."""
     process = await asyncio.create_subprocess_exec(
         hyperswarm.find_node(), SIDECAR / script, json.dumps(options), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE

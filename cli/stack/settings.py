@@ -102,6 +102,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "NATS_CA_FILE": ("auth", "gateway", "inference", "metrics", "web"),
     "ALLOW_PLAIN_NATS": ("auth", "gateway", "inference", "metrics", "web"),
     "NODE_BINARY": ("auth", "gateway", "inference", "metrics", "web"),
+    "SWARM_CLIENTS": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
     "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),

@@ -119,8 +119,6 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     #: How it is reached: nats; direct, punched or relayed over Hyperswarm; self for the gateway that answers.
     path: str
     alive: bool
-    #: It is known by its key alone: it was not let in, or could not be reached.
-    refused: bool
     usable: bool
     #: Why it is not used; empty when it is.
     why_not: str
@@ -133,6 +131,8 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     slots: int
     #: To this gateway; null where there is no link to measure it on.
     round_trip_ms: float | None = None
+    #: It is known by its key alone: it was not let in, or could not be reached.
+    refused: bool = False
     #: By its certificate, for routing and for people.
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 

@@ -182,7 +182,8 @@ async def test_the_end_reaches_everybody_who_waits(wire: Wire, wait: Callable[[C
 
 
 async def test_closing_twice_tells_once(wire: Wire) -> None:
-    connection, reasons = wire.ends[True], []
+    connection = wire.ends[True]
+    reasons: list[str] = []
     connection.on_closed = reasons.append
     connection.close("enough")
     connection.close("again")
