@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cli.profile import Profile
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.types import Credential, Role
+from shared.types import Credential, NodeId, Role
 
 if TYPE_CHECKING:
     from shared.node import ClientNode
@@ -47,8 +47,8 @@ class Connection(Protocol):
         """Leaving the block early cancels the call on the peer."""
         ...
 
-    def alive(self, role: Role) -> int:
-        """How many usable nodes of a role have been heard so far."""
+    def alive(self, role: Role) -> list[NodeId]:
+        """The usable nodes of a role that have been heard so far."""
         ...
 
 
@@ -80,8 +80,8 @@ class MeshConnection:
     ) -> AbstractAsyncContextManager[Answer[Item, End]]:
         return self._client.rpc.stream(method, request, deadline_seconds=deadline_seconds, credential=self._profile.api_key)
 
-    def alive(self, role: Role) -> int:
-        return len(self._client.directory.usable(role))
+    def alive(self, role: Role) -> list[NodeId]:
+        return [entry.node for entry in self._client.directory.usable(role)]
 
 
 @asynccontextmanager

@@ -151,7 +151,7 @@ async def _examine_services(connection: Connection, chosen: Profile, findings: l
 async def _check_auth(connection: Connection, chosen: Profile) -> Finding:
     """Any answer of auth shows that it is alive, a refusal too."""
     if chosen.api_key is None:
-        alive = connection.alive(Role.AUTH) > 0
+        alive = bool(connection.alive(Role.AUTH))
         return Finding("auth", True, "alive") if alive else Finding("auth", None, "not heard of yet; nobody is logged in to ask it")
     try:
         listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), deadline_seconds=_STEP_SECONDS)

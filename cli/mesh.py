@@ -20,7 +20,12 @@ RELAY_PORT = 4740
 
 @click.group(
     cls=LazyGroup,
-    places={"connect": "cli.mesh_connect:connect", "bootstrap": "cli.mesh:bootstrap", "relay": "cli.mesh:relay"},
+    places={
+        "connect": "cli.mesh_connect:connect",
+        "export": "cli.mesh_export:export",
+        "bootstrap": "cli.mesh:bootstrap",
+        "relay": "cli.mesh:relay",
+    },
 )
 def mesh() -> None:
     """Join a mesh from another machine, or run what lets machines find each other.

@@ -17,6 +17,8 @@ from shared.types import MeshName, NodeId, Peer, Role
 #: Each side sends a PING this often, and takes this much silence for death. Both ends must agree, so both are fixed.
 PING_SECONDS = 1.0
 SILENCE_SECONDS = 3.0
+#: How often a transport calls ``tick``: silence is found out within this, and not within another PING_SECONDS.
+TICK_SECONDS = 0.25
 #: An opened link that has not carried a HELLO by then is closed: "open" is not "alive".
 HELLO_SECONDS = 1.5
 #: So many frames leave at once, without waiting for the end of the tick: the peer works on them while we go on.
@@ -65,6 +67,7 @@ class Link:
         self._drained.set()
         self._heard_at = now
         self._ping_number = 0
+        self._ping_at = now
         #: By a clock of its own: the loop's counts whole milliseconds under uvloop.
         self._pinged_at = 0.0
 
@@ -142,7 +145,7 @@ class Link:
         self.on_frames(frames)
 
     def tick(self, now: float) -> None:
-        """Once per PING_SECONDS: ping, or find the peer dead."""
+        """Once per TICK_SECONDS: find the peer dead, or ping it when that is due."""
         if self.closed is not None:
             return
         silent = now - self._heard_at
@@ -150,6 +153,10 @@ class Link:
             self.fell_silent = True
             self.close(errors.LinkLost(f"{self.peer.role} {self.peer.node[:8]} has been silent for {silent:.1f} s"))
             return
+        if now < self._ping_at:
+            return
+        # Ticks come a little late, and the next one would be a whole tick too late.
+        self._ping_at = now + PING_SECONDS - TICK_SECONDS / 2
         self._ping_number += 1
         self._pinged_at = time.perf_counter()
         self.send(Ping(self._ping_number))

@@ -16,7 +16,7 @@ import msgspec
 from shared import errors, identity, topics
 from shared.frames import wire
 from shared.frames.wire import Frame, Hello
-from shared.link import HELLO_SECONDS, PING_SECONDS, Link, Me
+from shared.link import HELLO_SECONDS, TICK_SECONDS, Link, Me
 from shared.nats.client import NatsClient
 from shared.nats.protocol import Message
 from shared.trust import Trust
@@ -194,7 +194,7 @@ class NatsTransport:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(PING_SECONDS)
+            await asyncio.sleep(TICK_SECONDS)
             now = self.now()
             for link in self.links():
                 if link.opened.done():

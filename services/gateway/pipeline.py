@@ -148,11 +148,13 @@ class Running:
 
 
 class Pipeline:
-    """Safe for any number of requests at once."""
+    """Safe for any number of requests at once. For the first ``finding_seconds`` a model that nobody serves may have workers that
+    are not found yet."""
 
-    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic, *, finding_seconds: float = 0.0) -> None:
         self._parts = parts
         self._clock = clock
+        self._knows_all_at = clock() + finding_seconds
 
     @asynccontextmanager
     async def run(self, principal: Principal, request: InferenceRequest, *, seconds: float) -> AsyncIterator[Running]:
@@ -190,7 +192,8 @@ class Pipeline:
         parts = self._parts
         admitted = admission.admit(request)
         running.admitted(admitted, prompts.fingerprint(admitted.messages, parts.prompt_hash_secret))
-        running.model = routing.resolve(admitted.model, parts.directory.entries(Role.WORKER), parts.names)
+        just_started = self._clock() < self._knows_all_at
+        running.model = routing.resolve(admitted.model, parts.directory.entries(Role.WORKER), parts.names, just_started=just_started)
         try:
             running.allowance = await parts.quotas.spend(principal)
         except HourlyLimited as error:

@@ -46,11 +46,12 @@ def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]
     )
 
 
-def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names) -> ModelName:
+def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names, *, just_started: bool = False) -> ModelName:
     """The served model that ``wanted`` means; nothing is substituted for one that is not served.
 
-    ``workers`` are all that are known: one that is gone still tells a missing worker from a misspelt model. Raises
-    UnknownModel, or NotReachable where the model is known but nobody can run it now.
+    ``workers`` are all that are known: one that is gone still tells a missing worker from a misspelt model. Who has
+    ``just_started`` cannot tell yet. Raises UnknownModel, or NotReachable where the model is known, or may be, but nobody can
+    run it now.
     """
     usable = [worker for worker in workers if not worker.why_not]
     models = served(usable, names)
@@ -67,6 +68,10 @@ def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names) ->
         raise _nobody(workers)
     if absent := [worker for worker in workers if _has(worker, model)]:
         raise errors.NotReachable(f"no worker can run {model} now: {_whys(absent)}", hint=_NO_WORKER_HINT)
+    if just_started:
+        raise errors.NotReachable(
+            f"no worker with the model {model!r} has been found yet: this gateway has just started", retry_after_seconds=1
+        )
     through = f" (which {asked!r} is an alias of)" if model != asked else ""
     raise errors.UnknownModel(
         f"nobody serves the model {model!r}{through}; served now: {', '.join(models)}",

@@ -32,6 +32,8 @@ from shared.types import SERVICE_NAMES, Credential, ModelName, Role, Tier, UserI
 
 #: These ask as nodes of the house, not for a person.
 _HOUSE = (Role.METRICS, Role.OPERATOR)
+#: Workers elsewhere have to be found and connected to before it is known which models there are.
+_FINDING_SECONDS = 3.0
 
 
 class GatewayService:
@@ -59,7 +61,8 @@ class GatewayService:
                 metrics=node.metrics,
                 publish=node.publish,
                 prompt_hash_secret=settings.prompt_hash_secret,
-            )
+            ),
+            finding_seconds=_FINDING_SECONDS,
         )
         self._http = self._http_app()
 

@@ -12,7 +12,7 @@ OVERHEAD: Final = 32
 #: Larger messages travel in parts, so that none holds up what comes behind it for long.
 MAX_PART_BYTES: Final = 64 * 1024
 #: No window is larger; a peer that grants more than that, and what it was sent, is cut off.
-MAX_WINDOW_BYTES: Final = 4 * 1024 * 1024
+MAX_WINDOW_BYTES: Final = 1024 * 1024
 #: A window has to be so much larger than what a stranger gets, because nobody grants crumbs.
 MIN_GROWTH_BYTES: Final = 1024
 #: A credit smaller than this share of the window waits for more: one frame for many messages.

@@ -25,6 +25,9 @@ RESTART_SECONDS, RESTART_MOST_SECONDS, RESTART_CALM_SECONDS = 0.2, 5.0, 30.0
 FLUSH_SECONDS: Final = 15.0
 TICK_SECONDS: Final = 0.25
 PROBE_DEADLINE_SECONDS: Final = 5.0
+#: How often the DHT nodes that announce us are asked whether they still do. One that was started anew has forgotten everybody,
+#: and the library would tell it in ten minutes.
+MEMORY_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Swarm:
                 requests = Requests(self.on_request, tasks)
                 self._switchboard.on_request = requests.receive
                 self._stack.callback(requests.cancel)
-            for job in (self._supervise(), self._recover(), self._watch_network()):
+            for job in (self._supervise(), self._recover(), self._watch_network(), self._watch_memory()):
                 self._stack.callback(tasks.create_task(job).cancel)
         except BaseException:
             await self._stop()
@@ -316,6 +319,25 @@ class Swarm:
                 continue
             if self._recovery.probed(online):
                 self._network_changed()
+
+    async def _watch_memory(self) -> None:
+        was_remembered = True
+        while True:
+            await asyncio.sleep(MEMORY_SECONDS)
+            announced = [topic for topic, joined in self._topics.items() if joined.server]
+            if self._sidecar is None or not announced:
+                continue
+            try:
+                remembered = await self._sidecar.call("isRemembered", deadline_seconds=PROBE_DEADLINE_SECONDS)
+            except SwarmError:
+                remembered = False
+            if not remembered:
+                self._tell("announce")
+            if not (remembered and was_remembered):
+                # Once more after the library has announced our key by itself: it does not think of topics.
+                for topic in announced:
+                    self._tell("refresh", topic=topic.hex())
+            was_remembered = remembered
 
     def _closed(self, connection: Connection, *, wanted: bool) -> None:
         self._recovery.closed(connection.key, self.clock(), wanted=wanted)

@@ -78,7 +78,7 @@ class Switchboard:
 
     def on_frame(self, pipe: Pipe, kind: int, number: int, payload: bytes) -> None:
         if kind == frames.REQUEST:
-            self.on_request(pipe, number, payload)
+            self.on_request(pipe, number, payload)  # numbered by themselves
             return
         connection = self._connections.get(number)
         if connection is None:

@@ -93,6 +93,7 @@ class Standing:
     async def run(self) -> None:
         """Ends by cancellation."""
         while True:
+            self._wake.clear()
             now = time.monotonic()
             self._look_around(now)
             if now >= self._try_at and self._is_renewal_due(time.time()):
@@ -100,7 +101,6 @@ class Standing:
             await self._pull_newer()
             if now >= self._pull_at:
                 self._pull_at = now + (PULL_SECONDS if await self._pull_from_auth() else RETRY_SECONDS)
-            self._wake.clear()
             try:
                 async with asyncio.timeout(RETRY_SECONDS if self._newer or self._is_renewal_due(time.time()) else PULL_SECONDS / 6):
                     await self._wake.wait()

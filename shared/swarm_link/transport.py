@@ -9,7 +9,7 @@ from shared import errors, identity, topics
 from shared.frames.wire import Announce, Hello
 from shared.hyperswarm import Connection, Firewall, PathChanged, PeerFailed, Request, SidecarDied, SidecarRestarted, Swarm, SwarmError
 from shared.hyperswarm.events import Event
-from shared.link import PING_SECONDS, Link, Me
+from shared.link import TICK_SECONDS, Link, Me
 from shared.swarm_link import dial_failures
 from shared.swarm_link.door import Door, Entrant, Refusal
 from shared.swarm_link.link import SwarmLink
@@ -252,7 +252,7 @@ class SwarmTransport:
     async def _tick(self) -> None:
         looked_again_at = 0.0
         while True:
-            await asyncio.sleep(PING_SECONDS)
+            await asyncio.sleep(TICK_SECONDS)
             now, wall_clock = self.loop.time(), self._clock()
             for link in self.links():
                 link.check_certificate(wall_clock)

@@ -15,7 +15,7 @@ from cli.profile import Profile
 from cli.surroundings import Surroundings
 from shared import errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.types import Credential, Role
+from shared.types import Credential, NodeId, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class FakeMesh:
     asked: list[Asked] = field(default_factory=list)
     #: Streams that were left before their end: cancelled calls.
     left_early: list[str] = field(default_factory=list)
-    alive_roles: set[Role] = field(default_factory=set)
+    alive_nodes: dict[Role, list[NodeId]] = field(default_factory=dict)
     _answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     _streams: dict[str, tuple[Callable[[], AsyncIterator[Any]], Any]] = field(default_factory=dict)
 
@@ -109,8 +109,8 @@ class FakeConnection:
             self._mesh.left_early.append(method.name)
             raise
 
-    def alive(self, role: Role) -> int:
-        return int(role in self._mesh.alive_roles)
+    def alive(self, role: Role) -> list[NodeId]:
+        return self._mesh.alive_nodes.get(role, [])
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ const MAX_PART = 64 * 1024
 /** With its kind, the 17 bytes of secret-stream, and some room. */
 const MAX_SEALED = MAX_PART + 64
 /** No honest window is larger, so nobody grants more than this and what we have sent. */
-const MAX_WINDOW = 4 * 1024 * 1024
+const MAX_WINDOW = 1024 * 1024
 /** A peer may grant more and more, and take nothing. */
 const MAX_UNSENT = 2 * MAX_WINDOW
 
@@ -64,8 +64,7 @@ class Connection {
   }
 
   close(aborts) {
-    if (aborts) this.stream.destroy()
-    else this.stream.end()
+    this.stream[aborts ? 'destroy' : 'end']()
   }
 
   fail(code, text) {

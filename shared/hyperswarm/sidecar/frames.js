@@ -22,13 +22,10 @@ const EMPTY = Buffer.alloc(0)
 
 class BadFrame extends Error {}
 
-/** Calls onFrame(type, id, chunk, begin, end): the payload is chunk[begins..end), and the byte before it may be overwritten. */
+/** Calls onFrame(type, id, chunk, begin, end): the payload is chunk[begin..end), and the byte before it may be overwritten. */
 class Parser {
   constructor(onFrame) {
-    this.onFrame = onFrame
-    this.waiting = []
-    this.size = 0
-    this.needed = HEADER
+    Object.assign(this, { onFrame, waiting: [], size: 0, needed: HEADER })
   }
 
   feed(chunk) {
@@ -56,9 +53,7 @@ class Parser {
 /** Writes frames to the socket: those of one turn of the event loop as one write. */
 class Outbox {
   constructor(socket) {
-    this.socket = socket
-    this.pending = []
-    this.flush = this.flush.bind(this)
+    Object.assign(this, { socket, pending: [], flush: this.flush.bind(this) })
   }
 
   send(type, id, payload = EMPTY) {

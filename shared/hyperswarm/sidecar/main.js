@@ -18,7 +18,6 @@ const REFUSALS_PER_SECOND = 20
 const socket = new net.Socket({ fd: Number(process.argv[2]), readable: true, writable: true })
 const outbox = new Outbox(socket)
 const connections = new Map()
-const sessions = new Map() // topic in hex -> discovery session
 let lastId = 0
 let swarm = null
 let isLeaving = false
@@ -111,15 +110,11 @@ function bytesOf(hex) {
 /** What Python may ask for. Each returns, or promises, what Python is answered. */
 const CALLS = {
   join({ topic, server, client }) {
-    const session = sessions.get(topic)
-    if (session === undefined) sessions.set(topic, swarm.join(bytesOf(topic), { server, client }))
-    else session.refresh({ server, client }).catch(() => {})
+    const joined = swarm.status(bytesOf(topic))
+    if (joined === null || joined.destroyed) swarm.join(bytesOf(topic), { server, client })
+    else joined._sessions[0].refresh({ server, client }).catch(() => {})
   },
-  leave({ topic }) {
-    const session = sessions.get(topic)
-    sessions.delete(topic)
-    return session?.destroy()
-  },
+  leave: ({ topic }) => swarm.leave(bytesOf(topic)),
   joinPeer: ({ key }) => swarm.joinPeer(bytesOf(key)),
   leavePeer: ({ key }) => swarm.leavePeer(bytesOf(key)),
   dial: ({ key, topic }) => swarm.dial(bytesOf(key), bytesOf(topic)),
@@ -127,6 +122,8 @@ const CALLS = {
   flush: () => Promise.all([...swarm.topics()].map((discovery) => discovery.flushed())),
   firewall: ({ denied, allowed }) => swarm.setGate(denied, allowed),
   isOnline: () => swarm.isOnline(),
+  isRemembered: () => swarm.isRemembered(),
+  announce: () => swarm.server.refresh(),
   revive: () => swarm.revive(),
   stats() {
     const { host, port, firewalled, randomized, bootstrapped, stats } = swarm.dht

@@ -2,6 +2,7 @@
 // Hyperswarm as we need it: tells how each connection runs, why a dial failed, and lets a firewall change its mind.
 
 const DHT = require('hyperdht')
+const { COMMANDS } = require('hyperdht/lib/constants')
 const { HOLEPUNCH_DOUBLE_RANDOMIZED_NATS } = require('hyperdht/lib/errors')
 const Hyperswarm = require('hyperswarm')
 
@@ -108,6 +109,14 @@ class Swarm extends Hyperswarm {
   revive() {
     this.server.refresh()
     for (const stream of this.dht.dials.keys()) if (this.dht.isStale(stream)) stream.destroy()
+  }
+
+  /** Whether those DHT nodes that announce us still do: one that was started anew answers, and has forgotten everybody. */
+  async isRemembered() {
+    const { relays = [], target } = this.server._announcer ?? {}
+    const question = { token: null, command: COMMANDS.FIND_PEER, target, value: null }
+    const answers = await Promise.allSettled(relays.map(({ relayAddress }) => this.dht.request(question, relayAddress)))
+    return answers.length > 0 && answers.every(({ value }) => Boolean(value?.value))
   }
 
   /** Whether any of the DHT's nodes near us answers now. */

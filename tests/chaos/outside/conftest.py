@@ -1,7 +1,6 @@
 """A house without an echo worker of its own, two machines outside that serve the echo model, and a client outside."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path

@@ -44,6 +44,13 @@ def test_an_unknown_model_lists_what_is_served_and_names_the_setting() -> None:
     assert "MODEL_ALIASES" in refused.value.hint
 
 
+def test_who_has_just_started_calls_no_model_unknown() -> None:
+    with pytest.raises(errors.NotReachable, match=r"'gpt-9' has been found yet") as refused:
+        routing.resolve(ModelName("gpt-9"), workers("alpha"), NAMES, just_started=True)
+    assert refused.value.retry_after_seconds
+    assert routing.resolve(ModelName("alpha"), workers("alpha"), NAMES, just_started=True) == "alpha"
+
+
 def test_an_alias_of_a_model_that_nobody_serves_is_unknown_too() -> None:
     with pytest.raises(errors.UnknownModel, match=r"'smollm2'.*'llama3' is an alias of"):
         routing.resolve(ModelName("llama3"), workers("alpha"), NAMES)

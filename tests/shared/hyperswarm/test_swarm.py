@@ -192,3 +192,24 @@ async def test_a_topic_has_32_bytes(topic: bytes) -> None:
     swarm = Swarm()
     with pytest.raises(ValueError, match="32 bytes"):
         await swarm.join(topic)
+
+
+async def test_a_topic_may_be_joined_otherwise_left_and_joined_again() -> None:
+    async with pair() as (one, other):
+        topic = swarms.new_topic()
+        await one.join(topic, server=False)
+        await other.join(topic, server=False)
+        await one.flush()
+        await other.flush()
+        assert one.connections == ()
+        await one.join(topic, client=False)
+        await one.flush()
+        await other.refresh(topic)
+        connection = await take(other, of=one)
+        await one.leave(topic)
+        await other.leave(topic)
+        connection.close()
+        await one.join(topic)
+        await one.flush()
+        await other.join(topic)
+        await take(other, of=one)

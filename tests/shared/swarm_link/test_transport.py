@@ -434,7 +434,7 @@ async def test_a_swarm_that_does_not_start_is_tried_again_and_says_what_is_wrong
 
 
 async def test_who_did_not_answer_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(transport_module, "TICK_SECONDS", 0.01)
     swarm = FakeSwarm(new_key())
     async with member(certified(Role.WORKER, new_authority()), Clock(), swarm) as worker:
         worker.transport.meet([Meeting(TOPIC, False, True)])

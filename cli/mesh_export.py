@@ -1,0 +1,74 @@
+"""`aicli mesh export`: what a JavaScript peer needs to call the mesh as this profile, in one JSON object."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.connection import Connection
+    from cli.output import Json
+    from shared import identity
+    from shared.api.membership import Membership
+    from shared.types import NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    membership: "Membership"
+    auths: "list[NodeId]"
+    gateways: "list[NodeId]"
+
+
+@click.command()
+@click.option("--json", is_flag=True, expose_value=False, help="For scripts that always say so: there is no other form.")
+@click.pass_obj
+def export(here: Surroundings, /) -> None:
+    """Print key, fresh certificate and addresses for a JavaScript peer, as one JSON object.
+
+    For a profile that aicli mesh connect made. What is printed holds the profile's key: keep it as you keep a password.
+    """
+    from cli import output
+    from shared import errors, identity
+
+    profile = here.profile()
+    if profile.mesh_file is None:
+        hint = "on another machine or with another --profile, aicli mesh connect TICKET makes one that a JavaScript peer can use"
+        raise errors.BadSettings("this profile is of the house: it reaches the mesh by NATS and has no certificate", hint=hint)
+    key = identity.load(profile.node_key_file)
+    found = here.run(_ask, key_needed=False)
+    output.note("This holds the key of your profile: whoever reads it can act as this machine, until it is revoked.")
+    output.show_json(_describe(key, found))
+
+
+async def _ask(connection: "Connection") -> _Found:
+    from shared.api import gateway, membership
+    from shared.types import Role
+
+    # The certificate on disk may end within the hour.
+    renewed = await connection.call(membership.renew_certificate, membership.RenewCertificate())
+    # Its answer means nothing here; but it waits until a gateway was found, and asks for no credential.
+    await connection.call(gateway.get_service_health, gateway.GetServiceHealth())
+    return _Found(renewed, connection.alive(Role.AUTH), connection.alive(Role.GATEWAY))
+
+
+def _describe(key: "identity.NodeKey", found: _Found) -> "dict[str, Json]":
+    from base64 import b64encode
+
+    from shared import identity
+    from shared.node import swarming
+
+    bootstrap = found.membership.bootstrap
+    is_public = not bootstrap or bootstrap == (swarming.PUBLIC,)
+    return {
+        "seed": key.raw_seed.hex(),
+        "certificate": b64encode(found.membership.certificate).decode(),
+        # hyperdht takes an empty list for a DHT of one's own, and null for the public one.
+        "bootstrap": None if is_public else list(bootstrap),
+        "nodes": {
+            "auth": [identity.raw_of(node).hex() for node in found.auths],
+            "gateway": [identity.raw_of(node).hex() for node in found.gateways],
+        },
+    }

@@ -1,0 +1,107 @@
+'use strict'
+const assert = require('node:assert/strict')
+const { test } = require('node:test')
+const NoiseStream = require('@hyperswarm/secret-stream')
+const ProtomuxRPC = require('protomux-rpc')
+const { TYPE } = require('../frames')
+const { adopt, answer } = require('../rpc')
+
+const STRANGER_MS = 5000
+const MAX_STRANGERS = 20
+
+/** A stock client at the other end of a stream that was adopted, and what is told to Python. */
+async function visit() {
+  const [client, stream] = [new NoiseStream(true), new NoiseStream(false)]
+  client.rawStream.pipe(stream.rawStream).pipe(client.rawStream)
+  for (const each of [client, stream]) each.on('error', () => {})
+  const told = []
+  const arrived = new Promise((resolve) => stream.once('data', resolve))
+  const rpc = new ProtomuxRPC(client, { id: stream.publicKey, valueEncoding: null })
+  const message = await arrived
+  const listeners = []
+  const outbox = {
+    send(type, number, payload = Buffer.alloc(0)) {
+      assert.equal(type, TYPE.REQUEST)
+      told.push({ number, payload })
+      listeners.shift()?.()
+    },
+  }
+  adopt({ stream }, message, stream.publicKey, outbox)
+  const asked = async (count) => {
+    while (told.length < count) await new Promise((resolve) => listeners.push(resolve))
+    return told[count - 1]
+  }
+  return { client, stream, rpc, told, asked, ask: (method, value) => rpc.request(method, Buffer.from(value)).catch((error) => error) }
+}
+
+const value = (text) => Buffer.concat([Buffer.of(0), Buffer.from(text)])
+const refusal = Buffer.concat([Buffer.of(1), Buffer.from('{"code":"not_certified","message":"who are you?"}')])
+
+async function answered(visitor, said) {
+  const asking = visitor.ask('shout', 'hello')
+  const { number } = await visitor.asked(visitor.told.length + 1)
+  answer(number, said)
+  return asking
+}
+
+test('a request goes to Python with key, connection and method, and comes back with a value or a refusal', async () => {
+  const visitor = await visit()
+  const asking = visitor.ask('shout', 'hello')
+  const { number, payload } = await visitor.asked(1)
+  const head = [visitor.client.publicKey, visitor.stream.handshakeHash, Buffer.of(5, 0), Buffer.from('shouthello')]
+  assert.deepEqual(payload, Buffer.concat(head))
+  assert.equal(visitor.stream.handshakeHash.length, 64)
+  answer(number, value('HELLO'))
+  assert.equal((await asking).toString(), 'HELLO')
+  const refused = await answered(visitor, refusal)
+  assert.deepEqual([refused.code, refused.cause.code, refused.cause.message], ['REQUEST_ERROR', 'not_certified', 'who are you?'])
+  visitor.client.destroy()
+})
+
+test('who was answered nothing but refusals goes, who was answered stays', async (context) => {
+  context.mock.timers.enable({ apis: ['setTimeout'] })
+  const [known, stranger] = [await visit(), await visit()]
+  await answered(known, value('welcome'))
+  await answered(stranger, refusal)
+  context.mock.timers.tick(STRANGER_MS)
+  assert.equal(stranger.stream.destroying, true)
+  assert.equal(known.stream.destroying, false)
+  known.client.destroy()
+})
+
+test('few strangers at a time', async () => {
+  const visitors = []
+  for (let number = 0; number < MAX_STRANGERS; number++) visitors.push(await visit())
+  assert.equal((await visit()).stream.destroying, true)
+  await answered(visitors[0], value('welcome'))
+  assert.equal(
+    visitors.some(({ stream }) => stream.destroying),
+    false,
+  )
+  const next = await visit()
+  assert.equal(next.stream.destroying, false)
+  for (const { client } of [...visitors, next]) client.destroy()
+})
+
+test('Python is told of requests whose client is gone, and their late answers mean nothing', async () => {
+  const visitor = await visit()
+  const asking = visitor.ask('shout', 'hello')
+  const { number } = await visitor.asked(1)
+  visitor.client.destroy()
+  await new Promise((resolve) => visitor.stream.once('close', resolve))
+  assert.deepEqual(visitor.told.slice(1), [{ number, payload: Buffer.alloc(0) }])
+  answer(number, value('HELLO'))
+  assert.equal((await asking).code, 'CHANNEL_CLOSED')
+})
+
+test('so many requests of one client are under way', async () => {
+  const visitor = await visit()
+  const asking = Array.from({ length: 33 }, () => visitor.ask('shout', 'hello'))
+  assert.equal((await asking[32]).cause.code, 'BUSY')
+  for (const { number } of [...visitor.told]) answer(number, value('HELLO'))
+  assert.equal(
+    (await Promise.all(asking.slice(0, 32))).every((said) => said.toString() === 'HELLO'),
+    true,
+  )
+  visitor.client.destroy()
+})

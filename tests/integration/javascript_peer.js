@@ -1,0 +1,37 @@
+// A stock @hyperswarm/rpc peer: node javascript_peer.js NODE_MODULES, and on stdin {bootstrap, seed, node, requests: [[method, value], …]}.
+// Asks one after the other on one connection, and prints a list of {value} or {code, message}, as JSON. SIGTERM ends it in order.
+const { readFileSync } = require('node:fs')
+const { createRequire } = require('node:module')
+const load = createRequire(`${process.argv[2]}/`)
+const RPC = load('@hyperswarm/rpc')
+const DHT = load('hyperdht')
+const { raw } = load('compact-encoding')
+
+const { bootstrap, seed, node, requests } = JSON.parse(readFileSync(0))
+const PATIENCE_MS = 10_000
+
+/** A node that has just started is not known to the DHT yet. */
+async function connect(rpc) {
+  const until = Date.now() + PATIENCE_MS
+  for (;;) {
+    const client = rpc.connect(Buffer.from(node, 'hex'))
+    const isOpen = await new Promise((resolve) => client.once('open', () => resolve(true)).once('close', () => resolve(false)))
+    if (isOpen || Date.now() > until) return client
+    await new Promise((resolve) => setTimeout(resolve, 50))
+  }
+}
+
+async function main() {
+  const rpc = new RPC({ keyPair: DHT.keyPair(Buffer.from(seed, 'hex')), bootstrap, valueEncoding: raw.json })
+  process.once('SIGTERM', () => rpc.destroy())
+  const client = await connect(rpc)
+  const answers = []
+  for (const [method, value] of requests) {
+    const asking = client.request(method, value).then((said) => ({ value: said }))
+    answers.push(await asking.catch(({ code, message, cause }) => ({ code: cause?.code ?? code, message: cause?.message ?? message })))
+  }
+  process.stdout.write(JSON.stringify(answers))
+  await rpc.destroy()
+}
+
+main()

@@ -1,0 +1,262 @@
+"""Stock @hyperswarm/rpc clients in Node: at a gateway of a small mesh, and at a whole stack by what the documentation shows."""
+
+import asyncio
+import base64
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from shared import certificates, errors, identity, rpc
+from shared.api import gateway
+from shared.api.gateway import Check, ServedModel
+from shared.certificates import Subject
+from shared.hyperswarm import find_node
+from shared.identity import NodeKey
+from shared.node.member import Node
+from shared.types import ModelName, Role
+from tests import dht, outside
+from tests.people import Person
+from tests.stacks import REPOSITORY, RunningStack
+from tests.swarmnet import SwarmNet, swarmnet
+from tests.testnet import RunningNode, live, until
+
+MODULES = dht.SIDECAR / "node_modules"
+PEER = Path(__file__).parent / "javascript_peer.js"
+PAGE = REPOSITORY / "docs" / "howto" / "javascript-peer.md"
+SECONDS = 30
+#: As for every revoked node.
+REVOKED_SECONDS = 5
+#: Far less than a call may take.
+GONE_SECONDS = 5
+MODELS = {"models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": []}]}
+
+
+class Gateway:
+    role: ClassVar[Role] = Role.GATEWAY
+
+    def __init__(self) -> None:
+        self.calls: list[rpc.Call] = []
+        self.began = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: object, node: Node) -> AsyncIterator["Gateway"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+    @rpc.serves(gateway.list_models)
+    async def list_models(self, request: gateway.ListModels, call: rpc.Call) -> gateway.ServedModels:
+        self.calls.append(call)
+        return gateway.ServedModels((ServedModel(ModelName("echo"), 1, 4096),))
+
+    @rpc.serves(gateway.list_nodes)
+    async def hang(self, request: gateway.ListNodes, call: rpc.Call) -> gateway.NodeRows:
+        self.began.set()
+        try:
+            return await asyncio.Future[gateway.NodeRows]()
+        finally:
+            self.cancelled.set()
+
+
+@asynccontextmanager
+async def asking(bootstrap: list[str], seed: str, node: str, *requests: tuple[str, object]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program in Node that asks these, one after the other."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(str(find_node()), str(PEER), str(MODULES), stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"bootstrap": bootstrap, "seed": seed, "node": node, "requests": requests}).encode())
+    process.stdin.close()
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def ask(*where_and_what: Any) -> list[dict[str, Any]]:
+    async with asking(*where_and_what) as process, asyncio.timeout(SECONDS):
+        said, _ = await process.communicate()
+    answers: list[dict[str, Any]] = json.loads(said)
+    return answers
+
+
+@dataclass
+class Peer:
+    """Such a program, with a key of its own and one node to ask."""
+
+    net: SwarmNet
+    to: RunningNode
+    key: NodeKey = field(default_factory=lambda: NodeKey(identity.new_seed()))
+
+    @property
+    def where(self) -> tuple[list[str], str, str]:
+        return [str(address) for address in self.net.bootstrap], self.key.raw_seed.hex(), self.to.node.trust.me.raw.hex()
+
+    def hello(self, *, credential: str = "", role: Role = Role.CLIENT) -> tuple[str, object]:
+        made = certificates.issue(self.net.ca, Subject(self.key.id, role), self.to.node.started_at.timestamp())
+        return "hello", {"certificate": base64.b64encode(made).decode(), "credential": credential}
+
+    async def ask(self, *requests: tuple[str, object]) -> list[dict[str, Any]]:
+        return await ask(*self.where, *requests)
+
+
+LIST_MODELS = ("gateway.listModels", {})
+
+
+async def test_a_stock_client_introduces_itself_and_calls() -> None:
+    async with swarmnet() as net:
+        house = await net.start(Gateway)
+        peer = Peer(net, house)
+        welcome, models, stream, unknown, other = await peer.ask(
+            peer.hello(credential="aip_ada"),
+            LIST_MODELS,
+            ("gateway.processInferenceRequest", {}),
+            ("gateway.noSuch", {}),
+            ("node.readHealth", {}),
+        )
+        methods = ["gateway.listModels", "gateway.listNodes", "node.readRevocations"]
+        assert welcome["value"] == {"node": peer.key.id, "role": "client", "methods": methods}
+        assert models["value"] == MODELS
+        assert [refused["code"] for refused in (stream, unknown, other)] == ["unknown_method", "unknown_method", "wrong_role"]
+        assert isinstance(house.service, Gateway)
+        [call] = house.service.calls
+        assert (call.caller.role, call.caller.node, call.credential) == (Role.CLIENT, peer.key.id, "aip_ada")
+        assert len(call.caller.channel) == 64
+
+
+async def test_who_cannot_show_a_client_certificate_is_refused() -> None:
+    async with swarmnet() as net:
+        house = await net.start(Gateway)
+        other, stranger = Peer(net, house), Peer(net, house)
+        unintroduced, none, stolen, still = await stranger.ask(LIST_MODELS, ("hello", {}), other.hello(), LIST_MODELS)
+        assert {refused["code"] for refused in (unintroduced, none, stolen, still)} == {"not_certified"}
+        assert unintroduced["message"] == "you have not introduced yourself – call `hello` with your certificate first"
+        assert stolen["message"] == "the certificate is for another key than the one that was proved"
+        [worker] = await stranger.ask(stranger.hello(role=Role.WORKER))
+        assert worker["code"] == "wrong_role"
+        assert isinstance(house.service, Gateway)
+        assert house.service.calls == []
+
+
+async def test_a_key_on_the_allow_list_needs_no_certificate() -> None:
+    key = NodeKey(identity.new_seed())
+    async with swarmnet() as net:
+        house = await start(net, swarm_clients=(key.raw.hex(),))
+        assert [answer.get("value") for answer in await Peer(net, house, key).ask(LIST_MODELS)] == [MODELS]
+        [refused] = await Peer(net, house).ask(LIST_MODELS)
+        assert refused["code"] == "not_certified"
+
+
+async def start(net: SwarmNet, **settings: Any) -> RunningNode:
+    """A gateway with these settings."""
+    key_file = net.join("gateway", Role.GATEWAY)
+    started: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    chosen = msgspec.structs.replace(net.settings(key_file), **settings)
+    task = net._tasks.create_task(live(Gateway, chosen, started, stop))
+    return RunningNode(*(await started), key_file, task, stop)
+
+
+async def test_a_revoked_client_is_cut_off_in_the_middle_of_a_call() -> None:
+    async with swarmnet() as net:
+        house = await net.start(Gateway)
+        assert isinstance(house.service, Gateway)
+        peer = Peer(net, house)
+        async with asking(*peer.where, peer.hello(), ("gateway.listNodes", {})) as process, asyncio.timeout(SECONDS):
+            await house.service.began.wait()
+            net.revoke(peer.key.id, house)
+            revoked_at = time.monotonic()
+            await house.service.cancelled.wait()
+            said, _ = await process.communicate()
+        assert time.monotonic() - revoked_at < REVOKED_SECONDS
+        assert json.loads(said)[1]["code"] == "CHANNEL_CLOSED"
+
+
+async def test_a_call_whose_client_is_gone_is_cancelled() -> None:
+    async with swarmnet() as net:
+        house = await net.start(Gateway)
+        assert isinstance(house.service, Gateway)
+        peer = Peer(net, house)
+        async with asking(*peer.where, peer.hello(), ("gateway.listNodes", {})) as process:
+            async with asyncio.timeout(SECONDS):
+                await house.service.began.wait()
+            process.terminate()
+            async with asyncio.timeout(GONE_SECONDS):
+                await house.service.cancelled.wait()
+        await until(lambda: house.node.dispatcher.running == 0)
+
+
+# --- a whole stack --------------------------------------------------------------------------------------------------
+
+
+def shown_program() -> str:
+    """The one block of JavaScript of the page."""
+    [block] = re.findall(r"```javascript\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return str(block)
+
+
+async def run(folder: Path, **variables: str) -> tuple[int | None, str, str]:
+    """The page's program, where the page says that it runs."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(str(find_node()), "peer.js", cwd=folder, env=variables, stdout=pipe, stderr=pipe)
+    try:
+        async with asyncio.timeout(SECONDS):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
+    (tmp_path / "peer.js").write_text(shown_program(), encoding="utf-8")
+    (tmp_path / "node_modules").symlink_to(MODULES)
+    with outside.machine() as elsewhere:
+        joined = await elsewhere.aicli("mesh", "connect", await outside.ticket(stack, "client"))
+        assert joined.status == 0, joined.err
+        exported = await elsewhere.aicli("--profile", "default", "mesh", "export")
+    assert exported.status == 0, exported.err
+    assert "the key of your profile" in exported.err
+    (tmp_path / "mesh.json").write_text(exported.out, encoding="utf-8")
+    mesh = exported.json()
+
+    status, out, err = await run(tmp_path, AICLI_API_KEY=ann.key.secret)
+    assert status == 0, err
+    said = json.loads(out)
+    assert "echo" in said["models"]
+    assert said["remaining"] > 0
+
+    status, _, err = await run(tmp_path, AICLI_API_KEY="aip_of-nobody")
+    assert (status, err.split()[0]) == (1, errors.NotAuthenticated.code)
+
+    # As the page says: a program that runs for longer than a day.
+    hello = ("hello", {"certificate": mesh["certificate"]})
+    [auth] = mesh["nodes"]["auth"]
+    welcome, renewed = await ask(mesh["bootstrap"], mesh["seed"], auth, hello, ("auth.renewCertificate", {}))
+    fresh = certificates.read(base64.b64decode(renewed["value"]["certificate"]))
+    assert (fresh.role, fresh.node) == (Role.CLIENT, welcome["value"]["node"])
+    assert renewed["value"]["bootstrap"] == mesh["bootstrap"]
+
+
+@pytest.mark.parametrize("name", ["MAX_RUNNING", "DEADLINE_SECONDS"])
+def test_the_limits_that_the_page_names_are_those_of_the_code(name: str) -> None:
+    from shared.node import outsiders, single_calls
+
+    number = {**vars(single_calls), **vars(outsiders)}[name]
+    assert f"{number:g} " in PAGE.read_text(encoding="utf-8")
