@@ -3,7 +3,7 @@
     python -m bench.swarm [--rounds 3] [--json FILE]
 
 Everything runs on a DHT of its own on loopback. The other side of each path is a process of its own; the rounds alternate and
-each figure is its median, because two shared cores drift. Python runs on asyncio's own loop, as the TCP that it is held against.
+each figure is its median, because two shared cores drift. Hyperswarm runs on uvloop, as all services do; TCP on plain asyncio, both ends.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import uvloop
 
 from bench import report
 from shared.hyperswarm import Address, Connection, Swarm, find_node
@@ -238,8 +240,7 @@ class Figures:
     rate: list[float] = field(default_factory=list)
     big: list[float] = field(default_factory=list)
 
-    async def add_echoes(self, one: One) -> None:
-        took = await _one_by_one(one)
+    def add(self, took: list[float]) -> None:
         self.p50.append(report.percentile(took, 0.5))
         self.p99.append(report.percentile(took, 0.99))
 
@@ -256,13 +257,13 @@ async def _measure_messages(bootstrap: list[Address], rounds: int) -> list[repor
         ask = _node("ask", bootstrap=nodes, topic=node_topic.hex(), size=BIG, total=FLOOD_BYTES)
         node_ask = await stack.enter_async_context(ask)
         await node_ask.hear()
-        over_tcp = await _connect_tcp(stack, await stack.enter_async_context(_python("tcp")))
+        port = int((await (await stack.enter_async_context(_python("tcp"))).hear())["port"])
         swarm = await stack.enter_async_context(_swarm(bootstrap))
         await swarm.join(topic)
         caller = Caller(await _first(swarm))
         for _ in range(rounds):
-            await tcp.add_echoes(over_tcp)
-            await ours.add_echoes(caller)
+            tcp.add(await asyncio.to_thread(asyncio.run, _ask_tcp(port)))
+            ours.add(await _one_by_one(caller))
             ours.rate.append(await _in_flight(caller))
             ours.big.append(await caller.flood())
             answer = await node_ask.ask()
@@ -277,15 +278,18 @@ async def _measure_messages(bootstrap: list[Address], rounds: int) -> list[repor
     ]
 
 
-async def _connect_tcp(stack: AsyncExitStack, server: Other) -> One:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int((await server.hear())["port"]))
-    stack.callback(writer.close)
+async def _ask_tcp(port: int) -> list[float]:
+    """In a loop of asyncio's own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def call(message: bytes) -> bytes:
         writer.write(LENGTH.pack(len(message)) + message)
         return await _read(reader)
 
-    return call
+    took = await _one_by_one(call)
+    writer.close()
+    await writer.wait_closed()
+    return took
 
 
 async def _measure_joins(bootstrap: list[Address]) -> report.Row:
@@ -380,7 +384,7 @@ def main() -> None:
     parser = report.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    report.publish(asyncio.run(_measure(options.rounds)), options.json)
+    report.publish(uvloop.run(_measure(options.rounds)), options.json)
 
 
 def _be_other(role: str, text: str) -> None:
@@ -388,7 +392,7 @@ def _be_other(role: str, text: str) -> None:
     if role == "tcp":
         asyncio.run(_serve_tcp())
     else:
-        asyncio.run(_serve_swarm(options["bootstrap"], options["topic"]))
+        uvloop.run(_serve_swarm(options["bootstrap"], options["topic"]))
 
 
 if __name__ == "__main__":

@@ -157,10 +157,9 @@ class Directory:
             self.gone(announcement.node, "stopped")
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
-        if before is None or before.refused:
-            since = announcement.started_at
-        else:
-            since = self._now() if is_new else before.since
+        # One that we hear of for the first time was there before.
+        known = before is not None and not before.refused
+        since = announcement.started_at if not known else self._now() if is_new or before is None else before.since
         # After a restart the other ways lead to the process that was.
         old = () if before is None or is_new else before.routes
         others = [route for route in old if route.transport != transport]
@@ -195,7 +194,7 @@ class Directory:
     def refused(self, node: NodeId, role: Role, software: str, why: str) -> None:
         """It wanted in and was not let in, or could not be reached: to be shown with the reason. An alive one stays as it is."""
         before = self._entries.get(node)
-        if before is not None and before.alive or before is None and len(self._entries) >= MAX_NODES:
+        if (before is not None and before.alive) or (before is None and len(self._entries) >= MAX_NODES):
             return
         if before is None or not before.refused:
             since = self._now() if before is None else before.since

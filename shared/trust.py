@@ -44,6 +44,8 @@ class Trust:
         #: The revocation list as it travels, and as it reads; empty and None until one was seen.
         self.list_body = b""
         self.list: RevocationList | None = None
+        #: A certified peer has closed us out with the word that we were revoked: the list that says so does not reach us any more.
+        self.told_revoked = False
         #: Called with the nodes that a new list has cut off.
         self.on_revoked: list[Callable[[frozenset[NodeId]], None]] = []
         self._revoked: frozenset[NodeId] = frozenset()
@@ -58,6 +60,11 @@ class Trust:
     @property
     def revoked(self) -> frozenset[NodeId]:
         return self._revoked
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether we are cut off ourselves, as far as we have heard."""
+        return self.told_revoked or self.me.id in self._revoked
 
     def standing(self) -> Certificate | None:
         """Our own certificate, as it reads, whether or not it is still good."""

@@ -11,7 +11,7 @@ With ``server`` the nodes are on a NATS server as well. ``net.revoke`` gives the
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ class SwarmNet:
 
     folder: Path
     bootstrap: Sequence[Address]
+    #: Ends the DHT's own nodes for good.
+    end_dht: Callable[[], Awaitable[None]]
     server: NatsServer | None
     _tasks: asyncio.TaskGroup
     _stack: AsyncExitStack
@@ -117,13 +119,14 @@ class SwarmNet:
 @asynccontextmanager
 async def swarmnet(*, nats: bool = False) -> AsyncIterator[SwarmNet]:
     with tempfile.TemporaryDirectory(prefix="swarmnet-") as folder:
-        async with dht.dht() as bootstrap:
+        async with AsyncExitStack() as own_dht:
+            bootstrap = await own_dht.enter_async_context(dht.dht())
             server = NatsServer(Path(folder)) if nats else None
             if server is not None:
                 server.start()
             try:
                 async with background() as tasks, AsyncExitStack() as stack:
-                    yield SwarmNet(Path(folder), bootstrap, server, tasks, stack)
+                    yield SwarmNet(Path(folder), bootstrap, own_dht.aclose, server, tasks, stack)
             finally:
                 if server is not None:
                     server.kill()

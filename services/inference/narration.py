@@ -209,7 +209,7 @@ def survey(node: Narrated, statuses: tuple[ModelStatus, ...], *, is_paused: bool
         unreached=tuple((entry.node, entry.why_gone) for entry in known if entry.refused and not entry.alive),
         models=statuses,
         is_paused=is_paused,
-        is_revoked=node.id in node.trust.revoked,
+        is_revoked=node.trust.is_revoked,
         certified_until=None if standing is None else float(standing.not_after),
         now=now,
     )

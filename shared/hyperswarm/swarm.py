@@ -64,6 +64,8 @@ class Swarm:
     seed: bytes | None = None
     #: Nodes of the DHT to begin with, at least two; None: the public DHT.
     bootstrap: Sequence[Address] | None = None
+    #: Other nodes of it that were there lately (``dht_nodes``): with them the DHT is found again when those to begin with are gone.
+    nodes: Sequence[Address] = ()
     #: Public keys of blind relays, for when no other path exists. It is enough that one of the two peers knows one.
     relays: Sequence[bytes] = ()
     firewall: Firewall = field(default_factory=Firewall)
@@ -204,6 +206,10 @@ class Swarm:
             # Whoever was turned away waits longer and longer between tries: we dial, and do not wait for that.
             self._recovery.look_around(self.clock())
 
+    async def dht_nodes(self) -> tuple[Address, ...]:
+        """Some nodes of the DHT that are there now, to be kept for the next start. Raises SidecarLost, SwarmError."""
+        return tuple(Address(node["host"], node["port"]) for node in await self._call("nodes"))
+
     async def stats(self) -> events.Stats:
         """Raises SidecarLost while the sidecar is being restarted."""
         found = await self._call("stats")
@@ -263,6 +269,7 @@ class Swarm:
             is_open = _is_loopback(self.host)
         return {
             "bootstrap": None if self.bootstrap is None else [{"host": node.host, "port": node.port} for node in self.bootstrap],
+            "nodes": [{"host": node.host, "port": node.port} for node in self.nodes],
             "relays": [key.hex() for key in self.relays],
             "host": self.host,
             "port": self.port,

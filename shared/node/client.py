@@ -88,9 +88,8 @@ async def _calling(
             announcer.start()
             tasks.create_task(announcer.run())
             rng = random.Random()  # noqa: S311 - spreads load
-            pool = Pool(
-                nodes, roads.reach, rng, patience_seconds=PATIENCE_SECONDS if swarm is None else OUTSIDE_SECONDS, trouble=roads.trouble
-            )
+            patience = PATIENCE_SECONDS if swarm is None else OUTSIDE_SECONDS
+            pool = Pool(nodes, roads.reach, rng, patience_seconds=patience, trouble=roads.trouble, refusal=roads.refusal)
             yield ClientNode(Client(pool), nodes, roads), tasks
     finally:
         for transport in roads.transports():

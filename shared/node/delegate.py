@@ -13,6 +13,7 @@ from shared import certificates, errors, identity
 from shared.directory import Directory
 from shared.link import Me
 from shared.node import membership, swarming
+from shared.node.remembering import Remembering
 from shared.node.roads import Roads
 from shared.node.standing import Standing
 from shared.rpc.calling import Client
@@ -43,6 +44,7 @@ class Delegate:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(standing.run())
             tasks.create_task(self._delegate_anew())
+            tasks.create_task(Remembering(self.swarm, standing).run())
 
     async def _delegate_anew(self) -> None:
         while True:
@@ -66,5 +68,5 @@ async def prepare(mesh_file: Path, profile: identity.NodeKey, node: Path | None,
         membership.believe(trust, kept)
     trust.delegation = certificates.delegate(profile, own.id, time.time())
     me = Me(kept.mesh, Role.CLIENT, own, software)
-    open_swarm = swarming.opener(own, kept.bootstrap, kept.relays, node=node)
+    open_swarm = swarming.opener(own, kept.bootstrap, kept.relays, node=node, known=membership.nodes_of(kept, time.time()))
     return Delegate(me, trust, SwarmTransport(me, trust, open_swarm), profile, kept, mesh_file)

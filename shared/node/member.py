@@ -26,6 +26,7 @@ from shared.node.gauges import Gauges
 from shared.node.lifecycle import background
 from shared.node.micro import Micro
 from shared.node.outsiders import Outsiders
+from shared.node.remembering import Remembering
 from shared.node.roads import Roads
 from shared.node.settings import NodeSettings
 from shared.node.standing import Standing
@@ -301,6 +302,8 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
             node.announcer.start()
             infrastructure.create_task(node.announcer.run())
             infrastructure.create_task(node.standing.run())
+            if ways.swarm is not None:
+                infrastructure.create_task(Remembering(ways.swarm, node.standing).run())
             try:
                 yield node
             finally:

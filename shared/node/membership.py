@@ -30,14 +30,20 @@ class Kept(msgspec.Struct, frozen=True, rename="camel"):
     topics: tuple[TopicSecret, ...] = ()
     bootstrap: tuple[str, ...] = ()
     relays: tuple[bytes, ...] = ()
+    #: DHT nodes that were there lately, host:port, and when, in seconds since 1970.
+    nodes: tuple[str, ...] = ()
+    nodes_seen_at: float = 0.0
 
+
+#: What was there longer ago than this is most likely gone.
+NODES_LAST_SECONDS = 24 * 3600.0
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Kept).decode
 
 
-def of(membership: Membership) -> Kept:
-    """What of auth's answer is kept."""
+def of(membership: Membership, before: Kept | None = None) -> Kept:
+    """What of auth's answer is kept, beside the DHT nodes that were known before."""
     return Kept(
         membership.mesh,
         membership.role,
@@ -47,6 +53,8 @@ def of(membership: Membership) -> Kept:
         membership.topics,
         membership.bootstrap,
         membership.relays,
+        () if before is None else before.nodes,
+        0.0 if before is None else before.nodes_seen_at,
     )
 
 
@@ -80,6 +88,11 @@ def save(path: Path, kept: Kept) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def nodes_of(kept: Kept, now: float) -> tuple[str, ...]:
+    """The DHT nodes that may still be there."""
+    return kept.nodes if 0 <= now - kept.nodes_seen_at <= NODES_LAST_SECONDS else ()
 
 
 def believe(trust: Trust, kept: Kept) -> None:

@@ -69,6 +69,12 @@ class Roads:
             return ""
         return "; ".join(check.detail for check in self.checks())
 
+    def refusal(self) -> errors.AimeshError | None:
+        """Why nobody of the mesh will ever speak to us again; None while somebody may."""
+        if not self._trust.is_revoked:
+            return None
+        return errors.NodeRevoked("this machine was revoked", hint="ask an administrator for a new ticket, and join with it")
+
     def round_trip_seconds(self, node: NodeId) -> float | None:
         """The last one measured on any link to a node; None without a link."""
         measured = [link.round_trip_seconds for link in self.links() if link.peer.node == node and link.round_trip_seconds is not None]

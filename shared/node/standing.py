@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from shared import certificates, errors, topics
 from shared.api import membership as membership_api
 from shared.api import node as node_api
@@ -164,11 +166,11 @@ class Standing:
         if set(reply.authorities) < set(trust.authorities):
             # The successor has taken over: what the old key signs is worth nothing from now on.
             trust.authorities = reply.authorities
-        trust.certificate = reply.certificate
+        trust.certificate, trust.told_revoked = reply.certificate, False
         trust.topics = tuple((secret.epoch, secret.secret) for secret in reply.topics)
         if reply.revocations:
             trust.take_list(reply.revocations)
-        self.kept = membership.of(reply)
+        self.kept = membership.of(reply, self.kept)
         self._save()
         self.note("certified", f"as {found.role}")
         self.changed()
@@ -200,6 +202,11 @@ class Standing:
             self.note("no revocation list", f"from {node[:12]}: {error.message}")
             return False
 
+    def remember(self, nodes: tuple[str, ...], now: float) -> None:
+        """DHT nodes that are there: with them the mesh is found again when those that we were told of are gone."""
+        self.kept = msgspec.structs.replace(self.kept, nodes=nodes, nodes_seen_at=now)
+        self._save()
+
     def take_list(self, body: bytes) -> bool:
         """Whether it was a list of this mesh. Raises NotCertified if it is another's."""
         if not body or not self._trust.authorities:
@@ -220,11 +227,13 @@ class Standing:
             self._nodes.gone(node, "revoked by an administrator")
 
     def _save(self) -> None:
-        kept = self.kept
-        self.kept = Kept(
-            kept.mesh, kept.role, self._trust.certificate, self._trust.list_body, self._trust.authorities,
-            tuple(membership_api.TopicSecret(epoch, secret) for epoch, secret in self._trust.topics), kept.bootstrap, kept.relays,
-        )  # fmt: skip
+        self.kept = msgspec.structs.replace(
+            self.kept,
+            certificate=self._trust.certificate,
+            revocations=self._trust.list_body,
+            authorities=self._trust.authorities,
+            topics=tuple(membership_api.TopicSecret(epoch, secret) for epoch, secret in self._trust.topics),
+        )
         try:
             membership.save(self._path, self.kept)
         except OSError as error:

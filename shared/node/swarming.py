@@ -1,10 +1,12 @@
 """How a node's Hyperswarm is opened: which DHT, which relays, which address, from its settings and from what it kept."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shared import addresses, errors, identity
 from shared.hyperswarm import Address, Swarm
+from shared.node import membership
 from shared.node.membership import Kept
 from shared.node.settings import NodeSettings
 
@@ -18,13 +20,22 @@ def open_swarm(settings: NodeSettings, kept: Kept, key: identity.NodeKey) -> Cal
         return None
     bootstrap = settings.dht_bootstrap or kept.bootstrap
     relays = keys_of("DHT_RELAYS", settings.dht_relays) or kept.relays
-    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary)
+    known = membership.nodes_of(kept, time.time())
+    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary, known=known, stays=True)
 
 
 def opener(
-    key: identity.NodeKey, bootstrap: Sequence[str], relays: Sequence[bytes], *, host: str | None = None, node: Path | None = None
+    key: identity.NodeKey,
+    bootstrap: Sequence[str],
+    relays: Sequence[bytes],
+    *,
+    host: str | None = None,
+    node: Path | None = None,
+    known: Sequence[str] = (),
+    stays: bool = False,
 ) -> Callable[[], Swarm]:
-    """Makes Swarms with this key; no bootstrap nodes, or `public`, mean the public DHT. Raises BadSettings."""
+    """Makes Swarms with this key; no bootstrap nodes, or `public`, mean the public DHT. ``known`` are further nodes of it that were
+    there lately; ``stays`` is true for what runs for long. Raises BadSettings."""
     try:
         found = None if not bootstrap or tuple(bootstrap) == (PUBLIC,) else [Address.parse(each) for each in bootstrap]
     except ValueError as error:
@@ -32,7 +43,16 @@ def opener(
     if host is None and found and all(each.host in addresses.LOOPBACK for each in found):
         # A DHT on loopback reaches nobody elsewhere, and a socket on all addresses is not found on 127.0.0.1.
         host = "127.0.0.1"
-    return lambda: Swarm(seed=key.raw_seed, bootstrap=found, relays=tuple(relays), host=host, node=node)
+    return lambda: Swarm(
+        seed=key.raw_seed,
+        bootstrap=found,
+        nodes=[Address.parse(each) for each in known],
+        relays=tuple(relays),
+        host=host,
+        node=node,
+        # On loopback every port is open, so a service can carry the DHT on when its own nodes die. Elsewhere who knows.
+        persistent=stays and host in addresses.LOOPBACK,
+    )
 
 
 def keys_of(variable: str, texts: Sequence[str]) -> tuple[bytes, ...]:

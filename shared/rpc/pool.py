@@ -22,21 +22,37 @@ _NOBODY: frozenset[NodeId] = frozenset()
 Reach = Callable[[Peer, str], Awaitable[Connection]]
 #: What keeps this node from hearing anybody, for people; empty when nothing does.
 Trouble = Callable[[], str]
+#: Why nobody will ever be found, so that waiting is of no use; None while somebody may be.
+Refusal = Callable[[], errors.AimeshError | None]
+#: How often that is looked at while somebody is waited for.
+LOOK_SECONDS = 0.5
 
 
 def _none() -> str:
     return ""
 
 
+def _not_refused() -> errors.AimeshError | None:
+    return None
+
+
 class Pool:
     """Owned by one node. Takes the best way that the directory knows, and tells it whose link died."""
 
     def __init__(
-        self, nodes: Directory, reach: Reach, rng: random.Random, *, patience_seconds: float = PATIENCE_SECONDS, trouble: Trouble = _none
+        self,
+        nodes: Directory,
+        reach: Reach,
+        rng: random.Random,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        trouble: Trouble = _none,
+        refusal: Refusal = _not_refused,
     ) -> None:
         self._directory = nodes
         self._patience_seconds = patience_seconds
         self._trouble = trouble
+        self._refusal = refusal
         self._reach = reach
         self._rng = rng
         self._connections: dict[NodeId, Connection] = {}
@@ -52,7 +68,7 @@ class Pool:
         return self._open(entry)
 
     async def connection(self, role: Role | None, to: NodeId | None, until: float) -> Connection:
-        """A live connection to ``to``, or to the least loaded usable node of ``role``. Raises NotReachable."""
+        """A live connection to ``to``, or to the least loaded usable node of ``role``. Raises NotReachable, and what ``refusal`` says."""
         refused: set[NodeId] = set()
         for _ in range(MAX_DIALS):
             entry = await self._entry(role, to, refused, until)
@@ -79,12 +95,17 @@ class Pool:
             entry = self._choose(role, to, refused)
             if entry is not None:
                 return entry
+            if (refusal := self._refusal()) is not None:
+                raise refusal
+            left = patience - time.monotonic()
+            if left <= 0:
+                raise self._nobody(role, to)
             self._changed.clear()
             try:
-                async with asyncio.timeout(max(0.0, patience - time.monotonic())):
+                async with asyncio.timeout(min(left, LOOK_SECONDS)):
                     await self._changed.wait()
             except TimeoutError:
-                raise self._nobody(role, to) from None
+                pass  # time for another look
 
     def _choose(self, role: Role | None, to: NodeId | None, refused: Set[NodeId]) -> Entry | None:
         if to is not None:

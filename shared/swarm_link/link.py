@@ -133,10 +133,15 @@ class SwarmLink(Link):
             self._owner.hear_announcement(self, frame.body)
         elif isinstance(frame, Error) and frame.id == farewell.NO_CALL:
             self._says_farewell = False
-            self.close(errors.LinkLost(f"{self._who} closed the link: {frame.problem.message[:200]}", hint="try again"))
+            self._hear_farewell(errors.from_problem(frame.problem))
         else:
             return False
         return True
+
+    def _hear_farewell(self, why: errors.AimeshError) -> None:
+        if errors.code_of(why) == errors.NodeRevoked.code:
+            self._owner.trust.told_revoked = True
+        self.close(errors.LinkLost(f"{self._who} closed the link: {why.message[:200]}", hint=why.hint[:200] or "try again"))
 
     def _renew(self, hello: Hello) -> None:
         """A newer certificate moves the link's end. Labels may be new, too; who the peer is may not."""

@@ -62,6 +62,8 @@ class SwarmTransport:
         #: How often the sidecar died and was started again.
         self.restarts = 0
         self._open_swarm = open_swarm
+        #: The one that runs.
+        self._swarm: Swarm | None = None
         self._clock = clock
         self._door = Door(trust, me.software, clock)
         self._door.on_entrant = self._open
@@ -120,6 +122,15 @@ class SwarmTransport:
         for link in self.links():
             link.silence()
         self._end_all(errors.LinkLost("this node has fallen silent"))
+
+    async def dht_nodes(self) -> tuple[str, ...]:
+        """Nodes of the DHT that are there now, as host:port; none while that cannot be said."""
+        if self._swarm is None:
+            return ()
+        try:
+            return tuple(str(node) for node in await self._swarm.dht_nodes())
+        except SwarmError:
+            return ()
 
     # --- links --------------------------------------------------------------------------------------------------------
 
@@ -204,6 +215,7 @@ class SwarmTransport:
     async def _live(self, swarm: Swarm) -> None:
         self._joined = {}
         self._denied = frozenset()
+        self._swarm = swarm
         self._tell("")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -211,6 +223,7 @@ class SwarmTransport:
                 tasks.create_task(self._steer(swarm))
                 tasks.create_task(self._tick())
         finally:
+            self._swarm = None
             self._tell("Hyperswarm is not running")
             self._end_all(errors.LinkLost("this node is stopping", retry_after_seconds=0.2))
 

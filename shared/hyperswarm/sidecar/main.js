@@ -122,6 +122,7 @@ const CALLS = {
   flush: () => Promise.all([...swarm.topics()].map((discovery) => discovery.flushed())),
   firewall: ({ denied, allowed }) => swarm.setGate(denied, allowed),
   isOnline: () => swarm.isOnline(),
+  nodes: () => swarm.dht.toArray({ limit: 32 }),
   isRemembered: () => swarm.isRemembered(),
   announce: () => swarm.server.refresh(),
   revive: () => swarm.revive(),

@@ -129,10 +129,11 @@ class Swarm extends Hyperswarm {
   }
 }
 
-function open(keyPair, { bootstrap, host, port, open, persistent, relays }) {
+function open(keyPair, { bootstrap, nodes, host, port, open, persistent, relays }) {
   const dht = new Dht({
     keyPair,
     bootstrap: bootstrap ?? undefined,
+    nodes,
     host: host ?? undefined,
     // hyperdht takes 0 for 49737 to 49741, and so do DHT nodes: an empty range leaves it to the system.
     port: port || [0, 0],

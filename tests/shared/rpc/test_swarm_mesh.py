@@ -15,6 +15,7 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.generation import Generation, Usage
 from shared.directory import Entry
+from shared.node import membership
 from shared.node.client import ClientNode
 from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
@@ -234,3 +235,25 @@ async def test_eight_processes_of_one_profile_call_at_once() -> None:
         replies = await asyncio.gather(*(caller.rpc.call(auth.login_user, asked, deadline_seconds=20) for caller in callers))
         assert len(replies) == 8
         assert len({NodeId(link.peer.node) for caller in callers for link in caller.roads.links()}) == 1
+
+
+async def test_without_the_dhts_own_nodes_links_live_on_and_whoever_was_here_lately_finds_the_mesh_again() -> None:
+    async with swarmnet() as net:
+        the_auth, gateway, worker = await net.start(Auth), await net.start(Gateway), await net.start(Worker)
+        profile = net.join("profile", Role.CLIENT)
+        caller = await net.client(profile)
+        await sees(caller, the_auth)
+        await sees(gateway, worker)
+        kept_by = [profile.with_suffix(".mesh"), worker.key_file.with_suffix(".mesh")]
+        await until(lambda: all((kept := membership.load(path)) is not None and len(kept.nodes) > 3 for path in kept_by))
+        async with gateway.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
+            await anext(answer)
+            await net.end_dht()
+            started = time.monotonic()
+            again = await net.client(profile)
+            asked = auth.LoginUser(auth.Credentials("x", "ada"))
+            await again.rpc.call(auth.login_user, asked, deadline_seconds=20)
+            assert time.monotonic() - started < 10
+            await worker.stop()
+            back = await net.start(Worker, key_file=worker.key_file)
+            await sees(gateway, back, seconds=10)
