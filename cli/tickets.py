@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import labelling
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 #: What a machine can join as with a command of ours, and that command.
 COMMANDS = {"worker": "aicli worker --join", "client": "aicli mesh connect"}
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(days=7)
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
@@ -29,16 +29,6 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str) -> 
     return seconds
 
 
-def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Of KEY=VALUE, each."""
-    pairs = dict(value.partition("=")[::2] for value in values)
-    for key, content in pairs.items():
-        if not _LABEL.fullmatch(key) or not _LABEL.fullmatch(content):
-            shown = f"{key}={content}"
-            raise click.BadParameter(f"{shown!r} is not KEY=VALUE, of letters, digits, '.', '_', '/' and '-'", context, parameter)
-    return pairs
-
-
 @click.group()
 def tickets() -> None:
     """Make, list and revoke the tickets that machines join with."""
@@ -51,7 +41,7 @@ def tickets() -> None:
     "--ttl", metavar="TIME", callback=_seconds, default="1h", show_default=True, help="How long it is good for, such as 30m or 7d."
 )
 @click.option(
-    "--label", "labels", callback=_pairs, metavar="KEY=VALUE", multiple=True, help="What its certificate will say; may be repeated."
+    "--label", "--labels", "labels", callback=labelling.read, metavar="KEY=VALUE,…", multiple=True, help="What its certificate will say."
 )
 @click.option("--approval", is_flag=True, help="Each machine waits until it is approved.")
 @click.option("--owner", metavar="USER", help="Who answers for the machine: username, e-mail address or id. You, without it.")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from cli import labelling
 from cli.lazy import LazyGroup
 from cli.surroundings import Surroundings
 
@@ -41,7 +42,15 @@ COMMANDS = {"pause": "cli.pause:pause", "resume": "cli.pause:resume", "status": 
     "--model", "models", multiple=True, metavar="NAME=PATH", help="A GGUF file to serve under a name; may be given several times."
 )
 @click.option("--backend", type=click.Choice(BACKENDS), help="What runs the models. Default: INFERENCE_BACKEND, or llama.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="With --join: what people shall know of this machine.")
+@click.option(
+    "--label",
+    "--labels",
+    "labels",
+    callback=labelling.read,
+    multiple=True,
+    metavar="KEY=VALUE,…",
+    help="With --join: what people shall know of this machine.",
+)
 @click.option("--name", metavar="NAME", help="With --join: what this machine is called. Default: its host name.")
 @click.option("--no-serve", is_flag=True, help="With --join: join and end, as before a service of this machine starts the worker.")
 @click.option("--state", metavar="DIR", help="The folder of a joined worker. Default: $XDG_STATE_HOME/aimesh/worker.")
@@ -56,7 +65,7 @@ def worker(
     models_folder: str | None,
     models: tuple[str, ...],
     backend: str | None,
-    labels: tuple[str, ...],
+    labels: dict[str, str],
     name: str | None,
     no_serve: bool,
     state: str | None,
@@ -83,7 +92,7 @@ def worker(
     if folder is None:
         environment = plan_environment(here.environment, given)
     else:
-        kept = _member(here, folder, ticket, _pairs(labels), name)
+        kept = _member(here, folder, ticket, labels, name)
         if no_serve:
             return
         environment = joined_environment(here.environment, given, folder, kept)
@@ -111,14 +120,6 @@ def _in_folder(here: Path, folder: str | None) -> list[str]:
     from cli import gguf
 
     return [] if folder is None else [f"{name}={path}" for name, path in gguf.find_models(here / Path(folder).expanduser()).items()]
-
-
-def _pairs(labels: Sequence[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in labels]
-    for key, equals, value in pairs:
-        if not (key and equals and value):
-            raise click.UsageError(f"--label {key!r} is not KEY=VALUE")
-    return {key: value for key, _, value in pairs}
 
 
 # --- a member of another machine's mesh -------------------------------------------------------------------------------

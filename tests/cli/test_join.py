@@ -106,17 +106,17 @@ async def open_door(net: SwarmNet) -> FrontDoor:
     return running.service
 
 
-async def line_with(process: Process, words: str) -> str:
-    """The next line of stdout with these words."""
+async def lines_with(process: Process, *each: str) -> str:
+    """What stdout says until all of these words have been in it, in whatever order; the last line."""
     assert process.stdout is not None
     seen = ""
     async with asyncio.timeout(20):
         while line := (await process.stdout.readline()).decode():
             seen += line
-            if words in line:
+            if all(words in seen for words in each):
                 return line
     assert process.stderr is not None
-    raise AssertionError(f"no {words!r} in {seen!r}: {(await process.stderr.read()).decode()}")
+    raise AssertionError(f"no {each!r} in {seen!r}: {(await process.stderr.read()).decode()}")
 
 
 async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: SwarmNet, machine: Machine) -> None:
@@ -124,8 +124,8 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
     gateway = (await net.start(Gateway)).node
     text = tickets.render(door.ticket(Role.WORKER))
     process = await machine.start("worker", "--join", text, "--backend", "echo", "--label", "gpu=none")
-    await line_with(process, "certified as worker until")
-    await line_with(process, "serving 1 model: echo")
+    await lines_with(process, "certified as worker until")
+    await lines_with(process, "serving 1 model: echo", "connected to gateway")
     await until(lambda: gateway.directory.usable(Role.WORKER), seconds=15)
     (worker,) = gateway.directory.usable(Role.WORKER)
     assert [offer.name for offer in worker.announcement.models] == ["echo"]
@@ -142,10 +142,9 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
     assert {path.name: path.stat().st_mode & 0o077 for path in machine.state.iterdir()}.items() >= {"node.nk": 0, "node.mesh": 0}.items()
 
     # Its owner wants the machine for himself, and gives it back.
-    await line_with(process, "connected to gateway")
     code, out, _ = await machine.run("worker", "pause")
     assert (code, out.startswith("Paused: running answers finish")) == (0, True)
-    await line_with(process, "paused by its owner")
+    await lines_with(process, "paused by its owner")
     await until(lambda: not gateway.directory.usable(Role.WORKER))
     (entry,) = gateway.directory.entries(Role.WORKER)
     assert entry.why_not == "paused by its owner"
@@ -166,7 +165,7 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
     assert (code, out) == (1, "not running: aicli worker starts it\n")
     await until(lambda: not gateway.directory.usable(Role.WORKER))
     again = await machine.start("worker", "--backend", "echo")
-    await line_with(again, "connected to gateway")
+    await lines_with(again, "connected to gateway")
     await until(lambda: gateway.directory.usable(Role.WORKER))
     assert door.asked.count("enrollNode") == 1
 
@@ -185,7 +184,7 @@ async def test_a_machine_that_slept_for_a_week_serves_again_by_itself(net: Swarm
     secrets = (TopicSecret(0, bytes(32)),)
     membership.save(folder.membership, Kept(kept.mesh, kept.role, old, b"", kept.authorities, secrets, kept.bootstrap))
     worker = await machine.start("worker", "--backend", "echo")
-    await line_with(worker, "connected to gateway")
+    await lines_with(worker, "connected to gateway")
     await until(lambda: gateway.directory.usable(Role.WORKER), seconds=10)
     assert door.asked == ["enrollNode", "renewCertificate"]
 

@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from shared.hyperswarm import Connection, SidecarDied, SidecarLost, SidecarResta
 from tests import dht
 from tests.shared.hyperswarm import swarms
 from tests.shared.hyperswarm.swarms import Told, local_swarm, meet, pair, take
+from tests.testnet import until
 
 
 async def sidecar_of(swarm: Swarm) -> int:
@@ -157,6 +159,26 @@ async def test_a_loop_that_stands_still_for_longer_than_the_silence_keeps_its_co
         here, there = await meet(one, other)
         compute(seconds=3.5)
         await echo(here, there)
+
+
+@pytest.mark.parametrize("away_seconds", [0.0, 4.0])
+async def test_a_dht_that_was_started_anew_is_told_again_who_announces_himself(away_seconds: float) -> None:
+    """Though it is back before anybody misses it, and nobody misses anybody."""
+    ports, topic = dht.free_ports(3), swarms.new_topic()
+    async with AsyncExitStack() as stack:
+        async with dht.dht(ports=ports) as nodes:
+            one, other = [await stack.enter_async_context(local_swarm(nodes)) for _ in range(2)]
+            await one.join(topic, server=True, client=False)
+            await other.join(topic, server=False, client=True)
+            await asyncio.gather(take(one, of=other), take(other, of=one))
+        # 4 s are long enough for the library to notice; then it announces the key again, and not the topic.
+        away_until = time.monotonic() + away_seconds
+        await until(lambda: time.monotonic() >= away_until)
+        async with dht.dht(ports=ports) as nodes, local_swarm(nodes) as late:
+            began = time.monotonic()
+            await late.join(topic, server=False, client=True)
+            await take(late, of=one)
+            assert time.monotonic() - began < 10
 
 
 async def test_the_dht_may_be_away_and_come_back() -> None:

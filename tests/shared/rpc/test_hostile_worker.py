@@ -191,4 +191,4 @@ async def test_a_reader_of_a_stream_gets_good_chunks_and_one_end_or_one_error() 
                 outcomes[errors.code_of(error)] += 1
         assert not bugs
     print(dict(outcomes))
-    assert outcomes.keys() == {"whole", "link_lost", "protocol_violation", "model_crashed", *outcomes}
+    assert outcomes.keys() >= {"whole", "link_lost", "protocol_violation", "model_crashed"}

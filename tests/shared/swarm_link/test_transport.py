@@ -9,6 +9,7 @@ from shared.certificates import Subject
 from shared.frames import wire
 from shared.frames.wire import Announce, Error, Item, Ping, Pong
 from shared.hyperswarm import NodeMissing, Path, PathChanged, PeerFailed, SidecarDied, SidecarLost, SidecarRestarted
+from shared.link import TICK_SECONDS
 from shared.swarm_link import Meeting, SwarmLink
 from shared.swarm_link import transport as transport_module
 from shared.swarm_link.door import link_id
@@ -59,6 +60,8 @@ async def test_a_revoked_node_is_cut_off_told_why_and_shut_out() -> None:
         [why] = worker.lost
         assert isinstance(why, errors.LinkLost)
         assert "closed the link: this node was revoked" in why.message
+        assert "new ticket" in why.hint
+        assert (worker.trust.is_revoked, honest.trust.is_revoked) == (True, False)
         await until(lambda: gateway.swarm.firewall.denied == {worker.trust.me.raw, profile.raw})
         connect(client.swarm, gateway.swarm)  # its own key is on no list
         await settle()
@@ -349,6 +352,19 @@ async def test_silence_is_found_out_by_the_link_itself() -> None:
         assert link.closed is None
         link.tick(now + 3.1)
         assert link.fell_silent
+
+
+async def test_a_link_pings_once_a_second_however_often_it_is_looked_at() -> None:
+    mesh, clock = new_authority(), Clock()
+    async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
+        connect(worker.swarm, gateway.swarm)
+        await settle()
+        link, now = gateway.link_to(worker), asyncio.get_running_loop().time()
+        assert isinstance(link, SwarmLink)
+        for tick in range(1, 12):
+            link.tick(now + tick * TICK_SECONDS)
+        await settle()
+        assert sum(isinstance(frame, Ping) for frame in frames_of(link.connection)) == 3  # type: ignore[arg-type]  # a fake
 
 
 async def test_closing_tells_the_peers_and_takes_no_more() -> None:
