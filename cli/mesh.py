@@ -45,12 +45,14 @@ _bind = click.option(
 @_host
 @_bind
 @click.option("--port", type=click.IntRange(1, 65533), default=FIRST_PORT, show_default=True, help="The first of three UDP ports.")
+@click.option("--with", "others", metavar="NODES", help="DHT nodes of another machine: the two then are one DHT, and either may fail.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"DHT_BOOTSTRAP": …}.')
 @click.pass_obj
-def bootstrap(here: Surroundings, /, *, host: str, bind: str | None, port: int, as_json: bool) -> None:
+def bootstrap(here: Surroundings, /, *, host: str, bind: str | None, port: int, others: str | None, as_json: bool) -> None:
     """Run three DHT nodes, in the foreground, by which the nodes of a mesh find each other.
 
-    They learn who looks for whom, by keys and addresses, and nothing of what is said. Prints the DHT_BOOTSTRAP to use.
+    They learn who looks for whom, by keys and addresses, and nothing of what is said. NODES are host:port with commas. Prints
+    the DHT_BOOTSTRAP to use.
     """
     from cli.stack import dht
 
@@ -60,7 +62,9 @@ def bootstrap(here: Surroundings, /, *, host: str, bind: str | None, port: int, 
         f"Three DHT nodes run on UDP ports {place.ports[0]} to {place.ports[-1]}, which the firewall must let through.\n"
         "The nodes of a mesh find each other by them with this setting; Ctrl-C ends them."
     )
-    _run(here, dht.bootstrap_command(place, _node_binary(here)), told, "DHT_BOOTSTRAP", ",".join(place.nodes), as_json=as_json)
+    found = _nodes("--with", others) if others else ()
+    command = dht.bootstrap_command(place, _node_binary(here), found)
+    _run(here, command, told, "DHT_BOOTSTRAP", ",".join((*place.nodes, *found)), as_json=as_json)
 
 
 @click.command()
@@ -84,7 +88,7 @@ def relay(
     place = _place(host, bind, FIRST_PORT)
     _check_ports(place, (port,), "the relay")
     found = nodes or here.environment.get("DHT_BOOTSTRAP")
-    chosen = _nodes(found) if found else place.nodes
+    chosen = _nodes("--bootstrap", found) if found else place.nodes
     file = here.folder / key_file if key_file else _state_folder(here.environment) / "relay_seed"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     secret_files.ensure_file(file, secret_files.SECRETS["relay_seed"])
@@ -107,12 +111,12 @@ def _place(host: str, bind: str | None, first_port: int) -> "Companions":
     return dht.Companions(host, bind or host, first_port)
 
 
-def _nodes(text: str) -> tuple[str, ...]:
+def _nodes(option: str, text: str) -> tuple[str, ...]:
     from cli.stack import settings
 
     nodes = tuple(node.strip() for node in text.split(",") if node.strip())
     if mistakes := list(settings.mistakes_of_nodes(nodes)):
-        raise click.UsageError(f"--bootstrap: {'; '.join(mistakes)}")
+        raise click.UsageError(f"{option}: {'; '.join(mistakes)}")
     return nodes
 
 

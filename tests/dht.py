@@ -25,10 +25,11 @@ class Relay:
 
 
 @asynccontextmanager
-async def dht(nodes: int = 3, ports: Sequence[int] | None = None) -> AsyncIterator[list[Address]]:
-    """The addresses of a DHT of one's own; ``ports`` brings one back where it was."""
+async def dht(nodes: int = 3, ports: Sequence[int] | None = None, beside: Sequence[Address] = ()) -> AsyncIterator[list[Address]]:
+    """The addresses of a DHT of one's own; ``ports`` brings one back where it was, ``beside`` makes it one DHT with another."""
     chosen = list(ports or free_ports(nodes))
-    async with companion("bootstrap.js", {"host": HOST, "ports": chosen}) as (_, ready):
+    others = [{"host": node.host, "port": node.port} for node in beside]
+    async with companion("bootstrap.js", {"host": HOST, "ports": chosen, "bootstrap": others}) as (_, ready):
         yield [Address(node["host"], node["port"]) for node in ready["nodes"]]
 
 

@@ -141,16 +141,23 @@ def ports_wanted(settings: StackSettings) -> list[Wanted]:
     return [Wanted(port, name, "DHT_PORT", is_udp=True, bind=place.bind) for port, name in names]
 
 
-def bootstrap_command(place: Companions, node: Path | None = None) -> tuple[str, ...]:
-    return _command("bootstrap.js", {"host": place.host, "bind": place.bind, "ports": place.ports}, node)
+def bootstrap_command(place: Companions, node: Path | None = None, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """``others`` are DHT nodes of another machine: together they are one DHT."""
+    options: dict[str, object] = {"host": place.host, "bind": place.bind, "ports": place.ports}
+    if others:
+        options["bootstrap"] = _split(others)
+    return _command("bootstrap.js", options, node)
 
 
 def relay_command(bind: str, port: int, nodes: tuple[str, ...], seed_file: Path, node: Path | None = None) -> tuple[str, ...]:
     options: dict[str, object] = {"seedFile": str(seed_file), "host": bind, "port": port}
     if nodes != (PUBLIC_DHT,):
-        split = (node.rpartition(":") for node in nodes)
-        options["bootstrap"] = [{"host": host, "port": int(port)} for host, _, port in split]
+        options["bootstrap"] = _split(nodes)
     return _command("relay.js", options, node)
+
+
+def _split(nodes: tuple[str, ...]) -> list[dict[str, object]]:
+    return [{"host": host, "port": int(port)} for host, _, port in (node.rpartition(":") for node in nodes)]
 
 
 def _command(program: str, options: Mapping[str, object], node: Path | None) -> tuple[str, ...]:

@@ -83,6 +83,12 @@ class Sidecar(asyncio.Protocol):
         await self._gone.wait()
         return await self._bury()
 
+    def kill(self) -> None:
+        """It does not answer any more. ``wait`` then returns."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
     async def stop(self) -> None:
         """Let it say goodbye; kill it if it takes too long. Safe to call twice, and never leaves a process behind."""
         if self._transport is not None:

@@ -28,6 +28,10 @@ PROBE_DEADLINE_SECONDS: Final = 5.0
 #: How often the DHT nodes that announce us are asked whether they still do. One that was started anew has forgotten everybody,
 #: and the library would tell it in ten minutes.
 MEMORY_SECONDS: Final = 3.0
+#: A sidecar that answers nothing for so many rounds of so many seconds hangs, and another takes its place. Peers have long
+#: seen it silent by then.
+HANGS_SECONDS: Final = 2.0
+HANGS_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class Swarm:
                 requests = Requests(self.on_request, tasks)
                 self._switchboard.on_request = requests.receive
                 self._stack.callback(requests.cancel)
-            for job in (self._supervise(), self._recover(), self._watch_network(), self._watch_memory()):
+            for job in (self._supervise(), self._recover(), self._watch_network(), self._watch_memory(), self._watch_sidecar()):
                 self._stack.callback(tasks.create_task(job).cancel)
         except BaseException:
             await self._stop()
@@ -345,6 +349,23 @@ class Swarm:
                 for topic in announced:
                     self._tell("refresh", topic=topic.hex())
             was_remembered = remembered
+
+    async def _watch_sidecar(self) -> None:
+        missed = 0
+        while True:
+            await asyncio.sleep(HANGS_SECONDS)
+            sidecar = self._sidecar
+            if sidecar is None:
+                missed = 0
+                continue
+            try:
+                await sidecar.call("nodes", deadline_seconds=HANGS_SECONDS)
+                missed = 0
+            except SwarmError:
+                missed += 1
+            if missed >= HANGS_ROUNDS:
+                missed = 0
+                sidecar.kill()
 
     def _closed(self, connection: Connection, *, wanted: bool) -> None:
         self._recovery.closed(connection.key, self.clock(), wanted=wanted)

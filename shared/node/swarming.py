@@ -21,7 +21,7 @@ def open_swarm(settings: NodeSettings, kept: Kept, key: identity.NodeKey) -> Cal
     bootstrap = settings.dht_bootstrap or kept.bootstrap
     relays = keys_of("DHT_RELAYS", settings.dht_relays) or kept.relays
     known = membership.nodes_of(kept, time.time())
-    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary, known=known, stays=True)
+    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary, known=known)
 
 
 def opener(
@@ -32,10 +32,9 @@ def opener(
     host: str | None = None,
     node: Path | None = None,
     known: Sequence[str] = (),
-    stays: bool = False,
 ) -> Callable[[], Swarm]:
     """Makes Swarms with this key; no bootstrap nodes, or `public`, mean the public DHT. ``known`` are further nodes of it that were
-    there lately; ``stays`` is true for what runs for long. Raises BadSettings."""
+    there lately. Raises BadSettings."""
     try:
         found = None if not bootstrap or tuple(bootstrap) == (PUBLIC,) else [Address.parse(each) for each in bootstrap]
     except ValueError as error:
@@ -50,8 +49,6 @@ def opener(
         relays=tuple(relays),
         host=host,
         node=node,
-        # On loopback every port is open, so a service can carry the DHT on when its own nodes die. Elsewhere who knows.
-        persistent=stays and host in addresses.LOOPBACK,
     )
 
 

@@ -22,8 +22,9 @@ BACK_WITHIN_SECONDS = 10.0
 
 
 def _engine_of(worker: int) -> int:
-    """The process id of the only child of a worker."""
-    (engine,) = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()
+    """The process id of the engine among a worker's children; the other is its sidecar."""
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()
+    (engine,) = [child for child in children if b"engine.process" in Path(f"/proc/{child}/cmdline").read_bytes()]
     return int(engine)
 
 

@@ -65,18 +65,22 @@ async def test_the_gateways_sidecar(stack: RunningStack, ann: Person, lent: list
     await judging.judge(stack, ann, history, fault)
 
 
-async def test_the_gateway(stack: RunningStack, ann: Person, lent: list[Lent], caller: ClientNode) -> None:
+async def test_the_gateway(stack: RunningStack, ann: Person, lent: list[Lent], caller: ClientNode, cafe: Machine) -> None:
     async with load.running(stack, ann, caller) as history:
         await history.until_each_door_succeeds(5)
         began = time.monotonic()
         old = await stack.kill("gateway")
         row = await stack.restarted("gateway", old, seconds=RESTARTED_SECONDS)
         back = time.monotonic()
+        found = await cafe.aicli("models")
+        cold = time.monotonic() - back
         await history.until_each_door_succeeds(5, since=back + USED_SECONDS)
     assert row.ready
+    assert (found.status, found.err) == (0, "")
+    assert cold < USED_SECONDS, "a client that has just come finds it, too"
     codes = MESH | {CONNECTION_LOST, "unavailable"}
     fault = Fault(began=began, over=back + USED_SECONDS, doors=EVERY_DOOR, codes=codes)
-    figures(f"the gateway (ready after {back - began:.2f} s)", history, fault)
+    figures(f"the gateway (ready after {back - began:.2f} s, a cold client answered {cold:.2f} s later)", history, fault)
     await judging.judge(stack, ann, history, fault)
 
 

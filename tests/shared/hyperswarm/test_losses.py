@@ -13,6 +13,7 @@ import pytest
 
 from shared import hyperswarm
 from shared.hyperswarm import Connection, SidecarDied, SidecarLost, SidecarRestarted, Swarm
+from shared.hyperswarm import swarm as swarm_module
 from tests import dht
 from tests.shared.hyperswarm import swarms
 from tests.shared.hyperswarm.swarms import Told, local_swarm, meet, pair, take
@@ -50,6 +51,16 @@ async def test_a_sidecar_that_is_killed_is_replaced_and_the_peers_find_each_othe
         assert (await one.stats()).restarts == 1
         await told.of(SidecarDied)
         assert await told.of(SidecarRestarted) == SidecarRestarted(1)
+
+
+async def test_a_sidecar_that_hangs_without_dying_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swarm_module, "HANGS_SECONDS", 0.2)
+    async with dht.dht() as nodes, local_swarm(nodes) as swarm:
+        told = Told()
+        swarm.on_event = told
+        os.kill(await sidecar_of(swarm), signal.SIGSTOP)
+        assert await told.of(SidecarRestarted) == SidecarRestarted(1)
+        assert (await swarm.stats()).restarts == 1
 
 
 async def test_a_sidecar_that_dies_again_and_again_is_replaced_each_time() -> None:

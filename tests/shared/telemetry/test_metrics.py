@@ -26,6 +26,7 @@ BOUNDED = {
     "state",
     "reason",
     "event",
+    "path",
     "node",
     "version",
     "python",
