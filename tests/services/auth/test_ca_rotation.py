@@ -1,0 +1,82 @@
+"""The CA key is changed while the mesh runs: all nodes let each other in at every moment, and in the end the old key is worth nothing."""
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from services.auth.ca_keys import CaKeys, MeshState
+from shared import errors, identity
+from shared.api.membership import Membership
+from shared.certificates import Subject
+from shared.directory import Directory
+from shared.identity import Authority, NodeKey
+from shared.node import membership
+from shared.node.standing import Standing
+from shared.trust import Trust
+from shared.types import MeshName, Role
+
+MESH = MeshName("test")
+LINK = 7
+STATE = MeshState(1, 1, None, ())
+
+
+class Node:
+    """A node that renews when it is told to."""
+
+    def __init__(self, role: Role, folder: Path, first: CaKeys) -> None:
+        self.key = NodeKey(identity.new_seed())
+        self.trust = Trust(self.key, role, (first.public,))
+        nodes = Directory(asyncio.get_running_loop().time)
+        kept = membership.Kept(MESH, role)
+        self.standing = Standing(self.trust, kept, folder / f"{self.key.id}.mesh", nodes, None)  # type: ignore[arg-type]  # calls nobody
+        self.renew(first)
+
+    def renew(self, keys: CaKeys) -> None:
+        now = time.time()
+        certificate = keys.certify(Subject(self.key.id, self.trust.role), now)
+        self.standing.take(
+            Membership(
+                MESH,
+                self.trust.role,
+                certificate,
+                keys.sign_list(STATE, now),
+                keys.authorities,
+                keys.succession,
+                keys.topics(STATE, now),
+                (),
+                (),
+                int(now * 1000),
+            )
+        )
+
+    def lets_in(self, other: "Node") -> None:
+        """Raises what ``Trust.admit`` does."""
+        self.trust.admit(other.trust.hello(self.key.id, LINK, "test", time.time()), other.key.id, LINK, time.time())
+
+
+async def test_at_every_step_of_a_rotation_all_nodes_let_each_other_in_and_meet(tmp_path: Path) -> None:
+    old, new = (Authority(identity.new_authority_seed()) for _ in range(2))
+    steps = [CaKeys(old), CaKeys(old, new), CaKeys(new, old), CaKeys(new)]
+    nodes = [Node(role, tmp_path, steps[0]) for role in (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.AUTH)]
+    for keys in steps[1:]:
+        for node in nodes:
+            node.renew(keys)
+            for one, other in itertools.permutations(nodes, 2):
+                one.lets_in(other)
+                assert {*one.trust.topics} & {*other.trust.topics}, "they have a meeting place in common"
+    for node in nodes:
+        assert node.trust.authorities == (identity.authority_of(identity.raw_of(new.id)),)
+    late = Node(Role.WORKER, tmp_path, steps[0])
+    with pytest.raises(errors.NotCertified):
+        nodes[0].lets_in(late)
+
+
+async def test_a_key_that_no_trusted_one_has_named_is_not_believed_whoever_sends_it(tmp_path: Path) -> None:
+    old, stranger = (Authority(identity.new_authority_seed()) for _ in range(2))
+    node = Node(Role.WORKER, tmp_path, CaKeys(old))
+    with pytest.raises(errors.NotCertified):
+        node.renew(CaKeys(stranger))
+    assert node.trust.authorities == (old.id,)
