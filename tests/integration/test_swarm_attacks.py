@@ -17,7 +17,6 @@ from shared.api import auth, inference
 from shared.frames import wire
 from shared.frames.wire import Call, Cancel, Hello
 from shared.hyperswarm import find_node
-from shared.link import HELLO_SECONDS
 from shared.node import membership
 from shared.rpc import bodies
 from shared.swarm_link import SwarmLink
@@ -32,6 +31,8 @@ from tests.testnet import RunningNode, until
 STRANGERS, AT_ONCE = 500, 20
 #: A stranger that says nothing has HELLO_SECONDS, and takes one of the AT_ONCE for so long.
 ATTACK_SECONDS = 60
+#: As after any other fault.
+BACK_SECONDS = 5.0
 #: A known node is served all the while. How much slower is printed and not asserted: the strangers' half of each handshake is
 #: computed on the same cores.
 SERVED_SECONDS = 1.0
@@ -163,16 +164,17 @@ async def test_known_nodes_come_back_through_a_crowd_of_strangers() -> None:
             busy = [await break_and_wait(gateway, worker) for _ in range(5)]
             assert process.returncode is None, "the strangers are still there"
         print(f"T13: back after {max(quiet):.2f} s at most when it is quiet, and {max(busy):.2f} s among strangers")
-        assert max(busy) <= 2 * max(quiet) + HELLO_SECONDS
+        assert max(busy) < BACK_SECONDS
 
 
 async def break_and_wait(gateway: RunningNode, worker: RunningNode) -> float:
     """How long until an answer comes again."""
-    link = link_of(worker, gateway.node.id)
+    link, other_end = link_of(worker, gateway.node.id), link_of(gateway, worker.node.id)
     assert link is not None
     began = time.perf_counter()
     link.connection.close("for the test", abort=True)
-    await until(lambda: link_of(gateway, worker.node.id) is None, seconds=5)
+    # It may be back before anybody has looked.
+    await until(lambda: link_of(gateway, worker.node.id) is not other_end, seconds=5)
     await until(lambda: bool(usable(gateway, Role.WORKER)), seconds=10)
     await ask(gateway, worker)
     return time.perf_counter() - began
