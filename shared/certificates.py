@@ -3,8 +3,9 @@
 Everything signed is canonical msgpack: arrays of fixed fields, so that one content has one text.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -80,6 +81,8 @@ class Succession(msgspec.Struct, array_like=True, frozen=True):
     signature: bytes = b""
 
 
+Signed = TypeVar("Signed", Certificate, Delegation, RevocationList, Succession)
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_certificate = msgspec.msgpack.Decoder(Certificate).decode
 _decode_delegation = msgspec.msgpack.Decoder(Delegation).decode
@@ -150,9 +153,7 @@ def read(body: bytes) -> Certificate:
 def check_origin(body: bytes, authorities: tuple[AuthorityId, ...]) -> Certificate:
     """A certificate of this mesh, whether or not it is good now. Raises NotCertified."""
     found = read(body)
-    text = _encode(msgspec.structs.replace(found, signature=b""))
-    is_ours = found.version == 1 and found.authority in authorities
-    if not is_ours or not identity.verify_authority(found.authority, "certificate", text, found.signature):
+    if not _is_by_one_of(authorities, found, "certificate"):
         raise errors.NotCertified("the certificate is not of this mesh", hint="join this mesh with a ticket of it")
     if found.role is Role.NEWCOMER:
         raise errors.NotCertified("nobody is certified as a newcomer")
@@ -173,15 +174,11 @@ def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Cert
 
 def check_delegation_origin(body: bytes, node: NodeId, certificate: Certificate) -> Delegation:
     """The certified profile's word for ``node``, whether or not it is good now. Raises NotCertified."""
-    try:
-        found = _decode_delegation(body)
-    except _MALFORMED as error:
-        raise errors.NotCertified("that is no delegation") from error
-    text = _encode(msgspec.structs.replace(found, signature=b""))
+    found = _decoded(_decode_delegation, body, "that is no delegation")
     if certificate.role is not Role.CLIENT:
         raise errors.NotCertified(f"a {certificate.role} cannot delegate: only clients can")
     is_right = found.version == 1 and found.node == node and found.profile == certificate.node
-    if not is_right or not identity.verify(found.profile, "delegation", text, found.signature):
+    if not is_right or not identity.verify(found.profile, "delegation", _text_of(found), found.signature):
         raise errors.NotCertified("the delegation is for another key, or of another profile")
     return found
 
@@ -198,28 +195,35 @@ def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: f
 
 def check_list(body: bytes, authorities: tuple[AuthorityId, ...]) -> RevocationList:
     """A revocation list of this mesh. Raises NotCertified."""
-    try:
-        found = _decode_list(body)
-    except _MALFORMED as error:
-        raise errors.NotCertified("that is no revocation list") from error
-    text = _encode(msgspec.structs.replace(found, signature=b""))
-    is_ours = found.version == 1 and found.authority in authorities
-    if not is_ours or not identity.verify_authority(found.authority, "revocations", text, found.signature):
+    found = _decoded(_decode_list, body, "that is no revocation list")
+    if not _is_by_one_of(authorities, found, "revocations"):
         raise errors.NotCertified("the revocation list is not of this mesh")
     return found
 
 
 def check_succession(body: bytes, authorities: tuple[AuthorityId, ...]) -> Succession:
     """The word of a CA key that is trusted for another. Raises NotCertified."""
-    try:
-        found = _decode_succession(body)
-    except _MALFORMED as error:
-        raise errors.NotCertified("that names no successor") from error
-    text = _encode(msgspec.structs.replace(found, signature=b""))
-    is_ours = found.version == 1 and found.authority in authorities
-    if not is_ours or not identity.verify_authority(found.authority, "succession", text, found.signature):
+    found = _decoded(_decode_succession, body, "that names no successor")
+    if not _is_by_one_of(authorities, found, "succession"):
         raise errors.NotCertified("the successor is not named by a CA of this mesh")
     return found
+
+
+def _decoded(decode: Callable[[bytes], Signed], body: bytes, otherwise: str) -> Signed:
+    try:
+        return decode(body)
+    except _MALFORMED as error:
+        raise errors.NotCertified(otherwise) from error
+
+
+def _is_by_one_of(authorities: tuple[AuthorityId, ...], found: Certificate | RevocationList | Succession, purpose: str) -> bool:
+    is_ours = found.version == 1 and found.authority in authorities
+    return is_ours and identity.verify_authority(found.authority, purpose, _text_of(found), found.signature)
+
+
+def _text_of(found: Certificate | Delegation | RevocationList | Succession) -> bytes:
+    """What its signature covers: itself, with an empty one."""
+    return _encode(msgspec.structs.replace(found, signature=b""))
 
 
 def _roughly(seconds: float) -> str:
