@@ -114,6 +114,7 @@ class Node:
             ways.nats.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
         if ways.swarm is not None:
             ways.swarm.on_attached = self._on_attached
+            ways.swarm.on_contested = self._on_contested
             ways.swarm.on_request = Outsiders(ways.trust, self.dispatcher, ways.outsiders).answer
             self.membership_changed()
 
@@ -230,6 +231,16 @@ class Node:
             self.directory.deafened("swarm")
         trouble = "" if self.roads.swarm is None else self.roads.swarm.trouble
         _log.info("Hyperswarm is attached" if attached else "Hyperswarm is not attached", why=trouble)
+
+    def _on_contested(self, node: NodeId) -> None:
+        known = self.directory.find(node)
+        _log.warning(
+            "a node's link is made anew again and again: its network is bad, or two processes show its key, and it may be stolen",
+            id=node,
+            role=None if known is None else known.role,
+            do="stop the second process, or `aicli admin nodes revoke`",
+        )
+        self.metrics.contested_keys.inc()
 
     def _observe(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], status: str, seconds: float) -> None:
         # Looking labels up costs more than counting, and this runs for every call.

@@ -11,6 +11,7 @@ from shared.hyperswarm import Connection, Firewall, PathChanged, PeerFailed, Req
 from shared.hyperswarm.events import Event
 from shared.link import TICK_SECONDS, Link, Me
 from shared.swarm_link import dial_failures
+from shared.swarm_link.contests import Contests
 from shared.swarm_link.door import Door, Entrant, Refusal
 from shared.swarm_link.link import SwarmLink
 from shared.trust import Admitted, Trust
@@ -53,6 +54,8 @@ class SwarmTransport:
         self.on_number: Callable[[Link, int], None] = lambda link, number: None
         #: Called when a peer was found and could not be reached, with the reason in plain words.
         self.on_unreachable: Callable[[NodeId, str], None] = lambda node, why: None
+        #: Called with a node whose link is made anew again and again, as when two processes show its key.
+        self.on_contested: Callable[[NodeId], None] = lambda node: None
         #: Called with True when the swarm runs and with False when it is lost.
         self.on_attached: Callable[[bool], None] = lambda attached: None
         #: Why we are not attached, for people; empty while we are.
@@ -69,6 +72,7 @@ class SwarmTransport:
         self._door.on_entrant = self._open
         self._door.on_refused = self._refused
         self._links: dict[NodeId, SwarmLink] = {}
+        self._contests = Contests()
         self._wanted: dict[bytes, Meeting] = {}
         self._joined: dict[bytes, Meeting] = {}
         self._denied: frozenset[NodeId] = frozenset()
@@ -184,6 +188,8 @@ class SwarmTransport:
             old.close(errors.LinkLost("a newer connection of the same node takes its place", retry_after_seconds=0.1))
         link = SwarmLink(self, entrant)
         self._links[peer.node] = link
+        if self._contests.opened(peer.node, self.loop.time()):
+            self.on_contested(peer.node)
         connection.open_window()
         self.on_link(link)
         self.hear_number(link, entrant.hello.revocations)

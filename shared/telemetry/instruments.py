@@ -87,6 +87,11 @@ STRANGERS_REFUSED = Instrument(
     kind=Kind.COUNTER,
     help="Connections over Hyperswarm that were not let in: no certificate of this mesh, revoked, or too many at once",
 )
+CONTESTED_KEYS = Instrument(
+    name="ai_platform_contested_keys_total",
+    kind=Kind.COUNTER,
+    help="Times that a node's links were made anew so often that two processes may show its key: alert on any",
+)
 CERTIFICATE_SECONDS_LEFT = Instrument(
     name="ai_platform_certificate_seconds_left",
     kind=Kind.GAUGE,

@@ -62,6 +62,7 @@ class Metrics:
     links_by_path = _Measured(Gauge, instruments.LINKS_BY_PATH)
     sidecar_restarts = _Measured(Counter, instruments.SIDECAR_RESTARTS)
     strangers_refused = _Measured(Counter, instruments.STRANGERS_REFUSED)
+    contested_keys = _Measured(Counter, instruments.CONTESTED_KEYS)
     certificate_seconds_left = _Measured(Gauge, instruments.CERTIFICATE_SECONDS_LEFT)
     revocation_list_age = _Measured(Gauge, instruments.REVOCATION_LIST_AGE)
     nats_reconnects = _Measured(Counter, instruments.NATS_RECONNECTS)

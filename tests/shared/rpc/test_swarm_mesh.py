@@ -258,3 +258,12 @@ async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_l
             assert time.monotonic() - started < 10
             # Links that were there live on.
             assert worker.node.id in {link.peer.node for link in gateway.node.roads.links()}
+
+
+async def test_a_key_that_two_processes_show_is_told() -> None:
+    async with swarmnet() as net:
+        gateway, worker = await net.start(Gateway), await net.start(Worker)
+        await sees(gateway, worker)
+        thief = await net.start(Worker, key_file=worker.key_file)
+        await until(lambda: "ai_platform_contested_keys_total 1.0" in gateway.node.metrics_text(), seconds=20)
+        await thief.stop()
