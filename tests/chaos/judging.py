@@ -14,7 +14,8 @@ async def judge(stack: RunningStack, person: Person, history: History, fault: Fa
     assert oracle.violations(history.attempts, fault, rows, deadline_seconds=load.DEADLINE_SECONDS) == []
     assert await _usage_of(stack, person) == oracle.usage_of(rows)
     for name in (*await stack.programs(), "supervisor"):
-        assert "Traceback" not in stack.log(name), f"{name} has a traceback in its log"
+        before, found, after = stack.log(name).partition("Traceback")
+        assert not found, f"{name} has a traceback in its log: {before[-500:]}{found}{after[:4000]}"
 
 
 async def _rows_of(stack: RunningStack, person: Person, history: History, fault: Fault) -> dict[RequestId, Row]:
