@@ -157,9 +157,12 @@ class Directory:
             self.gone(announcement.node, "stopped")
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
-        # One that we hear of for the first time was there before.
-        known = before is not None and not before.refused
-        since = announcement.started_at if not known else self._now() if is_new or before is None else before.since
+        if before is None or before.refused:
+            since = announcement.started_at  # one that we hear of for the first time was there before
+        elif is_new:
+            since = self._now()
+        else:
+            since = before.since
         # After a restart the other ways lead to the process that was.
         old = () if before is None or is_new else before.routes
         others = [route for route in old if route.transport != transport]

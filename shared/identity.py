@@ -116,6 +116,14 @@ def raw_of(node: NodeId | AuthorityId) -> bytes:
     return key
 
 
+def raw_of_hex(text: str) -> bytes:
+    """A public key as settings have it, 64 hexadecimal digits; raises ValueError for what is not one."""
+    raw = bytes.fromhex(text)
+    if len(text) != 64 or len(raw) != 32:  # fromhex passes over spaces
+        raise ValueError("a public key is 64 hexadecimal digits")
+    return raw
+
+
 def node_of(raw: bytes) -> NodeId:
     """The node id of a 32-byte public key, as Noise proves it."""
     return NodeId(_encode(nkeys.PREFIX_BYTE_USER, raw))

@@ -58,6 +58,8 @@ class NatsLink(Link):
         self.received = 0
         #: Set once the peer's HELLO was good.
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.revocations = lambda: transport.trust.number
+        self.on_revocations = lambda number: transport.on_number(self, number)
         self._transport = transport
 
     def _wake_writer(self) -> None:
@@ -86,6 +88,8 @@ class NatsTransport:
         self.nats.on_room = self._write_soon
         #: Called with every link that a peer opened to us, after its HELLO. A client accepts none.
         self.on_link: Callable[[Link], None] | None = None
+        #: Called with the number of the revocation list that a peer holds, whenever it tells.
+        self.on_number: Callable[[Link, int], None] = lambda link, number: None
         #: Called with False when the server is lost and with True when it is back.
         self.on_connection: Callable[[bool], None] = lambda connected: None
         #: By the subject that the peer's messages come on, and the link's id.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cli.stack.home import Home, write_private
-from shared import config
+from shared import config, identity
 from shared.config import Port, Variable
 from shared.types import MeshName
 
@@ -84,7 +84,11 @@ def is_ipv4(text: str) -> bool:
 
 
 def _is_key(text: str) -> bool:
-    return len(text) == 64 and all(letter in "0123456789abcdef" for letter in text.lower())
+    try:
+        identity.raw_of_hex(text)
+    except ValueError:
+        return False
+    return True
 
 
 def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:

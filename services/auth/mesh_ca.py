@@ -19,6 +19,7 @@ from services.auth.settings import AuthSettings
 from shared import certificates, errors, identity
 from shared.api.membership import Membership, TopicSecret
 from shared.node import Node
+from shared.node.swarming import keys_of
 from shared.telemetry import logs
 from shared.types import Role
 
@@ -154,6 +155,4 @@ class MeshCa:
 
 def _meeting(settings: AuthSettings) -> Meeting:
     inside = () if settings.dht_bootstrap == _PUBLIC_DHT else settings.dht_bootstrap
-    return Meeting(
-        bool(settings.dht_bootstrap), inside, settings.ticket_bootstrap or inside, tuple(bytes.fromhex(key) for key in settings.dht_relays)
-    )
+    return Meeting(bool(settings.dht_bootstrap), inside, settings.ticket_bootstrap or inside, keys_of("DHT_RELAYS", settings.dht_relays))

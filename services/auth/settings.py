@@ -1,6 +1,5 @@
 """What auth reads from its environment."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +7,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from services.auth import passwords
-from shared import node
+from shared import identity, node
 from shared.config import Port, Variable
-
-_RELAY_KEY = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -63,7 +60,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
                 yield f"TICKET_BOOTSTRAP: {address!r} is not host:port"
         for key in self.dht_relays:
-            if not _RELAY_KEY.fullmatch(key):
+            try:
+                identity.raw_of_hex(key)
+            except ValueError:
                 yield "DHT_RELAYS: a relay's key is 64 hexadecimal digits"
         if self.session_longest_seconds < self.session_timeout_seconds:
             yield "SESSION_LONGEST must be no shorter than SESSION_TIMEOUT"

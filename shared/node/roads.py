@@ -32,11 +32,9 @@ class Roads:
         self._connections: set[Connection] = set()
         #: Over Hyperswarm there is one link for each pair, whoever dialled; calls go over it both ways.
         self._by_swarm: dict[NodeId, Connection] = {}
-        if nats is not None:
-            nats.on_link = self._opened
-        if swarm is not None:
-            swarm.on_link = self._opened
-            swarm.on_number = lambda link, number: self.told(link.peer.node, number)
+        for transport in self.transports():
+            transport.on_link = self._opened
+            transport.on_number = lambda link, number: self.told(link.peer.node, number)
 
     # --- what there is --------------------------------------------------------------------------------------------------
 
@@ -121,8 +119,6 @@ class Roads:
         connection = Connection(link, self._dispatcher)
         connection.on_closed.append(self._closed)
         self._connections.add(connection)
-        link.revocations = lambda: self._trust.number
-        link.on_revocations = lambda number: self.told(link.peer.node, number)
         return connection
 
     def _closed(self, connection: Connection) -> None:

@@ -55,9 +55,6 @@ def opener(
 def keys_of(variable: str, texts: Sequence[str]) -> tuple[bytes, ...]:
     """Public keys as settings have them; raises BadSettings."""
     try:
-        keys = tuple(bytes.fromhex(text) for text in texts)
+        return tuple(identity.raw_of_hex(text) for text in texts)
     except ValueError as error:
         raise errors.BadSettings(f"{variable}: a public key is 64 hexadecimal digits") from error
-    if any(len(key) != 32 for key in keys):
-        raise errors.BadSettings(f"{variable}: a public key is 64 hexadecimal digits")
-    return keys
