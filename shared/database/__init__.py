@@ -41,6 +41,8 @@ _GONE = (
     asyncpg.InsufficientResourcesError,
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
+#: What the driver makes of a connection that died in the middle of something, or of a mistake of ours.
+_LOST_ITS_PLACE = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: The settings are wrong, and waiting will not mend them.
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, asyncpg.ClientConfigurationError)
 
@@ -163,7 +165,7 @@ class Database:
                     async for payload in payloads:
                         wait_seconds = 0.05
                         yield payload
-            except _GONE:
+            except (*_GONE, *_LOST_ITS_PLACE):
                 await asyncio.sleep(wait_seconds)
                 wait_seconds = min(wait_seconds * 2, 1)
 
@@ -191,12 +193,12 @@ class Database:
     async def _connection(self, deadline_seconds: float) -> AsyncIterator[asyncpg.Connection]:
         try:
             async with asyncio.timeout(deadline_seconds):
-                connection = await self._pool.acquire()
+                connection = await self._acquire()
                 try:
                     yield connection
                 except asyncpg.InterfaceError as error:
                     # Mostly a mistake of ours, such as a wrong number of arguments; but a dead connection gives it too.
-                    if not connection.is_closed():
+                    if not _is_dead(connection):
                         raise
                     raise ConnectionResetError(str(error)) from error
                 except asyncpg.InternalClientError as error:
@@ -211,6 +213,12 @@ class Database:
                 # Where one connection died the idle ones have probably died too; the next caller gets a new one.
                 await self._pool.expire_connections()
             raise _unavailable() from error
+
+    async def _acquire(self) -> asyncpg.Connection:
+        try:
+            return await self._pool.acquire()
+        except _LOST_ITS_PLACE as error:
+            raise ConnectionResetError(str(error)) from error
 
     async def _listen_once(self, channel: str) -> AsyncGenerator[str | None]:
         connection = await self._place.connect()
@@ -238,6 +246,13 @@ class Database:
                 yield None if what is _Instead.MISSED else what
         finally:
             connection.terminate()
+
+
+def _is_dead(connection: asyncpg.Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool took it back when it died
+        return True
 
 
 async def _keep_session(_connection: asyncpg.Connection) -> None:
