@@ -250,7 +250,7 @@ class Database:
 
 def _is_dead(connection: asyncpg.Connection) -> bool:
     try:
-        return connection.is_closed()
+        return bool(connection.is_closed())
     except asyncpg.InterfaceError:  # the pool took it back when it died
         return True
 

@@ -165,8 +165,9 @@ class Node:
     async def health(self) -> node_api.NodeHealth:
         """Every check of the service and of the mesh."""
         mesh = self.roads.checks()
-        # One way to the others is enough to work; what is wrong with the other one is shown all the same.
+        # One way to the others is enough to work; what is wrong with the other one is shown all the same, and an old list too.
         attached = any(check.ok for check in mesh)
+        mesh = (*mesh, self.standing.check())
         if self._service is None:
             return node_api.NodeHealth(ready=False, checks=(*mesh, Check("service", False, "starting")))
         try:

@@ -14,6 +14,7 @@ import msgspec
 from shared import certificates, errors, topics
 from shared.api import membership as membership_api
 from shared.api import node as node_api
+from shared.api.gateway import Check
 from shared.directory import Directory, Entry
 from shared.identity import raw_of
 from shared.node import membership
@@ -70,6 +71,14 @@ class Standing:
             # Nobody speaks to us but auth: it can be asked now.
             self._try_at = 0.0
         self._wake.set()
+
+    def check(self) -> Check:
+        """Whether a revocation would reach us. For people: a node with an old list works on, and so do valid certificates."""
+        found = self._trust.list
+        age = 0.0 if found is None else time.time() - found.issued_at
+        if age < certificates.LIST_IS_OLD_AFTER_SECONDS:
+            return Check("revocation list", ok=True)
+        return Check("revocation list", False, f"auth has not confirmed it for {age / 60:.0f} min; a node revoked since is still let in")
 
     def meetings(self) -> list[Meeting]:
         """Where this node announces itself and looks for others on Hyperswarm."""

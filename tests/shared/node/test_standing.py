@@ -233,3 +233,18 @@ async def test_while_auth_refuses_it_is_asked_again_and_again(world: Callable[..
         here.house.refusal = None
         await until(lambda: here.trust.has_certificate(time.time()))
     assert "certificate not renewed: PostgreSQL is starting" in told
+
+
+@pytest.mark.parametrize(("minutes", "is_good"), [(0, True), (9, True), (11, False)])
+async def test_a_list_that_auth_has_not_confirmed_for_ten_minutes_is_shown_as_old(
+    world: Callable[..., World], minutes: int, is_good: bool
+) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    assert here.standing.check().ok
+    trust = Trust(here.house.key, Role.WORKER, (here.house.ca.id,))
+    trust.take_list(certificates.issue_list(here.house.ca, 1, 1, (), time.time() - minutes * 60))
+    here.trust.list = trust.list
+    found = here.standing.check()
+    assert found.ok is is_good
+    assert (f"not confirmed it for {minutes} min" in found.detail) is not is_good
