@@ -1,4 +1,4 @@
-"""`aicli models`: what can be asked."""
+"""`aicli models`: what can be asked, and what is in memory."""
 
 from typing import TYPE_CHECKING
 
@@ -7,14 +7,68 @@ import click
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from shared.api.gateway import ServedModel
+    from shared.api.gateway import ModelPlaces, ServedModel
+
+#: A large model from a slow disk; the worker goes on loading when this is over.
+_LOAD_SECONDS = 900.0
+_STATES = {"ready": "is in memory", "loading": "is being loaded", "unloaded": "is out of memory", "failed": "failed"}
 
 
-@click.command()
+@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def models(context: click.Context, /, *, as_json: bool) -> None:
+    """List the models that are served now, the default first; load and unload them."""
+    here = context.find_object(Surroundings)
+    assert here is not None
+    if context.invoked_subcommand is None:
+        _list(here, as_json=as_json)
+
+
+@models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 @click.pass_obj
-def models(here: Surroundings, /, *, as_json: bool) -> None:
+def list_(here: Surroundings, /, *, as_json: bool) -> None:
     """List the models that are served now, the default first."""
+    _list(here, as_json=as_json)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--worker", metavar="ID", help="The worker, by its id or a beginning of it. Default: the least busy one that has the model.")
+@click.option("--pin/--unpin", "pin", default=None, help="Keep it in memory from now on, whoever needs the room; or no longer.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list with one object.")
+@click.pass_obj
+def load(here: Surroundings, /, model: str, *, worker: str | None, pin: bool | None, as_json: bool) -> None:
+    """Have a model loaded, before somebody has to wait for it. For administrators."""
+    from shared.api import gateway
+    from shared.types import ModelName, NodeId
+
+    request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
+    _show(
+        here.run(lambda connection: connection.call(gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)),
+        as_json=as_json,
+    )
+
+
+@models.command()
+@click.argument("model")
+@click.option("--worker", metavar="ID", help="The worker, by its id or a beginning of it. Default: every worker that has the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list with an object for each worker.")
+@click.pass_obj
+def unload(here: Surroundings, /, model: str, *, worker: str | None, as_json: bool) -> None:
+    """Give a model's memory back, pinned or not. The next request loads it again. For administrators.
+
+    A worker that is answering with it refuses.
+    """
+    from shared.api import gateway
+    from shared.types import ModelName, NodeId
+
+    request = gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
+    _show(here.ask(gateway.unload_model, request), as_json=as_json)
+
+
+def _list(here: Surroundings, *, as_json: bool) -> None:
     from cli import output
     from cli.output import Column
     from shared.api import gateway
@@ -27,3 +81,19 @@ def models(here: Surroundings, /, *, as_json: bool) -> None:
         Column("ALIASES", lambda model: output.names(model.aliases)),
     ]
     output.show_rows(served.models, columns, as_json=as_json, empty="No model is served: start a worker with `aicli worker`")
+
+
+def _show(told: "ModelPlaces", *, as_json: bool) -> None:
+    """What each worker did; ends with 1 where one of them did not."""
+    from cli import output
+
+    if as_json:
+        output.show_json([output.plain(place) for place in told.places])
+    else:
+        for place in told.places:
+            done = _STATES.get(place.state, place.state or "was not changed")
+            pinned = ", pinned" if place.pinned else ""
+            why = f": {place.detail}" if place.detail else ""
+            click.echo(output.printable(f"{place.model} {done} on {place.worker[:9]}…{pinned}{why}"))
+    if not all(place.state for place in told.places):
+        click.get_current_context().exit(1)

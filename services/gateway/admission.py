@@ -5,13 +5,14 @@ passed straight through). The worker checks again.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import msgspec
 
 from shared import errors
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, Sampling
+from shared.api.generation import ChatMessage, Sampling, Tool, ToolChoice
 from shared.types import ModelName
 
 #: A message on the mesh is at most 1 MiB (16 MiB for media); 64 KiB of it are left for roles, ids and parameters.
@@ -20,7 +21,12 @@ MAX_MESSAGES = 1000
 MAX_MODEL_CHARACTERS = 200
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
 MAX_SEED = 2**63 - 1
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+#: As OpenAI's.
+MAX_TOOLS = 128
+MAX_BIASES, MAX_BIAS = 300, 100
+#: As OpenAI's; the models write them again, and some into their own syntax.
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 #: Tokens that a chat template may add around each message, and once around all of them.
 _TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS = 16, 256
@@ -62,6 +68,12 @@ RANGES = {
     "top_k": Range(0, 1000, whole=True),  # 0 is off
     "max_tokens": Range(1, 32768, whole=True),
     "seed": Range(0, MAX_SEED, whole=True),
+    "min_p": Range(0, 1),
+    "repeat_penalty": Range(0.1, 2),
+    "frequency_penalty": Range(-2, 2),
+    "presence_penalty": Range(-2, 2),
+    "n": Range(1, 4, whole=True),
+    "top_logprobs": Range(0, 20, whole=True),
 }
 
 
@@ -87,7 +99,7 @@ def admit(request: InferenceRequest) -> Admitted:
     for position, message in enumerate(messages):
         if message.role not in ROLES:
             raise BadField(f"messages[{position}].role", f"must be one of {', '.join(ROLES)}")
-    size = sum(len(message.content.encode()) for message in messages)
+    size = sum(map(_bytes, messages)) + sum(map(_tool_bytes, request.tools))
     if size > MAX_PROMPT_BYTES:
         raise errors.TooLarge(f"the prompt has {size} bytes; at most {MAX_PROMPT_BYTES} are taken", hint="shorten it or split it")
     for field, allowed in RANGES.items():
@@ -95,6 +107,8 @@ def admit(request: InferenceRequest) -> Admitted:
         if value is not None and not allowed.holds(value):
             raise BadField(field, str(allowed))
     _check_stop(request.stop)
+    _check_tools(request)
+    _check_bias(request.logit_bias)
     if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
         raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
     return Admitted(messages, _sampling(request), request.model, size)
@@ -115,7 +129,7 @@ def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
         raise BadField("system", "goes with prompt; in messages it is the one with role system")
     if len(request.messages) > MAX_MESSAGES:
         raise BadField("messages", f"must have at most {MAX_MESSAGES} entries")
-    if not any(message.content.strip() for message in request.messages):
+    if not any(message.content.strip() or message.tool_calls for message in request.messages):
         raise BadField("messages", "have no text")
     return request.messages
 
@@ -125,6 +139,40 @@ def _check_stop(stop: tuple[str, ...]) -> None:
         raise BadField("stop", f"must have at most {MAX_STOPS} entries")
     if not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in stop):
         raise BadField("stop", f"must be of texts with 1 to {MAX_STOP_CHARACTERS} characters")
+
+
+def _check_tools(request: InferenceRequest) -> None:
+    if len(request.tools) > MAX_TOOLS:
+        raise BadField("tools", f"must have at most {MAX_TOOLS} entries")
+    names = [tool.name for tool in request.tools]
+    for position, name in enumerate(names):
+        if not _TOOL_NAME.fullmatch(name):
+            raise BadField(f"tools[{position}].function.name", "must be 1 to 64 letters, digits, _ or -")
+    if len(set(names)) < len(names):
+        raise BadField("tools", "must have different names")
+    if request.tool_choice is ToolChoice.REQUIRED and not names:
+        raise BadField("tool_choice", "asks for a call, and tools is empty")
+    if request.tools and request.format is not None:
+        raise BadField("response_format", "and tools exclude each other; give one of them")
+
+
+def _check_bias(bias: dict[int, float]) -> None:
+    if len(bias) > MAX_BIASES:
+        raise BadField("logit_bias", f"must name at most {MAX_BIASES} tokens")
+    allowed, tokens = Range(-MAX_BIAS, MAX_BIAS), Range(0, 2**31 - 1, whole=True)
+    for token, value in bias.items():
+        if not tokens.holds(token):
+            raise BadField("logit_bias", "must have token ids as its keys")
+        if not allowed.holds(value):
+            raise BadField("logit_bias", f"{allowed} for each token")
+
+
+def _bytes(message: ChatMessage) -> int:
+    return len(message.content.encode()) + sum(len((call.name + call.arguments).encode()) for call in message.tool_calls)
+
+
+def _tool_bytes(tool: Tool) -> int:
+    return len((tool.name + tool.description + tool.parameters).encode())
 
 
 def _sampling(request: InferenceRequest) -> Sampling:

@@ -8,22 +8,25 @@ import msgspec
 from services.gateway import http_errors, openai_chat
 from services.gateway.http_app import Access, Route
 from services.gateway.http_call import HttpCall
-from services.gateway.openai_chat import (
-    AnswerMessage,
-    ChatBody,
+from services.gateway.openai_answers import (
     ChatChunk,
     ChatCompletion,
     ChatUsage,
-    Choice,
+    ChoiceLogprobs,
     ChunkChoice,
     Delta,
+    Gathered,
     Model,
     Models,
+    logprobs_of,
 )
+from services.gateway.openai_chat import ChatBody
 from services.gateway.pipeline import Pipeline, Running
-from shared.types import ModelName
+from shared.api.inference import Chunk
+from shared.types import FinishReason, ModelName
 
 _encode = msgspec.json.Encoder().encode
+_NOTHING = Delta()
 
 
 class OpenAi:
@@ -50,20 +53,22 @@ class OpenAi:
     async def _chat(self, call: HttpCall) -> None:
         chat = openai_chat.read(call.body)
         request = openai_chat.to_request(chat)
-        events = _Events(call, include_usage=chat.stream_options is not None and chat.stream_options.include_usage)
-        texts: list[str] = []
+        gathered = [Gathered() for _ in range(request.n or 1)]
+        events = _Events(call, gathered, include_usage=chat.stream_options is not None and chat.stream_options.include_usage)
         async with self._pipeline.run(call.caller, request, seconds=self._request_seconds) as running:
             if running.allowance is not None:
                 call.add_headers(http_errors.allowance_headers(running.allowance))
-            async for text in running:
+            async for chunk in running:
+                if chunk.answer >= len(gathered):
+                    continue  # a worker that gives more answers than were asked for
                 if chat.stream:
-                    await events.text(running, text)
+                    await events.take(running, chunk)
                 else:
-                    texts.append(text)
+                    gathered[chunk.answer].take(chunk)
         if chat.stream:
             await events.end(running)
         else:
-            await call.answer(_completion(running, "".join(texts)))
+            await call.answer(_completion(running, gathered, with_logprobs=chat.logprobs))
 
     async def _models(self, call: HttpCall) -> None:
         await call.answer(Models(tuple(Model(name, self._started_at) for name in self._served())))
@@ -72,26 +77,34 @@ class OpenAi:
 class _Events:
     """One streamed answer. Nothing is sent before the first text: until then an error still has a status of its own."""
 
-    def __init__(self, call: HttpCall, *, include_usage: bool) -> None:
+    def __init__(self, call: HttpCall, gathered: list[Gathered], *, include_usage: bool) -> None:
         self._call = call
+        self._gathered = gathered
         self._include_usage = include_usage
-        self._is_first = True
+        #: The answers whose first chunk is sent.
+        self._begun: set[int] = set()
 
-    async def text(self, running: Running, text: str) -> None:
-        if self._is_first:
-            self._is_first = False
-            await self._send(running, ChunkChoice(Delta(role="assistant", content="")))
-        await self._send(running, ChunkChoice(Delta(content=text)))
+    async def take(self, running: Running, chunk: Chunk) -> None:
+        await self._begin(running, chunk.answer)
+        delta = self._gathered[chunk.answer].take(chunk)
+        logprobs = ChoiceLogprobs(logprobs_of(chunk.logprobs)) if chunk.logprobs else None
+        if delta != _NOTHING or logprobs is not None:
+            await self._send(running, ChunkChoice(delta, index=chunk.answer, logprobs=logprobs))
 
     async def end(self, running: Running) -> None:
-        if self._is_first:
-            await self._send(running, ChunkChoice(Delta(role="assistant", content="")))
-        await self._send(running, ChunkChoice(Delta(), finish_reason=running.result.finish_reason))
+        for index, reason in enumerate(_reasons(running, self._gathered)):
+            await self._begin(running, index)
+            await self._send(running, ChunkChoice(Delta(), finish_reason=self._gathered[index].finish_reason(reason), index=index))
         if self._include_usage:
             usage = ChatUsage.of(running.result.usage)
             await self._call.send_event(_encode(_chunk(running, (), usage)))
         await self._call.send_event(b"[DONE]")
         await self._call.end_events()
+
+    async def _begin(self, running: Running, index: int) -> None:
+        if index not in self._begun:
+            self._begun.add(index)
+            await self._send(running, ChunkChoice(Delta(role="assistant", content=""), index=index))
 
     async def _send(self, running: Running, choice: ChunkChoice) -> None:
         await self._call.send_event(_encode(_chunk(running, (choice,), None if self._include_usage else msgspec.UNSET)))
@@ -102,8 +115,16 @@ def _chunk(running: Running, choices: tuple[ChunkChoice, ...], usage: ChatUsage 
     return ChatChunk(f"chatcmpl-{running.request_id.hex}", int(running.began_at.timestamp()), running.model, choices, usage)
 
 
-def _completion(running: Running, text: str) -> ChatCompletion:
+def _completion(running: Running, gathered: list[Gathered], *, with_logprobs: bool) -> ChatCompletion:
     result = running.result
-    choice = Choice(AnswerMessage(text), result.finish_reason)
+    choices = tuple(
+        gathered[index].choice(index, reason, with_logprobs=with_logprobs) for index, reason in enumerate(_reasons(running, gathered))
+    )
     created = int(running.began_at.timestamp())
-    return ChatCompletion(f"chatcmpl-{running.request_id.hex}", created, result.model, (choice,), ChatUsage.of(result.usage))
+    return ChatCompletion(f"chatcmpl-{running.request_id.hex}", created, result.model, choices, ChatUsage.of(result.usage))
+
+
+def _reasons(running: Running, gathered: list[Gathered]) -> tuple[FinishReason, ...]:
+    """One for each answer that was asked for, however many the worker tells of."""
+    found = running.result.finish_reasons or (running.result.finish_reason,)
+    return tuple(found[index] if index < len(found) else found[0] for index in range(len(gathered)))

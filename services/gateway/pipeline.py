@@ -1,7 +1,7 @@
 """The one way of an inference request, whichever door it came in by: admit, limit, choose a worker, run, record.
 
     async with pipeline.run(principal, request, seconds=60) as running:
-        async for text in running: …
+        async for chunk in running: …
     # its row is written; only now is the caller told how it ended
     running.result
 
@@ -30,6 +30,7 @@ from shared.api import events, gateway, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Generation, Usage
+from shared.api.inference import Chunk
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, RequestStatus, Role
 
@@ -57,7 +58,7 @@ class Parts:
 
 
 class Running:
-    """One request on its way. Iterate it for the texts; ``result`` is there when the block of ``run`` is left."""
+    """One request on its way. Iterate it for what is to be shown; ``result`` is there when the block of ``run`` is left."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -82,7 +83,7 @@ class Running:
     def __aiter__(self) -> "Running":
         return self
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> Chunk:
         assert self.answers is not None  # `run` has set it before anybody sees this object
         while True:
             answer = await anext(self.answers)
@@ -94,10 +95,10 @@ class Running:
                 self._prompt_tokens = answer.prompt_tokens
                 continue
             self._tokens += len(answer.token_ids)
-            if answer.text:
-                if self._first_text is None:
-                    self._first_text = self._clock()
-                return answer.text
+            if self._first_text is None and (answer.text or answer.tool_calls):
+                self._first_text = self._clock()
+            if answer.text or answer.tool_calls or answer.logprobs or answer.waiting:
+                return answer
 
     @property
     def usage(self) -> Usage:
@@ -124,6 +125,7 @@ class Running:
             usage=self.usage,
             response_time_ms=self.response_time_ms,
             first_token_ms=self.response_time_ms if self._first_text is None else _ms(self._first_text - self._began),
+            finish_reasons=self._generation.finish_reasons,
         )
 
     @property
@@ -205,7 +207,8 @@ class Pipeline:
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63))
-        return inference.ProcessPrompt(admitted.messages, config, running.request_id)
+        salt = prompts.salt(principal.user_id, parts.prompt_hash_secret)
+        return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt)
 
     def _record(self, running: Running, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> asyncio.Event:
         usage = running.usage

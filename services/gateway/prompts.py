@@ -7,8 +7,14 @@ from collections.abc import Sequence
 import msgspec
 
 from shared.api.generation import ChatMessage
+from shared.types import UserId
 
 
 def fingerprint(messages: Sequence[ChatMessage], secret: str) -> str:
     """64 hex digits, the same for the same conversation under the same secret."""
     return hmac.new(secret.encode(), msgspec.msgpack.encode(messages), hashlib.sha256).hexdigest()
+
+
+def salt(tenant: UserId, secret: str) -> str:
+    """Says whose prompts may share what a worker has computed of them, and no more: workers never learn who the users are."""
+    return hmac.new(secret.encode(), b"salt:" + str(tenant).encode(), hashlib.sha256).hexdigest()[:32]

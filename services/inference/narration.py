@@ -16,7 +16,7 @@ from typing import Protocol
 from shared import directory
 from shared.api import worker_status
 from shared.api.gateway import Check
-from shared.api.inference import ModelState, ModelStatus
+from shared.api.inference import SERVED, ModelStatus
 from shared.api.worker_status import Reached, WorkerStatus
 from shared.directory import Directory
 from shared.trust import Trust
@@ -63,7 +63,7 @@ class Facts:
 
     @property
     def ready(self) -> tuple[str, ...]:
-        return tuple(status.model_id for status in self.models if status.state is ModelState.READY)
+        return tuple(status.model_id for status in self.models if status.state in SERVED)
 
     @property
     def running(self) -> int:
@@ -149,7 +149,7 @@ def _unreached(node: NodeId, why: str) -> str:
 
 
 def _models(facts: Facts) -> list[str]:
-    waiting = [f"{status.model_id}: {status.detail}" for status in facts.models if status.state is not ModelState.READY]
+    waiting = [f"{status.model_id}: {status.detail}" for status in facts.models if status.state not in SERVED]
     names = facts.ready
     serving = f"serving {len(names)} model{'s' if len(names) != 1 else ''}: {', '.join(names)}" if names else "serving no model yet"
     return [*waiting, serving]

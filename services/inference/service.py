@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar, Protocol, assert_never
 
-from services.inference import infer_http, jobs, models, narration
+from services.inference import infer_http, jobs, memory, models, narration
 from services.inference.backends import echo, llama
-from services.inference.backends.backend import Backend, Sink, Watcher
+from services.inference.backends.backend import Backend, Loader, Sink, Watcher
 from services.inference.engine import wire
 from services.inference.pause import WHY, Pause
 from services.inference.settings import InferenceSettings, free_cores
@@ -19,7 +19,7 @@ from shared import directory, errors, telemetry
 from shared.api import inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling
-from shared.api.inference import Chunk, ModelState, ModelStatus
+from shared.api.inference import Chunk, ModelStatus
 from shared.rpc import Call, StreamCall, serves
 from shared.telemetry import logs
 from shared.types import ModelName, Role
@@ -49,11 +49,12 @@ class Board:
         if self.backend is None:
             return
         statuses = self.backend.models()
-        ready = [status for status in statuses if status.state is ModelState.READY]
+        ready = [status for status in statuses if status.state in inference.SERVED]
         self._node.offer(
             models=tuple(
-                directory.ModelOffer(status.model_id, status.context_tokens, status.digest, status.state is ModelState.READY)
+                directory.ModelOffer(name, status.context_tokens, status.digest, status.state in inference.SERVED)
                 for status in statuses
+                for name in (status.model_id, *status.aliases)
             ),
             load=directory.Load(
                 slots=sum(status.slots for status in ready),
@@ -71,7 +72,7 @@ class Board:
 
     def _measure(self, status: ModelStatus) -> None:
         metrics, model = self._node.metrics, status.model_id
-        metrics.worker_up.labels(model=model).set(status.state is ModelState.READY)
+        metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
         metrics.queue_depth.labels(model=model).set(status.queued)
@@ -108,7 +109,7 @@ class InferenceService:
 
     def _model_checks(self) -> tuple[Check, ...]:
         return tuple(
-            Check(name=f"model {status.model_id}", ok=status.state is ModelState.READY, detail=status.detail)
+            Check(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail)
             for status in self._backend.models()
         ) or (Check(name="models", ok=False, detail=not_ready(())),)
 
@@ -127,9 +128,21 @@ class InferenceService:
     async def get_model_status(self, request: inference.GetModelStatus, call: Call) -> ModelStatus:
         return self._status(request.model_id)
 
+    @serves(inference.load_model)
+    async def load_model(self, request: inference.LoadModel, call: Call) -> ModelStatus:
+        loader, model = self._loader(), self._status(request.model_id).model_id
+        return await loader.load(model, pin=request.pin)
+
+    @serves(inference.unload_model)
+    async def unload_model(self, request: inference.UnloadModel, call: Call) -> ModelStatus:
+        loader, model = self._loader(), self._status(request.model_id).model_id
+        return await loader.unload(model)
+
     async def generate(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink) -> Generation:
         """Run a prompt, whichever door it came by. Raises UnknownModel and BadRequest, and what the backend raises."""
         status = self._status(model)
+        # Whatever it was called: the backend, the metrics and the log know one name.
+        model = status.model_id
         job = jobs.check(model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63))
         timed = _TimedSink(sink)
         try:
@@ -143,10 +156,17 @@ class InferenceService:
         self._metrics.tokens.labels(type="input", model=model).inc(generation.usage.prompt_tokens)
         return generation
 
+    def _loader(self) -> Loader:
+        if not isinstance(self._backend, Loader):
+            raise errors.BadRequest(
+                f"the models of the backend {self._backend.name} are loaded by another program", hint="ask that program to load it"
+            )
+        return self._backend
+
     def _status(self, model: ModelName) -> ModelStatus:
         statuses = self._backend.models()
         for status in statuses:
-            if status.model_id == model:
+            if model in (status.model_id, *status.aliases):
                 return status
         served = ", ".join(status.model_id for status in statuses) or "none"
         raise errors.UnknownModel(
@@ -211,7 +231,8 @@ def _backend(settings: InferenceSettings, watcher: Watcher) -> AbstractAsyncCont
     match settings.backend:
         case "llama":
             load = wire.Load("", settings.slots, settings.context_tokens, settings.threads or free_cores(), settings.gpu_layers)
-            return llama.opened(models.find_files(settings.models), load, settings.queue, watcher)
+            found = models.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
+            return llama.opened(found, load, settings.queue, memory.measure(settings.model_memory_bytes), watcher)
         case "echo":
             return echo.opened(settings.echo_token_ms, settings.queue, watcher)
         case "ollama":

@@ -1,12 +1,15 @@
 """The settings of a worker."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from services.inference import quantities
+from services.inference.catalogue import Defaults
 from shared import node
 from shared.config import Port, Variable
 
@@ -20,9 +23,23 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     models: Annotated[
         dict[str, str],
         Variable(
-            "MODELS", "model files to serve, name=path with commas between them; without it smollm2, which comes with the installation"
+            "MODELS",
+            "model files to serve, name=path with commas between them; without any models smollm2, which comes with the installation",
         ),
     ] = msgspec.field(default_factory=dict)
+    models_yaml: Annotated[
+        Path | None,
+        Variable("MODELS_YAML", "a models.yaml: which models, under which names, and how each is run; see deploy/models.example.yaml"),
+    ] = None
+    models_dir: Annotated[Path | None, Variable("MODELS_DIR", "a folder of .gguf files; each is served under its file's name")] = None
+    model_memory: Annotated[
+        str | None,
+        Variable("MODEL_MEMORY", "what all loaded models together may take, as 12GiB; nine tenths of what is free at the start without it"),
+    ] = None
+    model_keep_alive: Annotated[
+        str,
+        Variable("MODEL_KEEP_ALIVE", "how long a model stays in memory without a request, as 5m; forever: until another needs the room"),
+    ] = "forever"
     slots: Annotated[int, Meta(ge=1, le=256), Variable("ENGINE_SLOTS", "answers that one model writes at the same time, 1 to 256")] = 4
     queue: Annotated[
         int, Meta(ge=0, le=10_000), Variable("ENGINE_QUEUE", "requests that may wait for a slot; more are refused as overloaded")
@@ -57,6 +74,30 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     service_token: Annotated[
         str | None, Variable("SERVICE_TOKEN", "what POST /infer asks for as a bearer token; without it /infer is off", secret=True)
     ] = None
+
+    def mistakes(self) -> Iterator[str]:
+        yield from super().mistakes()
+        for name, text, parse in (
+            ("MODEL_MEMORY", self.model_memory, quantities.parse_bytes),
+            ("MODEL_KEEP_ALIVE", self.model_keep_alive, quantities.parse_seconds),
+        ):
+            try:
+                parse(text or "1")
+            except ValueError as error:
+                yield f"{name}: {error}"
+
+    @property
+    def model_memory_bytes(self) -> int | None:
+        return None if self.model_memory is None else quantities.parse_bytes(self.model_memory)
+
+    def model_defaults(self) -> Defaults:
+        """What holds for a model that the catalogue says nothing of."""
+        return Defaults(
+            slots=self.slots,
+            context_tokens=self.context_tokens,
+            gpu_layers=self.gpu_layers,
+            keep_alive_seconds=quantities.parse_seconds(self.model_keep_alive),
+        )
 
 
 def free_cores() -> int:

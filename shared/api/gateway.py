@@ -4,7 +4,8 @@ from datetime import datetime
 
 import msgspec
 
-from shared.api.generation import ChatMessage, Sampling, Usage
+from shared.api.generation import ChatMessage, Sampling, ToolCall, Usage
+from shared.api.inference import TokenLogprob
 from shared.api.method import Body, Method, StreamMethod
 from shared.api.usage import UserUsage
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId
@@ -34,6 +35,14 @@ class ProcessInferenceRequest(Body, frozen=True):
 
 class InferenceChunk(Body, frozen=True):
     text: str
+    #: Which of the answers, where more than one was asked for.
+    answer: int = 0
+    #: Of the tokens behind it, where they were asked for.
+    logprobs: tuple[TokenLogprob, ...] = ()
+    #: Calls that are complete now; what the model wrote for them is not in ``text``.
+    tool_calls: tuple[ToolCall, ...] = ()
+    #: Before the first text: what the answer waits for, for people.
+    waiting: str = ""
 
 
 class InferenceResult(Body, frozen=True, omit_defaults=False):
@@ -45,6 +54,8 @@ class InferenceResult(Body, frozen=True, omit_defaults=False):
     response_time_ms: int
     #: From the gateway's start of the request to the first text.
     first_token_ms: int
+    #: Of every answer, where more than one was asked for.
+    finish_reasons: tuple[FinishReason, ...] = ()
 
 
 class GetServiceHealth(Body, frozen=True):
@@ -106,6 +117,42 @@ class ServedModels(Body, frozen=True):
     models: tuple[ServedModel, ...]
 
 
+class LoadOnWorker(Body, frozen=True):
+    """For administrators."""
+
+    model: ModelName
+    #: A worker's id, or a beginning of it; None: the least busy one that has the model and room for it.
+    worker: NodeId | None = None
+    #: Whether it shall stay in memory from now on; None leaves that as it is.
+    pin: bool | None = None
+
+
+class UnloadOnWorkers(Body, frozen=True):
+    """For administrators."""
+
+    model: ModelName
+    #: A worker's id, or a beginning of it; None: every worker that has the model.
+    worker: NodeId | None = None
+
+
+class ModelPlace(Body, frozen=True, omit_defaults=False):
+    """A model on one worker."""
+
+    worker: NodeId
+    model: ModelName
+    #: One of loading, ready, unloaded, failed; empty where the worker did not do what was asked.
+    state: str
+    #: Why it did not, or what there is to know.
+    detail: str
+    pinned: bool = False
+    #: What it takes in memory, or would take; 0 where that is not known.
+    memory_bytes: int = 0
+
+
+class ModelPlaces(Body, frozen=True):
+    places: tuple[ModelPlace, ...]
+
+
 class ListNodes(Body, frozen=True):
     pass
 
@@ -147,5 +194,7 @@ process_inference_request = StreamMethod(
 get_service_health = Method("gateway.getServiceHealth", GetServiceHealth, ServiceHealth, callers={*PEOPLE, Role.METRICS})
 get_user_quota = Method("gateway.getUserQuota", GetUserQuota, UserQuota, callers=PEOPLE)
 list_models = Method("gateway.listModels", ListModels, ServedModels, callers=PEOPLE)
+load_model = Method("gateway.loadModel", LoadOnWorker, ModelPlaces, callers=PEOPLE)
+unload_model = Method("gateway.unloadModel", UnloadOnWorkers, ModelPlaces, callers=PEOPLE)
 list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, Role.METRICS})
 read_usage = Method("gateway.readUsage", ReadUsage, UserUsage, callers={Role.AUTH})

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from shared.api.generation import ChatMessage, Generation, Sampling
+from shared.api.generation import ChatMessage, Generation, Sampling, ToolCall
 from shared.api.method import Body, Method, StreamMethod
 from shared.types import ModelName, RequestId, Role
 
@@ -18,6 +18,11 @@ class ProcessPrompt(Body, frozen=True):
     prompt: str | tuple[ChatMessage, ...]
     model_config: ModelConfig
     request_id: RequestId
+    #: Prompts with the same salt may share what the model has computed of them: one for each tenant, and it says no more
+    #: of the tenant than that. Empty shares nothing.
+    salt: str = ""
+    #: Token ids of an answer that another worker began; this one goes on behind them and does not send them again.
+    delivered: tuple[int, ...] = ()
 
 
 class Accepted(Body, frozen=True):
@@ -27,18 +32,48 @@ class Accepted(Body, frozen=True):
     prompt_tokens: int
 
 
+class TokenChance(Body, frozen=True):
+    """A token that might be next, and the logarithm of how likely the model takes it to be."""
+
+    token_id: int
+    #: Its bytes, which may be a part of a character.
+    piece: bytes
+    logprob: float
+
+
+class TokenLogprob(Body, frozen=True):
+    """A token that was drawn, and the likeliest ones at its place."""
+
+    drawn: TokenChance
+    top: tuple[TokenChance, ...] = ()
+
+
 class Chunk(Body, frozen=True):
     """The text that one or more tokens gave; text may be empty while a character or a stop sequence is incomplete."""
 
     text: str
     #: The token ids behind it: what is counted, and what another worker would need to go on from here.
     token_ids: tuple[int, ...]
+    #: Which of the answers, where more than one was asked for.
+    answer: int = 0
+    #: One for each token id, where they were asked for.
+    logprobs: tuple[TokenLogprob, ...] = ()
+    #: Calls that are complete now; what the model wrote for them is not in ``text``.
+    tool_calls: tuple[ToolCall, ...] = ()
+    #: Before the first text: what the answer waits for, for people ("loading smollm2: 40 %").
+    waiting: str = ""
 
 
 class ModelState(StrEnum):
     READY = "ready"
     LOADING = "loading"
     FAILED = "failed"
+    #: On disk, and loaded when somebody asks for it: as good as ready, after a wait.
+    UNLOADED = "unloaded"
+
+
+#: The states in which a worker takes prompts for a model.
+SERVED = (ModelState.READY, ModelState.UNLOADED)
 
 
 class ModelStatus(Body, frozen=True, omit_defaults=False):
@@ -53,6 +88,12 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     queued: int
     #: SHA-256 of the model's file; empty where the backend has none to show.
     digest: str = ""
+    #: Other names that it answers to.
+    aliases: tuple[ModelName, ...] = ()
+    #: It stays in memory, whoever needs the room.
+    pinned: bool = False
+    #: What it takes, or would take; 0 where the backend does not know.
+    memory_bytes: int = 0
 
 
 class ListAvailableModels(Body, frozen=True):
@@ -67,6 +108,18 @@ class GetModelStatus(Body, frozen=True):
     model_id: ModelName
 
 
+class LoadModel(Body, frozen=True):
+    model_id: ModelName
+    #: Whether it shall stay in memory from now on; None leaves that as it is.
+    pin: bool | None = None
+
+
+class UnloadModel(Body, frozen=True):
+    """Refused as overloaded while the model has requests. Ends a pin."""
+
+    model_id: ModelName
+
+
 LOOKERS = {Role.GATEWAY, Role.METRICS, Role.OPERATOR}
 
 process_prompt = StreamMethod(
@@ -74,3 +127,5 @@ process_prompt = StreamMethod(
 )
 list_available_models = Method("inference.listAvailableModels", ListAvailableModels, AvailableModels, callers=LOOKERS)
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)
+load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
+unload_model = Method("inference.unloadModel", UnloadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})

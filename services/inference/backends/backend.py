@@ -1,6 +1,6 @@
 """What every way of running models looks like to the service."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from services.inference.jobs import Job
 from shared.api.generation import Generation
@@ -49,4 +49,18 @@ class Backend(Protocol):
 
     def expected_wait_seconds(self) -> float:
         """How long a new job would wait for its turn on the busiest model."""
+        ...
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """A backend that holds its models in this machine's memory, and lets people say which."""
+
+    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
+        """Returns when the model is loaded, at once if it is; raises Unavailable with the reason. With ``pin`` it stays from
+        now on, or no longer has to. Cancelling stops the waiting and not the load."""
+        ...
+
+    async def unload(self, model: ModelName) -> ModelStatus:
+        """Returns when its memory is free, at once if it was not loaded; raises Overloaded while it has requests."""
         ...

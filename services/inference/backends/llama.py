@@ -1,101 +1,109 @@
-"""The `llama` backend: GGUF files in engine processes of our own, one process for each model."""
+"""The `llama` backend: GGUF files in engine processes of our own, loaded when they are asked for, as many as have room."""
 
-import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
+from services.inference import memory
+from services.inference.backends import supervisor
 from services.inference.backends.backend import Sink, Watcher
-from services.inference.backends.intake import Intake
-from services.inference.backends.supervisor import Engine
+from services.inference.backends.residents import Resident, Residents, StartEngine
+from services.inference.catalogue import Catalogue
 from services.inference.engine import wire
 from services.inference.jobs import Job
-from services.inference.models import ModelFile
 from shared.api.generation import Generation
 from shared.api.inference import ModelStatus
+from shared.telemetry import logs
 from shared.types import ModelName
 
-
-class _Served:
-    """One model: its file, its engine and its jobs."""
-
-    def __init__(self, file: ModelFile, load: wire.Load, queue: int, watcher: Watcher) -> None:
-        self.file = file
-        self.engine = Engine(file.name, load, watcher)
-        self.intake = Intake(file.name, load.slots, queue)
-        #: Empty until the whole file has been read.
-        self.digest = ""
-
-    def status(self) -> ModelStatus:
-        loaded = self.engine.loaded
-        return ModelStatus(
-            model_id=self.file.name,
-            state=self.engine.state,
-            detail=self.engine.detail,
-            backend=LlamaBackend.name,
-            context_tokens=0 if loaded is None else loaded.context_tokens,
-            slots=self.intake.slots,
-            running=self.intake.running,
-            queued=self.intake.queued,
-            digest=self.digest,
-        )
+log = logs.get()
 
 
 class LlamaBackend:
     name = "llama"
 
-    def __init__(self, served: list[_Served], watcher: Watcher) -> None:
-        self._served: dict[ModelName, _Served] = {one.file.name: one for one in served}
+    def __init__(self, residents: Residents, watcher: Watcher) -> None:
+        self._residents = residents
         self._watcher = watcher
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return tuple(one.status() for one in self._served.values())
+        return tuple(self._status(resident) for resident in self._residents.all())
 
     def expected_wait_seconds(self) -> float:
-        return max(one.intake.expected_wait_seconds() for one in self._served.values())
+        return max((resident.intake.expected_wait_seconds() for resident in self._residents.all()), default=0.0)
 
     def engine_pid(self, model: ModelName) -> int | None:
-        """The process that runs ``model`` now, for whoever looks after the machine."""
-        return self._served[model].engine.pid
+        """A process that runs ``model`` now, for whoever looks after the machine."""
+        replicas = self._residents.get(model).replicas
+        return replicas[0].engine.pid if replicas else None
 
     async def generate(self, job: Job, sink: Sink) -> Generation:
-        served = self._served[job.model]
-        served.intake.enter()
+        intake = self._residents.get(job.model).intake
+        intake.enter()
         self._watcher.changed()
-        started = time.monotonic()
+        # The time of a load is the load's and says nothing of the next job; a job that never began counts as any other.
+        seconds = intake.mean_seconds
         try:
-            return await served.engine.generate(job, sink)
+            async with self._residents.place(job.model, sink) as engine:
+                started = time.monotonic()
+                try:
+                    return await engine.generate(job, sink)
+                finally:
+                    seconds = time.monotonic() - started
         finally:
-            served.intake.leave(time.monotonic() - started)
+            intake.leave(seconds)
             self._watcher.changed()
+
+    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
+        """Load a model now; raises Unavailable where that cannot be. With ``pin`` it stays, or no longer has to."""
+        await self._residents.load(model, pin=pin)
+        return self._status(self._residents.get(model))
+
+    async def unload(self, model: ModelName) -> ModelStatus:
+        """Take a model out of memory, pinned or not; raises Overloaded while it has requests."""
+        await self._residents.unload(model)
+        return self._status(self._residents.get(model))
+
+    def _status(self, resident: Resident) -> ModelStatus:
+        state, detail = self._residents.state(resident)
+        return ModelStatus(
+            model_id=resident.entry.name,
+            state=state,
+            detail=detail,
+            backend=self.name,
+            context_tokens=_context_tokens(resident),
+            slots=resident.intake.slots,
+            running=resident.intake.running,
+            queued=resident.intake.queued,
+            digest=resident.file.digest,
+            aliases=resident.entry.aliases,
+            pinned=self._residents.is_pinned(resident),
+            memory_bytes=self._residents.need_bytes(resident),
+        )
 
 
 @asynccontextmanager
-async def opened(files: tuple[ModelFile, ...], options: wire.Load, queue: int, watcher: Watcher) -> AsyncIterator[LlamaBackend]:
-    """Start an engine for each file; ``options`` is what all of them are loaded with. Ends their processes on leaving."""
-    served = [_Served(file, _load(file, options), queue, watcher) for file in files]
-    async with asyncio.TaskGroup() as tasks:
-        background = [tasks.create_task(one.engine.run(), name=f"engine {one.file.name}") for one in served]
-        background += [tasks.create_task(_digest(one, watcher), name=f"digest {one.file.name}") for one in served]
-        try:
-            yield LlamaBackend(served, watcher)
-        finally:
-            for task in background:
-                task.cancel()
+async def opened(
+    catalogue: Catalogue,
+    options: wire.Load,
+    queue: int,
+    budget: memory.Budget,
+    watcher: Watcher,
+    *,
+    start: StartEngine = supervisor.Engine,
+) -> AsyncIterator[LlamaBackend]:
+    """Serve the models of ``catalogue`` within ``budget``; ``options`` is what no entry says. Ends all engines on leaving."""
+    log.info("models_known", models=[entry.name for entry in catalogue.entries], budget_bytes=budget.bytes, budget=budget.source)
+    for other in catalogue.elsewhere:
+        log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
+    async with Residents(catalogue.entries, options, queue, budget, watcher, start=start).opened() as residents:
+        yield LlamaBackend(residents, watcher)
 
 
-def _load(file: ModelFile, options: wire.Load) -> wire.Load:
-    return wire.Load(str(file.path), options.slots, options.context_tokens, options.threads, options.gpu_layers)
-
-
-async def _digest(served: _Served, watcher: Watcher) -> None:
-    # Not to be waited for: a model of 40 GB takes minutes to read, and is served meanwhile.
-    served.digest = await asyncio.to_thread(_sha256, served.file.path)
-    watcher.changed()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _context_tokens(resident: Resident) -> int:
+    """As loaded, or as it will be; 0 while that is not known."""
+    loaded = next((replica.engine.loaded for replica in resident.replicas if replica.engine.loaded is not None), None)
+    if loaded is not None:
+        return loaded.context_tokens
+    look = resident.file.look
+    return 0 if look is None or look.header is None else memory.context_tokens(look.header, resident.entry)

@@ -1,55 +1,56 @@
 """The `ollama` backend: the models of an Ollama server (OLLAMA_URL), by its own API, which streams JSON lines."""
 
 import asyncio
+import re
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
 import msgspec
 
-from services.inference.backends import remote
+from services.inference import upstreams
+from services.inference.backends import counts, exchange, ollama_chat, refusals
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.event_stream import BadStream, Lines
+from services.inference.backends.exchange import Patience, Server
+from services.inference.backends.ollama_chat import Line
+from services.inference.backends.refusals import Source
+from services.inference.backends.remote import Listed, RemoteModels
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import Job
-from shared import errors
-from shared.api.generation import Generation, Usage
+from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelStatus
-from shared.types import FinishReason, ModelName
+from shared.telemetry import logs
+from shared.types import ModelName
+
+log = logs.get()
+
+#: Ollama has no keys.
+_SOURCE = Source(ollama_chat.SERVER, None, "OLLAMA_URL", "OLLAMA_URL")
+_SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 
 
 class _Tag(msgspec.Struct, frozen=True):
     name: str
+    #: SHA-256 of the model's manifest, which names the digests of its weights, template and parameters.
+    digest: str = ""
 
 
 class _Tags(msgspec.Struct, frozen=True):
     models: tuple[_Tag, ...]
 
 
-class _Said(msgspec.Struct, frozen=True):
-    content: str = ""
-
-
-class _Line(msgspec.Struct, frozen=True):
-    """One line of POST /api/chat."""
-
-    message: _Said = _Said()
-    done: bool = False
-    done_reason: str = "stop"
-    prompt_eval_count: int = 0
-    eval_count: int = 0
-    error: str = ""
-
-
 _tags = msgspec.json.Decoder(_Tags)
-_line = msgspec.json.Decoder(_Line)
 
 
 class OllamaBackend:
     name = "ollama"
 
-    def __init__(self, http: httpx.AsyncClient, models: remote.RemoteModels) -> None:
-        self._http = http
+    def __init__(self, server: Server, models: RemoteModels, keep: int | str | None) -> None:
+        self._server = server
         self._models = models
+        #: How long Ollama keeps a model after a request; None leaves that to Ollama.
+        self._keep = keep
 
     def models(self) -> tuple[ModelStatus, ...]:
         return self._models.statuses()
@@ -57,56 +58,67 @@ class OllamaBackend:
     def expected_wait_seconds(self) -> float:
         return self._models.expected_wait_seconds()
 
-    async def list_models(self) -> tuple[ModelName, ...]:
-        async with remote.translated("Ollama"):
-            response = await self._http.get("/api/tags")
-            await remote.check_status("Ollama", response)
-            return tuple(ModelName(tag.name.removesuffix(":latest")) for tag in _tags.decode(response.content).models)
+    async def list_models(self) -> tuple[Listed, ...]:
+        content = await self._server.get("/api/tags")
+        async with exchange.translated(_SOURCE):
+            return tuple(_listed(tag) for tag in _tags.decode(content).models)
 
     async def generate(self, job: Job, sink: Sink) -> Generation:
-        async with (
-            self._models.job(job.model),
-            remote.translated("Ollama"),
-            self._http.stream("POST", "/api/chat", json=_request(job)) as response,
-        ):
-            await remote.check_status("Ollama", response)
+        asked, max_tokens = job.asked, job.parameters.max_tokens or DEFAULT_MAX_TOKENS
+        async with self._models.counted(job) as listed:
+            body = ollama_chat.body(listed.own_name, job.messages, asked, max_tokens=max_tokens, keep=self._keep)
+            last, pieces = await self._relay(body, sink)
+            bounds = counts.bounds(job.messages, asked, sent_bytes=len(body), max_tokens=max_tokens)
+            counted = counts.settle(last.prompt_eval_count, last.eval_count, 0, pieces, bounds)
+            if counted.recounted:
+                log.warning("usage_recounted", server=self.name, model=job.model, fields=counted.recounted)
+            return Generation(last.finish_reason, counted.usage)
+
+    async def _relay(self, body: bytes, sink: Sink) -> tuple[Line, int]:
+        """Send on what comes; gives the last line, and how many brought text. Raises Unavailable, or what an error line means."""
+        lines, pieces = Lines(), 0
+        async with self._server.post("/api/chat", body, "application/x-ndjson") as answer:
             sink.accept(None)
-            async for text in response.aiter_lines():
-                line = _line.decode(text)
-                if line.error:
-                    raise errors.Unavailable(f"Ollama failed: {line.error[:300]}")
-                if line.message.content:
-                    await sink.send(Chunk(line.message.content, ()))
-                if line.done:
-                    reason = FinishReason.LENGTH if line.done_reason == "length" else FinishReason.STOP
-                    return Generation(reason, Usage(line.prompt_eval_count, line.eval_count))
-            raise errors.Unavailable("Ollama closed the answer before its end")
+            async for piece in answer.pieces():
+                for text in lines.push(piece):
+                    if not text:
+                        continue
+                    line = ollama_chat.line(text)
+                    if line.error is not None:
+                        raise refusals.judge_event(_SOURCE, text)
+                    calls = ollama_chat.calls(line, _draw_call_id)
+                    if line.message.content or calls:
+                        pieces += 1
+                        await sink.send(Chunk(line.message.content, (), tool_calls=calls))
+                    if line.done:
+                        await answer.drain()
+                        return line, pieces
+                    if line.moved:
+                        answer.allow(self._server.patience.idle_seconds)
+            raise BadStream("it closed the answer before its end")
 
 
 @asynccontextmanager
-async def opened(url: str, slots: int, queue: int, watcher: Watcher) -> AsyncIterator[OllamaBackend]:
-    async with remote.client(url, {}) as http, asyncio.TaskGroup() as tasks:
-        models = remote.RemoteModels(OllamaBackend.name, slots, queue, watcher)
-        backend = OllamaBackend(http, models)
-        watching = tasks.create_task(models.watch(backend.list_models))
+async def opened(
+    url: str, slots: int, queue: int, watcher: Watcher, *, keep_alive: str | None = None, patience: Patience | None = None
+) -> AsyncIterator[OllamaBackend]:
+    """``slots`` and ``queue`` are for each model. Raises BadSettings."""
+    upstreams.check_url("OLLAMA_URL", url)
+    keep = None if keep_alive is None else ollama_chat.keep_alive(keep_alive)
+    async with exchange.connected(_SOURCE, url, patience or Patience()) as server, asyncio.TaskGroup() as tasks:
+        models = RemoteModels(OllamaBackend.name, slots, queue, watcher)
+        backend = OllamaBackend(server, models, keep)
+        watching = tasks.create_task(models.watch(backend.list_models), name="models of Ollama")
         try:
             yield backend
         finally:
             watching.cancel()
 
 
-def _request(job: Job) -> dict[str, object]:
-    parameters = job.parameters
-    return {
-        "model": job.model,
-        "messages": [{"role": message.role, "content": message.content} for message in job.messages],
-        "stream": True,
-        "options": {
-            "temperature": parameters.temperature,
-            "top_p": parameters.top_p,
-            "top_k": parameters.top_k,
-            "seed": parameters.seed & 0x7FFF_FFFF,
-            "num_predict": parameters.max_tokens or DEFAULT_MAX_TOKENS,
-            "stop": list(parameters.stop),
-        },
-    }
+def _listed(tag: _Tag) -> Listed:
+    digest = _SHA256.match(tag.digest)
+    return Listed(ModelName(tag.name.removesuffix(":latest")), tag.name, "" if digest is None else digest[1])
+
+
+def _draw_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"

@@ -1,132 +1,167 @@
-"""The `openai` backend: the models of any OpenAI-compatible server (OPENAI_BASE_URL, OPENAI_API_KEY), such as vLLM."""
+"""The `openai` backend: the models of servers with OpenAI's API, such as vLLM, TGI, Ray Serve, OpenAI or another mesh."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
-import httpx
 import msgspec
 
-from services.inference.backends import remote
+from services.inference import upstreams
+from services.inference.backends import counts, exchange, openai_answer, openai_chat, refusals, remote
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.event_stream import Events
+from services.inference.backends.exchange import Patience, Server
+from services.inference.backends.openai_answer import Answers
+from services.inference.backends.refusals import Source
+from services.inference.backends.remote import Listed, RemoteModels
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import Job
+from services.inference.upstreams import Upstream
 from shared import errors
-from shared.api.generation import Generation, Usage
-from shared.api.inference import Chunk, ModelStatus
-from shared.types import FinishReason, ModelName
+from shared.api.generation import Generation
+from shared.api.inference import ModelStatus
+from shared.telemetry import logs
+from shared.types import ModelName
 
-_DATA = "data:"
-_DONE = "[DONE]"
+log = logs.get()
+
+#: After the last answer's end, for the usage and the mark behind it, which some servers never send.
+FAREWELL_SECONDS = 2.0
 
 
 class _Model(msgspec.Struct, frozen=True):
     id: str
+    #: vLLM's word for the context; another name elsewhere, or none.
+    max_model_len: int | None = None
 
 
 class _Models(msgspec.Struct, frozen=True):
     data: tuple[_Model, ...]
 
 
-class _Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    delta: _Delta = _Delta()
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class _Event(msgspec.Struct, frozen=True):
-    """One event of POST /chat/completions; the last one has the usage and no choice."""
-
-    choices: tuple[_Choice, ...] = ()
-    usage: _Usage | None = None
-
-
 _models = msgspec.json.Decoder(_Models)
-_event = msgspec.json.Decoder(_Event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    """One upstream, its connections, and what it has."""
+
+    upstream: Upstream
+    server: Server
+    models: RemoteModels
+
+    async def list_models(self) -> tuple[Listed, ...]:
+        content = await self.server.get("/models")
+        async with exchange.translated(self.server.source):
+            found = _models.decode(content).data
+        return tuple(
+            Listed(offered, model.id, context_tokens=max(0, model.max_model_len or 0))
+            for model in found
+            for offered in self.upstream.offers(model.id)
+        )
 
 
 class OpenAIBackend:
     name = "openai"
 
-    def __init__(self, http: httpx.AsyncClient, models: remote.RemoteModels) -> None:
-        self._http = http
-        self._models = models
+    def __init__(self, connected: Sequence[_Connected]) -> None:
+        self._connected = connected
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return self._models.statuses()
+        """Of a name that several upstreams have, the first one's."""
+        found: dict[ModelName, ModelStatus] = {}
+        for one in self._connected:
+            for status in one.models.statuses():
+                found.setdefault(status.model_id, status)
+        return tuple(found.values())[: remote.MAX_MODELS]
 
     def expected_wait_seconds(self) -> float:
-        return self._models.expected_wait_seconds()
-
-    async def list_models(self) -> tuple[ModelName, ...]:
-        async with remote.translated("the OpenAI-compatible server"):
-            response = await self._http.get("/models")
-            await remote.check_status("the OpenAI-compatible server", response)
-            return tuple(ModelName(model.id) for model in _models.decode(response.content).data)
+        return max(one.models.expected_wait_seconds() for one in self._connected)
 
     async def generate(self, job: Job, sink: Sink) -> Generation:
-        async with (
-            self._models.job(job.model),
-            remote.translated("the OpenAI-compatible server"),
-            self._http.stream("POST", "/chat/completions", json=_request(job)) as response,
-        ):
-            await remote.check_status("the OpenAI-compatible server", response)
-            sink.accept(None)
-            return await _relay(response, sink)
+        one = next((one for one in self._connected if one.models.has(job.model)), self._connected[0])
+        asked, max_tokens = job.asked, job.parameters.max_tokens or DEFAULT_MAX_TOKENS
+        async with one.models.counted(job) as listed:
+            source = one.server.source
+            body = openai_chat.body(source.name, one.upstream.dialect, listed.own_name, job.messages, asked, max_tokens=max_tokens)
+            answers = Answers(asked.n or 1, _draw_call_id)
+            await _relay(one.server, body, answers, sink)
+            bounds = counts.bounds(job.messages, asked, sent_bytes=len(body), max_tokens=max_tokens)
+            return _generation(source.name, job.model, answers, bounds)
 
 
-async def _relay(response: httpx.Response, sink: Sink) -> Generation:
-    finish: FinishReason | None = None
-    usage = Usage(0, 0)
-    async for line in response.aiter_lines():
-        text = line.removeprefix(_DATA).strip()
-        if not line.startswith(_DATA) or text == _DONE:
-            continue
-        event = _event.decode(text)
-        if event.usage is not None:
-            usage = Usage(event.usage.prompt_tokens, event.usage.completion_tokens)
-        for choice in event.choices[:1]:
-            if choice.delta.content:
-                await sink.send(Chunk(choice.delta.content, ()))
-            if choice.finish_reason is not None:
-                finish = FinishReason.LENGTH if choice.finish_reason == "length" else FinishReason.STOP
-    if finish is None:
-        raise errors.Unavailable("the OpenAI-compatible server closed the answer before its end")
-    return Generation(finish, usage)
+async def _relay(server: Server, body: bytes, answers: Answers, sink: Sink) -> None:
+    """Send on what comes until the answers are complete. Raises Unavailable, or what the server's complaint means."""
+    events = Events()
+    async with server.post("/chat/completions", body, "text/event-stream") as answer:
+        sink.accept(None)
+        try:
+            async for piece in answer.pieces():
+                for event in events.push(piece):
+                    step = answers.push(event.data)
+                    if step.complaint:
+                        raise refusals.judge_event(server.source, step.complaint)
+                    for chunk in step.chunks:
+                        await sink.send(chunk)
+                    if step.moved:
+                        answer.allow(FAREWELL_SECONDS if answers.finished else server.patience.idle_seconds)
+                if answers.complete:
+                    await answer.drain()
+                    break
+        except exchange.Silence:
+            # Without its usage a complete answer is an answer still.
+            if not answers.finished:
+                raise
+        answers.reasons()
+
+
+def _generation(server: str, model: ModelName, answers: Answers, bounds: counts.Bounds) -> Generation:
+    said = answers.usage or openai_answer.SaidUsage()
+    counted = counts.settle(said.prompt_tokens, said.completion_tokens, said.cached_tokens, answers.pieces, bounds)
+    if counted.recounted:
+        log.warning("usage_recounted", server=server, model=model, fields=counted.recounted)
+    reasons = answers.reasons()
+    return Generation(reasons[0], counted.usage, reasons if len(reasons) > 1 else ())
+
+
+def _draw_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def opened(url: str, key: str | None, slots: int, queue: int, watcher: Watcher) -> AbstractAsyncContextManager[OpenAIBackend]:
+    """The backend with the one upstream of OPENAI_BASE_URL. Raises BadSettings."""
+    return opened_all((upstreams.single(url, key),), slots, queue, watcher)
 
 
 @asynccontextmanager
-async def opened(url: str, key: str | None, slots: int, queue: int, watcher: Watcher) -> AsyncIterator[OpenAIBackend]:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    async with remote.client(url, headers) as http, asyncio.TaskGroup() as tasks:
-        models = remote.RemoteModels(OpenAIBackend.name, slots, queue, watcher)
-        backend = OpenAIBackend(http, models)
-        watching = tasks.create_task(models.watch(backend.list_models))
+async def opened_all(
+    servers: tuple[Upstream, ...], slots: int, queue: int, watcher: Watcher, *, backoff_seconds: float = exchange.BACKOFF_SECONDS
+) -> AsyncIterator[OpenAIBackend]:
+    """``slots`` and ``queue`` are for each model. Raises BadSettings where there is no upstream."""
+    if not servers:
+        raise errors.BadSettings("OPENAI_UPSTREAMS names no upstream", hint="see docs/howto/other-backends.md")
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        connected = [await stack.enter_async_context(_connected(one, slots, queue, watcher, backoff_seconds)) for one in servers]
+        watching = [tasks.create_task(one.models.watch(one.list_models), name=f"models of {one.upstream.name}") for one in connected]
         try:
-            yield backend
+            yield OpenAIBackend(connected)
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
 
 
-def _request(job: Job) -> dict[str, object]:
-    """No top_k: the API has none, and OpenAI refuses what it does not know."""
-    parameters = job.parameters
-    request: dict[str, object] = {
-        "model": job.model,
-        "messages": [{"role": message.role, "content": message.content} for message in job.messages],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": parameters.temperature,
-        "top_p": parameters.top_p,
-        "seed": parameters.seed,
-        "max_tokens": parameters.max_tokens or DEFAULT_MAX_TOKENS,
-    }
-    return {**request, "stop": list(parameters.stop)} if parameters.stop else request
+@asynccontextmanager
+async def _connected(upstream: Upstream, slots: int, queue: int, watcher: Watcher, backoff_seconds: float) -> AsyncIterator[_Connected]:
+    is_only = upstream.name == upstreams.ONLY and upstream.key_setting == "OPENAI_API_KEY"
+    source = Source(
+        name="the OpenAI-compatible server" if is_only else f"upstream {upstream.name}",
+        key=upstream.key,
+        key_setting=upstream.key_setting,
+        url_setting="OPENAI_BASE_URL" if is_only else f"url of {upstream.name} in OPENAI_UPSTREAMS",
+    )
+    patience = Patience(upstream.connect_seconds, upstream.first_token_seconds, upstream.idle_seconds, backoff_seconds)
+    async with exchange.connected(source, upstream.url, patience) as server:
+        models = RemoteModels(OpenAIBackend.name, upstream.slots or slots, queue, watcher, server=upstream.name)
+        yield _Connected(upstream, server, models)

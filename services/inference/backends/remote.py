@@ -7,12 +7,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-
-import httpx
-import msgspec
+from dataclasses import dataclass
 
 from services.inference.backends.backend import Watcher
 from services.inference.backends.intake import Intake
+from services.inference.jobs import Job
 from shared import errors
 from shared.api.inference import ModelState, ModelStatus
 from shared.telemetry import logs
@@ -22,110 +21,114 @@ log = logs.get()
 
 #: Between two looks at what the server has; also how long it takes to notice that it is gone.
 REFRESH_SECONDS = 10.0
-#: A server may load a model for minutes before its first token; a dead connection shows itself earlier.
-TIMEOUT = httpx.Timeout(10.0, read=300.0)
 MAX_MODELS = 256
+#: Longer names are an attack on the announcement rather than models.
+MAX_NAME_CHARACTERS = 200
 
-#: Asks the server for its models; raises Unavailable.
-ListModels = Callable[[], Awaitable[tuple[ModelName, ...]]]
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model of the server."""
+
+    #: What it is offered as.
+    name: ModelName
+    #: What the server calls it.
+    own_name: str
+    digest: str = ""
+    #: 0 where the server does not say; then it refuses itself what is too long.
+    context_tokens: int = 0
+
+
+#: Asks the server for its models; raises an AimeshError.
+ListModels = Callable[[], Awaitable[tuple[Listed, ...]]]
+
+
+@dataclass(slots=True)
+class _Served:
+    listed: Listed
+    intake: Intake
 
 
 class RemoteModels:
     """The models of one server, as last listed, and the jobs of each."""
 
-    def __init__(self, backend: str, slots: int, queue: int, watcher: Watcher) -> None:
+    def __init__(self, backend: str, slots: int, queue: int, watcher: Watcher, *, server: str = "") -> None:
         self._backend = backend
+        #: The server's name, where a backend has several.
+        self._server = server or backend
         self._slots = slots
         self._queue = queue
         self._watcher = watcher
-        self._intakes: dict[ModelName, Intake] = {}
+        self._served: dict[ModelName, _Served] = {}
         #: Why the last look failed; empty when it did not.
         self._trouble = "asking for its models"
 
     def statuses(self) -> tuple[ModelStatus, ...]:
-        return tuple(self._status(name, intake) for name, intake in self._intakes.items()) or self._nothing()
+        return tuple(self._status(served) for served in self._served.values()) or self._nothing()
+
+    def has(self, model: ModelName) -> bool:
+        return model in self._served
 
     def expected_wait_seconds(self) -> float:
-        return max((intake.expected_wait_seconds() for intake in self._intakes.values()), default=0.0)
+        return max((served.intake.expected_wait_seconds() for served in self._served.values()), default=0.0)
 
     async def watch(self, list_models: ListModels) -> None:
         """Look again and again, until cancelled."""
         while True:
             try:
-                self._listed((await list_models())[:MAX_MODELS])
-            except errors.Unavailable as error:
+                self._listed(await list_models())
+            except errors.Overloaded:
+                # It is there and has too much to do, which is no reason to offer its models no more.
+                log.info("backend_busy", backend=self._backend, server=self._server)
+            except errors.AimeshError as error:
                 if self._trouble != error.message:
-                    log.warning("backend_unavailable", backend=self._backend, reason=error.message)
+                    log.warning("backend_unavailable", backend=self._backend, server=self._server, reason=error.message)
                 self._trouble = error.message
             self._watcher.changed()
             await asyncio.sleep(REFRESH_SECONDS)
 
     @asynccontextmanager
-    async def job(self, model: ModelName) -> AsyncIterator[None]:
-        """Counts a job; raises Overloaded, or Unavailable when the model has gone from the list."""
-        intake = self._intakes.get(model)
-        if intake is None:
-            raise errors.Unavailable(f"{self._backend} does not have {model} now", hint="look at the server's own log")
-        intake.enter()
+    async def counted(self, job: Job) -> AsyncIterator[Listed]:
+        """Counts a job; raises Overloaded, or Unavailable when the model has gone from the list or the job is no whole one."""
+        served = self._served.get(job.model)
+        if served is None:
+            raise errors.Unavailable(f"{self._server} does not have {job.model} now", hint="look at the server's own log")
+        if job.delivered:
+            raise errors.Unavailable(f"{self._server} cannot go on with an answer that another worker began")
+        served.intake.enter()
         self._watcher.changed()
         started = time.monotonic()
         try:
-            yield
+            yield served.listed
         finally:
-            intake.leave(time.monotonic() - started)
+            served.intake.leave(time.monotonic() - started)
             self._watcher.changed()
 
-    def _listed(self, names: tuple[ModelName, ...]) -> None:
+    def _listed(self, models: tuple[Listed, ...]) -> None:
+        usable = [model for model in models if 0 < len(model.name) <= MAX_NAME_CHARACTERS and model.name.isprintable()][:MAX_MODELS]
         if self._trouble:
-            log.info("backend_models", backend=self._backend, models=names)
-        self._trouble = "" if names else "it has no models"
-        kept = {name: self._intakes.get(name) or Intake(name, self._slots, self._queue) for name in names}
-        self._intakes = kept
+            log.info("backend_models", backend=self._backend, server=self._server, models=[model.name for model in usable])
+        self._trouble = "" if usable else "it has no models"
+        known = self._served
+        self._served = {}
+        for model in usable:
+            before = known.get(model.name)
+            intake = Intake(model.name, self._slots, self._queue) if before is None else before.intake
+            self._served.setdefault(model.name, _Served(model, intake))
 
-    def _status(self, name: ModelName, intake: Intake) -> ModelStatus:
+    def _status(self, served: _Served) -> ModelStatus:
         return ModelStatus(
-            model_id=name,
+            model_id=served.listed.name,
             state=ModelState.LOADING if self._trouble else ModelState.READY,
             detail=self._trouble,
             backend=self._backend,
-            # Not to be learnt from either API; 0 means that the server itself refuses what is too long.
-            context_tokens=0,
-            slots=intake.slots,
-            running=intake.running,
-            queued=intake.queued,
+            context_tokens=served.listed.context_tokens,
+            slots=served.intake.slots,
+            running=served.intake.running,
+            queued=served.intake.queued,
+            digest=served.listed.digest,
         )
 
     def _nothing(self) -> tuple[ModelStatus, ...]:
-        """A backend without a model still says why."""
-        return (ModelStatus(ModelName(self._backend), ModelState.LOADING, self._trouble, self._backend, 0, 0, 0, 0),)
-
-
-@asynccontextmanager
-async def client(url: str, headers: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    # trust_env off: a proxy for the internet must not see what goes to a server in the house.
-    async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=TIMEOUT, trust_env=False) as opened:
-        yield opened
-
-
-@asynccontextmanager
-async def translated(what: str) -> AsyncIterator[None]:
-    """Turn what httpx and msgspec raise for a server that fails into Unavailable."""
-    try:
-        yield
-    except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
-        raise errors.Unavailable(f"{what} does not answer: {reason}", hint=f"is {what} running?", retry_after_seconds=5.0) from error
-    except msgspec.MsgspecError as error:
-        raise errors.Unavailable(f"{what} answered something else than its protocol: {error}") from error
-
-
-async def check_status(what: str, response: httpx.Response) -> None:
-    """Raises BadRequest for what the server says is the request's fault, Unavailable for the rest."""
-    if response.is_success:
-        return
-    said = (await response.aread())[:300].decode("utf-8", "replace")
-    if response.status_code in (400, 404, 413, 422):
-        raise errors.BadRequest(f"{what} refuses the request: {said}")
-    if response.status_code in (401, 403):
-        raise errors.Unavailable(f"{what} refuses this worker's key (status {response.status_code})", hint="check OPENAI_API_KEY")
-    raise errors.Unavailable(f"{what} failed with status {response.status_code}: {said}", retry_after_seconds=5.0)
+        """A server without a model still says why."""
+        return (ModelStatus(ModelName(self._server), ModelState.LOADING, self._trouble, self._backend, 0, 0, 0, 0),)

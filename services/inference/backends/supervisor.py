@@ -24,7 +24,7 @@ from shared import errors, restarts
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, ModelState
 from shared.telemetry import logs
-from shared.types import ModelName
+from shared.types import FinishReason, ModelName
 
 log = logs.get()
 
@@ -50,6 +50,34 @@ class Died:
 _Report = wire.Accepted | wire.Refused | wire.Progress | Died
 
 
+class Tally:
+    """Counts what a generation was given."""
+
+    def __init__(self, answers: int) -> None:
+        self.prompt_tokens = 0
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+        self._finished: dict[int, FinishReason] = {}
+        self._answers = answers
+
+    @property
+    def is_over(self) -> bool:
+        return len(self._finished) == self._answers
+
+    def take(self, progress: wire.Progress) -> None:
+        self._completion_tokens += len(progress.token_ids)
+        if progress.answer == 0:
+            # The other answers begin behind what the first has read: that is no cache of an earlier prompt.
+            self._cached_tokens = progress.cached_tokens
+        if progress.finish is not None:
+            self._finished[progress.answer] = progress.finish
+
+    def generation(self) -> Generation:
+        reasons = tuple(self._finished[answer] for answer in sorted(self._finished))
+        usage = Usage(self.prompt_tokens, self._completion_tokens, self._cached_tokens)
+        return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
+
+
 class Engine:
     """The engine of one model. ``run`` must be running in somebody's TaskGroup for the whole life."""
 
@@ -65,6 +93,8 @@ class Engine:
         self._running: dict[int, asyncio.Queue[_Report]] = {}
         self.state = ModelState.LOADING
         self.detail = "loading"
+        #: Of the loading, from 0 to 1.
+        self.progress = 0.0
         #: None until the process has loaded the model once.
         self.loaded: wire.Loaded | None = None
         self.pid: int | None = None
@@ -98,24 +128,24 @@ class Engine:
         identity = next(self._ids)
         reports: asyncio.Queue[_Report] = asyncio.Queue()
         # Written before it is entered: nothing to take back when there is no engine.
-        self._send(wire.Generate(identity, job.messages, job.parameters))
+        self._send(wire.Generate(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools))
         self._running[identity] = reports
         over = False
-        prompt_tokens = completion_tokens = 0
+        tally = Tally(job.parameters.n)
         try:
             while True:
                 report = await reports.get()
                 match report:
                     case wire.Accepted():
-                        prompt_tokens = report.prompt_tokens
-                        sink.accept(prompt_tokens)
+                        tally.prompt_tokens = report.prompt_tokens
+                        sink.accept(report.prompt_tokens)
                     case wire.Progress():
-                        over = report.finish is not None
-                        completion_tokens += len(report.token_ids)
-                        if report.token_ids or report.text:
-                            await sink.send(Chunk(report.text, report.token_ids))
-                        if report.finish is not None:
-                            return Generation(report.finish, Usage(prompt_tokens, completion_tokens))
+                        tally.take(report)
+                        over = tally.is_over
+                        if report.token_ids or report.text or report.tool_calls:
+                            await sink.send(Chunk(report.text, report.token_ids, report.answer, report.logprobs, report.tool_calls))
+                        if over:
+                            return tally.generation()
                     case wire.Refused():
                         over = True
                         raise errors.from_problem(report.problem)
@@ -173,6 +203,9 @@ class Engine:
                     self._deliver(progress)
             case wire.Accepted() | wire.Refused():
                 self._deliver(report)
+            case wire.Loading():
+                self.progress = report.progress
+                self._watcher.changed()
             case wire.Loaded():
                 self._ready(report, writer)
             case wire.LoadFailed():

@@ -1,31 +1,35 @@
-"""One model in llama.cpp: tokens of a prompt, one decode, one sampled token. Owns every native object.
+"""One model in llama.cpp: its weights, its context, and the batches it computes. Owns every native object but the samplers' own.
 
 Only the engine process imports this module. Not thread-safe; everything runs in the process's main thread.
 """
 
 import ctypes
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import jinja2
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import prompt, sampling
+from services.inference.engine import prompt
+from services.inference.engine.drawing import Drawer
+from services.inference.engine.kv_slots import KvMode, Place
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
-from services.inference.engine.wire import Load, Loaded
+from services.inference.engine.sequence import Drawn
+from services.inference.engine.vocabulary import Vocabulary
+from services.inference.engine.wire import KvType, Load, Loaded
 from shared import errors
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, Tool
 
 #: Per slot, where neither the setting nor a smaller model says otherwise: memory grows with slots × context.
 DEFAULT_CONTEXT_TOKENS = 2048
-#: Of a prompt, in one step: what a running answer can be delayed by, about 0.2 s of a 135M model on two cores.
-CHUNK_TOKENS = 256
-#: A token id that llama.cpp returns for "this vocabulary has none".
-_NO_TOKEN = -1
+#: Of prompts, in one step when nobody else is answering. A processor is no faster with more; a GPU is.
+CPU_STEP_TOKENS = 128
+GPU_STEP_TOKENS = 1024
 _ERROR_LEVEL = 4
-_SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
+_KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
 
 
 class LoadRefused(Exception):
@@ -60,14 +64,19 @@ class LlamaModel:
         self._vocab = native.llama_model_get_vocab(model)
         self._memory = native.llama_get_memory(context)
         self._log = log
-        self.context_tokens = native.llama_n_ctx_seq(context)
-        self._batch_tokens = max(CHUNK_TOKENS, load.slots)
-        self._batch = native.llama_batch_init(self._batch_tokens, 0, 1)
-        self._samplers: dict[int, native.llama_sampler_p] = {}
-        self._parameters: dict[int, Parameters] = {}
-        self._special = prompt.SpecialTokens(tuple(self._special_spellings()))
+        self._mode = load.kv_mode
+        #: In one pool a sequence may take what the others leave.
+        self.pool_tokens = int(native.llama_n_ctx(context))
+        self.context_tokens = min(int(native.llama_n_ctx_seq(context)), int(native.llama_model_n_ctx_train(model)))
+        self.step_tokens = int(native.llama_n_batch(context)) - load.slots
+        #: Models with a recurrent state cannot go back to the middle of what they have read.
+        self.can_reuse = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+        self._batch = _Batch(int(native.llama_n_batch(context)))
+        self._drawers: dict[tuple[int, int], Drawer] = {}
+        self._vocabulary = Vocabulary(self._vocab)
         self._template = self._chat_template()
-        self._bos = native.llama_vocab_bos(self._vocab) if native.llama_vocab_get_add_bos(self._vocab) else _NO_TOKEN
+        #: What llama_decode took since the counter was last read.
+        self.decode_seconds = 0.0
 
     def describe(self) -> Loaded:
         text = ctypes.create_string_buffer(256)
@@ -80,125 +89,130 @@ class LlamaModel:
             processor=native.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
         )
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...]) -> list[int]:
+    # --- text ---------------------------------------------------------------------------------------------------------------
+
+    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Raises BadRequest where the model cannot take these messages."""
-        marked = tuple(ChatMessage(message.role, self._special.mark(message.content)) for message in messages)
+        special = self._vocabulary.special
+        marked = tuple(ChatMessage(message.role, special.mark(message.content)) for message in messages)
         if self._template is not None:
-            rendered = self._template.render(marked)
-        elif len(marked) == 1:
-            rendered = marked[0].content
-        else:
-            raise errors.BadRequest("this model has no chat template and takes one plain prompt only", hint="send prompt, not messages")
-        tokens = [token for part in self._special.cut(rendered) for token in self._tokenize(part)]
-        if self._bos != _NO_TOKEN and tokens[:1] != [self._bos]:
-            tokens.insert(0, self._bos)
-        return tokens
-
-    def begin(self, slot: int, parameters: Parameters) -> None:
-        """The slot's next tokens are drawn by these parameters."""
-        chain = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
-        if parameters.temperature == 0:
-            native.llama_sampler_chain_add(chain, native.llama_sampler_init_greedy())
-        else:
-            native.llama_sampler_chain_add(chain, native.llama_sampler_init_top_k(parameters.top_k))
-            native.llama_sampler_chain_add(chain, native.llama_sampler_init_top_p(parameters.top_p, 1))
-            native.llama_sampler_chain_add(chain, native.llama_sampler_init_temp(parameters.temperature))
-        self._samplers[slot] = chain
-        self._parameters[slot] = parameters
-
-    def end(self, slot: int) -> None:
-        """Forget the slot's tokens. Safe to call twice."""
-        chain = self._samplers.pop(slot, None)
-        if chain is not None:
-            native.llama_sampler_free(chain)
-            native.llama_memory_seq_rm(self._memory, slot, -1, -1)
-
-    def run(self, feeds: list[Feed]) -> list[int | None]:
-        """Compute one step; for each feed the token sampled behind it, if it asks for one. Raises ModelCrashed: what is
-        in the model's memory after a failed decode is unknown, so the process has to start anew."""
-        batch, count = self._batch, 0
-        rows = []
-        for feed in feeds:
-            for offset, token in enumerate(feed.tokens):
-                batch.token[count], batch.pos[count], batch.n_seq_id[count] = token, feed.start + offset, 1
-                batch.seq_id[count][0], batch.logits[count] = feed.slot, 0
-                count += 1
-            batch.logits[count - 1] = feed.sample
-            rows.append(count - 1)
-        batch.n_tokens = count
-        if (status := native.llama_decode(self._context, batch)) != 0:
-            raise errors.ModelCrashed(f"llama_decode gave {status}: {self._log.why()}")
-        return [self._sample(feed, row) if feed.sample else None for feed, row in zip(feeds, rows, strict=True)]
+            return self._vocabulary.tokens_of(self._template.render(marked))
+        if len(marked) == 1:
+            return self._vocabulary.tokens_of(marked[0].content)
+        raise errors.BadRequest("this model has no chat template and takes one plain prompt only", hint="send prompt, not messages")
 
     def piece(self, token: int) -> bytes | None:
         """The bytes of a token; None for one that ends the answer."""
-        if native.llama_vocab_is_eog(self._vocab, token):
-            return None
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            length = native.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
-            if length >= 0:
-                return buffer.raw[:length]
-            size = -length
+        return self._vocabulary.piece(token)
+
+    # --- sequences ------------------------------------------------------------------------------------------------------------
+
+    def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
+        """A sequence's tokens are drawn by these parameters. Raises BadRequest for what the model cannot take."""
+        drawer = Drawer(self._vocab, self._vocabulary, parameters, grammar)
+        self._drawers[sequence] = drawer
+        for token in delivered:
+            drawer.replay(token)
+
+    def end(self, sequence: tuple[int, int]) -> None:
+        """Safe to call twice."""
+        if (drawer := self._drawers.pop(sequence, None)) is not None:
+            drawer.free()
+
+    def settle(self, place: Place) -> bool:
+        """Have a slot hold what the place says and nothing else. False if this model's memory cannot: the slot is empty then."""
+        if place.source is not None:
+            # Between two streams only whole slots can be copied; in one pool the cells are shared.
+            until = place.kept if self._mode is KvMode.FAST else -1
+            if self._mode is KvMode.FAST:
+                native.llama_memory_seq_rm(self._memory, place.slot, -1, -1)
+            native.llama_memory_seq_cp(self._memory, place.source, place.slot, -1 if until < 0 else 0, until)
+        if native.llama_memory_seq_rm(self._memory, place.slot, place.kept, -1):
+            return True
+        self.clear(place.slot)
+        return False
+
+    def clear(self, slot: int) -> None:
+        native.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def run(self, feeds: Sequence[Feed]) -> list[Drawn | None]:
+        """Compute one batch; for each feed the token drawn behind it, if it asks for one. Raises ModelCrashed: what is in the
+        model's memory after a failed decode is unknown, so the process has to start anew."""
+        rows = self._batch.fill(feeds)
+        began = time.perf_counter()
+        status = native.llama_decode(self._context, self._batch.native)
+        if status == 0:
+            # A GPU computes on behind the call's back until somebody waits for it.
+            native.llama_synchronize(self._context)
+        self.decode_seconds += time.perf_counter() - began
+        if status != 0:
+            raise errors.ModelCrashed(f"llama_decode gave {status}: {self._log.why()}")
+        return [self._draw(feed, row) if feed.sample else None for feed, row in zip(feeds, rows, strict=True)]
 
     def free(self) -> None:
-        for slot in list(self._samplers):
-            self.end(slot)
-        native.llama_batch_free(self._batch)
+        for sequence in list(self._drawers):
+            self.end(sequence)
+        self._batch.free()
 
-    def _sample(self, feed: Feed, row: int) -> int:
-        chain, parameters = self._samplers[feed.slot], self._parameters[feed.slot]
-        if parameters.temperature == 0:
-            return int(native.llama_sampler_sample(chain, self._context, row))
-        position = feed.start + len(feed.tokens)
-        native.llama_sampler_chain_add(chain, native.llama_sampler_init_dist(sampling.mix(parameters.seed, position)))
-        token = int(native.llama_sampler_sample(chain, self._context, row))
-        native.llama_sampler_free(native.llama_sampler_chain_remove(chain, native.llama_sampler_chain_n(chain) - 1))
-        return token
-
-    def _tokenize(self, part: str) -> list[int]:
-        raw = part.encode("utf-8", "replace")
-        room = len(raw) + 8
-        tokens = (native.llama_token * room)()
-        count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, True)
-        if count < 0:
-            raise errors.BadRequest("the model's tokenizer cannot read this prompt")
-        return tokens[:count]
-
-    def _special_spellings(self) -> Iterator[str]:
-        for token in range(native.llama_vocab_n_tokens(self._vocab)):
-            if native.llama_vocab_get_attr(self._vocab, token) & _SPECIAL:
-                yield native.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
+    def _draw(self, feed: Feed, row: int) -> Drawn:
+        drawer = self._drawers[feed.sequence.id, feed.sequence.answer]
+        return drawer.draw(self._context, row, feed.start + len(feed.tokens))
 
     def _chat_template(self) -> prompt.ChatTemplate | None:
         source = native.llama_model_chat_template(self._model, None)
         if source is None:
             return None
         try:
-            template = prompt.ChatTemplate(
-                source.decode("utf-8", "replace"),
-                bos=self._spelling(native.llama_vocab_bos(self._vocab)),
-                eos=self._spelling(native.llama_vocab_eos(self._vocab)),
-            )
+            template = prompt.ChatTemplate(source.decode("utf-8", "replace"), bos=self._vocabulary.bos, eos=self._vocabulary.eos)
             template.render((ChatMessage("user", "hello"),))
         except (jinja2.TemplateError, errors.BadRequest) as error:
             raise LoadRefused(f"the model's chat template is not usable: {error}") from error
         return template
 
-    def _spelling(self, token: int) -> str:
-        return "" if token == _NO_TOKEN else native.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
+
+class _Batch:
+    """llama.cpp's arrays of one batch. Slices are assigned in C; one element at a time would cost a microsecond each."""
+
+    def __init__(self, tokens: int) -> None:
+        self.native = native.llama_batch_init(tokens, 0, 1)
+        self._token = (native.llama_token * tokens).from_address(ctypes.addressof(self.native.token.contents))
+        self._position = (native.llama_pos * tokens).from_address(ctypes.addressof(self.native.pos.contents))
+        self._logits = (ctypes.c_int8 * tokens).from_address(ctypes.addressof(self.native.logits.contents))
+        counts = (ctypes.c_int32 * tokens).from_address(ctypes.addressof(self.native.n_seq_id.contents))
+        counts[:] = [1] * tokens
+        #: Each token's list of sequences, of which there is always one.
+        self._slots = [self.native.seq_id[at] for at in range(tokens)]
+
+    def fill(self, feeds: Sequence[Feed]) -> list[int]:
+        """The row of each feed's last token."""
+        at, rows = 0, []
+        for feed in feeds:
+            count = len(feed.tokens)
+            end = at + count
+            self._token[at:end] = list(feed.tokens)
+            self._position[at:end] = list(range(feed.start, feed.start + count))
+            self._logits[at:end] = [0] * count
+            for row in range(at, end):
+                self._slots[row][0] = feed.slot
+            self._logits[end - 1] = feed.sample
+            rows.append(end - 1)
+            at = end
+        self.native.n_tokens = at
+        return rows
+
+    def free(self) -> None:
+        native.llama_batch_free(self.native)
 
 
 @contextmanager
-def opened(load: Load) -> Iterator[LlamaModel]:
+def opened(load: Load, progressed: Callable[[float], None]) -> Iterator[LlamaModel]:
     """Load a model and make its context; raises LoadRefused."""
     log = NativeLog()
     callback = native.llama_log_callback(log.take)
     native.llama_log_set(callback, ctypes.c_void_p(0))
     native.llama_backend_init()
     try:
-        with _loaded(load, log) as (model, context):
+        with _loaded(load, log, progressed) as (model, context):
             opened_model = LlamaModel(model, context, load, log)
             try:
                 yield opened_model
@@ -210,9 +224,17 @@ def opened(load: Load) -> Iterator[LlamaModel]:
 
 
 @contextmanager
-def _loaded(load: Load, log: NativeLog) -> Iterator[tuple[native.llama_model_p, native.llama_context_p]]:
+def _loaded(
+    load: Load, log: NativeLog, progressed: Callable[[float], None]
+) -> Iterator[tuple[native.llama_model_p, native.llama_context_p]]:
+    def report(progress: float, _user: object) -> bool:
+        progressed(progress)
+        return True
+
+    callback = native.llama_progress_callback(report)
     parameters = native.llama_model_default_params()
     parameters.n_gpu_layers = load.gpu_layers
+    parameters.progress_callback = callback
     model = native.llama_model_load_from_file(load.path.encode(), parameters)
     if not model:
         raise LoadRefused(f"llama.cpp cannot load {load.path}: {log.why()}")
@@ -236,9 +258,15 @@ def _per_slot(load: Load, trained: int) -> int:
 def _context_parameters(load: Load, trained: int) -> native.llama_context_params:
     parameters: native.llama_context_params = native.llama_context_default_params()
     parameters.n_ctx = _per_slot(load, trained) * load.slots
-    parameters.n_batch = parameters.n_ubatch = max(CHUNK_TOKENS, load.slots)
+    step = GPU_STEP_TOKENS if native.llama_supports_gpu_offload() and load.gpu_layers else CPU_STEP_TOKENS
+    # Every slot may add its own token to what is read.
+    parameters.n_batch = parameters.n_ubatch = step + load.slots
     parameters.n_seq_max = load.slots
+    parameters.n_outputs_max = load.slots
     parameters.n_threads = parameters.n_threads_batch = load.threads
-    # One KV stream per sequence: the same seed gives the same tokens alone and in any batch (DESIGN.md section 5, `exact`).
-    parameters.kv_unified = False
+    parameters.kv_unified = load.kv_mode is KvMode.FAST
+    if load.kv_mode is KvMode.EXACT:
+        # With flash attention a lone token of a long context is summed in another order than one in company (docs/decisions/0011).
+        parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.type_k = parameters.type_v = _KV_TYPES[load.kv_type]
     return parameters

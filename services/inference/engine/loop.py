@@ -1,48 +1,70 @@
 """The engine's loop: commands in, one step of all sequences, reports out. Knows neither llama.cpp nor sockets."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from services.inference.engine import scheduler, sequence
+from services.inference.engine import sampling, sequence
+from services.inference.engine.kv_slots import KvMode, Place, Slots
+from services.inference.engine.pace import Pace
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import Feed
+from services.inference.engine.scheduler import Feed, Plan, Scheduler
+from services.inference.engine.sequence import Drawn
 from services.inference.engine.wire import Accepted, Cancel, Generate, Progress, Refused, Step
 from shared import errors
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, Tool
 
 
 class Compute(Protocol):
     """What the loop needs of a model. ``llama_model.LlamaModel`` is the real one. All of it blocks."""
 
+    #: The longest sequence, and all that the slots hold together.
     context_tokens: int
+    pool_tokens: int
+    #: The most tokens of prompts in one step.
+    step_tokens: int
+    #: Whether a slot can go back to the middle of what it has read.
+    can_reuse: bool
+    #: What the computing itself took, ever.
+    decode_seconds: float
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...]) -> list[int]:
+    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Raises BadRequest where the model cannot take these messages."""
         ...
 
-    def begin(self, slot: int, parameters: Parameters) -> None:
-        """A sequence takes an empty slot."""
+    def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
+        """A sequence's tokens are drawn by these. Raises BadRequest for what the model cannot take."""
         ...
 
-    def run(self, feeds: list[Feed]) -> list[int | None]:
-        """Compute one step; the sampled token for each feed that asks for one. Raises ModelCrashed: start anew."""
+    def settle(self, place: Place) -> bool:
+        """Have a slot hold what the place says and nothing else. False if that cannot be: the slot is empty then."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Have it hold nothing."""
+        ...
+
+    def run(self, feeds: Sequence[Feed]) -> list[Drawn | None]:
+        """Compute one batch; the token drawn for each feed that asks for one. Raises ModelCrashed: start anew."""
         ...
 
     def piece(self, token: int) -> bytes | None:
         """The bytes of a token; None for one that ends the answer."""
         ...
 
-    def end(self, slot: int) -> None:
-        """Forget the slot's tokens. Safe to call twice."""
+    def end(self, sequence: tuple[int, int]) -> None:
+        """Safe to call twice."""
         ...
 
 
 class Loop:
     """Runs generations on one model. Not thread-safe: one caller, who alternates ``handle`` and ``step``."""
 
-    def __init__(self, compute: Compute, *, slots: int, chunk_tokens: int) -> None:
+    def __init__(self, compute: Compute, *, slots: int, mode: KvMode, clock: Callable[[], float] = time.perf_counter) -> None:
         self._compute = compute
-        self._scheduler = scheduler.Scheduler(slots, chunk_tokens)
+        self._clock = clock
+        held = Slots(slots, mode, capacity=compute.pool_tokens, reuse=compute.can_reuse)
+        self._scheduler = Scheduler(held, Pace(compute.step_tokens), mode)
 
     @property
     def idle(self) -> bool:
@@ -53,38 +75,72 @@ class Loop:
             case Generate():
                 return self._generate(command)
             case Cancel():
-                slot = self._scheduler.cancel(command.id)
-                if slot is not None:
-                    self._compute.end(slot)
+                for cancelled in self._scheduler.cancel(command.id):
+                    self._compute.end((cancelled.id, cancelled.answer))
                 return None
 
     def step(self) -> Step | None:
-        """Compute one step; None when it showed nothing, as in the middle of a prompt."""
-        for slot, admitted in self._scheduler.admit():
-            self._compute.begin(slot, admitted.parameters)
-        feeds = self._scheduler.plan()
-        if not feeds:
+        """Compute one step; None when nothing runs."""
+        began, decoded = self._clock(), self._compute.decode_seconds
+        plan = self._plan()
+        if not plan.batches:
             return None
-        tokens = self._compute.run(feeds)
-        self._scheduler.fed(feeds)
-        progress = tuple(self._progress(feeds, tokens))
-        return Step(progress) if progress else None
+        progress = []
+        for batch in plan.batches:
+            drawn = self._compute.run(batch)
+            # At once: the next batch overwrites what this one gave.
+            progress += [(feed, token) for feed, token in zip(batch, drawn, strict=True) if token is not None]
+        self._scheduler.fed(plan, self._clock() - began)
+        told = tuple(self._progress(progress))
+        return Step(told, self._clock() - began, self._compute.decode_seconds - decoded, plan.answering, plan.read)
+
+    def _plan(self) -> Plan:
+        """Admit who can begin, and plan a step that the model's memory has room for."""
+        while True:
+            for place in self._scheduler.admit():
+                if not self._compute.settle(place):
+                    self._scheduler.restart(place.slot)
+            plan = self._scheduler.plan()
+            if plan is None:
+                self._compute.clear(self._scheduler.preempt())
+                continue
+            for slot in self._scheduler.make_room(plan):
+                self._compute.clear(slot)
+            return plan
 
     def _generate(self, command: Generate) -> Accepted | Refused:
         try:
-            tokens = self._compute.prompt_tokens(command.messages)
-            started = sequence.start(command.id, tokens, command.parameters, context_tokens=self._compute.context_tokens)
+            tokens = self._compute.prompt_tokens(command.messages, command.tools)
+            started = [self._start(command, tokens, answer) for answer in range(command.parameters.n)]
         except errors.BadRequest as error:
+            for answer in range(command.parameters.n):
+                self._compute.end((command.id, answer))
             return Refused(command.id, error.to_problem())
-        self._scheduler.submit(started)
-        return Accepted(command.id, started.prompt_tokens)
+        for one in started:
+            self._scheduler.submit(one)
+        return Accepted(command.id, len(tokens))
 
-    def _progress(self, feeds: list[Feed], tokens: list[int | None]) -> Iterator[Progress]:
-        for feed, token in zip(feeds, tokens, strict=True):
-            if token is None:
-                continue
-            taken = feed.sequence.take(token, self._compute.piece(token))
+    def _start(self, command: Generate, tokens: list[int], answer: int) -> sequence.Sequence:
+        parameters = sampling.of_answer(command.parameters, answer)
+        started = sequence.start(command.id, answer, tokens, parameters, context_tokens=self._compute.context_tokens, salt=command.salt)
+        for token in command.delivered:
+            started.replay(token, self._compute.piece(token))
+        self._compute.begin((command.id, answer), parameters, command.grammar, command.delivered)
+        return started
+
+    def _progress(self, drawn: list[tuple[Feed, Drawn]]) -> Iterator[Progress]:
+        for feed, token in drawn:
+            running = feed.sequence
+            taken = running.take(token.token, self._compute.piece(token.token))
             if taken.finish is not None:
-                self._scheduler.remove(feed.slot)
-                self._compute.end(feed.slot)
-            yield Progress(feed.sequence.id, taken.token_ids, taken.text, taken.finish)
+                self._scheduler.finish(feed.slot)
+                self._compute.end((running.id, running.answer))
+            yield Progress(
+                running.id,
+                taken.token_ids,
+                taken.text,
+                taken.finish,
+                running.answer,
+                running.cached,
+                (token.logprob,) if token.logprob is not None and taken.token_ids else (),
+            )

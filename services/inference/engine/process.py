@@ -70,9 +70,9 @@ def _serve(channel: Channel) -> None:
     if not isinstance(load, wire.Load):
         raise errors.ProtocolViolation("the engine's first message must be Load")
     try:
-        with llama_model.opened(load) as model:
+        with llama_model.opened(load, lambda progress: channel.send(wire.Loading(progress))) as model:
             channel.send(model.describe())
-            _run(channel, Loop(model, slots=load.slots, chunk_tokens=llama_model.CHUNK_TOKENS))
+            _run(channel, Loop(model, slots=load.slots, mode=load.kv_mode))
     except llama_model.LoadRefused as refused:
         channel.send(wire.LoadFailed(str(refused)))
 

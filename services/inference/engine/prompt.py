@@ -9,29 +9,50 @@ one in a message is marked before rendering, and the rendered text is cut inside
 only in two parts, each an ordinary text. Everything else is tokenised in one piece, exactly as the model was trained.
 """
 
+import json
 import re
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cached_property
 from types import FrameType
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from services.inference.engine import chat_rows, template_sandbox
+from services.inference.engine.chat_rows import PROBE_TOOL, Habits
 from shared import errors
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, Tool, ToolCall
 
 #: Templates add a few words per message to texts of at most 1 MiB.
 MAX_RENDERED_CHARACTERS = 4 * 1024 * 1024
 #: Honest templates take a millisecond; the engine stands still meanwhile.
 MAX_RENDER_SECONDS = 1.0
+#: Once per model: the longest published templates have 17,000 characters and compile in 0.1 s.
+MAX_COMPILE_SECONDS = 5.0
+MAX_SOURCE_CHARACTERS = 64 * 1024
+#: Templates ask for the date; the C library widens each of the format's letters up to a few hundred times.
+MAX_DATE_FORMAT_CHARACTERS = 64
 
 #: A code point that Unicode reserves for a program's own use in memory (a noncharacter), removed from what users write.
 MARK = "\ufdd0"
 
+_PROBE_CALL = ToolCall("call_0123456789abcdefghijklmn", PROBE_TOOL.name, '{"probe_key":"probe_value"}')
+#: A fixed day: what a probe finds never depends on when it is run.
+_PROBE_DAY = datetime(2025, 1, 1, tzinfo=UTC)
+
+#: A template may raise a text of any length, a caller's for instance.
+MAX_FAULT_CHARACTERS = 500
+
+#: The timer rings again for what a template was in the middle of swallowing.
+_RING_AGAIN_SECONDS = 0.05
+
 #: What a template's own mistakes raise: sandboxed code is still Python code.
-_TEMPLATE_FAULTS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class TemplateTooSlow(Exception):
@@ -39,23 +60,102 @@ class TemplateTooSlow(Exception):
 
 
 class ChatTemplate:
-    """The compiled chat template of one model. Raises jinja2.TemplateError from the constructor if it is no template."""
+    """The compiled chat template of one model. Raises jinja2.TemplateError from the constructor if it is no template.
+
+    Not thread-safe; in the main thread its time is bounded.
+    """
 
     def __init__(self, source: str, *, bos: str, eos: str) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = _raise_exception
-        self._template = environment.from_string(source)
+        self.source = source
+        self._sandbox = template_sandbox.Sandbox()
+        self._template = _compiled(self._sandbox, source)
         self._bos = bos
         self._eos = eos
 
-    def render(self, messages: tuple[ChatMessage, ...]) -> str:
-        """Raises BadRequest when the template refuses these messages, or does not come to an end."""
-        rows = [{"role": message.role, "content": message.content} for message in messages]
+    def render(
+        self,
+        messages: tuple[ChatMessage, ...],
+        tools: tuple[Tool, ...] = (),
+        *,
+        special: "SpecialTokens | None" = None,
+        now: datetime | None = None,
+    ) -> str:
+        """The prompt, up to where the model's answer begins.
+
+        ``special`` marks every text of the caller; without it they have to be marked already. ``now`` is what a template
+        takes for the date, this moment if it is not given. Raises BadRequest when the template refuses these messages,
+        does not come to an end, or has no place for tools and tools or their calls are in the request.
+        """
+        in_use = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
+        if in_use and not self.supports_tools:
+            raise _no_place("this model's chat template has no place for tools")
+        mark = special.mark if special else str
+        habits = self._habits if in_use else Habits()
+        rows = chat_rows.message_rows(messages, mark, habits)
+        rendered = self._render(rows, chat_rows.tool_rows(tools, mark), now or datetime.now(UTC))
+        if tools:
+            _check_shown(tools, rendered.replace(MARK, ""))
+        return rendered
+
+    @cached_property
+    def supports_tools(self) -> bool:
+        """Whether the template shows tools to the model."""
+        hello = ChatMessage("user", "hello")
+        chats = ((hello,), (ChatMessage("system", "help"), hello))
+        return any(
+            PROBE_TOOL.name in self._probe(chat, Habits(), (PROBE_TOOL,)) and PROBE_TOOL.name not in self._probe(chat, Habits())
+            for chat in chats
+        )
+
+    @cached_property
+    def rendered_call(self) -> str:
+        """A chat in which the probe tool is called and answers, without the list of tools; empty where the template
+        cannot show one. `tool_format` reads from it how this model writes calls."""
+        return self._rendered_call(self._habits)
+
+    @cached_property
+    def _habits(self) -> Habits:
+        """The first habits, from the most usual ones on, under which the template shows a call."""
+        choices = (Habits(none, short, text) for text in (False, True) for short in (False, True) for none in (False, True))
+        return next((habits for habits in choices if self._rendered_call(habits)), Habits())
+
+    @cached_property
+    def _without_tools(self) -> dict[str, object]:
+        """What the template is told where there are no tools: the convention has None for them; a few templates go
+        through the list in any case, which only works with a name that is not defined."""
+        hello = chat_rows.message_rows((ChatMessage("user", "hello"),), str, Habits())
+        with suppress(errors.BadRequest):
+            self._print(hello, {"tools": None}, _PROBE_DAY)
+            return {"tools": None}
+        return {}
+
+    def _rendered_call(self, habits: Habits) -> str:
+        messages = (
+            ChatMessage("user", "hello"),
+            ChatMessage("assistant", "", (_PROBE_CALL,)),
+            ChatMessage("tool", "probe_answer", tool_call_id=_PROBE_CALL.id),
+        )
+        rendered = self._probe(messages, habits)
+        return rendered if PROBE_TOOL.name in rendered and "probe_value" in rendered else ""
+
+    def _probe(self, messages: tuple[ChatMessage, ...], habits: Habits, tools: tuple[Tool, ...] = ()) -> str:
+        """Empty where the template refuses."""
+        try:
+            return self._render(chat_rows.message_rows(messages, str, habits), chat_rows.tool_rows(tools, str), _PROBE_DAY)
+        except errors.BadRequest:
+            return ""
+
+    def _render(self, rows: list[chat_rows.Row], tools: list[chat_rows.Row], now: datetime) -> str:
+        return self._print(rows, {"tools": tools} if tools else self._without_tools, now)
+
+    def _print(self, rows: list[chat_rows.Row], tools: dict[str, object], now: datetime) -> str:
         pieces: list[str] = []
         room = MAX_RENDERED_CHARACTERS
+        given = {"messages": rows, "documents": None, "add_generation_prompt": True, "bos_token": self._bos, "eos_token": self._eos}
+        self._sandbox.start()
         try:
             with _time_limit(MAX_RENDER_SECONDS):
-                for piece in self._template.generate(messages=rows, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos):
+                for piece in self._template.generate(given, strftime_now=_clock(now), **tools):
                     room -= len(piece)
                     if room < 0:
                         raise errors.BadRequest(f"the model's chat template printed more than {MAX_RENDERED_CHARACTERS} characters")
@@ -63,7 +163,7 @@ class ChatTemplate:
         except TemplateTooSlow:
             raise errors.BadRequest(f"the model's chat template took more than {MAX_RENDER_SECONDS:g} s for these messages") from None
         except _TEMPLATE_FAULTS as fault:
-            raise errors.BadRequest(f"the model's chat template refuses these messages: {fault}") from fault
+            raise errors.BadRequest(f"the model's chat template refuses these messages: {str(fault)[:MAX_FAULT_CHARACTERS]}") from fault
         return "".join(pieces)
 
 
@@ -99,9 +199,37 @@ class SpecialTokens:
         return any(text.startswith(spelling, at) or (rest and spelling.startswith(rest)) for spelling in self._by_first[text[at]])
 
 
-def _raise_exception(message: str) -> None:
-    """What templates call to refuse a chat, for instance one whose roles do not alternate."""
-    raise jinja2.TemplateError(str(message))
+def _compiled(sandbox: template_sandbox.Sandbox, source: str) -> jinja2.Template:
+    if len(source) > MAX_SOURCE_CHARACTERS:
+        raise jinja2.TemplateError(f"it has {len(source)} characters; {MAX_SOURCE_CHARACTERS} are the most")
+    try:
+        with _time_limit(MAX_COMPILE_SECONDS):
+            return sandbox.from_string(source)
+    except TemplateTooSlow:
+        raise jinja2.TemplateError(f"it took more than {MAX_COMPILE_SECONDS:g} s to compile") from None
+    except (*_TEMPLATE_FAULTS, SyntaxError) as fault:
+        # Python's compiler has its own limits, on nested loops for instance.
+        raise jinja2.TemplateError(str(fault)) from fault
+
+
+def _clock(now: datetime) -> Callable[[str], str]:
+    def strftime_now(format: str) -> str:  # noqa: A002 -- templates may name it
+        if len(format) > MAX_DATE_FORMAT_CHARACTERS:
+            raise jinja2.TemplateError(f"a date's format has at most {MAX_DATE_FORMAT_CHARACTERS} characters")
+        return now.strftime(format)
+
+    return strftime_now
+
+
+def _check_shown(tools: tuple[Tool, ...], rendered: str) -> None:
+    """A template that shows tools may still leave them out of some chats, for instance where there is no system message."""
+    for name in (tool.name.replace(MARK, "") for tool in tools):
+        if name not in rendered and json.dumps(name, ensure_ascii=False)[1:-1] not in rendered:
+            raise _no_place(f"this model's chat template has no place for tools in such a chat: {name[:64]!r} is not shown to the model")
+
+
+def _no_place(message: str) -> errors.BadRequest:
+    return errors.BadRequest(message, hint="send the chat without tools, or use a model that was trained to call them")
 
 
 @contextmanager
@@ -110,14 +238,17 @@ def _time_limit(seconds: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    running = True
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise TemplateTooSlow
+        if running:
+            raise TemplateTooSlow
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _RING_AGAIN_SECONDS)
     try:
         yield
     finally:
+        running = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

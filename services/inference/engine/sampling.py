@@ -1,7 +1,7 @@
 """How the next token is drawn: the parameters, their limits, and the randomness of each position.  Pure."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -18,9 +18,23 @@ MAX_TEMPERATURE = 2.0
 #: Larger than any vocabulary; 0 means that top_k cuts nothing.
 MAX_TOP_K = 1_000_000
 MAX_SEED = (1 << 63) - 1
+#: llama.cpp has 32 bits for one.
+MAX_TOKEN_ID = (1 << 31) - 1
 #: Each stop sequence is searched for in the text of every step (SECURITY.md, T5).
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 64
+#: 1 changes nothing; more than this, or near 0, gives noise.
+MAX_REPEAT_PENALTY = 2.0
+MIN_REPEAT_PENALTY = 0.1
+#: OpenAI's range.
+MAX_PENALTY = 2.0
+#: OpenAI's range too: -100 bans a token, 100 forces it.
+MAX_BIAS = 100.0
+#: Each entry is applied at every token.
+MAX_BIASES = 300
+#: Each answer takes a slot.
+MAX_ANSWERS = 4
+MAX_TOP_LOGPROBS = 20
 
 _MASK = (1 << 64) - 1
 
@@ -35,6 +49,22 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
     #: None: DEFAULT_MAX_TOKENS, or what fits.
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    #: 1 changes nothing.
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    #: Token id and what is added to its logit.
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    #: How many answers.
+    n: int = 1
+    #: None: no log probabilities at all.
+    top_logprobs: int | None = None
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
 def check(asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
@@ -52,7 +82,20 @@ def check(asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[]
         seed=draw_seed() if asked.seed is None else _whole("seed", asked.seed, least=0, most=MAX_SEED),
         max_tokens=max_tokens,
         stop=stop,
+        min_p=_number("min_p", asked.min_p, 0.0, most=1.0),
+        repeat_penalty=_number("repeat_penalty", asked.repeat_penalty, 1.0, least=MIN_REPEAT_PENALTY, most=MAX_REPEAT_PENALTY),
+        frequency_penalty=_number("frequency_penalty", asked.frequency_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
+        presence_penalty=_number("presence_penalty", asked.presence_penalty, 0.0, least=-MAX_PENALTY, most=MAX_PENALTY),
+        logit_bias=_check_bias(asked.logit_bias),
+        ignore_eos=asked.ignore_eos,
+        n=_whole("n", 1 if asked.n is None else asked.n, least=1, most=MAX_ANSWERS),
+        top_logprobs=None if asked.top_logprobs is None else _whole("top_logprobs", asked.top_logprobs, least=0, most=MAX_TOP_LOGPROBS),
     )
+
+
+def of_answer(parameters: Parameters, answer: int) -> Parameters:
+    """Of one of several answers: the first is the one that would be given alone."""
+    return parameters if answer == 0 else msgspec.structs.replace(parameters, seed=(parameters.seed + answer) & MAX_SEED)
 
 
 def mix(seed: int, position: int) -> int:
@@ -67,11 +110,11 @@ def mix(seed: int, position: int) -> int:
     return (z ^ (z >> 31)) & 0xFFFFFFFE
 
 
-def _number(field: str, value: float | None, default: float, *, most: float) -> float:
+def _number(field: str, value: float | None, default: float, *, least: float = 0.0, most: float) -> float:
     if value is None:
         return default
-    if not math.isfinite(value) or not 0 <= value <= most:
-        raise errors.BadRequest(f"{field} must be a number from 0 to {most:g}, not {value:g}")
+    if not math.isfinite(value) or not least <= value <= most:
+        raise errors.BadRequest(f"{field} must be a number from {least:g} to {most:g}, not {value:g}")
     return float(value)
 
 
@@ -87,6 +130,19 @@ def _whole(field: str, value: int, *, least: int, most: int) -> int:
         shown = str(value) if abs(value) <= _MASK else "a number beyond 64 bits"
         raise errors.BadRequest(f"{field} must be from {least} to {most}, not {shown}")
     return value
+
+
+def _check_bias(bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    """Whether the model has these tokens, the engine says."""
+    if len(bias) > MAX_BIASES:
+        raise errors.BadRequest(f"logit_bias names {len(bias)} tokens; at most {MAX_BIASES} are taken")
+    return tuple(
+        (
+            _whole("logit_bias: a token id", token, least=0, most=MAX_TOKEN_ID),
+            _number("logit_bias", value, 0.0, least=-MAX_BIAS, most=MAX_BIAS),
+        )
+        for token, value in bias.items()
+    )
 
 
 def _check_stop(stop: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,20 +1,25 @@
 """Which sequence does what in the next step.  Pure.
 
-A step is either one chunk of one prompt, or one token for every sequence that is answering; the two alternate while
-both have work. So a long prompt delays the others by one chunk at a time, and each prompt is computed in chunks of its
-own, the same ones alone and in company: that is what keeps `same seed, same tokens` true (the shape of a batch decides
-in which order floats are summed).
+In every step each sequence that is answering gets one token, and those that read their prompts share a number of tokens that the
+answers can bear (`pace`). How that becomes batches depends on the layout of the model's memory:
+
+- ``FAST``: everything in one batch, which a processor or GPU computes most quickly.
+- ``EXACT``: the answers in one batch, and each prompt in batches of its own: the shape of a batch decides in which order numbers are
+  summed, and llama.cpp would cut a mixed one differently in every company.
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from services.inference.engine.kv_slots import KvMode, Place, Slots
+from services.inference.engine.pace import LEAST_TOKENS, Pace
 from services.inference.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens of one sequence that a step puts into the model's memory."""
+    """Tokens of one sequence that a batch puts into the model's memory."""
 
     slot: int
     sequence: Sequence
@@ -25,63 +30,132 @@ class Feed:
     sample: bool
 
 
-class Scheduler:
-    """Owns the slots: at most one sequence in each, the others wait in order of arrival."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next step: batches to be computed one after the other. Empty when nothing runs."""
 
-    def __init__(self, slots: int, chunk_tokens: int) -> None:
-        self._chunk_tokens = chunk_tokens
-        self._free = deque(range(slots))
+    batches: tuple[tuple[Feed, ...], ...]
+    #: How many sequences get a token, and how many tokens are read.
+    answering: int
+    read: int
+
+
+class Scheduler:
+    """Owns who runs where and who waits; `kv_slots` says what the slots hold."""
+
+    def __init__(self, slots: Slots, pace: Pace, mode: KvMode) -> None:
+        self._slots = slots
+        self._pace = pace
+        self._mode = mode
         self._waiting: deque[Sequence] = deque()
         #: In order of admission.
         self._running: dict[int, Sequence] = {}
-        self._prefilled_last = False
 
     @property
     def idle(self) -> bool:
         return not self._running and not self._waiting
 
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
     def submit(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
-    def admit(self) -> list[tuple[int, Sequence]]:
-        """Put waiting sequences into free slots; says which went where."""
+    def admit(self) -> list[Place]:
+        """Put waiting sequences into free slots; the caller has the model's memory follow."""
         admitted = []
-        while self._free and self._waiting:
-            slot, sequence = self._free.popleft(), self._waiting.popleft()
-            self._running[slot] = sequence
-            admitted.append((slot, sequence))
+        while self._waiting and self._may_begin(self._waiting[0]):
+            sequence = self._waiting[0]
+            # In the exact layout what was delivered is computed one by one again, as it was at first.
+            known = sequence.tokens if self._mode is KvMode.FAST else sequence.tokens[: sequence.prompt_tokens]
+            place = self._slots.place(known, sequence.salt)
+            if place is None:
+                break
+            self._waiting.popleft()
+            sequence.begin(place.kept, self._mode)
+            self._running[place.slot] = sequence
+            admitted.append(place)
         return admitted
 
-    def plan(self) -> list[Feed]:
-        """The next step; empty when nothing runs. The caller computes it and reports it with ``fed``."""
-        prefilling = next(((slot, sequence) for slot, sequence in self._running.items() if sequence.prefilling), None)
-        answering = [(slot, sequence) for slot, sequence in self._running.items() if not sequence.prefilling]
-        if prefilling is not None and not (self._prefilled_last and answering):
-            self._prefilled_last = True
-            slot, sequence = prefilling
-            end = min(sequence.fed + self._chunk_tokens, sequence.prompt_tokens)
-            return [_feed(slot, sequence, end)]
-        self._prefilled_last = False
-        return [_feed(slot, sequence, len(sequence.tokens)) for slot, sequence in answering]
+    def plan(self) -> Plan | None:
+        """The next step, which the caller computes and reports with ``fed``; None if nobody can go on before somebody is preempted."""
+        answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in sorted(self._running.items()) if not sequence.reading]
+        budget = self._pace.budget(len(answers))
+        room = self._slots.room(len(answers) + budget) - len(answers)
+        reads = list(self._reads(min(budget, room)))
+        if room < 0 or (self._running and not answers and not reads):
+            return None
+        read = sum(len(feed.tokens) for feed in reads)
+        if self._mode is KvMode.FAST:
+            together = (*answers, *reads)
+            return Plan((together,) if together else (), len(answers), read)
+        batches = [(feed,) for feed in reads]
+        return Plan(((tuple(answers), *batches) if answers else tuple(batches)), len(answers), read)
 
-    def fed(self, feeds: list[Feed]) -> None:
+    def fed(self, plan: Plan, seconds: float) -> None:
         """The step has been computed."""
-        for feed in feeds:
-            feed.sequence.fed += len(feed.tokens)
+        for batch in plan.batches:
+            for feed in batch:
+                feed.sequence.fed += len(feed.tokens)
+                self._slots.extend(feed.slot, feed.tokens)
+        self._pace.took(seconds, answering=plan.answering, read=plan.read)
 
-    def remove(self, slot: int) -> None:
+    def finish(self, slot: int) -> None:
         """The sequence in ``slot`` has ended."""
-        del self._running[slot]
-        self._free.append(slot)
+        sequence = self._running.pop(slot)
+        # In the exact layout only what was read in bulk may serve others: what was computed one by one differs in its last bits.
+        self._slots.release(slot, keep=sequence.fed if self._mode is KvMode.FAST else min(sequence.fed, sequence.bulk))
 
-    def cancel(self, identity: int) -> int | None:
-        """Forget a sequence, wherever it is; the slot that it leaves, if it had one. Unknown ids are already over."""
+    def restart(self, slot: int) -> None:
+        """What was thought to be in the slot is not."""
+        self._slots.empty(slot)
+        self._running[slot].fed = 0
+
+    def cancel(self, identity: int) -> list[Sequence]:
+        """Forget a request's sequences, wherever they are. Unknown ids are already over."""
+        waiting = [sequence for sequence in self._waiting if sequence.id == identity]
+        running = [(slot, sequence) for slot, sequence in self._running.items() if sequence.id == identity]
+        for sequence in waiting:
+            self._waiting.remove(sequence)
+        for slot, _ in running:
+            self.finish(slot)
+        return waiting + [sequence for _, sequence in running]
+
+    def make_room(self, plan: Plan) -> list[int]:
+        """Have the cells free that the plan needs, at the cost of what idle slots hold; says which are to be cleared."""
+        cleared = []
+        while self._slots.free_cells < plan.answering + plan.read and (slot := self._slots.evict()) is not None:
+            cleared.append(slot)
+        return cleared
+
+    def preempt(self) -> int:
+        """Take the youngest sequence's slot away, which is to be cleared. The sequence waits first in line again."""
+        slot, sequence = self._running.popitem()
+        sequence.fed = 0
+        self._slots.release(slot, keep=0)
+        self._waiting.appendleft(sequence)
+        return slot
+
+    def _may_begin(self, sequence: Sequence) -> bool:
+        """Further answers to a prompt wait until the first has read it, and begin behind it then. Nobody begins who would be
+        preempted at once."""
+        if not self._running:
+            return True
+        if sequence.answer > 0 and any(other.id == sequence.id and other.reading for other in self._running.values()):
+            return False
+        wanted = len(sequence.tokens) + len(self._running) + 1
+        return self._slots.room(wanted) >= wanted
+
+    def _reads(self, budget: int) -> Iterator[Feed]:
         for slot, sequence in self._running.items():
-            if sequence.id == identity:
-                self.remove(slot)
-                return slot
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.id != identity)
-        return None
+            if not sequence.reading:
+                continue
+            if budget < LEAST_TOKENS:
+                return
+            feed = _feed(slot, sequence, sequence.next_end(budget))
+            budget -= len(feed.tokens)
+            yield feed
 
 
 def _feed(slot: int, sequence: Sequence, end: int) -> Feed:

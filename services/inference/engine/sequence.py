@@ -1,11 +1,22 @@
-"""One generation inside the engine: its tokens, how far they are fed, and when it ends.  Pure."""
+"""One answer inside the engine: its tokens, how far they are in the model's memory, and when it ends.  Pure."""
 
 from dataclasses import dataclass
 
 from services.inference.engine import output
+from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from shared import errors
+from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A sequence's next token, as the model gave it."""
+
+    token: int
+    #: None where it was not asked for.
+    logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,26 +26,54 @@ class Taken:
     #: Empty for the model's own end token, which is no part of the answer.
     token_ids: tuple[int, ...]
     text: str
-    #: None while the generation goes on.
+    #: None while the answer goes on.
     finish: FinishReason | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     id: int
-    #: The prompt, then what was generated.
+    #: Which of the answers to one prompt.
+    answer: int
+    #: The prompt, then the answer.
     tokens: list[int]
     prompt_tokens: int
-    #: The most tokens to generate.
+    #: The most tokens of an answer, those that another worker delivered included.
     limit: int
     parameters: Parameters
     output: output.Output
+    salt: str = ""
+    #: Tokens before this one may be computed many at a time; those behind it one at a time, as they came.
+    bulk: int = 0
     #: How many of the tokens are in the model's memory.
     fed: int = 0
+    #: How many of the prompt's tokens were there already.
+    cached: int = 0
 
     @property
-    def prefilling(self) -> bool:
-        return self.fed < self.prompt_tokens
+    def reading(self) -> bool:
+        """It reads what was there before, many tokens at a time."""
+        return self.fed < self.bulk
+
+    def next_end(self, most: int) -> int:
+        """Up to where the next step may read, ``most`` tokens at a time.
+
+        Never so that a single one is left over: llama.cpp computes one token alone in another way than several, and the
+        same prompt must give the same, however it was cut.
+        """
+        left = self.bulk - self.fed
+        if left <= most:
+            return self.bulk
+        return self.fed + (most - 1 if left - most == 1 and most > 2 else most)
+
+    def replay(self, token: int, piece: bytes | None) -> None:
+        """A token that another worker delivered: its text is known, but what it holds back is needed.
+
+        Raises BadRequest if the answer was over with it.
+        """
+        if piece is None or self.output.push(piece).stopped or len(self.tokens) - self.prompt_tokens >= self.limit:
+            raise errors.BadRequest("delivered: the answer was over before its last token", hint="nothing is left to generate")
+        self.tokens.append(token)
 
     def take(self, token: int, piece: bytes | None) -> Taken:
         """The model's next token, with its bytes, or with None when it is an end token."""
@@ -48,8 +87,14 @@ class Sequence:
             return Taken((token,), shown.text + self.output.finish(), FinishReason.LENGTH)
         return Taken((token,), shown.text)
 
+    def begin(self, kept: int, mode: KvMode) -> None:
+        """It has a slot that holds its first ``kept`` tokens."""
+        self.fed = kept
+        self.bulk = len(self.tokens) if mode is KvMode.FAST else self.prompt_tokens
+        self.cached = max(self.cached, min(kept, self.prompt_tokens))
 
-def start(identity: int, prompt: list[int], parameters: Parameters, *, context_tokens: int) -> Sequence:
+
+def start(identity: int, answer: int, prompt: list[int], parameters: Parameters, *, context_tokens: int, salt: str = "") -> Sequence:
     """A sequence that fits the context; raises BadRequest when not even one token fits behind the prompt."""
     room = context_tokens - len(prompt)
     if not prompt:
@@ -60,4 +105,5 @@ def start(identity: int, prompt: list[int], parameters: Parameters, *, context_t
             hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
         )
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
-    return Sequence(identity, list(prompt), len(prompt), limit, parameters, output.Output(output.Stops(parameters.stop)))
+    shown = output.Output(output.Stops(parameters.stop))
+    return Sequence(identity, answer, list(prompt), len(prompt), limit, parameters, shown, salt)

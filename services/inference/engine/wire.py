@@ -5,18 +5,28 @@ Each message is four bytes of length and a msgpack body. Both ends are ours, the
 
 import struct
 from collections.abc import Iterator
+from enum import StrEnum
 
 import msgspec
 
+from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
 from shared import errors
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, Tool, ToolCall
+from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
 
 #: A prompt is at most 1 MiB on the mesh; a step's text is far smaller.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
+
+
+class KvType(StrEnum):
+    """How a number of the model's memory is kept: half the bytes of f16 cost a little quality."""
+
+    F16 = "f16"
+    Q8_0 = "q8_0"
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -34,12 +44,25 @@ class Load(_Message, frozen=True):
     threads: int
     #: -1 is llama.cpp's word for all of them.
     gpu_layers: int
+    kv_mode: KvMode = KvMode.FAST
+    kv_type: KvType = KvType.F16
+    #: How much of the model each GPU gets; empty leaves it to llama.cpp.
+    tensor_split: tuple[float, ...] = ()
+    #: The number of the only GPU to use; None: all of them.
+    device: int | None = None
 
 
 class Generate(_Message, frozen=True):
     id: int
     messages: tuple[ChatMessage, ...]
     parameters: Parameters
+    #: Whose prompts may share what is computed of them; empty shares with nobody.
+    salt: str = ""
+    #: Of an answer that another worker began.
+    delivered: tuple[int, ...] = ()
+    #: GBNF that the answer must follow; empty for none. It has been checked.
+    grammar: str = ""
+    tools: tuple[Tool, ...] = ()
 
 
 class Cancel(_Message, frozen=True):
@@ -52,6 +75,11 @@ Command = Load | Generate | Cancel
 
 
 # --- engine to worker: Loaded or LoadFailed first, then the others ----------------------------------------------------
+
+
+class Loading(_Message, frozen=True):
+    #: From 0 to 1.
+    progress: float
 
 
 class Loaded(_Message, frozen=True):
@@ -84,17 +112,29 @@ class Progress(_Message, frozen=True):
     id: int
     token_ids: tuple[int, ...]
     text: str
-    #: None while the generation goes on.
+    #: None while this answer goes on.
     finish: FinishReason | None = None
+    #: Which of several.
+    answer: int = 0
+    #: Of the prompt; told with the first token of each answer.
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Step(_Message, frozen=True):
-    """All sequences' new tokens of one step."""
+    """What one step gave; also sent when no sequence has a token, so that a worker sees that its engine lives."""
 
     progress: tuple[Progress, ...]
+    #: Of the whole step, and of what llama.cpp took of it.
+    seconds: float = 0.0
+    decode_seconds: float = 0.0
+    #: Sequences that got a token, and tokens that were read.
+    answering: int = 0
+    read: int = 0
 
 
-Report = Loaded | LoadFailed | Accepted | Refused | Step
+Report = Loading | Loaded | LoadFailed | Accepted | Refused | Step
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

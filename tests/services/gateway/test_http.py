@@ -10,16 +10,27 @@ from uuid import UUID
 import httpx
 import pytest
 
+from services.gateway import prompts
 from services.gateway.http_app import Access, HttpApp, Route
 from services.gateway.http_call import MAX_BODY_BYTES, HttpCall
 from shared import errors
-from shared.api import auth
-from shared.types import Role, Tier, UserRole
+from shared.api import auth, inference
+from shared.api.generation import Generation, ToolCall, Usage
+from shared.types import FinishReason, Role, Tier, UserId, UserRole
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, TOKEN, USER, FakeWorker, House, node_id
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look it up.",
+        "parameters": {"type": "object", "properties": {"what": {"type": "string"}}},
+    },
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"what": "x"}'}}
 
 
 @pytest.fixture
@@ -86,6 +97,91 @@ async def test_chat_stream(http: httpx.AsyncClient, house: House, include_usage:
     assert house.store.only_row.status == "success"
 
 
+async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClient, house: House) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    asked = {
+        "n": 2, "logprobs": True, "top_logprobs": 3, "min_p": 0.1, "repeat_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5,
+        "logit_bias": {"17": -100}, "ignore_eos": True, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+    }  # fmt: skip
+    assert (await http.post("/v1/chat/completions", json={**CHAT, **asked})).status_code == 200
+    (prompt,) = house.worker.asked
+    config = prompt.model_config
+    assert (config.n, config.top_logprobs, config.min_p, config.repeat_penalty) == (2, 3, 0.1, 1.1)
+    assert (config.frequency_penalty, config.presence_penalty, config.logit_bias, config.ignore_eos) == (0.5, -0.5, {17: -100.0}, True)
+    assert config.format is not None
+    assert (config.format.kind, json.loads(config.format.text)) == ("json_schema", schema)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "must"),
+    [
+        (None, ["look_up", "count"], "auto"),
+        ("none", [], "none"),
+        ("required", ["look_up", "count"], "required"),
+        ({"type": "function", "function": {"name": "count"}}, ["count"], "required"),
+    ],
+)
+async def test_the_tools_that_may_be_called_reach_the_worker(
+    http: httpx.AsyncClient, house: House, choice: object, names: list[str], must: str
+) -> None:
+    tools = [TOOL, {"type": "function", "function": {"name": "count"}}]
+    await http.post("/v1/chat/completions", json={**CHAT, "tools": tools, "tool_choice": choice})
+    config = house.worker.asked[0].model_config
+    assert [tool.name for tool in config.tools] == names
+    assert config.tool_choice == must
+    if "look_up" in names:
+        assert json.loads(config.tools[0].parameters) == TOOL["function"]["parameters"]
+
+
+async def test_two_people_never_share_a_salt_and_one_always_does(http: httpx.AsyncClient, house: House) -> None:
+    await http.post("/v1/chat/completions", json=CHAT)
+    await http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": "other"}]})
+    mine, again = (prompt.salt for prompt in house.worker.asked)
+    assert mine == again
+    assert mine
+    assert mine != prompts.salt(UserId(UUID(int=7)), "s" * 16)
+    assert str(USER) not in mine
+
+
+class Caller(FakeWorker):
+    """Answers twice: with a call of a tool, and with a word; both with log probabilities."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        drawn = inference.TokenChance(5, "é".encode()[:1], -0.5)
+        yield inference.Chunk("", (5,), 0, (inference.TokenLogprob(drawn, (drawn,)),))
+        yield inference.Chunk("", (6,), 0, (), (ToolCall("c1", "look_up", '{"what": "x"}'),))
+        yield inference.Chunk("Hi", (7,), 1, (inference.TokenLogprob(inference.TokenChance(7, b"Hi", -1.5)),))
+        yield Generation(FinishReason.STOP, Usage(7, 3), (FinishReason.STOP, FinishReason.LENGTH))
+
+
+async def test_calls_log_probabilities_and_several_answers(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(1, Caller(), "smollm2")
+    body = (await http.post("/v1/chat/completions", json={**CHAT, "n": 2, "logprobs": True, "top_logprobs": 1, "tools": [TOOL]})).json()
+    first, second = body["choices"]
+    assert (first["finish_reason"], second["finish_reason"]) == ("tool_calls", "length")
+    assert first["message"]["content"] is None
+    assert first["message"]["tool_calls"] == [CALL]
+    assert first["logprobs"]["content"] == [
+        {"token": "�", "logprob": -0.5, "bytes": [195], "top_logprobs": [{"token": "�", "logprob": -0.5, "bytes": [195]}]}
+    ]
+    assert second["message"] == {"role": "assistant", "content": "Hi", "refusal": None}
+    assert second["logprobs"]["content"][0]["logprob"] == -1.5
+    assert body["usage"]["completion_tokens"] == 3
+
+
+async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(1, Caller(), "smollm2")
+    answer = await http.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True, "logprobs": True, "tools": [TOOL]})
+    *chunks, done = events(answer)
+    assert done == "[DONE]"
+    by_answer = {index: [one["choices"][0] for one in chunks if one["choices"][0]["index"] == index] for index in (0, 1)}
+    assert all(choices[0]["delta"]["role"] == "assistant" for choices in by_answer.values())
+    assert [call for choice in by_answer[0] for call in choice["delta"].get("tool_calls", [])] == [{**CALL, "index": 0}]
+    assert "".join(choice["delta"].get("content", "") for choice in by_answer[1]) == "Hi"
+    assert [choices[-1]["finish_reason"] for choices in by_answer.values()] == ["tool_calls", "length"]
+    assert sum(len(choice["logprobs"]["content"]) for choices in by_answer.values() for choice in choices if choice["logprobs"]) == 2
+
+
 async def test_models_list_the_default_first(http: httpx.AsyncClient, house: House) -> None:
     house.add_worker(2, FakeWorker(), "alpha")
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["alpha", "smollm2"]
@@ -113,7 +209,11 @@ async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, house: House
         {"stop": "x"}, {"stop": ["x", "y"]}, {"max_completion_tokens": 5}, {"max_tokens": 5, "max_completion_tokens": 5},
         {"messages": [{"role": "developer", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None}]},
-        {"temperature": 1, "top_p": 1, "top_k": 5},
+        {"temperature": 1, "top_p": 1, "top_k": 5}, {"min_p": 0.1, "repeat_penalty": 1.1, "ignore_eos": True},
+        {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"1": 5}}, {"logprobs": True, "top_logprobs": 3},
+        {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "required"}, {"grammar": "root ::= [a]"},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "x", "tool_call_id": "c1"}]},
     ],
 )  # fmt: skip
 async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict[str, object]) -> None:
@@ -124,15 +224,21 @@ async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"n": 2}, "n"), ({"n": True}, "n"), ({"tools": [{"type": "function"}]}, "tools"), ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"), ({"store": True}, "store"), ({"tool_choice": "required"}, "tool_choice"),
+        ({"n": 5}, "n"), ({"n": True}, "n"), ({"tools": [{"type": "function"}]}, "tools[0].function"), ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object"}, "grammar": "root ::= [a]"}, "grammar"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"), ({"logit_bias": {"a": 5}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"store": True}, "store"), ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
         ({"surprise": 1}, "surprise"), ({"temperature": "1"}, "temperature"), ({"temperature": True}, "temperature"),
         ({"temperature": 2.5}, "temperature"), ({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": 10**30}, "max_tokens"), ({"seed": -1}, "seed"), ({"stop": [""]}, "stop"),
         ({"stop": ["a"] * 5}, "stop"), ({"stop": 5}, "stop"), ({"stream": 1}, "stream"), ({"messages": []}, "messages"),
-        ({"messages": "hi"}, "messages"), ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": "hi"}, "messages"), ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "bad": 1}]}, "messages[0].bad"),

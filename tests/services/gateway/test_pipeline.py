@@ -24,7 +24,7 @@ async def ask(house: House, who: Principal = OWNER, seconds: float = 10, **field
     context.start()  # as a door does
     request = InferenceRequest(**{"prompt": "hi", **fields})
     async with house.pipeline.run(who, request, seconds=seconds) as running:
-        text = "".join([text async for text in running])
+        text = "".join([chunk.text async for chunk in running])
     return text, running.result
 
 

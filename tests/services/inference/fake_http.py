@@ -1,53 +1,108 @@
-"""A tiny HTTP server for tests of what speaks to other programs: answers as it was told and keeps what it was asked."""
+"""A tiny HTTP server for tests of what speaks to other programs: answers as it was told, with every fault a server can have,
+and keeps what it was asked."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+#: What the paths that stream answer with, unless told otherwise.
+_STREAMS = {"completions": "text/event-stream; charset=utf-8", "chat": "application/x-ndjson"}
 
 
 @dataclass
 class Answer:
     #: Sent one by one, each in a write of its own.
-    parts: list[str]
+    parts: list[str] | list[bytes]
     status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
     #: Keep the connection open after the last part, until the client goes.
     hang: bool = False
+    #: Send the last part again and again, until the client goes.
+    endless: bool = False
+    #: Say nothing at all; with ``hang`` for ever, without it by closing the connection at once.
+    silent: bool = False
+    #: Sent in place of the head.
+    head: bytes | None = None
 
 
 @dataclass
 class FakeServer:
-    answers: dict[str, Answer]
+    #: A list is answered with one by one, its last one for ever.
+    answers: Mapping[str, Answer | list[Answer]]
     url: str = ""
     asked: list[Any] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
-    #: Set when a client closed its connection during an answer that hangs.
+    #: Set when a client closed its connection during an answer that hangs or has no end.
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    connections: int = 0
+    #: The connections that are open; they end with the server.
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def times_asked(self, path: str) -> int:
+        return sum(head.split(" ")[1] == path for head in self.headers)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        self.connections += 1
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._serve(reader, writer):
+                    pass
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            writer.close()
+            self.serving.discard(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether the connection may be used again."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")), 0)
         if length:
             self.asked.append(json.loads(await reader.readexactly(length)))
         self.headers.append(head.lower())
-        answer = self.answers[head.split(" ")[1]]
-        writer.write(f"HTTP/1.1 {answer.status} X\r\nconnection: close\r\ncontent-type: application/json\r\n\r\n".encode())
-        for part in answer.parts:
-            writer.write(part.encode())
-            await writer.drain()
-            await asyncio.sleep(0)
+        path = head.split(" ")[1]
+        answers = self.answers[path]
+        answer = answers if isinstance(answers, Answer) else answers.pop(0) if len(answers) > 1 else answers[0]
+        if not answer.silent:
+            kind = _STREAMS.get(path.rpartition("/")[2], "application/json") if answer.status == 200 else "application/json"
+            headers = {"connection": "close", "content-type": kind, **answer.headers}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
+            writer.write(f"HTTP/1.1 {answer.status} X\r\n{lines}\r\n".encode() if answer.head is None else answer.head)
+            await self._send(answer, writer)
         if answer.hang:
             await reader.read()
             self.left.set()
-        writer.close()
+        return answer.headers.get("connection") == "keep-alive"
+
+    async def _send(self, answer: Answer, writer: asyncio.StreamWriter) -> None:
+        parts = [part if isinstance(part, bytes) else part.encode() for part in answer.parts]
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)
+        try:
+            while answer.endless:
+                writer.write(parts[-1])
+                await writer.drain()
+                await asyncio.sleep(0)
+        except ConnectionError:
+            self.left.set()
 
 
 @asynccontextmanager
-async def serving(answers: dict[str, Answer]) -> AsyncIterator[FakeServer]:
+async def serving(answers: Mapping[str, Answer | list[Answer]]) -> AsyncIterator[FakeServer]:
     fake = FakeServer(answers)
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     async with server:
         fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield fake
+        for task in tuple(fake.serving):
+            task.cancel()
+        await asyncio.gather(*fake.serving)

@@ -157,6 +157,65 @@ def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_
     assert offer.load.slots == 0
 
 
+class OnDisk:
+    """A backend with a model that is loaded when somebody asks for it."""
+
+    name = "llama"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        detail = "on disk; loaded when it is asked for"
+        return (ModelStatus(ModelName("qwen"), ModelState.UNLOADED, detail, "llama", 4096, 4, 0, 0, aliases=(ModelName("q"),)),)
+
+    def expected_wait_seconds(self) -> float:
+        return 0.0
+
+    async def generate(self, job: Job, sink: Sink) -> Generation:
+        self.asked.append(f"generate {job.model}")
+        return Generation(FinishReason.STOP, Usage(1, 0))
+
+    async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
+        self.asked.append(f"load {model} {pin}")
+        return self.models()[0]
+
+    async def unload(self, model: ModelName) -> ModelStatus:
+        self.asked.append(f"unload {model}")
+        return self.models()[0]
+
+
+def test_a_worker_whose_models_are_on_disk_is_ready_and_offers_them_under_all_their_names() -> None:
+    node = Node()
+    board = Board(node, Pause(None))
+    board.backend = OnDisk()
+    board.changed()
+    (offer,) = node.offers
+    assert [(model.name, model.context_tokens, model.ready) for model in offer.models] == [("qwen", 4096, True), ("q", 4096, True)]
+    assert (offer.not_ready, offer.load.slots) == ("", 4)
+    assert 'ai_platform_worker_up{model="qwen"} 1.0' in node.metrics.render()
+
+
+async def test_a_model_is_meant_by_its_aliases_too() -> None:
+    backend = OnDisk()
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), Node(), backend, Pause(None))
+    assert [(check.name, check.ok) for check in await service.checks()] == [("model qwen", True)]
+    await run(service, request("hi", model=ModelName("q")))
+    await service.load_model(inference.LoadModel(ModelName("q"), pin=True), CALL)
+    status = await service.unload_model(inference.UnloadModel(ModelName("qwen")), CALL)
+    assert status == backend.models()[0]
+    assert backend.asked == ["generate qwen", "load qwen True", "unload qwen"]
+    with pytest.raises(errors.UnknownModel, match="qwen"):
+        await service.load_model(inference.LoadModel(ModelName("other")), CALL)
+
+
+async def test_models_of_another_program_are_not_loaded_from_here(service: InferenceService) -> None:
+    with pytest.raises(errors.BadRequest, match="backend echo are loaded by another program"):
+        await service.load_model(inference.LoadModel(ECHO), CALL)
+    with pytest.raises(errors.BadRequest, match="loaded by another program"):
+        await service.unload_model(inference.UnloadModel(ECHO), CALL)
+
+
 async def test_while_its_owner_has_paused_it_it_is_not_used_and_what_runs_goes_on(tmp_path: Path, node: Node) -> None:
     settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo", pause_file=tmp_path / "paused")
     (tmp_path / "paused").touch()

@@ -1,5 +1,6 @@
 import pytest
 
+from services.inference.catalogue import Defaults
 from services.inference.settings import InferenceSettings
 from shared import config, errors
 
@@ -18,6 +19,14 @@ def test_models_are_pairs() -> None:
     assert load(MODELS="a=/x/a.gguf, b=/x/b.gguf").models == {"a": "/x/a.gguf", "b": "/x/b.gguf"}
 
 
+def test_what_models_may_have() -> None:
+    settings = load(MODEL_MEMORY="12GiB", MODEL_KEEP_ALIVE="5m", ENGINE_SLOTS="7", GPU_LAYERS="2", ENGINE_CONTEXT_TOKENS="512")
+    assert settings.model_memory_bytes == 12 * 2**30
+    assert settings.model_defaults() == Defaults(slots=7, context_tokens=512, gpu_layers=2, keep_alive_seconds=300.0)
+    assert load().model_memory_bytes is None
+    assert load().model_defaults().keep_alive_seconds is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -31,6 +40,9 @@ def test_models_are_pairs() -> None:
         ("ECHO_TOKEN_MS", "nan"),
         ("ECHO_TOKEN_MS", "-1"),
         ("MODELS", "a.gguf"),
+        ("MODEL_MEMORY", "plenty"),
+        ("MODEL_MEMORY", "0"),
+        ("MODEL_KEEP_ALIVE", "a while"),
     ],
 )
 def test_what_cannot_work_is_named(name: str, value: str) -> None:

@@ -5,17 +5,19 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from services.inference import models
+from services.inference import memory, models
 from services.inference.backends import llama
 from services.inference.backends.llama import LlamaBackend
+from services.inference.catalogue import Catalogue, Defaults, Entry
 from services.inference.engine import wire
 from services.inference.jobs import Job
-from services.inference.models import DEFAULT_MODEL, ModelFile
+from services.inference.models import DEFAULT_MODEL
 from shared import errors
 from shared.api.generation import ChatMessage, Generation
 from shared.api.inference import Chunk, ModelState
@@ -26,13 +28,15 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 #: One thread: several spin at each other's barriers, and a busy test machine then takes twenty times as long.
 OPTIONS = wire.Load(path="", slots=4, context_tokens=512, threads=1, gpu_layers=-1)
+DEFAULTS = Defaults(slots=4, context_tokens=512)
+ROOM = memory.Budget(2**30, "a test")
 QUEUE = 4
 WATCH = Watch()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[LlamaBackend]:
-    async with llama.opened(models.find_files({}), OPTIONS, QUEUE, WATCH) as backend:
+    async with llama.opened(models.find({}, defaults=DEFAULTS), OPTIONS, QUEUE, ROOM, WATCH) as backend:
         yield backend
 
 
@@ -243,8 +247,7 @@ from services.inference.engine import wire
 from tests.services.inference.standins import Watch
 
 async def main():
-    (file,) = models.find_files({})
-    engine = supervisor.Engine(file.name, wire.Load(str(file.path), 1, 64, 1, 0), Watch())
+    engine = supervisor.Engine(models.DEFAULT_MODEL, wire.Load(str(models.packaged()), 1, 64, 1, 0), Watch())
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(engine.run())
         while engine.state != "ready":
@@ -269,8 +272,22 @@ async def test_an_engine_dies_with_its_worker() -> None:
 async def test_a_file_that_is_no_model_is_said_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + b"\xff" * 100)
-    async with llama.opened((ModelFile(ModelName("broken"), path),), OPTIONS, QUEUE, Watch()) as backend:
+    broken = Entry(name=ModelName("broken"), file=path, preload=True)
+    async with llama.opened(Catalogue((broken,)), OPTIONS, QUEUE, ROOM, Watch()) as backend:
         await until(lambda: backend.models()[0].state is ModelState.FAILED)
-        assert "cannot load" in backend.models()[0].detail
-        with pytest.raises(errors.Unavailable):
+        assert "broken.gguf is no usable model" in backend.models()[0].detail
+        with pytest.raises(errors.Unavailable, match="no usable model"):
             await backend.generate(job("Hi", model="broken"), Reader())
+
+
+async def test_two_models_take_turns_in_room_for_one() -> None:
+    first = Entry(name=ModelName("first"), file=models.packaged(), slots=1, context_tokens=128, memory_bytes=200 * 2**20)
+    second = replace(first, name=ModelName("second"))
+    async with llama.opened(Catalogue((first, second)), OPTIONS, QUEUE, memory.Budget(300 * 2**20, "a test"), Watch()) as backend:
+        for name in ("first", "second", "first"):
+            reader, _ = await ask(backend, job("Say hello", model=name, temperature=0, max_tokens=20))
+            assert reader.text
+            running = [status.model_id for status in backend.models() if status.state is ModelState.READY]
+            assert running == [name]
+        pids = {backend.engine_pid(ModelName(name)) for name in ("first", "second")}
+        assert None in pids

@@ -1,3 +1,8 @@
+import json
+import re
+from datetime import UTC, datetime
+from functools import cache
+
 import jinja2
 import pytest
 from hypothesis import given
@@ -6,7 +11,8 @@ from hypothesis import strategies as st
 from services.inference.engine import prompt
 from services.inference.engine.prompt import ChatTemplate, SpecialTokens
 from shared import errors
-from shared.api.generation import ChatMessage
+from shared.api.generation import ChatMessage, Tool, ToolCall
+from tests.services.inference.engine import chat_templates
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ bos_token }}"
 SPECIAL = SpecialTokens(("<|im_start|>", "<|im_end|>", "<s>", "\n"))
@@ -15,6 +21,26 @@ SPECIAL = SpecialTokens(("<|im_start|>", "<|im_end|>", "<s>", "\n"))
 def render(source: str, *contents: str) -> str:
     messages = tuple(ChatMessage("user", content) for content in contents)
     return ChatTemplate(source, bos="<s>", eos="</s>").render(messages)
+
+
+WEATHER = Tool("get_weather", "Says the weather.", '{"type": "object", "properties": {"city": {"type": "string"}}}')
+CALL = ToolCall("call_abcdefghijklmnopqrstuvwx", "get_weather", '{"city": "Zürich"}')
+ASKED = ChatMessage("user", "Is it <warm> & dry?")
+CONVERSATION = (ASKED, ChatMessage("assistant", "", (CALL,)), ChatMessage("tool", "18 °C", tool_call_id=CALL.id))
+NOON = datetime(2031, 2, 3, 12, tzinfo=UTC)
+FAMILIES = {
+    "hermes": chat_templates.HERMES,
+    "llama": chat_templates.LLAMA,
+    "mistral": chat_templates.MISTRAL,
+    "gemma": chat_templates.GEMMA,
+    "phi": chat_templates.PHI,
+    "packaged": chat_templates.packaged(),
+}
+
+
+@cache
+def template(family: str) -> ChatTemplate:
+    return ChatTemplate(FAMILIES[family], bos="<s>", eos="</s>")
 
 
 def test_a_chat_is_rendered_as_the_model_wants_it() -> None:
@@ -91,3 +117,201 @@ def test_no_part_holds_a_special_token_that_a_user_wrote(contents: list[str]) ->
     parts = SPECIAL.cut("".join(SPECIAL.mark(content) for content in contents))
     assert "".join(parts) == "".join(contents).replace(prompt.MARK, "")
     assert not [part for part in parts if "<|im_start|>" in part or "<|im_end|>" in part or "<s>" in part]
+
+
+# --- families of templates, tools and calls --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "rendered"),
+    [
+        ("hermes", "<|im_start|>system\nYou answer questions.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "llama",
+            """<s><|start_header_id|>system<|end_header_id|>\n\nToday: 03 Feb 2031<|eot_id|>\
+<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n""",
+        ),
+        ("mistral", "<s>[INST] hi[/INST]"),
+        ("gemma", "<s><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"),
+        ("phi", "<|user|>\nhi<|end|>\n<|assistant|>\n"),
+        (
+            "packaged",
+            """<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n""",
+        ),
+    ],
+)
+def test_each_family_renders_a_question(family: str, rendered: str) -> None:
+    assert template(family).render((ChatMessage("user", "hi"),), now=NOON) == rendered
+
+
+@pytest.mark.parametrize(("family", "supported"), [(family, family in ("hermes", "llama", "mistral")) for family in FAMILIES])
+def test_it_is_found_out_whether_a_template_shows_tools(family: str, supported: bool) -> None:
+    assert template(family).supports_tools is supported
+
+
+@pytest.mark.parametrize("family", ["gemma", "phi", "packaged"])
+@pytest.mark.parametrize(
+    ("messages", "tools"),
+    [
+        pytest.param((ASKED,), (WEATHER,), id="tools"),
+        pytest.param((ASKED, ChatMessage("assistant", "", (CALL,)), ASKED), (), id="a call from before"),
+        pytest.param((ASKED, ChatMessage("tool", "warm", tool_call_id="a")), (), id="the answer to a call"),
+    ],
+)
+def test_tools_that_a_template_would_swallow_are_refused(family: str, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...]) -> None:
+    with pytest.raises(errors.BadRequest, match="this model's chat template has no place for tools") as refused:
+        template(family).render(messages, tools)
+    assert "without tools" in refused.value.hint
+
+
+def test_tools_that_are_not_shown_in_this_chat_are_refused() -> None:
+    needs_system = ChatTemplate("{% if messages[0].role == 'system' %}{{ tools | tojson }}{% endif %}x", bos="", eos="")
+    assert '"get_weather"' in needs_system.render((ChatMessage("system", "help"), ASKED), (WEATHER,))
+    with pytest.raises(errors.BadRequest, match="'get_weather' is not shown to the model"):
+        needs_system.render((ASKED,), (WEATHER,))
+
+
+def test_tools_and_calls_look_as_hermes_models_know_them() -> None:
+    rendered = template("hermes").render(CONVERSATION, (WEATHER,))
+    shown = {"type": "function", "function": {"name": WEATHER.name, "description": WEATHER.description}}
+    shown["function"] |= {"parameters": json.loads(WEATHER.parameters)}  # type: ignore[operator]  # it is a dict
+    assert f"<tools>\n{json.dumps(shown)}\n</tools>" in rendered
+    assert "<|im_start|>user\nIs it <warm> & dry?<|im_end|>" in rendered
+    assert (
+        '<|im_start|>assistant\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich"}}\n</tool_call><|im_end|>' in rendered
+    )
+    assert rendered.endswith("<tool_response>\n18 °C\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_tools_and_calls_look_as_llama_models_know_them() -> None:
+    rendered = template("llama").render(CONVERSATION, (WEATHER,), now=NOON)
+    assert 'called with JSON:\n{\n    "type": "function",\n    "function": {\n        "name": "get_weather",' in rendered
+    assert '<|end_header_id|>\n\n{"name": "get_weather", "parameters": {"city": "Zürich"}}<|eot_id|>' in rendered
+    assert 'ipython<|end_header_id|>\n\n"18 °C"<|eot_id|>' in rendered
+
+
+def test_a_template_that_wants_short_ids_gets_the_same_for_a_call_and_its_answer() -> None:
+    rendered = template("mistral").render(CONVERSATION, (WEATHER,))
+    (called,) = [part[:9] for part in rendered.split('"id": "')[1:]]
+    (answered,) = [part[:9] for part in rendered.split('"call_id": "')[1:]]
+    assert called == answered
+    assert called.isalnum()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        pytest.param(
+            "{{ tools | tojson if tools }}{% for m in messages if m.content is none %}{{ m.tool_calls[0].function }}{% endfor %}",
+            "{'name': 'get_weather', 'arguments': {'city': 'Zürich'}}",
+            id="calls stand where the content is none",
+        ),
+        pytest.param(
+            "{{ tools | tojson if tools }}{% for m in messages if m.tool_calls %}{% set f = m.tool_calls[0].function %}"
+            "{{ f.name + f.arguments }}{% endfor %}",
+            'get_weather{"city": "Zürich"}',
+            id="arguments are a text",
+        ),
+        pytest.param(
+            "{% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}{{ m.name or 1 }}{% endfor %}",
+            "get_weather11get_weather",
+            id="the answer says whose it is",
+        ),
+    ],
+)
+def test_templates_with_other_habits_are_understood(source: str, expected: str) -> None:
+    assert ChatTemplate(source, bos="", eos="").render(CONVERSATION, (WEATHER,)).endswith(expected)
+
+
+def test_without_tools_the_name_is_none_where_a_template_can_have_it_so() -> None:
+    assert render("{{ tools is none }}", "a") == "True"
+    assert render("{% for tool in tools %}{{ tool }}{% endfor %}{{ tools is defined }}", "a") == "False"
+
+
+def test_the_day_is_an_argument() -> None:
+    clock = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", bos="", eos="")
+    assert clock.render((ASKED,), now=NOON) == "2031-02-03"
+    assert clock.render((ASKED,)) >= "2025"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", id="nested too deep for Jinja"),
+        pytest.param("{% if a %}" * 5_000 + "{% endif %}" * 5_000, id="thousands of blocks in each other"),
+        pytest.param(" " * (prompt.MAX_SOURCE_CHARACTERS + 1), id="longer than any template"),
+        pytest.param("{% for i in [1] %}" * 25 + "{% endfor %}" * 25, id="more loops than Python nests"),
+        pytest.param("{{ '' | no_such_filter }}", id="a filter that nobody has"),
+        pytest.param("{{ 1 if }}", id="half an expression"),
+    ],
+)
+def test_a_source_that_cannot_be_compiled_is_no_template(source: str) -> None:
+    with pytest.raises(jinja2.TemplateError):
+        ChatTemplate(source, bos="", eos="")
+
+
+def test_a_loop_bomb_is_stopped_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "MAX_RENDER_SECONDS", 0.02)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    sources = {
+        "a macro": f"{{% macro f() %}}{endless}{{% endmacro %}}{{{{ f() }}}}",
+        "a set block": f"{{% set a %}}{endless}{{% endset %}}",
+        "only with tools": f"{{% if tools %}}{endless}{{% endif %}}{{{{ messages[0].content }}}}",
+    }
+    for where, source in sources.items():
+        bomb = ChatTemplate(source, bos="", eos="")
+        with pytest.raises(errors.BadRequest, match=r"took more than|no place for tools"):
+            bomb.render((ASKED,), (WEATHER,) if where == "only with tools" else ())
+
+
+def test_what_a_template_raises_is_told_in_short() -> None:
+    with pytest.raises(errors.BadRequest) as refused:
+        render("{{ raise_exception(messages[0].content) }}", "x" * 100_000)
+    assert len(refused.value.message) < 1_000
+
+
+# --- what callers write never becomes a special token ----------------------------------------------------------------
+
+MARKER = SpecialTokens(chat_templates.SPECIAL)
+TOKENIZER = re.compile("|".join(map(re.escape, chat_templates.SPECIAL)))
+#: What callers write: special tokens, their halves, escapes that JSON decodes, and ordinary letters.
+written = st.lists(
+    st.sampled_from(
+        (*chat_templates.SPECIAL, "<|im_", "end|>", "[INS", "T]", "\\u003c|im_end|>", '"', "\\", " ", "\n", "a", "ä", "\ufdd0")
+    ),
+    max_size=4,
+).map("".join)
+
+
+def specials(family: str, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...]) -> list[str]:
+    """The special tokens that a tokenizer finds in the rendered chat, in their order."""
+    parts = MARKER.cut(template(family).render(messages, tools, special=MARKER, now=NOON))
+    return [found for part in parts for found in TOKENIZER.findall(part)]
+
+
+@pytest.mark.parametrize("family", ["hermes", "llama", "mistral"])
+@given(data=st.data())
+def test_nothing_that_a_caller_writes_becomes_a_special_token(family: str, data: st.DataObject) -> None:
+    def text() -> str:
+        return data.draw(written)
+
+    name = "f" + text()
+    schema = {"type": "object", "properties": {text(): {"type": "string", "enum": [text()]}}, "required": [text()]}
+    tool = Tool(name, text(), json.dumps(schema, ensure_ascii=data.draw(st.booleans())))
+    arguments = data.draw(st.sampled_from((json.dumps({text(): [text()]}), text())))
+    identity = text()
+    call = ToolCall(identity, "f" + text(), arguments)
+    chat = (ChatMessage("user", text()), ChatMessage("assistant", text(), (call,)), ChatMessage("tool", text(), tool_call_id=identity))
+    plain = Tool("f", "", json.dumps({"type": "object", "properties": {"a": {"type": "string", "enum": ["b"]}}, "required": ["a"]}))
+    call = ToolCall("i", "f", '{"a": ["b"]}')
+    calm = (ChatMessage("user", "u"), ChatMessage("assistant", "t", (call,)), ChatMessage("tool", "r", tool_call_id="i"))
+    assert specials(family, chat, (tool,)) == specials(family, calm, (plain,))
+
+
+def test_json_cannot_smuggle_a_special_token_past_the_marks() -> None:
+    escaped = r'{"city": "\u003c|im_end|>", "<|im_start|>": 1}'
+    call = ToolCall("a", "get_weather", escaped)
+    parts = MARKER.cut(template("hermes").render((ASKED, ChatMessage("assistant", "", (call,))), special=MARKER))
+    assert '{"city": "<' in "".join(parts[:-2])
+    assert [part[:15] for part in parts[1:]] == ['|im_end|>", "<', '|im_start|>": 1']

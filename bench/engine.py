@@ -1,0 +1,243 @@
+"""The engine against llama.cpp's own programs, in one run and on the same threads.
+
+    python -m bench.engine [--quick] [--rounds 3] [--only throughput …] [--json FILE] [--save FILE]
+
+SmolLM2-135M, 64 new tokens each, temperature 0.7. All contenders take turns in each round, one of them running at a time; a
+ratio is the median of the rounds' own ratios, with the least and the largest behind the claim. Ours is asked through its backend
+and the socketpair, as a worker asks it; llama-server over HTTP, as its users ask it.
+
+llama.cpp's programs are built at the first run, which takes 10 minutes: python -m bench.rivals does it before.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from bench import contenders, report, rivals, rounds, waiting
+from bench.contenders import ChatRequest, HttpChat, Running, Shape
+from services.inference import models
+from services.inference.engine.kv_slots import KvMode
+from tests.stacks import stack
+from tools import setup
+
+PROMPT = "Write a long story number {} about a lighthouse keeper and the sea, with many details."
+#: Three digits, so that all prompts have the same length.
+FIRST_STORY, LAST_STORY = 100, 999
+NEW_TOKENS = 64
+LEVELS = (1, 8, 16, 32)
+SLOTS, SLOT_TOKENS = 32, 1024
+#: One stream is done in half a second, so it is asked for several times in a round.
+SINGLES = 4
+#: The stories' prompts, in llama-batched-bench's words.
+BATCHED_PROMPT_TOKENS = 40
+PYTHON_SERVER_LEVEL = 16
+#: What a whole run may take.
+FULL_SECONDS, QUICK_SECONDS = 15 * 60, 3 * 60
+
+#: SmolLM2-135M: 30 layers, 3 KV heads of 64, a key and a value, 2 bytes each.
+KV_BYTES_A_TOKEN = 30 * 3 * 64 * 2 * 2
+#: What a worker and its engine may hold besides the model's file and the KV cache.
+ALLOWED_MB = 150.0
+#: 32 slots, because the overhead of a step is asked for at 32 streams.
+WORKER_SLOTS, WORKER_SLOT_TOKENS = 32, 512
+#: What the engine counts of its own time: ``part`` is decode (in llama_decode) or rest.
+ENGINE_SECONDS = "ai_platform_engine_seconds_total"
+
+
+@dataclass(slots=True)
+class Stories:
+    """Prompts that nobody has been asked yet."""
+
+    told: int = 0
+
+    def next(self, count: int) -> list[str]:
+        numbers = range(self.told, self.told + count)
+        self.told += count
+        return [PROMPT.format(FIRST_STORY + number % (LAST_STORY - FIRST_STORY + 1)) for number in numbers]
+
+
+@dataclass(slots=True)
+class Rates:
+    """Tokens per second, a figure for each round, by contender and number of streams."""
+
+    found: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, level: int, rate: float) -> None:
+        self.found.setdefault((name, level), []).append(rate)
+
+
+async def measure_rate(running: Running, prompts: Sequence[str], level: int) -> float:
+    """Tokens per second of so many at a time, prompts included."""
+    tokens = 0
+    start = time.perf_counter()
+    for first in range(0, len(prompts), level):
+        async with asyncio.TaskGroup() as tasks:
+            asked = [
+                tasks.create_task(running.generate(prompt, NEW_TOKENS, contenders.nothing)) for prompt in prompts[first : first + level]
+            ]
+        tokens += sum(task.result().completion_tokens for task in asked)
+    return tokens / (time.perf_counter() - start)
+
+
+async def measure_throughput(count: int, threads: int) -> list[report.Row]:
+    rates, stories = Rates(), Stories()
+    for number in range(count):
+        for level in LEVELS:
+            # The same for all contenders of a round.
+            prompts = stories.next(SINGLES if level == 1 else level)
+            for contender in rounds.in_turn(contenders.everyone(), number):
+                async with contender.opened(Shape(SLOTS, SLOT_TOKENS, threads)) as running:
+                    rates.add(contender.name, level, await measure_rate(running, prompts, level))
+        for level, rate in (await decode_rates(threads)).items():
+            rates.add("llama-batched-bench", level, rate)
+        server = contenders.PythonServer()
+        async with server.opened(Shape(1, SLOT_TOKENS, threads)) as running:
+            prompts = stories.next(PYTHON_SERVER_LEVEL)
+            rates.add(server.name, PYTHON_SERVER_LEVEL, await measure_rate(running, prompts, PYTHON_SERVER_LEVEL))
+    return [row for mode in contenders.MODES for row in _throughput_rows(mode, rates)]
+
+
+def _throughput_rows(mode: KvMode, rates: Rates) -> list[report.Row]:
+    name = contenders.Ours(mode).name
+    # The mode that is not the default may be a tenth slower.
+    share = 1.0 if mode == contenders.MODES[0] else 0.9
+
+    def row(level: int, rival: str, at_least: float | None) -> report.Row:
+        streams = "1 stream" if level == 1 else f"{level} streams"
+        ours, theirs = rates.found[name, level], rates.found[rival, level]
+        return rounds.paired(f"{name}: {streams}", "tokens/s", ours, rival, theirs, at_least=at_least)
+
+    server = [row(level, contenders.LlamaServer.name, share * (0.95 if level == 1 else 1.0)) for level in LEVELS]
+    decode = [row(level, "llama-batched-bench", None if level == 1 else share * 0.9) for level in LEVELS]
+    return [*server, *decode, row(PYTHON_SERVER_LEVEL, contenders.PythonServer.name, 5.0)]
+
+
+class _Decoded(msgspec.Struct, frozen=True):
+    """A line of llama-batched-bench."""
+
+    #: Parallel sequences.
+    pl: int
+    #: Tokens per second of text generation.
+    speed_tg: float
+
+
+async def decode_rates(threads: int) -> dict[int, float]:
+    """Tokens per second of llama_decode alone, without sampling and without a caller; by batch size."""
+    words = [str(rivals.ensure().batched_bench), "-m", str(models.packaged()), "-c", str(SLOTS * SLOT_TOKENS)]
+    words += ["-npp", str(BATCHED_PROMPT_TOKENS), "-ntg", str(NEW_TOKENS), "-npl", ",".join(map(str, LEVELS))]
+    words += ["-t", str(threads), "-tb", str(threads), "--output-format", "jsonl"]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    try:
+        out, err = await process.communicate()
+    finally:
+        await contenders.stop(process)
+    found = [msgspec.json.decode(line, type=_Decoded) for line in out.splitlines() if line.startswith(b"{")]
+    assert [each.pl for each in found] == list(LEVELS), err[-2000:].decode(errors="replace")
+    return {each.pl: each.speed_tg for each in found}
+
+
+# --- a whole worker ------------------------------------------------------------------------------------------------------
+
+
+async def measure_worker(_count: int, threads: int) -> list[report.Row]:
+    """A worker of a stack after 32 answers at a time: what it holds, and what its engine counted."""
+    settings = {
+        "ENGINE_SLOTS": WORKER_SLOTS,
+        "ENGINE_CONTEXT_TOKENS": WORKER_SLOT_TOKENS,
+        "ENGINE_THREADS": threads,
+        "PREMIUM_RATE_LIMIT": 1_000_000,
+    }
+    async with stack(**{name: str(value) for name, value in settings.items()}) as running:
+        port = int(running.environment["GATEWAY_SERVICE_PORT"])
+        chat = HttpChat(port, ChatRequest(model=models.DEFAULT_MODEL), (f"authorization: Bearer {running.api_key}",))
+        await measure_rate(chat, Stories().next(2 * WORKER_SLOTS), WORKER_SLOTS)
+        decode, rest = [await running.metric("inference", ENGINE_SECONDS, part=part) for part in ("decode", "rest")]
+        worker = (await running.pids())["inference"]
+        assert worker is not None
+        held = sum(map(_resident_mb, (worker, _engine_of(worker))))
+    expected = models.packaged().stat().st_size / 1e6 + WORKER_SLOTS * WORKER_SLOT_TOKENS * KV_BYTES_A_TOKEN / 1e6
+    # An engine that counts nothing meets nothing.
+    share = 100 * rest / (decode + rest) if decode else math.nan
+    claim = f"memory of worker and engine, {WORKER_SLOTS} slots of {WORKER_SLOT_TOKENS}, less model file and KV ({expected:.0f} MB)"
+    return [
+        report.alone(claim, held - expected, "MB", at_most=ALLOWED_MB),
+        report.alone(f"the engine's own time at {WORKER_SLOTS} streams", share, "%", at_most=5),
+    ]
+
+
+def _engine_of(worker: int) -> int:
+    """The worker's child that is an engine; another is the sidecar of its mesh."""
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()
+    (engine,) = (int(child) for child in children if b"engine.process" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return engine
+
+
+def _resident_mb(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+# --- the run -------------------------------------------------------------------------------------------------------------
+
+#: What is measured; each with the number of rounds and of threads.
+SECTIONS: dict[str, Callable[[int, int], Awaitable[list[report.Row]]]] = {
+    "throughput": measure_throughput,
+    "first_token": waiting.measure_first_token,
+    "shared_prefix": waiting.measure_shared_prefix,
+    "gaps": waiting.measure_gaps,
+    "worker": measure_worker,
+}
+
+
+def where(threads: int) -> str:
+    """The machine and the build, for whoever reads the figures later."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    processor = next(
+        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "unknown processor"
+    )
+    when = datetime.now(UTC).date().isoformat()
+    return f"{when}, {threads} threads of {processor}, llama-cpp-python {setup.engine_version()}, {models.packaged().name}"
+
+
+async def measure(options: argparse.Namespace, threads: int) -> list[report.Row]:
+    count = 1 if options.quick else options.rounds
+    async with asyncio.timeout(QUICK_SECONDS if options.quick else FULL_SECONDS):
+        return [row for name in options.only or SECTIONS for row in await SECTIONS[name](count, threads)]
+
+
+def main() -> None:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round, under 3 minutes")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="measure only these")
+    parser.add_argument("--save", type=Path, help="also write the table to this file, with the machine")
+    options = parser.parse_args()
+    # Built outside the time of the run.
+    rivals.ensure()
+    rivals.ensure_python_server()
+    threads = len(os.sched_getaffinity(0))
+    rows = uvloop.run(measure(options, threads))
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        report.publish(rows, options.json)
+    text = f"{where(threads)}\n\n{table.getvalue()}"
+    print(text, end="")
+    if options.save is not None:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A model's vocabulary: text into token ids and token ids into bytes. Only the engine's process imports it."""
+
+import ctypes
+from collections.abc import Iterator
+from functools import lru_cache
+
+import llama_cpp.llama_cpp as native
+
+from services.inference.engine import prompt
+from shared import errors
+
+#: A token id that llama.cpp returns for "this vocabulary has none".
+NO_TOKEN = -1
+_SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
+#: Most pieces are shorter than this; llama.cpp says how long the others are.
+_PIECE_BYTES = 64
+#: Pieces are asked for once; the largest vocabularies have a quarter of a million, of which an answer uses few.
+_PIECES_KEPT = 65_536
+
+
+class Vocabulary:
+    """Valid as long as its model."""
+
+    def __init__(self, vocab: native.llama_vocab_p) -> None:
+        self._vocab = vocab
+        self.size = int(native.llama_vocab_n_tokens(vocab))
+        self.special = prompt.SpecialTokens(tuple(self._special_spellings()))
+        self.end_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_is_eog(vocab, token))
+        self._bos = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else NO_TOKEN
+        self.piece = lru_cache(_PIECES_KEPT)(self._piece)
+
+    @property
+    def bos(self) -> str:
+        return self._spelling(native.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> str:
+        return self._spelling(native.llama_vocab_eos(self._vocab))
+
+    def tokens_of(self, rendered: str) -> list[int]:
+        """Of a prompt whose parts from users are marked. Raises BadRequest."""
+        tokens = [token for part in self.special.cut(rendered) for token in self._tokenize(part)]
+        if self._bos != NO_TOKEN and tokens[:1] != [self._bos]:
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def _piece(self, token: int, special: bool = False) -> bytes | None:
+        """The bytes of a token; None for one that ends the answer. ``special``: its spelling, where it would have none."""
+        if token in self.end_tokens:
+            return None
+        size = _PIECE_BYTES
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = native.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
+
+    def _tokenize(self, part: str) -> list[int]:
+        raw = part.encode("utf-8", "replace")
+        room = len(raw) + 8
+        tokens = (native.llama_token * room)()
+        count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, True)
+        if count < 0:
+            raise errors.BadRequest("the model's tokenizer cannot read this prompt")
+        return tokens[:count]
+
+    def _special_spellings(self) -> Iterator[str]:
+        for token in range(self.size):
+            if native.llama_vocab_get_attr(self._vocab, token) & _SPECIAL:
+                yield self._spelling(token)
+
+    def _spelling(self, token: int) -> str:
+        return "" if token == NO_TOKEN else native.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")

@@ -1,0 +1,249 @@
+"""GGUF files made by tests: small ones to damage, and models of a real shape with random weights."""
+
+import random
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+#: Elements and bytes of a block, behind ggml's number.
+STORAGE = {"f32": (0, 1, 4), "f16": (1, 1, 2), "q4_0": (2, 32, 18), "q8_0": (8, 32, 34)}
+_SINGLE = {"u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f")} | {
+    "bool": (7, "?"),
+    "u64": (10, "Q"),
+    "i64": (11, "q"),
+    "f64": (12, "d"),
+}
+_STRING, _ARRAY = 8, 9
+#: How much of a tensor is in memory while it is written.
+_POOL_BYTES = 1024 * 1024
+
+
+class Role(StrEnum):
+    """What a run of bytes is to the format."""
+
+    MAGIC = "magic"
+    VERSION = "version"
+    COUNT = "count of pairs or tensors"
+    LENGTH = "length of a text"
+    TEXT = "text"
+    KIND = "type of a value"
+    ELEMENTS = "length of an array"
+    VALUE = "value"
+    DIMENSIONS = "number of dimensions"
+    SHAPE = "shape"
+    STORAGE = "type of a tensor"
+    OFFSET = "offset"
+    PADDING = "padding"
+    WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    role: Role
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    storage: str
+
+    @property
+    def bytes(self) -> int:
+        _, elements, size = STORAGE[self.storage]
+        total = 1
+        for length in self.shape:
+            total *= length
+        return total // elements * size
+
+
+#: A typed value of a pair: its parts, from the type on.
+Typed = list[Part]
+
+
+def single(kind: str, value: float) -> Typed:
+    number, code = _SINGLE[kind]
+    return [_u32(Role.KIND, number), Part(Role.VALUE, struct.pack(f"<{code}", value))]
+
+
+def array(kind: str, values: Sequence[float]) -> Typed:
+    number, code = _SINGLE[kind]
+    raw = struct.pack(f"<{len(values)}{code}", *values)
+    return [_u32(Role.KIND, _ARRAY), _u32(Role.KIND, number), _u64(Role.ELEMENTS, len(values)), Part(Role.VALUE, raw)]
+
+
+def text(value: str | bytes) -> Typed:
+    return [_u32(Role.KIND, _STRING), *_text(value)]
+
+
+def texts(values: Sequence[str | bytes]) -> Typed:
+    head = [_u32(Role.KIND, _ARRAY), _u32(Role.KIND, _STRING), _u64(Role.ELEMENTS, len(values))]
+    return head + [part for value in values for part in _text(value)]
+
+
+def header(pairs: Mapping[str, Typed], tensors: Sequence[Tensor], *, version: int = 3, alignment: int = 32) -> list[Part]:
+    """Up to where the weights begin."""
+    parts = [Part(Role.MAGIC, b"GGUF"), _u32(Role.VERSION, version), _u64(Role.COUNT, len(tensors)), _u64(Role.COUNT, len(pairs))]
+    for key, value in pairs.items():
+        parts += [*_text(key), *value]
+    offset = 0
+    for tensor in tensors:
+        parts += [*_text(tensor.name), _u32(Role.DIMENSIONS, len(tensor.shape)), *(_u64(Role.SHAPE, length) for length in tensor.shape)]
+        parts += [_u32(Role.STORAGE, STORAGE[tensor.storage][0]), _u64(Role.OFFSET, offset)]
+        offset += tensor.bytes + -tensor.bytes % alignment
+    if tensors:
+        parts.append(Part(Role.PADDING, bytes(-sum(len(part.raw) for part in parts) % alignment)))
+    return parts
+
+
+def file(pairs: Mapping[str, Typed], tensors: Sequence[Tensor], *, version: int = 3, alignment: int = 32) -> list[Part]:
+    """A whole file, with weights of zero."""
+    parts = header(pairs, tensors, version=version, alignment=alignment)
+    for tensor in tensors:
+        parts += [Part(Role.WEIGHTS, bytes(tensor.bytes)), Part(Role.PADDING, bytes(-tensor.bytes % alignment))]
+    return parts
+
+
+def joined(parts: Sequence[Part]) -> bytes:
+    return b"".join(part.raw for part in parts)
+
+
+def _u32(role: Role, number: int) -> Part:
+    return Part(role, struct.pack("<I", number))
+
+
+def _u64(role: Role, number: int) -> Part:
+    return Part(role, struct.pack("<Q", number))
+
+
+def _text(value: str | bytes) -> list[Part]:
+    raw = value.encode() if isinstance(value, str) else value
+    return [_u64(Role.LENGTH, len(raw)), Part(Role.TEXT, raw)]
+
+
+# --- models that llama.cpp loads ------------------------------------------------------------------------------------
+
+Weights = Literal["q8_0", "f16"]
+#: One token for each byte, then these, then words that no prompt has: a text has as many tokens as bytes.
+_BYTES = 256
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaShape:
+    layers: int
+    embedding: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    #: At least 259.
+    vocabulary: int
+    context: int
+
+
+def write_llama(path: Path, shape: LlamaShape, *, weights: Weights, seed: int) -> None:
+    """A model of the llama architecture that llama.cpp loads, and whose answers mean nothing: for speed and for memory.
+
+    The same seed writes the same file. It is written a piece at a time, so it may be larger than the memory.
+    """
+    tensors = _llama_tensors(shape, weights)
+    rng = random.Random(seed)
+    pools: dict[tuple[str, int], bytes] = {}
+    with path.open("wb") as target:
+        target.write(joined(header(_llama_pairs(shape, weights), tensors)))
+        for tensor in tensors:
+            _write_weights(target, tensor, pools, rng)
+
+
+def _llama_pairs(shape: LlamaShape, weights: Weights) -> dict[str, Typed]:
+    words = [f"word{number}" for number in range(shape.vocabulary - _BYTES - len(_SPECIAL))]
+    tokens = [*_byte_letters(), *_SPECIAL, *words]
+    normal, control = 1, 3
+    kinds = [normal] * _BYTES + [control] * len(_SPECIAL) + [normal] * len(words)
+    numbers = {
+        "context_length": shape.context,
+        "embedding_length": shape.embedding,
+        "block_count": shape.layers,
+        "feed_forward_length": shape.feed_forward,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "rope.dimension_count": shape.embedding // shape.heads,
+    }
+    return {
+        "general.architecture": text("llama"),
+        "general.name": text(f"random llama, {shape.layers} layers of {shape.embedding}"),
+        "general.file_type": single("u32", {"q8_0": 7, "f16": 1}[weights]),
+        **{f"llama.{key}": single("u32", number) for key, number in numbers.items()},
+        "llama.attention.layer_norm_rms_epsilon": single("f32", 1e-5),
+        "llama.rope.freq_base": single("f32", 10_000.0),
+        "tokenizer.ggml.model": text("gpt2"),
+        "tokenizer.ggml.pre": text("default"),
+        "tokenizer.ggml.tokens": texts(tokens),
+        "tokenizer.ggml.token_type": array("i32", kinds),
+        "tokenizer.ggml.merges": texts([]),
+        "tokenizer.ggml.bos_token_id": single("u32", tokens.index("<|endoftext|>")),
+        "tokenizer.ggml.eos_token_id": single("u32", tokens.index("<|im_end|>")),
+        "tokenizer.ggml.add_bos_token": single("bool", False),
+        "tokenizer.chat_template": text(_TEMPLATE),
+    }
+
+
+def _byte_letters() -> Iterator[str]:
+    """The letter that stands for each byte in a byte-level vocabulary: itself where it prints, else one from 256 on."""
+    following = 256
+    for byte in range(_BYTES):
+        if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174:
+            yield chr(byte)
+        else:
+            yield chr(following)
+            following += 1
+
+
+def _llama_tensors(shape: LlamaShape, weights: Weights) -> list[Tensor]:
+    wide, keys = shape.embedding, shape.embedding // shape.heads * shape.kv_heads
+    matrices = {
+        "attn_q": (wide, wide),
+        "attn_k": (wide, keys),
+        "attn_v": (wide, keys),
+        "attn_output": (wide, wide),
+        "ffn_gate": (wide, shape.feed_forward),
+        "ffn_up": (wide, shape.feed_forward),
+        "ffn_down": (shape.feed_forward, wide),
+    }
+    tensors = [Tensor("token_embd.weight", (wide, shape.vocabulary), weights), Tensor("output.weight", (wide, shape.vocabulary), weights)]
+    for layer in range(shape.layers):
+        tensors += [Tensor(f"blk.{layer}.{name}.weight", (wide,), "f32") for name in ("attn_norm", "ffn_norm")]
+        tensors += [Tensor(f"blk.{layer}.{name}.weight", matrix, weights) for name, matrix in matrices.items()]
+    return [*tensors, Tensor("output_norm.weight", (wide,), "f32")]
+
+
+def _write_weights(target: BinaryIO, tensor: Tensor, pools: dict[tuple[str, int], bytes], rng: random.Random) -> None:
+    key = (tensor.storage, tensor.shape[0])
+    if key not in pools:
+        pools[key] = _pool(*key, rng)
+    pool, block = pools[key], STORAGE[tensor.storage][2]
+    left = tensor.bytes
+    while left:
+        begin = rng.randrange(len(pool) // block) * block
+        left -= target.write(pool[begin : begin + left])
+    target.write(bytes(-tensor.bytes % 32))
+
+
+def _pool(storage: str, row: int, rng: random.Random) -> bytes:
+    """Weights to draw from, so small that a layer's sums stay near 1; all ones for the norms."""
+    if storage == "f32":
+        return struct.pack("<f", 1.0) * (_POOL_BYTES // 4)
+    spread = row**-0.5
+    if storage == "f16":
+        count = _POOL_BYTES // 2
+        return struct.pack(f"<{count}e", *(rng.uniform(-1.7, 1.7) * spread for _ in range(count)))
+    scale, blocks = struct.pack("<e", spread / 73), _POOL_BYTES // 34
+    return b"".join(scale + rng.randbytes(32) for _ in range(blocks))

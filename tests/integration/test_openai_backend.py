@@ -1,0 +1,84 @@
+"""The `openai` backend with another mesh as its upstream: a real gateway and a real worker behind it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from services.inference.backends import openai
+from services.inference.backends.openai import OpenAIBackend
+from services.inference.upstreams import Dialect, Key, Upstream
+from shared import errors
+from shared.api.generation import Generation, Usage
+from shared.api.inference import ModelState
+from shared.types import FinishReason
+from tests import stacks
+from tests.people import Person
+from tests.services.inference import asked, standins
+from tests.services.inference.standins import Reader, Watch
+from tests.stacks import RunningStack
+
+
+def upstream(stack: RunningStack, key: str) -> Upstream:
+    url = stack.url("gateway") + "/v1"
+    return Upstream(name="house", url=url, dialect=Dialect.AIMESH, key=Key(key), key_setting="key_file of house", prefix="house/")
+
+
+@pytest.fixture
+async def backend(stack: RunningStack, ann: Person) -> AsyncIterator[OpenAIBackend]:
+    async with openai.opened_all((upstream(stack, ann.key.secret),), 4, 32, Watch()) as opened:
+        await standins.until(lambda: opened.models()[0].state is ModelState.READY)
+        yield opened
+
+
+async def test_it_offers_what_the_mesh_serves(backend: OpenAIBackend) -> None:
+    assert {"house/smollm2", "house/echo"} <= {status.model_id for status in backend.models()}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text", "reason"),
+    [
+        pytest.param({}, "three small words", FinishReason.STOP, id="to its end"),
+        pytest.param({"max_tokens": 2}, "three small", FinishReason.LENGTH, id="cut off"),
+        pytest.param({"stop": (" words",), "temperature": 0.5, "top_k": 3, "seed": 1}, "three small", FinishReason.STOP, id="stopped"),
+    ],
+)
+async def test_an_answer_comes_in_pieces_with_exact_counts(
+    backend: OpenAIBackend, sampling: dict[str, object], text: str, reason: FinishReason
+) -> None:
+    reader = Reader()
+    end = await backend.generate(asked.job("three small words", model="house/echo", **sampling), reader)  # type: ignore[arg-type]
+    assert reader.text == text
+    assert len(reader.chunks) > 1
+    assert end == Generation(reason, Usage(3, 3 if "words" in text or "stop" in sampling else 2))
+
+
+async def test_a_cancelled_answer_ends_at_the_other_mesh_too(backend: OpenAIBackend, stack: RunningStack, ann: Person) -> None:
+    reader = Reader()
+    task = asyncio.create_task(backend.generate(asked.job("word " * 400, model="house/echo", max_tokens=400), reader))
+    await standins.until(lambda: reader.chunks)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    async def logged() -> list[asyncpg.Record]:
+        async with stack.database("gateway") as database:
+            found: list[asyncpg.Record] = await database.fetch(
+                "SELECT status, completion_tokens FROM request_logs WHERE user_id = $1", ann.id
+            )
+            return found
+
+    (row,) = await stacks.until(logged, what="the row is written")
+    assert row["status"] == "cancelled"
+    assert row["completion_tokens"] < 400
+
+
+async def test_the_other_meshs_refusal_is_told_in_its_words(backend: OpenAIBackend) -> None:
+    with pytest.raises(errors.BadRequest, match="upstream house refuses the request"):
+        await backend.generate(asked.job("hi", model="house/echo", temperature=99.0), Reader())
+
+
+async def test_a_wrong_key_names_the_setting(stack: RunningStack) -> None:
+    async with openai.opened_all((upstream(stack, "aip_live_" + "x" * 49),), 4, 32, Watch()) as opened:
+        await standins.until(lambda: "refuses this worker's key" in opened.models()[0].detail)

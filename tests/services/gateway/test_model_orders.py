@@ -1,0 +1,135 @@
+"""Orders about models, on a mesh of our own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from services.gateway.model_orders import ATTEMPTS, ModelOrders
+from shared import errors
+from shared.api import auth, gateway, inference
+from shared.api.gateway import ModelPlace
+from shared.api.inference import ModelState, ModelStatus
+from shared.directory import Load
+from shared.types import ModelName, NodeId, Tier, UserRole
+from tests.services.gateway.fakes import PERSON, USER, FakeDirectory, FakeRpc, node_id
+
+ADMIN = auth.Principal(USER, "root", UserRole.ADMIN, Tier.FREE)
+M = ModelName("m")
+
+
+class Rpc(FakeRpc):
+    """Notes which node was asked for what; ``refuse`` has the errors of some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, NodeId | None, Any]] = []
+        self.refuse: dict[NodeId, errors.AimeshError] = {}
+
+    async def call(self, method: Any, request: Any, *, to: NodeId | None = None, **_more: Any) -> Any:
+        self.asked.append((method.name, to, request))
+        if to in self.refuse:
+            raise self.refuse[to]
+        state = ModelState.READY if method is inference.load_model else ModelState.UNLOADED
+        return ModelStatus(request.model_id, state, "", "llama", 2048, 4, 0, 0, pinned=True, memory_bytes=9)
+
+
+class Site:
+    def __init__(self, *workers: tuple[str, ...]) -> None:
+        self.rpc, self.nodes = Rpc(), FakeDirectory()
+        for number, models in enumerate(workers):
+            # The first is the least loaded, so it is asked first.
+            self.nodes.worker(number, *models, load=Load(slots=1, running=number))
+        self.orders = ModelOrders(self.rpc, self.nodes, {"alias": "m"})
+
+    async def load(self, model: str = "m", worker: str | None = None, pin: bool | None = None) -> tuple[ModelPlace, ...]:
+        request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
+        return (await self.orders.load(ADMIN, request, 10)).places
+
+    async def unload(self, model: str = "m", worker: str | None = None) -> tuple[ModelPlace, ...]:
+        request = gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
+        return (await self.orders.unload(ADMIN, request, 10)).places
+
+    @property
+    def nodes_asked(self) -> list[NodeId | None]:
+        return [node for _, node, _ in self.rpc.asked]
+
+
+async def test_only_an_administrator_gives_orders() -> None:
+    site = Site(("m",))
+    with pytest.raises(errors.NotAllowed):
+        await site.orders.load(PERSON, gateway.LoadOnWorker(M), 10)
+    with pytest.raises(errors.NotAllowed):
+        await site.orders.unload(PERSON, gateway.UnloadOnWorkers(M), 10)
+    assert not site.rpc.asked
+
+
+async def test_the_least_busy_worker_that_has_the_model_loads_it() -> None:
+    site = Site(("other",), ("m",), ("m",))
+    assert await site.load(pin=True) == (ModelPlace(node_id(1), M, "ready", "", True, 9),)
+    assert site.rpc.asked == [("inference.loadModel", node_id(1), inference.LoadModel(M, True))]
+
+
+async def test_another_worker_is_asked_when_one_has_no_room_and_the_last_ones_reason_is_told() -> None:
+    site = Site(("m",), ("m",))
+    site.rpc.refuse[node_id(0)] = errors.Unavailable("no room")
+    assert [place.worker for place in await site.load()] == [node_id(1)]
+    site = Site(*[("m",)] * 5)
+    for number in range(5):
+        site.rpc.refuse[node_id(number)] = errors.Unavailable(f"no room {number}")
+    with pytest.raises(errors.Unavailable, match=f"no room {ATTEMPTS - 1}"):
+        await site.load()
+    assert site.nodes_asked == [node_id(number) for number in range(ATTEMPTS)]
+
+
+async def test_every_worker_unloads_it_and_one_that_refuses_keeps_no_other_from_it() -> None:
+    site = Site(("m",), ("m",), ("other",))
+    site.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
+    assert set(await site.unload()) == {
+        ModelPlace(node_id(0), M, "", "m is in use"),
+        ModelPlace(node_id(1), M, "unloaded", "", True, 9),
+    }
+
+
+async def test_the_refusal_of_the_only_worker_is_the_answer() -> None:
+    site = Site(("m",))
+    site.rpc.refuse[node_id(0)] = errors.Overloaded("m is in use")
+    with pytest.raises(errors.Overloaded, match="m is in use"):
+        await site.unload()
+
+
+async def test_one_worker_is_meant_by_the_beginning_of_its_id() -> None:
+    site = Site(("m",), ("m",))
+    await site.load(worker=node_id(1))
+    await site.unload(worker=node_id(1))
+    assert site.nodes_asked == [node_id(1), node_id(1)]
+
+
+@pytest.mark.parametrize(
+    ("order", "error"),
+    [
+        pytest.param(lambda site: site.load("x"), errors.UnknownModel, id="a model that nobody has"),
+        pytest.param(lambda site: site.unload("x"), errors.UnknownModel, id="nothing to unload"),
+        pytest.param(lambda site: site.load(worker="Z"), errors.NotFound, id="no such worker"),
+        pytest.param(lambda site: site.load(worker="U"), errors.NotFound, id="several workers"),
+    ],
+)
+async def test_what_cannot_be_meant(order: Callable[[Site], Any], error: type[errors.AimeshError]) -> None:
+    site = Site(("m",), ("m",))
+    with pytest.raises(error):
+        await order(site)
+    assert not site.rpc.asked
+
+
+async def test_an_alias_of_the_gateway_is_a_name_and_a_worker_that_is_not_ready_is_asked_too() -> None:
+    site = Site()
+    site.nodes.worker(0, "m", not_ready="m: it failed")
+    await site.load("alias")
+    assert site.rpc.asked == [("inference.loadModel", node_id(0), inference.LoadModel(M, None))]
+
+
+async def test_a_worker_that_is_stopping_is_not_asked() -> None:
+    site = Site()
+    site.nodes.worker(0, "m", draining=True)
+    with pytest.raises(errors.UnknownModel):
+        await site.load()

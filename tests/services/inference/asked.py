@@ -1,0 +1,27 @@
+"""Jobs for the backends that pass on what was asked for, and what they log."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from services.inference.jobs import Job
+from shared.api.generation import ChatMessage, Sampling
+from shared.telemetry import logs
+from tests.services.inference import standins
+
+
+def job(prompt: str | tuple[ChatMessage, ...] = "hi", *, model: str, max_tokens: int = 100, **sampling: object) -> Job:
+    plain = standins.job(prompt, model=model, max_tokens=max_tokens)
+    return replace(plain, asked=Sampling(max_tokens=max_tokens, **sampling))  # type: ignore[arg-type]
+
+
+@contextmanager
+def logged() -> Iterator[list[tuple[str, Mapping[str, object]]]]:
+    """Every event of the log with its fields."""
+    events: list[tuple[str, Mapping[str, object]]] = []
+    before = logs._write
+    logs._write = lambda _, event, fields: events.append((event, fields))
+    try:
+        yield events
+    finally:
+        logs._write = before

@@ -1,0 +1,45 @@
+import pytest
+
+from services.inference.backends import counts
+from services.inference.backends.counts import Bounds, Counted
+from shared.api.generation import ChatMessage, Sampling, Usage
+
+KNOWN = Bounds(least_prompt=4, most_prompt=40_000, most_completion=11)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "cached", "expected"),
+    [
+        pytest.param(7, 5, None, Counted(Usage(7, 5)), id="a server's counts are taken"),
+        pytest.param(7, 5, 5, Counted(Usage(7, 5, 5)), id="and what it had in its memory"),
+        pytest.param(7, 5, 8, Counted(Usage(7, 5)), id="more cached than there was is nothing cached"),
+        pytest.param(7, 5, -1, Counted(Usage(7, 5)), id="less than nothing cached is nothing cached"),
+        pytest.param(7, 2, None, Counted(Usage(7, 3), ("completion_tokens",)), id="fewer tokens than pieces are too few"),
+        pytest.param(None, None, None, Counted(Usage(4, 3), ("prompt_tokens", "completion_tokens")), id="absent counts are made up for"),
+        pytest.param(-1, -1, None, Counted(Usage(4, 3), ("prompt_tokens", "completion_tokens")), id="negative counts are not believed"),
+        pytest.param(7, 0, None, Counted(Usage(7, 3), ("completion_tokens",)), id="text without tokens is not believed"),
+        pytest.param(7, 12, None, Counted(Usage(7, 3), ("completion_tokens",)), id="nobody pays for more than was asked for"),
+        pytest.param(40_001, 5, None, Counted(Usage(4, 5), ("prompt_tokens",)), id="more tokens than bytes are not believed"),
+        pytest.param(0, 5, None, Counted(Usage(4, 5), ("prompt_tokens",)), id="a prompt has at least one"),
+        pytest.param(10**400, True, "5", Counted(Usage(4, 3), ("prompt_tokens", "completion_tokens")), id="nor what is no count at all"),
+        pytest.param(7.0, 2.5, None, Counted(Usage(4, 3), ("prompt_tokens", "completion_tokens")), id="nor fractions"),
+    ],
+)
+def test_settle(prompt: object, completion: object, cached: object, expected: Counted) -> None:
+    assert counts.settle(prompt, completion, cached, 3, KNOWN) == expected
+
+
+def test_pieces_are_not_paid_for_beyond_what_was_asked_for() -> None:
+    assert counts.settle(7, None, None, 500, KNOWN) == Counted(Usage(7, 11), ("completion_tokens",))
+
+
+def test_an_empty_answer_may_have_no_tokens() -> None:
+    assert counts.settle(7, 0, None, 0, KNOWN) == Counted(Usage(7, 0))
+
+
+def test_bounds_are_what_is_known_without_a_tokenizer() -> None:
+    messages = (ChatMessage("system", "be brief"), ChatMessage("user", " three  small\nwords "), ChatMessage("assistant", ""))
+    known = counts.bounds(messages, Sampling(n=2), sent_bytes=200, max_tokens=10)
+    assert known == Bounds(least_prompt=5, most_prompt=200 + counts.HIDDEN_PROMPT_TOKENS, most_completion=22)
+    endless = counts.bounds((), Sampling(), sent_bytes=0, max_tokens=2**63 - 1)
+    assert (endless.least_prompt, endless.most_completion) == (1, counts.LONGEST_ANSWER_TOKENS + 1)

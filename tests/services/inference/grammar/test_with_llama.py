@@ -1,0 +1,53 @@
+"""llama.cpp's own reading of our grammars agrees with that of `gbnf_texts`, token by token."""
+
+import ctypes
+import random
+from collections.abc import Iterator
+
+import llama_cpp.llama_cpp as native
+import pytest
+
+from services.inference import models
+from services.inference.grammar import compiling
+from services.inference.grammar.compiling import Vocabulary
+from tests.services.inference.grammar import tool_schemas
+from tests.services.inference.grammar.gbnf_texts import drawn, fits, grammar_of
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Iterator[Vocabulary]:
+    with compiling.opened(models.packaged()) as opened:
+        assert opened is not None
+        yield opened
+
+
+def is_taken(vocabulary: Vocabulary, grammar: str, text: str) -> bool:
+    """Whether llama.cpp lets every token of the text through, and the end behind it."""
+    raw = text.encode()
+    tokens = (native.llama_token * (len(raw) + 8))()
+    count = native.llama_tokenize(vocabulary.pointer, raw, len(raw), tokens, len(tokens), False, False)
+    sampler = native.llama_sampler_init_grammar(vocabulary.pointer, grammar.encode(), b"root")
+    try:
+        for token in [*tokens[:count], native.llama_vocab_eos(vocabulary.pointer)]:
+            candidate = (native.llama_token_data * 1)()
+            candidate[0].id = token
+            array = native.llama_token_data_array(candidate, 1, -1, False)
+            native.llama_sampler_apply(sampler, ctypes.byref(array))
+            if candidate[0].logit != 0.0:
+                return False
+            native.llama_sampler_accept(sampler, token)
+        return True
+    finally:
+        native.llama_sampler_free(sampler)
+
+
+@pytest.mark.parametrize("name", tool_schemas.SCHEMAS)
+def test_it_takes_the_same_texts(name: str, vocabulary: Vocabulary) -> None:
+    grammar = grammar_of(tool_schemas.SCHEMAS[name])
+    for seed in range(15):
+        rng = random.Random(seed)
+        text = drawn(grammar, rng)
+        assert is_taken(vocabulary, grammar, text), text
+        at = rng.randrange(len(text))
+        changed = text[:at] + rng.choice(' "{}[],:x0ä') + text[at + rng.randint(0, 1) :]
+        assert is_taken(vocabulary, grammar, changed) == fits(grammar, changed), changed
