@@ -20,6 +20,7 @@ from bench import rivals
 from cli.stack import processes
 from services.inference import catalogue, jobs, memory, models
 from services.inference.backends import llama
+from services.inference.backends.backend import Watcher
 from services.inference.engine import wire
 from services.inference.engine.kv_slots import KvMode
 from shared.api.generation import ChatMessage, Sampling
@@ -98,27 +99,32 @@ class Ours:
 
     @asynccontextmanager
     async def opened(self, shape: Shape) -> AsyncIterator[Running]:
-        async with _backend(self._mode, shape) as backend:
+        watcher = _Watcher()
+        async with _backend(self._mode, shape, watcher) as backend:
             async with asyncio.timeout(START_SECONDS):
                 await backend.load(models.DEFAULT_MODEL)
                 # Without a digest its file is still being read, by a thread of this process.
                 while not all(status.digest for status in backend.models()):
-                    await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                    watcher.news.clear()
+                    await watcher.news.wait()
             running = _Engine(backend)
             await _warm(running)
             yield running
 
 
-def _backend(mode: KvMode, shape: Shape) -> AbstractAsyncContextManager[llama.LlamaBackend]:
+def _backend(mode: KvMode, shape: Shape, watcher: Watcher) -> AbstractAsyncContextManager[llama.LlamaBackend]:
     """The only place that knows how our engine is constructed."""
     found = models.find({}, defaults=catalogue.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
     load = wire.Load("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
-    return llama.opened(found, load, shape.slots, memory.measure(None), _Unwatched())
+    return llama.opened(found, load, shape.slots, memory.measure(None), watcher)
 
 
-class _Unwatched:
+class _Watcher:
+    def __init__(self) -> None:
+        self.news = asyncio.Event()
+
     def changed(self) -> None:
-        pass
+        self.news.set()
 
     def restarting(self, model: ModelName) -> None:
         raise AssertionError(f"the engine of {model} died; the log above says why")

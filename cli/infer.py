@@ -10,6 +10,7 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from shared.api.gateway import InferenceRequest, InferenceResult
+    from shared.api.generation import OutputFormat
 
 #: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
 _MAX_PROMPT_BYTES = 1024 * 1024
@@ -30,6 +31,7 @@ class _Parameters(TypedDict):
     top_k: int | None
     stop: tuple[str, ...]
     seed: int | None
+    output_format: str | None
 
 
 @click.command()
@@ -42,6 +44,12 @@ class _Parameters(TypedDict):
 @click.option("--top-k", type=click.IntRange(0), help="Choose among so many likeliest tokens; 0 means all.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @click.option("--seed", type=int, help="The same seed gives the same answer.")
+@click.option(
+    "--format",
+    "output_format",
+    metavar="json|FILE",
+    help="What the answer must be: any JSON object, what the JSON schema in FILE.json says, or what the grammar in FILE.gbnf says.",
+)
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object: text, model, usage, finish_reason, request_id.")
 @click.option("-v", "--verbose", is_flag=True, help="On a terminal, say at the end which model answered and how fast.")
@@ -101,7 +109,30 @@ def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
         top_k=parameters["top_k"],
         stop=parameters["stop"],
         seed=parameters["seed"],
+        format=_format(parameters["output_format"]),
     )
+
+
+def _format(asked: str | None) -> "OutputFormat | None":
+    from pathlib import Path
+
+    from shared.api.generation import FormatKind, OutputFormat
+
+    if asked is None:
+        return None
+    if asked == "json":
+        return OutputFormat(FormatKind.JSON)
+    kind = {".json": FormatKind.JSON_SCHEMA, ".gbnf": FormatKind.GBNF}.get(Path(asked).suffix.lower())
+    if kind is None:
+        raise click.UsageError(f"--format {asked}: give `json`, a JSON schema in a .json file, or a grammar in a .gbnf file")
+    try:
+        with Path(asked).open("rb") as file:
+            text = file.read(_MAX_PROMPT_BYTES).decode()
+    except OSError as error:
+        raise click.UsageError(f"--format {asked}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--format {asked}: the file is not UTF-8") from error
+    return OutputFormat(kind, text)
 
 
 def _refuse_bad_text(text: str) -> None:
@@ -118,22 +149,40 @@ async def _ask(connection: "Connection", request: "InferenceRequest", *, show: b
     from shared.api import gateway
 
     outlet = Outlet(sys.stdout)
+    waiting = _Waiting()
     parts: list[str] = []
     asked = gateway.ProcessInferenceRequest(request)
     async with connection.stream(gateway.process_inference_request, asked, deadline_seconds=_DEADLINE_SECONDS) as answer:
         try:
             async for chunk in answer:
+                waiting.show(chunk.waiting)
                 if show:
                     await outlet.write(_for_stdout(chunk.text))
                 else:
                     parts.append(chunk.text)
         finally:
+            waiting.show("")
             # On a terminal also before an error or a ^C, so that neither stands at the end of the answer's last line.
             if show and sys.stdout.isatty():
                 await outlet.end_line()
         if show:
             await outlet.end_line()
         return "".join(parts), answer.end
+
+
+class _Waiting:
+    """One line on the terminal for what the answer waits for, such as a model that is being loaded; gone when it comes."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        if text != self._shown and sys.stderr.isatty():
+            from cli import output
+
+            sys.stderr.write(f"\r\x1b[K{output.styled(output.printable(text), 'bright_black', sys.stderr)}")
+            sys.stderr.flush()
+            self._shown = text
 
 
 def _for_stdout(text: str) -> str:

@@ -123,10 +123,13 @@ class HttpCall:
 
     async def send_event(self, event: bytes) -> None:
         """One server-sent event, on its way when this returns; waits while the reader is slow, up to 30 s."""
-        if not self.started:
-            # x-accel-buffering: or a proxy like nginx would collect the tokens.
-            await self._start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")])
+        await self._begin_events()
         await self._write(b"data: " + event + b"\n\n", more=True)
+
+    async def send_comment(self, text: str) -> None:
+        """What clients of server-sent events pass over, and people who look at the stream read."""
+        await self._begin_events()
+        await self._write(b": " + " ".join(text.split()).encode() + b"\n\n", more=True)
 
     async def end_events(self) -> None:
         await self._write(b"", more=False)
@@ -135,6 +138,11 @@ class HttpCall:
         """Only after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    async def _begin_events(self) -> None:
+        if not self.started:
+            # x-accel-buffering: or a proxy like nginx would collect the tokens.
+            await self._start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")])
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True

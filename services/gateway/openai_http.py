@@ -75,7 +75,8 @@ class OpenAi:
 
 
 class _Events:
-    """One streamed answer. Nothing is sent before the first text: until then an error still has a status of its own."""
+    """One streamed answer. Nothing is sent before the first text, or the first word of what it waits for: until then an error
+    still has a status of its own."""
 
     def __init__(self, call: HttpCall, gathered: list[Gathered], *, include_usage: bool) -> None:
         self._call = call
@@ -85,6 +86,9 @@ class _Events:
         self._begun: set[int] = set()
 
     async def take(self, running: Running, chunk: Chunk) -> None:
+        if chunk.waiting:
+            await self._call.send_comment(chunk.waiting)
+            return
         await self._begin(running, chunk.answer)
         delta = self._gathered[chunk.answer].take(chunk)
         logprobs = ChoiceLogprobs(logprobs_of(chunk.logprobs)) if chunk.logprobs else None

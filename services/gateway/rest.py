@@ -240,6 +240,8 @@ class Rest:
             if running.allowance is not None:
                 call.add_headers(http_errors.allowance_headers(running.allowance))
             async for chunk in running:
+                if chunk.waiting and body.stream:
+                    await call.send_comment(chunk.waiting)
                 if not chunk.text:
                     continue
                 if body.stream:

@@ -1,15 +1,16 @@
 """What a backend is asked to generate: a request of the contract, checked and complete.  Pure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.inference.engine import sampling
 from services.inference.engine.sampling import Parameters
 from shared import errors
-from shared.api.generation import ChatMessage, Sampling
+from shared.api.generation import ChatMessage, Sampling, ToolChoice
 from shared.types import ModelName
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+MAX_TOOLS = 128
 #: A mesh message is at most 1 MiB, and a longer prompt fits no context that this engine can hold.
 MAX_PROMPT_CHARACTERS = 1024 * 1024
 MAX_MESSAGES = 1024
@@ -21,27 +22,63 @@ class Job:
     messages: tuple[ChatMessage, ...]
     parameters: Parameters
     #: What the caller named, without our defaults.
-    asked: Sampling = Sampling()
+    asked: Sampling = field(default_factory=Sampling)
     #: Whose prompts may share what is computed of them; empty shares with nobody.
     salt: str = ""
     #: Token ids of an answer that another worker began.
     delivered: tuple[int, ...] = ()
     #: GBNF that the answer must follow; empty for none. It has been checked.
     grammar: str = ""
+    #: Of the request, wherever it runs.
+    request: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from, as far as a worker may know."""
+
+    #: Of the request, wherever it runs.
+    request: str = ""
+    salt: str = ""
+    delivered: tuple[int, ...] = ()
 
 
 def check(
-    model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]
+    model: ModelName,
+    prompt: str | tuple[ChatMessage, ...],
+    asked: Sampling,
+    *,
+    context_tokens: int | None,
+    draw_seed: Callable[[], int],
+    origin: Origin = Origin(),
 ) -> Job:
     """Raises BadRequest, which names the field. A plain prompt is a chat of one user message: whoever writes
     `aicli infer "Say hello"` expects an answer and not a continuation."""
     messages = (ChatMessage("user", prompt),) if isinstance(prompt, str) else prompt
     _check_messages(messages)
-    return Job(model, messages, sampling.check(asked, context_tokens=context_tokens, draw_seed=draw_seed))
+    parameters = sampling.check(asked, context_tokens=context_tokens, draw_seed=draw_seed)
+    _check_together(asked, parameters, origin)
+    return Job(model, messages, parameters, asked, origin.salt, origin.delivered, request=origin.request)
+
+
+def _check_together(asked: Sampling, parameters: Parameters, origin: Origin) -> None:
+    """What excludes each other."""
+    if asked.tools and asked.format is not None:
+        raise errors.BadRequest("format and tools exclude each other", hint="give one of them")
+    if len(asked.tools) > MAX_TOOLS:
+        raise errors.BadRequest(f"tools holds {len(asked.tools)} tools; at most {MAX_TOOLS} are taken")
+    if asked.tool_choice is ToolChoice.REQUIRED and not asked.tools:
+        raise errors.BadRequest("tool_choice asks for a call, and tools is empty")
+    if parameters.ignore_eos and (asked.format is not None or asked.tool_choice is ToolChoice.REQUIRED):
+        raise errors.BadRequest("ignore_eos and format exclude each other: a format has an end", hint="give one of them")
+    if origin.delivered and parameters.n > 1:
+        raise errors.BadRequest("delivered: only one answer can be gone on with, and n asks for more")
+    if any(not 0 <= token <= sampling.MAX_TOKEN_ID for token in origin.delivered):
+        raise errors.BadRequest("delivered: a token id is not one")
 
 
 def _check_messages(messages: tuple[ChatMessage, ...]) -> None:
-    if not any(message.content.strip() for message in messages):
+    if not any(message.content.strip() or message.tool_calls for message in messages):
         raise errors.BadRequest("the prompt is empty", hint="send a prompt, or messages of which one has content")
     if len(messages) > MAX_MESSAGES:
         raise errors.BadRequest(f"messages holds {len(messages)} messages; at most {MAX_MESSAGES} are taken")

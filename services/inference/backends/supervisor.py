@@ -128,7 +128,9 @@ class Engine:
         identity = next(self._ids)
         reports: asyncio.Queue[_Report] = asyncio.Queue()
         # Written before it is entered: nothing to take back when there is no engine.
-        self._send(wire.Generate(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools))
+        self._send(
+            wire.Generate(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools, job.request)
+        )
         self._running[identity] = reports
         over = False
         tally = Tally(job.parameters.n)

@@ -40,10 +40,14 @@ class Drawer:
             native.llama_sampler_free(self._grammar)
 
     def replay(self, token: int) -> None:
-        """It was drawn by another worker."""
-        native.llama_sampler_accept(self._chain, token)
+        """It was drawn by another worker. Raises BadRequest where that cannot be: llama.cpp would end the process over it."""
+        if token >= self._vocabulary.size:
+            raise errors.BadRequest(f"delivered: token {token} is none of this model's")
         if self._grammar is not None:
+            if not _allows(self._grammar, token):
+                raise errors.BadRequest("delivered: these tokens do not follow the format that the answer is to have")
             native.llama_sampler_accept(self._grammar, token)
+        native.llama_sampler_accept(self._chain, token)
 
     def draw(self, context: native.llama_context_p, row: int, position: int) -> Drawn:
         """The token at this position, from a row of the last batch."""

@@ -50,6 +50,9 @@ class _Slot:
     #: Whose tokens these are; empty shares with nobody.
     salt: str = ""
     tokens: list[int] = field(default_factory=list)
+    #: How many of the first ones came as a prompt. In the exact layout the others serve nobody: what was computed one by one differs
+    #: in its last bits from what is read in bulk.
+    prompt: int = 0
     #: Of each token: which cell it lies in. Slots that share a prefix have the same cells there.
     cells: list[int] = field(default_factory=list)
     busy: bool = False
@@ -82,7 +85,7 @@ class Slots:
             return self.free_cells
         return self._capacity - len({cell for slot in self._slots if slot.busy for cell in slot.cells})
 
-    def place(self, tokens: Sequence[int], salt: str) -> Place | None:
+    def place(self, tokens: list[int], salt: str) -> Place | None:
         """A slot for these tokens, which is busy from now on and holds what is kept of them; None when all are busy."""
         idle = [slot for slot in self._slots if not slot.busy]
         if not idle:
@@ -99,6 +102,7 @@ class Slots:
             target = self._least_missed([slot for slot in idle if found[slot.number] >= best - NEGLIGIBLE_TOKENS])
             kept, copied = found[target.number], None
         self._take(target, tokens[:kept], salt, self._new_cells(kept))
+        target.prompt = len(tokens)
         return Place(target.number, kept, copied)
 
     def extend(self, slot: int, tokens: Sequence[int]) -> None:
@@ -132,12 +136,13 @@ class Slots:
 
     # --- inside -------------------------------------------------------------------------------------------------------------
 
-    def _common(self, slot: _Slot, tokens: Sequence[int], salt: str) -> int:
+    def _common(self, slot: _Slot, tokens: list[int], salt: str) -> int:
         if not self._reuse or not salt or slot.salt != salt:
             return 0
-        return common_prefix(slot.tokens, tokens[: max(0, len(tokens) - _LEFT[self._mode])])
+        most = max(0, len(tokens) - _LEFT[self._mode])
+        return common_prefix(slot.tokens, tokens[: most if self._mode is KvMode.FAST else min(most, slot.prompt)])
 
-    def _share(self, idle: list[_Slot], source: _Slot, kept: int, tokens: Sequence[int], salt: str) -> Place:
+    def _share(self, idle: list[_Slot], source: _Slot, kept: int, tokens: list[int], salt: str) -> Place:
         """In one pool: any slot will do, and the one whose loss costs least is taken."""
         if kept and not source.busy and len(source.tokens) - kept < NEGLIGIBLE_TOKENS:
             target = source  # nothing of it is worth keeping beside the prompt
@@ -178,8 +183,8 @@ class Slots:
         return list(itertools.islice(self._cells, count))
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of their first tokens are the same."""
+def common_prefix(one: list[int], other: list[int]) -> int:
+    """How many of their first tokens are the same. Both are lists: a list equals no tuple."""
     most, at = min(len(one), len(other)), 0
     while at < most and one[at : at + _STRIDE] == other[at : at + _STRIDE]:
         at += _STRIDE
@@ -188,5 +193,5 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return at + next((offset for offset, pair in enumerate(_pairs(one, other, at)) if pair[0] != pair[1]), most - at)
 
 
-def _pairs(one: Sequence[int], other: Sequence[int], start: int) -> Iterator[tuple[int, int]]:
+def _pairs(one: list[int], other: list[int], start: int) -> Iterator[tuple[int, int]]:
     return zip(one[start : start + _STRIDE], other[start : start + _STRIDE], strict=False)

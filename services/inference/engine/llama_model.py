@@ -12,12 +12,13 @@ from contextlib import contextmanager
 import jinja2
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import prompt
+from services.inference.engine import prompt, tool_format
 from services.inference.engine.drawing import Drawer
 from services.inference.engine.kv_slots import KvMode, Place
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
 from services.inference.engine.sequence import Drawn
+from services.inference.engine.tool_format import SHAPES, ToolStyle
 from services.inference.engine.vocabulary import Vocabulary
 from services.inference.engine.wire import KvType, Load, Loaded
 from shared import errors
@@ -75,6 +76,9 @@ class LlamaModel:
         self._drawers: dict[tuple[int, int], Drawer] = {}
         self._vocabulary = Vocabulary(self._vocab)
         self._template = self._chat_template()
+        self.tool_style = self._tool_style()
+        if self.tool_style is not None:
+            self._vocabulary.show_for_tools(SHAPES[self.tool_style].spellings)
         #: What llama_decode took since the counter was last read.
         self.decode_seconds = 0.0
 
@@ -87,6 +91,7 @@ class LlamaModel:
             gpu="; ".join(self._log.gpu),
             chat_template=self._template is not None,
             processor=native.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
+            tool_style=self.tool_style,
         )
 
     # --- text ---------------------------------------------------------------------------------------------------------------
@@ -94,16 +99,15 @@ class LlamaModel:
     def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Raises BadRequest where the model cannot take these messages."""
         special = self._vocabulary.special
-        marked = tuple(ChatMessage(message.role, special.mark(message.content)) for message in messages)
         if self._template is not None:
-            return self._vocabulary.tokens_of(self._template.render(marked))
-        if len(marked) == 1:
-            return self._vocabulary.tokens_of(marked[0].content)
+            return self._vocabulary.tokens_of(self._template.render(messages, tools, special=special))
+        if len(messages) == 1 and not tools:
+            return self._vocabulary.tokens_of(special.mark(messages[0].content))
         raise errors.BadRequest("this model has no chat template and takes one plain prompt only", hint="send prompt, not messages")
 
-    def piece(self, token: int) -> bytes | None:
-        """The bytes of a token; None for one that ends the answer."""
-        return self._vocabulary.piece(token)
+    def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
+        """The bytes of a token; None for one that ends the answer. ``with_tools``: what marks a call is spelled out."""
+        return self._vocabulary.piece(token, with_tools and token in self._vocabulary.shown_for_tools)
 
     # --- sequences ------------------------------------------------------------------------------------------------------------
 
@@ -168,6 +172,11 @@ class LlamaModel:
         except (jinja2.TemplateError, errors.BadRequest) as error:
             raise LoadRefused(f"the model's chat template is not usable: {error}") from error
         return template
+
+    def _tool_style(self) -> ToolStyle | None:
+        if self._template is None or not self._template.supports_tools:
+            return None
+        return tool_format.style_of(self._template.source, self._template.rendered_call)
 
 
 class _Batch:

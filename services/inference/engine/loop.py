@@ -4,12 +4,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from services.inference.engine import sampling, sequence
+import msgspec
+
+from services.inference.engine import sampling, sequence, tool_calls
 from services.inference.engine.kv_slots import KvMode, Place, Slots
 from services.inference.engine.pace import Pace
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, Plan, Scheduler
 from services.inference.engine.sequence import Drawn
+from services.inference.engine.tool_calls import ToolCallParser
+from services.inference.engine.tool_format import ToolStyle
 from services.inference.engine.wire import Accepted, Cancel, Generate, Progress, Refused, Step
 from shared import errors
 from shared.api.generation import ChatMessage, Tool
@@ -23,6 +27,8 @@ class Compute(Protocol):
     pool_tokens: int
     #: The most tokens of prompts in one step.
     step_tokens: int
+    #: How the model writes calls of tools; None where it has no place for them.
+    tool_style: ToolStyle | None
     #: Whether a slot can go back to the middle of what it has read.
     can_reuse: bool
     #: What the computing itself took, ever.
@@ -48,8 +54,8 @@ class Compute(Protocol):
         """Compute one batch; the token drawn for each feed that asks for one. Raises ModelCrashed: start anew."""
         ...
 
-    def piece(self, token: int) -> bytes | None:
-        """The bytes of a token; None for one that ends the answer."""
+    def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
+        """The bytes of a token; None for one that ends the answer. ``with_tools``: what marks a call of a tool is spelled out."""
         ...
 
     def end(self, sequence: tuple[int, int]) -> None:
@@ -122,16 +128,35 @@ class Loop:
 
     def _start(self, command: Generate, tokens: list[int], answer: int) -> sequence.Sequence:
         parameters = sampling.of_answer(command.parameters, answer)
-        started = sequence.start(command.id, answer, tokens, parameters, context_tokens=self._compute.context_tokens, salt=command.salt)
+        started = sequence.start(
+            command.id,
+            answer,
+            tokens,
+            parameters,
+            context_tokens=self._compute.context_tokens,
+            salt=command.salt,
+            calls=self._parser(command, answer),
+        )
         for token in command.delivered:
-            started.replay(token, self._compute.piece(token))
-        self._compute.begin((command.id, answer), parameters, command.grammar, command.delivered)
+            started.replay(token, self._piece(started, token))
+        # What remembers an answer reserves memory for all of it: not for the wish, which may be anything.
+        limited = msgspec.structs.replace(parameters, max_tokens=started.limit)
+        self._compute.begin((command.id, answer), limited, command.grammar, command.delivered)
         return started
+
+    def _parser(self, command: Generate, answer: int) -> ToolCallParser | None:
+        if not command.tools or self._compute.tool_style is None:
+            return None
+        names = frozenset(tool.name for tool in command.tools)
+        return ToolCallParser(self._compute.tool_style, names, tool_calls.ids_of(f"{command.request}/{answer}"))
+
+    def _piece(self, running: sequence.Sequence, token: int) -> bytes | None:
+        return self._compute.piece(token, with_tools=running.output.calls is not None)
 
     def _progress(self, drawn: list[tuple[Feed, Drawn]]) -> Iterator[Progress]:
         for feed, token in drawn:
             running = feed.sequence
-            taken = running.take(token.token, self._compute.piece(token.token))
+            taken = running.take(token.token, self._piece(running, token.token))
             if taken.finish is not None:
                 self._scheduler.finish(feed.slot)
                 self._compute.end((running.id, running.answer))
@@ -143,4 +168,5 @@ class Loop:
                 running.answer,
                 running.cached,
                 (token.logprob,) if token.logprob is not None and taken.token_ids else (),
+                taken.calls,
             )

@@ -1,7 +1,10 @@
-"""Turns the bytes of tokens into text that may be shown: whole characters only, and nothing of a stop sequence.  Pure."""
+"""Turns the bytes of tokens into what may be shown: whole characters only, nothing of a stop sequence, calls of tools apart.  Pure."""
 
 import codecs
 from dataclasses import dataclass, field
+
+from services.inference.engine.tool_calls import Parsed, ToolCallParser
+from shared.api.generation import ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +14,8 @@ class Shown:
     text: str
     #: A stop sequence is complete: the text ends just before it and the generation is over.
     stopped: bool = False
+    #: Calls of tools that are complete now.
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Stops:
@@ -53,12 +58,23 @@ class Output:
     """The visible text of one generation."""
 
     stops: Stops
+    #: None where no tools are on offer.
+    calls: ToolCallParser | None = None
     #: Bytes that are no UTF-8 at all become U+FFFD; a character that is only incomplete waits for its rest.
     _characters: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def push(self, piece: bytes) -> Shown:
-        return self.stops.push(self._characters.decode(piece))
+        shown = self.stops.push(self._characters.decode(piece))
+        if self.calls is None:
+            return shown
+        parsed = self.calls.push(shown.text)
+        last = self.calls.finish() if shown.stopped else Parsed()
+        return Shown(parsed.text + last.text, shown.stopped, parsed.calls + last.calls)
 
-    def finish(self) -> str:
+    def finish(self) -> Shown:
         """The rest, when the model has ended. Half a character at the very end is not text and is dropped."""
-        return self.stops.finish()
+        held = self.stops.finish()
+        if self.calls is None:
+            return Shown(held)
+        parsed, last = self.calls.push(held), self.calls.finish()
+        return Shown(parsed.text + last.text, calls=parsed.calls + last.calls)

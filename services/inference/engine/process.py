@@ -2,6 +2,9 @@
 
 It reads commands from an inherited socket and writes reports to it. It ends when the socket does, and the kernel ends
 it with its parent in any case, also in the middle of a long step: an engine without a worker only burns a GPU.
+
+Before it opens the model's file it gives up what it does not need of the system (`confinement`), and before llama.cpp sees
+the file its header is checked (`model_parts`).
 """
 
 import ctypes
@@ -10,9 +13,14 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
-from services.inference.engine import llama_model, wire
+import llama_cpp.llama_cpp as native
+import msgspec
+
+from services.inference.engine import confinement, llama_model, model_parts, wire
 from services.inference.engine.loop import Loop
 from shared import errors
 
@@ -69,24 +77,44 @@ def _serve(channel: Channel) -> None:
     load = next(channel.commands(wait=True))
     if not isinstance(load, wire.Load):
         raise errors.ProtocolViolation("the engine's first message must be Load")
+    unconfined = _confine()
     try:
+        model_parts.check(Path(load.path))
         with llama_model.opened(load, lambda progress: channel.send(wire.Loading(progress))) as model:
-            channel.send(model.describe())
+            channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
             _run(channel, Loop(model, slots=load.slots, mode=load.kv_mode))
-    except llama_model.LoadRefused as refused:
+    except (llama_model.LoadRefused, model_parts.NotAModel) as refused:
         channel.send(wire.LoadFailed(str(refused)))
 
 
+def _confine() -> str:
+    """Why this process is not confined; empty when it is."""
+    # The first question for a GPU starts its driver, which may have to run a program that makes its devices.
+    has_gpu = bool(native.llama_supports_gpu_offload())
+    try:
+        confinement.confine(local_sockets=has_gpu)
+    except confinement.NotConfined as error:
+        return str(error)
+    return ""
+
+
 def _run(channel: Channel, loop: Loop) -> None:
+    began = time.perf_counter()
     while True:
         # Without work, sleep in the socket; with work, look into it between two steps.
-        for command in channel.commands(wait=loop.idle):
+        asleep = loop.idle
+        for command in channel.commands(wait=asleep):
+            if asleep:
+                began, asleep = time.perf_counter(), False
             if isinstance(command, wire.Load):
                 raise errors.ProtocolViolation("an engine loads one model, once")
             if (report := loop.handle(command)) is not None:
                 channel.send(report)
         if (step := loop.step()) is not None:
-            channel.send(step)
+            ended = time.perf_counter()
+            # Whatever happens between two steps counts too: reading prompts' texts, and telling the worker.
+            channel.send(msgspec.structs.replace(step, seconds=ended - began))
+            began = ended
 
 
 def _die_with(parent: int) -> None:

@@ -62,21 +62,20 @@ class Scheduler:
     def submit(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
-    def admit(self) -> list[Place]:
-        """Put waiting sequences into free slots; the caller has the model's memory follow."""
-        admitted = []
+    def admit(self) -> Iterator[Place]:
+        """Put waiting sequences into free slots. The caller has the model's memory follow, each time before it asks for the next: what
+        one slot was found not to hold, the next one must not count on."""
         while self._waiting and self._may_begin(self._waiting[0]):
             sequence = self._waiting[0]
             # In the exact layout what was delivered is computed one by one again, as it was at first.
             known = sequence.tokens if self._mode is KvMode.FAST else sequence.tokens[: sequence.prompt_tokens]
             place = self._slots.place(known, sequence.salt)
             if place is None:
-                break
+                return
             self._waiting.popleft()
             sequence.begin(place.kept, self._mode)
             self._running[place.slot] = sequence
-            admitted.append(place)
-        return admitted
+            yield place
 
     def plan(self) -> Plan | None:
         """The next step, which the caller computes and reports with ``fed``; None if nobody can go on before somebody is preempted."""
@@ -110,7 +109,7 @@ class Scheduler:
     def restart(self, slot: int) -> None:
         """What was thought to be in the slot is not."""
         self._slots.empty(slot)
-        self._running[slot].fed = 0
+        self._running[slot].fed = self._running[slot].cached = 0
 
     def cancel(self, identity: int) -> list[Sequence]:
         """Forget a request's sequences, wherever they are. Unknown ids are already over."""
@@ -151,7 +150,8 @@ class Scheduler:
         for slot, sequence in self._running.items():
             if not sequence.reading:
                 continue
-            if budget < LEAST_TOKENS:
+            # The last tokens may be fewer: with all the memory to itself, a sequence must get to its end.
+            if budget < min(LEAST_TOKENS, sequence.bulk - sequence.fed):
                 return
             feed = _feed(slot, sequence, sequence.next_end(budget))
             budget -= len(feed.tokens)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from services.inference.engine import output
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
+from services.inference.engine.tool_calls import ToolCallParser
 from shared import errors
+from shared.api.generation import ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
 
@@ -28,6 +30,8 @@ class Taken:
     text: str
     #: None while the answer goes on.
     finish: FinishReason | None = None
+    #: Calls of tools that are complete now.
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -71,21 +75,23 @@ class Sequence:
 
         Raises BadRequest if the answer was over with it.
         """
-        if piece is None or self.output.push(piece).stopped or len(self.tokens) - self.prompt_tokens >= self.limit:
-            raise errors.BadRequest("delivered: the answer was over before its last token", hint="nothing is left to generate")
         self.tokens.append(token)
+        if piece is None or self.output.push(piece).stopped or len(self.tokens) - self.prompt_tokens >= self.limit:
+            raise errors.BadRequest("delivered: the answer is over with these tokens", hint="nothing is left to generate")
 
     def take(self, token: int, piece: bytes | None) -> Taken:
         """The model's next token, with its bytes, or with None when it is an end token."""
         if piece is None:
-            return Taken((), self.output.finish(), FinishReason.STOP)
+            rest = self.output.finish()
+            return Taken((), rest.text, FinishReason.STOP, rest.calls)
         self.tokens.append(token)
         shown = self.output.push(piece)
         if shown.stopped:
-            return Taken((token,), shown.text, FinishReason.STOP)
+            return Taken((token,), shown.text, FinishReason.STOP, shown.calls)
         if len(self.tokens) - self.prompt_tokens >= self.limit:
-            return Taken((token,), shown.text + self.output.finish(), FinishReason.LENGTH)
-        return Taken((token,), shown.text)
+            rest = self.output.finish()
+            return Taken((token,), shown.text + rest.text, FinishReason.LENGTH, shown.calls + rest.calls)
+        return Taken((token,), shown.text, calls=shown.calls)
 
     def begin(self, kept: int, mode: KvMode) -> None:
         """It has a slot that holds its first ``kept`` tokens."""
@@ -94,7 +100,16 @@ class Sequence:
         self.cached = max(self.cached, min(kept, self.prompt_tokens))
 
 
-def start(identity: int, answer: int, prompt: list[int], parameters: Parameters, *, context_tokens: int, salt: str = "") -> Sequence:
+def start(
+    identity: int,
+    answer: int,
+    prompt: list[int],
+    parameters: Parameters,
+    *,
+    context_tokens: int,
+    salt: str = "",
+    calls: ToolCallParser | None = None,
+) -> Sequence:
     """A sequence that fits the context; raises BadRequest when not even one token fits behind the prompt."""
     room = context_tokens - len(prompt)
     if not prompt:
@@ -105,5 +120,5 @@ def start(identity: int, answer: int, prompt: list[int], parameters: Parameters,
             hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
         )
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
-    shown = output.Output(output.Stops(parameters.stop))
+    shown = output.Output(output.Stops(parameters.stop), calls)
     return Sequence(identity, answer, list(prompt), len(prompt), limit, parameters, shown, salt)

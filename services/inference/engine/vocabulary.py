@@ -28,6 +28,8 @@ class Vocabulary:
         self.end_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_is_eog(vocab, token))
         self._bos = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else NO_TOKEN
         self.piece = lru_cache(_PIECES_KEPT)(self._piece)
+        #: Tokens that mark a call of a tool, and have to be shown where tools are on offer.
+        self.shown_for_tools: frozenset[int] = frozenset()
 
     @property
     def bos(self) -> str:
@@ -36,6 +38,9 @@ class Vocabulary:
     @property
     def eos(self) -> str:
         return self._spelling(native.llama_vocab_eos(self._vocab))
+
+    def show_for_tools(self, spellings: tuple[str, ...]) -> None:
+        self.shown_for_tools = frozenset(token for token in range(self.size) if self._spelling(token) in spellings)
 
     def tokens_of(self, rendered: str) -> list[int]:
         """Of a prompt whose parts from users are marked. Raises BadRequest."""

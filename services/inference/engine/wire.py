@@ -11,6 +11,7 @@ import msgspec
 
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
+from services.inference.engine.tool_format import ToolStyle
 from shared import errors
 from shared.api.generation import ChatMessage, Tool, ToolCall
 from shared.api.inference import TokenLogprob
@@ -63,15 +64,26 @@ class Generate(_Message, frozen=True):
     #: GBNF that the answer must follow; empty for none. It has been checked.
     grammar: str = ""
     tools: tuple[Tool, ...] = ()
+    #: Of the whole request, wherever it runs: what its calls of tools are numbered by.
+    request: str = ""
 
 
 class Cancel(_Message, frozen=True):
-    """Also sent for generations that have just ended; the engine ignores ids it does not know."""
+    """Of a Generate or an Embed. Also sent for those that have just ended; the engine ignores ids it does not know."""
 
     id: int
 
 
-Command = Load | Generate | Cancel
+class Embed(_Message, frozen=True):
+    """Answered with Accepted or Refused when all texts are counted, and then with their vectors, turn by turn."""
+
+    id: int
+    inputs: tuple[str, ...]
+    #: Of each vector; None for all that the model gives.
+    dimensions: int | None = None
+
+
+Command = Load | Generate | Embed | Cancel
 
 
 # --- engine to worker: Loaded or LoadFailed first, then the others ----------------------------------------------------
@@ -92,6 +104,10 @@ class Loaded(_Message, frozen=True):
     chat_template: bool
     #: What this build of llama.cpp uses of the processor.
     processor: str
+    #: Why the process can reach more of the system than it needs; empty where it cannot.
+    unconfined: str = ""
+    #: How the model writes calls of tools; None where its template has no place for them.
+    tool_style: ToolStyle | None = None
 
 
 class LoadFailed(_Message, frozen=True):
@@ -126,7 +142,7 @@ class Step(_Message, frozen=True):
     """What one step gave; also sent when no sequence has a token, so that a worker sees that its engine lives."""
 
     progress: tuple[Progress, ...]
-    #: Of the whole step, and of what llama.cpp took of it.
+    #: Since the step before, or since there was something to do again; and what llama.cpp took of it.
     seconds: float = 0.0
     decode_seconds: float = 0.0
     #: Sequences that got a token, and tokens that were read.
@@ -134,7 +150,23 @@ class Step(_Message, frozen=True):
     read: int = 0
 
 
-Report = Loading | Loaded | LoadFailed | Accepted | Refused | Step
+class Vectors(_Message, frozen=True):
+    """The next ones of a request, in the order of its inputs."""
+
+    id: int
+    #: Of 32-bit floats, lowest byte first.
+    vectors: tuple[bytes, ...]
+
+
+class EmbeddingTurn(_Message, frozen=True):
+    """What one batch of embeddings gave; also sent when no text has ended, so that a worker sees that its engine lives."""
+
+    vectors: tuple[Vectors, ...]
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+Report = Loading | Loaded | LoadFailed | Accepted | Refused | Step | EmbeddingTurn
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -31,6 +31,7 @@ TOOL: dict[str, Any] = {
     },
 }
 CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"what": "x"}'}}
+RESULT = {"role": "tool", "content": "x", "tool_call_id": "c1"}
 
 
 @pytest.fixture
@@ -100,7 +101,8 @@ async def test_chat_stream(http: httpx.AsyncClient, house: House, include_usage:
 async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClient, house: House) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     asked = {
-        "n": 2, "logprobs": True, "top_logprobs": 3, "min_p": 0.1, "repeat_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": -0.5,
+        "n": 2, "logprobs": True, "top_logprobs": 3, "min_p": 0.1, "repeat_penalty": 1.1,
+        "frequency_penalty": 0.5, "presence_penalty": -0.5,
         "logit_bias": {"17": -100}, "ignore_eos": True, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
     }  # fmt: skip
     assert (await http.post("/v1/chat/completions", json={**CHAT, **asked})).status_code == 200
@@ -182,6 +184,25 @@ async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, ho
     assert sum(len(choice["logprobs"]["content"]) for choices in by_answer.values() for choice in choices if choice["logprobs"]) == 2
 
 
+class Loading(FakeWorker):
+    """Has to load its model first, and says so."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
+        async for said in super().run(prompt):
+            yield said
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/inference"])
+async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncClient, house: House, path: str) -> None:
+    house.add_worker(1, Loading(), "smollm2")
+    answer = await http.post(path, json={**CHAT, "stream": True})
+    comment, _, rest = answer.text.partition("\n\n")
+    assert comment == ": loading smollm2: 40 %"
+    assert "data: [DONE]" in rest
+    assert "loading" not in (await http.post(path, json=CHAT)).text
+
+
 async def test_models_list_the_default_first(http: httpx.AsyncClient, house: House) -> None:
     house.add_worker(2, FakeWorker(), "alpha")
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["alpha", "smollm2"]
@@ -213,7 +234,7 @@ async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, house: House
         {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"1": 5}}, {"logprobs": True, "top_logprobs": 3},
         {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
         {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "required"}, {"grammar": "root ::= [a]"},
-        {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "x", "tool_call_id": "c1"}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]},
     ],
 )  # fmt: skip
 async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict[str, object]) -> None:
@@ -229,7 +250,8 @@ async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_object"}, "grammar": "root ::= [a]"}, "grammar"),
-        ({"frequency_penalty": 2.5}, "frequency_penalty"), ({"logit_bias": {"a": 5}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"logit_bias": {"a": 5}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"store": True}, "store"), ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),

@@ -1,0 +1,174 @@
+"""What the engine's process gives up before it opens a model file: files are the only thing from outside that it reads.
+
+A model file is somebody else's (SECURITY.md, T24). Whoever takes over llama.cpp with one must find no network, no other program to
+run and no other process to look into. Linux does this with a filter over system calls (seccomp); it cannot be taken off again.
+The filter lets everything pass but a list: what a GPU driver asks of the kernel is its own affair and changes with its version.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+#: The parts of a model, which llama.cpp holds open together, and some dozens for each GPU.
+MAX_OPEN_FILES = 1024
+
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_SET_MODE_FILTER = 1
+#: For all threads that are there. And without slowing every load from memory, as older kernels do for filtered processes: that
+#: guards against code that reads its own process's memory, and here all of it is in the same hands.
+_SECCOMP_FLAGS = 1 | 4
+
+#: seccomp(2): what happens to a call. The number of the error is in the low 16 bits.
+ALLOW = 0x7FFF0000
+KILL = 0x80000000
+_FAIL = 0x00050000
+
+#: linux/filter.h: load a word of the call, compare it, give a verdict.
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _VERDICT = 0x20, 0x15, 0x35, 0x45, 0x06
+_INSTRUCTION = struct.Struct("<HBBI")
+#: linux/seccomp.h: where the number of the call and its machine are; each argument has 8 bytes, of which the kernel takes the low 4.
+_NUMBER_AT, _MACHINE_AT, _ARGUMENTS_AT = 0, 4, 16
+
+_CLONE_THREAD = 0x00010000
+#: asm-generic/ioctls.h: they type into the terminal that the worker was started in.
+_TERMINAL_INPUT = (0x5412, 0x541C)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A kind of processor and how Linux numbers the calls there."""
+
+    #: AUDIT_ARCH of linux/audit.h.
+    audit: int
+    seccomp: int
+    #: Of calls that depend on their arguments.
+    numbers: dict[str, int]
+    #: Of calls that fail always.
+    denied: tuple[int, ...]
+
+
+#: Numbers from 424 on are the same everywhere: a signal to a process that is held by a file descriptor; io_uring, which can do
+#: most of what is denied here without a call; mounts; the files and the memory of other processes.
+_DENIED_EVERYWHERE = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440, 442)
+
+#: In the same order for both: starting programs (execve, execveat); signals to others (tkill, rt_sigqueueinfo, rt_tgsigqueueinfo);
+#: other processes' memory (ptrace, process_vm_readv, process_vm_writev, kcmp); code and events in the kernel (bpf, perf_event_open,
+#: userfaultfd, init_module, finit_module, delete_module, kexec_load); keys (add_key, request_key, keyctl); other views of the
+#: system (unshare, setns, mount, umount2, pivot_root, chroot, open_by_handle_at).
+MACHINES = {
+    "x86_64": Machine(
+        audit=0xC000003E,
+        seccomp=317,
+        numbers={"socket": 41, "socketpair": 53, "kill": 62, "tgkill": 234, "clone": 56, "clone3": 435, "ioctl": 16},
+        # The first two are fork and vfork, which newer machines do with clone.
+        denied=(57, 58, 59, 322, 200, 129, 297, 101, 310, 311, 312, 321, 298, 323, 175, 313, 176, 246, 248, 249, 250)
+        + (272, 308, 165, 166, 155, 161, 304, *_DENIED_EVERYWHERE),
+    ),
+    "aarch64": Machine(
+        audit=0xC00000B7,
+        seccomp=277,
+        numbers={"socket": 198, "socketpair": 199, "kill": 129, "tgkill": 131, "clone": 220, "clone3": 435, "ioctl": 29},
+        denied=(221, 281, 130, 138, 240, 117, 270, 271, 272, 280, 241, 282, 105, 273, 106, 104, 217, 218, 219)
+        + (97, 268, 40, 39, 41, 51, 265, *_DENIED_EVERYWHERE),
+    ),
+}
+#: x86_64 also takes calls of an older 32-bit kind, with other numbers.
+_X32_NUMBERS = 0x40000000
+
+
+class NotConfined(Exception):
+    """This system cannot do it; the message says why. Caught by the process, which tells its worker and goes on."""
+
+
+def confine(*, local_sockets: bool) -> None:
+    """Give up what an engine does not need, for good. Raises NotConfined where that is not possible.
+
+    ``local_sockets`` are for GPU drivers, which talk to their own services through them; without a GPU there is no socket at all."""
+    _limit()
+    if not sys.platform.startswith("linux"):
+        raise NotConfined(f"{sys.platform} has no filter over system calls that this program knows")
+    machine = MACHINES.get(platform.machine())
+    if machine is None or sys.byteorder != "little":
+        raise NotConfined(f"the system calls of {platform.machine()} are not known")
+    _install(filter_program(machine, own_pid=os.getpid(), local_sockets=local_sockets), machine)
+
+
+def filter_program(machine: Machine, *, own_pid: int, local_sockets: bool) -> bytes:
+    """The filter, for the machine that seccomp runs in the kernel."""
+    steps = [
+        _step(_LOAD, _MACHINE_AT),
+        _step(_IF_EQUAL, machine.audit, then=1),
+        _step(_VERDICT, KILL),
+        _step(_LOAD, _NUMBER_AT),
+    ]
+    if machine is MACHINES["x86_64"]:
+        steps += [_step(_IF_AT_LEAST, _X32_NUMBERS, otherwise=1), _fail(errno.EPERM)]
+    for number in machine.denied:
+        steps += [_step(_IF_EQUAL, number, otherwise=1), _fail(errno.EPERM)]
+    for name, rule in _rules(own_pid, local_sockets=local_sockets):
+        steps += [_step(_IF_EQUAL, machine.numbers[name], otherwise=len(rule)), *rule]
+    return b"".join((*steps, _step(_VERDICT, ALLOW)))
+
+
+def _rules(own_pid: int, *, local_sockets: bool) -> Iterator[tuple[str, list[bytes]]]:
+    """What becomes of the calls that depend on their arguments. Each rule ends with a verdict."""
+    for name in ("socket", "socketpair"):
+        yield name, _only_if(_IF_EQUAL, socket.AF_UNIX, otherwise=errno.EACCES) if local_sockets else [_fail(errno.EACCES)]
+    # abort() is a signal to oneself, and how llama.cpp ends where it knows no further.
+    for name in ("kill", "tgkill"):
+        yield name, _only_if(_IF_EQUAL, own_pid, otherwise=errno.EPERM)
+    # Threads, and no processes: nothing may outlive this one. The arguments of clone3 are out of the filter's reach, and where it
+    # does not exist libraries take clone.
+    yield "clone", _only_if(_IF_ANY_BIT, _CLONE_THREAD, otherwise=errno.EPERM)
+    yield "clone3", [_fail(errno.ENOSYS)]
+    typing = [step for command in _TERMINAL_INPUT for step in (_step(_IF_EQUAL, command, otherwise=1), _fail(errno.EPERM))]
+    yield "ioctl", [_load_argument(1), *typing, _step(_VERDICT, ALLOW)]
+
+
+def _only_if(test: int, value: int, *, otherwise: int) -> list[bytes]:
+    """Allowed where the first argument passes the test."""
+    return [_load_argument(0), _step(test, value, otherwise=1), _step(_VERDICT, ALLOW), _fail(otherwise)]
+
+
+def _load_argument(index: int) -> bytes:
+    return _step(_LOAD, _ARGUMENTS_AT + 8 * index)
+
+
+def _fail(number: int) -> bytes:
+    return _step(_VERDICT, _FAIL | number)
+
+
+def _step(code: int, value: int, *, then: int = 0, otherwise: int = 0) -> bytes:
+    """One instruction; ``then`` and ``otherwise`` say how many to skip after a test."""
+    return _INSTRUCTION.pack(code, then, otherwise, value)
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(limit for limit in (MAX_OPEN_FILES, soft, hard) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class _Program(ctypes.Structure):
+    """`struct sock_fprog` of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+
+
+def _install(steps: bytes, machine: Machine) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise NotConfined(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
+    program = _Program(len(steps) // _INSTRUCTION.size, steps)
+    status = libc.syscall(machine.seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FLAGS, ctypes.byref(program))
+    if status != 0:
+        # A positive status is the thread that could not take the filter on.
+        raise NotConfined("seccomp: " + (f"thread {status} cannot be filtered" if status > 0 else os.strerror(ctypes.get_errno())))

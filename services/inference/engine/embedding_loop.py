@@ -1,0 +1,195 @@
+"""The engine's work on embeddings: between two steps of the answers it counts some texts, or computes one batch of them."""
+
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.inference.engine.embedding_queue import Piece, Queue, Text
+from services.inference.engine.pace import LEAST_TOKENS, Pace
+from services.inference.engine.pooling import Pooled, Pooling
+from services.inference.engine.wire import Accepted, Embed, EmbeddingTurn, Refused, Step, Vectors
+from shared import errors
+
+#: Texts are turned into tokens until so many bytes are done, which takes some 10 ms; more would be felt by running answers.
+COUNT_BYTES = 16 * 1024
+
+
+class Embedder(Protocol):
+    """What the loop needs of a model. ``embedding.Embedder`` is the real one. All of it blocks."""
+
+    #: The longest text.
+    context_tokens: int
+    #: The most tokens of several texts in one batch.
+    step_tokens: int
+    dimensions: int
+    #: Texts in one batch.
+    slots: int
+    #: The model reads both ways, so a text cannot be computed in pieces.
+    whole: bool
+    pooling: Pooling
+
+    def prepare(self) -> None:
+        """What is above is true from here on. Safe to call twice; raises BadRequest where the model gives no vectors, and
+        Unavailable where it cannot be now."""
+        ...
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Raises BadRequest."""
+        ...
+
+    def run(self, pieces: Sequence[Piece]) -> list[Sequence[float]]:
+        """Compute one batch; the pooled vector of each piece. Forgets the texts that end in it. Raises ModelCrashed."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Forget what a text that was begun has left there."""
+        ...
+
+
+@dataclass(slots=True)
+class _Counting:
+    """A request of which the first texts are counted."""
+
+    command: Embed
+    dimensions: int
+    texts: list[Text] = field(default_factory=list)
+
+    @property
+    def counted(self) -> bool:
+        return len(self.texts) == len(self.command.inputs)
+
+
+class EmbeddingLoop:
+    """Not thread-safe: one caller, who alternates the steps of the answers and ``turn``."""
+
+    def __init__(self, embedder: Embedder, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._embedder = embedder
+        self._clock = clock
+        self._counting: deque[_Counting] = deque()
+        #: Made with the first request, when the model has told what it can.
+        self._queue: Queue | None = None
+        self._pace = Pace(LEAST_TOKENS)
+        #: Of the text that is begun.
+        self._pooled: Pooled | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self._counting and (self._queue is None or self._queue.idle)
+
+    def handle(self, command: Embed) -> Refused | None:
+        """Queue a request; what it has tokens of is told by a later turn."""
+        try:
+            self._prepare()
+            if (dimensions := command.dimensions) is not None and dimensions > self._embedder.dimensions:
+                raise errors.BadRequest(
+                    f"dimensions is {dimensions}; this model's vectors have {self._embedder.dimensions}",
+                    hint="ask for fewer, or leave it out",
+                )
+        except (errors.BadRequest, errors.Unavailable) as error:
+            return Refused(command.id, error.to_problem())
+        self._counting.append(_Counting(command, dimensions or self._embedder.dimensions))
+        return None
+
+    def cancel(self, request: int) -> None:
+        """Unknown ones are already over."""
+        self._counting = deque(counting for counting in self._counting if counting.command.id != request)
+        if self._queue is not None and (slot := self._queue.cancel(request)) is not None:
+            self._embedder.clear(slot)
+            self._pooled = None
+
+    def turn(self, step: Step | None) -> list[Accepted | Refused | EmbeddingTurn]:
+        """Do as much as answers can bear whose last step was this; None when nobody answers."""
+        if step is not None and step.read == 0:
+            self._pace.took(step.seconds, answering=step.answering, read=0)
+        if self._queue is None or self.idle:
+            return []
+        return [*self._count(), *self._compute(self._queue, step)]
+
+    def _prepare(self) -> None:
+        if self._queue is None:
+            self._embedder.prepare()
+            self._queue = Queue(self._embedder.slots, whole=self._embedder.whole)
+            self._pace = Pace(self._embedder.step_tokens)
+
+    # --- counting -----------------------------------------------------------------------------------------------------------
+
+    def _count(self) -> list[Accepted | Refused]:
+        reports: list[Accepted | Refused] = []
+        left = COUNT_BYTES
+        while self._counting and left > 0:
+            counting = self._counting[0]
+            try:
+                left -= self._count_one(counting)
+            except errors.BadRequest as error:
+                self._counting.popleft()
+                reports.append(Refused(counting.command.id, error.to_problem()))
+                continue
+            if counting.counted:
+                self._counting.popleft()
+                reports.append(self._accept(counting))
+        return reports
+
+    def _count_one(self, counting: _Counting) -> int:
+        """Turn the request's next text into tokens; returns how many bytes it had. Raises BadRequest."""
+        number = len(counting.texts)
+        text = counting.command.inputs[number]
+        # An array: a list takes nine times the room.
+        tokens = array("i", self._embedder.tokens_of(text))
+        if not tokens:
+            raise errors.BadRequest(f"inputs[{number}] has no tokens", hint="leave empty texts out")
+        if len(tokens) > self._embedder.context_tokens:
+            raise errors.BadRequest(
+                f"inputs[{number}] has {len(tokens)} tokens; this model takes {self._embedder.context_tokens}",
+                hint="cut it into several texts",
+            )
+        counting.texts.append(Text(counting.command.id, number, tokens, counting.dimensions))
+        return len(text.encode("utf-8", "replace")) + 1
+
+    def _accept(self, counting: _Counting) -> Accepted:
+        assert self._queue is not None  # made before anything could be counted
+        self._queue.submit(counting.texts)
+        return Accepted(counting.command.id, sum(len(text.tokens) for text in counting.texts))
+
+    # --- computing ----------------------------------------------------------------------------------------------------------
+
+    def _compute(self, queue: Queue, step: Step | None) -> list[Refused | EmbeddingTurn]:
+        pieces = queue.take(self._budget(step))
+        if not pieces:
+            return []
+        began = self._clock()
+        rows = self._embedder.run(pieces)
+        seconds, tokens = self._clock() - began, sum(len(piece.tokens) for piece in pieces)
+        self._pace.took(seconds, answering=0, read=tokens)
+        told: dict[int, list[bytes]] = {}
+        failed: dict[int, Refused] = {}
+        for piece, row in zip(pieces, rows, strict=True):
+            self._pool(piece, row, told, failed)
+        for request in failed:
+            self.cancel(request)
+            told.pop(request, None)
+        finished = tuple(Vectors(request, tuple(vectors)) for request, vectors in told.items())
+        return [*failed.values(), EmbeddingTurn(finished, seconds, tokens)]
+
+    def _budget(self, step: Step | None) -> int:
+        """Tokens of the next batch. Prompts that are being read go first: both together must not make the answers falter."""
+        if step is None or step.answering == 0:
+            return self._embedder.step_tokens
+        return max(LEAST_TOKENS, self._pace.budget(step.answering) - step.read)
+
+    def _pool(self, piece: Piece, row: Sequence[float], told: dict[int, list[bytes]], failed: dict[int, Refused]) -> None:
+        """Add a piece to its text, whose vector is told when it ends."""
+        if self._pooled is None:
+            self._pooled = Pooled(self._embedder.pooling)
+        self._pooled.add(row, len(piece.tokens))
+        if not piece.ends:
+            return
+        text, vector = piece.text, self._pooled.packed(piece.text.dimensions)
+        self._pooled = None
+        if vector is None:
+            problem = errors.Unavailable(f"the model computed no vector for inputs[{text.number}]", hint="ask another model")
+            failed[text.request] = Refused(text.request, problem.to_problem())
+        else:
+            told.setdefault(text.request, []).append(vector)

@@ -1,0 +1,150 @@
+"""A model that is no neural network, for tests of the loop: it keeps its memory as llama.cpp does and says what it finds there.
+
+It is strict: whatever it is fed must be the sequence's own tokens, in order, without a gap, on top of what really is in the slot.
+"""
+
+import itertools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from services.inference.engine.kv_slots import KvMode, Place
+from services.inference.engine.sampling import Parameters, mix
+from services.inference.engine.scheduler import Feed
+from services.inference.engine.sequence import Drawn
+from services.inference.engine.tool_format import ToolStyle
+from shared import errors
+from shared.api.generation import ChatMessage, Tool
+from shared.api.inference import TokenChance, TokenLogprob
+
+#: Ends an answer; no byte of any UTF-8 text.
+END_TOKEN = 0xFF
+#: One in so many tokens of an answer with a temperature is the last.
+_ENDS = 40
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the model keeps of one token."""
+
+    token: int
+    number: int
+    #: Computed in one go with others of its sequence, not one by one.
+    bulk: bool
+
+
+@dataclass
+class ToyModel:
+    """A token is a byte. At temperature 0 it says the prompt again; otherwise each letter follows from all the tokens in its
+    slot and from (seed, position), so that a wrong memory or a wrong randomness changes what it says."""
+
+    mode: KvMode = KvMode.FAST
+    context_tokens: int = 64
+    pool_tokens: int = 256
+    step_tokens: int = 8
+    slots: int = 4
+    can_reuse: bool = True
+    tool_style: ToolStyle | None = None
+    decode_seconds: float = 0.0
+    #: What one batch takes.
+    batch_seconds: float = 0.0
+    crash: bool = False
+    #: How many more times a slot cannot be brought to hold what it should.
+    unsettled: int = 0
+    memory: dict[int, list[Cell]] = field(default_factory=dict)
+    #: Sequences that were begun and not ended.
+    begun: dict[tuple[int, int], Parameters] = field(default_factory=dict)
+    delivered: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    #: (request, start, count) of every feed, batch by batch.
+    batches: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
+        if messages[0].content == "refuse":
+            raise errors.BadRequest("the model's chat template refuses these messages")
+        return list(messages[0].content.encode())
+
+    def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
+        assert sequence not in self.begun, "begun twice"
+        if grammar == "refuse" and sequence[1] == parameters.n - 1:
+            raise errors.BadRequest("format: not a grammar")
+        self.begun[sequence] = parameters
+        self.delivered[sequence] = tuple(delivered)
+
+    def end(self, sequence: tuple[int, int]) -> None:
+        self.begun.pop(sequence, None)
+
+    def settle(self, place: Place) -> bool:
+        held = self.memory.get(place.slot, [])
+        if place.source is not None:
+            held = list(self.memory.get(place.source, []))
+            if self.mode is KvMode.EXACT:
+                held = [replace(cell, number=next(self._numbers)) for cell in held]
+        if self.unsettled:
+            self.unsettled -= 1
+            self.memory[place.slot] = []
+            return False
+        assert len(held) >= place.kept, "the slot does not hold what is counted on"
+        self.memory[place.slot] = held[: place.kept]
+        return True
+
+    def clear(self, slot: int) -> None:
+        self.memory[slot] = []
+
+    def run(self, feeds: Sequence[Feed]) -> list[Drawn | None]:
+        if self.crash:
+            raise errors.ModelCrashed("llama_decode gave -3")
+        self._check(feeds)
+        self.decode_seconds += self.batch_seconds
+        self.batches.append([(feed.sequence.id, feed.start, len(feed.tokens)) for feed in feeds])
+        drawn = [self._run(feed) for feed in feeds]
+        assert len({cell.number for held in self.memory.values() for cell in held}) <= self.pool_tokens, "more than there is room for"
+        return drawn
+
+    def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
+        return None if token == END_TOKEN else bytes([token])
+
+    def _check(self, feeds: Sequence[Feed]) -> None:
+        """That llama.cpp computes this batch, and in the exact layout so that the company does not matter."""
+        assert feeds
+        assert len({feed.slot for feed in feeds}) == len(feeds) <= self.slots
+        assert all(feed.tokens for feed in feeds)
+        assert sum(len(feed.tokens) for feed in feeds) <= self.step_tokens + self.slots
+        if self.mode is KvMode.EXACT:
+            reads = [feed for feed in feeds if feed.start < feed.sequence.prompt_tokens]
+            assert not reads or len(feeds) == 1, "a prompt in company"
+            for feed in reads:
+                assert len(feed.tokens) > 1 or feed.sequence.prompt_tokens == 1, "a lone token of a prompt"
+                assert feed.start + len(feed.tokens) <= feed.sequence.prompt_tokens, "a prompt and its answer in one go"
+            assert reads or all(len(feed.tokens) == 1 for feed in feeds)
+
+    def _run(self, feed: Feed) -> Drawn | None:
+        held = self.memory.setdefault(feed.slot, [])
+        sequence = feed.sequence
+        assert [cell.token for cell in held] == sequence.tokens[: feed.start], "other tokens in the slot, a gap, or fed twice"
+        if self.mode is KvMode.EXACT:
+            assert all(cell.bulk for cell in held[: sequence.prompt_tokens]), "a prompt from what was computed one by one"
+        bulk = feed.start < sequence.prompt_tokens
+        held.extend(Cell(token, next(self._numbers), bulk) for token in feed.tokens)
+        assert [cell.token for cell in held] == sequence.tokens[: len(held)]
+        assert len(held) <= self.context_tokens
+        if not feed.sample:
+            return None
+        assert len(held) == len(sequence.tokens), "drawn in the middle"
+        return self._draw(feed, [cell.token for cell in held])
+
+    def _draw(self, feed: Feed, held: list[int]) -> Drawn:
+        prompt = feed.sequence.prompt_tokens
+        parameters = self.begun[feed.sequence.id, feed.sequence.answer]
+        token = self._echo(held, prompt) if parameters.temperature == 0 else _letter(held, parameters.seed)
+        if parameters.top_logprobs is None:
+            return Drawn(token)
+        return Drawn(token, TokenLogprob(TokenChance(token, self.piece(token) or b"", -float(len(held)))))
+
+    def _echo(self, held: list[int], prompt: int) -> int:
+        return END_TOKEN if len(held) == 2 * prompt else held[len(held) - prompt]
+
+
+def _letter(held: list[int], seed: int) -> int:
+    drawn = zlib.crc32(bytes(held)) ^ mix(seed, len(held))
+    return END_TOKEN if drawn // 26 % _ENDS == 0 else ord("a") + drawn % 26
