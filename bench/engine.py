@@ -42,6 +42,8 @@ SINGLES = 4
 #: The stories' prompts, in llama-batched-bench's words.
 BATCHED_PROMPT_TOKENS = 40
 PYTHON_SERVER_LEVEL = 16
+#: With more than this, it is the neighbours that have been measured.
+MOST_NOISE_PERCENT = 5.0
 #: What a whole run may take.
 FULL_SECONDS, QUICK_SECONDS = 15 * 60, 3 * 60
 
@@ -91,7 +93,7 @@ async def measure_rate(running: Running, prompts: Sequence[str], level: int) -> 
 
 
 async def measure_throughput(count: int, threads: int) -> list[report.Row]:
-    rates, stories = Rates(), Stories()
+    rates, stories, neighbours = Rates(), Stories(), rounds.Neighbours()
     for number in range(count):
         for level in LEVELS:
             # The same for all contenders of a round.
@@ -105,7 +107,8 @@ async def measure_throughput(count: int, threads: int) -> list[report.Row]:
         async with server.opened(Shape(1, SLOT_TOKENS, threads)) as running:
             prompts = stories.next(PYTHON_SERVER_LEVEL)
             rates.add(server.name, PYTHON_SERVER_LEVEL, await measure_rate(running, prompts, PYTHON_SERVER_LEVEL))
-    return [row for mode in contenders.MODES for row in _throughput_rows(mode, rates)]
+    rows = [row for mode in contenders.MODES for row in _throughput_rows(mode, rates)]
+    return [*rows, report.alone("processor time that others took meanwhile", 100 * neighbours.share(), "%", at_most=MOST_NOISE_PERCENT)]
 
 
 def _throughput_rows(mode: KvMode, rates: Rates) -> list[report.Row]:

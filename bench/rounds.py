@@ -4,8 +4,10 @@ A machine's speed drifts by more than what is measured. Two figures of one round
 keeps its meaning; the median of the ratios leaves out a round in which something else ran.
 """
 
+import os
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench import report
 from bench.contenders import Contender
@@ -37,3 +39,38 @@ def paired(
         target, met = f"ratio >= {at_least:g}", ratio >= at_least
     claim = f"{claim} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
     return report.Row(claim, statistics.median(values), unit, rival, statistics.median(others), ratio, target, met)
+
+
+class Neighbours:
+    """What other processes take of this machine's processors: more than a little, and the figures are about them.
+
+    llama.cpp's threads wait for each other after every operation, so one that has to share its core holds up all of them.
+    """
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._idle = _busy_seconds(), _own_seconds(), _idle_seconds()
+
+    def share(self) -> float:
+        """Since the start, 0 to 1. Ours is this process with those of its children that have ended."""
+        busy, own, idle = _busy_seconds() - self._busy, _own_seconds() - self._own, _idle_seconds() - self._idle
+        return max(0.0, busy - own) / max(busy + idle, 1e-9)
+
+
+def _busy_seconds() -> float:
+    user, nice, system, _idle, _iowait, irq, softirq, steal = _ticks()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _idle_seconds() -> float:
+    return sum(_ticks()[3:5]) / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks() -> list[int]:
+    # proc_stat(5): the first line is all processors together.
+    with Path("/proc/stat").open(encoding="ascii") as file:
+        return [int(each) for each in file.readline().split()[1:9]]
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

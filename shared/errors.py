@@ -190,6 +190,12 @@ class Limited(CallerError):
     status = 429
 
 
+class Poison(CallerError):
+    """The request ended the engine that ran it, twice; it is not run again."""
+
+    code = "poison"
+
+
 class Cancelled(CallerError):
     """The caller withdrew the call, or went away."""
 

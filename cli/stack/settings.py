@@ -131,6 +131,15 @@ PASSED: dict[str, tuple[str, ...]] = {
     "INFERENCE_SERVICE_PORT": ("inference",),
     "INFERENCE_BACKEND": ("inference",),
     "MODELS": ("inference",),
+    "MODELS_YAML": ("inference",),
+    "MODELS_DIR": ("inference",),
+    "MODEL_MEMORY": ("inference",),
+    "MODEL_KEEP_ALIVE": ("inference",),
+    "ENGINE_KV_MODE": ("inference",),
+    "ENGINE_KV_TYPE": ("inference",),
+    "OPENAI_UPSTREAMS": ("inference",),
+    "OPENAI_UPSTREAM_KEYS": ("inference",),
+    "OLLAMA_KEEP_ALIVE": ("inference",),
     "ENGINE_SLOTS": ("inference",),
     "ENGINE_QUEUE": ("inference",),
     "ENGINE_CONTEXT_TOKENS": ("inference",),
@@ -148,10 +157,13 @@ PASSED: dict[str, tuple[str, ...]] = {
     "GATEWAY_CA_FILE": ("web",),
 }
 #: Kept in files of their own and handed on as NAME_FILE.
-SECRET = frozenset({"OPENAI_API_KEY"}) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
+SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS"}) | {
+    setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret
+}
 #: Paths that the user gives relative to where they are; services run elsewhere.
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "NATS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
+    | {"MODELS_YAML", "MODELS_DIR", "OPENAI_UPSTREAMS"}
 )
 
 

@@ -54,6 +54,8 @@ class Route:
     status: int = 200
     #: Runs a model, and answers with events where the body says `stream`.
     streams: bool = False
+    #: Whoever runs it knows the model, and observes its time with it.
+    runs_a_model: bool = False
 
 
 class HttpApp:
@@ -82,7 +84,7 @@ class HttpApp:
         method, status, runs_a_model = "unknown", "success", False
         try:
             route = self._find(scope)
-            method, runs_a_model = route.method, route.streams
+            method, runs_a_model = route.method, route.streams or route.runs_a_model
             await self._serve(route, call)
         except errors.AimeshError as error:
             status = errors.code_of(error)

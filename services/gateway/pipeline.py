@@ -20,23 +20,21 @@ import msgspec
 
 from services.gateway import admission, mesh, prompts, routing
 from services.gateway.admission import Admitted
-from services.gateway.limits import Allowance
+from services.gateway.ongoing import Ongoing, milliseconds
 from services.gateway.quotas import HourlyLimited, Quotas
 from services.gateway.recorder import Recorder
 from services.gateway.relay import Relay, Said
 from services.gateway.store import RequestRow
-from shared import context, errors
+from shared import errors
 from shared.api import events, gateway, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk
 from shared.telemetry import Metrics, logs
-from shared.types import ModelName, RequestId, RequestStatus, Role
+from shared.types import ModelName, RequestStatus, Role
 
 _MAX_ROW_NUMBER = 2**31 - 1
-#: As the metrics name it, at both doors.
-_METHOD = gateway.process_inference_request.name.partition(".")[2]
 #: A deadline may fire this much early by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
 
@@ -57,25 +55,19 @@ class Parts:
     prompt_hash_secret: str
 
 
-class Running:
-    """One request on its way. Iterate it for what is to be shown; ``result`` is there when the block of ``run`` is left."""
+class Running(Ongoing):
+    """One prompt on its way. Iterate it for what is to be shown; ``result`` is there when the block of ``run`` is left."""
+
+    method = gateway.process_inference_request.name.partition(".")[2]
+    answers: AsyncGenerator[Said] | None
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.request_id = _request_id()
-        self.began_at = datetime.now(UTC)
-        self._began = clock()
+        super().__init__(clock)
         self._first_text: float | None = None
-        self._ended: float | None = None
         self._prompt_tokens = 0
         self._tokens = 0
         self._generation: Generation | None = None
-        self.prompt_hash: str | None = None
         self._admitted: Admitted | None = None
-        #: Known after routing and limiting, so before the first text.
-        self.model: ModelName | None = None
-        self.allowance: Allowance | None = None
-        self.answers: AsyncGenerator[Said] | None = None
 
     def admitted(self, admitted: Admitted, prompt_hash: str) -> None:
         self._admitted, self.prompt_hash = admitted, prompt_hash
@@ -124,7 +116,7 @@ class Running:
             finish_reason=self._generation.finish_reason,
             usage=self.usage,
             response_time_ms=self.response_time_ms,
-            first_token_ms=self.response_time_ms if self._first_text is None else _ms(self._first_text - self._began),
+            first_token_ms=self.response_time_ms if self._first_text is None else milliseconds(self._first_text - self._began),
             finish_reasons=self._generation.finish_reasons,
         )
 
@@ -136,18 +128,6 @@ class Running:
     def complete(self) -> bool:
         return self._generation is not None
 
-    @property
-    def response_time_ms(self) -> int:
-        """The same in the answer and in the row: fixed when the request ended."""
-        return _ms((self._ended if self._ended is not None else self._clock()) - self._began)
-
-    def end(self) -> None:
-        self._ended = self._clock()
-
-    @property
-    def seconds_so_far(self) -> float:
-        return self._clock() - self._began
-
 
 class Pipeline:
     """Safe for any number of requests at once. For the first ``finding_seconds`` a model that nobody serves may have workers that
@@ -155,21 +135,27 @@ class Pipeline:
 
     def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic, *, finding_seconds: float = 0.0) -> None:
         self._parts = parts
-        self._clock = clock
+        self.clock = clock
         self._knows_all_at = clock() + finding_seconds
 
     @asynccontextmanager
     async def run(self, principal: Principal, request: InferenceRequest, *, seconds: float) -> AsyncIterator[Running]:
         """Raises what a caller may see: BadRequest, TooLarge, UnknownModel, Limited, NotReachable, Unavailable or the
         worker's own error. An exception out of the block, a cancel included, ends the generation on the worker."""
-        self._parts.recorder.reserve()
-        running = Running(self._clock)
-        failure: errors.AimeshError | None = None
-        status = RequestStatus.ERROR
-        try:
+        running = Running(self.clock)
+        async with self.recorded(running, principal, seconds=seconds):
             prompt = await self._prepare(running, principal, request)
             running.answers = self._parts.relay.generate(prompt, seconds=seconds)
             yield running
+
+    @asynccontextmanager
+    async def recorded(self, running: Ongoing, principal: Principal, *, seconds: float) -> AsyncIterator[None]:
+        """Closes what the request runs and gives it its row, however the block ends."""
+        self._parts.recorder.reserve()
+        failure: errors.AimeshError | None = None
+        status = RequestStatus.ERROR
+        try:
+            yield
             status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
             failure = error
@@ -190,12 +176,11 @@ class Pipeline:
             if status is RequestStatus.SUCCESS or failure is not None:
                 await self._parts.recorder.written(written)
 
-    async def _prepare(self, running: Running, principal: Principal, request: InferenceRequest) -> inference.ProcessPrompt:
+    async def let_in(self, running: Ongoing, principal: Principal, wanted: ModelName | None) -> ModelName:
+        """Find its model and count it against the caller's limits. Raises UnknownModel, NotReachable or Limited."""
         parts = self._parts
-        admitted = admission.admit(request)
-        running.admitted(admitted, prompts.fingerprint(admitted.messages, parts.prompt_hash_secret))
-        just_started = self._clock() < self._knows_all_at
-        running.model = routing.resolve(admitted.model, parts.directory.entries(Role.WORKER), parts.names, just_started=just_started)
+        just_started = self.clock() < self._knows_all_at
+        running.model = routing.resolve(wanted, parts.directory.entries(Role.WORKER), parts.names, just_started=just_started)
         try:
             running.allowance = await parts.quotas.spend(principal)
         except HourlyLimited as error:
@@ -203,14 +188,20 @@ class Pipeline:
             labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": running.model}
             parts.metrics.rate_limit_violations.labels(**labels).inc()
             raise
-        config = inference.ModelConfig(**msgspec.structs.asdict(admitted.sampling), model=running.model)
+        return running.model
+
+    async def _prepare(self, running: Running, principal: Principal, request: InferenceRequest) -> inference.ProcessPrompt:
+        secret = self._parts.prompt_hash_secret
+        admitted = admission.admit(request)
+        running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
+        model = await self.let_in(running, principal, admitted.model)
+        config = inference.ModelConfig(**msgspec.structs.asdict(admitted.sampling), model=model)
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63))
-        salt = prompts.salt(principal.user_id, parts.prompt_hash_secret)
-        return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt)
+        return inference.ProcessPrompt(admitted.messages, config, running.request_id, prompts.salt(principal.user_id, secret))
 
-    def _record(self, running: Running, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> asyncio.Event:
+    def _record(self, running: Ongoing, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> asyncio.Event:
         usage = running.usage
         row = RequestRow(
             id=running.request_id,
@@ -234,9 +225,9 @@ class Pipeline:
         self._count(row, running)
         return written
 
-    def _count(self, row: RequestRow, running: Running) -> None:
+    def _count(self, row: RequestRow, running: Ongoing) -> None:
         metrics = self._parts.metrics
-        duration = metrics.request_duration.labels(service=metrics.service, method=_METHOD, model=row.model_used or "")
+        duration = metrics.request_duration.labels(service=metrics.service, method=running.method, model=row.model_used or "")
         duration.observe(row.response_time_ms / 1000)
         if row.model_used is not None:
             metrics.tokens.labels(type="input", model=row.model_used).inc(row.prompt_tokens)
@@ -254,12 +245,6 @@ class Pipeline:
                 duration_ms=row.response_time_ms,
             )
         )
-
-
-def _request_id() -> RequestId:
-    """Always made here, never a caller's: it is the row's key, and a used one would be a request without a row."""
-    now = context.current.get()
-    return now.request_id if now is not None else context.start().request_id
 
 
 def _status(error: errors.AimeshError) -> RequestStatus:
@@ -283,7 +268,3 @@ def _error_code(status: RequestStatus, failure: errors.AimeshError | None) -> st
     return {RequestStatus.TIMEOUT: errors.DeadlineExceeded.code, RequestStatus.ERROR: errors.AimeshError.code}.get(
         status, errors.Cancelled.code
     )
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

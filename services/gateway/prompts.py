@@ -10,9 +10,9 @@ from shared.api.generation import ChatMessage
 from shared.types import UserId
 
 
-def fingerprint(messages: Sequence[ChatMessage], secret: str) -> str:
+def fingerprint(content: Sequence[ChatMessage] | Sequence[str], secret: str) -> str:
     """64 hex digits, the same for the same conversation under the same secret."""
-    return hmac.new(secret.encode(), msgspec.msgpack.encode(messages), hashlib.sha256).hexdigest()
+    return hmac.new(secret.encode(), msgspec.msgpack.encode(content), hashlib.sha256).hexdigest()
 
 
 def salt(tenant: UserId, secret: str) -> str:

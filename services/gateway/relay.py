@@ -11,17 +11,23 @@ from contextlib import contextmanager
 
 from services.gateway import mesh, routing
 from shared import errors
-from shared.api import inference
+from shared.api import embedding, inference
 from shared.api.generation import Generation
+from shared.api.method import End, Item, Request, StreamMethod
 from shared.directory import Entry
 from shared.telemetry import logs
-from shared.types import NodeId, Role
+from shared.types import ModelName, NodeId, Role
 
 ATTEMPTS = 3
-#: What another worker may do better. DeadlineExceeded is not among them: there is no time left.
-_WORTH_ANOTHER = (errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed, errors.Unavailable)
+#: What another worker may do better: UnknownMethod too, which an older one says. DeadlineExceeded is not among them: there is no
+#: time left.
+_WORTH_ANOTHER = (
+    *(errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed, errors.Unavailable),
+    errors.UnknownMethod,
+)
 
 Said = inference.Accepted | inference.Chunk | Generation
+Embedding = inference.Accepted | embedding.Vectors | embedding.Embedded
 
 _log = logs.get(part="relay")
 
@@ -40,22 +46,32 @@ class Relay:
     def in_flight(self) -> int:
         return self._in_flight.total()
 
-    async def generate(self, prompt: inference.ProcessPrompt, *, seconds: float) -> AsyncGenerator[Said]:
+    def generate(self, prompt: inference.ProcessPrompt, *, seconds: float) -> AsyncGenerator[Said]:
         """What the worker said of the prompt, chunks, and last the Generation. Raises the last worker's error. Close it with
         ``aclose``."""
+        return self._ask(inference.process_prompt, prompt, prompt.model_config.model, seconds)
+
+    def embed(self, texts: embedding.Embed, *, seconds: float) -> AsyncGenerator[Embedding]:
+        """As ``generate``, with the vectors of texts."""
+        return self._ask(embedding.embed, texts, texts.model, seconds)
+
+    async def _ask(
+        self, method: StreamMethod[Request, Item, End], request: Request, model: ModelName, seconds: float
+    ) -> AsyncGenerator[inference.Accepted | Item | End]:
         ends_at = self._clock() + seconds
         failed: dict[NodeId, errors.AimeshError] = {}
         while True:
-            worker = self._choose(prompt, failed)
+            worker = self._choose(model, failed)
             began = False
             try:
                 with self._counted(worker):
                     left = ends_at - self._clock()
-                    async with self._rpc.stream(inference.process_prompt, prompt, to=worker.node, deadline_seconds=left) as answer:
+                    async with self._rpc.stream(method, request, to=worker.node, deadline_seconds=left) as answer:
                         async for chunk in answer:
                             if not began and isinstance(answer.accepted, inference.Accepted):
                                 yield answer.accepted
-                            began = True
+                            # Who only heard what it waits for may still be served by another worker.
+                            began = began or not _only_waits(chunk)
                             yield chunk
                         yield answer.end
                         return
@@ -65,8 +81,7 @@ class Relay:
                     raise
                 _log.warning("worker failed before its first token", worker=worker.node, code=errors.code_of(error))
 
-    def _choose(self, prompt: inference.ProcessPrompt, failed: dict[NodeId, errors.AimeshError]) -> Entry:
-        model = prompt.model_config.model
+    def _choose(self, model: ModelName, failed: dict[NodeId, errors.AimeshError]) -> Entry:
         worker = routing.choose(routing.candidates(model, self._directory.usable(Role.WORKER), failed.keys()), self._in_flight, self._rng)
         if worker is not None:
             return worker
@@ -81,3 +96,7 @@ class Relay:
             yield
         finally:
             self._in_flight.end(began_under)
+
+
+def _only_waits(item: object) -> bool:
+    return isinstance(item, inference.Chunk) and bool(item.waiting)

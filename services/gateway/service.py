@@ -8,8 +8,10 @@ from typing import ClassVar
 
 from services.gateway import routing
 from services.gateway.callers import Callers
+from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
 from services.gateway.model_orders import ModelOrders
+from services.gateway.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
 from services.gateway.quotas import Quotas
@@ -21,7 +23,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.workers import Presence
 from shared import context, errors
-from shared.api import auth, gateway
+from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check, NodeRow
 from shared.api.usage import UserUsage
 from shared.cache import Cache
@@ -53,19 +55,18 @@ class GatewayService:
         self._relay = Relay(node.rpc, node.directory, random.Random())  # noqa: S311 - which worker is no secret
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
-        self._pipeline = Pipeline(
-            Parts(
-                quotas=self._quotas,
-                relay=self._relay,
-                recorder=recorder,
-                directory=node.directory,
-                names=self._names,
-                metrics=node.metrics,
-                publish=node.publish,
-                prompt_hash_secret=settings.prompt_hash_secret,
-            ),
-            finding_seconds=_FINDING_SECONDS,
+        parts = Parts(
+            quotas=self._quotas,
+            relay=self._relay,
+            recorder=recorder,
+            directory=node.directory,
+            names=self._names,
+            metrics=node.metrics,
+            publish=node.publish,
+            prompt_hash_secret=settings.prompt_hash_secret,
         )
+        self._pipeline = Pipeline(parts, finding_seconds=_FINDING_SECONDS)
+        self._embeddings = Embeddings(self._pipeline, parts)
         self._http = self._http_app()
 
     @classmethod
@@ -99,7 +100,8 @@ class GatewayService:
 
     def _http_app(self) -> HttpApp:
         rest = Rest(self._pipeline, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
-        routes = (*rest.routes(), *OpenAi(self._pipeline, self._served, request_seconds=self._seconds).routes())
+        chat = OpenAi(self._pipeline, self._served, request_seconds=self._seconds)
+        routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self._embeddings, request_seconds=self._seconds).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self._node.metrics)
 
     # --- inference ----------------------------------------------------------------------------------------------------
@@ -117,6 +119,17 @@ class GatewayService:
             async for chunk in running:
                 said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting)
                 await stream.send(said)
+        return running.result
+
+    @serves(embedding.request_embeddings)
+    async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
+        now = context.current.get()
+        context.start(now.traceparent if now is not None else None)
+        principal = await self.callers.identify(request.auth.api_key or stream.credential)
+        seconds = min(self._seconds, stream.remaining_seconds())
+        async with self._embeddings.run(principal, request.request, seconds=seconds) as running:
+            async for vectors in running:
+                await stream.send(vectors)
         return running.result
 
     # --- what there is ------------------------------------------------------------------------------------------------

@@ -43,6 +43,10 @@ class Origin:
     delivered: tuple[int, ...] = ()
 
 
+#: Of a request that came by HTTP: it shares with nobody and is nowhere gone on with.
+NOWHERE = Origin()
+
+
 def check(
     model: ModelName,
     prompt: str | tuple[ChatMessage, ...],
@@ -50,7 +54,7 @@ def check(
     *,
     context_tokens: int | None,
     draw_seed: Callable[[], int],
-    origin: Origin = Origin(),
+    origin: Origin = NOWHERE,
 ) -> Job:
     """Raises BadRequest, which names the field. A plain prompt is a chat of one user message: whoever writes
     `aicli infer "Say hello"` expects an answer and not a continuation."""

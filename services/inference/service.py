@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar, Protocol, assert_never
 
-from services.inference import infer_http, jobs, memory, models, narration
+from services.inference import embeddings, infer_http, jobs, memory, models, narration
 from services.inference.backends import echo, llama
 from services.inference.backends.backend import Backend, Loader, Sink, Watcher
 from services.inference.engine import wire
 from services.inference.pause import WHY, Pause
 from services.inference.settings import InferenceSettings, free_cores
 from shared import directory, errors, telemetry
-from shared.api import inference
+from shared.api import embedding, inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling
 from shared.api.inference import Chunk, ModelStatus
@@ -118,7 +118,14 @@ class InferenceService:
 
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
-        return await self.generate(request.model_config.model, request.prompt, request.model_config, _MeshSink(stream))
+        origin = jobs.Origin(str(request.request_id), request.salt, request.delivered)
+        return await self.generate(request.model_config.model, request.prompt, request.model_config, _MeshSink(stream), origin)
+
+    @serves(embedding.embed)
+    async def embed(self, request: embedding.Embed, stream: StreamCall[embedding.Vectors]) -> embedding.Embedded:
+        # Whatever it was called: the backend, the metrics and the log know one name.
+        model = self._status(request.model).model_id
+        return await embeddings.run(self._backend, model, request, embeddings.MeshVectorSink(stream), self._metrics)
 
     @serves(inference.list_available_models)
     async def list_available_models(self, request: inference.ListAvailableModels, call: Call) -> inference.AvailableModels:
@@ -138,12 +145,16 @@ class InferenceService:
         loader, model = self._loader(), self._status(request.model_id).model_id
         return await loader.unload(model)
 
-    async def generate(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink) -> Generation:
+    async def generate(
+        self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink, origin: jobs.Origin = jobs.NOWHERE
+    ) -> Generation:
         """Run a prompt, whichever door it came by. Raises UnknownModel and BadRequest, and what the backend raises."""
         status = self._status(model)
         # Whatever it was called: the backend, the metrics and the log know one name.
         model = status.model_id
-        job = jobs.check(model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63))
+        job = jobs.check(
+            model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
+        )
         timed = _TimedSink(sink)
         try:
             generation = await self._backend.generate(job, timed)
@@ -230,7 +241,8 @@ def _say(line: str) -> None:
 def _backend(settings: InferenceSettings, watcher: Watcher) -> AbstractAsyncContextManager[Backend]:
     match settings.backend:
         case "llama":
-            load = wire.Load("", settings.slots, settings.context_tokens, settings.threads or free_cores(), settings.gpu_layers)
+            threads = settings.threads or free_cores()
+            load = wire.Load("", settings.slots, settings.context_tokens, threads, settings.gpu_layers, settings.kv_mode, settings.kv_type)
             found = models.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
             return llama.opened(found, load, settings.queue, memory.measure(settings.model_memory_bytes), watcher)
         case "echo":
@@ -239,10 +251,15 @@ def _backend(settings: InferenceSettings, watcher: Watcher) -> AbstractAsyncCont
             # httpx takes 20 MB that the other backends do not need.
             from services.inference.backends import ollama  # noqa: PLC0415
 
-            return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher)
+            return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
         case "openai":
+            from services.inference import upstreams  # noqa: PLC0415
             from services.inference.backends import openai  # noqa: PLC0415
 
-            return openai.opened(settings.openai_url, settings.openai_key, settings.slots, settings.queue, watcher)
+            if settings.openai_upstreams is None:
+                servers: tuple[upstreams.Upstream, ...] = (upstreams.single(settings.openai_url, settings.openai_key),)
+            else:
+                servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
+            return openai.opened_all(servers, settings.slots, settings.queue, watcher)
         case _:
             assert_never(settings.backend)

@@ -10,6 +10,8 @@ from msgspec import Meta
 
 from services.inference import quantities
 from services.inference.catalogue import Defaults
+from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.wire import KvType
 from shared import node
 from shared.config import Port, Variable
 
@@ -52,6 +54,13 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=1024)] | None,
         Variable("ENGINE_THREADS", "processor threads of an engine; all cores but one without it"),
     ] = None
+    kv_mode: Annotated[
+        KvMode,
+        Variable("ENGINE_KV_MODE", "fast, or exact: the same seed gives the same answer in any company, at the cost of some speed"),
+    ] = KvMode.FAST
+    kv_type: Annotated[
+        KvType, Variable("ENGINE_KV_TYPE", "f16, or q8_0: half the memory for the context, at the cost of a little quality")
+    ] = KvType.F16
     gpu_layers: Annotated[
         int, Meta(ge=-1, le=10_000), Variable("GPU_LAYERS", "layers to put on a GPU where llama.cpp was built for one; -1 is all")
     ] = -1
@@ -61,6 +70,16 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         "https://api.openai.com/v1"
     )
     openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "the key for OPENAI_BASE_URL", secret=True)] = None
+    openai_upstreams: Annotated[
+        Path | None,
+        Variable("OPENAI_UPSTREAMS", "a TOML file of named upstreams, in place of OPENAI_BASE_URL; see docs/howto/other-backends.md"),
+    ] = None
+    openai_upstream_keys: Annotated[
+        dict[str, str], Variable("OPENAI_UPSTREAM_KEYS", "keys of these upstreams, name=key with commas between them", secret=True)
+    ] = msgspec.field(default_factory=dict)
+    ollama_keep_alive: Annotated[
+        str | None, Variable("OLLAMA_KEEP_ALIVE", "how long Ollama keeps a model after a request: 10m, 0, or -1 for always")
+    ] = None
     pause_file: Annotated[
         Path | None, Variable("WORKER_PAUSE_FILE", "while this file exists, the worker takes no new requests: aicli worker pause makes it")
     ] = None

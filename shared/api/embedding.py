@@ -4,6 +4,7 @@ The vectors come as a stream, because those of one request together may be large
 """
 
 from shared.api.gateway import PEOPLE, Auth
+from shared.api.inference import Accepted
 from shared.api.method import Body, StreamMethod
 from shared.types import ModelName, RequestId, Role
 
@@ -23,13 +24,6 @@ class Embed(Body, frozen=True):
     request_id: RequestId
     #: Of each vector, which is cut to so many and made one long again; None for all that the model gives.
     dimensions: int | None = None
-
-
-class InputsCounted(Body, frozen=True):
-    """The texts are understood and queued."""
-
-    #: The exact count of the model's own tokens, of all texts together.
-    prompt_tokens: int
 
 
 class Vectors(Body, frozen=True):
@@ -69,5 +63,5 @@ class EmbeddingResult(Body, frozen=True, omit_defaults=False):
     response_time_ms: int
 
 
-embed = StreamMethod("inference.embed", Embed, item=Vectors, end=Embedded, callers={Role.GATEWAY}, accepted=InputsCounted)
+embed = StreamMethod("inference.embed", Embed, item=Vectors, end=Embedded, callers={Role.GATEWAY}, accepted=Accepted)
 request_embeddings = StreamMethod("gateway.embed", RequestEmbeddings, item=Vectors, end=EmbeddingResult, callers=PEOPLE)

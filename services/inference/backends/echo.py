@@ -8,10 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.embedding import VectorSink
 from services.inference.backends.intake import Intake
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine.output import Stops
+from services.inference.engine.pooling import Pooled, Pooling
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import Job
+from shared import errors
+from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, ModelState, ModelStatus
 from shared.types import FinishReason, ModelName
@@ -20,6 +25,8 @@ MODEL = ModelName("echo")
 #: High enough that a load test measures the mesh and not this.
 SLOTS = 256
 CONTEXT_TOKENS = 131_072
+#: Of a vector.
+DIMENSIONS = 16
 
 #: A word with the spaces before it, so that the tokens of a text joined again are the text.
 _WORDS = re.compile(r"\s*\S+")
@@ -77,6 +84,21 @@ class EchoBackend:
         reason = FinishReason.LENGTH if len(words) > limit else FinishReason.STOP
         return Generation(reason, Usage(prompt_tokens, min(limit, len(words))))
 
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        """Texts with the same words have the same vector, and those that share many lie near each other."""
+        dimensions = job.dimensions or DIMENSIONS
+        if dimensions > DIMENSIONS:
+            raise errors.BadRequest(f"dimensions is {dimensions}; this model's vectors have {DIMENSIONS}")
+        texts = [_WORDS.findall(text) for text in job.inputs]
+        for number, words in enumerate(texts):
+            if not 0 < len(words) <= CONTEXT_TOKENS:
+                raise errors.BadRequest(f"input[{number}] has {len(words)} tokens; this model takes 1 to {CONTEXT_TOKENS}")
+        prompt_tokens = sum(map(len, texts))
+        sink.accept(prompt_tokens)
+        await asyncio.sleep(self._token_seconds)
+        await sink.send(Vectors(tuple(_vector(words, dimensions) for words in texts)))
+        return Embedded(dimensions, prompt_tokens)
+
 
 @asynccontextmanager
 async def opened(token_ms: float, queue: int, watcher: Watcher) -> AsyncIterator[EchoBackend]:
@@ -86,3 +108,14 @@ async def opened(token_ms: float, queue: int, watcher: Watcher) -> AsyncIterator
 def token_id(word: str) -> int:
     """Any number will do, as long as the same word has the same one everywhere."""
     return zlib.crc32(word.encode("utf-8", "replace"))
+
+
+def _vector(words: list[str], dimensions: int) -> bytes:
+    counts = [1.0] * DIMENSIONS
+    for word in words:
+        counts[token_id(word.strip()) % DIMENSIONS] += 1
+    pooled = Pooled(Pooling.MEAN)
+    pooled.add(counts, len(words))
+    vector = pooled.packed(dimensions)
+    assert vector is not None  # none of the counts is zero
+    return vector

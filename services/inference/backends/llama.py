@@ -1,16 +1,21 @@
 """The `llama` backend: GGUF files in engine processes of our own, loaded when they are asked for, as many as have room."""
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 from services.inference import memory
-from services.inference.backends import supervisor
+from services.inference.backends import shaping, supervisor
 from services.inference.backends.backend import Sink, Watcher
-from services.inference.backends.residents import Resident, Residents, StartEngine
+from services.inference.backends.embedding import VectorSink, WaitingSink
+from services.inference.backends.residents import Engine, Resident, Residents, StartEngine
 from services.inference.catalogue import Catalogue
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
+from services.inference.grammar.checker import Checker
 from services.inference.jobs import Job
+from shared.api.embedding import Embedded
 from shared.api.generation import Generation
 from shared.api.inference import ModelStatus
 from shared.telemetry import logs
@@ -18,12 +23,16 @@ from shared.types import ModelName
 
 log = logs.get()
 
+#: What a job ends with.
+Done = TypeVar("Done")
+
 
 class LlamaBackend:
     name = "llama"
 
-    def __init__(self, residents: Residents, watcher: Watcher) -> None:
+    def __init__(self, residents: Residents, checkers: Mapping[ModelName, Checker], watcher: Watcher) -> None:
         self._residents = residents
+        self._checkers = checkers
         self._watcher = watcher
 
     def models(self) -> tuple[ModelStatus, ...]:
@@ -38,16 +47,27 @@ class LlamaBackend:
         return replicas[0].engine.pid if replicas else None
 
     async def generate(self, job: Job, sink: Sink) -> Generation:
-        intake = self._residents.get(job.model).intake
+        async def work(engine: Engine) -> Generation:
+            style = None if engine.loaded is None else engine.loaded.tool_style
+            return await engine.generate(await shaping.shaped(job, style, self._checkers[job.model]), sink)
+
+        return await self._run(job.model, sink, work)
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        return await self._run(job.model, WaitingSink(sink), lambda engine: engine.embed(job, sink))
+
+    async def _run(self, model: ModelName, sink: Sink, work: Callable[[Engine], Awaitable[Done]]) -> Done:
+        """Work of one job at one engine, in its turn. ``sink`` hears what it waits for."""
+        intake = self._residents.get(model).intake
         intake.enter()
         self._watcher.changed()
         # The time of a load is the load's and says nothing of the next job; a job that never began counts as any other.
         seconds = intake.mean_seconds
         try:
-            async with self._residents.place(job.model, sink) as engine:
+            async with self._residents.place(model, sink) as engine:
                 started = time.monotonic()
                 try:
-                    return await engine.generate(job, sink)
+                    return await work(engine)
                 finally:
                     seconds = time.monotonic() - started
         finally:
@@ -96,8 +116,10 @@ async def opened(
     log.info("models_known", models=[entry.name for entry in catalogue.entries], budget_bytes=budget.bytes, budget=budget.source)
     for other in catalogue.elsewhere:
         log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
-    async with Residents(catalogue.entries, options, queue, budget, watcher, start=start).opened() as residents:
-        yield LlamaBackend(residents, watcher)
+    async with AsyncExitStack() as opened_checkers:
+        checkers = {entry.name: await opened_checkers.enter_async_context(shaping.checker(entry.file)) for entry in catalogue.entries}
+        async with Residents(catalogue.entries, options, queue, budget, watcher, start=start).opened() as residents:
+            yield LlamaBackend(residents, checkers, watcher)
 
 
 def _context_tokens(resident: Resident) -> int:

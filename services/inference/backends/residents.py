@@ -16,13 +16,16 @@ import msgspec
 
 from services.inference import memory
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.embedding import VectorSink
 from services.inference.backends.intake import Intake
 from services.inference.backends.model_files import ModelFile
 from services.inference.catalogue import Entry
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from services.inference.jobs import Job
 from services.inference.residency import Admit, Decision, Load, Refuse, Residency, Stage, Terms, Unload
 from shared import errors
+from shared.api.embedding import Embedded
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelState
 from shared.telemetry import logs
@@ -51,6 +54,8 @@ class Engine(Protocol):
     async def run(self) -> None: ...
 
     async def generate(self, job: Job, sink: Sink) -> Generation: ...
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded: ...
 
 
 class StartEngine(Protocol):

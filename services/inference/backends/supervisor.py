@@ -1,35 +1,40 @@
-"""One engine process as its worker sees it: started, spoken to, and started again when it dies.
+"""One engine process as its worker sees it: started, spoken to, and started again when it dies or hangs.
 
-One task owns the process (``run``); generations only write commands and read their own queue of reports.
+One task owns the process (``run``); generations only write commands and read their own queue of reports. A generation that an
+engine died of is known when it comes again (`suspects`), and runs alone then (`turns`).
 """
 
 import asyncio
 import itertools
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import assert_never
 
 import msgspec
 
+from services.inference.backends import suspects
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.calls import Call, Died
+from services.inference.backends.figures import Figures, StepMeter
+from services.inference.backends.suspects import Standing, Suspects
+from services.inference.backends.turns import Turn, Turns
+from services.inference.backends.watchdog import STEP_SECONDS, Watchdog
 from services.inference.engine import wire
 from services.inference.jobs import Job
 from shared import errors, restarts
-from shared.api.generation import Generation, Usage
-from shared.api.inference import Chunk, ModelState
+from shared.api.generation import Generation
+from shared.api.inference import ModelState
 from shared.telemetry import logs
-from shared.types import FinishReason, ModelName
+from shared.types import ModelName
 
 log = logs.get()
 
-#: A large model on a slow disk; longer than this is a disk that hangs.
-LOAD_SECONDS = 900.0
 #: The process ends by itself when its socket closes, after the step it is in.
 EXIT_SECONDS = 2.0
 #: What an engine may inherit: what its libraries and its GPU driver read. No URL, no key, no token.
@@ -40,57 +45,34 @@ KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_")
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.process")
 
 
-@dataclass(frozen=True, slots=True)
-class Died:
-    """The engine's process ended while the generation ran."""
-
-    reason: str
-
-
-_Report = wire.Accepted | wire.Refused | wire.Progress | Died
-
-
-class Tally:
-    """Counts what a generation was given."""
-
-    def __init__(self, answers: int) -> None:
-        self.prompt_tokens = 0
-        self._completion_tokens = 0
-        self._cached_tokens = 0
-        self._finished: dict[int, FinishReason] = {}
-        self._answers = answers
-
-    @property
-    def is_over(self) -> bool:
-        return len(self._finished) == self._answers
-
-    def take(self, progress: wire.Progress) -> None:
-        self._completion_tokens += len(progress.token_ids)
-        if progress.answer == 0:
-            # The other answers begin behind what the first has read: that is no cache of an earlier prompt.
-            self._cached_tokens = progress.cached_tokens
-        if progress.finish is not None:
-            self._finished[progress.answer] = progress.finish
-
-    def generation(self) -> Generation:
-        reasons = tuple(self._finished[answer] for answer in sorted(self._finished))
-        usage = Usage(self.prompt_tokens, self._completion_tokens, self._cached_tokens)
-        return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
-
-
 class Engine:
-    """The engine of one model. ``run`` must be running in somebody's TaskGroup for the whole life."""
+    """The engine of one model. ``run`` must be running in somebody's TaskGroup for the whole life.
 
-    def __init__(self, model: ModelName, load: wire.Load, watcher: Watcher, program: tuple[str, ...] = PROGRAM) -> None:
+    The engines of a worker share their ``suspects``. ``watchdog_seconds`` is how long a step may take (`watchdog`)."""
+
+    def __init__(
+        self,
+        model: ModelName,
+        load: wire.Load,
+        watcher: Watcher,
+        program: tuple[str, ...] = PROGRAM,
+        *,
+        suspected: Suspects | None = None,
+        watchdog_seconds: float = STEP_SECONDS,
+    ) -> None:
         self._model = model
         self._load = load
         self._watcher = watcher
         self._program = program
+        self._suspects = suspected or Suspects(time.monotonic)
+        self._watchdog_seconds = watchdog_seconds
+        self._turns = Turns()
+        self._steps = StepMeter()
         self._history = restarts.History()
         self._writer: asyncio.StreamWriter | None = None
         self._ids = itertools.count(1)
-        #: Each queue is bounded by the generation's own tokens: one report per token, one before and one at the end.
-        self._running: dict[int, asyncio.Queue[_Report]] = {}
+        #: What the process is computing now, or is about to.
+        self._running: dict[int, Call] = {}
         self.state = ModelState.LOADING
         self.detail = "loading"
         #: Of the loading, from 0 to 1.
@@ -98,6 +80,10 @@ class Engine:
         #: None until the process has loaded the model once.
         self.loaded: wire.Loaded | None = None
         self.pid: int | None = None
+
+    def figures(self) -> Figures:
+        """How fast it was in the last seconds."""
+        return self._steps.figures(time.monotonic())
 
     async def run(self) -> None:
         """Keep a process running until cancelled, or until it is clear that it cannot."""
@@ -124,44 +110,48 @@ class Engine:
                     await asyncio.sleep(seconds)
 
     async def generate(self, job: Job, sink: Sink) -> Generation:
-        """Raises Unavailable when no engine runs, ModelCrashed when it dies meanwhile, BadRequest as the engine says."""
-        identity = next(self._ids)
-        reports: asyncio.Queue[_Report] = asyncio.Queue()
+        """Raises Unavailable when no engine runs, ModelCrashed when it dies meanwhile, Poison when two have died of this request,
+        BadRequest as the engine says. A request that one engine has died of waits until this one has nothing else to do."""
+        fingerprint = suspects.fingerprint(job)
+        async with self._turn(fingerprint) as turn:
+            identity = next(self._ids)
+            call = Call(fingerprint, turn, job.parameters.n)
+            command = wire.Generate(
+                identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools, job.request
+            )
+            with self._asked(command, call):
+                generation = await call.passed_on(sink)
+        self._suspects.clear(fingerprint)
+        return generation
+
+    @asynccontextmanager
+    async def _turn(self, fingerprint: bytes) -> AsyncIterator[Turn]:
+        """Raises Poison; Unavailable, because nobody waits for a turn at an engine that is not there."""
+        while True:
+            standing = self._suspects.standing(fingerprint)
+            if standing is Standing.POISON:
+                raise errors.Poison(
+                    f"this request ended the engine of {self._model} twice and is not run again",
+                    hint="change it; the worker's log says what the engine died of (engine_died)",
+                )
+            self._ensure_ready()
+            async with self._turns.entered(alone=standing is Standing.SUSPECT) as turn:
+                # While it waited, the engine may have died of the same request from somebody else.
+                if self._suspects.standing(fingerprint) in (standing, Standing.CLEAR):
+                    yield turn
+                    return
+
+    @contextmanager
+    def _asked(self, command: wire.Generate, call: Call) -> Iterator[None]:
+        """The process works on it until it has reported the end, or until the block ends."""
         # Written before it is entered: nothing to take back when there is no engine.
-        self._send(
-            wire.Generate(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools, job.request)
-        )
-        self._running[identity] = reports
-        over = False
-        tally = Tally(job.parameters.n)
+        self._send(command)
+        self._running[command.id] = call
         try:
-            while True:
-                report = await reports.get()
-                match report:
-                    case wire.Accepted():
-                        tally.prompt_tokens = report.prompt_tokens
-                        sink.accept(report.prompt_tokens)
-                    case wire.Progress():
-                        tally.take(report)
-                        over = tally.is_over
-                        if report.token_ids or report.text or report.tool_calls:
-                            await sink.send(Chunk(report.text, report.token_ids, report.answer, report.logprobs, report.tool_calls))
-                        if over:
-                            return tally.generation()
-                    case wire.Refused():
-                        over = True
-                        raise errors.from_problem(report.problem)
-                    case Died():
-                        over = True
-                        raise errors.ModelCrashed(
-                            f"the engine of {self._model} {report.reason} during this request", hint="try again; the worker restarts it"
-                        )
-                    case _:
-                        assert_never(report)
+            yield
         finally:
-            del self._running[identity]
-            if not over and self._writer is not None:
-                self._send(wire.Cancel(identity))
+            if self._running.pop(command.id, None) is not None and self._writer is not None:
+                self._send(wire.Cancel(command.id))
 
     async def _live(self) -> str:
         """One life of a process; returns why it ended. Raises _NotLoadable."""
@@ -169,46 +159,61 @@ class Engine:
             async with self._process() as (process, reader, writer):
                 writer.write(wire.pack(self._load))
                 reason = await self._listen(reader, writer)
+                if reason:
+                    # A process that hangs in a driver may not even die at once; those who wait for it need not wait for that.
+                    _kill(process)
+                    self._died(reason)
             reason = reason or _ended(process.returncode)
         except OSError as error:
             reason = f"could not be started: {error}"
-        for reports in self._running.values():
-            reports.put_nowait(Died(reason))
+        except asyncio.CancelledError:
+            self._end_calls("was stopped")
+            raise
+        self._died(reason)
         return reason
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         """Pass reports on until the socket ends; returns why, or "" where the exit code will say it."""
         unframer = wire.Unframer()
-        loading = True
+        watchdog = Watchdog(self._watchdog_seconds)
         while True:
-            # A loaded engine may be silent for ever; the deadline of a generation is its caller's.
             try:
-                async with asyncio.timeout(LOAD_SECONDS if loading else None):
+                async with asyncio.timeout(watchdog.tick_seconds):
                     received = await reader.read(256 * 1024)
             except TimeoutError:
-                return f"did not load the model within {LOAD_SECONDS:g} s"
+                # A loaded engine without work may be silent for ever.
+                is_loading = self._writer is None
+                if (is_loading or self._running) and watchdog.ticked():
+                    what = "how far it is with loading" if is_loading else "a step"
+                    return f"hung: it did not report {what} for {watchdog.limit_seconds:g} s"
+                continue
             except ConnectionError:
                 return ""
             if not received:
                 return ""
+            watchdog.heard()
             try:
                 for body in unframer.feed(received):
-                    self._take(wire.report_decoder.decode(body), writer)
-                    loading = False
+                    self._take(wire.report_decoder.decode(body), writer, watchdog)
             except (msgspec.MsgspecError, errors.ProtocolViolation) as error:
                 return f"sent what is no report: {error}"
 
-    def _take(self, report: wire.Report, writer: asyncio.StreamWriter) -> None:
+    def _take(self, report: wire.Report, writer: asyncio.StreamWriter, watchdog: Watchdog) -> None:
         match report:
             case wire.Step():
+                watchdog.stepped(report.seconds)
+                self._steps.take(report, time.monotonic())
                 for progress in report.progress:
                     self._deliver(progress)
+            case wire.EmbeddingTurn():
+                watchdog.stepped(report.seconds)
             case wire.Accepted() | wire.Refused():
                 self._deliver(report)
             case wire.Loading():
                 self.progress = report.progress
                 self._watcher.changed()
             case wire.Loaded():
+                watchdog.loaded()
                 self._ready(report, writer)
             case wire.LoadFailed():
                 raise _NotLoadable(report.reason)
@@ -216,11 +221,32 @@ class Engine:
                 assert_never(report)
 
     def _deliver(self, report: wire.Accepted | wire.Refused | wire.Progress) -> None:
-        # Reports of a generation that was cancelled meanwhile find no queue.
-        if (reports := self._running.get(report.id)) is not None:
-            reports.put_nowait(report)
+        # Reports of a generation that was cancelled meanwhile find no call.
+        call = self._running.get(report.id)
+        if call is not None and call.deliver(report):
+            del self._running[report.id]
+
+    def _died(self, reason: str) -> None:
+        """Whatever was running fails, and may be what the process died of. Does nothing the second time."""
+        fingerprints = {call.fingerprint for call in self._running.values()}
+        if fingerprints:
+            alone = all(call.turn.alone for call in self._running.values())
+            self._suspects.died(fingerprints, alone=alone)
+            log.warning("requests_suspected", model=self._model, requests=[one.hex()[:16] for one in sorted(fingerprints)], alone=alone)
+        self._end_calls(reason)
+        if self.state is ModelState.READY:
+            self._become(ModelState.LOADING, f"the engine {reason}")
+
+    def _end_calls(self, reason: str) -> None:
+        self._writer = None
+        calls = list(self._running.values())
+        self._running.clear()
+        for call in calls:
+            call.deliver(Died(f"the engine of {self._model} {reason}"))
 
     def _ready(self, loaded: wire.Loaded, writer: asyncio.StreamWriter) -> None:
+        if loaded.unconfined and self.loaded is None:
+            log.warning("engine_unconfined", model=self._model, reason=loaded.unconfined)
         self._writer = writer
         self.loaded = loaded
         log.info(
@@ -240,16 +266,19 @@ class Engine:
         self.state, self.detail = state, detail
         self._watcher.changed()
 
-    def _send(self, command: wire.Command) -> None:
+    def _ensure_ready(self) -> asyncio.StreamWriter:
         if self._writer is None:
             raise errors.Unavailable(f"{self._model} is not ready: {self.detail}", hint="ask again in a moment", retry_after_seconds=1.0)
-        self._writer.write(wire.pack(command))
+        return self._writer
+
+    def _send(self, command: wire.Command) -> None:
+        self._ensure_ready().write(wire.pack(command))
 
     @asynccontextmanager
     async def _process(self) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]]:
         ours, theirs = socket.socketpair()
-        with ExitStack() as unstarted:
-            unstarted.callback(ours.close)
+        with ExitStack() as unconnected:
+            unconnected.callback(ours.close)
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     *(*self._program, str(theirs.fileno()), str(os.getpid())),
@@ -257,17 +286,19 @@ class Engine:
                     env=scrubbed(os.environ),
                     pass_fds=(theirs.fileno(),),
                 )
-            # From here on the stream owns the socket.
-            unstarted.pop_all()
-        self.pid = process.pid
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        try:
-            yield process, reader, writer
-        finally:
-            self._writer = None
-            self.pid = None
-            writer.close()
-            await asyncio.shield(_exit_code(process))
+            self.pid = process.pid
+            try:
+                reader, writer = await asyncio.open_unix_connection(sock=ours)
+                # From here on the stream owns the socket.
+                unconnected.pop_all()
+                try:
+                    yield process, reader, writer
+                finally:
+                    self._writer = None
+                    writer.close()
+            finally:
+                self.pid = None
+                await _reaped(process)
 
 
 class _NotLoadable(Exception):
@@ -277,17 +308,27 @@ class _NotLoadable(Exception):
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
     """What of a worker's environment its engine may see."""
     kept = {name: value for name, value in environment.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)}
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3])}
+    # Where ggml aborts it would start a debugger on itself, to print where it was.
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1"}
 
 
-async def _exit_code(process: asyncio.subprocess.Process) -> int:
-    """Wait for the end of a process whose socket is closed; a stuck one is killed."""
+async def _reaped(process: asyncio.subprocess.Process) -> None:
+    """Wait for the end of a process whose socket is closed; a stuck one is killed, and any when nobody has time for this."""
     try:
         async with asyncio.timeout(EXIT_SECONDS):
-            return await process.wait()
-    except TimeoutError:
-        process.kill()
-        return await process.wait()
+            await process.wait()
+    except (TimeoutError, asyncio.CancelledError) as error:
+        _kill(process)
+        await process.wait()
+        if isinstance(error, asyncio.CancelledError):
+            raise
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    # Not process.kill(): that waits for the process behind asyncio's back, which then does not learn how it ended.
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _ended(code: int | None) -> str:

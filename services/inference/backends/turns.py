@@ -2,6 +2,8 @@
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 
@@ -12,7 +14,7 @@ class _Waiting:
 
 
 class Turn:
-    """The right to use the engine. Ends with ``leave``."""
+    """The right to use the engine, until ``leave``."""
 
     def __init__(self, turns: "Turns", *, alone: bool) -> None:
         self._turns = turns
@@ -34,24 +36,18 @@ class Turns:
         self._is_somebody_alone = False
         self._waiting: deque[_Waiting] = deque()
 
-    async def enter(self, *, alone: bool) -> Turn:
-        """Waits for as long as it takes; cancelling gives the place in the line up."""
-        if not self._waiting and self._has_room(alone=alone):
+    @asynccontextmanager
+    async def entered(self, *, alone: bool) -> AsyncIterator[Turn]:
+        """Waits for its turn, as long as that takes; cancelling gives the place in the line up."""
+        if self._waiting or not self._has_room(alone=alone):
+            await self._wait(alone=alone)
+        else:
             self._take(alone=alone)
-            return Turn(self, alone=alone)
-        waiting = _Waiting(alone, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        turn = Turn(self, alone=alone)
         try:
-            await waiting.let_in
-        except asyncio.CancelledError:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-                self._admit()
-            else:
-                # Let in at the moment of its going.
-                self.left(alone=alone)
-            raise
-        return Turn(self, alone=alone)
+            yield turn
+        finally:
+            turn.leave()
 
     def left(self, *, alone: bool) -> None:
         """Called by a turn."""
@@ -60,6 +56,21 @@ class Turns:
         else:
             self._together -= 1
         self._admit()
+
+    async def _wait(self, *, alone: bool) -> None:
+        waiting = _Waiting(alone, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        is_in = False
+        try:
+            await waiting.let_in
+            is_in = True
+        finally:
+            if not is_in and waiting in self._waiting:
+                self._waiting.remove(waiting)
+                self._admit()
+            elif not is_in:
+                # Let in at the moment of its going.
+                self.left(alone=alone)
 
     def _admit(self) -> None:
         while self._waiting and self._has_room(alone=self._waiting[0].alone):

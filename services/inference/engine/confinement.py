@@ -68,15 +68,19 @@ MACHINES = {
         seccomp=317,
         numbers={"socket": 41, "socketpair": 53, "kill": 62, "tgkill": 234, "clone": 56, "clone3": 435, "ioctl": 16},
         # The first two are fork and vfork, which newer machines do with clone.
-        denied=(57, 58, 59, 322, 200, 129, 297, 101, 310, 311, 312, 321, 298, 323, 175, 313, 176, 246, 248, 249, 250)
-        + (272, 308, 165, 166, 155, 161, 304, *_DENIED_EVERYWHERE),
+        denied=(
+            *(57, 58, 59, 322, 200, 129, 297, 101, 310, 311, 312, 321, 298, 323, 175, 313, 176, 246, 248, 249, 250),
+            *(272, 308, 165, 166, 155, 161, 304, *_DENIED_EVERYWHERE),
+        ),
     ),
     "aarch64": Machine(
         audit=0xC00000B7,
         seccomp=277,
         numbers={"socket": 198, "socketpair": 199, "kill": 129, "tgkill": 131, "clone": 220, "clone3": 435, "ioctl": 29},
-        denied=(221, 281, 130, 138, 240, 117, 270, 271, 272, 280, 241, 282, 105, 273, 106, 104, 217, 218, 219)
-        + (97, 268, 40, 39, 41, 51, 265, *_DENIED_EVERYWHERE),
+        denied=(
+            *(221, 281, 130, 138, 240, 117, 270, 271, 272, 280, 241, 282, 105, 273, 106, 104, 217, 218, 219),
+            *(97, 268, 40, 39, 41, 51, 265, *_DENIED_EVERYWHERE),
+        ),
     ),
 }
 #: x86_64 also takes calls of an older 32-bit kind, with other numbers.

@@ -5,6 +5,7 @@ holds a row of logits for each, so its batches have to be small where a vocabula
 """
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 
 import llama_cpp.llama_cpp as native
@@ -39,10 +40,11 @@ class Embedder:
         self._why = why
         self._context: native.llama_context_p | None = None
         self._batch: native.llama_batch | None = None
-        self._keeps_state = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
+        keeps_state = bool(native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self.context_tokens = context_tokens
         self.step_tokens = max(1, min(step_tokens, context_tokens, LOGITS_BYTES // (_FLOAT_BYTES * self._words())))
-        self.slots = SLOTS_WITH_STATE if self._keeps_state else SLOTS
+        # llama.cpp aborts where there are more slots than tokens in a batch.
+        self.slots = min(SLOTS_WITH_STATE if keeps_state else SLOTS, self.step_tokens)
         self.dimensions = int(native.llama_model_n_embd_out(model))
         self.pooling = Pooling.MEAN
         self.whole = False
@@ -108,7 +110,10 @@ class Embedder:
     def _words(self) -> int:
         return int(native.llama_vocab_n_tokens(self._vocab))
 
-    def _made(self, batch_tokens: int, pooling: int) -> native.llama_context_p:
+    def _made(self, tokens: int, pooling: int) -> native.llama_context_p:
+        """A context whose batches have room for so many tokens."""
+        # llama.cpp tries a batch with as many in each slot, and aborts where its outputs are fewer than that.
+        batch_tokens = math.ceil(tokens / self.slots) * self.slots
         parameters = native.llama_context_default_params()
         # One text that is begun, and a batch of others.
         parameters.n_ctx = self.context_tokens + batch_tokens
@@ -119,7 +124,8 @@ class Embedder:
         parameters.kv_unified = True
         parameters.embeddings = True
         parameters.pooling_type = pooling
-        context = native.llama_init_from_model(self._model, parameters)
+        parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        context: native.llama_context_p | None = native.llama_init_from_model(self._model, parameters)
         if not context:
             raise errors.Unavailable(f"no memory for embeddings: {self._why()}", hint="try again when less is running")
         return context
@@ -144,7 +150,7 @@ class Embedder:
         for piece in pieces:
             for offset, token in enumerate(piece.tokens):
                 batch.token[at] = token
-                batch.pos[at] = piece.start + offset
+                batch.pos[at] = piece.start + offset  # type: ignore[call-overload]  # the binding declares a pointer too many
                 batch.n_seq_id[at] = 1
                 batch.seq_id[at][0] = piece.slot
                 batch.logits[at] = True

@@ -139,10 +139,10 @@ class EmbeddingLoop:
         # An array: a list takes nine times the room.
         tokens = array("i", self._embedder.tokens_of(text))
         if not tokens:
-            raise errors.BadRequest(f"inputs[{number}] has no tokens", hint="leave empty texts out")
+            raise errors.BadRequest(f"input[{number}] has no tokens", hint="leave empty texts out")
         if len(tokens) > self._embedder.context_tokens:
             raise errors.BadRequest(
-                f"inputs[{number}] has {len(tokens)} tokens; this model takes {self._embedder.context_tokens}",
+                f"input[{number}] has {len(tokens)} tokens; this model takes {self._embedder.context_tokens}",
                 hint="cut it into several texts",
             )
         counting.texts.append(Text(counting.command.id, number, tokens, counting.dimensions))
@@ -189,7 +189,7 @@ class EmbeddingLoop:
         text, vector = piece.text, self._pooled.packed(piece.text.dimensions)
         self._pooled = None
         if vector is None:
-            problem = errors.Unavailable(f"the model computed no vector for inputs[{text.number}]", hint="ask another model")
+            problem = errors.Unavailable(f"the model computed no vector for input[{text.number}]", hint="ask another model")
             failed[text.request] = Refused(text.request, problem.to_problem())
         else:
             told.setdefault(text.request, []).append(vector)

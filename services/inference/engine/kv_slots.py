@@ -147,7 +147,7 @@ class Slots:
         if kept and not source.busy and len(source.tokens) - kept < NEGLIGIBLE_TOKENS:
             target = source  # nothing of it is worth keeping beside the prompt
         else:
-            target = self._least_missed([slot for slot in idle if slot is not source] or idle)
+            target = self._least_missed([slot for slot in idle if slot is not source or not kept] or idle)
         cells = source.cells[:kept]
         self._take(target, tokens[:kept], salt, cells)
         return Place(target.number, kept, None if target is source or not kept else source.number)

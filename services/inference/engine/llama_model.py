@@ -14,6 +14,7 @@ import llama_cpp.llama_cpp as native
 
 from services.inference.engine import prompt, tool_format
 from services.inference.engine.drawing import Drawer
+from services.inference.engine.embedding import Embedder
 from services.inference.engine.kv_slots import KvMode, Place
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
@@ -81,6 +82,9 @@ class LlamaModel:
             self._vocabulary.show_for_tools(SHAPES[self.tool_style].spellings)
         #: What llama_decode took since the counter was last read.
         self.decode_seconds = 0.0
+        # A text is as long as a slot is, not as the pool of all.
+        longest = _per_slot(load, int(native.llama_model_n_ctx_train(model)))
+        self.embedder = Embedder(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
 
     def describe(self) -> Loaded:
         text = ctypes.create_string_buffer(256)
@@ -98,6 +102,9 @@ class LlamaModel:
 
     def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
         """Raises BadRequest where the model cannot take these messages."""
+        if not self._memory:
+            # A model that reads both ways remembers nothing, and llama.cpp aborts where it should draw a token.
+            raise errors.BadRequest("this model gives embeddings and no answers", hint="ask for embeddings, or ask another model")
         special = self._vocabulary.special
         if self._template is not None:
             return self._vocabulary.tokens_of(self._template.render(messages, tools, special=special))
@@ -156,6 +163,7 @@ class LlamaModel:
     def free(self) -> None:
         for sequence in list(self._drawers):
             self.end(sequence)
+        self.embedder.free()
         self._batch.free()
 
     def _draw(self, feed: Feed, row: int) -> Drawn:

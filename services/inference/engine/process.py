@@ -16,11 +16,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import assert_never
 
 import llama_cpp.llama_cpp as native
 import msgspec
 
 from services.inference.engine import confinement, llama_model, model_parts, wire
+from services.inference.engine.embedding_loop import EmbeddingLoop
+from services.inference.engine.gguf import NotAModel
 from services.inference.engine.loop import Loop
 from shared import errors
 
@@ -82,8 +85,8 @@ def _serve(channel: Channel) -> None:
         model_parts.check(Path(load.path))
         with llama_model.opened(load, lambda progress: channel.send(wire.Loading(progress))) as model:
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
-            _run(channel, Loop(model, slots=load.slots, mode=load.kv_mode))
-    except (llama_model.LoadRefused, model_parts.NotAModel) as refused:
+            _run(channel, Loop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
+    except (llama_model.LoadRefused, NotAModel) as refused:
         channel.send(wire.LoadFailed(str(refused)))
 
 
@@ -98,23 +101,40 @@ def _confine() -> str:
     return ""
 
 
-def _run(channel: Channel, loop: Loop) -> None:
+def _run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
     began = time.perf_counter()
     while True:
         # Without work, sleep in the socket; with work, look into it between two steps.
-        asleep = loop.idle
+        asleep = loop.idle and embeddings.idle
         for command in channel.commands(wait=asleep):
             if asleep:
                 began, asleep = time.perf_counter(), False
-            if isinstance(command, wire.Load):
-                raise errors.ProtocolViolation("an engine loads one model, once")
-            if (report := loop.handle(command)) is not None:
+            if (report := _handled(command, loop, embeddings)) is not None:
                 channel.send(report)
         if (step := loop.step()) is not None:
             ended = time.perf_counter()
             # Whatever happens between two steps counts too: reading prompts' texts, and telling the worker.
             channel.send(msgspec.structs.replace(step, seconds=ended - began))
             began = ended
+        for turned in embeddings.turn(step):
+            channel.send(turned)
+            # What a turn takes it says itself.
+            began = time.perf_counter()
+
+
+def _handled(command: wire.Command, loop: Loop, embeddings: EmbeddingLoop) -> wire.Accepted | wire.Refused | None:
+    match command:
+        case wire.Generate():
+            return loop.handle(command)
+        case wire.Embed():
+            return embeddings.handle(command)
+        case wire.Cancel():
+            embeddings.cancel(command.id)
+            return loop.handle(command)
+        case wire.Load():
+            raise errors.ProtocolViolation("an engine loads one model, once")
+        case _:
+            assert_never(command)
 
 
 def _die_with(parent: int) -> None:

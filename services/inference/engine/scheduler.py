@@ -143,7 +143,8 @@ class Scheduler:
             return True
         if sequence.answer > 0 and any(other.id == sequence.id and other.reading for other in self._running.values()):
             return False
-        wanted = len(sequence.tokens) + len(self._running) + 1
+        unread = sum(other.bulk - other.fed for other in self._running.values() if other.reading)
+        wanted = unread + len(sequence.tokens) + len(self._running) + 1
         return self._slots.room(wanted) >= wanted
 
     def _reads(self, budget: int) -> Iterator[Feed]:

@@ -138,6 +138,15 @@ def test_what_fits_beside_is_loaded_past_somebody_who_waits_until_their_patience
     assert site.finishes(A) == [Unload(A), Load(BIG), Admit(2)]
 
 
+def test_room_is_made_for_the_first_who_waits_and_for_no_other() -> None:
+    site = Site(A, B)
+    site.wants(B, 1)
+    assert site.wants(BIG, 2) == []
+    assert site.wants(C, 3) == [], "a is idle, and it is the first one's"
+    assert site.finishes(B) == [Unload(A), Unload(B), Load(BIG), Admit(2)]
+    assert site.finishes(BIG) == [Unload(BIG), Load(C), Admit(3)]
+
+
 def test_room_that_is_being_made_is_taken_by_nobody_else() -> None:
     core = Residency(BUDGET, TERMS)
     core.wanted(A, 1, 0)

@@ -1,4 +1,9 @@
+"""What a caller may ask for. The values go through the contract's own types first, as they do at every door."""
+
+import itertools
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 import pytest
@@ -10,53 +15,207 @@ from services.inference.engine.sampling import Parameters
 from shared import errors
 from shared.api.generation import Sampling
 
+CONTEXT = 2048
 
-def check(asked: Sampling) -> Parameters:
-    return sampling.check(asked, context_tokens=2048, draw_seed=lambda: 42)
+
+def check(asked: Sampling, context_tokens: int | None = CONTEXT) -> Parameters:
+    return sampling.check(asked, context_tokens=context_tokens, draw_seed=lambda: 42)
 
 
 def test_what_is_not_said_is_filled_in() -> None:
-    assert check(Sampling()) == Parameters(temperature=0.7, top_p=0.95, top_k=40, seed=42, max_tokens=None, stop=())
+    assert check(Sampling()) == Parameters(temperature=0.7, top_p=0.95, top_k=40, seed=42)
 
 
 def test_what_is_said_is_kept() -> None:
-    asked = Sampling(max_tokens=2048, temperature=0, top_p=1, top_k=0, stop=("a", "b"), seed=2**63 - 1)
-    assert check(asked) == Parameters(temperature=0.0, top_p=1.0, top_k=0, seed=2**63 - 1, max_tokens=2048, stop=("a", "b"))
+    asked = Sampling(
+        max_tokens=CONTEXT,
+        temperature=0,
+        top_p=1,
+        top_k=0,
+        stop=("a", "b"),
+        seed=2**63 - 1,
+        min_p=0.05,
+        repeat_penalty=1.1,
+        frequency_penalty=-2,
+        presence_penalty=2,
+        logit_bias={0: -100, 2**31 - 1: 100.0},
+        ignore_eos=True,
+        n=4,
+        top_logprobs=20,
+    )
+    expected = Parameters(
+        temperature=0.0,
+        top_p=1.0,
+        top_k=0,
+        seed=2**63 - 1,
+        max_tokens=CONTEXT,
+        stop=("a", "b"),
+        min_p=0.05,
+        repeat_penalty=1.1,
+        frequency_penalty=-2.0,
+        presence_penalty=2.0,
+        logit_bias=((0, -100.0), (2**31 - 1, 100.0)),
+        ignore_eos=True,
+        n=4,
+        top_logprobs=20,
+    )
+    assert check(asked) == expected
 
 
-def test_seed_zero_is_a_seed() -> None:
+def test_seed_zero_is_a_seed_and_no_log_probabilities_are_not_zero_of_them() -> None:
     assert check(Sampling(seed=0)).seed == 0
+    assert (check(Sampling()).top_logprobs, check(Sampling(top_logprobs=0)).top_logprobs) == (None, 0)
 
 
-@pytest.mark.parametrize("field", ["temperature", "top_p"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 1e300, 2.1])
-def test_numbers_out_of_range_are_refused_by_the_name_of_their_field(field: str, value: float) -> None:
-    with pytest.raises(errors.BadRequest, match=field):
-        check(msgspec.structs.replace(Sampling(), **{field: value}))
+# --- numbers ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("field", ["max_tokens", "top_k", "seed"])
-@pytest.mark.parametrize("value", [-1, 2**63, 2**64, -(2**63), pytest.param(10**5000, id="ten to the 5000th")])
-def test_whole_numbers_out_of_range_are_refused_by_the_name_of_their_field(field: str, value: int) -> None:
-    with pytest.raises(errors.BadRequest, match=field) as refused:
-        check(msgspec.structs.replace(Sampling(), **{field: value}))
+@dataclass(frozen=True)
+class Range:
+    """What a field may be, told here once more."""
+
+    least: float
+    most: float
+    whole: bool = False
+    #: The least itself is too little.
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        return self.least <= value <= self.most and not (self.above and value == self.least)
+
+
+RANGES = {
+    "temperature": Range(0, 2),
+    "top_p": Range(0, 1, above=True),
+    "min_p": Range(0, 1),
+    "repeat_penalty": Range(0.1, 2),
+    "frequency_penalty": Range(-2, 2),
+    "presence_penalty": Range(-2, 2),
+    "max_tokens": Range(1, CONTEXT, whole=True),
+    "top_k": Range(0, 1_000_000, whole=True),
+    "seed": Range(0, 2**63 - 1, whole=True),
+    "n": Range(1, 4, whole=True),
+    "top_logprobs": Range(0, 20, whole=True),
+}
+
+
+def encoded_name(field: str) -> str:
+    (name,) = (one.encode_name for one in msgspec.structs.fields(Sampling) if one.name == field)
+    return name
+
+
+def whole_values() -> list[int]:
+    """Around every power of two and of ten, as far as numbers are ever kept, and beyond."""
+    powers = [2**exponent for exponent in range(130)] + [10**exponent for exponent in range(2, 260)]
+    around = (power + step for power in powers for step in (-1, 0, 1))
+    return sorted({sign * value for value in itertools.chain(around, [CONTEXT, CONTEXT + 1]) for sign in (1, -1)})
+
+
+def broken_values() -> list[float]:
+    """Every power of two that a float can be, subnormal ones too, and the neighbours of each limit."""
+    limits = {limit for field in RANGES.values() for limit in (field.least, field.most)}
+    beside = (math.nextafter(limit, toward) for limit in limits for toward in (-math.inf, math.inf))
+    powers = (2.0**exponent for exponent in range(-1074, 1024))
+    values = itertools.chain(powers, limits, beside, [1e308, 5e-324, 1.5, math.inf, math.nan])
+    return [sign * value for value in values for sign in (1, -1)]
+
+
+def decoded(field: str, value: float) -> Iterator[Sampling | None]:
+    """As the contract's types take it from JSON and from msgpack, where these can say it; None where they do not take it."""
+    name = encoded_name(field)
+    ways: list[Callable[[], Sampling]] = []
+    if math.isfinite(value):
+        ways.append(lambda: msgspec.json.decode(f'{{"{name}": {value!r}}}', type=Sampling))
+    if isinstance(value, float) or -(2**63) <= value < 2**64:
+        ways.append(lambda: msgspec.msgpack.decode(msgspec.msgpack.encode({name: value}), type=Sampling))
+    for way in ways:
+        try:
+            yield way()
+        except msgspec.ValidationError:
+            yield None
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_two_thousand_numbers_are_taken_or_refused_by_the_name_of_their_field(field: str) -> None:
+    allowed = RANGES[field]
+    values: list[float] = [*whole_values(), *broken_values()]
+    assert len(values) > 2000
+    tried = 0
+    for value in values:
+        for asked in decoded(field, value):
+            tried += 1
+            legal = allowed.holds(value) and (isinstance(value, int) or not allowed.whole)
+            if asked is None:
+                assert not legal, f"{value} is refused by its type"
+                continue
+            try:
+                taken = getattr(check(asked), field)
+            except errors.BadRequest as refused:
+                assert not legal, f"{value}: {refused}"
+                assert refused.message.startswith(field), refused.message
+                assert len(refused.message) < 200
+            else:
+                assert legal, f"{value} is taken"
+                assert taken == value
+                assert type(taken) is (int if allowed.whole else float)
+    assert tried > 2000
+
+
+@pytest.mark.parametrize("field", RANGES)
+@pytest.mark.parametrize("value", ['"1"', "[]", "{}", "true", "false", '"NaN"', "[1]"])
+def test_a_wrong_type_is_refused_where_the_message_is_read(field: str, value: str) -> None:
+    name = encoded_name(field)
+    with pytest.raises(msgspec.ValidationError, match=rf"\$\.{name}`"):
+        msgspec.json.decode(f'{{"{name}": {value}}}', type=Sampling)
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_null_is_the_same_as_nothing(field: str) -> None:
+    assert check(msgspec.json.decode(f'{{"{encoded_name(field)}": null}}', type=Sampling)) == check(Sampling())
+
+
+def test_a_number_of_thousands_of_digits_makes_no_long_message() -> None:
+    with pytest.raises(errors.BadRequest, match=r"^seed ") as refused:
+        check(Sampling(seed=10**5000))
     assert len(refused.value.message) < 200
 
 
+def test_where_the_context_is_not_known_yet_any_number_of_tokens_may_be_wished() -> None:
+    assert check(Sampling(max_tokens=2**63 - 1), context_tokens=None).max_tokens == 2**63 - 1
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("asked", "field"),
+    ("asked", "words"),
     [
-        pytest.param(Sampling(max_tokens=0), "max_tokens", id="no token at all"),
-        pytest.param(Sampling(max_tokens=2049), "max_tokens", id="more tokens than the context holds"),
-        pytest.param(Sampling(top_p=0), "top_p", id="nothing left to choose from"),
-        pytest.param(Sampling(stop=("",)), "stop", id="an empty stop sequence"),
-        pytest.param(Sampling(stop=("x" * 65,)), "stop", id="a stop sequence that is too long"),
-        pytest.param(Sampling(stop=("a", "b", "c", "d", "e")), "stop", id="too many stop sequences"),
+        pytest.param(Sampling(stop=("",)), "^stop", id="an empty stop sequence"),
+        pytest.param(Sampling(stop=("x" * 65,)), "^stop", id="a stop sequence that is too long"),
+        pytest.param(Sampling(stop=("a", "b", "c", "d", "e")), "^stop", id="too many stop sequences"),
+        pytest.param(Sampling(logit_bias=dict.fromkeys(range(301), 0.0)), "^logit_bias.*300", id="too many biases"),
+        pytest.param(Sampling(logit_bias={-1: 0.0}), "^logit_bias", id="a bias for no token"),
+        pytest.param(Sampling(logit_bias={2**31: 0.0}), "^logit_bias", id="a bias for a token that no model has"),
+        pytest.param(Sampling(logit_bias={10**5000: 0.0}), "^logit_bias", id="a bias for a token of five thousand digits"),
+        pytest.param(Sampling(logit_bias={1: 100.5}), "^logit_bias", id="too large a bias"),
+        pytest.param(Sampling(logit_bias={1: -100.5}), "^logit_bias", id="too small a bias"),
+        pytest.param(Sampling(logit_bias={1: math.nan}), "^logit_bias", id="a bias that is no number"),
+        pytest.param(Sampling(logit_bias={1: -math.inf}), "^logit_bias", id="an infinite bias"),
     ],
 )
-def test_limits_of_single_fields(asked: Sampling, field: str) -> None:
-    with pytest.raises(errors.BadRequest, match=field):
+def test_limits_of_lists(asked: Sampling, words: str) -> None:
+    with pytest.raises(errors.BadRequest, match=words) as refused:
         check(asked)
+    assert len(refused.value.message) < 200
+
+
+def test_what_is_just_within_the_limits_of_lists() -> None:
+    biases = dict.fromkeys(range(300), -0.5)
+    taken = check(Sampling(stop=("x" * 64, "b", "c", "d"), logit_bias=biases))
+    assert (len(taken.stop), dict(taken.logit_bias)) == (4, biases)
+
+
+# --- randomness -------------------------------------------------------------------------------------------------------------------
 
 
 def test_mix_is_frozen_because_other_workers_continue_with_it() -> None:
@@ -71,3 +230,12 @@ def test_mix_is_frozen_because_other_workers_continue_with_it() -> None:
 @given(st.integers(0, sampling.MAX_SEED), st.integers(0, 1 << 20))
 def test_mix_never_asks_llama_cpp_to_seed_itself(seed: int, position: int) -> None:
     assert 0 <= sampling.mix(seed, position) < 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 2, 2**63 - 1])
+def test_each_of_several_answers_has_its_own_seed_and_the_first_the_one_that_was_asked_for(seed: int) -> None:
+    parameters = Parameters(1, 1, 0, seed, n=4)
+    seeds = [sampling.of_answer(parameters, answer).seed for answer in range(4)]
+    assert seeds[0] == seed
+    assert len(set(seeds)) == 4
+    assert all(0 <= one <= sampling.MAX_SEED for one in seeds)

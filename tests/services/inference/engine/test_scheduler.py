@@ -1,110 +1,338 @@
-from collections import defaultdict
+from dataclasses import dataclass, field
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
+from services.inference.engine.kv_slots import KvMode, Slots
+from services.inference.engine.pace import LEAST_TOKENS, Pace
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import Feed, Scheduler
+from services.inference.engine.scheduler import Feed, Plan, Scheduler
 
+EXACT, FAST = KvMode.EXACT, KvMode.FAST
 PARAMETERS = Parameters(temperature=0, top_p=1, top_k=0, seed=0)
+CONTEXT = 4096
 
 
-def make(identity: int, prompt: int, answer: int = 3) -> sequence.Sequence:
-    made = sequence.start(identity, [identity] * prompt, PARAMETERS, context_tokens=4096)
-    made.limit = answer
+def make(identity: int, prompt: int, *, says: int = 3, answer: int = 0, salt: str = "", delivered: int = 0) -> sequence.Sequence:
+    """Its prompt is its own number, again and again; ``says`` counts what was delivered."""
+    made = sequence.start(identity, answer, [identity] * prompt, PARAMETERS, context_tokens=CONTEXT, salt=salt)
+    made.limit = says
+    for token in range(delivered):
+        made.replay(token, b"x")
     return made
 
 
-def step(scheduler: Scheduler) -> list[tuple[int, int, int]]:
-    """One step of a model that answers with token 9; (id, start, count) of what it was fed."""
-    scheduler.admit()
-    feeds = scheduler.plan()
-    scheduler.fed(feeds)
-    for feed in feeds:
-        if feed.sample and feed.sequence.take(9, b"x").finish is not None:
-            scheduler.remove(feed.slot)
-    return [shape(feed) for feed in feeds]
+@dataclass
+class Run:
+    """Does what the scheduler says on a model that answers with 0, 1, 2 and so on, and checks that it makes sense."""
+
+    mode: KvMode = FAST
+    count: int = 4
+    capacity: int = 10_000
+    most: int = 8
+    #: How far each running sequence is, as somebody who only looks at places and feeds knows it.
+    positions: dict[sequence.Sequence, int] = field(default_factory=dict)
+    #: Which request's sequence got a slot, and which one's lost it again, in this order.
+    events: list[tuple[str, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = Slots(self.count, self.mode, capacity=self.capacity)
+        self.scheduler = Scheduler(self.slots, Pace(self.most), self.mode)
+
+    def submit(self, *sequences: sequence.Sequence) -> None:
+        for one in sequences:
+            self.scheduler.submit(one)
+
+    def step(self) -> Plan:
+        plan = self._plan()
+        for _ in self.scheduler.make_room(plan):
+            pass
+        for batch in plan.batches:
+            self._check_batch(batch)
+        for feed in self._feeds(plan):
+            assert feed.start == self.positions[feed.sequence], "a position is left out or computed again"
+            assert list(feed.tokens) == feed.sequence.tokens[feed.start : feed.start + len(feed.tokens)]
+            self.positions[feed.sequence] += len(feed.tokens)
+            assert feed.sample == (self.positions[feed.sequence] == len(feed.sequence.tokens))
+        assert plan.answering + plan.read == sum(len(feed.tokens) for feed in self._feeds(plan))
+        self.scheduler.fed(plan, 0.0)
+        assert self.slots.free_cells >= 0
+        for feed in self._feeds(plan):
+            if feed.sample and feed.sequence.take(len(feed.sequence.tokens) - feed.sequence.prompt_tokens, b"x").finish is not None:
+                self.scheduler.finish(feed.slot)
+                del self.positions[feed.sequence]
+        return plan
+
+    def shapes(self) -> list[list[tuple[int, int, int]]]:
+        """One step: of each batch, the (id, start, count) of what it computes."""
+        return [[(feed.sequence.id, feed.start, len(feed.tokens)) for feed in batch] for batch in self.step().batches]
+
+    def cancel(self, identity: int) -> list[tuple[int, int]]:
+        cancelled = self.scheduler.cancel(identity)
+        for one in cancelled:
+            self.positions.pop(one, None)
+        return [(one.id, one.answer) for one in cancelled]
+
+    def _plan(self) -> Plan:
+        while True:
+            for place in self.scheduler.admit():
+                one = self.scheduler._running[place.slot]  # noqa: SLF001  # a place does not say whose it is
+                self.positions[one] = place.kept
+                self.events.append(("begins", one.id))
+            plan = self.scheduler.plan()
+            if plan is not None:
+                assert plan.batches or self.scheduler.idle, "nothing is done although there is work"
+                return plan
+            assert self.scheduler.running > 1, "the only one has all the memory, and to take it away can never help"
+            youngest = list(self.positions)[-1]
+            self.scheduler.preempt()
+            del self.positions[youngest]
+            self.events.append(("goes", youngest.id))
+
+    def _check_batch(self, batch: tuple[Feed, ...]) -> None:
+        assert len({feed.slot for feed in batch}) == len(batch) > 0
+        reads = [feed for feed in batch if feed.sequence.reading]
+        assert sum(len(feed.tokens) for feed in reads) <= self.most
+        assert all(len(feed.tokens) == 1 for feed in batch if not feed.sequence.reading)
+        if self.mode is EXACT and reads:
+            assert len(batch) == 1, "a prompt in company"
+            (read,) = reads
+            assert len(read.tokens) > 1 or read.sequence.prompt_tokens == 1, "a lone token of a prompt"
+            left = read.sequence.prompt_tokens - read.start - len(read.tokens)
+            assert left >= 0, "a prompt and its answer in one go"
+            assert left != 1, "a lone token of a prompt is left over"
+
+    def _feeds(self, plan: Plan) -> list[Feed]:
+        return [feed for batch in plan.batches for feed in batch]
 
 
-def shape(feed: Feed) -> tuple[int, int, int]:
-    return (feed.sequence.id, feed.start, len(feed.tokens))
+# --- what a step is made of -------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_prompt_and_a_running_answer_take_turns() -> None:
-    scheduler = Scheduler(slots=2, chunk_tokens=4)
-    scheduler.submit(make(1, prompt=2, answer=5))
-    assert step(scheduler) == [(1, 0, 2)]
-    scheduler.submit(make(2, prompt=10))
-    assert [step(scheduler) for _ in range(6)] == [
-        [(1, 2, 1)],
-        [(2, 0, 4)],
-        [(1, 3, 1)],
-        [(2, 4, 4)],
-        [(1, 4, 1)],
-        [(2, 8, 2)],
-    ]
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        pytest.param(
+            FAST,
+            [
+                [[(1, 2, 1), (2, 0, 8)]],
+                # Eight would leave a lone token.
+                [[(1, 3, 1), (2, 8, 7)]],
+                [[(1, 4, 1), (2, 15, 2), (3, 0, 6)]],
+                [[(1, 5, 1), (2, 17, 1), (3, 6, 3)]],
+                [[(1, 6, 1), (2, 18, 1), (3, 9, 1)]],
+            ],
+            id="fast: one batch",
+        ),
+        pytest.param(
+            EXACT,
+            [
+                [[(1, 2, 1)], [(2, 0, 8)]],
+                [[(1, 3, 1)], [(2, 8, 7)]],
+                [[(1, 4, 1)], [(2, 15, 2)], [(3, 0, 6)]],
+                [[(1, 5, 1), (2, 17, 1)], [(3, 6, 3)]],
+                [[(1, 6, 1), (2, 18, 1), (3, 9, 1)]],
+            ],
+            id="exact: answers apart from prompts, and prompts from each other",
+        ),
+    ],
+)
+def test_prompts_are_read_beside_answers(mode: KvMode, expected: list[list[list[tuple[int, int, int]]]]) -> None:
+    run = Run(mode)
+    run.submit(make(1, 2, says=9))
+    run.step()
+    run.submit(make(2, 17), make(3, 9))
+    assert [run.shapes() for _ in expected] == expected
 
 
-def test_all_answers_go_forward_in_one_step() -> None:
-    scheduler = Scheduler(slots=3, chunk_tokens=4)
-    for identity in (1, 2, 3):
-        scheduler.submit(make(identity, prompt=1, answer=9))
-    fed = [step(scheduler) for _ in range(6)]
-    assert [[identity for identity, _, _ in feeds] for feeds in fed] == [[1], [1], [2], [1, 2], [3], [1, 2, 3]]
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_a_long_prompt_costs_no_answer_a_step_and_gets_on_in_each_itself(mode: KvMode) -> None:
+    run = Run(mode)
+    run.submit(make(1, 3, says=200), make(2, 3, says=200))
+    run.step()
+    run.submit(make(3, 300))
+    for _ in range(60):
+        before = dict(run.positions)
+        plan = run.step()
+        assert plan.answering >= 2
+        ahead = [run.positions[one] - position for one, position in before.items() if one in run.positions]
+        assert ahead[:2] == [1, 1]
+        if plan.read:
+            assert plan.read >= min(LEAST_TOKENS, run.most)
+    assert plan.read == 0, "it was read in the meantime"
 
 
-def test_who_came_first_gets_the_free_slot() -> None:
-    scheduler = Scheduler(slots=1, chunk_tokens=4)
-    for identity in (1, 2, 3):
-        scheduler.submit(make(identity, prompt=1, answer=1))
-    assert [step(scheduler) for _ in range(4)] == [[(1, 0, 1)], [(2, 0, 1)], [(3, 0, 1)], []]
-    assert scheduler.idle
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_prompts_are_read_in_the_order_in_which_they_came(mode: KvMode) -> None:
+    run = Run(mode)
+    run.submit(make(1, 20), make(2, 20))
+    order = [identity for _ in range(8) for batch in run.shapes() for identity, start, count in batch if start + count <= 20]
+    assert order == sorted(order)
 
 
-def test_cancel_frees_the_slot_of_a_running_one_for_the_next() -> None:
-    scheduler = Scheduler(slots=1, chunk_tokens=4)
-    scheduler.submit(make(1, prompt=20))
-    scheduler.submit(make(2, prompt=1))
-    step(scheduler)
-    assert scheduler.cancel(1) == 0
-    assert step(scheduler) == [(2, 0, 1)]
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_what_was_delivered_is_computed_as_at_first_only_in_the_exact_layout(mode: KvMode) -> None:
+    run = Run(mode)
+    run.submit(make(1, 5, says=9, delivered=3))
+    plan = run.step()
+    assert plan.read == (5 if mode is EXACT else 8)
+    counts = [plan.answering for plan in (run.step() for _ in range(3))]
+    assert counts == [1, 1, 1]
 
 
-def test_cancel_of_a_waiting_one_frees_no_slot() -> None:
-    scheduler = Scheduler(slots=1, chunk_tokens=4)
-    scheduler.submit(make(1, prompt=1, answer=1))
-    scheduler.submit(make(2, prompt=1))
-    step(scheduler)
-    scheduler.submit(make(3, prompt=1, answer=1))
-    assert scheduler.cancel(2) is None
-    assert step(scheduler) == [(3, 0, 1)]
+# --- who gets a slot -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_who_came_first_gets_the_free_slot(mode: KvMode) -> None:
+    run = Run(mode, count=2)
+    run.submit(*(make(identity, 5, says=identity) for identity in (3, 1, 2, 4)))
+    while not run.scheduler.idle:
+        run.step()
+    assert [identity for _, identity in run.events] == [3, 1, 2, 4]
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_further_answers_wait_until_the_prompt_is_read_and_begin_behind_it(mode: KvMode) -> None:
+    run = Run(mode)
+    run.submit(*(make(1, 200, answer=answer, salt="a", says=20) for answer in range(4)))
+    steps = 0
+    while len(run.positions) < 4:
+        run.step()
+        steps += 1
+        assert len(run.positions) == 1 or steps > 200 / run.most
+    assert [one.answer for one in run.positions] == [0, 1, 2, 3]
+    assert [one.cached for one in run.positions] == [0] + [198 if mode is EXACT else 199] * 3
+
+
+def test_nobody_begins_who_would_be_preempted_at_once() -> None:
+    run = Run(FAST, capacity=100)
+    run.submit(make(1, 60, says=30), make(2, 60), make(3, 5))
+    while not run.scheduler.idle:
+        run.step()
+    assert run.events == [("begins", 1), ("begins", 2), ("begins", 3)]
+
+
+# --- preemption ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_when_the_memory_is_full_the_youngest_goes_and_is_the_next_to_begin() -> None:
+    run = Run(FAST, capacity=100)
+    run.submit(*(make(identity, 20, says=50, salt=str(identity)) for identity in (1, 2, 3, 4)))
+    while not run.scheduler.idle:
+        run.step()
+    assert run.events[:5] == [("begins", 1), ("begins", 2), ("begins", 3), ("begins", 4), ("goes", 4)]
+    gone = []
+    for what, identity in run.events:
+        if what == "goes":
+            gone.append(identity)
+        elif gone:
+            assert identity == gone.pop()
+    assert gone == []
+
+
+def test_a_preempted_one_is_read_again_whole_with_what_it_had_said() -> None:
+    run = Run(FAST, capacity=40, most=64)
+    old, young = make(1, 10, says=25), make(2, 10, says=25)
+    run.submit(old, young)
+    while ("goes", 2) not in run.events:
+        said = len(young.tokens)
+        run.step()
+    assert said > 15
+    run.cancel(1)
+    assert run.shapes() == [[(2, 0, said)]]
+    while not run.scheduler.idle:
+        run.step()
+    assert young.tokens == [2] * 10 + list(range(25))
+
+
+# --- cancel ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_cancel_frees_the_slot_of_a_running_one_for_the_next(mode: KvMode) -> None:
+    run = Run(mode, count=1)
+    run.submit(make(1, 20), make(2, 2))
+    run.step()
+    assert run.cancel(1) == [(1, 0)]
+    assert run.shapes() == [[(2, 0, 2)]]
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_cancel_takes_all_answers_of_a_request_wherever_they_are(mode: KvMode) -> None:
+    run = Run(mode, count=2)
+    run.submit(*(make(1, 2, answer=answer) for answer in range(4)), make(2, 2))
+    run.step()
+    run.step()
+    assert sorted(run.cancel(1)) == [(1, answer) for answer in range(4)]
+    assert run.shapes() == [[(2, 0, 2)]]
 
 
 def test_cancel_of_one_that_is_over_does_nothing() -> None:
-    assert Scheduler(slots=1, chunk_tokens=4).cancel(5) is None
+    assert Run().cancel(5) == []
 
 
-@given(
-    st.integers(1, 4),
-    st.integers(1, 5),
-    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6), st.integers(0, 12)), min_size=1, max_size=8),
+# --- all of it -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arrival:
+    prompt: int
+    says: int
+    delivered: int
+    n: int
+    salt: str
+    at: int
+    #: After so many steps; None: not at all.
+    cancelled: int | None
+
+
+arrivals = st.builds(
+    Arrival,
+    prompt=st.integers(1, 40),
+    says=st.integers(5, 20),
+    delivered=st.integers(0, 4),
+    n=st.integers(1, 3),
+    salt=st.sampled_from(["", "a", "b"]),
+    at=st.integers(0, 40),
+    cancelled=st.one_of(st.none(), st.integers(0, 40)),
 )
-def test_each_one_is_computed_in_the_same_pieces_alone_and_in_company(
-    slots: int, chunk_tokens: int, arrivals: list[tuple[int, int, int]]
+#: The longest of these sequences.
+LONGEST = 40 + 20
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    mode=st.sampled_from([EXACT, FAST]),
+    count=st.integers(1, 5),
+    pool=st.integers(LONGEST, 4 * LONGEST),
+    most=st.integers(LEAST_TOKENS, 20),
+    coming=st.lists(arrivals, min_size=1, max_size=8),
+)
+def test_all_come_to_their_end_each_position_once_and_in_order(
+    mode: KvMode, count: int, pool: int, most: int, coming: list[Arrival]
 ) -> None:
-    """The shape of what is computed must not depend on the others, or the same seed would not give the same tokens."""
-    scheduler = Scheduler(slots, chunk_tokens)
-    pieces: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for now in range(1000):
-        for identity, (prompt, answer, at) in enumerate(arrivals):
-            if at == now:
-                scheduler.submit(make(identity, prompt, answer))
-        fed = step(scheduler)
-        assert len({identity for identity, _, _ in fed}) == len(fed) <= slots
-        for identity, start, count in fed:
-            pieces[identity].append((start, count))
-    assert scheduler.idle
-    for identity, (prompt, answer, _) in enumerate(arrivals):
-        chunks = [(start, min(chunk_tokens, prompt - start)) for start in range(0, prompt, chunk_tokens)]
-        assert pieces[identity] == chunks + [(prompt + said, 1) for said in range(answer - 1)]
+    """Whatever the memory is, as long as one sequence fits. `Run` checks every step."""
+    run = Run(mode, count, pool if mode is FAST else count * LONGEST, most)
+    sequences = {
+        identity: [
+            make(identity, one.prompt, says=one.says, answer=answer, salt=one.salt, delivered=one.delivered) for answer in range(one.n)
+        ]
+        for identity, one in enumerate(coming)
+    }
+    for now in range(2000):
+        for identity, one in enumerate(coming):
+            if one.at == now:
+                run.submit(*sequences[identity])
+            if one.cancelled is not None and one.at + one.cancelled == now:
+                run.cancel(identity)
+        if now > 80 and run.scheduler.idle:
+            break
+        run.step()
+    assert run.scheduler.idle
+    assert run.positions == {}
+    for identity, one in enumerate(coming):
+        if one.cancelled is None:
+            assert all(each.tokens == [identity] * one.prompt + list(range(one.says)) for each in sequences[identity])

@@ -1,48 +1,86 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.inference.engine import sequence
-from services.inference.engine.sampling import Parameters
+from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from services.inference.engine.sequence import Taken
 from shared import errors
 from shared.types import FinishReason
 
+STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+
 
 def start(prompt: int = 4, context: int = 16, max_tokens: int | None = None, stop: tuple[str, ...] = ()) -> sequence.Sequence:
     parameters = Parameters(temperature=0, top_p=1, top_k=0, seed=0, max_tokens=max_tokens, stop=stop)
-    return sequence.start(1, list(range(prompt)), parameters, context_tokens=context)
+    return sequence.start(1, 0, list(range(prompt)), parameters, context_tokens=context)
+
+
+def replayed(pieces: list[bytes], **start_with: int | tuple[str, ...] | None) -> sequence.Sequence:
+    running = start(**start_with)  # type: ignore[arg-type]  # named as they are there
+    for token, piece in enumerate(pieces):
+        running.replay(token, piece)
+    return running
 
 
 def test_tokens_go_on_until_the_model_ends() -> None:
     running = start()
     assert running.take(7, b"Hi") == Taken((7,), "Hi")
     assert running.take(8, b" you") == Taken((8,), " you")
-    assert running.take(2, None) == Taken((), "", FinishReason.STOP)
+    assert running.take(2, None) == Taken((), "", STOP)
     assert running.tokens == [0, 1, 2, 3, 7, 8]
 
 
-def test_max_tokens_ends_it_and_shows_what_was_held_back() -> None:
-    running = start(max_tokens=2, stop=("END",))
-    assert running.take(7, b"x") == Taken((7,), "x")
-    assert running.take(8, b" EN") == Taken((8,), " EN", FinishReason.LENGTH)
+# --- why it ends ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_sequence_ends_it_and_its_last_token_counts() -> None:
-    running = start(stop=("END",))
-    assert running.take(7, b"x E") == Taken((7,), "x ")
-    assert running.take(8, b"ND and more") == Taken((8,), "", FinishReason.STOP)
+@pytest.mark.parametrize(
+    ("max_tokens", "stop", "pieces", "text", "finish"),
+    [
+        pytest.param(2, ("END",), [b"x", b" EN"], "x EN", LENGTH, id="what was held back is shown at the limit"),
+        pytest.param(None, ("END",), [b"x EN", None], "x EN", STOP, id="what was held back is shown at the model's end"),
+        pytest.param(None, ("END",), [b"x E", b"ND and more"], "x ", STOP, id="a stop sequence over two tokens"),
+        pytest.param(None, ("END",), [b"x ", b"E", b"N", b"D"], "x ", STOP, id="a stop sequence over four tokens"),
+        pytest.param(None, ("\n\n", "x"), [b"a\n", b"bx"], "a\nb", STOP, id="the second of two"),
+        pytest.param(1, ("x",), [b"ax"], "a", STOP, id="a stop sequence in the last token allowed is a stop"),
+        pytest.param(None, ("ä",), [b"a\xc3", b"\xa4b"], "a", STOP, id="a stop sequence cut within a character"),
+        pytest.param(3, (), [b"\xf0", b"\x9f", b"\x98"], "", LENGTH, id="a character that is never complete is no text"),
+        pytest.param(4, (), [b"\xf0", b"\x9f", b"\x98", b"\x80"], "😀", LENGTH, id="a character over four tokens"),
+        pytest.param(2, (), [b"\xff", b"a"], "�a", LENGTH, id="what is no character at all"),
+        pytest.param(2, (), [b"", b"a"], "a", LENGTH, id="a token without bytes counts"),
+    ],
+)
+def test_why_it_ends_and_what_is_shown(
+    max_tokens: int | None, stop: tuple[str, ...], pieces: list[bytes | None], text: str, finish: FinishReason
+) -> None:
+    running = start(max_tokens=max_tokens, stop=stop)
+    taken = [running.take(token, piece) for token, piece in enumerate(pieces)]
+    assert "".join(one.text for one in taken) == text
+    assert [one.finish for one in taken] == [None] * (len(pieces) - 1) + [finish]
+    assert [one.token_ids for one in taken] == [() if piece is None else (token,) for token, piece in enumerate(pieces)]
 
 
-def test_a_stop_sequence_in_the_last_token_allowed_is_a_stop() -> None:
-    assert start(max_tokens=1, stop=("x",)).take(7, b"ax") == Taken((7,), "a", FinishReason.STOP)
+@given(st.text(max_size=30), st.integers(1, 4))
+def test_wherever_the_borders_of_tokens_lie_the_text_is_the_same(text: str, size: int) -> None:
+    raw = text.encode("utf-8", "surrogatepass")
+    pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
+    running = start(context=4096)
+    shown = "".join(running.take(1, piece).text for piece in pieces) + running.take(2, None).text
+    assert shown == raw.decode("utf-8", "replace")
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("prompt", "context", "asked", "limit"),
     [
         pytest.param(4, 16, None, 12, id="what fits, without a wish"),
-        pytest.param(4, 4096, None, 512, id="the default, when more fits"),
+        pytest.param(4, 4096, None, DEFAULT_MAX_TOKENS, id="the default, when more fits"),
         pytest.param(4, 16, 3, 3, id="the wish"),
         pytest.param(4, 16, 16, 12, id="what fits, of a larger wish"),
+        pytest.param(4, 16, 2**63 - 1, 12, id="what fits, of the largest wish"),
         pytest.param(15, 16, None, 1, id="one token behind the longest prompt"),
     ],
 )
@@ -58,3 +96,93 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
 def test_a_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(errors.BadRequest, match="empty"):
         start(prompt=0)
+
+
+# --- what another worker delivered ---------------------------------------------------------------------------------------------------
+
+
+def test_delivered_tokens_count_for_the_limit() -> None:
+    running = replayed([b"a", b"b"], max_tokens=3)
+    assert running.take(7, b"c") == Taken((7,), "c", LENGTH)
+    assert running.tokens == [0, 1, 2, 3, 0, 1, 7]
+
+
+def test_what_was_held_back_of_delivered_tokens_is_shown_later() -> None:
+    assert replayed([b"x E"], stop=("END",)).take(7, b"s") == Taken((7,), "Es")
+
+
+def test_a_stop_sequence_may_begin_in_delivered_tokens() -> None:
+    assert replayed([b"x E"], stop=("END",)).take(7, b"ND") == Taken((7,), "", STOP)
+
+
+def test_a_character_may_begin_in_delivered_tokens() -> None:
+    assert replayed([b"h\xc3"]).take(7, b"\xa4") == Taken((7,), "ä")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "over"),
+    [
+        pytest.param([b"a", b"b"], b"c", id="at its limit"),
+        pytest.param([b"a"], None, id="with the model's end"),
+        pytest.param([b"a"], b"xEND", id="with a stop sequence"),
+        pytest.param([b"E"], b"ND", id="with a stop sequence over two tokens"),
+    ],
+)
+def test_an_answer_that_was_over_is_refused(pieces: list[bytes], over: bytes | None) -> None:
+    running = replayed(pieces, max_tokens=3, stop=("END",))
+    with pytest.raises(errors.BadRequest, match=r"^delivered: ") as refused:
+        running.replay(9, over)
+    assert refused.value.hint
+
+
+@given(
+    st.text("abEND\näß😀", min_size=1, max_size=20),
+    st.integers(1, 3),
+    st.sampled_from([(), ("END",), ("a", "ND\n")]),
+    st.integers(1, 25),
+    st.data(),
+)
+def test_replayed_and_taken_is_the_same_as_taken(text: str, size: int, stop: tuple[str, ...], limit: int, data: st.DataObject) -> None:
+    raw = text.encode()
+    pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
+    whole = start(context=4096, max_tokens=limit, stop=stop)
+    taken: list[Taken] = []
+    for token, piece in enumerate([*pieces, None]):
+        taken.append(whole.take(token, piece))
+        if taken[-1].finish is not None:
+            break
+    split = data.draw(st.integers(0, len(taken) - 1))
+    resumed = replayed(pieces[:split], context=4096, max_tokens=limit, stop=stop)
+    assert [resumed.take(token, ([*pieces, None])[token]) for token in range(split, len(taken))] == taken[split:]
+    assert resumed.tokens == whole.tokens
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "bulk"), [pytest.param(KvMode.EXACT, 4, id="exact: the prompt"), pytest.param(KvMode.FAST, 6, id="fast: all there is")]
+)
+def test_what_may_be_read_in_bulk(mode: KvMode, bulk: int) -> None:
+    running = replayed([b"a", b"b"])
+    running.begin(2, mode)
+    assert (running.fed, running.bulk, running.cached, running.reading) == (2, bulk, 2, True)
+
+
+def test_only_tokens_of_the_prompt_count_as_cached() -> None:
+    running = replayed([b"a", b"b"])
+    running.begin(5, KvMode.FAST)
+    assert running.cached == 4
+
+
+@given(st.integers(2, 200), st.integers(0, 198), st.lists(st.integers(4, 30), min_size=60, max_size=60))
+def test_a_prompt_is_never_cut_so_that_one_token_is_alone(prompt: int, kept: int, budgets: list[int]) -> None:
+    running = start(prompt=prompt, context=4096)
+    running.begin(min(kept, prompt - 2), KvMode.EXACT)
+    for budget in budgets:
+        if not running.reading:
+            break
+        end = running.next_end(budget)
+        assert 2 <= end - running.fed <= budget
+        running.fed = end
+    assert running.fed == prompt

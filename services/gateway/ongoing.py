@@ -1,0 +1,68 @@
+"""A request on its way through the gateway, whatever it asks for: what its row will say of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
+from typing import ClassVar
+
+from services.gateway.limits import Allowance
+from shared import context
+from shared.api.generation import Usage
+from shared.types import ModelName, RequestId
+
+
+class Ongoing(ABC):
+    """Made when a request enters the pipeline."""
+
+    #: As the metrics name it, at all doors.
+    method: ClassVar[str]
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.request_id = _request_id()
+        self.began_at = datetime.now(UTC)
+        self._began = clock()
+        self._ended: float | None = None
+        self.prompt_hash: str | None = None
+        #: Known after routing and limiting, so before the first answer.
+        self.model: ModelName | None = None
+        self.allowance: Allowance | None = None
+        #: What the worker says; closing it ends the work there.
+        self.answers: AsyncGenerator[object] | None = None
+
+    @property
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What was delivered so far."""
+
+    @property
+    @abstractmethod
+    def complete(self) -> bool:
+        """Whether the worker has said that this is all."""
+
+    @property
+    def first_text_seconds(self) -> float | None:
+        """None where no text was delivered."""
+        return None
+
+    @property
+    def response_time_ms(self) -> int:
+        """The same in the answer and in the row: fixed when the request ended."""
+        return milliseconds((self._ended if self._ended is not None else self._clock()) - self._began)
+
+    def end(self) -> None:
+        self._ended = self._clock()
+
+    @property
+    def seconds_so_far(self) -> float:
+        return self._clock() - self._began
+
+
+def milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _request_id() -> RequestId:
+    """Always made here, never a caller's: it is the row's key, and a used one would be a request without a row."""
+    now = context.current.get()
+    return now.request_id if now is not None else context.start().request_id

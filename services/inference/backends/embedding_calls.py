@@ -1,0 +1,58 @@
+"""A request for vectors at an engine: what the process reports of it, and what its reader is given. As `calls` for answers."""
+
+import asyncio
+from typing import assert_never
+
+from services.inference.backends.calls import Died
+from services.inference.backends.embedding import VectorSink
+from services.inference.backends.turns import Turn
+from services.inference.engine import wire
+from shared import errors
+from shared.api.embedding import Embedded, Vectors
+
+#: Each number of a vector has four bytes.
+_NUMBER_BYTES = 4
+
+Report = wire.Accepted | wire.Refused | wire.Vectors | Died
+
+
+class EmbeddingCall:
+    """One request, from the moment in which the process is told of it."""
+
+    def __init__(self, fingerprint: bytes, turn: Turn, texts: int) -> None:
+        self.fingerprint = fingerprint
+        self.turn = turn
+        #: Those whose vectors have not come.
+        self._left = texts
+        #: Bounded by the texts: at most one report for each, one before and one at the end.
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+
+    def deliver(self, report: Report) -> bool:
+        """Take a report for the reader. Whether it was the last one: then the turn is over, and there must be no other."""
+        if isinstance(report, wire.Vectors):
+            self._left -= len(report.vectors)
+        self._reports.put_nowait(report)
+        is_last = isinstance(report, wire.Refused | Died) or self._left == 0
+        if is_last:
+            self.turn.leave()
+        return is_last
+
+    async def passed_on(self, sink: VectorSink) -> Embedded:
+        """Pass the reports on, to the last one. Raises what the engine refused it with, or ModelCrashed."""
+        prompt_tokens = 0
+        while True:
+            report = await self._reports.get()
+            match report:
+                case wire.Accepted():
+                    prompt_tokens = report.prompt_tokens
+                    sink.accept(prompt_tokens)
+                case wire.Vectors():
+                    await sink.send(Vectors(report.vectors))
+                    if self._left == 0 and self._reports.empty():
+                        return Embedded(len(report.vectors[-1]) // _NUMBER_BYTES, prompt_tokens)
+                case wire.Refused():
+                    raise errors.from_problem(report.problem)
+                case Died():
+                    raise errors.ModelCrashed(f"{report.reason} during this request", hint="try again; the worker restarts it")
+                case _:
+                    assert_never(report)

@@ -1,0 +1,37 @@
+"""What an answer has to look like, as a grammar that llama.cpp was seen to read: of a format, or of calls that must be made."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from services.inference.backends.supervisor import scrubbed
+from services.inference.engine import tool_format
+from services.inference.engine.tool_format import ToolStyle
+from services.inference.grammar import formats
+from services.inference.grammar.checker import Checker
+from services.inference.jobs import Job
+from shared.api.generation import ToolChoice
+
+
+def checker(model: Path) -> Checker:
+    """Tries grammars on this model's vocabulary, in a process of its own that starts with the first one."""
+    return Checker(model, scrubbed(os.environ))
+
+
+async def shaped(job: Job, style: ToolStyle | None, tries: Checker) -> Job:
+    """The job with its grammar, if it asks for any. Raises BadRequest for what cannot be had, and what ``Checker.check`` does."""
+    if (grammar := grammar_of(job, style)) is None:
+        return job
+    await tries.check(grammar, field="format" if job.asked.format is not None else "tools")
+    return replace(job, grammar=grammar)
+
+
+def grammar_of(job: Job, style: ToolStyle | None) -> str | None:
+    """Pure. Raises BadRequest."""
+    if job.asked.format is not None:
+        return formats.grammar_of(job.asked.format)
+    # Of a model that takes no tools the engine says so.
+    if job.asked.tool_choice is ToolChoice.REQUIRED and style is not None:
+        wanted = tool_format.grammar_schema(job.asked.tools, style)
+        return formats.grammar_of_schema(wanted.schema, field="tools", before=wanted.prefix, after=wanted.suffix)
+    return None

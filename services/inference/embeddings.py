@@ -1,0 +1,47 @@
+"""A request for vectors, run on a backend and measured."""
+
+import time
+
+from services.inference import embedding_jobs
+from services.inference.backends.backend import Backend
+from services.inference.backends.embedding import Embeds, VectorSink
+from shared import errors, telemetry
+from shared.api import embedding
+from shared.api.embedding import Embedded, Vectors
+from shared.api.inference import Accepted
+from shared.rpc import StreamCall
+from shared.telemetry import logs
+from shared.types import ModelName
+
+log = logs.get()
+
+#: As the metrics name it.
+_METHOD = embedding.embed.name.partition(".")[2]
+
+
+async def run(backend: Backend, model: ModelName, request: embedding.Embed, sink: VectorSink, metrics: telemetry.Metrics) -> Embedded:
+    """``model`` is the backend's own name for it. Raises BadRequest, UnknownMethod where the backend gives no vectors, and what it
+    raises."""
+    job = embedding_jobs.check(model, request)
+    if not isinstance(backend, Embeds):
+        raise errors.UnknownMethod(f"the backend {backend.name} gives no embeddings", hint="ask a worker with the backend llama")
+    started = time.monotonic()
+    try:
+        embedded = await backend.embed(job, sink)
+    finally:
+        seconds = time.monotonic() - started
+        metrics.request_duration.labels(service="inference", method=_METHOD, model=model).observe(seconds)
+        log.info("embedding ended", model=model, texts=len(job.inputs), milliseconds=round(seconds * 1000))
+    metrics.tokens.labels(type="input", model=model).inc(embedded.prompt_tokens)
+    return embedded
+
+
+class MeshVectorSink:
+    """The stream of a call."""
+
+    def __init__(self, stream: StreamCall[Vectors]) -> None:
+        self._stream = stream
+        self.send = stream.send
+
+    def accept(self, prompt_tokens: int) -> None:
+        self._stream.accept(Accepted(prompt_tokens))

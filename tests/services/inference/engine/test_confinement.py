@@ -1,0 +1,157 @@
+"""The filter, run by a small machine like the kernel's; and a real process that has given up what it does not need."""
+
+import errno
+import json
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine import confinement
+from services.inference.engine.confinement import ALLOW, KILL, MACHINES
+
+PID = 4321
+ROOT = Path(__file__).parents[4]
+X86, ARM = MACHINES["x86_64"], MACHINES["aarch64"]
+THREAD, NEW_USER_NAMESPACE = 0x00010000, 0x10000000
+
+
+def fails(number: int) -> int:
+    return 0x00050000 | number
+
+
+def verdict(machine: confinement.Machine, number: int, *arguments: int, local_sockets: bool = False, audit: int | None = None) -> int:
+    """What the filter says to a call, by the rules of linux/filter.h."""
+    program = confinement.filter_program(machine, own_pid=PID, local_sockets=local_sockets)
+    call = struct.pack("<IIQ6Q", number, machine.audit if audit is None else audit, 0, *arguments, *(0,) * (6 - len(arguments)))
+    steps = list(struct.iter_unpack("<HBBI", program))
+    at, word = 0, 0
+    while True:
+        code, then, otherwise, value = steps[at]
+        at += 1
+        match code:
+            case 0x06:
+                return int(value)
+            case 0x20:
+                (word,) = struct.unpack_from("<I", call, value)
+            case 0x15:
+                at += then if word == value else otherwise
+            case 0x35:
+                at += then if word >= value else otherwise
+            case 0x45:
+                at += then if word & value else otherwise
+            case _:
+                raise AssertionError(f"no instruction: {code:#x}")
+
+
+@pytest.mark.parametrize(
+    ("machine", "number", "arguments", "expected"),
+    [
+        pytest.param(X86, 41, (socket.AF_INET,), fails(errno.EACCES), id="no internet"),
+        pytest.param(ARM, 198, (10,), fails(errno.EACCES), id="no internet on ARM, nor its sixth version"),
+        pytest.param(X86, 41, (16,), fails(errno.EACCES), id="no messages to the kernel"),
+        pytest.param(X86, 41, (socket.AF_UNIX,), fails(errno.EACCES), id="no sockets of this machine without a GPU"),
+        pytest.param(X86, 53, (socket.AF_UNIX,), fails(errno.EACCES), id="no pair of them either"),
+        pytest.param(X86, 59, (), fails(errno.EPERM), id="no other program"),
+        pytest.param(ARM, 221, (), fails(errno.EPERM), id="no other program on ARM"),
+        pytest.param(X86, 322, (), fails(errno.EPERM), id="no other program by a descriptor"),
+        pytest.param(X86, 57, (), fails(errno.EPERM), id="no process of its own"),
+        pytest.param(X86, 56, (17,), fails(errno.EPERM), id="no process of its own by clone"),
+        pytest.param(ARM, 220, (NEW_USER_NAMESPACE | 17,), fails(errno.EPERM), id="no user that it is not"),
+        pytest.param(X86, 56, (0x3D0F00,), ALLOW, id="threads as glibc makes them"),
+        pytest.param(ARM, 220, (0x3D0F00,), ALLOW, id="threads on ARM"),
+        pytest.param(X86, 435, (), fails(errno.ENOSYS), id="clone3 is not there, so clone is taken"),
+        pytest.param(X86, 101, (), fails(errno.EPERM), id="no look into other processes"),
+        pytest.param(X86, 310, (), fails(errno.EPERM), id="nor into their memory"),
+        pytest.param(X86, 321, (), fails(errno.EPERM), id="no code in the kernel"),
+        pytest.param(X86, 425, (), fails(errno.EPERM), id="no ring that does it all by other means"),
+        pytest.param(X86, 165, (), fails(errno.EPERM), id="no mounts"),
+        pytest.param(ARM, 40, (), fails(errno.EPERM), id="no mounts on ARM"),
+        pytest.param(X86, 62, (PID - 1, 9), fails(errno.EPERM), id="kills nobody"),
+        pytest.param(X86, 62, (0xFFFFFFFFFFFFFFFF, 9), fails(errno.EPERM), id="kills not everybody"),
+        pytest.param(X86, 234, (PID, PID, 6), ALLOW, id="may abort"),
+        pytest.param(ARM, 131, (PID, PID, 6), ALLOW, id="may abort on ARM"),
+        pytest.param(X86, 16, (0, 0x5412), fails(errno.EPERM), id="types nothing into the terminal"),
+        pytest.param(X86, 16, (5, 0xC020462A), ALLOW, id="speaks to a GPU driver"),
+        pytest.param(X86, 0, (), ALLOW, id="reads"),
+        pytest.param(X86, 257, (), ALLOW, id="opens files"),
+        pytest.param(X86, 0x40000000 | 41, (socket.AF_INET,), fails(errno.EPERM), id="no calls of the kind x32"),
+    ],
+)
+def test_the_filter(machine: confinement.Machine, number: int, arguments: tuple[int, ...], expected: int) -> None:
+    assert verdict(machine, number, *arguments) == expected
+
+
+def test_a_gpu_driver_has_the_sockets_of_this_machine_and_no_other() -> None:
+    assert verdict(X86, 41, socket.AF_UNIX, local_sockets=True) == ALLOW
+    assert verdict(X86, 41, socket.AF_INET, local_sockets=True) == fails(errno.EACCES)
+    # The kernel takes the lower half of the number only.
+    assert verdict(X86, 41, (1 << 32) | socket.AF_INET, local_sockets=True) == fails(errno.EACCES)
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_calls_of_another_machine_end_the_process(machine: confinement.Machine) -> None:
+    """A 64-bit process can make 32-bit calls, whose numbers mean something else."""
+    assert verdict(machine, 0, audit=0x40000003) == KILL
+
+
+TRIES = """
+import ctypes, errno, json, os, resource, socket, subprocess, sys, threading
+from services.inference.engine import confinement
+confinement.confine(local_sockets=False)
+libc = ctypes.CDLL(None, use_errno=True)
+found = {}
+def attempt(name, what):
+    try:
+        what()
+        found[name] = "done"
+    except OSError as error:
+        found[name] = errno.errorcode[error.errno]
+def native(status):
+    if status < 0:
+        raise OSError(ctypes.get_errno(), "")
+attempt("internet", lambda: socket.socket(socket.AF_INET))
+attempt("local socket", lambda: socket.socket(socket.AF_UNIX))
+attempt("exec", lambda: os.execv("/bin/true", ["true"]))
+attempt("fork", os.fork)
+attempt("program", lambda: subprocess.run(["/bin/true"]))
+attempt("kill the worker", lambda: os.kill(os.getppid(), 0))
+attempt("ptrace", lambda: native(libc.ptrace(16, os.getppid(), 0, 0)))
+attempt("unshare", lambda: native(libc.unshare(0x10000000)))
+attempt("file", lambda: open(json.__file__).close())
+def in_thread():
+    thread = threading.Thread(target=lambda: attempt("internet in a thread", lambda: socket.socket(socket.AF_INET)))
+    thread.start()
+    thread.join()
+attempt("thread", in_thread)
+found["core limit"] = resource.getrlimit(resource.RLIMIT_CORE)
+found["files"] = resource.getrlimit(resource.RLIMIT_NOFILE)
+print(json.dumps(found), flush=True)
+os.abort()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="system calls are filtered on Linux")
+def test_a_confined_process_reaches_nothing_and_still_works() -> None:
+    ended = subprocess.run([sys.executable, "-c", TRIES], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    found = json.loads(ended.stdout)
+    files = found.pop("files")
+    assert files[0] == files[1] <= confinement.MAX_OPEN_FILES
+    assert found.pop("core limit") == [0, 0]
+    assert found == {
+        "internet": "EACCES",
+        "local socket": "EACCES",
+        "exec": "EPERM",
+        "fork": "EPERM",
+        "program": "EPERM",
+        "kill the worker": "EPERM",
+        "ptrace": "EPERM",
+        "unshare": "EPERM",
+        "file": "done",
+        "thread": "done",
+        "internet in a thread": "EACCES",
+    }
+    assert ended.returncode == -6, "abort() ends it as it always did"

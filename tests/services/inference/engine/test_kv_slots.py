@@ -1,0 +1,406 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from services.inference.engine import kv_slots
+from services.inference.engine.kv_slots import NEGLIGIBLE_TOKENS, WORTH_COPYING_TOKENS, KvMode, Place, Slots
+
+EXACT, FAST = KvMode.EXACT, KvMode.FAST
+#: Of a tenant, unless a case says otherwise.
+SALT = "a"
+
+
+def slots(mode: KvMode, count: int = 4, capacity: int = 10_000, *, reuse: bool = True) -> Slots:
+    return Slots(count, mode, capacity=capacity, reuse=reuse)
+
+
+def run(held: Slots, tokens: list[int], salt: str = SALT) -> Place:
+    """A prompt that gets a slot and is read."""
+    place = held.place(tokens, salt)
+    assert place is not None
+    held.extend(place.slot, tokens[place.kept :])
+    return place
+
+
+def leave(held: Slots, tokens: list[int], salt: str = SALT) -> None:
+    """A prompt that was answered; its tokens stay."""
+    held.release(run(held, tokens, salt).slot, keep=len(tokens))
+
+
+def leave_in_each(held: Slots, *prompts: list[int]) -> None:
+    """A prompt in each slot, in the order of their numbers and of their age. None of them shares with another."""
+    places = [run(held, tokens, salt="") for tokens in prompts]
+    assert [place.slot for place in places] == list(range(len(prompts)))
+    for place, tokens in zip(places, prompts, strict=True):
+        held.release(place.slot, keep=len(tokens))
+
+
+def upto(count: int) -> list[int]:
+    return list(range(count))
+
+
+def other(count: int) -> list[int]:
+    return [-one - 1 for one in range(count)]
+
+
+# --- where a prompt goes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "idle", "busy", "prompt", "expected"),
+    [
+        pytest.param(EXACT, [], [], upto(9), Place(0, 0), id="exact: nothing is held yet"),
+        pytest.param(EXACT, [upto(100)], [], upto(150), Place(0, 100), id="exact: a slot's own prefix"),
+        pytest.param(EXACT, [upto(100)], [], upto(100), Place(0, 98), id="exact: two tokens are left to compute"),
+        pytest.param(EXACT, [upto(100)], [], upto(60), Place(0, 58), id="exact: the beginning of what is held"),
+        pytest.param(EXACT, [], [upto(100)], upto(150), Place(1, 100, 0), id="exact: a busy slot's prefix is copied"),
+        pytest.param(EXACT, [], [upto(64)], upto(90), Place(1, 64, 0), id="exact: just worth copying"),
+        pytest.param(EXACT, [], [upto(63)], upto(90), Place(1, 0), id="exact: not worth copying"),
+        pytest.param(EXACT, [upto(50) + other(9)], [upto(114)], upto(150), Place(2, 114, 1), id="exact: so much more that it is copied"),
+        pytest.param(EXACT, [upto(50) + other(9)], [upto(113)], upto(150), Place(0, 50), id="exact: too little more to be copied"),
+        pytest.param(EXACT, [upto(32)], [], upto(90), Place(1, 0), id="exact: an empty slot rather than one for a few tokens"),
+        pytest.param(EXACT, [upto(33)], [], upto(90), Place(0, 33), id="exact: enough tokens to take it"),
+        pytest.param(EXACT, [], [upto(1)], upto(1), Place(1, 0), id="exact: a prompt of one token"),
+        pytest.param(FAST, [], [], upto(9), Place(0, 0), id="fast: nothing is held yet"),
+        pytest.param(FAST, [upto(100)], [], upto(150), Place(0, 100), id="fast: a slot's own prefix, where nothing else is lost"),
+        pytest.param(FAST, [upto(100)], [], upto(100), Place(0, 99), id="fast: one token is left to compute"),
+        pytest.param(FAST, [upto(100)], [], upto(69), Place(1, 68, 0), id="fast: shared, so that the rest is not lost"),
+        pytest.param(FAST, [upto(100)], [], upto(70), Place(0, 69), id="fast: the rest is not worth keeping"),
+        pytest.param(FAST, [], [upto(100)], upto(150), Place(1, 100, 0), id="fast: a busy slot's prefix is shared"),
+        pytest.param(FAST, [], [upto(1)], upto(9), Place(1, 1, 0), id="fast: one token is worth sharing"),
+        pytest.param(FAST, [], [upto(1)], upto(1), Place(1, 0), id="fast: a prompt of one token"),
+    ],
+)
+def test_where_a_prompt_goes(mode: KvMode, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: Place) -> None:
+    held = slots(mode)
+    places = [run(held, tokens) for tokens in (*idle, *busy)]
+    for place, tokens in zip(places, idle, strict=False):
+        held.release(place.slot, keep=len(tokens))
+    assert held.place(prompt, SALT) == expected
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_when_all_are_busy_there_is_no_place(mode: KvMode) -> None:
+    held = slots(mode, count=2)
+    run(held, upto(5))
+    run(held, other(5))
+    assert held.place(upto(9), SALT) is None
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_the_only_idle_slot_is_taken_whatever_it_holds(mode: KvMode) -> None:
+    held = slots(mode, count=2)
+    run(held, other(5))
+    leave(held, upto(100))
+    assert held.place(upto(50) + other(9), SALT) == Place(1, 50)
+
+
+def test_an_empty_slot_goes_first_and_then_the_one_that_was_used_longest_ago() -> None:
+    for mode in (EXACT, FAST):
+        held = slots(mode, count=3)
+        leave_in_each(held, upto(40), other(40))
+        taken = [held.place([seed] * 9, SALT) for seed in (1, 2, 3)]
+        assert [place.slot for place in taken if place] == ([2, 1, 0] if mode is EXACT else [2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("kept_near", "expected"),
+    [
+        pytest.param(100 - NEGLIGIBLE_TOKENS, Place(2, 100 - NEGLIGIBLE_TOKENS), id="a little less, and nearer"),
+        pytest.param(99 - NEGLIGIBLE_TOKENS, Place(0, 100), id="nearer, and too much less"),
+    ],
+)
+def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: int, expected: Place) -> None:
+    """llama.cpp computes only neighbours in one go."""
+    held = slots(EXACT)
+    prompts = [upto(100), other(50), upto(kept_near) + other(9), [7] * 9]
+    places = [run(held, tokens) for tokens in prompts]
+    assert [place.slot for place in places] == [0, 1, 2, 3]
+    for slot in (0, 1, 2):
+        held.release(slot, keep=len(prompts[slot]))
+    assert held.place(upto(150), SALT) == expected
+
+
+def test_in_one_pool_neighbours_do_not_matter() -> None:
+    held = slots(FAST)
+    leave_in_each(held, upto(40), other(40), [3] * 40)
+    run(held, [4] * 9)
+    assert held.place([5] * 9, SALT) == Place(0, 0)
+
+
+# --- whose tokens ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize(
+    ("salt", "asking"),
+    [pytest.param("a", "b", id="another tenant"), pytest.param("", "", id="nobody's"), pytest.param("a", "", id="a tenant's, for nobody")],
+)
+def test_nobody_finds_what_is_not_his(salt: str, asking: str, busy: bool, mode: KvMode) -> None:
+    """Not even that it is there: the answer is the one that he would get if something else of that length were."""
+
+    def ask(tokens: list[int]) -> Place | None:
+        held = slots(mode)
+        place = run(held, tokens, salt)
+        if not busy:
+            held.release(place.slot, keep=len(tokens))
+        return held.place(upto(300), asking)
+
+    assert ask(upto(200)) == ask(other(200)) == Place(1, 0)
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_a_slot_that_changed_its_tenant_has_nothing_of_the_one_before(mode: KvMode) -> None:
+    held = slots(mode, count=1)
+    leave(held, upto(100), "a")
+    leave(held, upto(50), "b")
+    assert held.place(upto(100), "a") == Place(0, 0)
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_a_model_that_cannot_go_back_reuses_nothing(mode: KvMode) -> None:
+    held = slots(mode, reuse=False)
+    leave(held, upto(100))
+    assert held.place(upto(150), SALT) == Place(1, 0)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [pytest.param(EXACT, 100, id="exact: only the prompt"), pytest.param(FAST, 130, id="fast: all")])
+def test_what_a_running_answer_may_be_used_for(mode: KvMode, kept: int) -> None:
+    """What was computed one by one differs in its last bits from what is read in bulk, and exact means exact."""
+    held = slots(mode)
+    slot = run(held, upto(100)).slot
+    for token in range(100, 130):
+        held.extend(slot, [token])
+    assert held.place(upto(200), SALT) == Place(1, kept, slot)
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_shared_cells_count_once_and_stay_as_long_as_somebody_has_them() -> None:
+    held = slots(FAST, capacity=300)
+    first, second = run(held, upto(100)).slot, run(held, upto(150)).slot
+    assert held.free_cells == 150
+    held.release(first, keep=0)
+    assert held.free_cells == 150
+    held.release(second, keep=120)
+    assert held.free_cells == 180
+    assert held.evict() == second
+    assert held.free_cells == 300
+
+
+def test_a_copy_has_cells_of_its_own() -> None:
+    held = slots(EXACT, capacity=400)
+    run(held, upto(100))
+    run(held, upto(150))
+    assert held.free_cells == 150
+
+
+def test_room_leaves_out_what_idle_slots_hold_only_where_that_is_needed() -> None:
+    held = slots(FAST, capacity=300)
+    leave(held, upto(100))
+    run(held, other(50))
+    assert held.room(150) == held.free_cells == 150
+    assert held.room(151) == 250
+
+
+def test_idle_slots_are_emptied_in_the_order_of_their_last_use_and_busy_ones_never() -> None:
+    held = slots(FAST, count=4)
+    leave_in_each(held, upto(40), other(40), [3] * 40)
+    run(held, [4] * 40)
+    assert [held.evict() for _ in range(4)] == [0, 1, 2, None]
+    assert held.free_cells == 10_000 - 40
+
+
+def test_use_renews_the_age() -> None:
+    held = slots(FAST, count=2)
+    leave(held, upto(40))
+    leave(held, other(40))
+    leave(held, upto(60))
+    assert [held.evict() for _ in range(3)] == [1, 0, None]
+
+
+def test_what_is_not_there_any_more_is_not_found() -> None:
+    held = slots(FAST)
+    slot = run(held, upto(100)).slot
+    held.empty(slot)
+    assert held.free_cells == 10_000
+    assert held.place(upto(150), SALT) == Place(1, 0)
+
+
+# --- prefixes ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1, 255, 256, 257, 511, 512, 513, 2000])
+@pytest.mark.parametrize("more", [0, 1, 300])
+def test_common_prefix_over_the_borders_of_what_is_compared_at_once(length: int, more: int) -> None:
+    same = upto(length)
+    assert kv_slots.common_prefix(same, same + [0] * more) == length
+    assert kv_slots.common_prefix(same + [-1] * 300, same + [-2] * more) == length
+
+
+@given(st.lists(st.integers(0, 1), max_size=600), st.lists(st.integers(0, 1), max_size=300), st.integers(0, 600))
+def test_common_prefix_is_what_counting_one_by_one_gives(one: list[int], tail: list[int], cut: int) -> None:
+    two = one[:cut] + tail
+    differing = (at for at, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1])
+    assert kv_slots.common_prefix(one, two) == next(differing, min(len(one), len(two)))
+
+
+# --- all of it, in any order -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Cell:
+    """In the naive memory each is one object; those that are shared are in several lists."""
+
+    token: int
+    salt: str
+    bulk: bool
+
+
+@dataclass
+class Held:
+    cells: list[Cell] = field(default_factory=list)
+    busy: bool = False
+    used_at: int = 0
+
+
+COUNT = 4
+CONTEXT = 400
+prompts = st.builds(lambda head, tail: [0] * head + [1] * tail, st.integers(0, 180), st.integers(1, 180))
+
+
+class Machine(RuleBasedStateMachine):
+    """What the loop does to the slots, beside a memory that does what it is told and knows whose each cell is."""
+
+    mode: KvMode
+    #: Less than all slots could fill, where they share.
+    capacity: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = Slots(COUNT, self.mode, capacity=self.capacity)
+        self.memory = [Held() for _ in range(COUNT)]
+        self.prompts: dict[int, list[int]] = {}
+        self.salts: dict[int, str] = {}
+        self.ticks = 0
+
+    @rule(prompt=prompts, salt=st.sampled_from(["", "a", "b"]))
+    def place(self, prompt: list[int], salt: str) -> None:
+        longest = max(self.shared(held, prompt, salt) for held in self.memory)
+        place = self.slots.place(prompt, salt)
+        if place is None:
+            assert all(held.busy for held in self.memory)
+            return
+        target = self.memory[place.slot]
+        assert not target.busy
+        assert place.source != place.slot
+        cells = (target if place.source is None else self.memory[place.source]).cells[: place.kept]
+        if self.mode is EXACT:
+            cells = [Cell(cell.token, cell.salt, cell.bulk) for cell in cells]
+        assert [cell.token for cell in cells] == prompt[: place.kept], "other tokens than those of the prompt"
+        assert all(cell.salt == salt != "" for cell in cells), "another tenant's tokens"
+        assert all(cell.bulk for cell in cells) or self.mode is FAST
+        if self.mode is FAST:
+            assert place.kept == longest
+        else:
+            assert longest - WORTH_COPYING_TOKENS - NEGLIGIBLE_TOKENS < place.kept <= longest
+        target.cells, target.busy = cells, True
+        self.touch(target)
+        self.prompts[place.slot], self.salts[place.slot] = prompt, salt
+
+    @precondition(lambda self: any(held.busy for held in self.memory))
+    @rule(which=st.integers(0, COUNT - 1), count=st.integers(1, 200))
+    def extend(self, which: int, count: int) -> None:
+        slot = self.busy(which)
+        held, prompt = self.memory[slot], self.prompts[slot]
+        # In bulk up to the end of the prompt, and behind it one by one.
+        bulk = len(held.cells) < len(prompt)
+        tokens = prompt[len(held.cells) :][:count] if bulk else [1]
+        if len(held.cells) + len(tokens) > CONTEXT or not self.make_room(len(tokens)):
+            return
+        self.slots.extend(slot, tokens)
+        held.cells += [Cell(token, self.salts[slot], bulk) for token in tokens]
+
+    @precondition(lambda self: any(held.busy for held in self.memory))
+    @rule(which=st.integers(0, COUNT - 1), keep=st.integers(0, CONTEXT))
+    def release(self, which: int, keep: int) -> None:
+        slot = self.busy(which)
+        if self.mode is EXACT:
+            keep = min(keep, len(self.prompts[slot]))
+        self.slots.release(slot, keep=keep)
+        self.memory[slot].busy = False
+        del self.memory[slot].cells[keep:]
+        self.touch(self.memory[slot])
+
+    @precondition(lambda self: any(held.busy for held in self.memory))
+    @rule(which=st.integers(0, COUNT - 1))
+    def empty(self, which: int) -> None:
+        slot = self.busy(which)
+        self.slots.empty(slot)
+        self.memory[slot].cells = []
+
+    @rule()
+    def evict(self) -> None:
+        candidates = [slot for slot, held in enumerate(self.memory) if held.cells and not held.busy]
+        expected = min(candidates, key=lambda slot: self.memory[slot].used_at, default=None)
+        assert self.slots.evict() == expected
+        if expected is not None:
+            self.memory[expected].cells = []
+
+    @invariant()
+    def cells_are_counted_exactly(self) -> None:
+        free = self.capacity - len({id(cell) for held in self.memory for cell in held.cells})
+        assert self.slots.free_cells == free >= 0
+        assert self.slots.room(free) == free
+        busy = {id(cell) for held in self.memory if held.busy for cell in held.cells}
+        assert self.slots.room(self.capacity + 1) == self.capacity - len(busy)
+
+    def make_room(self, wanted: int) -> bool:
+        if self.slots.room(wanted) < wanted:
+            return False
+        while self.slots.free_cells < wanted:
+            self.evict()
+        return True
+
+    def shared(self, held: Held, prompt: list[int], salt: str) -> int:
+        """The longest beginning that may be had from there."""
+        count = 0
+        for cell, token in zip(held.cells, prompt[: len(prompt) - (2 if self.mode is EXACT else 1)], strict=False):
+            if cell.token != token or cell.salt != salt or not salt or (self.mode is EXACT and not cell.bulk):
+                break
+            count += 1
+        return count
+
+    def busy(self, which: int) -> int:
+        busy = [slot for slot, held in enumerate(self.memory) if held.busy]
+        return busy[which % len(busy)]
+
+    def touch(self, held: Held) -> None:
+        self.ticks += 1
+        held.used_at = self.ticks
+
+
+class ExactMachine(Machine):
+    mode = EXACT
+    capacity = COUNT * CONTEXT
+
+
+class FastMachine(Machine):
+    mode = FAST
+    capacity = 2 * CONTEXT
+
+
+def stateful(machine: type[Machine]) -> Callable[[], None]:
+    case: type = machine.TestCase
+    case.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)  # type: ignore[attr-defined]  # as Hypothesis has it
+    return case
+
+
+TestExact = stateful(ExactMachine)
+TestFast = stateful(FastMachine)
