@@ -8,10 +8,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test check bench docs
+.PHONY: help setup setup-dev up down status test check bench docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## explain the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install everything that runs aimesh into .venv (make up does it by itself)
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
@@ -26,6 +26,11 @@ up: setup ## start all five services in the background and ask the model somethi
 
 down: ## stop everything; the data stays
 	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing runs"; exit 0; }; $(BIN)/aicli stack down
+
+worker-cuda: ## build llama.cpp for NVIDIA GPUs (worker-rocm, worker-metal, worker-vulkan and worker-cpu likewise)
+worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
+	@$(PYTHON) tools/setup.py runtime --engine $(@:worker-%=%)
+	@echo "The engine is built for $(@:worker-%=%); workers that start from now on use it: make down, then make up"
 
 status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status

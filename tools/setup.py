@@ -35,6 +35,8 @@ SIDECAR = ROOT / "shared" / "hyperswarm" / "sidecar"
 #: .venv is about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
 DISK_NEEDED_GB = 3
 ENGINE = "llama-cpp-python"
+#: Which engine .venv has: a word of FLAVOURS, kept so that later runs do not build another one.
+CHOICE = VENV / ".aimesh-engine"
 #: What each level installs besides the build tools, the model and the engine.
 LEVELS = {"runtime": "runtime.lock", "dev": "dev.lock"}
 #: A line in a log file every so often; a terminal gets the seconds as they pass.
@@ -43,6 +45,25 @@ PLAIN_PROGRESS_SECONDS = 20
 
 class SetupFailed(Exception):
     """Ends the program with its message."""
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """The engine built for one kind of device."""
+
+    cmake_args: str
+    #: The compiler that the build needs besides the usual ones, and how to get it; empty where it needs none.
+    program: str = ""
+    how: str = ""
+
+
+FLAVOURS = {
+    "cpu": Flavour(""),
+    "cuda": Flavour("-DGGML_CUDA=on", "nvcc", "install NVIDIA's CUDA toolkit and put its bin folder on the PATH"),
+    "rocm": Flavour("-DGGML_HIP=on", "hipcc", "install AMD's ROCm and put its bin folder on the PATH"),
+    "metal": Flavour("-DGGML_METAL=on", "xcrun", "xcode-select --install"),
+    "vulkan": Flavour("-DGGML_VULKAN=on", "glslc", "apt-get install libvulkan-dev glslc"),
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +128,28 @@ def engine_version() -> str:
     raise SetupFailed(f"requirements/engine.lock does not name {ENGINE}")
 
 
+def flavour() -> str:
+    try:
+        chosen = CHOICE.read_text(encoding="utf-8").strip()
+    except OSError:
+        return "cpu"
+    return chosen if chosen in FLAVOURS else "cpu"
+
+
+def cmake_args() -> str:
+    """What the user says in the environment, or what the chosen flavour needs."""
+    return os.environ.get("CMAKE_ARGS") or FLAVOURS[flavour()].cmake_args
+
+
+def choose(name: str) -> None:
+    """From now on the engine is built for this kind of device. Raises SetupFailed where its compiler is not there."""
+    wanted = FLAVOURS[name]
+    if wanted.program and shutil.which(wanted.program) is None:
+        raise SetupFailed(f"The engine cannot be built for {name} here: {wanted.program} is missing.\n  {wanted.how}")
+    VENV.mkdir(exist_ok=True)
+    CHOICE.write_text(name + "\n", encoding="utf-8")
+
+
 def build_key() -> str:
     """Names one build: version, flags and processor. llama.cpp compiles for the processor it is built on."""
     cpu = platform.processor()
@@ -115,7 +158,7 @@ def build_key() -> str:
         # "flags" on x86, "Features" on ARM.
         wanted = ("flags", "Features", "model name")
         cpu = "\n".join(sorted({line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith(wanted)}))
-    facts = "\n".join([cpu, os.environ.get("CMAKE_ARGS", ""), os.environ.get("FORCE_CMAKE", "")])
+    facts = "\n".join([cpu, cmake_args(), os.environ.get("FORCE_CMAKE", "")])
     return f"{engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
@@ -290,9 +333,10 @@ def ensure_engine_wheel() -> Path:
         run("installing its build tools", python, "-m", "pip", "install", "--require-hashes", "-r", str(LOCKS / "engine-build.lock"))
         run(
             f"building {ENGINE} {engine_version()} from source: this happens once and takes about 5 minutes on 2 cores",
-            *[python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--require-hashes"],
+            # Without its cache: pip knows a wheel by its version, and not by what it was built for.
+            *[python, "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--require-hashes"],
             *["--no-binary", ENGINE, "-w", str(build / "out"), "-r", str(only(ENGINE, build))],
-            environment={**os.environ, "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
+            environment={**os.environ, "CMAKE_ARGS": cmake_args(), "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
         )
         built = next((build / "out").glob("*.whl"))
         built.replace(folder / built.name)
@@ -380,8 +424,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = "runtime: what `make up` needs; dev: that and what tests and checks need; system: Chromium and network tools, for the tests"
     parser.add_argument("level", choices=[*sorted(LEVELS), "system"], help=what)
-    level = parser.parse_args().level
+    parser.add_argument("--engine", choices=sorted(FLAVOURS), help="what to build llama.cpp for, from now on; cpu without it")
+    arguments = parser.parse_args()
+    level = arguments.level
     try:
+        if arguments.engine is not None:
+            choose(arguments.engine)
         if level == "system":
             ensure_system()
             return 0

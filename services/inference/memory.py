@@ -8,6 +8,7 @@ from pathlib import Path
 from services.inference import quantities
 from services.inference.catalogue import Entry
 from services.inference.engine import gguf
+from services.inference.engine.devices import Device
 from services.inference.engine.gguf import Header
 from services.inference.engine.wire import KvType
 
@@ -25,15 +26,6 @@ DEFAULT_CONTEXT_TOKENS = 2048
 _FLOAT_BYTES = 4
 #: What a cgroup without a limit shows: the largest multiple of a page.
 _NO_LIMIT_BYTES = 2**60
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A GPU, as llama.cpp reports it before it loads a model."""
-
-    name: str
-    total_bytes: int
-    free_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,15 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import ClassVar, Protocol, assert_never
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import ClassVar, Protocol
 
-from services.inference import embeddings, infer_http, jobs, memory, models, narration
-from services.inference.backends import echo, llama
-from services.inference.backends.backend import Backend, Loader, Sink, Watcher
-from services.inference.engine import wire
+from services.inference import embeddings, infer_http, jobs, narration
+from services.inference.backends import opening
+from services.inference.backends.backend import Backend, Loader, Measured, Sink
 from services.inference.pause import WHY, Pause
-from services.inference.settings import InferenceSettings, free_cores
+from services.inference.settings import InferenceSettings
 from shared import directory, errors, telemetry
 from shared.api import embedding, inference
 from shared.api.gateway import Check
@@ -76,6 +76,11 @@ class Board:
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
         metrics.queue_depth.labels(model=model).set(status.queued)
+        if isinstance(self.backend, Measured):
+            look = partial(self.backend.figures, model)
+            metrics.engine_overhead.labels(model=model).set_function(lambda: look().overhead)
+            metrics.engine_step_seconds.labels(model=model).set_function(lambda: look().step_seconds)
+            metrics.engine_tokens_per_second.labels(model=model).set_function(lambda: look().tokens_per_second)
 
 
 class InferenceService:
@@ -93,7 +98,8 @@ class InferenceService:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
         pause = Pause(settings.pause_file)
         board = Board(node, pause)
-        async with _backend(settings, board) as backend:
+        say = _say if settings.narration == "plain" else None
+        async with opening.opened(settings, board, say) as backend:
             board.backend = backend
             board.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
@@ -236,30 +242,3 @@ def _say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-
-
-def _backend(settings: InferenceSettings, watcher: Watcher) -> AbstractAsyncContextManager[Backend]:
-    match settings.backend:
-        case "llama":
-            threads = settings.threads or free_cores()
-            load = wire.Load("", settings.slots, settings.context_tokens, threads, settings.gpu_layers, settings.kv_mode, settings.kv_type)
-            found = models.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
-            return llama.opened(found, load, settings.queue, memory.measure(settings.model_memory_bytes), watcher)
-        case "echo":
-            return echo.opened(settings.echo_token_ms, settings.queue, watcher)
-        case "ollama":
-            # httpx takes 20 MB that the other backends do not need.
-            from services.inference.backends import ollama  # noqa: PLC0415
-
-            return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
-        case "openai":
-            from services.inference import upstreams  # noqa: PLC0415
-            from services.inference.backends import openai  # noqa: PLC0415
-
-            if settings.openai_upstreams is None:
-                servers: tuple[upstreams.Upstream, ...] = (upstreams.single(settings.openai_url, settings.openai_key),)
-            else:
-                servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
-            return openai.opened_all(servers, settings.slots, settings.queue, watcher)
-        case _:
-            assert_never(settings.backend)

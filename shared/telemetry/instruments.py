@@ -180,6 +180,26 @@ ENGINE_RESTARTS = Instrument(
     labels=("model",),
     help="Times that the engine process died and was started again",
 )
+ENGINE_OVERHEAD = Instrument(
+    name="ai_platform_engine_overhead_ratio",
+    kind=Kind.GAUGE,
+    labels=("model",),
+    help="Of the engine's time in the last 10 s, the share that was not llama.cpp computing, from 0 to 1; 0 when it had no work",
+)
+ENGINE_STEP_SECONDS = Instrument(
+    name="ai_platform_engine_step_seconds",
+    kind=Kind.GAUGE,
+    unit="seconds",
+    labels=("model",),
+    help="What one step of the engine took in the last 10 s, on average: the time between two tokens of an answer",
+)
+ENGINE_TOKENS_PER_SECOND = Instrument(
+    name="ai_platform_engine_tokens_per_second",
+    kind=Kind.GAUGE,
+    unit="tokens",
+    labels=("model",),
+    help="Tokens that the engine generates for all its answers in a second of work, in the last 10 s",
+)
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,28 @@ def test_another_build_has_another_place_in_the_cache(monkeypatch: pytest.Monkey
     assert plain.startswith(setup.engine_version())
 
 
+def test_an_engine_built_for_a_gpu_stays_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    monkeypatch.setattr(setup, "VENV", tmp_path)
+    monkeypatch.setattr(setup, "CHOICE", tmp_path / "engine")
+    monkeypatch.setattr(setup.shutil, "which", lambda program: f"/usr/bin/{program}")
+    plain = setup.build_key()
+    setup.choose("cuda")
+    assert setup.flavour() == "cuda"
+    assert setup.cmake_args() == "-DGGML_CUDA=on"
+    assert setup.build_key() != plain
+    setup.choose("cpu")
+    assert setup.build_key() == plain
+
+
+def test_a_gpu_without_its_compiler_is_told_with_what_helps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup, "CHOICE", tmp_path / "engine")
+    monkeypatch.setattr(setup.shutil, "which", lambda program: None)
+    with pytest.raises(setup.SetupFailed, match=r"nvcc is missing.\n  install NVIDIA's CUDA toolkit"):
+        setup.choose("cuda")
+    assert setup.flavour() == "cpu"
+
+
 def test_a_package_whose_files_are_gone_is_found(tmp_path: Path) -> None:
     for name in ("whole", "damaged"):
         info = tmp_path / f"{name}-1.0.dist-info"

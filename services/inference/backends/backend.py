@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+from services.inference.backends.figures import Figures
 from services.inference.jobs import Job
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelStatus
@@ -63,4 +64,13 @@ class Loader(Protocol):
 
     async def unload(self, model: ModelName) -> ModelStatus:
         """Returns when its memory is free, at once if it was not loaded; raises Overloaded while it has requests."""
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A backend that knows how fast it computes."""
+
+    def figures(self, model: ModelName) -> Figures:
+        """Of the last seconds. Never waits."""
         ...

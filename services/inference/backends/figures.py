@@ -1,6 +1,7 @@
 """How fast an engine is, from what it tells of its steps.  Pure; the caller brings the clock."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.inference.engine import wire
@@ -60,3 +61,18 @@ class StepMeter:
             step_seconds=seconds / steps,
             tokens_per_second=sum(share.tokens for share in shares) / seconds,
         )
+
+
+def together(replicas: Iterable[Figures]) -> Figures:
+    """Of several engines that run the same model side by side."""
+    worked = [one for one in replicas if one.steps]
+    steps = sum(one.steps for one in worked)
+    seconds = sum(one.steps * one.step_seconds for one in worked)
+    if seconds <= 0:
+        return Figures(steps=steps)
+    return Figures(
+        steps=steps,
+        overhead=sum(one.overhead * one.steps * one.step_seconds for one in worked) / seconds,
+        step_seconds=seconds / steps,
+        tokens_per_second=sum(one.tokens_per_second for one in worked),
+    )

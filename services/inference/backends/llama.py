@@ -6,9 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from services.inference import memory
-from services.inference.backends import shaping, supervisor
+from services.inference.backends import figures, shaping, supervisor
 from services.inference.backends.backend import Sink, Watcher
 from services.inference.backends.embedding import VectorSink, WaitingSink
+from services.inference.backends.figures import Figures
 from services.inference.backends.residents import Engine, Resident, Residents, StartEngine
 from services.inference.catalogue import Catalogue
 from services.inference.embedding_jobs import EmbeddingJob
@@ -73,6 +74,9 @@ class LlamaBackend:
         finally:
             intake.leave(seconds)
             self._watcher.changed()
+
+    def figures(self, model: ModelName) -> Figures:
+        return figures.together(replica.engine.figures() for replica in self._residents.get(model).replicas)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
         """Load a model now; raises Unavailable where that cannot be. With ``pin`` it stays, or no longer has to."""

@@ -17,6 +17,7 @@ import msgspec
 from services.inference import memory
 from services.inference.backends.backend import Sink, Watcher
 from services.inference.backends.embedding import VectorSink
+from services.inference.backends.figures import Figures
 from services.inference.backends.intake import Intake
 from services.inference.backends.model_files import ModelFile
 from services.inference.catalogue import Entry
@@ -54,6 +55,8 @@ class Engine(Protocol):
     async def run(self) -> None: ...
 
     async def generate(self, job: Job, sink: Sink) -> Generation: ...
+
+    def figures(self) -> Figures: ...
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded: ...
 

@@ -1,10 +1,9 @@
 """What an answer has to look like, as a grammar that llama.cpp was seen to read: of a format, or of calls that must be made."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
-from services.inference.backends.supervisor import scrubbed
+from services.inference.backends import supervisor
 from services.inference.engine import tool_format
 from services.inference.engine.tool_format import ToolStyle
 from services.inference.grammar import formats
@@ -15,7 +14,7 @@ from shared.api.generation import ToolChoice
 
 def checker(model: Path) -> Checker:
     """Tries grammars on this model's vocabulary, in a process of its own that starts with the first one."""
-    return Checker(model, scrubbed(os.environ))
+    return Checker(model, supervisor.inherited())
 
 
 async def shaped(job: Job, style: ToolStyle | None, tries: Checker) -> Job:

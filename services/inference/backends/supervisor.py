@@ -155,10 +155,12 @@ class Engine:
 
     async def _live(self) -> str:
         """One life of a process; returns why it ended. Raises _NotLoadable."""
+        self.progress = 0.0
         try:
             async with self._process() as (process, reader, writer):
                 writer.write(wire.pack(self._load))
                 reason = await self._listen(reader, writer)
+                self._become(ModelState.LOADING, f"the engine {reason or 'ended'}")
                 if reason:
                     # A process that hangs in a driver may not even die at once; those who wait for it need not wait for that.
                     _kill(process)
@@ -234,8 +236,6 @@ class Engine:
             self._suspects.died(fingerprints, alone=alone)
             log.warning("requests_suspected", model=self._model, requests=[one.hex()[:16] for one in sorted(fingerprints)], alone=alone)
         self._end_calls(reason)
-        if self.state is ModelState.READY:
-            self._become(ModelState.LOADING, f"the engine {reason}")
 
     def _end_calls(self, reason: str) -> None:
         self._writer = None
@@ -259,6 +259,7 @@ class Engine:
             gpu=loaded.gpu or "none",
             chat_template=loaded.chat_template,
             processor=loaded.processor,
+            lowered=loaded.lowered,
         )
         self._become(ModelState.READY, "")
 
@@ -283,7 +284,7 @@ class Engine:
                 process = await asyncio.create_subprocess_exec(
                     *(*self._program, str(theirs.fileno()), str(os.getpid())),
                     stdin=asyncio.subprocess.DEVNULL,
-                    env=scrubbed(os.environ),
+                    env=inherited(),
                     pass_fds=(theirs.fileno(),),
                 )
             self.pid = process.pid
@@ -303,6 +304,11 @@ class Engine:
 
 class _NotLoadable(Exception):
     """The process says that this model cannot be loaded, so another try gives nothing else."""
+
+
+def inherited() -> dict[str, str]:
+    """What a process of the engine's may know of this one's environment."""
+    return scrubbed(os.environ)
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:

@@ -73,6 +73,9 @@ class Drawer:
         token = self._apply(logits, None)
         if not _allows(grammar, token):
             token = self._apply(logits, grammar)
+            if not _allows(grammar, token):
+                # Nothing may follow, or only the end, which was not to be drawn: it is over.
+                return min(self._vocabulary.end_tokens, default=token)
         native.llama_sampler_accept(grammar, token)
         native.llama_sampler_accept(self._chain, token)
         return token
@@ -112,7 +115,7 @@ def _samplers(vocabulary: Vocabulary, parameters: Parameters) -> list["native.ll
         window = parameters.max_tokens or sampling.DEFAULT_MAX_TOKENS
         found.append(
             native.llama_sampler_init_penalties(
-                window, parameters.repeat_penalty, parameters.frequency_penalty, parameters.presence_penalty
+                vocabulary.size, window, parameters.repeat_penalty, parameters.frequency_penalty, parameters.presence_penalty
             )
         )
     if parameters.temperature == 0:
@@ -129,7 +132,7 @@ def _check_bias(vocabulary: Vocabulary, parameters: Parameters) -> None:
 
 
 def _grammar(vocab: native.llama_vocab_p, text: str) -> "native.llama_sampler_p":
-    sampler: "native.llama_sampler_p | None" = native.llama_sampler_init_grammar(vocab, text.encode(), b"root")
+    sampler: native.llama_sampler_p | None = native.llama_sampler_init_grammar(vocab, text.encode(), b"root")
     if sampler is None or not ctypes.cast(sampler, ctypes.c_void_p).value:
         raise errors.BadRequest("format: llama.cpp cannot read this grammar")
     return sampler

@@ -5,62 +5,33 @@ Only the engine process imports this module. Not thread-safe; everything runs in
 
 import ctypes
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import jinja2
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import prompt, tool_format
+from services.inference.engine import loading, prompt, tool_format
 from services.inference.engine.drawing import Drawer
 from services.inference.engine.embedding import Embedder
 from services.inference.engine.kv_slots import KvMode, Place
+from services.inference.engine.loading import LoadRefused, NativeLog, NativeModel
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
 from services.inference.engine.sequence import Drawn
 from services.inference.engine.tool_format import SHAPES, ToolStyle
 from services.inference.engine.vocabulary import Vocabulary
-from services.inference.engine.wire import KvType, Load, Loaded
+from services.inference.engine.wire import Load, Loaded
 from shared import errors
 from shared.api.generation import ChatMessage, Tool
-
-#: Per slot, where neither the setting nor a smaller model says otherwise: memory grows with slots × context.
-DEFAULT_CONTEXT_TOKENS = 2048
-#: Of prompts, in one step when nobody else is answering. A processor is no faster with more; a GPU is.
-CPU_STEP_TOKENS = 128
-GPU_STEP_TOKENS = 1024
-_ERROR_LEVEL = 4
-_KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
-
-
-class LoadRefused(Exception):
-    """The file is no usable model, or does not fit the memory; the message says why."""
-
-
-class NativeLog:
-    """What llama.cpp says, of which the reasons of errors and the use of a GPU are worth keeping."""
-
-    def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=5)
-        #: The devices and the number of layers on them; empty without a GPU.
-        self.gpu: list[str] = []
-
-    def take(self, level: int, text: bytes, _user: object) -> None:
-        line = text.decode("utf-8", "replace").strip()
-        if level == _ERROR_LEVEL:
-            self._errors.append(line)
-        elif "using device" in line or "layers to GPU" in line:
-            self.gpu.append(line.partition(": ")[2])
-
-    def why(self) -> str:
-        return "; ".join(self._errors) or "llama.cpp gave no reason"
 
 
 class LlamaModel:
     """A loaded model with room for ``slots`` sequences. Made by ``opened``, which also frees it."""
 
-    def __init__(self, model: native.llama_model_p, context: native.llama_context_p, load: Load, log: NativeLog) -> None:
+    def __init__(self, loaded: NativeModel, load: Load, log: NativeLog) -> None:
+        model, context = loaded.model, loaded.context
+        self._lowered = loaded.lowered
         self._model = model
         self._context = context
         self._vocab = native.llama_model_get_vocab(model)
@@ -83,7 +54,7 @@ class LlamaModel:
         #: What llama_decode took since the counter was last read.
         self.decode_seconds = 0.0
         # A text is as long as a slot is, not as the pool of all.
-        longest = _per_slot(load, int(native.llama_model_n_ctx_train(model)))
+        longest = loaded.slot_tokens
         self.embedder = Embedder(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
 
     def describe(self) -> Loaded:
@@ -96,6 +67,7 @@ class LlamaModel:
             chat_template=self._template is not None,
             processor=native.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
             tool_style=self.tool_style,
+            lowered=self._lowered,
         )
 
     # --- text ---------------------------------------------------------------------------------------------------------------
@@ -229,8 +201,8 @@ def opened(load: Load, progressed: Callable[[float], None]) -> Iterator[LlamaMod
     native.llama_log_set(callback, ctypes.c_void_p(0))
     native.llama_backend_init()
     try:
-        with _loaded(load, log, progressed) as (model, context):
-            opened_model = LlamaModel(model, context, load, log)
+        with loading.loaded(load, log, progressed) as native_model:
+            opened_model = LlamaModel(native_model, load, log)
             try:
                 yield opened_model
             finally:
@@ -238,52 +210,3 @@ def opened(load: Load, progressed: Callable[[float], None]) -> Iterator[LlamaMod
     finally:
         # The callback object must outlive every native call that may log.
         native.llama_log_set(native.llama_log_callback(0), ctypes.c_void_p(0))
-
-
-@contextmanager
-def _loaded(
-    load: Load, log: NativeLog, progressed: Callable[[float], None]
-) -> Iterator[tuple[native.llama_model_p, native.llama_context_p]]:
-    def report(progress: float, _user: object) -> bool:
-        progressed(progress)
-        return True
-
-    callback = native.llama_progress_callback(report)
-    parameters = native.llama_model_default_params()
-    parameters.n_gpu_layers = load.gpu_layers
-    parameters.progress_callback = callback
-    model = native.llama_model_load_from_file(load.path.encode(), parameters)
-    if not model:
-        raise LoadRefused(f"llama.cpp cannot load {load.path}: {log.why()}")
-    try:
-        trained = native.llama_model_n_ctx_train(model)
-        context = native.llama_init_from_model(model, _context_parameters(load, trained))
-        if not context:
-            raise LoadRefused(f"no memory for {load.slots} slots of {_per_slot(load, trained)} tokens: {log.why()}")
-        try:
-            yield model, context
-        finally:
-            native.llama_free(context)
-    finally:
-        native.llama_model_free(model)
-
-
-def _per_slot(load: Load, trained: int) -> int:
-    return min(load.context_tokens or DEFAULT_CONTEXT_TOKENS, trained)
-
-
-def _context_parameters(load: Load, trained: int) -> native.llama_context_params:
-    parameters: native.llama_context_params = native.llama_context_default_params()
-    parameters.n_ctx = _per_slot(load, trained) * load.slots
-    step = GPU_STEP_TOKENS if native.llama_supports_gpu_offload() and load.gpu_layers else CPU_STEP_TOKENS
-    # Every slot may add its own token to what is read.
-    parameters.n_batch = parameters.n_ubatch = step + load.slots
-    parameters.n_seq_max = load.slots
-    parameters.n_outputs_max = load.slots
-    parameters.n_threads = parameters.n_threads_batch = load.threads
-    parameters.kv_unified = load.kv_mode is KvMode.FAST
-    if load.kv_mode is KvMode.EXACT:
-        # With flash attention a lone token of a long context is summed in another order than one in company (docs/decisions/0011).
-        parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    parameters.type_k = parameters.type_v = _KV_TYPES[load.kv_type]
-    return parameters

@@ -21,7 +21,7 @@ from typing import assert_never
 import llama_cpp.llama_cpp as native
 import msgspec
 
-from services.inference.engine import confinement, llama_model, model_parts, wire
+from services.inference.engine import confinement, llama_model, loading, model_parts, wire
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.gguf import NotAModel
 from services.inference.engine.loop import Loop
@@ -86,7 +86,7 @@ def _serve(channel: Channel) -> None:
         with llama_model.opened(load, lambda progress: channel.send(wire.Loading(progress))) as model:
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
             _run(channel, Loop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
-    except (llama_model.LoadRefused, NotAModel) as refused:
+    except (loading.LoadRefused, NotAModel) as refused:
         channel.send(wire.LoadFailed(str(refused)))
 
 

@@ -15,6 +15,8 @@ DEFAULT_TOP_K = 40
 DEFAULT_MAX_TOKENS = 512
 
 MAX_TEMPERATURE = 2.0
+#: Nearer to 0 than this it is 0: only the likeliest token is ever drawn, and llama.cpp's 32 bits would overflow at last.
+LEAST_TEMPERATURE = 0.001
 #: Larger than any vocabulary; 0 means that top_k cuts nothing.
 MAX_TOP_K = 1_000_000
 MAX_SEED = (1 << 63) - 1
@@ -70,13 +72,14 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
 def check(asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
     """Fill in the defaults; raises BadRequest, which names the first field that cannot be used."""
     stop = _check_stop(asked.stop)
+    temperature = _number("temperature", asked.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE)
     max_tokens = asked.max_tokens
     if max_tokens is not None:
         # More than the whole context can never be given; less than that is cut to what fits behind the prompt.
         most = MAX_SEED if context_tokens is None else context_tokens
         max_tokens = _whole("max_tokens", max_tokens, least=1, most=most)
     return Parameters(
-        temperature=_number("temperature", asked.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE),
+        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
         top_p=_above_zero("top_p", _number("top_p", asked.top_p, DEFAULT_TOP_P, most=1.0)),
         top_k=_whole("top_k", DEFAULT_TOP_K if asked.top_k is None else asked.top_k, least=0, most=MAX_TOP_K),
         seed=draw_seed() if asked.seed is None else _whole("seed", asked.seed, least=0, most=MAX_SEED),

@@ -50,7 +50,12 @@ class Vocabulary:
         return tokens
 
     def _piece(self, token: int, special: bool = False) -> bytes | None:
-        """The bytes of a token; None for one that ends the answer. ``special``: its spelling, where it would have none."""
+        """The bytes of a token; None for one that ends the answer. ``special``: its spelling, where it would have none.
+
+        Raises BadRequest for what is no token, over which llama.cpp would end the process; only another worker's can be that.
+        """
+        if not 0 <= token < self.size:
+            raise errors.BadRequest(f"delivered: token {token} is none of this model's; its last one is {self.size - 1}")
         if token in self.end_tokens:
             return None
         size = _PIECE_BYTES

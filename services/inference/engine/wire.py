@@ -106,6 +106,8 @@ class Loaded(_Message, frozen=True):
     processor: str
     #: Why the process can reach more of the system than it needs; empty where it cannot.
     unconfined: str = ""
+    #: What there was less memory for than was asked for, for people; empty where there was enough.
+    lowered: str = ""
     #: How the model writes calls of tools; None where its template has no place for them.
     tool_style: ToolStyle | None = None
 

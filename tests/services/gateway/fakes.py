@@ -11,7 +11,9 @@ from uuid import UUID
 
 from services.gateway import routing
 from services.gateway.callers import Callers
+from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
+from services.gateway.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
 from services.gateway.quotas import Quotas
@@ -22,6 +24,7 @@ from services.gateway.rest import Rest
 from services.gateway.store import RequestRow
 from shared import credentials, errors
 from shared.api import auth, events, inference
+from shared.api.embedding import Embedded
 from shared.api.generation import Generation, Usage
 from shared.api.usage import UserUsage
 from shared.directory import Announcement, Directory, Load, ModelOffer
@@ -89,7 +92,7 @@ class _Answer:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for item in self._items:
-            if isinstance(item, Generation):
+            if isinstance(item, Generation | Embedded):
                 self.end = item
             else:
                 yield item
@@ -182,18 +185,18 @@ class House:
         self.quotas = Quotas(self.counters, {Tier.FREE: free, Tier.PREMIUM: 1000})
         self.relay = Relay(self.rpc, self.directory, random.Random(1))
         self.callers = Callers(self.rpc)
-        self.pipeline = Pipeline(
-            Parts(
-                quotas=self.quotas,
-                relay=self.relay,
-                recorder=recorder,
-                directory=self.directory,
-                names=self.names,
-                metrics=self.metrics,
-                publish=self.published.append,
-                prompt_hash_secret="s" * 16,
-            )
+        parts = Parts(
+            quotas=self.quotas,
+            relay=self.relay,
+            recorder=recorder,
+            directory=self.directory,
+            names=self.names,
+            metrics=self.metrics,
+            publish=self.published.append,
+            prompt_hash_secret="s" * 16,
         )
+        self.pipeline = Pipeline(parts)
+        self.embeddings = Embeddings(self.pipeline, parts)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: Load | None = None) -> None:
@@ -203,7 +206,8 @@ class House:
     def app(self) -> HttpApp:
         rest = Rest(self.pipeline, self.rpc, self.store, self.quotas, request_seconds=30)
         served = lambda: routing.served(self.directory.usable(Role.WORKER), self.names)  # noqa: E731
-        routes = (*rest.routes(), *OpenAi(self.pipeline, served, request_seconds=30).routes())
+        chat = OpenAi(self.pipeline, served, request_seconds=30)
+        routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self.embeddings, request_seconds=30).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics)
 
     @staticmethod

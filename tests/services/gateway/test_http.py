@@ -286,7 +286,7 @@ BAD_BODIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/inference", "/api/infer"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/api/inference", "/api/infer"])
 @pytest.mark.parametrize("body", BAD_BODIES, ids=lambda body: repr(body[:24]))
 async def test_what_is_not_the_expected_json_is_a_400(http: httpx.AsyncClient, path: str, body: bytes) -> None:
     problem(await http.post(path, content=body, headers={"content-type": "application/json"}), 400, "bad_request")
@@ -334,7 +334,7 @@ async def test_a_compressed_body_is_a_415(http: httpx.AsyncClient) -> None:
 # --- credentials ----------------------------------------------------------------------------------------------------------
 
 NEED_CREDENTIAL = [
-    ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("POST", "/api/inference"), ("POST", "/api/infer"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("POST", "/api/inference"), ("POST", "/api/infer"),
     ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
 ]  # fmt: skip
 

@@ -99,7 +99,7 @@ def test_what_is_free(tmp_path: Path, files: dict[str, str], free_gib: int) -> N
 
 def test_gpus_go_before_ram_and_the_setting_before_both(tmp_path: Path) -> None:
     root = machine(tmp_path, {})
-    devices = [Device("CUDA0", 24 * GIB, 20 * GIB), Device("CUDA1", 24 * GIB, 20 * GIB)]
+    devices = [Device(f"CUDA{number}", "a GPU", 24 * GIB, 20 * GIB) for number in range(2)]
     assert memory.measure(None, devices, root=root) == Budget(38 * GIB, "40.0 GiB free on CUDA0, CUDA1")
     assert memory.measure(7, devices, root=root) == Budget(7, "MODEL_MEMORY")
 

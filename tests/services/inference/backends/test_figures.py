@@ -1,5 +1,6 @@
 import pytest
 
+from services.inference.backends import figures as measured
 from services.inference.backends.figures import WINDOW_SECONDS, Figures, StepMeter
 from services.inference.engine import wire
 
@@ -50,3 +51,12 @@ def test_a_fast_engine_is_counted_over_the_window_alone() -> None:
     for number in range(20_000):
         meter.take(step(0.001, 0.001), number / 1000)
     assert meter.figures(20.0).steps == pytest.approx(10_000, rel=0.11)
+
+
+def test_replicas_work_side_by_side() -> None:
+    busy = Figures(steps=30, overhead=0.1, step_seconds=0.1, tokens_per_second=80.0)
+    slow = Figures(steps=10, overhead=0.5, step_seconds=0.1, tokens_per_second=20.0)
+    both = measured.together([busy, slow, Figures()])
+    assert both.steps == 40
+    assert (both.overhead, both.step_seconds, both.tokens_per_second) == pytest.approx((0.2, 0.1, 100.0))
+    assert measured.together([Figures(), Figures()]) == Figures()

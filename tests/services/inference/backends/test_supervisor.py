@@ -229,8 +229,8 @@ async def test_the_figures_are_those_of_the_steps() -> None:
         await until(lambda: engine.state is ModelState.READY)
         await engine.generate(job(), Reader())
         figures = engine.figures()
-    assert (figures.steps, figures.overhead, figures.step_seconds) == (2, pytest.approx(0.5), pytest.approx(0.4))
-    assert figures.tokens_per_second == pytest.approx(2.5)
+    assert figures.steps == 2
+    assert (figures.overhead, figures.step_seconds, figures.tokens_per_second) == pytest.approx((0.5, 0.4, 2.5))
 
 
 # --- an engine that dies ------------------------------------------------------------------------------------------------------
@@ -262,31 +262,39 @@ for command in arriving:
 """
 
 
-@pytest.mark.parametrize("point", ["start", "loaded", "asked", "accepted", "middle", "half a report", "end"])
-async def test_wherever_an_engine_dies_the_next_one_answers(point: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("point", "failures"),
+    [
+        ("start", {0}),
+        # Whether it was asked before it was seen to be dead, is a race.
+        ("loaded", {0, 1}),
+        ("asked", {1}),
+        ("accepted", {1}),
+        ("middle", {1}),
+        ("half a report", {1}),
+        ("end", {0, 1}),
+    ],
+)
+async def test_wherever_an_engine_dies_the_next_one_answers(point: str, failures: set[int], tmp_path: Path) -> None:
     marker = tmp_path / "died"
     code = DIES_ONCE.replace("MARKER", repr(str(marker))).replace("POINT", repr(point)) + SPEAKS + ANSWERS + GOES_ON
-    failures: list[errors.AimeshError] = []
+    failed, answered, reader = [], False, Reader()
     async with supervised(code) as engine:
-        while True:
-            reader = Reader()
+        while not (marker.exists() and answered):
             await until(lambda: engine.state is ModelState.READY)
+            reader, answered = Reader(), False
             try:
                 await engine.generate(job(), reader)
+                answered = True
             except errors.AimeshError as error:
-                failures.append(error)
-            if marker.exists() and not failures[1:] and reader.text == "one two":
-                break
-    assert all(error.retryable for error in failures)
-    # One who was not asked yet may have found nobody there; whoever was, fails once; and an answer that is whole stays whole.
-    expected = {"start": 0, "loaded": 1, "end": 0}.get(point, 1)
-    assert len(failures) <= expected if point == "loaded" else len(failures) == expected
+                failed.append(error)
+    assert reader.text == "one two"
+    assert len(failed) in failures
+    assert all(error.retryable for error in failed)
 
 
 async def test_who_stops_an_engine_ends_its_generations() -> None:
-    engine = Engine(
-        ModelName("fake"), LOAD, Watch(), (sys.executable, "-c", SPEAKS + ANSWERS + "for command in arriving: accept(command)")
-    )
+    engine = Engine(ModelName("fake"), LOAD, Watch(), (sys.executable, "-c", SPEAKS + ANSWERS + "for command in arriving: accept(command)"))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(engine.run())
         await until(lambda: engine.state is ModelState.READY)
@@ -350,13 +358,18 @@ async def test_a_request_that_ended_two_engines_is_not_run_again(tmp_path: Path)
         assert engine.pid == pid
 
 
-#: Says whether somebody else has asked while it was at work.
+#: Says of each generation whether others came soon after the first.
 SEES_COMPANY = """
 import select
-for command in arriving:
-    accept(command)
-    company = bool(select.select([sock], [], [], 0.3)[0])
-    step(command, "company" if company else "alone", "stop")
+while True:
+    select.select([sock], [], [])
+    time.sleep(0.2)
+    together = [wire.command_decoder.decode(body) for body in unframer.feed(sock.recv(65536))]
+    if not together:
+        break
+    for command in together:
+        accept(command)
+        step(command, "company" if len(together) > 1 else "alone", "stop")
 """
 
 

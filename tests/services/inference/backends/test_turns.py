@@ -136,7 +136,7 @@ async def _live_through(story: list[tuple[str, int]]) -> None:
                 visitors.append(Visitor(turns, alone=what == "alone"))
             case "leave" if inside := [one for one in visitors if one.is_in]:
                 await inside[which % len(inside)].leave()
-            case "give up" if here := [one for one in visitors if not one.is_over and one.turn is not None or not one.task.done()]:
+            case "give up" if here := [one for one in visitors if not one.task.done()]:
                 await here[which % len(here)].give_up()
         await settled()
         inside = [one for one in visitors if one.is_in]

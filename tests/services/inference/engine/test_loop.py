@@ -397,7 +397,7 @@ arrivals = st.builds(
     unsettled=st.integers(0, 2),
 )
 def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
-    mode: KvMode, slots: int, context: int, pool: int, step_tokens: int, asked: list[Arrival], unsettled: int
+    *, mode: KvMode, slots: int, context: int, pool: int, step_tokens: int, asked: list[Arrival], unsettled: int
 ) -> None:
     """The toy model checks each batch; in the exact layout each slot has cells of its own."""
     scale = context // 40

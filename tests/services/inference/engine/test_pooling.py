@@ -1,3 +1,4 @@
+import itertools
 import math
 import struct
 
@@ -49,7 +50,7 @@ def test_what_has_no_direction_is_no_vector(vector: tuple[float, ...]) -> None:
 def test_the_mean_is_the_same_however_a_text_is_cut(rows: list[tuple[float, float]], data: st.DataObject) -> None:
     cuts = sorted({0, len(rows), *data.draw(st.lists(st.integers(0, len(rows)), max_size=5))})
     pieces, whole = Pooled(Pooling.MEAN), Pooled(Pooling.MEAN)
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         pieces.add(mean(rows[begin:end]), end - begin)
     whole.add(mean(rows), len(rows))
     assert unpacked(pieces.packed(2)) == pytest.approx(unpacked(whole.packed(2)), abs=1e-6)

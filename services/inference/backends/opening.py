@@ -1,0 +1,61 @@
+"""Opens the backend that the settings choose."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import assert_never
+
+from services.inference import gpus, memory, models
+from services.inference.backends import echo, llama, supervisor
+from services.inference.backends.backend import Backend, Watcher
+from services.inference.backends.suspects import Suspects
+from services.inference.engine import wire
+from services.inference.settings import InferenceSettings, free_cores
+from shared.telemetry import logs
+
+log = logs.get()
+
+
+def opened(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], None] | None) -> AbstractAsyncContextManager[Backend]:
+    """``say`` tells the person at the machine, where one watches. Raises BadSettings."""
+    match settings.backend:
+        case "llama":
+            return _llama(settings, watcher, say)
+        case "echo":
+            return echo.opened(settings.echo_token_ms, settings.queue, watcher)
+        case "ollama":
+            # httpx takes 20 MB that the other backends do not need.
+            from services.inference.backends import ollama  # noqa: PLC0415
+
+            return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
+        case "openai":
+            from services.inference import upstreams  # noqa: PLC0415
+            from services.inference.backends import openai  # noqa: PLC0415
+
+            if settings.openai_upstreams is None:
+                servers: tuple[upstreams.Upstream, ...] = (upstreams.single(settings.openai_url, settings.openai_key),)
+            else:
+                servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
+            return openai.opened_all(servers, settings.slots, settings.queue, watcher)
+        case _:
+            assert_never(settings.backend)
+
+
+@asynccontextmanager
+async def _llama(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], None] | None) -> AsyncIterator[Backend]:
+    """Says what there is to compute on, and loads the models for it."""
+    catalogue = models.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
+    threads = settings.threads or free_cores()
+    wanted = gpus.flavour() if settings.gpu_layers else None
+    found = None if wanted is None else await gpus.probe(supervisor.inherited())
+    for line in gpus.describe(found, wanted, threads):
+        log.info("devices", found=line)
+        if say is not None:
+            say(line)
+    load = wire.Load("", settings.slots, settings.context_tokens, threads, settings.gpu_layers, settings.kv_mode, settings.kv_type)
+    budget = memory.measure(settings.model_memory_bytes, () if found is None else found.devices)
+    # One list for all engines: what ended one may end another.
+    start = partial(supervisor.Engine, suspected=Suspects(time.monotonic))
+    async with llama.opened(catalogue, load, settings.queue, budget, watcher, start=start) as backend:
+        yield backend

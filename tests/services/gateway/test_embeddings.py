@@ -1,0 +1,213 @@
+"""Requests for embeddings on their way through the gateway, on the fakes."""
+
+import asyncio
+import json
+import math
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from services.gateway.quotas import HourlyLimited
+from shared import context, errors
+from shared.api import embedding
+from shared.api.embedding import Embedded, EmbeddingRequest, EmbeddingResult, Vectors
+from tests.services.gateway import fakes, openai_clients
+from tests.services.gateway.fakes import KEY, KEY_ID, OWNER, USER, FakeWorker, House
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+
+
+def packed(*numbers: float) -> bytes:
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+@dataclass
+class EmbeddingWorker(FakeWorker):
+    """The vector of a text is (its length, 1); what it sends may be replaced, to lie."""
+
+    vectors: tuple[bytes, ...] | None = None
+    claims: int | None = None
+
+    async def run(self, prompt: Any) -> AsyncIterator[Any]:
+        assert isinstance(prompt, embedding.Embed)
+        if self.fails_with is not None:
+            raise self.fails_with
+        yield Vectors(waiting="loading smollm2")
+        made = self.vectors if self.vectors is not None else tuple(packed(len(text), 1) for text in prompt.inputs)
+        for position in range(0, len(made), 2):
+            yield Vectors(made[position : position + 2])
+            if self.hangs_after is not None:
+                self.said.set()
+                await asyncio.Event().wait()
+        yield Embedded(2, self.claims if self.claims is not None else self.prompt_tokens)
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house(free=3) as made:
+        made.worker = EmbeddingWorker()
+        made.add_worker(1, made.worker, "smollm2")
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai_clients.connected(house) as made:
+        yield made
+
+
+async def ask(house: House, *inputs: str, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
+    context.start()  # as a door does
+    async with house.embeddings.run(OWNER, EmbeddingRequest(inputs, **fields), seconds=10) as running:
+        found = [vector async for vectors in running for vector in vectors.vectors]
+    return found, running.result
+
+
+# --- the way ------------------------------------------------------------------------------------------------------------
+
+
+async def test_vectors_in_order_and_a_row(house: House) -> None:
+    vectors, result = await ask(house, "a", "bb", "ccc", model="llama3")
+    assert vectors == [packed(1, 1), packed(2, 1), packed(3, 1)]
+    assert (result.model, result.dimensions, result.prompt_tokens) == ("smollm2", 2, 7)
+    row = house.store.only_row
+    assert (row.id, row.user_id, row.api_key_id, row.status) == (result.request_id, USER, KEY_ID, "success")
+    assert (row.prompt_tokens, row.completion_tokens, row.model_used) == (7, 0, "smollm2")
+    assert row.prompt_hash is not None
+    (asked,) = house.worker.asked
+    assert str(USER) not in repr(asked)
+    assert 'tokens_total{model="smollm2",type="input"} 7.0' in house.metrics.render()
+
+
+async def test_it_counts_against_the_same_limit_as_a_prompt(house: House) -> None:
+    for _ in range(3):
+        await ask(house, "a")
+    with pytest.raises(HourlyLimited):
+        await ask(house, "a")
+    assert [row.status for row in house.store.rows.values()] == ["success"] * 3 + ["limited"]
+
+
+async def test_another_worker_takes_over_before_the_first_vector(house: House) -> None:
+    house.worker.fails_with = errors.ModelCrashed("gone")
+    house.add_worker(2, EmbeddingWorker(), "smollm2")
+    house.add_worker(3, EmbeddingWorker(fails_with=errors.UnknownMethod("an older one")), "smollm2")
+    vectors, _ = await ask(house, "a")
+    assert vectors == [packed(1, 1)]
+    assert house.relay.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        pytest.param({"vectors": (packed(1, 1),)}, id="too few vectors"),
+        pytest.param({"vectors": (packed(1, 1),) * 3}, id="too many vectors"),
+        pytest.param({"vectors": (packed(1, 1), packed(1))}, id="vectors of two sizes"),
+        pytest.param({"vectors": (b"12345",) * 2}, id="half a number"),
+        pytest.param({"vectors": (b"",) * 2}, id="vectors of nothing"),
+        pytest.param({"vectors": (packed(math.nan, 1),) * 2}, id="what is no number"),
+        pytest.param({"vectors": (packed(math.inf, 1),) * 2}, id="a number without end"),
+        pytest.param({"vectors": (bytes(4 * (embedding.MAX_DIMENSIONS + 1)),) * 2}, id="more numbers than any model gives"),
+    ],
+)
+async def test_a_worker_that_sends_what_are_no_vectors_is_an_error(house: House, lies: dict[str, Any]) -> None:
+    house.add_worker(1, EmbeddingWorker(**lies), "smollm2")
+    with pytest.raises(errors.ProtocolViolation):
+        await ask(house, "a", "b")
+    assert house.store.only_row.status == "error"
+
+
+async def test_fewer_dimensions_must_be_what_comes(house: House) -> None:
+    assert (await ask(house, "a", dimensions=2))[1].dimensions == 2
+    with pytest.raises(errors.ProtocolViolation):
+        await ask(house, "a", dimensions=1)
+
+
+async def test_claimed_tokens_are_believed_up_to_the_bytes(house: House) -> None:
+    house.add_worker(1, EmbeddingWorker(claims=10**12), "smollm2")
+    assert (await ask(house, "abc"))[1].prompt_tokens == 3 + 4
+
+
+async def test_a_caller_that_leaves_ends_the_work(house: House) -> None:
+    house.worker.hangs_after = 0
+    asking = asyncio.create_task(ask(house, "a", "b"))
+    await house.worker.said.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert house.worker.left_early == 1
+    async with asyncio.timeout(1):
+        while not house.store.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    # The count came before the first vector.
+    assert (house.store.only_row.status, house.store.only_row.prompt_tokens) == ("cancelled", 7)
+
+
+# --- OpenAI's door ------------------------------------------------------------------------------------------------------
+
+
+async def test_openais_client_gets_numbers_in_both_encodings(client: openai.AsyncOpenAI) -> None:
+    # Left out, the client asks for base64 and decodes it.
+    for encoding in (openai.omit, "float"):
+        answer = await client.embeddings.create(model="llama3", input=["a", "bb"], encoding_format=encoding)
+        assert [(one.index, list(one.embedding)) for one in answer.data] == [(0, [1, 1]), (1, [2, 1])]
+        assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("smollm2", 7, 7)
+
+
+async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, house: House) -> None:
+    answer = await http.post("/v1/embeddings", json={"input": "abc", "encoding_format": "base64", "user": "me", "dimensions": None})
+    assert answer.json() == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": "AABAQAAAgD8="}],
+        "model": "smollm2",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }
+    assert answer.headers["x-request-id"] == str(house.store.only_row.id)
+    assert answer.headers["x-ratelimit-remaining-requests"] == "2"
+    metrics = house.metrics.render()
+    assert 'requests_total{method="embed",service="gateway",status="success"} 1.0' in metrics
+    assert metrics.count('request_duration_seconds_count{method="embed"') == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"), ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": ["a", ""]}, "input[1]"),
+        ({"input": None}, "input"), ({"input": 5}, "input"), ({"input": {"a": 1}}, "input"), ({"input": [None]}, "input[0]"),
+        ({"input": [1, 2, 3]}, "input"), ({"input": [[1, 2], [3]]}, "input"), ({"input": [True]}, "input"), ({"input": ["a", 1]}, "input"),
+        ({"input": ["a"] * 257}, "input"),
+        ({"input": "a", "dimensions": 0}, "dimensions"), ({"input": "a", "dimensions": -1}, "dimensions"),
+        ({"input": "a", "dimensions": 2.5}, "dimensions"), ({"input": "a", "dimensions": "2"}, "dimensions"),
+        ({"input": "a", "dimensions": True}, "dimensions"), ({"input": "a", "dimensions": 10**30}, "dimensions"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format"), ({"input": "a", "encoding_format": 1}, "encoding_format"),
+        ({"input": "a", "model": ""}, "model"), ({"input": "a", "model": 5}, "model"), ({"input": "a", "surprise": 1}, "surprise"),
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)  # fmt: skip
+async def test_a_wrong_field_is_a_400_that_names_it(http: httpx.AsyncClient, house: House, body: dict[str, Any], param: str) -> None:
+    answer = await http.post("/v1/embeddings", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "bad_request", param), error
+    assert not house.worker.asked
+
+
+async def test_errors_of_the_worker_keep_their_status(http: httpx.AsyncClient, house: House) -> None:
+    for error, status in [(errors.BadRequest("input[0] has 9 tokens; this model takes 8"), 400), (errors.UnknownMethod("no vectors"), 404)]:
+        house.worker.fails_with = error
+        answer = await http.post("/v1/embeddings", json={"input": "a"})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (status, error.message)
+
+
+async def test_texts_that_fit_a_body_and_no_message(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/embeddings", json={"input": "x" * (1024 * 1024 - 100)})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")

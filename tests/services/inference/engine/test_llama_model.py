@@ -1,0 +1,283 @@
+"""The real model, in this process: what only llama.cpp can show. A model with a recurrent state, which cannot go back to the middle
+of what it has read, is not among the files that the tests have; the loop's own tests cover a slot that cannot be settled."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+
+from services.inference import models
+from services.inference.engine import llama_model, wire
+from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.llama_model import LlamaModel
+from services.inference.engine.loop import Loop
+from services.inference.engine.sampling import Parameters
+from services.inference.engine.wire import Accepted, Cancel, Generate, Progress, Refused
+from shared.api.generation import ChatMessage
+from shared.types import FinishReason
+
+SLOTS = 16
+CONTEXT = 256
+QUESTION = "Name three colours of the rainbow."
+#: Wanders, is held together by all that can be, and so shows each difference at once.
+WILD = Parameters(1.5, 1.0, 0, 7, max_tokens=8, repeat_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.5, min_p=0.01)
+GREEDY = Parameters(0, 1, 0, 1, max_tokens=5)
+YES_OR_NO = 'root ::= "yes" | "no"'
+
+
+def opened(mode: KvMode) -> Iterator[LlamaModel]:
+    # One thread: the tests share two cores, and llama.cpp's threads wait for each other by spinning.
+    load = wire.Load(str(models.packaged()), SLOTS, CONTEXT, threads=1, gpu_layers=0, kv_mode=mode)
+    with llama_model.opened(load, lambda _: None) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def exact() -> Iterator[LlamaModel]:
+    yield from opened(KvMode.EXACT)
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[LlamaModel]:
+    yield from opened(KvMode.FAST)
+
+
+def loop(model: LlamaModel) -> Loop:
+    """With nothing in its slots."""
+    for slot in range(SLOTS):
+        model.clear(slot)
+    return Loop(model, slots=SLOTS, mode=model._mode)  # nobody else has to know it
+
+
+def ask(
+    identity: int = 1,
+    question: str = QUESTION,
+    parameters: Parameters = GREEDY,
+    *,
+    salt: str = "",
+    delivered: tuple[int, ...] = (),
+    grammar: str = "",
+) -> Generate:
+    # With a system message of its own, which is shorter than the template's.
+    messages = (ChatMessage("system", "Answer."), ChatMessage("user", question))
+    return Generate(identity, messages, parameters, salt, delivered, grammar)
+
+
+def finish(running: Loop, *commands: Generate) -> dict[int, list[Progress]]:
+    for command in commands:
+        assert isinstance(running.handle(command), Accepted)
+    reports: dict[int, list[Progress]] = {command.id: [] for command in commands}
+    while not running.idle:
+        step = running.step()
+        assert step is not None
+        for progress in step.progress:
+            reports[progress.id].append(progress)
+    return reports
+
+
+def answer(model: LlamaModel, command: Generate) -> list[Progress]:
+    return finish(loop(model), command)[command.id]
+
+
+def tokens(reports: list[Progress], number: int = 0) -> tuple[int, ...]:
+    return tuple(token for progress in reports if progress.answer == number for token in progress.token_ids)
+
+
+def text(reports: list[Progress]) -> str:
+    return "".join(progress.text for progress in reports)
+
+
+def changed(parameters: Parameters, **changes: object) -> Parameters:
+    fields = {name: getattr(parameters, name) for name in Parameters.__struct_fields__}
+    return Parameters(**{**fields, **changes})
+
+
+# --- the same seed ------------------------------------------------------------------------------------------------------------------
+
+
+def test_in_the_exact_layout_the_same_seed_says_the_same_alone_in_a_batch_of_16_and_resumed(exact: LlamaModel) -> None:
+    command = ask(1, parameters=WILD, salt="a")
+    alone = tokens(answer(exact, command))
+    assert len(alone) == 8
+    crowd = [ask(identity, f"{identity} times {identity} is", changed(WILD, seed=identity), salt="a") for identity in range(2, 17)]
+    assert tokens(finish(loop(exact), *crowd[:9], command, *crowd[9:])[1]) == alone
+    for split in (1, 4, 7):
+        rest = answer(exact, ask(1, parameters=WILD, delivered=alone[:split]))
+        assert tokens(rest) == alone[split:]
+
+
+def test_in_the_exact_layout_a_prefix_that_was_found_changes_nothing(exact: LlamaModel) -> None:
+    """Own, and copied from a slot that is busy."""
+    long = ask(1, QUESTION + " Begin with the one that is nearest to the sky, and say why, in your own words." * 3, WILD, salt="a")
+    running = loop(exact)
+    first = finish(running, long)[1]
+    again = finish(running, long)[1]
+    # One that holds this slot while the other begins.
+    running.handle(ask(2, long.messages[1].content, changed(WILD, seed=9), salt="a"))
+    for _ in range(5):
+        running.step()
+    running.handle(long)
+    reports: list[Progress] = []
+    while (step := running.step()) is not None:
+        reports += [progress for progress in step.progress if progress.id == 1]
+    prompt = exact.prompt_tokens(long.messages)
+    assert [one[0].cached_tokens for one in (first, again, reports)] == [0, len(prompt) - 2, len(prompt) - 2]
+    assert tokens(first) == tokens(again) == tokens(reports)
+
+
+def test_several_answers_differ_and_the_first_is_the_one_given_alone(fast: LlamaModel) -> None:
+    alone = tokens(answer(fast, ask(parameters=changed(WILD, max_tokens=6))))
+    reports = answer(fast, ask(parameters=changed(WILD, max_tokens=6, n=3), salt="a"))
+    answers = [tokens(reports, number) for number in range(3)]
+    assert answers[0] == alone
+    assert len(set(answers)) == 3
+    prompt = len(fast.prompt_tokens(ask().messages))
+    assert [next(one.cached_tokens for one in reports if one.answer == number) for number in range(3)] == [0, prompt - 1, prompt - 1]
+
+
+# --- what is shared -----------------------------------------------------------------------------------------------------------------
+
+
+def test_in_one_pool_a_prefix_is_shared_with_a_busy_slot_but_not_with_another_tenant(fast: LlamaModel) -> None:
+    expected = text(answer(fast, ask()))
+    running = loop(fast)
+    running.handle(ask(9, parameters=changed(GREEDY, max_tokens=60, ignore_eos=True), salt="a"))
+    running.step()
+    reports = finish_besides(running, ask(1, salt="a"), ask(2, salt="b"), ask(3))
+    running.handle(Cancel(9))
+    assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [len(fast.prompt_tokens(ask().messages)) - 1, 0, 0]
+    assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
+
+
+def finish_besides(running: Loop, *commands: Generate) -> dict[int, list[Progress]]:
+    """Until these are answered, whoever else is running."""
+    for command in commands:
+        running.handle(command)
+    reports: dict[int, list[Progress]] = {command.id: [] for command in commands}
+    while not all(one and one[-1].finish for one in reports.values()):
+        step = running.step()
+        assert step is not None
+        for progress in step.progress:
+            reports.get(progress.id, []).append(progress)
+    return reports
+
+
+# --- how a token is drawn -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_an_answer_follows_its_grammar_and_ends_with_it(fast: LlamaModel, temperature: float, ignore_eos: bool) -> None:
+    parameters = changed(GREEDY, temperature=temperature, ignore_eos=ignore_eos, repeat_penalty=1.1)
+    reports = answer(fast, ask(parameters=parameters, grammar=YES_OR_NO))
+    assert (text(reports) in ("yes", "no"), reports[-1].finish) == (True, FinishReason.STOP)
+
+
+def test_a_grammar_that_no_token_can_follow_ends_the_answer(fast: LlamaModel) -> None:
+    reports = answer(fast, ask(grammar="root ::= [^\\x00-\\U0010FFFF]"))
+    assert (text(reports), reports[-1].finish) == ("", FinishReason.STOP)
+
+
+def test_a_grammar_goes_on_behind_what_was_delivered(fast: LlamaModel) -> None:
+    grammar = 'root ::= "one two three"'
+    whole = tokens(answer(fast, ask(grammar=grammar)))
+    for split in (1, len(whole) - 1):
+        assert tokens(answer(fast, ask(grammar=grammar, delivered=whole[:split]))) == whole[split:]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1.0])
+def test_the_likeliest_tokens_come_in_order_with_their_probabilities(fast: LlamaModel, temperature: float) -> None:
+    parameters = changed(GREEDY, temperature=temperature, top_logprobs=20, max_tokens=4)
+    for progress in answer(fast, ask(parameters=parameters)):
+        (one,) = progress.logprobs
+        chances = [chance.logprob for chance in one.top]
+        assert len({chance.token_id for chance in one.top}) == 20
+        assert chances == sorted(chances, reverse=True)
+        assert all(chance <= 0 for chance in chances)
+        assert 0.1 < sum(math.exp(chance) for chance in chances) <= 1 + 1e-6
+        assert (one.drawn.token_id,) == progress.token_ids
+        assert one.drawn.logprob <= chances[0]
+
+
+def test_what_is_drawn_greedily_is_the_likeliest(fast: LlamaModel) -> None:
+    for progress in answer(fast, ask(parameters=changed(GREEDY, top_logprobs=1))):
+        (one,) = progress.logprobs
+        assert one.top == (one.drawn,)
+        assert one.drawn.piece == fast.piece(one.drawn.token_id)
+
+
+def test_log_probabilities_of_nothing_but_what_was_drawn(fast: LlamaModel) -> None:
+    parameters = changed(WILD, top_logprobs=0, max_tokens=4)
+    reports = answer(fast, ask(parameters=parameters))
+    assert [one.drawn.token_id for progress in reports for one in progress.logprobs] == list(tokens(reports))
+    assert all(one.top == () for progress in reports for one in progress.logprobs)
+    assert tokens(reports) == tokens(answer(fast, ask(parameters=changed(parameters, top_logprobs=None))))
+
+
+def test_a_bias_forces_a_token_or_bans_it(fast: LlamaModel) -> None:
+    free = tokens(answer(fast, ask()))
+    forced = free[3]
+    assert set(tokens(answer(fast, ask(parameters=changed(GREEDY, logit_bias=((forced, 100.0),)))))) == {forced}
+    banned = tuple((token, -100.0) for token in set(free))
+    assert not set(tokens(answer(fast, ask(parameters=changed(GREEDY, logit_bias=banned))))) & set(free)
+
+
+def test_each_penalty_keeps_an_answer_from_saying_the_same_again(fast: LlamaModel) -> None:
+    liked = tokens(answer(fast, ask()))[1]
+    parameters = changed(GREEDY, logit_bias=((liked, 8.0),))
+    counts = [
+        tokens(answer(fast, ask(parameters=changed(parameters, **penalty)))).count(liked)
+        for penalty in ({}, {"repeat_penalty": 2.0}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0})
+    ]
+    assert counts[0] > 1
+    assert counts[1:] == [1, 1, 1]
+
+
+def test_the_end_can_be_ignored(fast: LlamaModel) -> None:
+    ends = [(token, 100.0) for token in sorted(fast._vocabulary.end_tokens)]  # to make it want nothing else
+    wants_to_end = changed(GREEDY, logit_bias=tuple(ends))
+    assert (tokens(ended := answer(fast, ask(parameters=wants_to_end))), ended[-1].finish) == ((), FinishReason.STOP)
+    goes_on = answer(fast, ask(parameters=changed(wants_to_end, ignore_eos=True)))
+    assert (len(tokens(goes_on)), goes_on[-1].finish) == (5, FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        pytest.param(changed(WILD, top_k=0, min_p=0.0, max_tokens=2), id="nothing is cut off"),
+        pytest.param(changed(WILD, top_k=1, max_tokens=2), id="only the likeliest"),
+        pytest.param(changed(WILD, top_k=1_000_000, top_p=5e-324, min_p=1.0, max_tokens=2), id="as far as it goes"),
+        pytest.param(changed(WILD, temperature=0.001, repeat_penalty=0.1, max_tokens=2), id="the least that there is"),
+        pytest.param(changed(WILD, seed=2**63 - 1, max_tokens=2), id="the largest seed"),
+        pytest.param(changed(WILD, max_tokens=2**63 - 1, stop=("e", " ", "a", "\n")), id="more tokens than 32 bits can say"),
+    ],
+)
+def test_parameters_at_their_limits_give_an_answer(fast: LlamaModel, parameters: Parameters) -> None:
+    reports = answer(fast, ask(parameters=parameters))
+    assert reports[-1].finish is not None
+    assert tokens(reports) == tokens(answer(fast, ask(parameters=parameters)))
+
+
+# --- what cannot be taken -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        pytest.param(ask(parameters=changed(GREEDY, logit_bias=((49152, 0.0),))), "logit_bias", id="a bias for a token beyond the last"),
+        pytest.param(ask(delivered=(49152,)), "delivered", id="a delivered token beyond the last"),
+        pytest.param(ask(delivered=(2**31 - 1,)), "delivered", id="a delivered token far beyond the last"),
+        pytest.param(ask(delivered=(-1,)), "delivered", id="a delivered token below the first"),
+        pytest.param(ask(delivered=(100,), grammar=YES_OR_NO), "delivered", id="a delivered token that the grammar does not allow"),
+        pytest.param(ask(grammar="root ::= ("), "format", id="half a grammar"),
+        pytest.param(ask(grammar="other ::= [a]"), "format", id="a grammar without its root"),
+        pytest.param(ask(question="word " * CONTEXT * SLOTS), "tokens", id="a prompt that is too long"),
+    ],
+)
+def test_what_llama_cpp_would_end_the_process_over_is_refused(fast: LlamaModel, command: Generate, words: str) -> None:
+    running = loop(fast)
+    refused = running.handle(command)
+    assert isinstance(refused, Refused)
+    assert refused.problem.code == "bad_request"
+    assert words in refused.problem.message
+    assert running.idle
