@@ -54,6 +54,7 @@ BY_ERROR: dict[str, ExitCode] = {
     "not_reachable": ExitCode.NOTHING_SERVES,
     "overloaded": ExitCode.NOTHING_SERVES,
     "peer_failed": ExitCode.FAILED,
+    "poison": ExitCode.USAGE,
     "protocol_violation": ExitCode.FAILED,
     "rate_limited": ExitCode.LIMITED,
     "too_large": ExitCode.USAGE,

@@ -197,6 +197,8 @@ def _show_object(text: str, result: "InferenceResult") -> None:
 
     shown = output.plain(result)
     assert isinstance(shown, dict)
+    if not result.finish_reasons:
+        del shown["finish_reasons"]
     usage = shown["usage"]
     assert isinstance(usage, dict)
     usage["total_tokens"] = result.usage.total_tokens

@@ -6,7 +6,7 @@ error. Leaving early cancels the generation on the worker.
 
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from services.gateway import mesh, routing
@@ -19,6 +19,8 @@ from shared.telemetry import logs
 from shared.types import ModelName, NodeId, Role
 
 ATTEMPTS = 3
+#: A request that ended two engines ends a third one, too.
+MOST_CRASHES = 2
 #: What another worker may do better: UnknownMethod too, which an older one says. DeadlineExceeded is not among them: there is no
 #: time left.
 _WORTH_ANOTHER = (
@@ -77,7 +79,7 @@ class Relay:
                         return
             except _WORTH_ANOTHER as error:
                 failed[worker.node] = error
-                if began or len(failed) == ATTEMPTS:
+                if began or len(failed) == ATTEMPTS or _crashes(failed) == MOST_CRASHES:
                     raise
                 _log.warning("worker failed before its first token", worker=worker.node, code=errors.code_of(error))
 
@@ -98,5 +100,9 @@ class Relay:
             self._in_flight.end(began_under)
 
 
+def _crashes(failed: Mapping[NodeId, errors.AimeshError]) -> int:
+    return sum(isinstance(error, errors.ModelCrashed) for error in failed.values())
+
+
 def _only_waits(item: object) -> bool:
-    return isinstance(item, inference.Chunk) and bool(item.waiting)
+    return isinstance(item, inference.Chunk | embedding.Vectors) and bool(item.waiting)

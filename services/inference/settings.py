@@ -48,7 +48,10 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = 32
     context_tokens: Annotated[
         Annotated[int, Meta(ge=64, le=1_048_576)] | None,
-        Variable("ENGINE_CONTEXT_TOKENS", "prompt and answer together, for each slot; 2048 or the model's own limit without it"),
+        Variable(
+            "ENGINE_CONTEXT_TOKENS",
+            "prompt and answer together, for each slot, 2048 or the model's own limit without it; in fast mode one may use others' room",
+        ),
     ] = None
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,

@@ -84,3 +84,22 @@ async def test_a_bad_parameter_is_named(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await client.chat.completions.create(model="echo", messages=[{"role": "user", "content": "hi"}], temperature=5)
     assert (refused.value.code, refused.value.param) == ("bad_request", "temperature")
+
+
+async def test_vectors_of_texts_in_both_encodings(client: openai.AsyncOpenAI) -> None:
+    texts = ["The cat sat on the mat.", "A kitten rested on the rug.", "Stock markets fell sharply on Tuesday."]
+    # Left out, the client asks for base64 and decodes it.
+    decoded = await client.embeddings.create(model="llama3", input=texts)
+    plain = await client.embeddings.create(model="llama3", input=texts, encoding_format="float")
+    assert (plain.model, plain.usage.prompt_tokens, plain.usage.total_tokens) == ("smollm2", 21, 21)
+    assert [one.index for one in plain.data] == [0, 1, 2]
+    cat, kitten, markets = (one.embedding for one in plain.data)
+    for one, other in zip(decoded.data, plain.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-4)
+
+    def nearness(one: list[float], other: list[float]) -> float:
+        return sum(a * b for a, b in zip(one, other, strict=True))
+
+    assert nearness(cat, kitten) > nearness(cat, markets)
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\] has \d+ tokens; this model takes 2048"):
+        await client.embeddings.create(model="smollm2", input=["short", "word " * 5000])

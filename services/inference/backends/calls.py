@@ -24,7 +24,7 @@ class Died:
     reason: str
 
 
-Report = wire.Accepted | wire.Refused | wire.Progress | Died
+Report = wire.Accepted | wire.Refused | wire.Progress | wire.Vectors | Died
 
 
 class Tally:
@@ -67,10 +67,13 @@ class Call:
         self.turn = turn
         self._tally = Tally(answers)
         #: Bounded by the generation's own tokens: one report per token, one before and one at the end.
-        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._reports: asyncio.Queue[wire.Accepted | wire.Refused | wire.Progress | Died] = asyncio.Queue()
 
     def deliver(self, report: Report) -> bool:
-        """Take a report for the reader. Whether it was the last one: then the turn is over, and there must be no other."""
+        """Take a report for the reader. Whether it was the last one: then the turn is over, and there must be no other.
+        Raises ProtocolViolation for what is no report of an answer."""
+        if isinstance(report, wire.Vectors):
+            raise errors.ProtocolViolation("vectors for a prompt")
         self._tally.take(report)
         self._reports.put_nowait(report)
         is_last = isinstance(report, wire.Refused | Died) or self._tally.is_over

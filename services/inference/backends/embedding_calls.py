@@ -1,11 +1,15 @@
 """A request for vectors at an engine: what the process reports of it, and what its reader is given. As `calls` for answers."""
 
 import asyncio
+import hashlib
 from typing import assert_never
 
-from services.inference.backends.calls import Died
+import msgspec
+
+from services.inference.backends.calls import Died, Report
 from services.inference.backends.embedding import VectorSink
 from services.inference.backends.turns import Turn
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
@@ -13,7 +17,12 @@ from shared.api.embedding import Embedded, Vectors
 #: Each number of a vector has four bytes.
 _NUMBER_BYTES = 4
 
-Report = wire.Accepted | wire.Refused | wire.Vectors | Died
+_encoder = msgspec.msgpack.Encoder()
+
+
+def fingerprint(job: EmbeddingJob) -> bytes:
+    """The same for the same texts, whoever sends them."""
+    return hashlib.sha256(_encoder.encode((job.model, job.inputs))).digest()
 
 
 class EmbeddingCall:
@@ -25,10 +34,13 @@ class EmbeddingCall:
         #: Those whose vectors have not come.
         self._left = texts
         #: Bounded by the texts: at most one report for each, one before and one at the end.
-        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._reports: asyncio.Queue[wire.Accepted | wire.Refused | wire.Vectors | Died] = asyncio.Queue()
 
     def deliver(self, report: Report) -> bool:
-        """Take a report for the reader. Whether it was the last one: then the turn is over, and there must be no other."""
+        """Take a report for the reader. Whether it was the last one: then the turn is over, and there must be no other.
+        Raises ProtocolViolation for what is no report of vectors."""
+        if isinstance(report, wire.Progress):
+            raise errors.ProtocolViolation("an answer to texts")
         if isinstance(report, wire.Vectors):
             self._left -= len(report.vectors)
         self._reports.put_nowait(report)

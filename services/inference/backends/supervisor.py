@@ -18,16 +18,20 @@ from typing import assert_never
 
 import msgspec
 
-from services.inference.backends import suspects
+from services.inference.backends import embedding_calls, suspects
 from services.inference.backends.backend import Sink, Watcher
 from services.inference.backends.calls import Call, Died
+from services.inference.backends.embedding import VectorSink
+from services.inference.backends.embedding_calls import EmbeddingCall
 from services.inference.backends.figures import Figures, StepMeter
 from services.inference.backends.suspects import Standing, Suspects
 from services.inference.backends.turns import Turn, Turns
 from services.inference.backends.watchdog import STEP_SECONDS, Watchdog
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from services.inference.jobs import Job
 from shared import errors, restarts
+from shared.api.embedding import Embedded
 from shared.api.generation import Generation
 from shared.api.inference import ModelState
 from shared.telemetry import logs
@@ -72,7 +76,7 @@ class Engine:
         self._writer: asyncio.StreamWriter | None = None
         self._ids = itertools.count(1)
         #: What the process is computing now, or is about to.
-        self._running: dict[int, Call] = {}
+        self._running: dict[int, Call | EmbeddingCall] = {}
         self.state = ModelState.LOADING
         self.detail = "loading"
         #: Of the loading, from 0 to 1.
@@ -124,6 +128,16 @@ class Engine:
         self._suspects.clear(fingerprint)
         return generation
 
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        """As ``generate``."""
+        fingerprint = embedding_calls.fingerprint(job)
+        async with self._turn(fingerprint) as turn:
+            call = EmbeddingCall(fingerprint, turn, len(job.inputs))
+            with self._asked(wire.Embed(next(self._ids), job.inputs, job.dimensions), call):
+                embedded = await call.passed_on(sink)
+        self._suspects.clear(fingerprint)
+        return embedded
+
     @asynccontextmanager
     async def _turn(self, fingerprint: bytes) -> AsyncIterator[Turn]:
         """Raises Poison; Unavailable, because nobody waits for a turn at an engine that is not there."""
@@ -142,7 +156,7 @@ class Engine:
                     return
 
     @contextmanager
-    def _asked(self, command: wire.Generate, call: Call) -> Iterator[None]:
+    def _asked(self, command: wire.Generate | wire.Embed, call: Call | EmbeddingCall) -> Iterator[None]:
         """The process works on it until it has reported the end, or until the block ends."""
         # Written before it is entered: nothing to take back when there is no engine.
         self._send(command)
@@ -209,6 +223,8 @@ class Engine:
                     self._deliver(progress)
             case wire.EmbeddingTurn():
                 watchdog.stepped(report.seconds)
+                for vectors in report.vectors:
+                    self._deliver(vectors)
             case wire.Accepted() | wire.Refused():
                 self._deliver(report)
             case wire.Loading():
@@ -222,7 +238,7 @@ class Engine:
             case _:
                 assert_never(report)
 
-    def _deliver(self, report: wire.Accepted | wire.Refused | wire.Progress) -> None:
+    def _deliver(self, report: wire.Accepted | wire.Refused | wire.Progress | wire.Vectors) -> None:
         # Reports of a generation that was cancelled meanwhile find no call.
         call = self._running.get(report.id)
         if call is not None and call.deliver(report):

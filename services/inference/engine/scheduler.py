@@ -102,9 +102,7 @@ class Scheduler:
 
     def finish(self, slot: int) -> None:
         """The sequence in ``slot`` has ended."""
-        sequence = self._running.pop(slot)
-        # In the exact layout only what was read in bulk may serve others: what was computed one by one differs in its last bits.
-        self._slots.release(slot, keep=sequence.fed if self._mode is KvMode.FAST else min(sequence.fed, sequence.bulk))
+        self._slots.release(slot, keep=self._running.pop(slot).fed)
 
     def restart(self, slot: int) -> None:
         """What was thought to be in the slot is not."""

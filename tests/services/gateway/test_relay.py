@@ -1,4 +1,5 @@
 import random
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
@@ -41,12 +42,30 @@ async def test_before_its_first_token_another_worker_takes_over(error: type[erro
 
 
 async def test_three_attempts_and_then_the_last_error() -> None:
-    workers = [FakeWorker(fails_with=errors.ModelCrashed(f"{number}")) for number in range(5)]
+    workers = [FakeWorker(fails_with=errors.Unavailable(f"{number}")) for number in range(5)]
     site = Site(*workers)
-    with pytest.raises(errors.ModelCrashed):
+    with pytest.raises(errors.Unavailable):
         await site.text()
     assert sum(len(worker.asked) for worker in workers) == 3
     assert max(len(worker.asked) for worker in workers) == 1
+
+
+async def test_a_request_that_ended_two_engines_meets_no_third() -> None:
+    workers = [FakeWorker(fails_with=errors.ModelCrashed(f"{number}")) for number in range(5)]
+    with pytest.raises(errors.ModelCrashed):
+        await Site(*workers).text()
+    assert sum(len(worker.asked) for worker in workers) == 2
+
+
+async def test_a_worker_that_could_not_load_its_model_after_all_gives_way_to_another() -> None:
+    class Loading(FakeWorker):
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+            yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
+            raise errors.Unavailable("no memory")
+
+    cold, warm = Loading(), FakeWorker()
+    assert await Site(cold, warm).text() == "Hello world!."
+    assert (len(cold.asked), len(warm.asked)) == (1, 1)
 
 
 async def test_one_worker_alone_is_not_asked_again() -> None:

@@ -13,7 +13,8 @@ MODEL = ModelName("smollm2")
 
 
 def check(**fields: Any) -> EmbeddingJob:
-    return embedding_jobs.check(MODEL, Embed(**{"model": ModelName("an alias"), "inputs": ("a",), "request_id": new_request_id(), **fields}))
+    said = {"model": ModelName("an alias"), "inputs": ("a",), "request_id": new_request_id(), **fields}
+    return embedding_jobs.check(MODEL, Embed(**said))
 
 
 def test_a_job_has_the_backends_name_of_the_model() -> None:

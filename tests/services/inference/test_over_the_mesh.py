@@ -8,7 +8,7 @@ import pytest
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors, rpc
-from shared.api import inference
+from shared.api import embedding, inference
 from shared.api.generation import Usage
 from shared.context import new_request_id
 from shared.node.member import member
@@ -52,6 +52,22 @@ async def test_a_gateway_finds_the_model_streams_an_answer_and_reads_the_usage(n
         with pytest.raises(errors.UnknownModel, match="it serves: echo"):
             async with gateway.rpc.stream(inference.process_prompt, prompt("a", ModelName("llama3")), to=worker.node) as answer:
                 _ = [chunk async for chunk in answer]
+
+
+async def test_a_gateway_gets_the_vectors_of_texts(net: TestNet) -> None:
+    await start(net)
+    async with member(gateway_settings(net), Role.GATEWAY) as gateway:
+        await until(lambda: gateway.directory.usable(Role.WORKER))
+        asked = embedding.Embed(ECHO, ("one two", "two one"), new_request_id(), dimensions=8)
+        async with gateway.rpc.stream(embedding.embed, asked) as answer:
+            vectors = [vector async for item in answer for vector in item.vectors]
+        assert answer.accepted == inference.Accepted(4)
+        assert answer.end == embedding.Embedded(8, 4)
+        assert vectors[0] == vectors[1]
+        assert len(vectors[0]) == 8 * 4
+        with pytest.raises(errors.BadRequest, match=r"input\[0\] is empty"):
+            async with gateway.rpc.stream(embedding.embed, embedding.Embed(ECHO, ("",), new_request_id())) as answer:
+                _ = [item async for item in answer]
 
 
 async def test_a_gateway_that_leaves_stops_the_generation(net: TestNet) -> None:

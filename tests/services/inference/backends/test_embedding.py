@@ -4,7 +4,6 @@ import asyncio
 import math
 import os
 import signal
-import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -19,30 +18,12 @@ from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from services.inference.models import DEFAULT_MODEL
 from shared import errors, telemetry
-from shared.api.embedding import Embed, Embedded, Vectors
+from shared.api.embedding import Embed, Embedded
 from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
-
-
-class VectorReader:
-    """A sink that keeps everything."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens: int | None = None
-        self.vectors: list[tuple[float, ...]] = []
-        self.waited: list[str] = []
-        self.first = asyncio.Event()
-
-    def accept(self, prompt_tokens: int) -> None:
-        self.prompt_tokens = prompt_tokens
-
-    async def send(self, item: Vectors) -> None:
-        self.waited += [item.waiting] if item.waiting else []
-        for vector in item.vectors:
-            self.vectors.append(struct.unpack(f"<{len(vector) // 4}f", vector))
-            self.first.set()
+from tests.services.inference.vector_reader import VectorReader
 
 
 async def embed(backend: LlamaBackend, *inputs: str, dimensions: int | None = None) -> tuple[VectorReader, Embedded]:

@@ -16,6 +16,7 @@ from services.inference.backends import llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.catalogue import Catalogue, Defaults, Entry
 from services.inference.engine import wire
+from services.inference.engine.kv_slots import KvMode
 from services.inference.jobs import Job
 from services.inference.models import DEFAULT_MODEL
 from shared import errors
@@ -27,7 +28,8 @@ from tests.services.inference.standins import Reader, Watch, job, until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 #: One thread: several spin at each other's barriers, and a busy test machine then takes twenty times as long.
-OPTIONS = wire.Load(path="", slots=4, context_tokens=512, threads=1, gpu_layers=-1)
+#: Each slot has a context of its own, which a prompt can fill.
+OPTIONS = wire.Load(path="", slots=4, context_tokens=512, threads=1, gpu_layers=-1, kv_mode=KvMode.EXACT)
 DEFAULTS = Defaults(slots=4, context_tokens=512)
 ROOM = memory.Budget(2**30, "a test")
 QUEUE = 4
@@ -213,7 +215,7 @@ async def test_the_engine_sees_no_secret_of_its_worker(backend: LlamaBackend) ->
     pid = backend.engine_pid(DEFAULT_MODEL)
     environment = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
     names = {entry.partition(b"=")[0] for entry in environment.split(b"\0") if entry}
-    assert names <= {b"PATH", b"HOME", b"LANG", b"LC_ALL", b"TMPDIR", b"LD_LIBRARY_PATH", b"PYTHONPATH", b"LC_CTYPE"}
+    assert names <= {b"PATH", b"HOME", b"LANG", b"LC_ALL", b"TMPDIR", b"LD_LIBRARY_PATH", b"PYTHONPATH", b"LC_CTYPE", b"GGML_NO_BACKTRACE"}
 
 
 async def test_the_status_has_what_the_mesh_needs(backend: LlamaBackend) -> None:

@@ -13,19 +13,23 @@ import pytest
 from services.inference import residency
 from services.inference.backends import llama, residents
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.embedding import VectorSink
 from services.inference.backends.llama import LlamaBackend
 from services.inference.catalogue import Catalogue, Entry
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.wire import KvType
 from services.inference.jobs import Job
 from services.inference.memory import Budget
 from shared import errors
+from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason, ModelName
 from tests import gguf_files
 from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.vector_reader import VectorReader
 
 A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
 OPTIONS = wire.Load("", 1, None, 1, -1)
@@ -73,6 +77,11 @@ class FakeEngine:
         self.answered += 1
         await self._site.may_answer.wait()
         return GENERATION
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        self.answered += 1
+        await sink.send(Vectors((b"1234",) * len(job.inputs)))
+        return Embedded(1, 2)
 
 
 class Site:
@@ -201,6 +210,19 @@ async def test_callers_of_a_cold_model_share_one_load_and_are_told_of_it(site: S
         ]
         assert not reader.text
         assert not reader.token_ids
+
+
+async def test_a_request_for_vectors_loads_its_model_and_hears_of_it(site: Site) -> None:
+    site.may_load.clear()
+    async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
+        reader = VectorReader()
+        asked = tasks.create_task(backend.embed(EmbeddingJob(A, ("one", "two")), reader))
+        await until(lambda: any("loading a" in waited for waited in reader.waited))
+        assert backend.models()[0].running == 1
+        site.may_load.set()
+        assert await asked == Embedded(1, 2)
+        assert len(reader.vectors) == 2
+        assert backend.models()[0].running == 0
 
 
 async def test_who_waits_for_a_busy_model_is_told_which(site: Site) -> None:

@@ -331,8 +331,6 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, COUNT - 1), keep=st.integers(0, CONTEXT))
     def release(self, which: int, keep: int) -> None:
         slot = self.busy(which)
-        if self.mode is EXACT:
-            keep = min(keep, len(self.prompts[slot]))
         self.slots.release(slot, keep=keep)
         self.memory[slot].busy = False
         del self.memory[slot].cells[keep:]

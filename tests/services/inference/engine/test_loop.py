@@ -349,6 +349,16 @@ def test_in_the_exact_layout_nobody_begins_behind_an_answer_that_is_still_coming
     assert reports[0].cached_tokens == 80
 
 
+def test_in_the_exact_layout_what_was_delivered_is_not_taken_from_a_prompt_that_says_the_same() -> None:
+    running = loop(ToyModel(KvMode.EXACT, context_tokens=256, pool_tokens=1024))
+    running.handle(generate(1, "p" * 80 + "q" * 20, salt="a"))
+    finish(running)
+    running.handle(generate(2, "p" * 80, salt="a", delivered=b"q" * 10))
+    reports = finish(running)[2]
+    assert reports[0].cached_tokens == 78
+    assert said(reports) == b"p" * 70
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("length", range(1, 32))
 @pytest.mark.parametrize("step_tokens", [4, 5, 8, 13])

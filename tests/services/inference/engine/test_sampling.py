@@ -105,10 +105,11 @@ def encoded_name(field: str) -> str:
 
 
 def whole_values() -> list[int]:
-    """Around every power of two and of ten, as far as numbers are ever kept, and beyond."""
+    """Around each limit and every power of two and of ten, as far as numbers are ever kept, and beyond."""
     powers = [2**exponent for exponent in range(130)] + [10**exponent for exponent in range(2, 260)]
-    around = (power + step for power in powers for step in (-1, 0, 1))
-    return sorted({sign * value for value in itertools.chain(around, [CONTEXT, CONTEXT + 1]) for sign in (1, -1)})
+    limits = [int(limit) for field in RANGES.values() for limit in (field.least, field.most)]
+    around = (value + step for value in itertools.chain(powers, limits) for step in (-1, 0, 1))
+    return sorted({sign * value for value in around for sign in (1, -1)})
 
 
 def broken_values() -> list[float]:

@@ -124,6 +124,7 @@ class ToyModel:
         assert [cell.token for cell in held] == sequence.tokens[: feed.start], "other tokens in the slot, a gap, or fed twice"
         if self.mode is KvMode.EXACT:
             assert all(cell.bulk for cell in held[: sequence.prompt_tokens]), "a prompt from what was computed one by one"
+            assert not any(cell.bulk for cell in held[sequence.prompt_tokens :]), "an answer from what was read in bulk"
         bulk = feed.start < sequence.prompt_tokens
         held.extend(Cell(token, next(self._numbers), bulk) for token in feed.tokens)
         assert [cell.token for cell in held] == sequence.tokens[: len(held)]
