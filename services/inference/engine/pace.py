@@ -6,8 +6,8 @@ Both are learnt from the steps themselves: a processor and a GPU differ by a fac
 
 #: An answer's next token may come so many times later than when nobody reads. The bench asks for 3 at the 99th percentile.
 SLOWDOWN = 2.4
-#: Fewer at a time cost about as much.
-LEAST_TOKENS = 4
+#: A prompt must come to its end, however slow; and fewer could not be cut so that none is left over alone.
+LEAST_TOKENS = 3
 #: Before anything is known.
 FIRST_TOKENS = 16
 #: How much the newest step moves a mean.

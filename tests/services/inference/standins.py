@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from services.inference import jobs
-from services.inference.engine.sampling import Parameters, mix
-from services.inference.engine.scheduler import Feed
-from shared import directory, errors, identity, telemetry
+from shared import directory, identity, telemetry
 from shared.api import inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Sampling
@@ -108,54 +106,3 @@ class Node:
 def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> jobs.Job:
     asked = Sampling(**sampling)  # type: ignore[arg-type]
     return jobs.check(ModelName(model), prompt, asked, context_tokens=2048, draw_seed=lambda: 1)
-
-
-@dataclass
-class ByteModel:
-    """A model whose tokens are bytes. It says the prompt again and then ends; with a temperature each byte is shifted by
-    (seed, position), so that what it says shows which randomness it was given. Checks that it is fed without gaps."""
-
-    context_tokens: int = 64
-    #: slot -> what has been fed to it.
-    memory: dict[int, list[int]] = field(default_factory=dict)
-    parameters: dict[int, Parameters] = field(default_factory=dict)
-    prompts: dict[int, int] = field(default_factory=dict)
-    #: (slot, start, count) of every feed, step by step.
-    steps: list[list[tuple[int, int, int]]] = field(default_factory=list)
-    crash: bool = False
-
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...]) -> list[int]:
-        if messages[0].content == "refuse":
-            raise errors.BadRequest("the model's chat template refuses these messages")
-        return list(messages[0].content.encode())
-
-    def begin(self, slot: int, parameters: Parameters) -> None:
-        assert slot not in self.memory, "the slot is in use"
-        self.memory[slot] = []
-        self.parameters[slot] = parameters
-
-    def run(self, feeds: list[Feed]) -> list[int | None]:
-        if self.crash:
-            raise errors.ModelCrashed("llama_decode gave -3")
-        self.steps.append([(feed.slot, feed.start, len(feed.tokens)) for feed in feeds])
-        return [self._run(feed) for feed in feeds]
-
-    def piece(self, token: int) -> bytes | None:
-        return None if token == END_TOKEN else bytes([token])
-
-    def end(self, slot: int) -> None:
-        self.memory.pop(slot, None)
-
-    def _run(self, feed: Feed) -> int | None:
-        memory = self.memory[feed.slot]
-        assert len(memory) == feed.start, "fed with a gap or twice"
-        memory.extend(feed.tokens)
-        if not feed.sample:
-            return None
-        said = feed.start + len(feed.tokens) - feed.sequence.prompt_tokens
-        if said == feed.sequence.prompt_tokens:
-            return END_TOKEN
-        parameters = self.parameters[feed.slot]
-        if parameters.temperature == 0:
-            return memory[said]
-        return ord("a") + mix(parameters.seed, len(memory)) % 26

@@ -8,9 +8,10 @@ from services.inference import memory, models
 from services.inference.backends import llama
 from services.inference.catalogue import Catalogue, Entry
 from services.inference.engine import gguf, wire
+from services.inference.engine.devices import Device
 from services.inference.engine.gguf import Header
 from services.inference.engine.wire import KvType
-from services.inference.memory import Budget, Device
+from services.inference.memory import Budget
 from shared.api.inference import ModelState
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until

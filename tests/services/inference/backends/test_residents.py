@@ -14,6 +14,7 @@ from services.inference import residency
 from services.inference.backends import llama, residents
 from services.inference.backends.backend import Sink, Watcher
 from services.inference.backends.embedding import VectorSink
+from services.inference.backends.figures import Figures
 from services.inference.backends.llama import LlamaBackend
 from services.inference.catalogue import Catalogue, Entry
 from services.inference.embedding_jobs import EmbeddingJob
@@ -50,6 +51,9 @@ class FakeEngine:
         self._watcher = watcher
         self._site = site
         self._over = asyncio.Event()
+
+    def figures(self) -> Figures:
+        return Figures()
 
     async def run(self) -> None:
         try:

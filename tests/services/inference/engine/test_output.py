@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine.output import Output, Stops
+from services.inference.engine.tool_calls import ToolCallParser, ids_of
+from services.inference.engine.tool_format import ToolStyle
 
 
 def shown(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], bool]:
@@ -16,7 +18,7 @@ def shown(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], 
         texts.append(step.text)
         if step.stopped:
             return texts, True
-    return [*texts, output.finish()], False
+    return [*texts, output.finish().text], False
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,33 @@ def test_a_stop_sequence_cuts_where_the_whole_text_has_it_first(text: str, stops
         assert not any(stop in visible for stop in stops)
     else:
         assert visible == text
+
+
+CALL = '<tool_call>{"name": "look_up", "arguments": {"what": "sea"}}</tool_call>'
+
+
+def parser() -> ToolCallParser:
+    return ToolCallParser(ToolStyle.HERMES, frozenset({"look_up"}), ids_of("request"))
+
+
+@given(st.lists(st.integers(min_value=0)))
+def test_a_call_cut_anywhere_is_the_same_call_and_no_text(borders: list[int]) -> None:
+    output = Output(Stops(()), parser())
+    steps = [output.push(piece) for piece in cut(f"Let me see. {CALL}".encode(), borders)]
+    steps.append(output.finish())
+    (call,) = [call for step in steps for call in step.calls]
+    assert (call.name, call.arguments) == ("look_up", '{"what": "sea"}')
+    assert "".join(step.text for step in steps).strip() == "Let me see."
+
+
+def test_a_stop_sequence_behind_a_call_ends_the_answer_with_the_call() -> None:
+    output = Output(Stops(("END",)), parser())
+    step = output.push(f"{CALL}END".encode())
+    assert step.stopped
+    assert [call.name for call in step.calls] == ["look_up"]
+
+
+def test_half_a_call_at_the_end_is_text() -> None:
+    output = Output(Stops(()), parser())
+    text = output.push(CALL[:-20].encode()).text + output.finish().text
+    assert text == CALL[:-20]

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from services.inference.engine import sequence
 from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.pace import LEAST_TOKENS
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from services.inference.engine.sequence import Taken
 from shared import errors
@@ -175,7 +176,7 @@ def test_only_tokens_of_the_prompt_count_as_cached() -> None:
     assert running.cached == 4
 
 
-@given(st.integers(2, 200), st.integers(0, 198), st.lists(st.integers(4, 30), min_size=60, max_size=60))
+@given(st.integers(2, 200), st.integers(0, 198), st.lists(st.integers(LEAST_TOKENS, 30), min_size=100, max_size=100))
 def test_a_prompt_is_never_cut_so_that_one_token_is_alone(prompt: int, kept: int, budgets: list[int]) -> None:
     running = start(prompt=prompt, context=4096)
     running.begin(min(kept, prompt - 2), KvMode.EXACT)
