@@ -1,7 +1,10 @@
 """How many tokens of prompts one step may read while answers are running, so that these do not falter.  Pure.
 
+Where more wait to be read than answers are running, the many count for more than the few: a step may take longer in proportion.
+
 The time of a step is taken for the time of its answers, which depends on how many there are, and that of the tokens it reads.
-Both are learnt from the steps themselves: a processor and a GPU differ by a factor of a thousand.
+Both are learnt from the steps themselves: a processor and a GPU differ by a factor of a thousand. For that, a step now and then
+reads nothing.
 """
 
 #: An answer's next token may come so many times later than when nobody reads. The bench asks for 3 at the 99th percentile.
@@ -10,6 +13,8 @@ SLOWDOWN = 2.4
 LEAST_TOKENS = 3
 #: Before anything is known.
 FIRST_TOKENS = 16
+#: After so many steps that read, one that does not shows how long the answers alone take by now.
+QUIET_EVERY = 50
 #: How much the newest step moves a mean.
 _WEIGHT = 0.2
 
@@ -22,31 +27,35 @@ class Pace:
         self._most = most
         #: Number of answers, rounded up to a power of two -> seconds of a step that does nothing else.
         self._step_seconds: dict[int, float] = {}
+        #: The same -> steps that read since the last one that did not.
+        self._steps_since: dict[int, int] = {}
         self._token_seconds = 0.0
 
-    def budget(self, answering: int) -> int:
-        """Tokens to read in the next step."""
+    def budget(self, answering: int, reading: int = 1) -> int:
+        """Tokens to read in the next step, for so many prompts; 0 for a step that is to show how long the answers take."""
         if answering == 0:
             return self._most
-        quiet = self._quiet_seconds(answering)
-        if quiet == 0 or self._token_seconds == 0:
+        bucket = _bucket(answering)
+        if not self._step_seconds:
             return min(FIRST_TOKENS, self._most)
-        return max(LEAST_TOKENS, min(self._most, int((SLOWDOWN - 1) * quiet / self._token_seconds)))
+        if bucket not in self._step_seconds or self._steps_since.get(bucket, 0) >= QUIET_EVERY:
+            return 0
+        if self._token_seconds == 0:
+            return min(FIRST_TOKENS, self._most)
+        share = (SLOWDOWN - 1) * max(1.0, reading / answering)
+        return max(LEAST_TOKENS, min(self._most, int(share * self._step_seconds[bucket] / self._token_seconds)))
 
     def took(self, seconds: float, *, answering: int, read: int) -> None:
         """A step took so long."""
+        bucket = _bucket(answering)
         if read == 0:
-            bucket = _bucket(answering)
             self._step_seconds[bucket] = _mean(self._step_seconds.get(bucket, 0.0), seconds)
-        elif (quiet := self._quiet_seconds(answering)) < seconds:
+            self._steps_since[bucket] = 0
+            return
+        self._steps_since[bucket] = self._steps_since.get(bucket, 0) + 1
+        quiet = self._step_seconds.get(bucket, 0.0)
+        if quiet < seconds:
             self._token_seconds = _mean(self._token_seconds, (seconds - quiet) / read)
-
-    def _quiet_seconds(self, answering: int) -> float:
-        """Of a step with so many answers; of fewer, if so many were never seen."""
-        known = [bucket for bucket in self._step_seconds if bucket <= _bucket(answering)]
-        if answering == 0 or not self._step_seconds:
-            return 0.0
-        return self._step_seconds[max(known)] if known else self._step_seconds[min(self._step_seconds)]
 
 
 def _bucket(answering: int) -> int:

@@ -80,7 +80,7 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step, which the caller computes and reports with ``fed``; None if nobody can go on before somebody is preempted."""
         answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in sorted(self._running.items()) if not sequence.reading]
-        budget = self._pace.budget(len(answers))
+        budget = self._pace.budget(len(answers), len(self._running) - len(answers))
         room = self._slots.room(len(answers) + budget) - len(answers)
         reads = list(self._reads(min(budget, room)))
         if room < 0 or (self._running and not answers and not reads):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.pace import FIRST_TOKENS, LEAST_TOKENS, SLOWDOWN, Pace
+from services.inference.engine.pace import FIRST_TOKENS, LEAST_TOKENS, QUIET_EVERY, SLOWDOWN, Pace
 
 MOST = 1024
 STEP_SECONDS = 0.02
@@ -29,6 +29,15 @@ def test_before_anything_is_known_a_few_are_read(answering: int) -> None:
     assert pace.budget(answering) == FIRST_TOKENS
     pace.took(STEP_SECONDS, answering=answering, read=0)
     assert pace.budget(answering) == FIRST_TOKENS
+
+
+def test_after_many_steps_that_read_one_does_not() -> None:
+    pace = taught()
+    budgets = []
+    for _ in range(2 * QUIET_EVERY + 2):
+        budgets.append(pace.budget(4))
+        pace.took(STEP_SECONDS + budgets[-1] * TOKEN_SECONDS, answering=4, read=budgets[-1])
+    assert 2 <= budgets.count(0) <= 3
 
 
 def test_when_nobody_waits_for_a_token_all_is_read_that_a_step_can() -> None:
@@ -73,6 +82,7 @@ def test_a_machine_that_becomes_slower_is_noticed_and_one_that_recovers_too() ->
     assert before / 6 < pace.budget(4) < before / 4
     for _ in range(40):
         pace.took(STEP_SECONDS + 10 * TOKEN_SECONDS, answering=4, read=10)
+    pace.took(STEP_SECONDS, answering=4, read=0)
     assert abs(pace.budget(4) - before) <= 2
 
 
@@ -80,9 +90,9 @@ def test_however_slow_reading_is_a_prompt_gets_on() -> None:
     assert taught(token_seconds=1000).budget(4) == LEAST_TOKENS
 
 
-def test_steps_with_more_answers_than_ever_seen_are_taken_for_those_with_the_most() -> None:
+def test_more_answers_than_were_ever_seen_are_looked_at_alone_first() -> None:
     pace = taught(answering=4)
-    assert pace.budget(32) == pace.budget(4) == pace.budget(1)
+    assert pace.budget(32) == 0
     for _ in range(50):
         pace.took(4 * STEP_SECONDS, answering=32, read=0)
     assert pace.budget(32) > 3 * pace.budget(4)
@@ -108,4 +118,19 @@ def test_whatever_it_is_told_the_budget_stays_within_its_limits(steps: list[tupl
     pace = Pace(MOST)
     for seconds, answered, read in steps:
         pace.took(seconds, answering=answered, read=read)
-    assert LEAST_TOKENS <= pace.budget(answering) <= MOST
+    assert pace.budget(answering) == 0 or LEAST_TOKENS <= pace.budget(answering) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("answering", "reading", "times"),
+    [
+        pytest.param(4, 1, 1, id="one prompt beside four answers"),
+        pytest.param(4, 4, 1, id="as many prompts as answers"),
+        pytest.param(4, 12, 3, id="three prompts for each answer"),
+        pytest.param(1, 31, 31, id="all but one wait"),
+    ],
+)
+def test_where_more_wait_to_be_read_than_answer_more_is_read(answering: int, reading: int, times: int) -> None:
+    pace = taught(answering=answering)
+    alone = pace.budget(answering)
+    assert alone * times - times < pace.budget(answering, reading) < (alone + 1) * times + 1
