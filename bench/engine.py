@@ -53,8 +53,8 @@ KV_BYTES_A_TOKEN = 30 * 3 * 64 * 2 * 2
 ALLOWED_MB = 150.0
 #: 32 slots, because the overhead of a step is asked for at 32 streams.
 WORKER_SLOTS, WORKER_SLOT_TOKENS = 32, 512
-#: What the engine counts of its own time: ``part`` is decode (in llama_decode) or rest.
-ENGINE_SECONDS = "ai_platform_engine_seconds_total"
+#: What the engine measures of itself over its last 10 s.
+ENGINE_OVERHEAD = "ai_platform_engine_overhead_ratio"
 
 
 @dataclass(slots=True)
@@ -166,13 +166,13 @@ async def measure_worker(_count: int, threads: int) -> list[report.Row]:
         port = int(running.environment["GATEWAY_SERVICE_PORT"])
         chat = HttpChat(port, ChatRequest(model=models.DEFAULT_MODEL), (f"authorization: Bearer {running.api_key}",))
         await measure_rate(chat, Stories().next(2 * WORKER_SLOTS), WORKER_SLOTS)
-        decode, rest = [await running.metric("inference", ENGINE_SECONDS, part=part) for part in ("decode", "rest")]
+        overhead = await running.metric("inference", ENGINE_OVERHEAD, model=models.DEFAULT_MODEL)
         worker = (await running.pids())["inference"]
         assert worker is not None
         held = sum(map(_resident_mb, (worker, _engine_of(worker))))
     expected = models.packaged().stat().st_size / 1e6 + WORKER_SLOTS * WORKER_SLOT_TOKENS * KV_BYTES_A_TOKEN / 1e6
-    # An engine that counts nothing meets nothing.
-    share = 100 * rest / (decode + rest) if decode else math.nan
+    # An engine that measures nothing meets nothing.
+    share = 100 * overhead if overhead > 0 else math.nan
     claim = f"memory of worker and engine, {WORKER_SLOTS} slots of {WORKER_SLOT_TOKENS}, less model file and KV ({expected:.0f} MB)"
     return [
         report.alone(claim, held - expected, "MB", at_most=ALLOWED_MB),
