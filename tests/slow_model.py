@@ -23,7 +23,8 @@ class SlowModel:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-length")), 0)
             asked = json.loads(await reader.readexactly(length)) if length else None
-            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\n\r\n")
+            kind = b"application/json" if asked is None else b"text/event-stream"
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: " + kind + b"\r\n\r\n")
             if asked is None:
                 writer.write(json.dumps({"data": [{"id": self.name}]}).encode())
             else:

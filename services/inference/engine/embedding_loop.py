@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.inference.engine.embedding_queue import Piece, Queue, Text
-from services.inference.engine.pace import LEAST_TOKENS, Pace
+from services.inference.engine.pace import Pace
 from services.inference.engine.pooling import Pooled, Pooling
 from services.inference.engine.wire import Accepted, Embed, EmbeddingTurn, Refused, Step, Vectors
 from shared import errors
 
 #: Texts are turned into tokens until so many bytes are done, which takes some 10 ms; more would be felt by running answers.
 COUNT_BYTES = 16 * 1024
+
+#: In one turn, however busy the engine is: a text must come to its end, and smaller pieces give other last digits.
+LEAST_TOKENS = 4
 
 
 class Embedder(Protocol):

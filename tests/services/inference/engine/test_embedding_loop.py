@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 
 from services.inference.engine import embedding_loop
-from services.inference.engine.embedding_loop import EmbeddingLoop
+from services.inference.engine.embedding_loop import LEAST_TOKENS, EmbeddingLoop
 from services.inference.engine.embedding_queue import Piece
-from services.inference.engine.pace import LEAST_TOKENS
 from services.inference.engine.pooling import Pooling
 from services.inference.engine.wire import Accepted, Embed, EmbeddingTurn, Refused, Step
 from shared import errors
