@@ -120,8 +120,9 @@ class Announcer:
             self._nodes.refused(refusal.node, refusal.role, refusal.software, refusal.why.message)
 
     def _unreachable(self, node: NodeId, why: str) -> None:
-        # Whom they look for and show to people are workers; what else is announced where they look is each other.
-        if self._me.role in (Role.GATEWAY, Role.METRICS, Role.AUTH):
+        # Whom they look for and show to people are workers; what else is announced where they look is each other. A revoked one is let
+        # in nowhere, and that it cannot be reached for that is not what people are to read.
+        if self._me.role in (Role.GATEWAY, Role.METRICS, Role.AUTH) and not self._roads.is_revoked(node):
             known = self._nodes.find(node)
             self._nodes.refused(node, Role.WORKER if known is None else known.role, "", why)
 
