@@ -7,8 +7,6 @@ Before it opens the model's file it gives up what it does not need of the system
 the file its header is checked (`model_parts`).
 """
 
-import ctypes
-import os
 import select
 import signal
 import socket
@@ -21,14 +19,13 @@ from typing import assert_never
 import llama_cpp.llama_cpp as native
 import msgspec
 
+from services.inference import lifeline
 from services.inference.engine import confinement, llama_model, loading, model_parts, wire
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.gguf import NotAModel
 from services.inference.engine.loop import Loop
 from shared import errors
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _RECEIVE_BYTES = 256 * 1024
 
 
@@ -61,7 +58,7 @@ class Channel:
 
 
 def main() -> None:
-    _die_with(int(sys.argv[2]))
+    lifeline.die_with(int(sys.argv[2]))
     # Ctrl-C in a terminal reaches the whole group, systemd's SIGTERM the whole unit; but the worker drains first, and
     # needs its engine for that. Closing the socket is what ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -135,18 +132,6 @@ def _handled(command: wire.Command, loop: Loop, embeddings: EmbeddingLoop) -> wi
             raise errors.ProtocolViolation("an engine loads one model, once")
         case _:
             assert_never(command)
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, and keep prompts out of core dumps (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    # The parent may have died before the request was in place.
-    if os.getppid() != parent:
-        sys.exit(0)
 
 
 if __name__ == "__main__":

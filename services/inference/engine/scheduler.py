@@ -129,7 +129,6 @@ class Scheduler:
     def preempt(self) -> int:
         """Take the youngest sequence's slot away, which is to be cleared. The sequence waits first in line again."""
         slot, sequence = self._running.popitem()
-        sequence.fed = 0
         self._slots.release(slot, keep=0)
         self._waiting.appendleft(sequence)
         return slot

@@ -21,11 +21,10 @@ from typing import NoReturn
 
 import llama_cpp.llama_cpp as native
 
+from services.inference import lifeline
 from services.inference.grammar import verdicts
 from services.inference.grammar.verdicts import Judgement, Verdict
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _ERROR_LEVEL = 4
 #: Of what llama.cpp says about a grammar; it repeats the grammar, of which nobody needs the rest.
 _REASON_BYTES = 4096
@@ -65,7 +64,7 @@ def _candidates(tokens: Sequence[int]) -> "ctypes.Array[native.llama_token_data]
 
 
 def main() -> None:
-    _die_with(int(sys.argv[2]))
+    lifeline.die_with(int(sys.argv[2]))
     # The worker drains before it ends and needs its children for that; the socket is what ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -134,7 +133,7 @@ def _reason(said: bytes) -> str:
 def _try_out(vocabulary: Vocabulary, grammar: bytes, said: int) -> NoReturn:
     code = 1
     try:
-        _die_with(os.getppid())
+        lifeline.die_with(os.getppid())
         _limit()
         os.dup2(said, 2)
         code = _compile(vocabulary, grammar)
@@ -215,18 +214,6 @@ def opened(path: Path) -> Iterator[Vocabulary | None]:
 def _pass_on_errors(level: int, text: bytes, _user: object) -> None:
     if level == _ERROR_LEVEL:
         os.write(2, text)
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, and keep grammars out of core dumps (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    # The parent may have died before the request was in place.
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 if __name__ == "__main__":
