@@ -114,7 +114,7 @@ def _source(place: str, tools: Path) -> Path:
 def _build(source: Path, place: str, tools: Path) -> Path:
     """The folder of the finished programs and their libraries."""
     target = Path(place) / "build"
-    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     options = (*AS_THE_WHEEL, *NOTHING_FETCHED, *ONLY_WHAT_IS_ASKED, *MOVABLE, *os.environ.get("CMAKE_ARGS", "").split())
     cmake = str(tools / "cmake")
     setup.run("configuring the rivals", cmake, "-S", str(source), "-B", str(target), "-G", "Ninja", *options, environment=environment)

@@ -39,6 +39,9 @@ ENGINE = "llama-cpp-python"
 CHOICE = VENV / ".aimesh-engine"
 #: What each level installs besides the build tools, the model and the engine.
 LEVELS = {"runtime": "runtime.lock", "dev": "dev.lock"}
+#: GCC leaves out what is written to a tile configuration before the processor loads it, and the first answer ends in a segmentation
+#: fault (llama.cpp #26954, docs/decisions/0011): on processors that have it, the engine is built without it.
+WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 #: A line in a log file every so often; a terminal gets the seconds as they pass.
 PLAIN_PROGRESS_SECONDS = 20
 
@@ -141,6 +144,21 @@ def cmake_args() -> str:
     return os.environ.get("CMAKE_ARGS") or FLAVOURS[flavour()].cmake_args
 
 
+def compiler_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What llama.cpp's build gives to the compilers of C and C++, besides what it chooses itself."""
+    if not cpuinfo.exists() or "amx_tile" not in cpuinfo.read_text(encoding="utf-8").split():
+        return ""
+    # A compiler that does not know these words makes no such instructions.
+    known = works("cc", *WITHOUT_AMX, "-fsyntax-only", "-x", "c", os.devnull)
+    return " ".join(WITHOUT_AMX) if known else ""
+
+
+def build_environment() -> dict[str, str]:
+    """Of every build of llama.cpp: the wheel's, and that of its own programs for the benches."""
+    flags = {name: f"{os.environ.get(name, '')} {compiler_flags()}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+    return {**os.environ, **flags, "CMAKE_ARGS": cmake_args()}
+
+
 def choose(name: str) -> None:
     """From now on the engine is built for this kind of device. Raises SetupFailed where its compiler is not there."""
     wanted = FLAVOURS[name]
@@ -158,7 +176,7 @@ def build_key() -> str:
         # "flags" on x86, "Features" on ARM.
         wanted = ("flags", "Features", "model name")
         cpu = "\n".join(sorted({line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith(wanted)}))
-    facts = "\n".join([cpu, cmake_args(), os.environ.get("FORCE_CMAKE", "")])
+    facts = "\n".join([cpu, cmake_args(), compiler_flags(), os.environ.get("FORCE_CMAKE", "")])
     return f"{engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
@@ -336,7 +354,7 @@ def ensure_engine_wheel() -> Path:
             # Without its cache: pip knows a wheel by its version, and not by what it was built for.
             *[python, "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--require-hashes"],
             *["--no-binary", ENGINE, "-w", str(build / "out"), "-r", str(only(ENGINE, build))],
-            environment={**os.environ, "CMAKE_ARGS": cmake_args(), "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
+            environment={**build_environment(), "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
         )
         built = next((build / "out").glob("*.whl"))
         built.replace(folder / built.name)

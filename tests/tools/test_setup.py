@@ -1,4 +1,5 @@
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def test_another_build_has_another_place_in_the_cache(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
     assert setup.build_key() != plain
     assert plain.startswith(setup.engine_version())
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        pytest.param("fpu avx512f amx_bf16 amx_tile amx_int8", "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16", id="a processor with AMX"),
+        pytest.param("fpu avx512f", "", id="one without"),
+    ],
+)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other compilers do not know AMX")
+def test_the_engine_is_built_without_tiles(flags: str, expected: str, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"model name\t: X\nflags\t\t: {flags}\n")
+    assert setup.compiler_flags(cpuinfo) == expected
+    assert setup.compiler_flags(tmp_path / "none, as on macOS") == ""
+
+
+def test_the_users_own_compiler_flags_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFLAGS", "-pipe")
+    monkeypatch.setattr(setup, "compiler_flags", lambda: "-mno-amx-tile")
+    environment = setup.build_environment()
+    assert (environment["CFLAGS"], environment["CXXFLAGS"]) == ("-pipe -mno-amx-tile", "-mno-amx-tile")
 
 
 def test_an_engine_built_for_a_gpu_stays_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
