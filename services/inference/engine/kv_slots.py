@@ -16,6 +16,8 @@ from enum import StrEnum
 
 #: Copying a slot moves all of its cells; below this many tokens computing them anew is about as fast.
 WORTH_COPYING_TOKENS = 64
+#: So many tokens of a prompt that somebody else is reading just now are worth a wait, which is of a step or a few.
+WORTH_SHARING_TOKENS = 16
 #: A slot whose own prefix is so much shorter than the best one is still taken if it lies nearer to the busy ones: in one step
 #: llama.cpp computes only neighbours together.
 NEGLIGIBLE_TOKENS = 32
@@ -85,6 +87,16 @@ class Slots:
             return self.free_cells
         return self._capacity - len({cell for slot in self._slots if slot.busy for cell in slot.cells})
 
+    @property
+    def has_idle(self) -> bool:
+        return any(not slot.busy for slot in self._slots)
+
+    def gains(self, tokens: list[int], salt: str, until: int) -> bool:
+        """Whether it would be worth a wait until somebody has read the first ``until`` of these tokens."""
+        held = max(self._common(slot, tokens, salt) for slot in self._slots)
+        worth = WORTH_SHARING_TOKENS if self._mode is KvMode.FAST else WORTH_COPYING_TOKENS
+        return bool(self._reuse and salt) and min(until, len(tokens) - _LEFT[self._mode]) - held >= worth
+
     def place(self, tokens: list[int], salt: str) -> Place | None:
         """A slot for these tokens, which is busy from now on and holds what is kept of them; None when all are busy."""
         idle = [slot for slot in self._slots if not slot.busy]
@@ -94,16 +106,11 @@ class Slots:
         source = max(self._slots, key=lambda slot: (found[slot.number], -slot.number))
         if self._mode is KvMode.FAST:
             return self._share(idle, source, found[source.number], tokens, salt)
-        best = max(found[slot.number] for slot in idle)
-        if found[source.number] >= best + WORTH_COPYING_TOKENS:
-            target = self._least_missed(idle)
-            kept, copied = found[source.number], source.number
-        else:
-            target = self._least_missed([slot for slot in idle if found[slot.number] >= best - NEGLIGIBLE_TOKENS])
-            kept, copied = found[target.number], None
+        target, source = self._beside(idle, source, found)
+        kept = found[source.number]
         self._take(target, tokens[:kept], salt, self._new_cells(kept))
         target.prompt = len(tokens)
-        return Place(target.number, kept, copied)
+        return Place(target.number, kept, None if source is target else source.number)
 
     def extend(self, slot: int, tokens: Sequence[int]) -> None:
         """These tokens have been computed behind the slot's others."""
@@ -151,6 +158,20 @@ class Slots:
         cells = source.cells[:kept]
         self._take(target, tokens[:kept], salt, cells)
         return Place(target.number, kept, None if target is source or not kept else source.number)
+
+    def _beside(self, idle: list[_Slot], best: _Slot, found: dict[int, int]) -> tuple[_Slot, _Slot]:
+        """With cells of its own for every slot: where the prompt goes, and which slot has its beginning, which may be the same."""
+        most = max(found[slot.number] for slot in idle)
+        if found[best.number] >= most + WORTH_COPYING_TOKENS:
+            return self._least_missed(idle), best
+        owner = self._least_missed([slot for slot in idle if found[slot.number] >= most - NEGLIGIBLE_TOKENS])
+        others = [slot for slot in idle if slot is not owner]
+        if others and min(found[owner.number], min(owner.prompt, len(owner.tokens)) - found[owner.number]) >= WORTH_COPYING_TOKENS:
+            # Another chat that begins with the same page; it may go on.
+            other = self._least_missed(others)
+            if not other.tokens or other.used_at < owner.used_at:
+                return other, owner
+        return owner, owner
 
     def _least_missed(self, idle: list[_Slot]) -> _Slot:
         """A neighbour of a busy one where there is one; of these an empty one, or else the one that was used longest ago."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from services.inference.engine.kv_slots import KvMode, Place, Slots
+from services.inference.engine.kv_slots import KvMode, Place, Slots, common_prefix
 from services.inference.engine.pace import LEAST_TOKENS, Pace
 from services.inference.engine.sequence import Sequence
 
@@ -40,6 +40,15 @@ class Plan:
     read: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """Somebody who reads now what another one begins with."""
+
+    reader: Sequence
+    #: So many of the first tokens are the same.
+    until: int
+
+
 class Scheduler:
     """Owns who runs where and who waits; `kv_slots` says what the slots hold."""
 
@@ -50,6 +59,8 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         #: In order of admission.
         self._running: dict[int, Sequence] = {}
+        #: Who of the waiting ones waits for what another one reads.
+        self._ahead: dict[Sequence, _Ahead] = {}
 
     @property
     def idle(self) -> bool:
@@ -59,20 +70,27 @@ class Scheduler:
     def running(self) -> int:
         return len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def submit(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
     def admit(self) -> Iterator[Place]:
         """Put waiting sequences into free slots. The caller has the model's memory follow, each time before it asks for the next: what
         one slot was found not to hold, the next one must not count on."""
-        while self._waiting and self._may_begin(self._waiting[0]):
-            sequence = self._waiting[0]
-            # In the exact layout what was delivered is computed one by one again, as it was at first.
-            known = sequence.tokens if self._mode is KvMode.FAST else sequence.tokens[: sequence.prompt_tokens]
-            place = self._slots.place(known, sequence.salt)
+        for sequence in tuple(self._waiting):
+            if not self._slots.has_idle:
+                return
+            if self._is_behind(sequence):
+                continue
+            if not self._may_begin(sequence):
+                return
+            place = self._slots.place(self._known(sequence), sequence.salt)
             if place is None:
                 return
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             sequence.begin(place.kept, self._mode)
             self._running[place.slot] = sequence
             yield place
@@ -115,6 +133,7 @@ class Scheduler:
         running = [(slot, sequence) for slot, sequence in self._running.items() if sequence.id == identity]
         for sequence in waiting:
             self._waiting.remove(sequence)
+            self._ahead.pop(sequence, None)
         for slot, _ in running:
             self.finish(slot)
         return waiting + [sequence for _, sequence in running]
@@ -133,13 +152,35 @@ class Scheduler:
         self._waiting.appendleft(sequence)
         return slot
 
+    def _is_behind(self, sequence: Sequence) -> bool:
+        """Whether it is better to wait for what somebody else is reading: many chats of a tenant begin with the same page, and come
+        at the same time."""
+        ahead = self._ahead.pop(sequence, None)
+        if ahead is None or not self._is_reading(ahead):
+            ahead = self._find_ahead(sequence)
+        if ahead is None:
+            return False
+        self._ahead[sequence] = ahead
+        return True
+
+    def _is_reading(self, ahead: _Ahead) -> bool:
+        return ahead.reader.fed < ahead.until and any(ahead.reader is running for running in self._running.values())
+
+    def _find_ahead(self, sequence: Sequence) -> _Ahead | None:
+        known = self._known(sequence)
+        readers = [other for other in self._running.values() if other.reading and other.salt == sequence.salt]
+        shared = [_Ahead(other, common_prefix(other.tokens[: other.bulk], known)) for other in readers]
+        best = max(shared, key=lambda ahead: ahead.until, default=None)
+        return best if best is not None and self._slots.gains(known, sequence.salt, best.until) else None
+
+    def _known(self, sequence: Sequence) -> list[int]:
+        """What may be read in bulk. In the exact layout what was delivered is computed one by one again, as it was at first."""
+        return sequence.tokens if self._mode is KvMode.FAST else sequence.tokens[: sequence.prompt_tokens]
+
     def _may_begin(self, sequence: Sequence) -> bool:
-        """Further answers to a prompt wait until the first has read it, and begin behind it then. Nobody begins who would be
-        preempted at once."""
+        """Nobody begins who would be preempted at once."""
         if not self._running:
             return True
-        if sequence.answer > 0 and any(other.id == sequence.id and other.reading for other in self._running.values()):
-            return False
         unread = sum(other.bulk - other.fed for other in self._running.values() if other.reading)
         wanted = unread + len(sequence.tokens) + len(self._running) + 1
         return self._slots.room(wanted) >= wanted

@@ -65,6 +65,9 @@ def other(count: int) -> list[int]:
         pytest.param(EXACT, [upto(32)], [], upto(90), Place(1, 0), id="exact: an empty slot rather than one for a few tokens"),
         pytest.param(EXACT, [upto(33)], [], upto(90), Place(0, 33), id="exact: enough tokens to take it"),
         pytest.param(EXACT, [], [upto(1)], upto(1), Place(1, 0), id="exact: a prompt of one token"),
+        pytest.param(EXACT, [upto(200)], [], upto(64) + other(9), Place(1, 64, 0), id="exact: copied, so that the rest is not lost"),
+        pytest.param(EXACT, [upto(127)], [], upto(64) + other(9), Place(0, 64), id="exact: the rest is not worth a copy"),
+        pytest.param(EXACT, [upto(200)], [], upto(63) + other(9), Place(0, 63), id="exact: the beginning is not worth a copy"),
         pytest.param(FAST, [], [], upto(9), Place(0, 0), id="fast: nothing is held yet"),
         pytest.param(FAST, [upto(100)], [], upto(150), Place(0, 100), id="fast: a slot's own prefix, where nothing else is lost"),
         pytest.param(FAST, [upto(100)], [], upto(100), Place(0, 99), id="fast: one token is left to compute"),
@@ -123,6 +126,16 @@ def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: 
     for slot in (0, 1, 2):
         held.release(slot, keep=len(prompts[slot]))
     assert held.place(upto(150), SALT) == expected
+
+
+def test_in_the_exact_layout_the_older_chat_goes_where_two_begin_alike() -> None:
+    old, new = [5] * 300, upto(300)
+    for first, second, expected in ((old, new, Place(0, 100, 1)), (new, old, Place(0, 100))):
+        held = slots(EXACT, count=2)
+        leave_in_each(held, [8], [9])
+        for place, tokens in [(run(held, tokens), tokens) for tokens in (first, second)]:
+            held.release(place.slot, keep=len(tokens))
+        assert held.place(upto(100) + other(9), SALT) == expected
 
 
 def test_in_one_pool_neighbours_do_not_matter() -> None:
