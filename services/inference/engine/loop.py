@@ -145,10 +145,11 @@ class Loop:
         return started
 
     def _parser(self, command: Generate, answer: int) -> ToolCallParser | None:
-        if not command.tools or self._compute.tool_style is None:
+        style = self._compute.tool_style
+        # gpt-oss speaks in channels also where it has no tools.
+        if style is None or not (command.tools or style is ToolStyle.HARMONY):
             return None
-        names = frozenset(tool.name for tool in command.tools)
-        return ToolCallParser(self._compute.tool_style, names, tool_calls.ids_of(f"{command.request}/{answer}"))
+        return ToolCallParser(style, command.tools, tool_calls.ids_of(f"{command.request}/{answer}"))
 
     def _piece(self, running: sequence.Sequence, token: int) -> bytes | None:
         return self._compute.piece(token, with_tools=running.output.calls is not None)

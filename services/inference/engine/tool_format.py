@@ -1,4 +1,7 @@
-"""How a model writes calls of tools: which of the known styles its chat template shows, and the JSON of each.  Pure."""
+"""How a model writes calls of tools: which of the known styles its chat template shows, and the JSON of each.  Pure.
+
+A style that is new here gets a name, a shape, and how a template is recognised by it; `tool_styles` reads its calls.
+"""
 
 import json
 import re
@@ -14,10 +17,22 @@ from shared.api.generation import Tool
 class ToolStyle(StrEnum):
     #: Qwen and Hermes: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, several of them, text before them allowed.
     HERMES = "hermes"
+    #: Qwen3-Coder, Qwen 3.5, Nemotron 3: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`.
+    FUNCTION_TAGS = "function_tags"
+    #: GLM from 4.5 on: `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`.
+    KEY_TAGS = "key_tags"
     #: Llama 3: the whole answer is `{"name": …, "parameters": {…}}`, at times behind `<|python_tag|>`.
     LLAMA = "llama"
     #: Mistral: `[TOOL_CALLS]` and a list of `{"name": …, "arguments": {…}}`.
     MISTRAL = "mistral"
+    #: Mistral since 2025: `[TOOL_CALLS]name[ARGS]{…}`, some with `[CALL_ID]id` before the arguments.
+    MISTRAL_NAMED = "mistral_named"
+    #: DeepSeek V3 and R1: a list between marks, each call `function`, a mark, the name and a fence of JSON.
+    DEEPSEEK_FENCED = "deepseek_fenced"
+    #: DeepSeek V3.1: the same list, each call the name, a mark and JSON.
+    DEEPSEEK = "deepseek"
+    #: gpt-oss: messages in channels, `to=functions.name` in the header of a call.
+    HARMONY = "harmony"
     #: Any other model: the whole answer is such an object or a list of them.
     GENERIC = "generic"
 
@@ -26,42 +41,75 @@ class ToolStyle(StrEnum):
 class Shape:
     """The texts of one style."""
 
-    #: What begins a call; empty where only the JSON tells it.
-    opening: str
-    closing: str
+    #: Special tokens of many models. The engine has to show them as text (`llama_token_to_piece` with special=True)
+    #: while tools are on, or no call is ever found.
+    spellings: tuple[str, ...]
+    #: Around a call that must be made, with its name in the JSON.
+    before: str = ""
+    after: str = ""
     #: The name of the key beside "name".
-    arguments_key: str
+    arguments_key: str = "arguments"
     #: Calls are in a list.
     listed: bool = False
-    #: The opening may be left out, and nothing but calls may be in the answer.
-    whole_answer: bool = False
+    #: Around the arguments of the only tool that may be called, where the style has its name outside the JSON.
+    before_arguments: str = ""
+    after_arguments: str = ""
 
-    @property
-    def spellings(self) -> tuple[str, ...]:
-        """Special tokens of many models. The engine has to show them as text (`llama_token_to_piece` with special=True)
-        while tools are on, or no call is ever found."""
-        return tuple(text for text in (self.opening, self.closing) if text)
 
+_TAGS = ("<tool_call>", "</tool_call>")
+_KEY_TAGS = (*_TAGS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_LIST, _LIST_END = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+_DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
+_HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
+_TO_FUNCTIONS, _JSON_MESSAGE = "<|channel|>commentary to=functions", " <|constrain|>json<|message|>"
 
 SHAPES: dict[ToolStyle, Shape] = {
-    ToolStyle.HERMES: Shape("<tool_call>", "</tool_call>", "arguments"),
-    ToolStyle.LLAMA: Shape("<|python_tag|>", "", "parameters", whole_answer=True),
-    ToolStyle.MISTRAL: Shape("[TOOL_CALLS]", "", "arguments", listed=True),
-    ToolStyle.GENERIC: Shape("", "", "arguments", whole_answer=True),
+    ToolStyle.HERMES: Shape(_TAGS, "<tool_call>\n", "\n</tool_call>"),
+    ToolStyle.FUNCTION_TAGS: Shape(_TAGS, "<tool_call>\n", "\n</tool_call>"),
+    ToolStyle.KEY_TAGS: Shape(_KEY_TAGS, "<tool_call>\n", "\n</tool_call>"),
+    ToolStyle.LLAMA: Shape(("<|python_tag|>",), arguments_key="parameters"),
+    ToolStyle.MISTRAL: Shape(("[TOOL_CALLS]",), "[TOOL_CALLS]", listed=True),
+    ToolStyle.MISTRAL_NAMED: Shape(
+        ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"), "[TOOL_CALLS]", listed=True, before_arguments="[TOOL_CALLS]{name}[ARGS]"
+    ),
+    ToolStyle.DEEPSEEK_FENCED: Shape(
+        _DEEPSEEK,
+        _LIST,
+        _LIST_END,
+        before_arguments=_LIST + "function<｜tool▁sep｜>{name}\n```json\n",
+        after_arguments="\n```" + _LIST_END,
+    ),
+    ToolStyle.DEEPSEEK: Shape(_DEEPSEEK, _LIST, _LIST_END, before_arguments=_LIST + "{name}<｜tool▁sep｜>", after_arguments=_LIST_END),
+    # What ends a call ends the answer as well, and no grammar may ask for that.
+    ToolStyle.HARMONY: Shape(_HARMONY, _TO_FUNCTIONS + _JSON_MESSAGE, before_arguments=_TO_FUNCTIONS + ".{name}" + _JSON_MESSAGE),
+    ToolStyle.GENERIC: Shape(()),
 }
 
 _PROBE_NAME = rf'"name"\s*:\s*"{PROBE_TOOL.name}"'
 #: How each style looks in a chat that a template has rendered, …
 _RENDERED = (
     (ToolStyle.HERMES, re.compile(rf"<tool_call>\s*\{{\s*{_PROBE_NAME}")),
+    (ToolStyle.FUNCTION_TAGS, re.compile(rf"<tool_call>\s*<function={PROBE_TOOL.name}>\s*<parameter=")),
+    (ToolStyle.KEY_TAGS, re.compile(rf"<tool_call>\s*{PROBE_TOOL.name}\s*<arg_key>")),
     (ToolStyle.MISTRAL, re.compile(rf"\[TOOL_CALLS\]\s*\[\s*\{{\s*{_PROBE_NAME}")),
+    (ToolStyle.MISTRAL_NAMED, re.compile(rf"\[TOOL_CALLS\]\s*{PROBE_TOOL.name}\s*(\[CALL_ID\]\w+)?\[ARGS\]")),
+    (ToolStyle.DEEPSEEK_FENCED, re.compile(rf"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{PROBE_TOOL.name}\s*```json")),
+    (ToolStyle.DEEPSEEK, re.compile(rf"<｜tool▁call▁begin｜>{PROBE_TOOL.name}<｜tool▁sep｜>")),
+    (ToolStyle.HARMONY, re.compile(rf"to=functions\.{PROBE_TOOL.name}\b[^{{]*<\|message\|>")),
     (ToolStyle.LLAMA, re.compile(rf'{_PROBE_NAME}\s*,\s*"parameters"')),
 )
-#: … and what tells it in the source of one that renders no call: words that must be there, and one that must not.
+#: … and what tells it in the source of one that renders no call: words that must all be there. The first that fits is it.
 _SOURCES = (
-    (ToolStyle.HERMES, ("<tool_call>", "arguments"), "<function="),
-    (ToolStyle.MISTRAL, ("[TOOL_CALLS]",), "[ARGS]"),
-    (ToolStyle.LLAMA, ("<|python_tag|>", "parameters"), "<function="),
+    (ToolStyle.FUNCTION_TAGS, ("<tool_call>", "<function=", "<parameter=")),
+    (ToolStyle.KEY_TAGS, ("<tool_call>", "<arg_key>", "<arg_value>")),
+    (ToolStyle.GENERIC, ("<function=",)),
+    (ToolStyle.HERMES, ("<tool_call>", "arguments")),
+    (ToolStyle.MISTRAL_NAMED, ("[TOOL_CALLS]", "[ARGS]")),
+    (ToolStyle.MISTRAL, ("[TOOL_CALLS]",)),
+    (ToolStyle.DEEPSEEK_FENCED, ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "```json")),
+    (ToolStyle.DEEPSEEK, ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>")),
+    (ToolStyle.HARMONY, ("<|channel|>", "to=functions")),
+    (ToolStyle.LLAMA, ("<|python_tag|>", "parameters")),
 )
 
 
@@ -69,10 +117,7 @@ def style_of(source: str, rendered_call: str) -> ToolStyle:
     """The style of a chat template, by its ``source`` and its ``rendered_call`` (of `prompt.ChatTemplate`)."""
     if rendered_call:
         return next((style for style, pattern in _RENDERED if pattern.search(rendered_call)), ToolStyle.GENERIC)
-    for style, words, never in _SOURCES:
-        if all(word in source for word in words) and never not in source:
-            return style
-    return ToolStyle.GENERIC
+    return next((style for style, words in _SOURCES if all(word in source for word in words)), ToolStyle.GENERIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +130,29 @@ class CallFormat:
 
 
 def grammar_schema(tools: tuple[Tool, ...], style: ToolStyle) -> CallFormat:
-    """What a model must write that has to call one of these tools. Raises BadRequest for parameters of no object."""
+    """What a model must write that has to call one of these tools. Raises BadRequest for parameters of no object.
+
+    The name of the only tool stands where the style has it. A choice of several is made inside the JSON, as in Hermes' calls, whatever
+    the style: the marks around it are the model's own, and there is one schema for all of it. Arguments between tags have no
+    schema, so those styles write JSON, too.
+    """
     shape = SHAPES[style]
+    if len(tools) == 1 and shape.before_arguments:
+        schema = _object_schema(0, tools[0])
+        _check_depth(schema)
+        return CallFormat(shape.before_arguments.format(name=tools[0].name), _json(schema), shape.after_arguments)
     definitions: dict[str, object] = {}
     calls = [_call_schema(position, tool, shape.arguments_key, definitions) for position, tool in enumerate(tools)]
-    schema: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     if shape.listed:
         schema = {"type": "array", "items": schema, "minItems": 1}
     if definitions:
         schema = {**schema, "$defs": definitions}
-    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
-    if style is ToolStyle.HERMES:
-        return CallFormat(shape.opening + "\n", text, "\n" + shape.closing)
-    return CallFormat("" if shape.whole_answer else shape.opening, text, shape.closing)
+    return CallFormat(shape.before, _json(schema), shape.after)
+
+
+def _json(schema: dict[str, object]) -> str:
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
 def _call_schema(position: int, tool: Tool, arguments_key: str, definitions: dict[str, object]) -> dict[str, object]:
@@ -135,6 +190,11 @@ def _object_schema(position: int, tool: Tool) -> dict[str, object]:
 _DATA_KEYWORDS = frozenset({"const", "default", "enum", "example", "examples"})
 #: Keywords whose values are schemas by name: a "$ref" among the names is one more name.
 _NAMED_SCHEMAS = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
+
+
+def _check_depth(schema: object) -> None:
+    """Raises BadRequest."""
+    _moved(schema, "")
 
 
 def _has_references(schema: object) -> bool:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from services.inference.engine.output import Output, Stops
 from services.inference.engine.tool_calls import ToolCallParser, ids_of
 from services.inference.engine.tool_format import ToolStyle
+from shared.api.generation import Tool
 
 
 def shown(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[list[str], bool]:
@@ -78,7 +79,7 @@ CALL = '<tool_call>{"name": "look_up", "arguments": {"what": "sea"}}</tool_call>
 
 
 def parser() -> ToolCallParser:
-    return ToolCallParser(ToolStyle.HERMES, frozenset({"look_up"}), ids_of("request"))
+    return ToolCallParser(ToolStyle.HERMES, (Tool("look_up"),), ids_of("request"))
 
 
 @given(st.lists(st.integers(min_value=0)))

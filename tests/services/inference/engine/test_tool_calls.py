@@ -7,23 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine import tool_calls
+from services.inference.engine import found_calls, tool_calls
 from services.inference.engine.tool_calls import Parsed, ToolCallParser
 from services.inference.engine.tool_format import ToolStyle
-from shared.api.generation import ToolCall
+from shared.api.generation import Tool, ToolCall
 
-NAMES = frozenset({"f", "get_weather"})
+TOOLS = (Tool("f"), Tool("get_weather"))
 F = '{"name": "f", "arguments": {"a": 1}}'
 LLAMA_F = '{"name": "f", "parameters": {"a": 1}}'
 TAGGED = f"<tool_call>\n{F}\n</tool_call>"
-LONG = "x" * tool_calls.MAX_HELD_CHARACTERS
+LONG = "x" * found_calls.MAX_HELD_CHARACTERS
 A = ("f", '{"a": 1}')
 
 
 def parsed(style: ToolStyle, pieces: Iterable[str]) -> Parsed:
     """All that came out of one answer."""
     numbers = itertools.count()
-    parser = ToolCallParser(style, NAMES, lambda: f"call_{next(numbers)}")
+    parser = ToolCallParser(style, TOOLS, lambda: f"call_{next(numbers)}")
     parts = [parser.push(piece) for piece in pieces]
     parts.append(parser.finish())
     return Parsed("".join(part.text for part in parts), tuple(call for part in parts for call in part.calls))
@@ -242,12 +242,12 @@ def test_of_random_texts_without_calls_no_character_is_lost(style: ToolStyle) ->
     ],
 )
 def test_what_cannot_be_a_call_is_not_held_back(style: str, pieces: list[str], shown: list[str]) -> None:
-    parser = ToolCallParser(ToolStyle(style), NAMES, lambda: "i")
+    parser = ToolCallParser(ToolStyle(style), TOOLS, lambda: "i")
     assert [parser.push(piece).text for piece in pieces] == shown
 
 
 def test_a_call_with_a_tag_is_given_out_as_soon_as_it_is_complete() -> None:
-    parser = ToolCallParser(ToolStyle.HERMES, NAMES, lambda: "i")
+    parser = ToolCallParser(ToolStyle.HERMES, TOOLS, lambda: "i")
     assert parser.push(f"<tool_call>{F[:-1]}").calls == ()
     assert parser.push("}").calls == (ToolCall("i", *A),)
     assert parser.push("\n</tool_call>\n") == parser.finish() == Parsed()
@@ -255,14 +255,14 @@ def test_a_call_with_a_tag_is_given_out_as_soon_as_it_is_complete() -> None:
 
 @pytest.mark.parametrize("style", ToolStyle)
 def test_what_is_held_back_is_bounded(style: ToolStyle) -> None:
-    parser = ToolCallParser(style, NAMES, lambda: "i")
+    parser = ToolCallParser(style, TOOLS, lambda: "i")
     opening = {ToolStyle.HERMES: "<tool_call>{", ToolStyle.MISTRAL: "[TOOL_CALLS][{"}.get(style, "{")
     sent = opening + '"name": "f", "arguments": {"a": "'
     shown = parser.push(sent).text
     for _ in range(200):
         sent += "x" * 1_000
         shown += parser.push("x" * 1_000).text
-        assert len(sent) - len(shown) <= tool_calls.MAX_HELD_CHARACTERS
+        assert len(sent) - len(shown) <= found_calls.MAX_HELD_CHARACTERS
     assert shown + parser.finish().text == sent
 
 

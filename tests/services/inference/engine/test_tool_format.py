@@ -7,9 +7,10 @@ from services.inference.engine import tool_format
 from services.inference.engine.prompt import ChatTemplate
 from services.inference.engine.tool_calls import Parsed, ToolCallParser
 from services.inference.engine.tool_format import ToolStyle
+from services.inference.grammar import formats
 from shared import errors
 from shared.api.generation import Tool, ToolCall
-from tests.services.inference.engine import chat_templates
+from tests.services.inference.engine import chat_templates, tool_style_templates
 
 WEATHER = Tool("get_weather", "", '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}')
 CLOCK = Tool("clock")
@@ -42,6 +43,14 @@ def accepts(schema: dict[str, object], value: object) -> bool:
         pytest.param(chat_templates.HERMES, ToolStyle.HERMES, id="hermes"),
         pytest.param(chat_templates.LLAMA, ToolStyle.LLAMA, id="llama"),
         pytest.param(chat_templates.MISTRAL, ToolStyle.MISTRAL, id="mistral"),
+        pytest.param(tool_style_templates.FUNCTION_TAGS, ToolStyle.FUNCTION_TAGS, id="coder"),
+        pytest.param(tool_style_templates.KEY_TAGS, ToolStyle.KEY_TAGS, id="glm"),
+        pytest.param(tool_style_templates.KEY_TAGS_TIGHT, ToolStyle.KEY_TAGS, id="glm without breaks"),
+        pytest.param(tool_style_templates.MISTRAL_NAMED, ToolStyle.MISTRAL_NAMED, id="newer mistral"),
+        pytest.param(tool_style_templates.MISTRAL_WITH_ID, ToolStyle.MISTRAL_NAMED, id="newer mistral with ids"),
+        pytest.param(tool_style_templates.DEEPSEEK_FENCED, ToolStyle.DEEPSEEK_FENCED, id="deepseek"),
+        pytest.param(tool_style_templates.DEEPSEEK, ToolStyle.DEEPSEEK, id="newer deepseek"),
+        pytest.param(tool_style_templates.HARMONY, ToolStyle.HARMONY, id="gpt-oss"),
         pytest.param(chat_templates.GEMMA, ToolStyle.GENERIC, id="gemma"),
         pytest.param(chat_templates.packaged(), ToolStyle.GENERIC, id="packaged"),
         pytest.param(
@@ -55,7 +64,16 @@ def accepts(schema: dict[str, object], value: object) -> bool:
         ),
         pytest.param("{{ tools }} Write <tool_call><function=..> with arguments", ToolStyle.GENERIC, id="another way in its instructions"),
         pytest.param("{{ tools }} Begin with [TOOL_CALLS]", ToolStyle.MISTRAL, id="mistral's instructions"),
-        pytest.param("{{ tools }} Begin with [TOOL_CALLS]name[ARGS]", ToolStyle.GENERIC, id="mistral's newer instructions"),
+        pytest.param("{{ tools }} Begin with [TOOL_CALLS]name[ARGS]", ToolStyle.MISTRAL_NAMED, id="mistral's newer instructions"),
+        pytest.param(
+            "{{ tools }} Write <tool_call><function=..><parameter=..> with arguments", ToolStyle.FUNCTION_TAGS, id="coder's instructions"
+        ),
+        pytest.param("{{ tools }} Write <tool_call>name<arg_key>..<arg_value>.. as arguments", ToolStyle.KEY_TAGS, id="glm's instructions"),
+        pytest.param(
+            "{{ tools }} <｜tool▁call▁begin｜>function<｜tool▁sep｜>name ```json", ToolStyle.DEEPSEEK_FENCED, id="deepseek's instructions"
+        ),
+        pytest.param("{{ tools }} <｜tool▁call▁begin｜>name<｜tool▁sep｜>", ToolStyle.DEEPSEEK, id="deepseek's newer instructions"),
+        pytest.param("{{ tools }} <|channel|>commentary to=functions.name", ToolStyle.HARMONY, id="gpt-oss's instructions"),
         pytest.param('{{ tools }} <|python_tag|>{"name": .., "parameters": ..}', ToolStyle.LLAMA, id="llama's instructions"),
     ],
 )
@@ -64,27 +82,67 @@ def test_the_style_is_read_from_the_template(source: str, style: ToolStyle) -> N
     assert tool_format.style_of(source, template.rendered_call) is style
 
 
+ARGUMENTS = {"city": "a"}
+CALL = {"name": "get_weather", "arguments": ARGUMENTS}
+LIST, LIST_END = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+COMMENTARY, MESSAGE = "<|channel|>commentary to=functions", " <|constrain|>json<|message|>"
+
+
+def read_back(style: ToolStyle, answer: str, tools: tuple[Tool, ...]) -> Parsed:
+    parser = ToolCallParser(style, tools, lambda: "i")
+    parsed = (parser.push(answer), parser.finish())
+    return Parsed("".join(part.text for part in parsed), parsed[0].calls + parsed[1].calls)
+
+
+def check_format(style: ToolStyle, tools: tuple[Tool, ...], prefix: str, value: object, suffix: str) -> None:
+    """That a call must be written so, that a grammar can say it, and that it is read as the call it is."""
+    written = tool_format.grammar_schema(tools, style)
+    assert (written.prefix, written.suffix) == (prefix, suffix)
+    assert accepts(json.loads(written.schema), value)
+    assert formats.grammar_of_schema(written.schema, field="tools", before=prefix, after=suffix)
+    answer = prefix + json.dumps(value) + suffix
+    assert read_back(style, answer, tools) == Parsed("", (ToolCall("i", "get_weather", '{"city": "a"}'),))
+
+
 @pytest.mark.parametrize(
     ("style", "prefix", "suffix", "call"),
     [
-        (ToolStyle.HERMES, "<tool_call>\n", "\n</tool_call>", {"name": "get_weather", "arguments": {"city": "a"}}),
-        (ToolStyle.LLAMA, "", "", {"name": "get_weather", "parameters": {"city": "a"}}),
-        (ToolStyle.MISTRAL, "[TOOL_CALLS]", "", [{"name": "get_weather", "arguments": {"city": "a"}}]),
-        (ToolStyle.GENERIC, "", "", {"name": "get_weather", "arguments": {"city": "a"}}),
+        (ToolStyle.HERMES, "<tool_call>\n", "\n</tool_call>", CALL),
+        (ToolStyle.FUNCTION_TAGS, "<tool_call>\n", "\n</tool_call>", CALL),
+        (ToolStyle.KEY_TAGS, "<tool_call>\n", "\n</tool_call>", CALL),
+        (ToolStyle.LLAMA, "", "", {"name": "get_weather", "parameters": ARGUMENTS}),
+        (ToolStyle.MISTRAL, "[TOOL_CALLS]", "", [CALL]),
+        (ToolStyle.MISTRAL_NAMED, "[TOOL_CALLS]", "", [CALL]),
+        (ToolStyle.DEEPSEEK_FENCED, LIST, LIST_END, CALL),
+        (ToolStyle.DEEPSEEK, LIST, LIST_END, CALL),
+        (ToolStyle.HARMONY, COMMENTARY + MESSAGE, "", CALL),
+        (ToolStyle.GENERIC, "", "", CALL),
     ],
 )
-@pytest.mark.parametrize("tools", [(WEATHER,), (WEATHER, CLOCK, TREE)])
-def test_what_has_to_be_written_is_read_as_a_call(
-    style: ToolStyle, prefix: str, suffix: str, call: object, tools: tuple[Tool, ...]
-) -> None:
-    written = tool_format.grammar_schema(tools, style)
-    assert (written.prefix, written.suffix) == (prefix, suffix)
-    assert accepts(json.loads(written.schema), call)
-    parser = ToolCallParser(style, frozenset(tool.name for tool in tools), lambda: "i")
-    parsed = (parser.push(prefix + json.dumps(call) + suffix), parser.finish())
-    assert Parsed("".join(part.text for part in parsed), parsed[0].calls + parsed[1].calls) == Parsed(
-        "", (ToolCall("i", "get_weather", '{"city": "a"}'),)
-    )
+def test_a_call_of_one_of_several_has_its_name_in_the_json(style: ToolStyle, prefix: str, suffix: str, call: object) -> None:
+    check_format(style, (WEATHER, CLOCK, TREE), prefix, call, suffix)
+    if not tool_format.SHAPES[style].before_arguments:
+        check_format(style, (WEATHER,), prefix, call, suffix)
+
+
+@pytest.mark.parametrize(
+    ("style", "prefix", "suffix"),
+    [
+        (ToolStyle.MISTRAL_NAMED, "[TOOL_CALLS]get_weather[ARGS]", ""),
+        (ToolStyle.DEEPSEEK_FENCED, f"{LIST}function<｜tool▁sep｜>get_weather\n```json\n", f"\n```{LIST_END}"),
+        (ToolStyle.DEEPSEEK, f"{LIST}get_weather<｜tool▁sep｜>", LIST_END),
+        (ToolStyle.HARMONY, f"{COMMENTARY}.get_weather{MESSAGE}", ""),
+    ],
+)
+def test_a_call_of_the_only_tool_has_its_name_where_the_style_has_it(style: ToolStyle, prefix: str, suffix: str) -> None:
+    check_format(style, (WEATHER,), prefix, ARGUMENTS, suffix)
+
+
+def test_the_arguments_of_the_only_tool_keep_their_references() -> None:
+    schema = schema_of(ToolStyle.DEEPSEEK, TREE)
+    assert accepts(schema, {"tree": {"below": [{"below": []}]}, "old": 3, "like": {}})
+    assert not accepts(schema, {"tree": {"below": [{"below": 1}]}})
+    assert not accepts(schema, {})
 
 
 @pytest.mark.parametrize(
@@ -153,12 +211,22 @@ def test_what_only_looks_like_a_reference_is_left_alone() -> None:
 def test_parameters_that_no_call_can_have(parameters: str, message: str) -> None:
     with pytest.raises(errors.BadRequest, match=message):
         tool_format.grammar_schema((CLOCK, Tool("f", "", parameters)), ToolStyle.GENERIC)
+    with pytest.raises(errors.BadRequest, match=message.replace(r"\[1\]", r"\[0\]")):
+        tool_format.grammar_schema((Tool("f", "", parameters),), ToolStyle.HARMONY)
 
 
 def test_the_marks_that_the_engine_has_to_show() -> None:
+    lists = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
+    tags = ("<tool_call>", "</tool_call>")
     assert {style: shape.spellings for style, shape in tool_format.SHAPES.items()} == {
-        ToolStyle.HERMES: ("<tool_call>", "</tool_call>"),
+        ToolStyle.HERMES: tags,
+        ToolStyle.FUNCTION_TAGS: tags,
+        ToolStyle.KEY_TAGS: (*tags, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
         ToolStyle.LLAMA: ("<|python_tag|>",),
         ToolStyle.MISTRAL: ("[TOOL_CALLS]",),
+        ToolStyle.MISTRAL_NAMED: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+        ToolStyle.DEEPSEEK_FENCED: lists,
+        ToolStyle.DEEPSEEK: lists,
+        ToolStyle.HARMONY: ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"),
         ToolStyle.GENERIC: (),
     }
