@@ -24,7 +24,7 @@ async def run(backend: Backend, model: ModelName, request: embedding.Embed, sink
     raises."""
     job = embedding_jobs.check(model, request)
     if not isinstance(backend, Embeds):
-        raise errors.UnknownMethod(f"the backend {backend.name} gives no embeddings", hint="ask a worker with the backend llama")
+        raise errors.UnknownMethod(f"the backend {backend.name} gives no embeddings", hint="ask a worker with another backend")
     started = time.monotonic()
     try:
         embedded = await backend.embed(job, sink)
@@ -43,5 +43,5 @@ class MeshVectorSink:
         self._stream = stream
         self.send = stream.send
 
-    def accept(self, prompt_tokens: int) -> None:
-        self._stream.accept(Accepted(prompt_tokens))
+    def accept(self, prompt_tokens: int | None) -> None:
+        self._stream.accept(None if prompt_tokens is None else Accepted(prompt_tokens))

@@ -6,17 +6,20 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from services.inference.backends import openai
+from services.inference.backends import echo, openai
 from services.inference.backends.openai import OpenAIBackend
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
+from shared.api.embedding import Embedded
 from shared.api.generation import Generation, Usage
 from shared.api.inference import ModelState
-from shared.types import FinishReason
+from shared.types import FinishReason, ModelName
 from tests import stacks
 from tests.people import Person
 from tests.services.inference import asked, standins
 from tests.services.inference.standins import Reader, Watch
+from tests.services.inference.vector_reader import VectorReader
 from tests.stacks import RunningStack
 
 
@@ -52,6 +55,28 @@ async def test_an_answer_comes_in_pieces_with_exact_counts(
     assert reader.text == text
     assert len(reader.chunks) > 1
     assert end == Generation(reason, Usage(3, 3 if "words" in text or "stop" in sampling else 2))
+
+
+async def test_vectors_of_the_other_mesh_are_those_of_its_model(backend: OpenAIBackend) -> None:
+    texts = tuple(f"text number {number}" for number in range(70))
+    asked_for = EmbeddingJob(ModelName("house/echo"), texts, 8)
+    here, there = VectorReader(), VectorReader()
+    assert await backend.embed(asked_for, here) == Embedded(8, 3 * 70)
+    async with echo.opened(0, 4, Watch()) as model:
+        await model.embed(asked_for, there)
+    assert here.vectors == [pytest.approx(vector, abs=1e-6) for vector in there.vectors]
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        pytest.param(EmbeddingJob(ModelName("house/echo"), ("a", " ")), r"input\[1\] has 0 tokens", id="the other worker's words"),
+        pytest.param(EmbeddingJob(ModelName("house/echo"), ("a",), 17), "dimensions is 17; this model's vectors have 16", id="our own"),
+    ],
+)
+async def test_texts_that_are_refused_there_are_refused_here(backend: OpenAIBackend, job: EmbeddingJob, said: str) -> None:
+    with pytest.raises(errors.BadRequest, match=said):
+        await backend.embed(job, VectorReader())
 
 
 async def test_a_cancelled_answer_ends_at_the_other_mesh_too(backend: OpenAIBackend, stack: RunningStack, ann: Person) -> None:

@@ -4,12 +4,15 @@ A count that cannot be true is replaced by a lower bound that this worker saw it
 answer. The names of the replaced counts go to the log (`usage_recounted`), because the contract has no field for them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.api.generation import ChatMessage, Sampling, Usage
 
 #: What a server may put before a prompt that nobody here sees: its own instructions, and the template's marks.
 HIDDEN_PROMPT_TOKENS = 32_768
+#: Tokens that a model may add around a text whose vector it computes.
+ADDED_TOKENS = 4
 #: Of one answer; longer than any model's context, for a caller who asked for as much as there is.
 LONGEST_ANSWER_TOKENS = 10_000_000
 
@@ -56,6 +59,14 @@ def settle(prompt: object, completion: object, cached: object, pieces: int, know
     assert isinstance(completion, int)
     kept = cached if isinstance(cached, int) and _is_count(cached, least=0, most=prompt) else 0
     return Counted(Usage(prompt, completion, kept), tuple(recounted))
+
+
+def settle_texts(prompt: object, texts: Sequence[str]) -> tuple[int, bool]:
+    """The tokens of texts that become vectors, and whether the server's own count was not believed."""
+    most = sum(len(text.encode("utf-8", "replace")) + ADDED_TOKENS for text in texts)
+    if isinstance(prompt, int) and _is_count(prompt, least=len(texts), most=most):
+        return prompt, False
+    return sum(max(1, len(text.split())) for text in texts), True
 
 
 def _is_count(value: object, *, least: int, most: int) -> bool:

@@ -10,8 +10,8 @@ from shared.api.inference import Chunk
 class VectorSink(Protocol):
     """Where vectors go."""
 
-    def accept(self, prompt_tokens: int) -> None:
-        """The texts are understood and queued."""
+    def accept(self, prompt_tokens: int | None) -> None:
+        """The texts are understood and queued. None where only the end will tell how many tokens they have."""
         ...
 
     async def send(self, item: Vectors) -> None:
@@ -25,7 +25,7 @@ class Embeds(Protocol):
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         """The vectors of all texts, in their order. Raises BadRequest, Overloaded, Unavailable or ModelCrashed. Cancelling the task
-        stops it within one batch."""
+        stops it within one batch; of another program's server, within the batch that it is asked for."""
         ...
 
 

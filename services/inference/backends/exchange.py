@@ -134,6 +134,17 @@ class Server:
             finally:
                 await response.aclose()
 
+    async def ask(self, path: str, body: bytes, *, most: int) -> bytes:
+        """A JSON answer of at most ``most`` bytes. Raises as ``post``; the whole of it may take as long as a pause in a stream."""
+        read = bytearray()
+        async with self.post(path, body, "application/json") as answer:
+            answer.allow(self.patience.idle_seconds)
+            async for piece in answer.pieces():
+                read += piece
+                if len(read) > most:
+                    raise BadStream(f"a body of more than {most} bytes")
+        return bytes(read)
+
     async def _begin(self, path: str, body: bytes) -> httpx.Response:
         """The head of a good answer. Repeats what failed before there was one, where that may help."""
         for attempt in range(ATTEMPTS):

@@ -9,15 +9,19 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from services.inference import upstreams
-from services.inference.backends import counts, exchange, ollama_chat, refusals
+from services.inference.backends import counts, embedding_answer, exchange, ollama_chat, refusals, remote_embedding
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.embedding import VectorSink
+from services.inference.backends.embedding_answer import Answered
 from services.inference.backends.event_stream import BadStream, Lines
 from services.inference.backends.exchange import Patience, Server
 from services.inference.backends.ollama_chat import Line
 from services.inference.backends.refusals import Source
 from services.inference.backends.remote import Listed, RemoteModels
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import Job
+from shared.api.embedding import Embedded
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelStatus
 from shared.telemetry import logs
@@ -34,6 +38,12 @@ class _Tag(msgspec.Struct, frozen=True):
     name: str
     #: SHA-256 of the model's manifest, which names the digests of its weights, template and parameters.
     digest: str = ""
+    details: object = None
+
+
+class _Details(msgspec.Struct, frozen=True):
+    #: The architecture in the file of its weights.
+    family: str = ""
 
 
 class _Tags(msgspec.Struct, frozen=True):
@@ -73,6 +83,17 @@ class OllamaBackend:
             if counted.recounted:
                 log.warning("usage_recounted", server=self.name, model=job.model, fields=counted.recounted)
             return Generation(last.finish_reason, counted.usage)
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        async with self._models.counted(job) as listed:
+
+            async def ask(texts: tuple[str, ...]) -> Answered:
+                body = embedding_answer.ollama_body(listed.own_name, texts, keep=self._keep)
+                content = await self._server.ask("/api/embed", body, most=embedding_answer.most_bytes(len(texts)))
+                async with exchange.translated(_SOURCE):
+                    return embedding_answer.from_ollama(content)
+
+            return await remote_embedding.embed(self._server, job, ask, sink)
 
     async def _relay(self, body: bytes, sink: Sink) -> tuple[Line, int]:
         """Send on what comes; gives the last line, and how many brought text. Raises Unavailable, or what an error line means."""
@@ -117,7 +138,17 @@ async def opened(
 
 def _listed(tag: _Tag) -> Listed:
     digest = _SHA256.match(tag.digest)
-    return Listed(ModelName(tag.name.removesuffix(":latest")), tag.name, "" if digest is None else digest[1])
+    return Listed(
+        ModelName(tag.name.removesuffix(":latest")), tag.name, "" if digest is None else digest[1], only_embeds=_only_embeds(tag.details)
+    )
+
+
+def _only_embeds(details: object) -> bool:
+    """Those of BERT's family read both ways and cannot go on with a text; of the others the list does not tell."""
+    try:
+        return msgspec.convert(details, _Details).family.endswith("bert")
+    except msgspec.ValidationError:
+        return False
 
 
 def _draw_call_id() -> str:

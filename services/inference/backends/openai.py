@@ -9,17 +9,21 @@ from dataclasses import dataclass
 import msgspec
 
 from services.inference import upstreams
-from services.inference.backends import counts, exchange, openai_answer, openai_chat, refusals, remote
+from services.inference.backends import counts, embedding_answer, exchange, openai_answer, openai_chat, refusals, remote, remote_embedding
 from services.inference.backends.backend import Sink, Watcher
+from services.inference.backends.embedding import VectorSink
+from services.inference.backends.embedding_answer import Answered
 from services.inference.backends.event_stream import Events
 from services.inference.backends.exchange import Patience, Server
 from services.inference.backends.openai_answer import Answers
 from services.inference.backends.refusals import Source
 from services.inference.backends.remote import Listed, RemoteModels
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
 from services.inference.jobs import Job
 from services.inference.upstreams import Upstream
 from shared import errors
+from shared.api.embedding import Embedded
 from shared.api.generation import Generation
 from shared.api.inference import ModelStatus
 from shared.telemetry import logs
@@ -81,7 +85,7 @@ class OpenAIBackend:
         return max(one.models.expected_wait_seconds() for one in self._connected)
 
     async def generate(self, job: Job, sink: Sink) -> Generation:
-        one = next((one for one in self._connected if one.models.has(job.model)), self._connected[0])
+        one = self._holder(job.model)
         asked, max_tokens = job.asked, job.parameters.max_tokens or DEFAULT_MAX_TOKENS
         async with one.models.counted(job) as listed:
             source = one.server.source
@@ -90,6 +94,22 @@ class OpenAIBackend:
             await _relay(one.server, body, answers, sink)
             bounds = counts.bounds(job.messages, asked, sent_bytes=len(body), max_tokens=max_tokens)
             return _generation(source.name, job.model, answers, bounds)
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        one = self._holder(job.model)
+        async with one.models.counted(job) as listed:
+
+            async def ask(texts: tuple[str, ...]) -> Answered:
+                body = embedding_answer.openai_body(listed.own_name, texts)
+                content = await one.server.ask("/embeddings", body, most=embedding_answer.most_bytes(len(texts)))
+                async with exchange.translated(one.server.source):
+                    return embedding_answer.from_openai(content)
+
+            return await remote_embedding.embed(one.server, job, ask, sink)
+
+    def _holder(self, model: ModelName) -> _Connected:
+        """The first that has it; where none has, the first of all, which then says so."""
+        return next((one for one in self._connected if one.models.has(model)), self._connected[0])
 
 
 async def _relay(server: Server, body: bytes, answers: Answers, sink: Sink) -> None:

@@ -1,6 +1,7 @@
 """What another server's refusal means to a caller here, and whether asking once more may help.  Pure."""
 
 import email.utils
+import re
 from dataclasses import dataclass
 
 import msgspec
@@ -60,6 +61,7 @@ class _ErrorObject(msgspec.Struct, frozen=True):
 
 _complaint = msgspec.json.Decoder(_Complaint)
 
+_TOO_LONG = re.compile("exceeds (the|maximum) context length")
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exhausted")
 
 
@@ -123,6 +125,9 @@ def _needs_change(source: Source, status: int, said: str) -> AimeshError | None:
     behind = _behind(said)
     match status:
         case 400 | 422:
+            return errors.BadRequest(f"{source.name} refuses the request{behind}")
+        case 500 if _TOO_LONG.search(said):
+            # Ollama's word for a text that does not fit its model, before it had a better status for it.
             return errors.BadRequest(f"{source.name} refuses the request{behind}")
         case 413:
             return errors.TooLarge(f"{source.name} takes no request of this size{behind}")

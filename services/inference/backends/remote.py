@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from services.inference.backends.backend import Watcher
 from services.inference.backends.intake import Intake
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.jobs import Job
 from shared import errors
 from shared.api.inference import ModelState, ModelStatus
@@ -37,6 +38,8 @@ class Listed:
     digest: str = ""
     #: 0 where the server does not say; then it refuses itself what is too long.
     context_tokens: int = 0
+    #: It gives vectors and no answers.
+    only_embeds: bool = False
 
 
 #: Asks the server for its models; raises an AimeshError.
@@ -88,12 +91,12 @@ class RemoteModels:
             await asyncio.sleep(REFRESH_SECONDS)
 
     @asynccontextmanager
-    async def counted(self, job: Job) -> AsyncIterator[Listed]:
+    async def counted(self, job: Job | EmbeddingJob) -> AsyncIterator[Listed]:
         """Counts a job; raises Overloaded, or Unavailable when the model has gone from the list or the job is no whole one."""
         served = self._served.get(job.model)
         if served is None:
             raise errors.Unavailable(f"{self._server} does not have {job.model} now", hint="look at the server's own log")
-        if job.delivered:
+        if isinstance(job, Job) and job.delivered:
             raise errors.Unavailable(f"{self._server} cannot go on with an answer that another worker began")
         served.intake.enter()
         self._watcher.changed()
@@ -127,6 +130,7 @@ class RemoteModels:
             running=served.intake.running,
             queued=served.intake.queued,
             digest=served.listed.digest,
+            only_embeds=served.listed.only_embeds,
         )
 
     def _nothing(self) -> tuple[ModelStatus, ...]:

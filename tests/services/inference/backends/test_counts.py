@@ -37,6 +37,26 @@ def test_an_empty_answer_may_have_no_tokens() -> None:
     assert counts.settle(7, 0, None, 0, KNOWN) == Counted(Usage(7, 0))
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        pytest.param(5, (5, False), id="a server's count is taken"),
+        pytest.param(2, (2, False), id="a token for each text"),
+        pytest.param(24, (24, False), id="all bytes, and what a model adds"),
+        pytest.param(25, (4, True), id="more than there can be"),
+        pytest.param(1, (4, True), id="fewer than texts"),
+        pytest.param(True, (4, True), id="no number"),
+        pytest.param(5.0, (4, True), id="a fraction"),
+    ],
+)
+def test_the_tokens_of_texts_that_become_vectors(said: object, expected: tuple[int, bool]) -> None:
+    assert counts.settle_texts(said, ("one two three", "é ")) == expected
+
+
+def test_a_text_of_blanks_has_a_token_too() -> None:
+    assert counts.settle_texts(None, ("one two", " ")) == (3, True)
+
+
 def test_bounds_are_what_is_known_without_a_tokenizer() -> None:
     messages = (ChatMessage("system", "be brief"), ChatMessage("user", " three  small\nwords "), ChatMessage("assistant", ""))
     known = counts.bounds(messages, Sampling(n=2), sent_bytes=200, max_tokens=10)

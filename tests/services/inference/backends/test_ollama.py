@@ -63,6 +63,25 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("details", "only_embeds"),
+    [
+        ({"family": "nomic-bert", "families": ["nomic-bert"]}, True),
+        ({"family": "bert"}, True),
+        ({"family": "llama"}, False),
+        ({}, False),
+        (None, False),
+        ({"family": None}, False),
+        ("bert", False),
+    ],
+)
+async def test_which_models_only_embed_is_read_from_their_family(details: object, only_embeds: bool) -> None:
+    tags = Answer([json.dumps({"models": [{"name": "m", "details": details}]})])
+    async with serving({"/api/tags": tags}) as server, ollama.opened(server.url, 4, 32, Watch()) as backend:
+        await until(lambda: backend.models()[0].state is ModelState.READY)
+        assert backend.models()[0].only_embeds == only_embeds
+
+
 async def test_a_server_that_is_not_there_is_said_and_nothing_is_ready() -> None:
     async with serving({}) as server:
         url = server.url
