@@ -49,7 +49,7 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/python -m tools.docs --check
 
 bench: setup-dev ## measure the claims of the README, each against its rival
-	@for name in mesh gateway footprint swarm swarm_mesh engine; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done
+	@for name in mesh gateway footprint swarm swarm_mesh engine soak; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done
 
 docs: setup-dev ## write the generated parts of docs/ anew
 	@$(BIN)/python -m tools.docs

@@ -1,0 +1,195 @@
+"""What a day brings, mixed: requests of every form that a stack takes, the wrong ones too, and callers who leave before the end.
+
+``form_of`` says what the request of a number is, the same in every run; ``ask`` makes it, and the tally says how it ended.
+"""
+
+import enum
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+import msgspec
+
+#: The model that costs nothing, and the real one.
+ECHO, REAL = "echo", "smollm2"
+#: Of an answer of the real model; those with a schema need some more.
+FEW_TOKENS, SCHEMA_TOKENS = 12, 64
+#: A request that takes longer has been forgotten by somebody.
+ANSWER_SECONDS = 120.0
+#: So long a caller waits who leaves before the answer, which takes longer.
+IMPATIENT_SECONDS = 0.03
+LONG_ANSWER_WORDS = 80
+#: Events that a caller has seen who leaves in the middle.
+MIDDLE = 4
+
+GRAMMAR = 'root ::= ("yes" | "no") "."'
+
+Body = dict[str, object]
+
+
+class Door(enum.Enum):
+    GATEWAY = enum.auto()
+    #: Passes on to the gateway.
+    WEB = enum.auto()
+    #: The gateway's, with a key of nobody.
+    STRANGER = enum.auto()
+
+
+class Leaving(enum.Enum):
+    AT_THE_END = enum.auto()
+    IN_THE_MIDDLE = enum.auto()
+    BEFORE_THE_ANSWER = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    name: str
+    #: In each lap.
+    times: int
+    #: Of a request's number: JSON, or bytes that are none.
+    body: Callable[[int], Body | bytes]
+    path: str = "/v1/chat/completions"
+    status: int = 200
+    leaving: Leaving = Leaving.AT_THE_END
+    door: Door = Door.GATEWAY
+
+
+# --- what is asked -------------------------------------------------------------------------------------------------------
+
+
+def _words(number: int, count: int) -> str:
+    return " ".join(f"word{number}x{position}" for position in range(count))
+
+
+def _echo(number: int, *, words: int = 12, **more: object) -> Body:
+    return {"model": ECHO, "messages": [{"role": "user", "content": _words(number, words)}], **more}
+
+
+def _real(number: int, **more: object) -> Body:
+    message = {"role": "user", "content": f"Tell me something about the number {number}."}
+    return {"model": REAL, "messages": [message], "max_tokens": FEW_TOKENS, "seed": number, **more}
+
+
+def _with_schema(number: int, words: tuple[str, ...], **more: object) -> Body:
+    properties = {
+        "word": {"enum": words},
+        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "maxItems": 2},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["word", "sizes"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "thing", "strict": True, "schema": schema}}
+    return _real(number, response_format=form, max_tokens=SCHEMA_TOKENS, **more)
+
+
+def _with_impossible_schema(number: int) -> Body:
+    schema = {"type": "object", "patternProperties": {"a": {}}}
+    return _real(number, response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": schema}})
+
+
+def _with_usage(number: int) -> Body:
+    return _echo(number, stream=True, stream_options={"include_usage": True})
+
+
+_long_stream = partial(_echo, words=LONG_ANSWER_WORDS, stream=True)
+
+FORMS = (
+    Form("plain", 16, _echo),
+    Form("streamed", 16, _with_usage),
+    Form("left in the middle", 8, _long_stream, leaving=Leaving.IN_THE_MIDDLE),
+    Form("left before the answer", 4, partial(_echo, words=LONG_ANSWER_WORDS), leaving=Leaving.BEFORE_THE_ANSWER),
+    Form("a long prompt", 6, partial(_echo, words=2000, max_tokens=8)),
+    Form("a stop", 6, lambda number: _echo(number, stop=[f"{number}x7", "never said"])),
+    Form("/api/inference", 5, lambda number: {"model": ECHO, "prompt": _words(number, 8)}, path="/api/inference"),
+    Form("/api/infer", 3, lambda number: {"model": ECHO, "payload": {"prompt": _words(number, 8), "stream": True}}, path="/api/infer"),
+    Form("through web", 5, _echo, door=Door.WEB),
+    Form("streamed through web", 3, _with_usage, door=Door.WEB),
+    Form("left in the middle through web", 2, _long_stream, leaving=Leaving.IN_THE_MIDDLE, door=Door.WEB),
+    Form("vectors", 2, lambda number: {"model": ECHO, "input": [_words(number, 8)]}, path="/v1/embeddings"),
+    Form("a wrong parameter", 2, partial(_echo, temperature=5), status=400),
+    Form("an unknown model", 2, lambda number: _echo(number) | {"model": f"model-{number}"}, status=404),
+    Form("no JSON", 2, lambda number: f'{{"model": "echo", "messages": [{number}'.encode(), status=400),
+    Form("no prompt", 2, lambda number: _echo(number) | {"messages": []}, status=400),
+    Form("a key of nobody", 2, _echo, status=401, door=Door.STRANGER),
+    Form("real", 2, _real),
+    Form("real, streamed", 2, partial(_real, stream=True, logprobs=True, top_logprobs=2)),
+    Form("real, left in the middle", 2, partial(_real, max_tokens=200, stream=True), leaving=Leaving.IN_THE_MIDDLE),
+    Form("real, left before the answer", 1, partial(_real, max_tokens=200), leaving=Leaving.BEFORE_THE_ANSWER),
+    Form("real, two answers", 1, partial(_real, n=2)),
+    Form("real, a stop", 1, lambda number: _real(number, stop=["e", str(number)])),
+    Form("real, any object", 1, partial(_real, response_format={"type": "json_object"})),
+    Form("real, a schema", 1, lambda number: _with_schema(number, ("ship", "sea"))),
+    Form("real, a new schema", 1, lambda number: _with_schema(number, (f"ship{number}", f"sea{number}"), stream=True)),
+    Form("real, a schema that cannot be", 1, _with_impossible_schema, status=400),
+    Form("real, a grammar", 1, partial(_real, grammar=GRAMMAR)),
+    Form("real, too long a prompt", 1, lambda number: _real(number) | {"messages": _echo(number, words=3000)["messages"]}, status=400),
+    Form("real, vectors", 1, lambda number: {"model": REAL, "input": [_words(number, 4)]}, path="/v1/embeddings"),
+)
+_LAP = tuple(form for form in FORMS for _ in range(form.times))
+LAP = len(_LAP)
+
+
+def form_of(number: int) -> Form:
+    """Pure. Each lap has every form as often as it should be, in an order of its own."""
+    lap, place = divmod(number, LAP)
+    return random.Random(lap).sample(_LAP, LAP)[place]
+
+
+# --- how it ends ---------------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """How often each form was asked, and what ended otherwise than it should."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    def add(self, number: int, form: Form, wrong: str | None) -> None:
+        self.asked[form.name] += 1
+        if wrong is not None:
+            self.wrong.append(f"request {number}, {form.name}: {wrong}")
+
+
+async def ask(doors: Mapping[Door, httpx.AsyncClient], number: int, tally: Tally) -> None:
+    """Raises nothing for what becomes of the request; that stands in the tally."""
+    form = form_of(number)
+    try:
+        wrong = await _find_wrong(doors[form.door], form, form.body(number))
+    except httpx.TransportError as error:
+        wrong = repr(error)
+    tally.add(number, form, wrong)
+
+
+async def _find_wrong(http: httpx.AsyncClient, form: Form, body: Body | bytes) -> str | None:
+    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    is_impatient = form.leaving is Leaving.BEFORE_THE_ANSWER
+    seconds = IMPATIENT_SECONDS if is_impatient else ANSWER_SECONDS
+    asked = http.stream("POST", form.path, content=content, headers={"content-type": "application/json"}, timeout=seconds)
+    try:
+        async with asked as answer:
+            if answer.status_code != form.status:
+                return f"{answer.status_code} {(await answer.aread())[:300]!r}"
+            if answer.headers["content-type"].startswith("text/event-stream"):
+                return await find_wrong_in_stream(answer.aiter_lines(), form.leaving)
+            msgspec.json.decode(await answer.aread())
+            return None
+    except httpx.TimeoutException:
+        return None if is_impatient else f"nothing for {seconds:g} s"
+    except msgspec.DecodeError as error:
+        return f"the answer is no JSON: {error}"
+
+
+async def find_wrong_in_stream(lines: AsyncIterator[str], leaving: Leaving) -> str | None:
+    """Reads until the caller leaves."""
+    events, last = 0, ""
+    async for line in lines:
+        if not line:
+            continue
+        events, last = events + 1, line
+        if line.startswith('data: {"error"'):
+            return line
+        if leaving is Leaving.IN_THE_MIDDLE and events == MIDDLE:
+            return None
+    return None if last == "data: [DONE]" else f"the stream ended with {last!r}"

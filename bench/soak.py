@@ -1,0 +1,190 @@
+"""What a stack's processes hold after 10,000 mixed requests, against what they held after 500.
+
+    python -m bench.soak [--quick] [--requests 10000] [--json FILE]
+
+The requests are those of bench/mixture.py, 16 at a time: echo and the real model, streams and whole answers, formats, errors, and
+callers who leave in the middle. Memory is read when nothing has run for a while: the resident set (RSS), and what of it is the process's
+own (USS), which pages of files do not count for. A process that was started again in between is an error: it has forgotten what it held.
+"""
+
+import asyncio
+import math
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvloop
+
+from bench import mixture, report
+from bench.mixture import Door, Tally
+from shared.types import Tier
+from tests import people
+from tests.stacks import RunningStack, stack
+
+REQUESTS, QUICK_REQUESTS = 10_000, 1_500
+#: By then every path has been taken at full concurrency, and what is made once is made.
+FIRST_REQUESTS = 500
+AT_ONCE = 16
+MOST_GROWTH = 1.05
+RIVAL = f"after {FIRST_REQUESTS}"
+#: Until what the last requests held has been given back; engines announce themselves, metrics are read, writers are flushed.
+IDLE_SECONDS = 8.0
+READINGS = 5
+READING_SECONDS = 1.0
+
+SERVICES = ("auth", "gateway", "metrics", "web", "inference", "inference-echo")
+#: What is found in the command of a process that one of these started, and what it then is.
+CHILDREN = {b"engine.process": "engine", b"grammar.compiling": "grammars", b"sidecar": "sidecar"}
+#: Where the others forget nothing, this one may end: it comes with a new grammar and goes after a minute without one.
+COMES_AND_GOES = "inference: grammars"
+#: Of what went wrong, how much is shown.
+MOST_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a process holds, in MB."""
+
+    pid: int
+    rss: float
+    uss: float
+
+
+# --- what processes hold -------------------------------------------------------------------------------------------------
+
+
+def read(pid: int) -> Reading:
+    sizes = dict.fromkeys(("Rss", "Private_Clean", "Private_Dirty"), 0)
+    # proc_pid_smaps(5): counted over all mappings at this very moment; the kernel's own counters in statm lag behind.
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        if name in sizes:
+            sizes[name] = int(rest.split()[0]) * 1024
+    return Reading(pid, sizes["Rss"] / 1e6, (sizes["Private_Clean"] + sizes["Private_Dirty"]) / 1e6)
+
+
+def children_of(pid: int) -> Iterator[int]:
+    # A child belongs to the thread that started it.
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        yield from map(int, listed.read_text(encoding="ascii").split())
+
+
+def kind_of(child: int) -> str:
+    command = Path(f"/proc/{child}/cmdline").read_bytes()
+    return next((kind for mark, kind in CHILDREN.items() if mark in command), command.replace(b"\0", b" ").decode(errors="replace"))
+
+
+async def processes_of(running: RunningStack) -> list[Process]:
+    pids = await running.pids()
+    found = []
+    for service in SERVICES:
+        pid = pids[service]
+        assert pid is not None, f"{service} does not run"
+        found.append(Process(service, pid))
+        found += [Process(f"{service}: {kind_of(child)}", child) for child in children_of(pid)]
+    return found
+
+
+async def read_all(running: RunningStack) -> dict[str, Reading]:
+    """By name, after a while of idleness; of each process the median of some readings."""
+    await asyncio.sleep(IDLE_SECONDS)
+    processes = await processes_of(running)
+    found: dict[str, list[Reading]] = {process.name: [] for process in processes}
+    for _ in range(READINGS):
+        for process in processes:
+            found[process.name].append(read(process.pid))
+        await asyncio.sleep(READING_SECONDS)
+    return {name: median(readings) for name, readings in found.items()}
+
+
+def median(readings: Sequence[Reading]) -> Reading:
+    """Of one process."""
+    return Reading(readings[0].pid, statistics.median(each.rss for each in readings), statistics.median(each.uss for each in readings))
+
+
+# --- the run -------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _doors(running: RunningStack, key: str) -> AsyncIterator[Mapping[Door, httpx.AsyncClient]]:
+    async with AsyncExitStack() as opened:
+        clients = {
+            Door.GATEWAY: running.http(key),
+            Door.WEB: running.http(key, service="web"),
+            Door.STRANGER: running.http("aip_live_" + "x" * 49),
+        }
+        yield {door: await opened.enter_async_context(client) for door, client in clients.items()}
+
+
+async def ask_all(doors: Mapping[Door, httpx.AsyncClient], numbers: range, tally: Tally) -> None:
+    waiting = iter(numbers)
+
+    async def caller() -> None:
+        for number in waiting:
+            await mixture.ask(doors, number, tally)
+            if number % 1000 == 999:
+                print(f"{number + 1} asked, {len(tally.wrong)} of them ended otherwise than they should", file=sys.stderr)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(AT_ONCE):
+            tasks.create_task(caller())
+
+
+async def measure(requests: int) -> tuple[list[report.Row], Tally]:
+    tally = Tally()
+    settings = {"AIMESH_ECHO": "1", "ECHO_TOKEN_MS": "1", "ENGINE_SLOTS": str(AT_ONCE), "PREMIUM_RATE_LIMIT": "1000000"}
+    async with stack(**settings) as running, people.desk(running) as desk:
+        person = await desk.register("soak", Tier.PREMIUM)
+        async with _doors(running, person.key.secret) as doors:
+            began = time.monotonic()
+            await ask_all(doors, range(FIRST_REQUESTS), tally)
+            first = await read_all(running)
+            await ask_all(doors, range(FIRST_REQUESTS, requests), tally)
+            last = await read_all(running)
+            seconds = time.monotonic() - began
+    rows = compare(first, last)
+    wrong = report.alone(f"of {tally.asked.total():,} requests, ended otherwise than they should", len(tally.wrong), "requests", at_most=0)
+    return [*rows, wrong, report.alone("the whole run", seconds / 60, "min")], tally
+
+
+def compare(first: Mapping[str, Reading], last: Mapping[str, Reading]) -> list[report.Row]:
+    """Pure. Of each process, by name; one that is new or another one than at first held nothing, so its figures mean nothing."""
+    made = []
+    for name in sorted(first.keys() | last.keys()):
+        before, after = first.get(name), last.get(name)
+        same = before is not None and after is not None and before.pid == after.pid
+        if before is not None and after is not None and (same or name == COMES_AND_GOES):
+            made.append(report.against(f"{name}: RSS", after.rss, "MB", RIVAL, before.rss, at_most=MOST_GROWTH))
+            made.append(report.against(f"{name}: USS", after.uss, "MB", RIVAL, before.uss))
+        elif name != COMES_AND_GOES:
+            made.append(report.Row(f"{name}: is not the process it was", math.nan, "MB", RIVAL, target="it lives", met=False))
+    return made
+
+
+def main() -> None:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS:,} requests")
+    options = parser.parse_args()
+    requests = QUICK_REQUESTS if options.quick else options.requests
+    if requests <= FIRST_REQUESTS:
+        parser.error(f"--requests must be more than the {FIRST_REQUESTS} that it is compared with")
+    rows, tally = uvloop.run(measure(requests))
+    report.publish(rows, options.json)
+    for line in tally.wrong[:MOST_SHOWN]:
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
