@@ -78,6 +78,7 @@ def _list(here: Surroundings, *, as_json: bool) -> None:
         Column("MODEL", lambda model: model.name),
         Column("WORKERS", lambda model: str(model.workers)),
         Column("CONTEXT", lambda model: f"{model.context_tokens} tokens"),
+        Column("GIVES", lambda model: "embeddings" if model.only_embeds else "answers"),
         Column("ALIASES", lambda model: output.names(model.aliases)),
     ]
     output.show_rows(served.models, columns, as_json=as_json, empty="No model is served: start a worker with `aicli worker`")

@@ -36,6 +36,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     digest: str = ""
     #: False while its engine loads or restarts: "not now" is not "nobody has it".
     ready: bool = True
+    #: It gives vectors and no answers.
+    only_embeds: bool = False
 
 
 class Load(msgspec.Struct, array_like=True, frozen=True):

@@ -10,13 +10,13 @@ _UDP_BOUND = "07"
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who has a port; neither is known when it is another user's process."""
+    """Who has a port; neither is known when this user may not look into the process."""
 
     pid: int | None
     name: str | None
 
     def __str__(self) -> str:
-        return "another user's process" if self.pid is None else f"{self.name} (pid {self.pid})"
+        return "a process that this user may not look into" if self.pid is None else f"{self.name} (pid {self.pid})"
 
 
 def listener_on(port: int, *, is_udp: bool = False) -> Listener:

@@ -103,7 +103,7 @@ class Embeddings:
         async with self._pipeline.recorded(running, principal, seconds=seconds):
             admitted = running.admitted = embedding_admission.admit(request)
             running.prompt_hash = prompts.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
-            model = await self._pipeline.let_in(running, principal, admitted.model)
+            model = await self._pipeline.let_in(running, principal, admitted.model, for_answers=False)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
             running.answers = self._parts.relay.embed(asked, seconds=seconds)
             yield running

@@ -106,6 +106,8 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=False):
 class Model(msgspec.Struct, frozen=True):
     id: ModelName
     created: int
+    #: It gives vectors and no answers: for /v1/embeddings alone.
+    only_embeds: bool = False
     object: str = "model"
     owned_by: str = "aimesh"
 

@@ -22,8 +22,9 @@ from services.gateway.openai_answers import (
 )
 from services.gateway.openai_chat import ChatBody
 from services.gateway.pipeline import Pipeline, Running
+from shared.api.gateway import ServedModel
 from shared.api.inference import Chunk
-from shared.types import FinishReason, ModelName
+from shared.types import FinishReason
 
 _encode = msgspec.json.Encoder().encode
 _NOTHING = Delta()
@@ -32,7 +33,7 @@ _NOTHING = Delta()
 class OpenAi:
     """The handlers of /v1. ``served`` gives the models, the default first."""
 
-    def __init__(self, pipeline: Pipeline, served: Callable[[], tuple[ModelName, ...]], *, request_seconds: float) -> None:
+    def __init__(self, pipeline: Pipeline, served: Callable[[], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
         self._pipeline = pipeline
         self._served = served
         self._request_seconds = request_seconds
@@ -71,7 +72,7 @@ class OpenAi:
             await call.answer(_completion(running, gathered, with_logprobs=chat.logprobs))
 
     async def _models(self, call: HttpCall) -> None:
-        await call.answer(Models(tuple(Model(name, self._started_at) for name in self._served())))
+        await call.answer(Models(tuple(Model(model.name, self._started_at, model.only_embeds) for model in self._served())))
 
 
 class _Events:

@@ -176,11 +176,14 @@ class Pipeline:
             if status is RequestStatus.SUCCESS or failure is not None:
                 await self._parts.recorder.written(written)
 
-    async def let_in(self, running: Ongoing, principal: Principal, wanted: ModelName | None) -> ModelName:
-        """Find its model and count it against the caller's limits. Raises UnknownModel, NotReachable or Limited."""
+    async def let_in(self, running: Ongoing, principal: Principal, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
+        """Find its model and count it against the caller's limits. Raises UnknownModel, NotReachable or Limited, and BadRequest where
+        ``for_answers`` and it gives none."""
         parts = self._parts
         just_started = self.clock() < self._knows_all_at
         running.model = routing.resolve(wanted, parts.directory.entries(Role.WORKER), parts.names, just_started=just_started)
+        if for_answers:
+            routing.ensure_answers(running.model, parts.directory.usable(Role.WORKER))
         try:
             running.allowance = await parts.quotas.spend(principal)
         except HourlyLimited as error:

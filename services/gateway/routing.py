@@ -25,10 +25,12 @@ class Names:
 
 
 def served(workers: Iterable[Entry], names: Names) -> tuple[ModelName, ...]:
-    """The models that somebody serves: the default first, then by name, the synthetic one last."""
-    found = {offer.name for worker in workers for offer in worker.announcement.models if offer.ready}
+    """The models that somebody serves: the default first, then by name, the synthetic one and those without answers last."""
+    offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
+    answering = {offer.name for offer in offers if not offer.only_embeds}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
-    return tuple(sorted(found, key=lambda name: (name != default, name == _SYNTHETIC, name)))
+    found = {offer.name for offer in offers}
+    return tuple(sorted(found, key=lambda name: (name != default, name not in answering, name == _SYNTHETIC, name)))
 
 
 def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]:
@@ -41,6 +43,7 @@ def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]
             # What every worker of the model can take.
             context_tokens=min(tokens for name, tokens in offers if name == model),
             aliases=tuple(alias for alias, name in names.aliases.items() if name == model),
+            only_embeds=not _answers(workers, model),
         )
         for model in served(workers, names)
     )
@@ -77,6 +80,12 @@ def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names, *,
         f"nobody serves the model {model!r}{through}; served now: {', '.join(models)}",
         hint="choose one of them, or give it this name by MODEL_ALIASES on the gateway",
     )
+
+
+def ensure_answers(model: ModelName, usable: Iterable[Entry]) -> None:
+    """Raises BadRequest where nobody who serves it lets it answer."""
+    if not _answers(usable, model):
+        raise errors.BadRequest(f"{model} gives embeddings and no answers", hint="ask for embeddings, or ask another model")
 
 
 def candidates(model: ModelName, usable: Iterable[Entry], failed: Set[NodeId]) -> list[Entry]:
@@ -117,6 +126,10 @@ class InFlight:
 def choose(workers: Sequence[Entry], in_flight: InFlight, rng: random.Random) -> Entry | None:
     """Power of two choices over the expected wait; None where there is nobody to choose."""
     return directory.pick(workers, rng, lambda worker: directory.expected_wait(worker, in_flight.unannounced(worker)))
+
+
+def _answers(workers: Iterable[Entry], model: ModelName) -> bool:
+    return any(offer.name == model and offer.ready and not offer.only_embeds for worker in workers for offer in worker.announcement.models)
 
 
 def _offers(worker: Entry, model: ModelName) -> bool:

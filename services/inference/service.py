@@ -18,7 +18,7 @@ from services.inference.settings import InferenceSettings
 from shared import directory, errors, telemetry
 from shared.api import embedding, inference
 from shared.api.gateway import Check
-from shared.api.generation import ChatMessage, Generation, Sampling
+from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk, ModelStatus
 from shared.rpc import Call, StreamCall, serves
 from shared.telemetry import logs
@@ -52,7 +52,9 @@ class Board:
         ready = [status for status in statuses if status.state in inference.SERVED]
         self._node.offer(
             models=tuple(
-                directory.ModelOffer(name, status.context_tokens, status.digest, status.state in inference.SERVED)
+                directory.ModelOffer(
+                    name, status.context_tokens, status.digest, status.state in inference.SERVED, only_embeds=status.only_embeds
+                )
                 for status in statuses
                 for name in (status.model_id, *status.aliases)
             ),
@@ -158,12 +160,15 @@ class InferenceService:
         status = self._status(model)
         # Whatever it was called: the backend, the metrics and the log know one name.
         model = status.model_id
+        if status.only_embeds:
+            raise errors.BadRequest(f"{model} gives embeddings and no answers", hint="ask for embeddings, or ask another model")
         job = jobs.check(
             model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
         timed = _TimedSink(sink)
         try:
             generation = await self._backend.generate(job, timed)
+            timed.settle(generation.usage)
         finally:
             self._metrics.request_duration.labels(service="inference", method="processPrompt", model=model).observe(timed.seconds())
             self._metrics.tokens.labels(type="output", model=model).inc(timed.tokens)
@@ -209,17 +214,29 @@ class _TimedSink:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._started = time.monotonic()
-        self.tokens = 0
+        self._token_ids = 0
+        self._pieces = 0
+        self._settled: int | None = None
         self.first_text_seconds: float | None = None
 
     def accept(self, prompt_tokens: int | None) -> None:
         self._sink.accept(prompt_tokens)
 
     async def send(self, item: Chunk) -> None:
-        self.tokens += len(item.token_ids)
+        self._token_ids += len(item.token_ids)
+        self._pieces += bool(item.text or item.tool_calls)
         if self.first_text_seconds is None and item.text:
             self.first_text_seconds = self.seconds()
         await self._sink.send(item)
+
+    def settle(self, usage: Usage) -> None:
+        """The answer has ended, with this."""
+        self._settled = usage.completion_tokens
+
+    @property
+    def tokens(self) -> int:
+        """Of an answer that was cut off what is known: a backend that tells no token ids sent at least one token in each piece."""
+        return self._token_ids or self._pieces if self._settled is None else self._settled
 
     def seconds(self) -> float:
         return time.monotonic() - self._started

@@ -109,6 +109,8 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     context_tokens: int
     #: The names that MODEL_ALIASES gives it.
     aliases: tuple[str, ...] = ()
+    #: It gives vectors and no answers.
+    only_embeds: bool = False
 
 
 class ServedModels(Body, frozen=True):

@@ -94,6 +94,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     pinned: bool = False
     #: What it takes, or would take; 0 where the backend does not know.
     memory_bytes: int = 0
+    #: It gives vectors and no answers.
+    only_embeds: bool = False
 
 
 class ListAvailableModels(Body, frozen=True):

@@ -73,9 +73,11 @@ def test_models(shell: Shell) -> None:
     model = ServedModel(name=ModelName("smollm2"), workers=2, context_tokens=2048, aliases=("llama3",))
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((model,)))
     assert json.loads(shell("models", "--json").stdout) == [
-        {"name": "smollm2", "workers": 2, "context_tokens": 2048, "aliases": ["llama3"]},
+        {"name": "smollm2", "workers": 2, "context_tokens": 2048, "aliases": ["llama3"], "only_embeds": False},
     ]
-    assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      ALIASES\nsmollm2  2        2048 tokens  llama3\n"
+    assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      GIVES    ALIASES\nsmollm2  2        2048 tokens  answers  llama3\n"
+    shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, only_embeds=True),)))
+    assert "  embeddings  " in shell("models").stdout
 
 
 def test_no_models(shell: Shell) -> None:

@@ -36,7 +36,7 @@ SECONDS = 30
 REVOKED_SECONDS = 5
 #: Far less than a call may take.
 GONE_SECONDS = 5
-MODELS = {"models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": []}]}
+MODELS = {"models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False}]}
 
 
 class Gateway:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from services.inference import memory
@@ -12,8 +13,9 @@ from services.inference.backends.embedding import VectorSink, WaitingSink
 from services.inference.backends.figures import Figures
 from services.inference.backends.residents import Engine, Resident, Residents, StartEngine
 from services.inference.catalogue import Catalogue
+from services.inference.digests import KnownDigests
 from services.inference.embedding_jobs import EmbeddingJob
-from services.inference.engine import wire
+from services.inference.engine import gguf, wire
 from services.inference.grammar.checker import Checker
 from services.inference.jobs import Job
 from shared.api.embedding import Embedded
@@ -103,6 +105,7 @@ class LlamaBackend:
             aliases=resident.entry.aliases,
             pinned=self._residents.is_pinned(resident),
             memory_bytes=self._residents.need_bytes(resident),
+            only_embeds=_only_embeds(resident),
         )
 
 
@@ -115,20 +118,38 @@ async def opened(
     watcher: Watcher,
     *,
     start: StartEngine = supervisor.Engine,
+    digests_file: Path | None = None,
 ) -> AsyncIterator[LlamaBackend]:
-    """Serve the models of ``catalogue`` within ``budget``; ``options`` is what no entry says. Ends all engines on leaving."""
+    """Serve the models of ``catalogue`` within ``budget``; ``options`` is what no entry says. Ends all engines on leaving.
+
+    ``digests_file`` is where the digests of their files are kept between two starts; without it they are not."""
     log.info("models_known", models=[entry.name for entry in catalogue.entries], budget_bytes=budget.bytes, budget=budget.source)
     for other in catalogue.elsewhere:
         log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
     async with AsyncExitStack() as opened_checkers:
         checkers = {entry.name: await opened_checkers.enter_async_context(shaping.checker(entry.file)) for entry in catalogue.entries}
-        async with Residents(catalogue.entries, options, queue, budget, watcher, start=start).opened() as residents:
+        known = KnownDigests(digests_file)
+        async with Residents(catalogue.entries, options, queue, budget, watcher, start=start, known=known).opened() as residents:
             yield LlamaBackend(residents, checkers, watcher)
+
+
+def _loaded(resident: Resident) -> wire.Loaded | None:
+    return next((replica.engine.loaded for replica in resident.replicas if replica.engine.loaded is not None), None)
+
+
+def _only_embeds(resident: Resident) -> bool:
+    """As loaded, or as its file says; False while that is not known."""
+    loaded = _loaded(resident)
+    if loaded is not None:
+        return loaded.only_embeds
+    look = resident.file.look
+    # What keeps nothing of a text cannot go on with it.
+    return look is not None and look.header is not None and gguf.kv_bytes_per_token(look.header) == 0
 
 
 def _context_tokens(resident: Resident) -> int:
     """As loaded, or as it will be; 0 while that is not known."""
-    loaded = next((replica.engine.loaded for replica in resident.replicas if replica.engine.loaded is not None), None)
+    loaded = _loaded(resident)
     if loaded is not None:
         return loaded.context_tokens
     look = resident.file.look

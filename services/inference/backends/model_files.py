@@ -1,7 +1,7 @@
 """A model's file on this machine: what its header says, and whether it is the file that the catalogue means.
 
 Reading is slow (a minute for 40 GB) and happens in threads; each look is taken once, however many wait for it, and again
-when the file has changed.
+when the file has changed. Digests are known from earlier starts (`digests`).
 """
 
 import asyncio
@@ -9,13 +9,16 @@ import hashlib
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.inference import models
+from services.inference import digests
 from services.inference.catalogue import Entry
+from services.inference.digests import KnownDigests, Stamps
 from services.inference.engine import gguf
 from services.inference.engine.gguf import Header
+from shared import model_folder
 
 T = TypeVar("T")
 
@@ -27,8 +30,8 @@ _READ_BYTES = 4 * 1024 * 1024
 class Look:
     """What one look at the file found."""
 
-    #: Sizes, times and inodes of all parts; other ones mean another file.
-    stamp: tuple[tuple[int, int, int], ...]
+    #: Of all parts; other ones mean another file.
+    stamps: Stamps
     #: None where ``problem`` says why.
     header: Header | None
     #: Of all parts.
@@ -40,10 +43,11 @@ class Look:
 class ModelFile:
     """``changed`` is called when something is newly known. Its tasks belong to the TaskGroup that it is given."""
 
-    def __init__(self, entry: Entry, tasks: asyncio.TaskGroup, changed: Callable[[], None]) -> None:
+    def __init__(self, entry: Entry, tasks: asyncio.TaskGroup, changed: Callable[[], None], known: KnownDigests) -> None:
         self._entry = entry
         self._tasks = tasks
         self._changed = changed
+        self._known = known
         self._stopped = threading.Event()
         self._looking: asyncio.Task[Look] | None = None
         self._hashing: asyncio.Task[str] | None = None
@@ -74,7 +78,7 @@ class ModelFile:
     async def ensure_looked(self) -> None:
         """Read the header, unless that was done for the file as it is now."""
         looking, look = self._looking, self.look
-        if look is not None and look.stamp != await asyncio.to_thread(_stamp, self._entry.file) and self._looking is looking:
+        if look is not None and look.stamps != await asyncio.to_thread(_stamps, self._entry.file) and self._looking is looking:
             self._looking = self._hashing = None
         if self._looking is None:
             self._looking = self._begin(asyncio.to_thread(_look, self._entry.file))
@@ -86,7 +90,8 @@ class ModelFile:
         if self.look is None or self.look.problem:
             return
         if self._hashing is None:
-            self._hashing = self._begin(asyncio.to_thread(_sha256, models.parts(self._entry.file), self._stopped))
+            parts = model_folder.parts(self._entry.file)
+            self._hashing = self._begin(asyncio.to_thread(self._known.digest, parts, partial(_sha256, self._stopped)))
         await asyncio.shield(self._hashing)
 
     async def ensure_served(self) -> None:
@@ -110,31 +115,26 @@ def _result(task: asyncio.Task[T] | None) -> T | None:
     return task.result() if task is not None and task.done() and not task.cancelled() else None
 
 
-def _stamp(file: Path) -> tuple[tuple[int, int, int], ...]:
-    """Empty for a file that is not there, or of which a part is missing."""
-    try:
-        found = [path.stat() for path in models.parts(file)]
-    except OSError:
-        return ()
-    return tuple((one.st_size, one.st_mtime_ns, one.st_ino) for one in found)
+def _stamps(file: Path) -> Stamps:
+    return digests.stamps_of(model_folder.parts(file))
 
 
 def _look(file: Path) -> Look:
-    stamp = _stamp(file)
-    size = sum(part[0] for part in stamp)
+    stamps = _stamps(file)
+    size = sum(stamp.size for stamp in stamps)
     try:
         with file.open("rb") as opened:
             header = gguf.read_header(opened, file.stat().st_size)
     except gguf.NotAModel as error:
-        return Look(stamp, None, size, f"{file} is no usable model: {error}")
+        return Look(stamps, None, size, f"{file} is no usable model: {error}")
     except OSError as error:
-        return Look(stamp, None, size, f"{file} cannot be read: {error.strerror}")
-    if not stamp:
-        return Look(stamp, None, size, f"{file} is one of several parts, and not all of them are there")
-    return Look(stamp, header, size)
+        return Look(stamps, None, size, f"{file} cannot be read: {error.strerror}")
+    if not stamps:
+        return Look(stamps, None, size, f"{file} is one of several parts, and not all of them are there")
+    return Look(stamps, header, size)
 
 
-def _sha256(parts: tuple[Path, ...], stopped: threading.Event) -> str:
+def _sha256(stopped: threading.Event, parts: tuple[Path, ...]) -> str:
     """Of the parts as one; empty when stopped, or when one cannot be read any more."""
     digest = hashlib.sha256()
     try:

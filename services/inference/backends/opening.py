@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import assert_never
 
-from services.inference import gpus, memory, models
+from services.inference import gpus, lifeline, memory, models
 from services.inference.backends import echo, llama, supervisor
 from services.inference.backends.backend import Backend, Watcher
 from services.inference.backends.suspects import Suspects
@@ -18,7 +18,8 @@ log = logs.get()
 
 
 def opened(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], None] | None) -> AbstractAsyncContextManager[Backend]:
-    """``say`` tells the person at the machine, where one watches. Raises BadSettings."""
+    """``say`` tells the person at the machine, where one watches. Seals this process (`lifeline`). Raises BadSettings."""
+    lifeline.seal()
     match settings.backend:
         case "llama":
             return _llama(settings, watcher, say)
@@ -57,5 +58,7 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, say: Callable[[s
     budget = memory.measure(settings.model_memory_bytes, () if found is None else found.devices)
     # One list for all engines: what ended one may end another.
     start = partial(supervisor.Engine, suspected=Suspects(time.monotonic))
-    async with llama.opened(catalogue, load, settings.queue, budget, watcher, start=start) as backend:
+    # Beside what the node keeps of its mesh: that folder is the worker's own.
+    digests_file = settings.state_file.with_suffix(".digests")
+    async with llama.opened(catalogue, load, settings.queue, budget, watcher, start=start, digests_file=digests_file) as backend:
         yield backend

@@ -21,6 +21,7 @@ from services.inference.backends.figures import Figures
 from services.inference.backends.intake import Intake
 from services.inference.backends.model_files import ModelFile
 from services.inference.catalogue import Entry
+from services.inference.digests import KnownDigests
 from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from services.inference.jobs import Job
@@ -93,7 +94,15 @@ class Residents:
     """Opened by ``opened``. Everything else is safe to call at any time while it is open."""
 
     def __init__(
-        self, entries: Iterable[Entry], options: wire.Load, queue: int, budget: memory.Budget, watcher: Watcher, *, start: StartEngine
+        self,
+        entries: Iterable[Entry],
+        options: wire.Load,
+        queue: int,
+        budget: memory.Budget,
+        watcher: Watcher,
+        *,
+        start: StartEngine,
+        known: KnownDigests,
     ) -> None:
         self._options = options
         self._budget = budget
@@ -105,7 +114,7 @@ class Residents:
         self._residents = {
             entry.name: Resident(
                 entry,
-                ModelFile(entry, self._tasks, partial(self._file_changed, entry.name)),
+                ModelFile(entry, self._tasks, partial(self._file_changed, entry.name), known),
                 Intake(entry.name, entry.slots * entry.replicas, queue),
             )
             for entry in entries

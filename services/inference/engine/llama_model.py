@@ -68,6 +68,7 @@ class LlamaModel:
             processor=native.llama_print_system_info().decode("utf-8", "replace").strip(" |"),
             tool_style=self.tool_style,
             lowered=self._lowered,
+            only_embeds=not self._memory,
         )
 
     # --- text ---------------------------------------------------------------------------------------------------------------

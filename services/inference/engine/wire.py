@@ -110,6 +110,8 @@ class Loaded(_Message, frozen=True):
     lowered: str = ""
     #: How the model writes calls of tools; None where its template has no place for them.
     tool_style: ToolStyle | None = None
+    #: It reads both ways and remembers nothing, so it gives vectors and no answers.
+    only_embeds: bool = False
 
 
 class LoadFailed(_Message, frozen=True):

@@ -22,9 +22,13 @@ MOST_BYTES = 64 * 1024
 MOST_DEEP = 16
 #: Subschemas that are converted; one that is used twice counts once.
 MOST_SUBSCHEMAS = 500
-#: Of one enum, and of all together: each value is text in the grammar.
-MOST_ENUM_VALUES = 200
+#: Of one enum, and of all together: each value is text in the grammar. Measured with SmolLM2's 49,152 tokens: 500 values compile in 10 ms,
+#: and where all of them can follow, llama.cpp looks through its tokens in 40 ms, or in 350 where all begin with different characters.
+MOST_ENUM_VALUES = 500
 MOST_VALUES = 1000
+#: Of an enum with more values than these; both are OpenAI's bounds, and a shorter enum is bounded by the grammar's length.
+LONG_ENUM_VALUES = 250
+MOST_ENUM_CHARACTERS = 15_000
 
 
 def grammar_of(text: str, *, before: str = "", after: str = "") -> str:
@@ -176,6 +180,12 @@ class _Conversion:
         values = [schema["const"]] if "const" in schema else keywords.list_of(schema, "enum", path)
         if len(values) > MOST_ENUM_VALUES:
             raise Refused(f"{path}.enum has {len(values)} values, at most {MOST_ENUM_VALUES}")
+        characters = sum(len(value if isinstance(value, str) else msgspec.json.encode(value)) for value in values)
+        if len(values) > LONG_ENUM_VALUES and characters > MOST_ENUM_CHARACTERS:
+            raise Refused(
+                f"{path}.enum has {len(values)} values of {characters} characters together; "
+                f"with more than {LONG_ENUM_VALUES} values, at most {MOST_ENUM_CHARACTERS}"
+            )
         self._values += len(values)
         if self._values > MOST_VALUES:
             raise Refused(f"{path}.enum: more than {MOST_VALUES} values in all enums together")

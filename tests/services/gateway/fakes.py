@@ -44,8 +44,8 @@ def node_id(number: int) -> NodeId:
     return NodeId(f"U{number:055d}")
 
 
-def announcement(number: int, *models: str, load: Load | None = None, **more: Any) -> Announcement:
-    offers = tuple(ModelOffer(ModelName(name), 2048) for name in models)
+def announcement(number: int, *models: str, load: Load | None = None, only_embeds: bool = False, **more: Any) -> Announcement:
+    offers = tuple(ModelOffer(ModelName(name), 2048, only_embeds=only_embeds) for name in models)
     return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or Load(slots=4), **more)
 
 
@@ -199,13 +199,13 @@ class House:
         self.embeddings = Embeddings(self.pipeline, parts)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
-    def add_worker(self, number: int, worker: FakeWorker, *models: str, load: Load | None = None) -> None:
+    def add_worker(self, number: int, worker: FakeWorker, *models: str, load: Load | None = None, **more: Any) -> None:
         self.rpc.workers[node_id(number)] = worker
-        self.directory.worker(number, *models, load=load)
+        self.directory.worker(number, *models, load=load, **more)
 
     def app(self) -> HttpApp:
         rest = Rest(self.pipeline, self.rpc, self.store, self.quotas, request_seconds=30)
-        served = lambda: routing.served(self.directory.usable(Role.WORKER), self.names)  # noqa: E731
+        served = lambda: routing.catalogue(self.directory.usable(Role.WORKER), self.names)  # noqa: E731
         chat = OpenAi(self.pipeline, served, request_seconds=30)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self.embeddings, request_seconds=30).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics)

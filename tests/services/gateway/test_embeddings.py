@@ -211,3 +211,16 @@ async def test_errors_of_the_worker_keep_their_status(http: httpx.AsyncClient, h
 async def test_texts_that_fit_a_body_and_no_message(http: httpx.AsyncClient) -> None:
     answer = await http.post("/v1/embeddings", json={"input": "x" * (1024 * 1024 - 100)})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+async def test_a_prompt_for_a_model_that_only_embeds_reaches_no_worker(http: httpx.AsyncClient, house: House) -> None:
+    worker = EmbeddingWorker()
+    house.add_worker(2, worker, "bge", only_embeds=True)
+    shown = {model["id"]: model["only_embeds"] for model in (await http.get("/v1/models")).json()["data"]}
+    assert shown == {"smollm2": False, "bge": True}
+    body = {"model": "bge", "messages": [{"role": "user", "content": "hi"}]}
+    answer = await http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "bge gives embeddings and no answers" in answer.json()["error"]["message"]
+    assert not worker.asked
+    assert (await http.post("/v1/embeddings", json={"model": "bge", "input": "hi"})).status_code == 200

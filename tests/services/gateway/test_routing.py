@@ -94,6 +94,23 @@ def test_the_default_model_is_listed_first() -> None:
     assert second.name == "b"
 
 
+def test_a_model_that_only_embeds_is_listed_as_one_and_is_nobodys_default() -> None:
+    usable = [*workers("bge", only_embeds=True), *workers("smollm2", "echo")]
+    assert [(model.name, model.only_embeds) for model in routing.catalogue(usable, NAMES)] == [
+        ("smollm2", False), ("echo", False), ("bge", True),
+    ]  # fmt: skip
+    assert routing.resolve(None, usable, NAMES) == "smollm2"
+    assert routing.resolve(ModelName("bge"), usable, NAMES) == "bge"
+
+
+def test_a_prompt_for_a_model_that_only_embeds_is_refused_unless_one_worker_lets_it_answer() -> None:
+    only = [*workers("bge", only_embeds=True), *workers("smollm2")]
+    with pytest.raises(errors.BadRequest, match="bge gives embeddings and no answers"):
+        routing.ensure_answers(ModelName("bge"), only)
+    routing.ensure_answers(ModelName("smollm2"), only)
+    routing.ensure_answers(ModelName("bge"), [*only, *workers("bge")])
+
+
 def test_candidates_leave_out_the_failed_and_those_without_the_model() -> None:
     found = routing.candidates(ModelName("a"), workers("a", "b", "a"), {node_id(0)})
     assert [worker.node for worker in found] == [node_id(2)]

@@ -7,6 +7,7 @@ import pytest
 from services.inference import memory, models
 from services.inference.backends import llama
 from services.inference.catalogue import Catalogue, Entry
+from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import gguf, wire
 from services.inference.engine.devices import Device
 from services.inference.engine.gguf import Header
@@ -15,6 +16,7 @@ from services.inference.memory import Budget
 from shared.api.inference import ModelState
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.vector_reader import VectorReader
 
 GIB = 2**30
 
@@ -122,7 +124,10 @@ def test_need_grows_with_slots_and_context_and_shrinks_with_a_smaller_kv_type() 
     assert per_token is not None
     need = memory.need_bytes(header, entry)
     assert memory.need_bytes(header, replace(entry, slots=8)) - need == 4 * 1024 * per_token
-    assert memory.need_bytes(header, replace(entry, context_tokens=2048)) - need == 4 * 1024 * per_token
+    longer = replace(entry, context_tokens=2048)
+    for_embeddings = memory.embedding_bytes(header, longer) - memory.embedding_bytes(header, entry)
+    assert for_embeddings > 1024 * per_token
+    assert memory.need_bytes(header, longer) - need == 4 * 1024 * per_token + for_embeddings
     assert memory.need_bytes(header, replace(entry, kv_type=KvType.Q8_0)) < need
     assert memory.need_bytes(header, entry, file_bytes=10**9 + header.tensor_bytes) - need == 10**9
     assert memory.need_bytes(header, replace(entry, memory_bytes=5)) == 5
@@ -148,5 +153,25 @@ async def test_the_estimate_is_near_what_an_engine_really_takes() -> None:
     async with llama.opened(catalogue, options, 8, Budget(GIB, "a test"), Watch()) as backend:
         await until(lambda: backend.models()[0].state is ModelState.READY)
         await backend.generate(job("Tell a story of the sea. " * 20, model="smollm2", max_tokens=2), Reader())
-        resident = resident_bytes(backend.engine_pid(entry.name))
-    assert memory.need_bytes(header, entry) == pytest.approx(resident, rel=0.25)
+        answering = resident_bytes(backend.engine_pid(entry.name))
+        # Nearly as long as a slot is: what nobody has written to is not in memory.
+        await backend.embed(EmbeddingJob(entry.name, ("sea " * 1000,)), VectorReader())
+        embedding = resident_bytes(backend.engine_pid(entry.name))
+    assert memory.need_bytes(header, entry) - memory.embedding_bytes(header, entry) == pytest.approx(answering, rel=0.25)
+    assert memory.need_bytes(header, entry) == pytest.approx(embedding, rel=0.25)
+    assert memory.embedding_bytes(header, entry) == pytest.approx(embedding - answering, rel=0.3)
+
+
+def test_a_model_that_reads_a_text_at_once_keeps_nothing_of_it_and_compares_all_of_it() -> None:
+    entry, header = smollm2()
+    reader = replace(header, architecture="bert")
+    one, two = (memory.embedding_bytes(reader, replace(entry, context_tokens=tokens)) for tokens in (4096, 8192))
+    assert 4 * 9 * 4096**2 < one < 4 * 11 * 4096**2
+    assert 3.7 < two / one < 4
+
+
+def test_a_large_vocabulary_makes_batches_small_and_not_the_memory_large() -> None:
+    entry, header = smollm2()
+    large = replace(header, vocabulary_size=256_000)
+    assert memory.embedding_bytes(large, entry) < memory.embedding_bytes(header, entry) + 2 * memory.EMBEDDING_LOGITS_BYTES
+    assert memory.embedding_bytes(replace(header, vocabulary_size=None), entry) < memory.embedding_bytes(header, entry)

@@ -116,18 +116,3 @@ def test_a_missing_package_is_said_with_the_command_that_helps(monkeypatch: pyte
     with pytest.raises(errors.BadSettings, match="not installed") as refused:
         models.find({})
     assert "make setup" in refused.value.hint
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        pytest.param("a.gguf", ["a.gguf"], id="one file"),
-        pytest.param("a-00001-of-00002.gguf", ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], id="two parts"),
-    ],
-)
-def test_the_parts_of_a_model(name: str, expected: list[str]) -> None:
-    assert [path.name for path in models.parts(Path("/x") / name)] == expected
-
-
-def test_a_name_that_claims_parts_without_end_is_not_followed_to_it() -> None:
-    assert len(models.parts(Path("/x/a-00001-of-99999.gguf"))) == 1000

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from services.inference.backends.backend import Sink
@@ -20,6 +21,7 @@ from shared.context import new_request_id
 from shared.node.lifecycle import background
 from shared.rpc import Call, StreamCall
 from shared.types import FinishReason, ModelName, Role
+from tests.services.inference import asked
 from tests.services.inference.standins import Node, Reader, until
 
 ECHO = ModelName("echo")
@@ -47,9 +49,9 @@ def request(prompt: str | tuple[ChatMessage, ...], **config: Any) -> inference.P
     return inference.ProcessPrompt(prompt, inference.ModelConfig(**{"model": ECHO, **config}), new_request_id())
 
 
-async def run(service: InferenceService, asked: inference.ProcessPrompt) -> tuple[Reader, Generation]:
+async def run(service: InferenceService, prompt: inference.ProcessPrompt) -> tuple[Reader, Generation]:
     reader = Reader()
-    return reader, await service.process_prompt(asked, cast("StreamCall[inference.Chunk]", reader))
+    return reader, await service.process_prompt(prompt, cast("StreamCall[inference.Chunk]", reader))
 
 
 CALL = cast("Call", None)
@@ -129,6 +131,69 @@ def test_why_a_worker_is_not_ready_names_model_and_reason() -> None:
     status = ModelStatus(ModelName("smollm2"), ModelState.LOADING, "loading", "llama", 0, 4, 0, 0)
     assert not_ready((status,)) == "smollm2: loading"
     assert not_ready(()) == "it has no model to serve"
+
+
+class Elsewhere:
+    """A backend whose server tells text and counts, and no token ids; it breaks off where ``counted`` is None."""
+
+    name = "openai"
+
+    def __init__(self, counted: int | None, *, only_embeds: bool = False) -> None:
+        self._counted = counted
+        self._only_embeds = only_embeds
+        self.asked = 0
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        return (ModelStatus(ModelName("gpt"), ModelState.READY, "", "openai", 0, 4, 0, 0, only_embeds=self._only_embeds),)
+
+    def expected_wait_seconds(self) -> float:
+        return 0.0
+
+    async def generate(self, job: Job, sink: Sink) -> Generation:
+        self.asked += 1
+        for text in ("", "one two", " three"):
+            await sink.send(inference.Chunk(text, ()))
+        if self._counted is None:
+            raise errors.Unavailable("it closed the answer before its end")
+        return Generation(FinishReason.STOP, Usage(5, self._counted))
+
+
+async def test_answers_without_token_ids_count_as_much_as_their_server_says(node: Node) -> None:
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), node, Elsewhere(7), Pause(None))
+    with asked.logged() as logged:
+        await run(service, request("hi", model=ModelName("gpt")))
+    assert 'ai_platform_tokens_total{model="gpt",type="output"} 7.0' in node.metrics.render()
+    assert [fields["completion_tokens"] for event, fields in logged if event == "generation ended"] == [7]
+
+
+async def test_an_answer_without_token_ids_that_was_cut_off_counts_its_pieces(node: Node) -> None:
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), node, Elsewhere(None), Pause(None))
+    with pytest.raises(errors.Unavailable):
+        await run(service, request("hi", model=ModelName("gpt")))
+    assert 'ai_platform_tokens_total{model="gpt",type="output"} 2.0' in node.metrics.render()
+
+
+async def test_a_model_that_only_embeds_says_so_and_is_given_no_prompts() -> None:
+    backend = Elsewhere(7, only_embeds=True)
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), Node(), backend, Pause(None))
+    assert (await service.get_model_status(inference.GetModelStatus(ModelName("gpt")), CALL)).only_embeds
+    node = Node()
+    board = Board(node, Pause(None))
+    board.backend = backend
+    board.changed()
+    assert [offer.only_embeds for offer in node.offers[-1].models] == [True]
+    with pytest.raises(errors.BadRequest, match="gpt gives embeddings and no answers"):
+        await run(service, request("hi", model=ModelName("gpt")))
+    assert backend.asked == 0
+
+
+def test_a_status_of_an_older_worker_is_that_of_a_model_that_answers() -> None:
+    status = ModelStatus(ModelName("m"), ModelState.READY, "", "llama", 0, 4, 0, 0, only_embeds=True)
+    fields = msgspec.to_builtins(status)
+    assert fields["onlyEmbeds"]
+    assert msgspec.convert({**fields, "new": 1}, ModelStatus) == status
+    del fields["onlyEmbeds"]
+    assert msgspec.convert(fields, ModelStatus) == msgspec.structs.replace(status, only_embeds=False)
 
 
 class Restarting:

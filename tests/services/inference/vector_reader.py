@@ -10,12 +10,14 @@ class VectorReader:
     """A sink that keeps everything."""
 
     def __init__(self) -> None:
+        self.accepted = False
         self.prompt_tokens: int | None = None
         self.vectors: list[tuple[float, ...]] = []
         self.waited: list[str] = []
         self.first = asyncio.Event()
 
-    def accept(self, prompt_tokens: int) -> None:
+    def accept(self, prompt_tokens: int | None) -> None:
+        self.accepted = True
         self.prompt_tokens = prompt_tokens
 
     async def send(self, item: Vectors) -> None:

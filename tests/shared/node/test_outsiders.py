@@ -143,7 +143,9 @@ async def test_a_certified_client_is_welcome_and_its_call_says_who_it_is(house: 
     welcome = await visitor.introduce()
     assert (welcome["node"], welcome["role"]) == (visitor.key.id, "client")
     assert welcome["methods"] == ["auth.setTier", "gateway.getServiceHealth", "gateway.listModels"], "no stream, and none for gateways"
-    assert await visitor.ask(LIST_MODELS) == {"models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": []}]}
+    assert await visitor.ask(LIST_MODELS) == {
+        "models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False}]
+    }
     labels = (("desk", "left"),)
     assert house.calls[0].caller == Peer(Role.CLIENT, visitor.key.id, visitor.key.id, "ada", labels, visitor.channel)
     assert house.calls[0].credential is None

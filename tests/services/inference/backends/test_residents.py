@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from services.inference import residency
+from services.inference import digests, residency
 from services.inference.backends import llama, residents
 from services.inference.backends.backend import Sink, Watcher
 from services.inference.backends.embedding import VectorSink
@@ -101,6 +102,7 @@ class Site:
         self.engines: list[FakeEngine] = []
         self.running: list[FakeEngine] = []
         self.watch = Watch()
+        self.digests_file = folder / "node.digests"
 
     def start(self, model: ModelName, load: wire.Load, watcher: Watcher, /) -> FakeEngine:
         engine = FakeEngine(load, watcher, self)
@@ -113,9 +115,11 @@ class Site:
         """The models of all engines so far, in order."""
         return [Path(engine.load.path).stem for engine in self.engines]
 
-    def entry(self, name: ModelName, *, context: int = 64, **fields: Any) -> Entry:
+    def entry(self, name: ModelName, *, context: int = 64, architecture: str = "llama", **fields: Any) -> Entry:
         file = self.folder / f"{name}.gguf"
-        pairs = {"general.architecture": gguf_files.text("llama"), "llama.context_length": gguf_files.single("u32", context)}
+        pairs = {
+            "general.architecture": gguf_files.text(architecture), f"{architecture}.context_length": gguf_files.single("u32", context)
+        }  # fmt: skip
         file.write_bytes(gguf_files.joined(gguf_files.file(pairs, [])))
         return Entry(**{"name": name, "file": file, "memory_bytes": 4, "slots": 2, **fields})
 
@@ -124,7 +128,9 @@ class Site:
         catalogue = Catalogue(entries)
         async with (
             asyncio.timeout(20),
-            llama.opened(catalogue, OPTIONS, 3, Budget(budget, "a test"), self.watch, start=self.start) as backend,
+            llama.opened(
+                catalogue, OPTIONS, 3, Budget(budget, "a test"), self.watch, start=self.start, digests_file=self.digests_file
+            ) as backend,
         ):
             yield backend
         assert not self.running, "an engine outlived its worker"
@@ -172,6 +178,18 @@ async def test_what_a_status_says_before_and_after_the_load(site: Site) -> None:
         assert before.digest == hashlib.sha256((site.folder / "a.gguf").read_bytes()).hexdigest()
         await ask(backend, A)
         assert backend.models()[0].context_tokens == 99
+
+
+async def test_a_model_that_only_embeds_says_so_before_it_is_loaded_and_then_as_its_engine_does(site: Site) -> None:
+    async with site.backend(site.entry(A, architecture="nomic-bert"), site.entry(B)) as backend:
+        assert not any(status.only_embeds for status in backend.models())
+        await until(lambda: set(states(backend).values()) == {ModelState.UNLOADED})
+        assert [status.only_embeds for status in backend.models()] == [True, False]
+        await ask(backend, B)
+        (engine,) = site.engines
+        assert engine.loaded is not None
+        engine.loaded = msgspec.structs.replace(engine.loaded, only_embeds=True)
+        assert [status.only_embeds for status in backend.models()] == [True, True]
 
 
 async def test_models_that_fit_together_are_there_together_and_one_that_does_not_takes_the_oldest_place(site: Site) -> None:
@@ -289,6 +307,20 @@ async def test_a_file_with_another_digest_is_never_loaded_until_it_is_the_right_
         mended.file.write_bytes(sound)
         await ask(backend, B)
         assert site.names == ["b"]
+
+
+async def test_a_digest_is_known_to_the_next_worker_without_reading(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Files that were written just now count as being at rest.
+    monkeypatch.setattr(digests, "TICK_NS", 0)
+    entry = site.entry(A)
+    right = hashlib.sha256(entry.file.read_bytes()).hexdigest()
+    async with site.backend(entry) as backend:
+        await until(lambda: backend.models()[0].digest == right)
+    other = "cd" * 32
+    site.digests_file.write_text(site.digests_file.read_text().replace(right, other))
+    async with site.backend(entry) as backend:
+        await until(lambda: backend.models()[0].digest)
+        assert backend.models()[0].digest == other
 
 
 async def test_a_file_that_is_no_model_or_not_there_has_failed_with_its_reason(site: Site) -> None:

@@ -132,9 +132,14 @@ def test_a_model_that_reads_both_ways_gets_each_text_whole(tmp_path: Path, numbe
             embedder.free()
 
 
+def test_a_model_that_answers_says_so(smollm2: llama_model.LlamaModel) -> None:
+    assert not smollm2.describe().only_embeds
+
+
 def test_a_model_for_embeddings_refuses_prompts(tmp_path: Path) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=1)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
+        assert model.describe().only_embeds
         with pytest.raises(errors.BadRequest, match="gives embeddings and no answers"):
             model.prompt_tokens((ChatMessage("user", "cat"),))
         assert len(embed(model.embedder, "cat")[1]) == 1

@@ -99,8 +99,9 @@ def _schemas() -> dict[str, str]:
     }
     for pattern in _PATTERNS:
         texts[f"the pattern {pattern[:20]}"] = json.dumps({"type": "string", "pattern": pattern})
-    for count in (10, 200, 201, 1000, 5000):
+    for count in (10, 200, 500, 501, 1000, 5000):
         texts[f"an enum of {count}"] = json.dumps({"enum": [f"value {n}" for n in range(count)]})
+        texts[f"an enum of {count} signs"] = json.dumps({"enum": [chr(0x4E00 + n) for n in range(count)]})
         texts[f"{count} properties"] = json.dumps(
             {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": n} for n in range(count)}}
         )

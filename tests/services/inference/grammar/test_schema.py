@@ -1,5 +1,8 @@
 """Which JSON a schema's grammar takes. `gbnf_texts` decides, not llama.cpp."""
 
+import json
+from string import ascii_uppercase
+
 import pytest
 
 from services.inference.grammar import limits, schema
@@ -271,7 +274,9 @@ def test_only_compact_json_is_written(text: str, is_taken: bool) -> None:
             {"type": "object", "properties": {"a": False}, "required": ["a"]}, "is required, and no value fits", id="a required false"
         ),
         pytest.param({"enum": []}, r"\$\.enum must be a list with at least one", id="an empty enum"),
-        pytest.param({"enum": list(range(201))}, "has 201 values, at most 200", id="a long enum"),
+        pytest.param({"enum": list(range(501))}, "has 501 values, at most 500", id="a long enum"),
+        pytest.param({"enum": [f"{n:060}" for n in range(251)]}, "251 values of 15060 characters", id="a long enum of long texts"),
+        pytest.param({"enum": [[f"{n:056}"] for n in range(251)]}, "251 values of 15060 characters", id="a long enum of lists"),
         pytest.param(
             {"properties": {f"p{n}": {"enum": list(range(n, n + 150))} for n in range(7)}}, "more than 1000 values", id="many enums"
         ),
@@ -289,6 +294,25 @@ def test_only_compact_json_is_written(text: str, is_taken: bool) -> None:
 def test_what_is_refused(wanted: object, message: str) -> None:
     with pytest.raises(Refused, match=message):
         grammar_of(wanted)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(
+            [f"{first}{second}" for first in ascii_uppercase for second in ascii_uppercase][:249], id="the codes of all countries"
+        ),
+        pytest.param([f"{n:030}" for n in range(500)], id="as many and as long as OpenAI takes"),
+        pytest.param([f"{n:061}" for n in range(250)], id="fewer may be longer"),
+    ],
+)
+def test_a_long_enum_takes_its_values_and_no_other(values: list[str]) -> None:
+    grammar = grammar_of({"enum": values})
+    limits.check(grammar)
+    for value in (values[0], values[77], values[-1]):
+        assert fits(grammar, json.dumps(value))
+        assert not fits(grammar, json.dumps(f"{value}0"))
+    assert not fits(grammar, '""')
 
 
 @pytest.mark.parametrize("text", ["", "{", "nul", '{"type":"object"} x', "[" * 100_000, "{'a': 1}"])
