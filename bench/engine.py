@@ -46,7 +46,7 @@ BATCHED_BENCH = "llama-batched-bench"
 #: With more than this, it is the neighbours that have been measured.
 MOST_NOISE_PERCENT = 5.0
 #: What a whole run may take.
-FULL_SECONDS, QUICK_SECONDS = 15 * 60, 3 * 60
+FULL_SECONDS, QUICK_SECONDS = 30 * 60, 4 * 60
 
 #: SmolLM2-135M: 30 layers, 3 KV heads of 64, a key and a value, 2 bytes each.
 KV_BYTES_A_TOKEN = 30 * 3 * 64 * 2 * 2
@@ -227,6 +227,7 @@ SECTIONS: dict[str, Callable[[int, int], Awaitable[list[report.Row]]]] = {
     "throughput": measure_throughput,
     "first_token": waiting.measure_first_token,
     "shared_prefix": waiting.measure_shared_prefix,
+    "reuse": waiting.measure_reuse,
     "gaps": waiting.measure_gaps,
     "worker": measure_worker,
 }

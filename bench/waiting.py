@@ -7,7 +7,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from bench import contenders, report, rounds
@@ -22,6 +22,8 @@ SHORT_PROMPT, SHARED_PREFIX, QUESTION, LONG_PROMPT = 200, 1000, 20, 4000
 FIRST_TOKENS = 6
 #: Each is read in a few seconds, and one that a neighbour held up should not be the median.
 LEAST_PREFIXES = 3
+#: Chats of a company: many prompts, of which each begins with one of a few pages.
+CHATS, CHATS_AT_ONCE, PAGES, PAGE, CHAT_PROMPT, CHAT_TOKENS = 200, 16, 10, 192, 256, 32
 #: Streams that run while another prompt is read.
 STREAMS, LONG_CONTEXT = 4, 8192
 #: At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
@@ -37,11 +39,11 @@ def message(tokens: int, source: random.Random) -> str:
     return " ".join(source.choice(WORDS) for _ in range(tokens))
 
 
-async def first_token(running: Running, prompt: str) -> tuple[float, int]:
+async def first_token(running: Running, prompt: str, new_tokens: int = 4) -> tuple[float, int]:
     """Milliseconds to the first token, and how many tokens the prompt had."""
     came: list[float] = []
     start = time.perf_counter()
-    answer = await running.generate(prompt, 4, lambda: came.append(time.perf_counter()))
+    answer = await running.generate(prompt, new_tokens, lambda: came.append(time.perf_counter()))
     return (came[0] - start) * 1000, answer.prompt_tokens
 
 
@@ -82,6 +84,36 @@ async def measure_shared_prefix(count: int, threads: int) -> list[report.Row]:
         is_ours = isinstance(contender, contenders.Ours)
         rows.append(rounds.paired(claim, "ms", second, "unknown", first, at_most=0.15 if is_ours else None))
     return rows
+
+
+async def measure_reuse(_count: int, threads: int) -> list[report.Row]:
+    """Chats that begin with one of a few pages, so many at a time: what the whole takes, and how long each waits."""
+    rows = []
+    took: dict[str, float] = {}
+    for contender in contenders.everyone():
+        source = random.Random(7)
+        pages = [message(PAGE, source) for _ in range(PAGES)]
+        prompts = [f"{pages[number % PAGES]} {message(CHAT_PROMPT - PAGE - TEMPLATE_TOKENS, source)}" for number in range(CHATS)]
+        waits: list[float] = []
+        async with contender.opened(Shape(CHATS_AT_ONCE, 512, threads)) as running:
+            start = time.perf_counter()
+            queue = iter(prompts)
+
+            async def ask(running: Running = running, queue: Iterator[str] = queue, waits: list[float] = waits) -> None:
+                for prompt in queue:
+                    waits.append((await first_token(running, prompt, CHAT_TOKENS))[0])
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(CHATS_AT_ONCE):
+                    tasks.create_task(ask())
+            took[contender.name] = time.perf_counter() - start
+        rows.append(
+            report.alone(f"{contender.name}: first token of {CHATS} chats, {CHATS_AT_ONCE} at a time, p50", statistics.median(waits), "ms")
+        )
+    rival = contenders.LlamaServer.name
+    claim = f"{CHATS} prompts of {CHAT_PROMPT} tokens that begin with one of {PAGES} pages of {PAGE}, {CHAT_TOKENS} new tokens each"
+    ours = [name for name in took if name != rival]
+    return [*(rounds.paired(f"{name}: {claim}", "s", [took[name]], rival, [took[rival]], at_most=1.0) for name in ours), *rows]
 
 
 class Streams:

@@ -59,8 +59,8 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = None
     kv_mode: Annotated[
         KvMode,
-        Variable("ENGINE_KV_MODE", "fast, or exact: the same seed gives the same answer in any company, at the cost of some speed"),
-    ] = KvMode.FAST
+        Variable("ENGINE_KV_MODE", "exact: the same seed gives the same answer in any company; fast: one pool, where answers share room"),
+    ] = KvMode.EXACT
     kv_type: Annotated[
         KvType, Variable("ENGINE_KV_TYPE", "f16, or q8_0: half the memory for the context, at the cost of a little quality")
     ] = KvType.F16

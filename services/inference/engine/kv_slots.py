@@ -14,13 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-#: Copying a slot moves all of its cells; below this many tokens computing them anew is about as fast.
-WORTH_COPYING_TOKENS = 64
-#: So many tokens of a prompt that somebody else is reading just now are worth a wait, which is of a step or a few.
+#: So many tokens are worth a copy of all cells of a slot, which takes as long as computing a few; and, of a prompt that somebody else
+#: is reading just now, a wait of a step or two.
 WORTH_SHARING_TOKENS = 16
-#: A slot whose own prefix is so much shorter than the best one is still taken if it lies nearer to the busy ones: in one step
-#: llama.cpp computes only neighbours together.
-NEGLIGIBLE_TOKENS = 32
 #: Prefixes are compared in C, so many tokens at a time.
 _STRIDE = 256
 
@@ -30,9 +26,8 @@ class KvMode(StrEnum):
     FAST = "fast"
 
 
-#: How many tokens of a prompt are computed at least. The answer is drawn from what the last one gives; and in the exact layout it must
-#: not be computed alone, which llama.cpp does in another way than several at once.
-_LEFT = {KvMode.EXACT: 2, KvMode.FAST: 1}
+#: How many tokens of a prompt are computed at least: the answer is drawn from what the last one gives.
+_LEFT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +47,6 @@ class _Slot:
     #: Whose tokens these are; empty shares with nobody.
     salt: str = ""
     tokens: list[int] = field(default_factory=list)
-    #: How many of the first ones came as a prompt. In the exact layout the others serve nobody: what was computed one by one differs
-    #: in its last bits from what is read in bulk.
-    prompt: int = 0
     #: Of each token: which cell it lies in. Slots that share a prefix have the same cells there.
     cells: list[int] = field(default_factory=list)
     busy: bool = False
@@ -94,8 +86,7 @@ class Slots:
     def gains(self, tokens: list[int], salt: str, until: int) -> bool:
         """Whether it would be worth a wait until somebody has read the first ``until`` of these tokens."""
         held = max(self._common(slot, tokens, salt) for slot in self._slots)
-        worth = WORTH_SHARING_TOKENS if self._mode is KvMode.FAST else WORTH_COPYING_TOKENS
-        return bool(self._reuse and salt) and min(until, len(tokens) - _LEFT[self._mode]) - held >= worth
+        return bool(self._reuse and salt) and min(until, len(tokens) - _LEFT) - held >= WORTH_SHARING_TOKENS
 
     def place(self, tokens: list[int], salt: str) -> Place | None:
         """A slot for these tokens, which is busy from now on and holds what is kept of them; None when all are busy."""
@@ -109,7 +100,6 @@ class Slots:
         target, source = self._beside(idle, source, found)
         kept = found[source.number]
         self._take(target, tokens[:kept], salt, self._new_cells(kept))
-        target.prompt = len(tokens)
         return Place(target.number, kept, None if source is target else source.number)
 
     def extend(self, slot: int, tokens: Sequence[int]) -> None:
@@ -146,12 +136,11 @@ class Slots:
     def _common(self, slot: _Slot, tokens: list[int], salt: str) -> int:
         if not self._reuse or not salt or slot.salt != salt:
             return 0
-        most = max(0, len(tokens) - _LEFT[self._mode])
-        return common_prefix(slot.tokens, tokens[: most if self._mode is KvMode.FAST else min(most, slot.prompt)])
+        return common_prefix(slot.tokens, tokens[: max(0, len(tokens) - _LEFT)])
 
     def _share(self, idle: list[_Slot], source: _Slot, kept: int, tokens: list[int], salt: str) -> Place:
         """In one pool: any slot will do, and the one whose loss costs least is taken."""
-        if kept and not source.busy and len(source.tokens) - kept < NEGLIGIBLE_TOKENS:
+        if kept and not source.busy and len(source.tokens) - kept < WORTH_SHARING_TOKENS:
             target = source  # nothing of it is worth keeping beside the prompt
         else:
             target = self._least_missed([slot for slot in idle if slot is not source or not kept] or idle)
@@ -161,27 +150,26 @@ class Slots:
 
     def _beside(self, idle: list[_Slot], best: _Slot, found: dict[int, int]) -> tuple[_Slot, _Slot]:
         """With cells of its own for every slot: where the prompt goes, and which slot has its beginning, which may be the same."""
-        most = max(found[slot.number] for slot in idle)
-        if found[best.number] >= most + WORTH_COPYING_TOKENS:
-            return self._least_missed(idle), best
-        owner = self._least_missed([slot for slot in idle if found[slot.number] >= most - NEGLIGIBLE_TOKENS])
-        others = [slot for slot in idle if slot is not owner]
-        if others and min(found[owner.number], min(owner.prompt, len(owner.tokens)) - found[owner.number]) >= WORTH_COPYING_TOKENS:
-            # Another chat that begins with the same page; it may go on.
-            other = self._least_missed(others)
-            if not other.tokens or other.used_at < owner.used_at:
-                return other, owner
-        return owner, owner
+        near = self._least_missed(idle)
+        if found[best.number] < found[near.number] + WORTH_SHARING_TOKENS:
+            return near, near
+        if best.busy:
+            return near, best
+        if _is_spent(best, found) and not self._is_lonely(best):
+            return best, best
+        # What is written over had better not be newer than what is copied.
+        return (near, best) if _is_spent(near, found) or near.used_at < best.used_at else (best, best)
 
     def _least_missed(self, idle: list[_Slot]) -> _Slot:
-        """A neighbour of a busy one where there is one; of these an empty one, or else the one that was used longest ago."""
-        busy = {slot.number for slot in self._slots if slot.busy}
+        """One that is not lonely where there is one; of these an empty one, or else the one that was used longest ago."""
+        return min(idle, key=lambda slot: (self._is_lonely(slot), bool(slot.tokens), slot.used_at if slot.tokens else 0, slot.number))
 
-        def missed(slot: _Slot) -> tuple[bool, bool, int, int]:
-            lonely = self._mode is KvMode.EXACT and bool(busy) and not busy & {slot.number - 1, slot.number + 1}
-            return (lonely, bool(slot.tokens), slot.used_at if slot.tokens else 0, slot.number)
-
-        return min(idle, key=missed)
+    def _is_lonely(self, slot: _Slot) -> bool:
+        """No neighbour of a busy one, where there is any: in one step llama.cpp computes only neighbours together."""
+        if self._mode is KvMode.FAST:
+            return False
+        busy = {other.number for other in self._slots if other.busy}
+        return bool(busy) and not busy & {slot.number - 1, slot.number + 1}
 
     def _take(self, target: _Slot, tokens: Sequence[int], salt: str, cells: list[int]) -> None:
         self._holders.update(cells)  # before those of the target are let go, which may be the same
@@ -202,6 +190,11 @@ class Slots:
 
     def _new_cells(self, count: int) -> list[int]:
         return list(itertools.islice(self._cells, count))
+
+
+def _is_spent(slot: _Slot, found: dict[int, int]) -> bool:
+    """Nothing that it holds is worth keeping beside the prompt."""
+    return len(slot.tokens) - found[slot.number] < WORTH_SHARING_TOKENS
 
 
 def common_prefix(one: list[int], other: list[int]) -> int:

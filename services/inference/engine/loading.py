@@ -24,6 +24,8 @@ CPU_STEP_TOKENS = 128
 GPU_STEP_TOKENS = 1024
 _ERROR_LEVEL = 4
 _KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
+#: ggml.h: GGML_TYPE_BF16, which the Python wrapper does not have.
+_BF16 = 30
 #: llama.cpp's arrays of one number per GPU are so long.
 _MOST_DEVICES = 16
 
@@ -133,7 +135,7 @@ def _context(model: "native.llama_model_p", load: Load, log: NativeLog) -> Itera
 def _context_parameters(load: Load, tokens: int) -> native.llama_context_params:
     parameters: native.llama_context_params = native.llama_context_default_params()
     parameters.n_ctx = tokens * load.slots
-    step = GPU_STEP_TOKENS if native.llama_supports_gpu_offload() and load.gpu_layers else CPU_STEP_TOKENS
+    step = GPU_STEP_TOKENS if _on_gpu(load) else CPU_STEP_TOKENS
     # Every slot may add its own token to what is read.
     parameters.n_batch = parameters.n_ubatch = step + load.slots
     parameters.n_seq_max = load.slots
@@ -141,9 +143,12 @@ def _context_parameters(load: Load, tokens: int) -> native.llama_context_params:
     parameters.n_threads = parameters.n_threads_batch = load.threads
     parameters.kv_unified = load.kv_mode is KvMode.FAST
     parameters.type_k = parameters.type_v = _KV_TYPES[load.kv_type]
-    if load.kv_mode is KvMode.EXACT:
-        # With flash attention a lone token of a long context is summed in another order than one in company (docs/decisions/0011).
-        # Without it llama.cpp takes no other values than f16.
-        parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        parameters.type_v = native.GGML_TYPE_F16
+    if load.kv_type is KvType.F16 and not _on_gpu(load):
+        # Where keys are f16 and values are not, a processor computes the attention of each token by itself and in one order, whatever
+        # else is in the batch (docs/decisions/0011). It is the faster way, too.
+        parameters.type_v = _BF16
     return parameters
+
+
+def _on_gpu(load: Load) -> bool:
+    return bool(native.llama_supports_gpu_offload() and load.gpu_layers)

@@ -70,7 +70,7 @@ class Loop:
         self._compute = compute
         self._clock = clock
         held = Slots(slots, mode, capacity=compute.pool_tokens, reuse=compute.can_reuse)
-        self._scheduler = Scheduler(held, Pace(compute.step_tokens), mode)
+        self._scheduler = Scheduler(held, Pace(compute.step_tokens))
 
     @property
     def idle(self) -> bool:
@@ -89,13 +89,10 @@ class Loop:
         """Compute one step; None when nothing runs."""
         began, decoded = self._clock(), self._compute.decode_seconds
         plan = self._plan()
-        if not plan.batches:
+        if not plan.feeds:
             return None
-        progress = []
-        for batch in plan.batches:
-            drawn = self._compute.run(batch)
-            # At once: the next batch overwrites what this one gave.
-            progress += [(feed, token) for feed, token in zip(batch, drawn, strict=True) if token is not None]
+        drawn = self._compute.run(plan.feeds)
+        progress = [(feed, token) for feed, token in zip(plan.feeds, drawn, strict=True) if token is not None]
         self._scheduler.fed(plan, self._clock() - began)
         told = tuple(self._progress(progress))
         return Step(told, self._clock() - began, self._compute.decode_seconds - decoded, plan.answering, plan.read)

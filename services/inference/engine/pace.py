@@ -9,7 +9,7 @@ reads nothing.
 
 #: An answer's next token may come so many times later than when nobody reads. The bench asks for 3 at the 99th percentile.
 SLOWDOWN = 2.4
-#: A prompt must come to its end, however slow; and fewer could not be cut so that none is left over alone.
+#: A prompt must come to its end, however slow.
 LEAST_TOKENS = 3
 #: Before anything is known.
 FIRST_TOKENS = 16

@@ -1,18 +1,14 @@
 """Which sequence does what in the next step.  Pure.
 
 In every step each sequence that is answering gets one token, and those that read their prompts share a number of tokens that the
-answers can bear (`pace`). How that becomes batches depends on the layout of the model's memory:
-
-- ``FAST``: everything in one batch, which a processor or GPU computes most quickly.
-- ``EXACT``: the answers in one batch, and each prompt in batches of its own: the shape of a batch decides in which order numbers are
-  summed, and llama.cpp would cut a mixed one differently in every company.
+answers can bear (`pace`). All of it is one batch.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from services.inference.engine.kv_slots import KvMode, Place, Slots, common_prefix
+from services.inference.engine.kv_slots import Place, Slots, common_prefix
 from services.inference.engine.pace import LEAST_TOKENS, Pace
 from services.inference.engine.sequence import Sequence
 
@@ -32,9 +28,9 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step: batches to be computed one after the other. Empty when nothing runs."""
+    """The next step: what is computed in one batch. Empty when nothing runs."""
 
-    batches: tuple[tuple[Feed, ...], ...]
+    feeds: tuple[Feed, ...]
     #: How many sequences get a token, and how many tokens are read.
     answering: int
     read: int
@@ -52,10 +48,9 @@ class _Ahead:
 class Scheduler:
     """Owns who runs where and who waits; `kv_slots` says what the slots hold."""
 
-    def __init__(self, slots: Slots, pace: Pace, mode: KvMode) -> None:
+    def __init__(self, slots: Slots, pace: Pace) -> None:
         self._slots = slots
         self._pace = pace
-        self._mode = mode
         self._waiting: deque[Sequence] = deque()
         #: In order of admission.
         self._running: dict[int, Sequence] = {}
@@ -87,35 +82,31 @@ class Scheduler:
                 continue
             if not self._may_begin(sequence):
                 return
-            place = self._slots.place(self._known(sequence), sequence.salt)
+            place = self._slots.place(sequence.tokens, sequence.salt)
             if place is None:
                 return
             self._waiting.remove(sequence)
-            sequence.begin(place.kept, self._mode)
+            sequence.begin(place.kept)
             self._running[place.slot] = sequence
             yield place
 
     def plan(self) -> Plan | None:
         """The next step, which the caller computes and reports with ``fed``; None if nobody can go on before somebody is preempted."""
-        answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in sorted(self._running.items()) if not sequence.reading]
+        answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in self._running.items() if not sequence.reading]
         budget = self._pace.budget(len(answers), len(self._running) - len(answers))
         room = self._slots.room(len(answers) + budget) - len(answers)
         reads = list(self._reads(min(budget, room)))
         if room < 0 or (self._running and not answers and not reads):
             return None
-        read = sum(len(feed.tokens) for feed in reads)
-        if self._mode is KvMode.FAST:
-            together = (*answers, *reads)
-            return Plan((together,) if together else (), len(answers), read)
-        batches = [(feed,) for feed in reads]
-        return Plan(((tuple(answers), *batches) if answers else tuple(batches)), len(answers), read)
+        # In the exact layout llama.cpp computes together what lies in neighbouring slots and comes in their order.
+        feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
+        return Plan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads))
 
     def fed(self, plan: Plan, seconds: float) -> None:
         """The step has been computed."""
-        for batch in plan.batches:
-            for feed in batch:
-                feed.sequence.fed += len(feed.tokens)
-                self._slots.extend(feed.slot, feed.tokens)
+        for feed in plan.feeds:
+            feed.sequence.fed += len(feed.tokens)
+            self._slots.extend(feed.slot, feed.tokens)
         self._pace.took(seconds, answering=plan.answering, read=plan.read)
 
     def finish(self, slot: int) -> None:
@@ -167,15 +158,10 @@ class Scheduler:
         return ahead.reader.fed < ahead.until and any(ahead.reader is running for running in self._running.values())
 
     def _find_ahead(self, sequence: Sequence) -> _Ahead | None:
-        known = self._known(sequence)
         readers = [other for other in self._running.values() if other.reading and other.salt == sequence.salt]
-        shared = [_Ahead(other, common_prefix(other.tokens[: other.bulk], known)) for other in readers]
+        shared = [_Ahead(other, common_prefix(other.tokens[: other.bulk], sequence.tokens)) for other in readers]
         best = max(shared, key=lambda ahead: ahead.until, default=None)
-        return best if best is not None and self._slots.gains(known, sequence.salt, best.until) else None
-
-    def _known(self, sequence: Sequence) -> list[int]:
-        """What may be read in bulk. In the exact layout what was delivered is computed one by one again, as it was at first."""
-        return sequence.tokens if self._mode is KvMode.FAST else sequence.tokens[: sequence.prompt_tokens]
+        return best if best is not None and self._slots.gains(sequence.tokens, sequence.salt, best.until) else None
 
     def _may_begin(self, sequence: Sequence) -> bool:
         """Nobody begins who would be preempted at once."""
@@ -192,7 +178,7 @@ class Scheduler:
             # The last tokens may be fewer: with all the memory to itself, a sequence must get to its end.
             if budget < min(LEAST_TOKENS, sequence.bulk - sequence.fed):
                 return
-            feed = _feed(slot, sequence, sequence.next_end(budget))
+            feed = _feed(slot, sequence, min(sequence.fed + budget, sequence.bulk))
             budget -= len(feed.tokens)
             yield feed
 

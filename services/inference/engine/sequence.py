@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from services.inference.engine import output
-from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from services.inference.engine.tool_calls import ToolCallParser
 from shared import errors
@@ -47,7 +46,7 @@ class Sequence:
     parameters: Parameters
     output: output.Output
     salt: str = ""
-    #: Tokens before this one may be computed many at a time; those behind it one at a time, as they came.
+    #: So many tokens were there when it got its slot, and may be computed many at a time.
     bulk: int = 0
     #: How many of the tokens are in the model's memory.
     fed: int = 0
@@ -58,17 +57,6 @@ class Sequence:
     def reading(self) -> bool:
         """It reads what was there before, many tokens at a time."""
         return self.fed < self.bulk
-
-    def next_end(self, most: int) -> int:
-        """Up to where the next step may read, ``most`` tokens at a time.
-
-        Never so that a single one is left over: llama.cpp computes one token alone in another way than several, and the
-        same prompt must give the same, however it was cut.
-        """
-        left = self.bulk - self.fed
-        if left <= most:
-            return self.bulk
-        return self.fed + (most - 1 if left - most == 1 and most > 2 else most)
 
     def replay(self, token: int, piece: bytes | None) -> None:
         """A token that another worker delivered: its text is known, but what it holds back is needed.
@@ -93,10 +81,10 @@ class Sequence:
             return Taken((token,), shown.text + rest.text, FinishReason.LENGTH, shown.calls + rest.calls)
         return Taken((token,), shown.text, calls=shown.calls)
 
-    def begin(self, kept: int, mode: KvMode) -> None:
+    def begin(self, kept: int) -> None:
         """It has a slot that holds its first ``kept`` tokens."""
         self.fed = kept
-        self.bulk = len(self.tokens) if mode is KvMode.FAST else self.prompt_tokens
+        self.bulk = len(self.tokens)
         self.cached = max(self.cached, min(kept, self.prompt_tokens))
 
 

@@ -45,7 +45,7 @@ class Load(_Message, frozen=True):
     threads: int
     #: -1 is llama.cpp's word for all of them.
     gpu_layers: int
-    kv_mode: KvMode = KvMode.FAST
+    kv_mode: KvMode = KvMode.EXACT
     kv_type: KvType = KvType.F16
     #: How much of the model each GPU gets; empty leaves it to llama.cpp.
     tensor_split: tuple[float, ...] = ()

@@ -124,7 +124,7 @@ def test_a_finished_sequence_leaves_only_what_may_be_used_again(mode: KvMode) ->
     assert model.begun == {}
     assert {progress.cached_tokens for progress in first} == {0}
     # The last token that was drawn is not in the memory.
-    assert {progress.cached_tokens for progress in second} == {len(prompt) + (4 if mode is KvMode.FAST else 0)}
+    assert {progress.cached_tokens for progress in second} == {len(prompt) + 4}
     assert text(second) == (prompt + "a prompt")[: 64 - len(prompt + "a prompt")]
 
 
@@ -186,14 +186,8 @@ def test_all_answers_of_a_step_are_in_one_report() -> None:
     assert [progress.id for progress in step.progress] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("mode", "batches"),
-    [
-        pytest.param(KvMode.FAST, [[(1, 3, 1), (2, 0, 8)]], id="fast: together"),
-        pytest.param(KvMode.EXACT, [[(1, 3, 1)], [(2, 0, 8)]], id="exact: one after the other"),
-    ],
-)
-def test_a_step_tells_what_it_did(mode: KvMode, batches: list[list[tuple[int, int, int]]]) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_tells_what_it_did(mode: KvMode) -> None:
     clock = itertools.count()
     model = ToyModel(mode, batch_seconds=0.25)
     running = Loop(model, slots=4, mode=mode, clock=lambda: float(next(clock)))
@@ -202,8 +196,8 @@ def test_a_step_tells_what_it_did(mode: KvMode, batches: list[list[tuple[int, in
     running.handle(generate(2, "twelve bytes"))
     model.batches.clear()
     step = running.step()
-    assert model.batches == batches
-    assert step == Step((Progress(1, (ord("b"),), "b"),), 2.0, 0.25 * len(batches), answering=1, read=8)
+    assert model.batches == [[(1, 3, 1), (2, 0, 8)]]
+    assert step == Step((Progress(1, (ord("b"),), "b"),), 2.0, 0.25, answering=1, read=8)
 
 
 # --- cancel -----------------------------------------------------------------------------------------------------------------------
@@ -336,27 +330,16 @@ def test_nobody_shares_with_a_slot_that_could_not_be_settled() -> None:
     assert {identity: text(reports) for identity, reports in finish(running).items()} == {3: prompt, 4: prompt, 5: prompt}
 
 
-def test_in_the_exact_layout_nobody_begins_behind_an_answer_that_is_still_coming() -> None:
-    """What is computed one by one differs in its last bits from what is read in bulk."""
-    model = ToyModel(KvMode.EXACT, context_tokens=256, pool_tokens=1024)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_prompt_begins_behind_an_answer_that_is_still_coming(mode: KvMode) -> None:
+    model = ToyModel(mode, context_tokens=256, pool_tokens=1024)
     running = loop(model)
     prompt = "p" * 80
     running.handle(generate(1, prompt, salt="a"))
     for _ in range(40):
         running.step()
     running.handle(generate(2, prompt + "p" * 20 + "q", salt="a"))
-    reports = finish(running)[2]
-    assert reports[0].cached_tokens == 80
-
-
-def test_in_the_exact_layout_what_was_delivered_is_not_taken_from_a_prompt_that_says_the_same() -> None:
-    running = loop(ToyModel(KvMode.EXACT, context_tokens=256, pool_tokens=1024))
-    running.handle(generate(1, "p" * 80 + "q" * 20, salt="a"))
-    finish(running)
-    running.handle(generate(2, "p" * 80, salt="a", delivered=b"q" * 10))
-    reports = finish(running)[2]
-    assert reports[0].cached_tokens == 78
-    assert said(reports) == b"p" * 70
+    assert finish(running)[2][0].cached_tokens == 100
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -39,7 +39,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.count, self.mode, capacity=self.capacity)
-        self.scheduler = Scheduler(self.slots, Pace(self.most), self.mode)
+        self.scheduler = Scheduler(self.slots, Pace(self.most))
 
     def submit(self, *sequences: sequence.Sequence) -> None:
         for one in sequences:
@@ -49,25 +49,24 @@ class Run:
         plan = self._plan()
         for _ in self.scheduler.make_room(plan):
             pass
-        for batch in plan.batches:
-            self._check_batch(batch)
-        for feed in self._feeds(plan):
+        self._check_batch(plan.feeds)
+        for feed in plan.feeds:
             assert feed.start == self.positions[feed.sequence], "a position is left out or computed again"
             assert list(feed.tokens) == feed.sequence.tokens[feed.start : feed.start + len(feed.tokens)]
             self.positions[feed.sequence] += len(feed.tokens)
             assert feed.sample == (self.positions[feed.sequence] == len(feed.sequence.tokens))
-        assert plan.answering + plan.read == sum(len(feed.tokens) for feed in self._feeds(plan))
+        assert plan.answering + plan.read == sum(len(feed.tokens) for feed in plan.feeds)
         self.scheduler.fed(plan, 0.0)
         assert self.slots.free_cells >= 0
-        for feed in self._feeds(plan):
+        for feed in plan.feeds:
             if feed.sample and feed.sequence.take(len(feed.sequence.tokens) - feed.sequence.prompt_tokens, b"x").finish is not None:
                 self.scheduler.finish(feed.slot)
                 del self.positions[feed.sequence]
         return plan
 
-    def shapes(self) -> list[list[tuple[int, int, int]]]:
-        """One step: of each batch, the (id, start, count) of what it computes."""
-        return [[(feed.sequence.id, feed.start, len(feed.tokens)) for feed in batch] for batch in self.step().batches]
+    def shape(self) -> list[tuple[int, int, int]]:
+        """One step: the (id, start, count) of what it computes."""
+        return [(feed.sequence.id, feed.start, len(feed.tokens)) for feed in self.step().feeds]
 
     def cancel(self, identity: int) -> list[tuple[int, int]]:
         cancelled = self.scheduler.cancel(identity)
@@ -83,7 +82,7 @@ class Run:
                 self.events.append(("begins", one.id))
             plan = self.scheduler.plan()
             if plan is not None:
-                assert plan.batches or self.scheduler.idle, "nothing is done although there is work"
+                assert plan.feeds or self.scheduler.idle, "nothing is done although there is work"
                 return plan
             assert self.scheduler.running > 1, "the only one has all the memory, and to take it away can never help"
             youngest = list(self.positions)[-1]
@@ -92,59 +91,29 @@ class Run:
             self.events.append(("goes", youngest.id))
 
     def _check_batch(self, batch: tuple[Feed, ...]) -> None:
-        assert len({feed.slot for feed in batch}) == len(batch) > 0
+        slots = [feed.slot for feed in batch]
+        assert slots == sorted(set(slots))
         reads = [feed for feed in batch if feed.sequence.reading]
         assert sum(len(feed.tokens) for feed in reads) <= self.most
         assert all(len(feed.tokens) == 1 for feed in batch if not feed.sequence.reading)
-        if self.mode is EXACT and reads:
-            assert len(batch) == 1, "a prompt in company"
-            (read,) = reads
-            assert len(read.tokens) > 1 or read.sequence.prompt_tokens == 1, "a lone token of a prompt"
-            left = read.sequence.prompt_tokens - read.start - len(read.tokens)
-            assert left >= 0, "a prompt and its answer in one go"
-            assert left != 1, "a lone token of a prompt is left over"
-
-    def _feeds(self, plan: Plan) -> list[Feed]:
-        return [feed for batch in plan.batches for feed in batch]
 
 
 # --- what a step is made of -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        pytest.param(
-            FAST,
-            [
-                [[(1, 2, 1), (2, 0, 8)]],
-                # Eight would leave a lone token.
-                [[(1, 3, 1), (2, 8, 7)]],
-                [[(1, 4, 1), (2, 15, 2), (3, 0, 6)]],
-                [[(1, 5, 1), (2, 17, 1), (3, 6, 3)]],
-                [[(1, 6, 1), (2, 18, 1), (3, 9, 1)]],
-            ],
-            id="fast: one batch",
-        ),
-        pytest.param(
-            EXACT,
-            [
-                [[(1, 2, 1)], [(2, 0, 8)]],
-                [[(1, 3, 1)], [(2, 8, 7)]],
-                [[(1, 4, 1)], [(2, 15, 2)], [(3, 0, 6)]],
-                [[(1, 5, 1), (2, 17, 1)], [(3, 6, 3)]],
-                [[(1, 6, 1), (2, 18, 1), (3, 9, 1)]],
-            ],
-            id="exact: answers apart from prompts, and prompts from each other",
-        ),
-    ],
-)
-def test_prompts_are_read_beside_answers(mode: KvMode, expected: list[list[list[tuple[int, int, int]]]]) -> None:
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_prompts_are_read_beside_answers(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(make(1, 2, says=9))
     run.step()
     run.submit(make(2, 17), make(3, 9))
-    assert [run.shapes() for _ in expected] == expected
+    assert [run.shape() for _ in range(5)] == [
+        [(1, 2, 1), (2, 0, 8)],
+        [(1, 3, 1), (2, 8, 8)],
+        [(1, 4, 1), (2, 16, 1), (3, 0, 7)],
+        [(1, 5, 1), (2, 17, 1), (3, 7, 2)],
+        [(1, 6, 1), (2, 18, 1), (3, 9, 1)],
+    ]
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
@@ -168,18 +137,16 @@ def test_a_long_prompt_costs_no_answer_a_step_and_gets_on_in_each_itself(mode: K
 def test_prompts_are_read_in_the_order_in_which_they_came(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(make(1, 20), make(2, 20))
-    order = [identity for _ in range(8) for batch in run.shapes() for identity, start, count in batch if start + count <= 20]
+    order = [identity for _ in range(8) for identity, start, count in run.shape() if start + count <= 20]
     assert order == sorted(order)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
-def test_what_was_delivered_is_computed_as_at_first_only_in_the_exact_layout(mode: KvMode) -> None:
+def test_what_was_delivered_is_read_with_the_prompt(mode: KvMode) -> None:
     run = Run(mode)
     run.submit(make(1, 5, says=9, delivered=3))
-    plan = run.step()
-    assert plan.read == (5 if mode is EXACT else 8)
-    counts = [plan.answering for plan in (run.step() for _ in range(3))]
-    assert counts == [1, 1, 1]
+    assert run.step().read == 8
+    assert [plan.answering for plan in (run.step() for _ in range(3))] == [1, 1, 1]
 
 
 # --- who gets a slot -----------------------------------------------------------------------------------------------------------------
@@ -204,7 +171,7 @@ def test_further_answers_wait_until_the_prompt_is_read_and_begin_behind_it(mode:
         steps += 1
         assert len(run.positions) == 1 or steps > 200 / run.most
     assert [one.answer for one in run.positions] == [0, 1, 2, 3]
-    assert [one.cached for one in run.positions] == [0] + [198 if mode is EXACT else 199] * 3
+    assert [one.cached for one in run.positions] == [0] + [199] * 3
 
 
 def with_page(identity: int, *, page: int = 100, own: int = 20, salt: str = "a") -> sequence.Sequence:
@@ -251,7 +218,7 @@ def test_who_waits_for_one_that_is_cancelled_begins_itself(mode: KvMode) -> None
     run.cancel(1)
     run.cancel(3)
     run.step()
-    # What the first had read is there; in the exact layout an empty slot is as good as so little.
+    # What the first had read is there; where each slot has its own cells, an empty one is as good as so little.
     assert [(one.id, one.cached) for one in run.positions] == [(2, 0 if mode is EXACT else 8)]
 
 
@@ -291,7 +258,7 @@ def test_a_preempted_one_is_read_again_whole_with_what_it_had_said() -> None:
         run.step()
     assert said > 15
     run.cancel(1)
-    assert run.shapes() == [[(2, 0, said)]]
+    assert run.shape() == [(2, 0, said)]
     while not run.scheduler.idle:
         run.step()
     assert young.tokens == [2] * 10 + list(range(25))
@@ -306,7 +273,7 @@ def test_cancel_frees_the_slot_of_a_running_one_for_the_next(mode: KvMode) -> No
     run.submit(make(1, 20), make(2, 2))
     run.step()
     assert run.cancel(1) == [(1, 0)]
-    assert run.shapes() == [[(2, 0, 2)]]
+    assert run.shape() == [(2, 0, 2)]
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
@@ -316,7 +283,7 @@ def test_cancel_takes_all_answers_of_a_request_wherever_they_are(mode: KvMode) -
     run.step()
     run.step()
     assert sorted(run.cancel(1)) == [(1, answer) for answer in range(4)]
-    assert run.shapes() == [[(2, 0, 2)]]
+    assert run.shape() == [(2, 0, 2)]
 
 
 def test_cancel_of_one_that_is_over_does_nothing() -> None:

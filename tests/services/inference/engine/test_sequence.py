@@ -3,8 +3,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
-from services.inference.engine.kv_slots import KvMode
-from services.inference.engine.pace import LEAST_TOKENS
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from services.inference.engine.sequence import Taken
 from shared import errors
@@ -161,29 +159,13 @@ def test_replayed_and_taken_is_the_same_as_taken(text: str, size: int, stop: tup
 # --- reading -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mode", "bulk"), [pytest.param(KvMode.EXACT, 4, id="exact: the prompt"), pytest.param(KvMode.FAST, 6, id="fast: all there is")]
-)
-def test_what_may_be_read_in_bulk(mode: KvMode, bulk: int) -> None:
+def test_all_there_is_may_be_read_in_bulk() -> None:
     running = replayed([b"a", b"b"])
-    running.begin(2, mode)
-    assert (running.fed, running.bulk, running.cached, running.reading) == (2, bulk, 2, True)
+    running.begin(2)
+    assert (running.fed, running.bulk, running.cached, running.reading) == (2, 6, 2, True)
 
 
 def test_only_tokens_of_the_prompt_count_as_cached() -> None:
     running = replayed([b"a", b"b"])
-    running.begin(5, KvMode.FAST)
+    running.begin(5)
     assert running.cached == 4
-
-
-@given(st.integers(2, 200), st.integers(0, 198), st.lists(st.integers(LEAST_TOKENS, 30), min_size=100, max_size=100))
-def test_a_prompt_is_never_cut_so_that_one_token_is_alone(prompt: int, kept: int, budgets: list[int]) -> None:
-    running = start(prompt=prompt, context=4096)
-    running.begin(min(kept, prompt - 2), KvMode.EXACT)
-    for budget in budgets:
-        if not running.reading:
-            break
-        end = running.next_end(budget)
-        assert 2 <= end - running.fed <= budget
-        running.fed = end
-    assert running.fed == prompt

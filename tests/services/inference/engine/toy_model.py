@@ -29,8 +29,6 @@ class Cell:
 
     token: int
     number: int
-    #: Computed in one go with others of its sequence, not one by one.
-    bulk: bool
 
 
 @dataclass
@@ -105,28 +103,19 @@ class ToyModel:
         return None if token == END_TOKEN else bytes([token])
 
     def _check(self, feeds: Sequence[Feed]) -> None:
-        """That llama.cpp computes this batch, and in the exact layout so that the company does not matter."""
+        """That llama.cpp computes this batch, and what lies in neighbouring slots in one go."""
         assert feeds
-        assert len({feed.slot for feed in feeds}) == len(feeds) <= self.slots
+        slots = [feed.slot for feed in feeds]
+        assert slots == sorted(set(slots))
+        assert len(slots) <= self.slots
         assert all(feed.tokens for feed in feeds)
         assert sum(len(feed.tokens) for feed in feeds) <= self.step_tokens + self.slots
-        if self.mode is KvMode.EXACT:
-            reads = [feed for feed in feeds if feed.start < feed.sequence.prompt_tokens]
-            assert not reads or len(feeds) == 1, "a prompt in company"
-            for feed in reads:
-                assert len(feed.tokens) > 1 or feed.sequence.prompt_tokens == 1, "a lone token of a prompt"
-                assert feed.start + len(feed.tokens) <= feed.sequence.prompt_tokens, "a prompt and its answer in one go"
-            assert reads or all(len(feed.tokens) == 1 for feed in feeds)
 
     def _run(self, feed: Feed) -> Drawn | None:
         held = self.memory.setdefault(feed.slot, [])
         sequence = feed.sequence
         assert [cell.token for cell in held] == sequence.tokens[: feed.start], "other tokens in the slot, a gap, or fed twice"
-        if self.mode is KvMode.EXACT:
-            assert all(cell.bulk for cell in held[: sequence.prompt_tokens]), "a prompt from what was computed one by one"
-            assert not any(cell.bulk for cell in held[sequence.prompt_tokens :]), "an answer from what was read in bulk"
-        bulk = feed.start < sequence.prompt_tokens
-        held.extend(Cell(token, next(self._numbers), bulk) for token in feed.tokens)
+        held.extend(Cell(token, next(self._numbers)) for token in feed.tokens)
         assert [cell.token for cell in held] == sequence.tokens[: len(held)]
         assert len(held) <= self.context_tokens
         if not feed.sample:
