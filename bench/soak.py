@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -36,6 +37,7 @@ RIVAL = f"after {FIRST_REQUESTS}"
 IDLE_SECONDS = 8.0
 READINGS = 5
 READING_SECONDS = 1.0
+START_SECONDS = 30.0
 
 SERVICES = ("auth", "gateway", "metrics", "web", "inference", "inference-echo")
 #: What is found in the command of a process that one of these started, and what it then is.
@@ -127,6 +129,17 @@ async def _doors(running: RunningStack, key: str) -> AsyncIterator[Mapping[Door,
         yield {door: await opened.enter_async_context(client) for door, client in clients.items()}
 
 
+async def _until_it_knows_all_workers(gateway: httpx.AsyncClient) -> None:
+    """A gateway that has just started cannot tell yet that nobody serves a model, and says so."""
+    asked = {"model": "nobody-serves-this", "messages": [{"role": "user", "content": "hello"}]}
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            answer = await gateway.post("/v1/chat/completions", json=asked)
+            if answer.status_code == HTTPStatus.NOT_FOUND:
+                return
+            await asyncio.sleep(READING_SECONDS)
+
+
 async def ask_all(doors: Mapping[Door, httpx.AsyncClient], numbers: range, tally: Tally) -> None:
     waiting = iter(numbers)
 
@@ -147,6 +160,7 @@ async def measure(requests: int) -> tuple[list[report.Row], Tally]:
     async with stack(**settings) as running, people.desk(running) as desk:
         person = await desk.register("soak", Tier.PREMIUM)
         async with _doors(running, person.key.secret) as doors:
+            await _until_it_knows_all_workers(doors[Door.GATEWAY])
             began = time.monotonic()
             await ask_all(doors, range(FIRST_REQUESTS), tally)
             first = await read_all(running)

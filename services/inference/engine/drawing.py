@@ -5,6 +5,7 @@ batch, and by which worker makes no difference.
 """
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import llama_cpp.llama_cpp as native
@@ -21,21 +22,65 @@ Logits: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
+@dataclass(slots=True)
+class _Shared:
+    chain: "native.llama_sampler_p"
+    users: int = 0
+
+
+class Chains:
+    """The samplers of all sequences. Those that remember nothing are shared by all that draw alike: each chain has a list of all tokens
+    of the vocabulary, which is 0.6 MB and more."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._shared: dict[tuple[object, ...], _Shared] = {}
+
+    def take(self, parameters: Parameters) -> "native.llama_sampler_p":
+        if parameters.has_penalties:
+            return self._make(parameters)
+        key = _key(parameters)
+        shared = self._shared.get(key) or _Shared(self._make(parameters))
+        self._shared[key] = shared
+        shared.users += 1
+        return shared.chain
+
+    def give_back(self, parameters: Parameters, chain: "native.llama_sampler_p") -> None:
+        if not parameters.has_penalties:
+            shared = self._shared[_key(parameters)]
+            shared.users -= 1
+            if shared.users:
+                return
+            del self._shared[_key(parameters)]
+        native.llama_sampler_free(chain)
+
+    def _make(self, parameters: Parameters) -> "native.llama_sampler_p":
+        chain: native.llama_sampler_p = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
+        for sampler in _samplers(self._vocabulary, parameters):
+            native.llama_sampler_chain_add(chain, sampler)
+        return chain
+
+
+def _key(parameters: Parameters) -> tuple[object, ...]:
+    """All that ``_samplers`` looks at where nothing is remembered."""
+    drawn = (parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p)
+    return (*drawn, parameters.ignore_eos, tuple(parameters.logit_bias))
+
+
 class Drawer:
     """Of one sequence. ``free`` ends it."""
 
-    def __init__(self, vocab: native.llama_vocab_p, vocabulary: Vocabulary, parameters: Parameters, grammar: str) -> None:
+    def __init__(self, vocab: native.llama_vocab_p, vocabulary: Vocabulary, chains: Chains, parameters: Parameters, grammar: str) -> None:
         """Raises BadRequest for what the model or llama.cpp cannot take."""
         _check_bias(vocabulary, parameters)
         self._vocabulary = vocabulary
         self._parameters = parameters
         self._grammar = _grammar(vocab, grammar) if grammar else None
-        self._chain = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
-        for sampler in _samplers(vocabulary, parameters):
-            native.llama_sampler_chain_add(self._chain, sampler)
+        self._chains = chains
+        self._chain = chains.take(parameters)
 
     def free(self) -> None:
-        native.llama_sampler_free(self._chain)
+        self._chains.give_back(self._parameters, self._chain)
         if self._grammar is not None:
             native.llama_sampler_free(self._grammar)
 

@@ -12,7 +12,7 @@ import jinja2
 import llama_cpp.llama_cpp as native
 
 from services.inference.engine import loading, prompt, tool_format
-from services.inference.engine.drawing import Drawer
+from services.inference.engine.drawing import Chains, Drawer
 from services.inference.engine.embedding import Embedder
 from services.inference.engine.kv_slots import KvMode, Place
 from services.inference.engine.loading import LoadRefused, NativeLog, NativeModel
@@ -47,6 +47,7 @@ class LlamaModel:
         self._batch = _Batch(int(native.llama_n_batch(context)))
         self._drawers: dict[tuple[int, int], Drawer] = {}
         self._vocabulary = Vocabulary(self._vocab)
+        self._chains = Chains(self._vocabulary)
         self._template = self._chat_template()
         self.tool_style = self._tool_style()
         if self.tool_style is not None:
@@ -93,7 +94,7 @@ class LlamaModel:
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
         """A sequence's tokens are drawn by these parameters. Raises BadRequest for what the model cannot take."""
-        drawer = Drawer(self._vocab, self._vocabulary, parameters, grammar)
+        drawer = Drawer(self._vocab, self._vocabulary, self._chains, parameters, grammar)
         self._drawers[sequence] = drawer
         for token in delivered:
             drawer.replay(token)

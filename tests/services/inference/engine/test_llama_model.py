@@ -106,6 +106,16 @@ def test_in_the_exact_layout_the_same_seed_says_the_same_alone_in_a_batch_of_16_
         assert tokens(rest) == alone[split:]
 
 
+def test_sequences_that_draw_alike_do_not_disturb_each_other(exact: LlamaModel) -> None:
+    """They share their samplers, and the shortest ends first."""
+    calm = [Parameters(0.9, 0.95, 40, seed, max_tokens=length) for seed, length in ((1, 2), (2, 8), (3, 5))]
+    alone = [tokens(answer(exact, ask(1, parameters=each))) for each in calm]
+    together = finish(loop(exact), *(ask(number, parameters=each) for number, each in enumerate(calm)))
+    assert [tokens(together[number]) for number in range(len(calm))] == alone
+    assert [len(each) for each in alone] == [2, 8, 5]
+    assert alone[0] != alone[1][:2] or alone[1][:5] != alone[2]
+
+
 def test_in_the_exact_layout_a_prefix_that_was_found_changes_nothing(exact: LlamaModel) -> None:
     """Own, and copied from a slot that is busy."""
     long = ask(1, QUESTION + " Begin with the one that is nearest to the sky, and say why, in your own words." * 3, WILD, salt="a")
