@@ -99,9 +99,13 @@ class Callers:
         return principal
 
     async def _ask_auth(self, credential: Credential) -> auth.Principal:
-        if _is_key(credential):
-            return await self._rpc.call(auth.validate_api_key, auth.ValidateApiKey(credential), deadline_seconds=_ASK_SECONDS)
-        return await self._rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=_ASK_SECONDS)
+        try:
+            if _is_key(credential):
+                return await self._rpc.call(auth.validate_api_key, auth.ValidateApiKey(credential), deadline_seconds=_ASK_SECONDS)
+            return await self._rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=_ASK_SECONDS)
+        except errors.UnknownMethod as error:
+            # It has just started, and its methods are not there yet. Nothing that the caller named is unknown.
+            raise errors.Unavailable("auth is starting and cannot answer yet", hint="try again", retry_after_seconds=1) from error
 
     def _lasts(self, credential: Credential) -> float:
         """Seconds that an access token still has, which auth has just found genuine; a key has no end of its own."""

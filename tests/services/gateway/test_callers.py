@@ -101,6 +101,14 @@ async def test_without_auth_an_answer_of_five_minutes_ago_is_good() -> None:
         await callers.identify(KEY)
 
 
+async def test_an_auth_that_is_just_starting_is_one_that_cannot_answer() -> None:
+    """A caller's 404 would say that its path or its model is not there."""
+    callers, rpc = site(Time())
+    rpc.answers["auth.validateApiKey"] = raising(errors.UnknownMethod("auth.validateApiKey"))
+    with pytest.raises(errors.Unavailable):
+        await callers.identify(KEY)
+
+
 async def test_an_access_token_is_not_believed_beyond_its_end() -> None:
     clock, wall = Time(), Time()
     wall.now = 9_999_999_998  # the token ends a second later
