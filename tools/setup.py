@@ -12,6 +12,7 @@ from __future__ import annotations  # an older Python than ours must get as far 
 import argparse
 import csv
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -144,6 +145,7 @@ def cmake_args() -> str:
     return os.environ.get("CMAKE_ARGS") or FLAVOURS[flavour()].cmake_args
 
 
+@functools.cache
 def compiler_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """What llama.cpp's build gives to the compilers of C and C++, besides what it chooses itself."""
     if not cpuinfo.exists() or "amx_tile" not in cpuinfo.read_text(encoding="utf-8").split():

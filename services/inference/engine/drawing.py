@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import llama_cpp.llama_cpp as native
+import msgspec
 import numpy as np
 
 from services.inference.engine import sampling
@@ -34,7 +35,7 @@ class Chains:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._shared: dict[tuple[object, ...], _Shared] = {}
+        self._shared: dict[Parameters, _Shared] = {}
 
     def take(self, parameters: Parameters) -> "native.llama_sampler_p":
         if parameters.has_penalties:
@@ -61,10 +62,9 @@ class Chains:
         return chain
 
 
-def _key(parameters: Parameters) -> tuple[object, ...]:
-    """All that ``_samplers`` looks at where nothing is remembered."""
-    drawn = (parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p)
-    return (*drawn, parameters.ignore_eos, tuple(parameters.logit_bias))
+def _key(parameters: Parameters) -> Parameters:
+    """Without what ``_samplers`` does not look at where nothing is remembered."""
+    return msgspec.structs.replace(parameters, seed=0, max_tokens=None, stop=(), n=1, top_logprobs=None)
 
 
 class Drawer:

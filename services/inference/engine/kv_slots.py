@@ -96,7 +96,7 @@ class Slots:
         found = {slot.number: self._common(slot, tokens, salt) for slot in self._slots}
         source = max(self._slots, key=lambda slot: (found[slot.number], -slot.number))
         if self._mode is KvMode.FAST:
-            return self._share(idle, source, found[source.number], tokens, salt)
+            return self._share(idle, source, found, tokens, salt)
         target, source = self._beside(idle, source, found)
         kept = found[source.number]
         self._take(target, tokens[:kept], salt, self._new_cells(kept))
@@ -138,9 +138,10 @@ class Slots:
             return 0
         return common_prefix(slot.tokens, tokens[: max(0, len(tokens) - _LEFT)])
 
-    def _share(self, idle: list[_Slot], source: _Slot, kept: int, tokens: list[int], salt: str) -> Place:
+    def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], tokens: list[int], salt: str) -> Place:
         """In one pool: any slot will do, and the one whose loss costs least is taken."""
-        if kept and not source.busy and len(source.tokens) - kept < WORTH_SHARING_TOKENS:
+        kept = found[source.number]
+        if kept and not source.busy and _is_spent(source, found):
             target = source  # nothing of it is worth keeping beside the prompt
         else:
             target = self._least_missed([slot for slot in idle if slot is not source or not kept] or idle)
@@ -155,21 +156,22 @@ class Slots:
             return near, near
         if best.busy:
             return near, best
-        if _is_spent(best, found) and not self._is_lonely(best):
+        if _is_spent(best, found) and not self._is_lonely(best, self._busy()):
             return best, best
         # What is written over had better not be newer than what is copied.
         return (near, best) if _is_spent(near, found) or near.used_at < best.used_at else (best, best)
 
     def _least_missed(self, idle: list[_Slot]) -> _Slot:
         """One that is not lonely where there is one; of these an empty one, or else the one that was used longest ago."""
-        return min(idle, key=lambda slot: (self._is_lonely(slot), bool(slot.tokens), slot.used_at if slot.tokens else 0, slot.number))
+        busy = self._busy()
+        return min(idle, key=lambda slot: (self._is_lonely(slot, busy), bool(slot.tokens), slot.used_at if slot.tokens else 0, slot.number))
 
-    def _is_lonely(self, slot: _Slot) -> bool:
+    def _is_lonely(self, slot: _Slot, busy: set[int]) -> bool:
         """No neighbour of a busy one, where there is any: in one step llama.cpp computes only neighbours together."""
-        if self._mode is KvMode.FAST:
-            return False
-        busy = {other.number for other in self._slots if other.busy}
-        return bool(busy) and not busy & {slot.number - 1, slot.number + 1}
+        return self._mode is KvMode.EXACT and bool(busy) and not busy & {slot.number - 1, slot.number + 1}
+
+    def _busy(self) -> set[int]:
+        return {slot.number for slot in self._slots if slot.busy}
 
     def _take(self, target: _Slot, tokens: Sequence[int], salt: str, cells: list[int]) -> None:
         self._holders.update(cells)  # before those of the target are let go, which may be the same
