@@ -17,6 +17,7 @@ from services.inference.engine.wire import Accepted, Embed, EmbeddingTurn, Refus
 from shared import errors
 from shared.api.generation import ChatMessage
 from tests.services.inference.engine import bert_file
+from tests.services.inference.vector_reader import of_one_text
 
 CAT, KITTEN, MARKETS = "The cat sat on the mat.", "A kitten rested on the rug.", "Stock markets fell sharply on Tuesday."
 LONG = "All work and no play makes Jack a dull boy. " * 12
@@ -66,14 +67,14 @@ def test_a_text_has_one_vector_in_whatever_company(smollm2: llama_model.LlamaMod
     assert math.hypot(*alone) == pytest.approx(1, abs=1e-6)
     for company in ((LONG, CAT, KITTEN), (MARKETS, LONG, CAT), ("Hi", CAT, "a", "b")):
         _, vectors = embed(smollm2.embedder, *company)
-        assert vectors[company.index(CAT)] == pytest.approx(alone, abs=1e-4)
+        assert of_one_text(vectors[company.index(CAT)], alone)
 
 
 def test_texts_that_mean_the_same_lie_nearer_and_the_order_is_kept(smollm2: llama_model.LlamaModel) -> None:
     _, (cat, kitten, markets) = embed(smollm2.embedder, CAT, KITTEN, MARKETS)
     assert nearness(cat, kitten) > max(nearness(cat, markets), nearness(kitten, markets)) + 0.1
     _, turned = embed(smollm2.embedder, MARKETS, CAT, KITTEN)
-    assert [nearness(one, other) for one, other in zip(turned, (markets, cat, kitten), strict=True)] == pytest.approx([1] * 3, abs=1e-4)
+    assert all(map(of_one_text, turned, (markets, cat, kitten)))
 
 
 def test_a_text_that_is_computed_in_pieces_has_the_vector_of_the_whole(smollm2: llama_model.LlamaModel) -> None:
@@ -86,7 +87,7 @@ def test_a_text_that_is_computed_in_pieces_has_the_vector_of_the_whole(smollm2: 
         finally:
             embedder.free()
     for cut in vectors[:-1]:
-        assert cut == pytest.approx(vectors[-1], abs=1e-4)
+        assert of_one_text(cut, vectors[-1])
 
 
 def test_counts_are_the_tokenizers_and_special_tokens_in_a_text_are_text(smollm2: llama_model.LlamaModel) -> None:
@@ -107,7 +108,7 @@ def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_is_not_cut(sm
 def test_fewer_dimensions_are_the_first_of_all(smollm2: llama_model.LlamaModel) -> None:
     (full,), (short,) = embed(smollm2.embedder, CAT)[1], embed(smollm2.embedder, CAT, dimensions=64)[1]
     length = math.hypot(*full[:64])
-    assert short == pytest.approx([number / length for number in full[:64]], abs=1e-4)
+    assert of_one_text(short, [number / length for number in full[:64]])
     with pytest.raises(errors.BadRequest, match="dimensions is 577; this model's vectors have 576"):
         embed(smollm2.embedder, CAT, dimensions=577)
 
