@@ -14,6 +14,8 @@ NodeId = NewType("NodeId", str)
 #: The public key of a mesh CA as an nkey, ``A…``: another prefix, so that it is never taken for a node.
 AuthorityId = NewType("AuthorityId", str)
 MeshName = NewType("MeshName", str)
+#: Money is whole numbers: 1 credit is 1,000,000 of these.
+MicroCredits = NewType("MicroCredits", int)
 ModelName = NewType("ModelName", str)
 #: An API key or an access token, whole. Never logged; compare and look up only inside auth.
 Credential = NewType("Credential", str)
@@ -52,7 +54,8 @@ class Tier(StrEnum):
     """What a person has paid for; the gateway says what each means."""
 
     FREE = "free"
-    PREMIUM = "premium"
+    PRO = "pro"
+    ENTERPRISE = "enterprise"
 
 
 class RequestStatus(StrEnum):

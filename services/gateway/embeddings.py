@@ -15,6 +15,7 @@ from services.gateway.embedding_admission import Admitted
 from services.gateway.ongoing import Ongoing
 from services.gateway.pipeline import Parts, Pipeline
 from services.gateway.relay import Embedding
+from services.gateway.routing import Wish
 from shared import errors
 from shared.api import embedding
 from shared.api.auth import Principal
@@ -105,5 +106,6 @@ class Embeddings:
             running.prompt_hash = prompts.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
             model = await self._pipeline.let_in(running, principal, admitted.model, for_answers=False)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
-            running.answers = self._parts.relay.embed(asked, seconds=seconds)
+            wish = Wish(model, principal.user_id, admitted.most_prompt_tokens, 0)
+            running.answers = self._parts.relay.embed(asked, wish, seconds=seconds)
             yield running

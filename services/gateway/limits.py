@@ -63,9 +63,12 @@ def hourly(principal: Principal, by_tier: Mapping[Tier, int]) -> tuple[HourlyLim
     of_tier = by_tier[principal.tier]
     # The braces make a Redis cluster keep both counters on one node, as one Lua call needs it.
     user = HourlyLimit(Scope.USER, f"gateway:hour:{{{principal.user_id}}}:user", of_tier)
-    if principal.key_id is None or principal.key_requests_per_hour is None:
+    if principal.key_id is None or principal.key_limits.requests_per_hour is None:
         return (user,)
-    return (user, HourlyLimit(Scope.KEY, f"gateway:hour:{{{principal.user_id}}}:key:{principal.key_id}", principal.key_requests_per_hour))
+    return (
+        user,
+        HourlyLimit(Scope.KEY, f"gateway:hour:{{{principal.user_id}}}:key:{principal.key_id}", principal.key_limits.requests_per_hour),
+    )
 
 
 def tightest(limits: Sequence[HourlyLimit], counts: Sequence[Count]) -> Allowance:

@@ -144,8 +144,8 @@ class Pipeline:
         worker's own error. An exception out of the block, a cancel included, ends the generation on the worker."""
         running = Running(self.clock)
         async with self.recorded(running, principal, seconds=seconds):
-            prompt = await self._prepare(running, principal, request)
-            running.answers = self._parts.relay.generate(prompt, seconds=seconds)
+            prompt, wish = await self._prepare(running, principal, request)
+            running.answers = self._parts.relay.generate(prompt, wish, seconds=seconds)
             yield running
 
     @asynccontextmanager
@@ -193,7 +193,9 @@ class Pipeline:
             raise
         return running.model
 
-    async def _prepare(self, running: Running, principal: Principal, request: InferenceRequest) -> inference.ProcessPrompt:
+    async def _prepare(
+        self, running: Running, principal: Principal, request: InferenceRequest
+    ) -> tuple[inference.ProcessPrompt, routing.Wish]:
         secret = self._parts.prompt_hash_secret
         admitted = admission.admit(request)
         running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
@@ -202,7 +204,8 @@ class Pipeline:
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63))
-        return inference.ProcessPrompt(admitted.messages, config, running.request_id, prompts.salt(principal.user_id, secret))
+        prompt = inference.ProcessPrompt(admitted.messages, config, running.request_id, prompts.salt(principal.user_id, secret))
+        return prompt, routing.Wish(model, principal.user_id, admitted.most_prompt_tokens, config.max_tokens or 0)
 
     def _record(self, running: Ongoing, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> asyncio.Event:
         usage = running.usage

@@ -4,19 +4,20 @@ Until the first chunk another worker may take over; from then on the caller has 
 error. Leaving early cancels the generation on the worker.
 """
 
-import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 
-from services.gateway import mesh, routing
+from services.gateway import mesh
+from services.gateway.dispatch import Claim, Dispatch, Waiting
+from services.gateway.routing import Wish
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.generation import Generation
 from shared.api.method import End, Item, Request, StreamMethod
-from shared.directory import Entry
 from shared.telemetry import logs
-from shared.types import ModelName, NodeId, Role
+from shared.types import NodeId
 
 ATTEMPTS = 3
 #: A request that ended two engines ends a third one, too.
@@ -35,40 +36,50 @@ _log = logs.get(part="relay")
 
 
 class Relay:
-    """One for the gateway; knows what it has running on which worker."""
+    """One for the gateway."""
 
-    def __init__(self, rpc: mesh.Rpc, directory: mesh.Directory, rng: random.Random, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rpc: mesh.Rpc, dispatch: Dispatch, clock: Callable[[], float] = time.monotonic) -> None:
         self._rpc = rpc
-        self._directory = directory
-        self._rng = rng
+        self._dispatch = dispatch
         self._clock = clock
-        self._in_flight = routing.InFlight()
 
-    @property
-    def in_flight(self) -> int:
-        return self._in_flight.total()
-
-    def generate(self, prompt: inference.ProcessPrompt, *, seconds: float) -> AsyncGenerator[Said]:
+    async def generate(self, prompt: inference.ProcessPrompt, wish: Wish, *, seconds: float) -> AsyncGenerator[Said]:
         """What the worker said of the prompt, chunks, and last the Generation. Raises the last worker's error. Close it with
         ``aclose``."""
-        return self._ask(inference.process_prompt, prompt, prompt.model_config.model, seconds)
+        async with aclosing(self._ask(inference.process_prompt, prompt, wish, seconds)) as answers:
+            async for said in answers:
+                yield inference.Chunk("", (), waiting=said.why) if isinstance(said, Waiting) else said
 
-    def embed(self, texts: embedding.Embed, *, seconds: float) -> AsyncGenerator[Embedding]:
+    async def embed(self, texts: embedding.Embed, wish: Wish, *, seconds: float) -> AsyncGenerator[Embedding]:
         """As ``generate``, with the vectors of texts."""
-        return self._ask(embedding.embed, texts, texts.model, seconds)
+        async with aclosing(self._ask(embedding.embed, texts, wish, seconds)) as answers:
+            async for said in answers:
+                yield embedding.Vectors((), waiting=said.why) if isinstance(said, Waiting) else said
 
     async def _ask(
-        self, method: StreamMethod[Request, Item, End], request: Request, model: ModelName, seconds: float
-    ) -> AsyncGenerator[inference.Accepted | Item | End]:
+        self, method: StreamMethod[Request, Item, End], request: Request, wish: Wish, seconds: float
+    ) -> AsyncGenerator[inference.Accepted | Waiting | Item | End]:
         ends_at = self._clock() + seconds
         failed: dict[NodeId, errors.AimeshError] = {}
         while True:
-            worker = self._choose(model, failed)
+            claim: Claim | None = None
+            try:
+                async with aclosing(self._dispatch.find(replace(wish, not_on=frozenset(failed)))) as steps:
+                    async for step in steps:
+                        if isinstance(step, Waiting):
+                            yield step
+                        else:
+                            claim = step
+            except errors.NotReachable:
+                if failed:
+                    raise next(reversed(failed.values())) from None
+                raise
+            assert claim is not None  # the last step is one
             began = False
             try:
-                with self._counted(worker):
+                with claim:
                     left = ends_at - self._clock()
-                    async with self._rpc.stream(method, request, to=worker.node, deadline_seconds=left) as answer:
+                    async with self._rpc.stream(method, request, to=claim.worker.node, deadline_seconds=left) as answer:
                         async for chunk in answer:
                             if not began and isinstance(answer.accepted, inference.Accepted):
                                 yield answer.accepted
@@ -78,26 +89,10 @@ class Relay:
                         yield answer.end
                         return
             except _WORTH_ANOTHER as error:
-                failed[worker.node] = error
+                failed[claim.worker.node] = error
                 if began or len(failed) == ATTEMPTS or _crashes(failed) == MOST_CRASHES:
                     raise
-                _log.warning("worker failed before its first token", worker=worker.node, code=errors.code_of(error))
-
-    def _choose(self, model: ModelName, failed: dict[NodeId, errors.AimeshError]) -> Entry:
-        worker = routing.choose(routing.candidates(model, self._directory.usable(Role.WORKER), failed.keys()), self._in_flight, self._rng)
-        if worker is not None:
-            return worker
-        if failed:
-            raise next(reversed(failed.values()))
-        raise errors.NotReachable(f"no worker can run {model} now", hint="see `aicli nodes`")
-
-    @contextmanager
-    def _counted(self, worker: Entry) -> Iterator[None]:
-        began_under = self._in_flight.begin(worker)
-        try:
-            yield
-        finally:
-            self._in_flight.end(began_under)
+                _log.warning("worker failed before its first token", worker=claim.worker.node, code=errors.code_of(error))
 
 
 def _crashes(failed: Mapping[NodeId, errors.AimeshError]) -> int:

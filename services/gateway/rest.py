@@ -217,7 +217,7 @@ class Rest:
 
     async def _make_key(self, call: HttpCall) -> None:
         body = bodies.read_either_case(call.body, ApiKeyBody)
-        request = auth.GenerateApiKey(body.name, body.user_id, body.requests_per_hour)
+        request = auth.GenerateApiKey(body.name, body.user_id, auth.KeyLimits(requests_per_hour=body.requests_per_hour))
         made = await self._rpc.call(auth.generate_api_key, request, credential=call.credential)
         await call.answer(msgspec.convert(made, ApiKeyAnswer, from_attributes=True), status=201)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from shared import directory, errors
 from shared.api.gateway import ServedModel
 from shared.directory import Announcement, Entry
-from shared.types import ModelName, NodeId
+from shared.types import ModelName, NodeId, UserId
 
 #: Repeats its prompt, for load tests: it comes last, so that it becomes nobody's default by its name.
 _SYNTHETIC = "echo"
@@ -22,6 +22,24 @@ class Names:
     aliases: Mapping[str, str]
     #: None means: the first that is served.
     default: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request needs of the worker that runs it."""
+
+    model: ModelName
+    #: For whom: a fair queue takes turns between tenants.
+    tenant: UserId
+    #: How much work it is at most: tokens of the prompt, and of the answer.
+    prompt_tokens: int
+    max_tokens: int
+    #: Names of the prompt's beginnings, the shortest first: a worker that has read one of them need not read it again.
+    beginnings: tuple[bytes, ...] = ()
+    #: Only a worker with this very file of the model may go on with an answer; None where any will do.
+    digest: str | None = None
+    #: Workers that have failed this request.
+    not_on: frozenset[NodeId] = frozenset()
 
 
 def served(workers: Iterable[Entry], names: Names) -> tuple[ModelName, ...]:

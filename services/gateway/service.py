@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from services.gateway import routing
 from services.gateway.callers import Callers
+from services.gateway.dispatch import Dispatch
 from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
 from services.gateway.model_orders import ModelOrders
@@ -45,14 +46,15 @@ class GatewayService:
     role: ClassVar[Role] = Role.GATEWAY
 
     def __init__(self, settings: GatewaySettings, node: Node, store: Store, cache: Cache, recorder: Recorder) -> None:
-        by_tier = {Tier.FREE: settings.default_rate_limit, Tier.PREMIUM: settings.premium_rate_limit}
+        by_tier = {Tier.FREE: settings.default_rate_limit, Tier.PRO: settings.premium_rate_limit, Tier.ENTERPRISE: 10**9}
         self._node = node
         self._store = store
         self._cache = cache
         self._seconds = settings.request_timeout_seconds
         self._names = routing.Names(settings.model_aliases, settings.default_model)
         self._quotas = Quotas(cache, by_tier)
-        self._relay = Relay(node.rpc, node.directory, random.Random())  # noqa: S311 - which worker is no secret
+        self._dispatch = Dispatch(node.directory, random.Random())  # noqa: S311 - which worker is no secret
+        self._relay = Relay(node.rpc, self._dispatch)
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
         parts = Parts(
@@ -139,7 +141,7 @@ class GatewayService:
         checks = await self.checks()
         workers = self._node.directory.usable(Role.WORKER)
         healthy = all(check.ok for check in checks) and bool(workers)
-        return gateway.ServiceHealth("healthy" if healthy else "degraded", checks, len(workers), self._served(), self._relay.in_flight)
+        return gateway.ServiceHealth("healthy" if healthy else "degraded", checks, len(workers), self._served(), self._dispatch.in_flight)
 
     @serves(gateway.list_models)
     async def list_models(self, _request: gateway.ListModels, _call: Call) -> gateway.ServedModels:
@@ -174,7 +176,7 @@ class GatewayService:
             models=(),
             since=self._node.started_at,
             version=version(),
-            running=self._relay.in_flight,
+            running=self._dispatch.in_flight,
             queued=0,
             slots=0,
         )

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.api.usage import UserUsage
-from shared.types import Credential, KeyId, Role, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, Role, Tier, UserId, UserRole
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR}
 
@@ -59,13 +59,24 @@ class LogoutUser(Body, frozen=True):
     session_token: str
 
 
+class KeyLimits(Body, frozen=True, omit_defaults=False):
+    """What one key may use, besides what its user may; None is no limit of its own. The tightest limit holds."""
+
+    requests_per_hour: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    #: Requests that run at once.
+    concurrency: int | None = None
+    #: What all its requests may cost together.
+    budget_micro: MicroCredits | None = None
+
+
 class GenerateApiKey(Body, frozen=True):
     """``user_id`` None means the owner of the call's credential; another's only for an admin."""
 
     name: str = "default"
     user_id: UserId | None = None
-    #: Tighter than the tier's limit where it is set.
-    requests_per_hour: int | None = None
+    limits: KeyLimits = KeyLimits()
 
 
 class ApiKey(Body, frozen=True):
@@ -79,7 +90,7 @@ class ApiKey(Body, frozen=True):
     is_active: bool
     created_at: datetime
     last_used_at: datetime | None = None
-    requests_per_hour: int | None = None
+    limits: KeyLimits = KeyLimits()
 
 
 class NewApiKey(Body, frozen=True):
@@ -120,7 +131,8 @@ class Principal(Body, frozen=True):
     #: None where the credential is an access token and not a key.
     key_id: KeyId | None = None
     key_name: str | None = None
-    key_requests_per_hour: int | None = None
+    #: Of the key; none where the credential is an access token.
+    key_limits: KeyLimits = KeyLimits()
 
 
 class SetTier(Body, frozen=True):

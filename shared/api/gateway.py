@@ -6,9 +6,10 @@ import msgspec
 
 from shared.api.generation import ChatMessage, Sampling, ToolCall, Usage
 from shared.api.inference import TokenLogprob
+from shared.api.ledger import Account
 from shared.api.method import Body, Method, StreamMethod
 from shared.api.usage import UserUsage
-from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId
+from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, Tier, UserId
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
 
@@ -27,10 +28,21 @@ class Auth(Body, frozen=True):
     api_key: Credential | None = None
 
 
+class Rest(Body, frozen=True):
+    """What is left of an answer that its reader lost: the chunks behind the last one that it has."""
+
+    request_id: RequestId
+    after: int = 0
+
+
 class ProcessInferenceRequest(Body, frozen=True):
     request: InferenceRequest
     #: The seed's second argument; without it the credential of the call itself counts.
     auth: Auth = Auth()
+    #: Chosen by the caller: the same request under the same key again is answered once and paid once.
+    idempotency_key: str | None = None
+    #: With the same request and the same idempotency key.
+    rest: Rest | None = None
 
 
 class InferenceChunk(Body, frozen=True):
@@ -43,6 +55,8 @@ class InferenceChunk(Body, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
     #: Before the first text: what the answer waits for, for people.
     waiting: str = ""
+    #: Its number, from 1 on without a gap; 0 for what only says what the answer waits for.
+    sequence: int = 0
 
 
 class InferenceResult(Body, frozen=True, omit_defaults=False):
@@ -56,6 +70,11 @@ class InferenceResult(Body, frozen=True, omit_defaults=False):
     first_token_ms: int
     #: Of every answer, where more than one was asked for.
     finish_reasons: tuple[FinishReason, ...] = ()
+    cost_micro: MicroCredits = MicroCredits(0)
+    #: What max_tokens was lowered to, because the credits did not reach for more; None where they did.
+    clamped_to: int | None = None
+    #: Taken from an answer that was given before.
+    cached: bool = False
 
 
 class GetServiceHealth(Body, frozen=True):
@@ -84,6 +103,19 @@ class GetUserQuota(Body, frozen=True):
     user_id: UserId | None = None
 
 
+class LimitState(Body, frozen=True, omit_defaults=False):
+    """One limit and how far it is used."""
+
+    #: user, key or model.
+    scope: str
+    #: requests_per_hour, requests_per_minute, tokens_per_minute or concurrency.
+    kind: str
+    limit: int
+    remaining: int
+    #: Until all of it is there again.
+    resets_in_seconds: float
+
+
 class UserQuota(Body, frozen=True, omit_defaults=False):
     user_id: UserId
     tier: Tier
@@ -92,6 +124,9 @@ class UserQuota(Body, frozen=True, omit_defaults=False):
     remaining: int
     #: When the oldest counted minute leaves the window; now if nothing is counted.
     resets_at: datetime
+    #: Every limit that a request of this caller counts against.
+    limits: tuple[LimitState, ...] = ()
+    account: Account | None = None
 
 
 class ReadUsage(Body, frozen=True):

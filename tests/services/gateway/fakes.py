@@ -11,6 +11,7 @@ from uuid import UUID
 
 from services.gateway import routing
 from services.gateway.callers import Callers
+from services.gateway.dispatch import Dispatch
 from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
 from services.gateway.openai_embeddings import OpenAiEmbeddings
@@ -182,8 +183,9 @@ class House:
         self.published: list[events.Event] = []
         self.counters = FakeCounters()
         self.names = routing.Names({"llama3": "smollm2"}, None)
-        self.quotas = Quotas(self.counters, {Tier.FREE: free, Tier.PREMIUM: 1000})
-        self.relay = Relay(self.rpc, self.directory, random.Random(1))
+        self.quotas = Quotas(self.counters, {Tier.FREE: free, Tier.PRO: 1000})
+        self.dispatch = Dispatch(self.directory, random.Random(1))
+        self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc)
         parts = Parts(
             quotas=self.quotas,

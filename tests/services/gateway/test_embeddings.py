@@ -104,7 +104,7 @@ async def test_another_worker_takes_over_before_the_first_vector(house: House) -
     house.add_worker(3, EmbeddingWorker(fails_with=errors.UnknownMethod("an older one")), "smollm2")
     vectors, _ = await ask(house, "a")
     assert vectors == [packed(1, 1)]
-    assert house.relay.in_flight == 0
+    assert house.dispatch.in_flight == 0
 
 
 @pytest.mark.parametrize(

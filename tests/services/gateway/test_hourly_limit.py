@@ -14,7 +14,7 @@ from shared.cache import Cache
 from shared.types import Tier
 from tests.services.gateway.hour_model import Hours
 
-BY_TIER = {Tier.FREE: 100, Tier.PREMIUM: 1000}
+BY_TIER = {Tier.FREE: 100, Tier.PRO: 1000}
 
 
 def bucket() -> str:

@@ -7,7 +7,7 @@ from services.gateway.limits import Allowance, Count, HourlyLimit, Refused, Scop
 from shared.api.auth import Principal
 from shared.types import KeyId, Tier, UserId, UserRole
 
-BY_TIER = {Tier.FREE: 100, Tier.PREMIUM: 1000}
+BY_TIER = {Tier.FREE: 100, Tier.PRO: 1000}
 USER = HourlyLimit(Scope.USER, "u", 100)
 KEY = HourlyLimit(Scope.KEY, "k", 10)
 
@@ -20,7 +20,7 @@ def principal(tier: Tier = Tier.FREE, per_hour: int | None = None, key: bool = T
     ("caller", "expected"),
     [
         pytest.param(principal(), [(Scope.USER, 100)], id="a free user has the default limit"),
-        pytest.param(principal(Tier.PREMIUM), [(Scope.USER, 1000)], id="a premium user has more"),
+        pytest.param(principal(Tier.PRO), [(Scope.USER, 1000)], id="a premium user has more"),
         pytest.param(principal(per_hour=5), [(Scope.USER, 100), (Scope.KEY, 5)], id="a key may have a limit of its own"),
         pytest.param(principal(key=False, per_hour=5), [(Scope.USER, 100)], id="an access token has no key"),
     ],

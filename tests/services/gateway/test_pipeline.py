@@ -103,7 +103,7 @@ async def test_a_cancelled_request_records_what_was_delivered(house: House) -> N
     row = house.store.only_row
     assert (row.status, row.prompt_tokens, row.completion_tokens, row.error_code) == ("cancelled", 7, 2, "cancelled")
     assert house.worker.left_early == 1
-    assert house.relay.in_flight == 0
+    assert house.dispatch.in_flight == 0
 
 
 async def test_a_reader_that_leaves_early_is_a_cancel(house: House) -> None:

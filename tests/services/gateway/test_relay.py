@@ -4,22 +4,27 @@ from contextlib import aclosing
 
 import pytest
 
+from services.gateway.dispatch import Dispatch
 from services.gateway.relay import Relay
+from services.gateway.routing import Wish
 from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, Generation
 from shared.api.inference import Accepted
 from shared.directory import Load
 from shared.types import ModelName, RequestId
-from tests.services.gateway.fakes import FakeDirectory, FakeRpc, FakeWorker, node_id
+from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
 
 PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelConfig(model=ModelName("m")), RequestId(node_id))  # type: ignore[arg-type]
+
+WISH = Wish(ModelName("m"), USER, prompt_tokens=1, max_tokens=10)
 
 
 class Site:
     def __init__(self, *workers: FakeWorker) -> None:
         self.rpc, self.directory = FakeRpc(), FakeDirectory()
-        self.relay = Relay(self.rpc, self.directory, random.Random(5))
+        self.dispatch = Dispatch(self.directory, random.Random(5))
+        self.relay = Relay(self.rpc, self.dispatch)
         for number, worker in enumerate(workers):
             self.rpc.workers[node_id(number)] = worker
             # The first is the least loaded, so it is asked first.
@@ -27,7 +32,7 @@ class Site:
 
     async def text(self) -> str:
         """Its texts, and a point for its end."""
-        async with aclosing(self.relay.generate(PROMPT, seconds=10)) as answers:
+        async with aclosing(self.relay.generate(PROMPT, WISH, seconds=10)) as answers:
             said = [answer async for answer in answers]
         return "".join("." if isinstance(answer, Generation) else answer.text for answer in said if not isinstance(answer, Accepted))
 
@@ -38,7 +43,7 @@ async def test_before_its_first_token_another_worker_takes_over(error: type[erro
     site = Site(broken, good)
     assert await site.text() == "Hello world!."
     assert (len(broken.asked), len(good.asked)) == (1, 1)
-    assert site.relay.in_flight == 0
+    assert site.dispatch.in_flight == 0
 
 
 async def test_three_attempts_and_then_the_last_error() -> None:
@@ -98,8 +103,8 @@ async def test_nobody_there() -> None:
 async def test_leaving_early_leaves_the_worker() -> None:
     worker = FakeWorker()
     site = Site(worker)
-    async with aclosing(site.relay.generate(PROMPT, seconds=10)) as answers:
+    async with aclosing(site.relay.generate(PROMPT, WISH, seconds=10)) as answers:
         await anext(answers)
-        assert site.relay.in_flight == 1
+        assert site.dispatch.in_flight == 1
     assert worker.left_early == 1
-    assert site.relay.in_flight == 0
+    assert site.dispatch.in_flight == 0

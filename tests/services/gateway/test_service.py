@@ -29,7 +29,7 @@ ADMIN_TOKEN = Credential("admin.eyJleHAiOjk5OTk5OTk5OTl9.x")
 PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
 ADMIN = auth.Principal(UserId(UUID(int=7)), "root", UserRole.ADMIN, Tier.FREE)
 OTHER = auth.User(
-    UserId(UUID(int=9)), "eve", "eve@example.com", UserRole.USER, Tier.PREMIUM, is_active=True, created_at=datetime(2026, 1, 2, tzinfo=UTC)
+    UserId(UUID(int=9)), "eve", "eve@example.com", UserRole.USER, Tier.PRO, is_active=True, created_at=datetime(2026, 1, 2, tzinfo=UTC)
 )
 
 
@@ -175,7 +175,7 @@ async def test_another_users_quota_is_for_admins(site: Site) -> None:
     own = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(USER), credential=KEY)
     assert own.user_id == USER
     seen = await site.client.rpc.call(gateway.get_user_quota, other, credential=ADMIN_TOKEN)
-    assert (seen.user_id, seen.tier, seen.used_this_hour) == (OTHER.id, Tier.PREMIUM, 0)
+    assert (seen.user_id, seen.tier, seen.used_this_hour) == (OTHER.id, Tier.PRO, 0)
     with pytest.raises(errors.NotFound):
         await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(UserId(UUID(int=8))), credential=ADMIN_TOKEN)
 
