@@ -87,12 +87,12 @@ class Server:
 
 
 class PostgresServer(Server):
-    """One cluster; each test gets a database of its own."""
+    """One cluster; each test gets a database of its own. ``durable`` for measurements: what is committed is on the disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         folder.joinpath("password").write_text(secrets.token_urlsafe(16), encoding="ascii")
         self.server = postgres.Postgres(folder, folder, "admin", folder / "password")
-        super().__init__(folder, postgres.program(self.server, _ENVIRONMENT), _FAST)
+        super().__init__(folder, postgres.program(self.server, _ENVIRONMENT), () if durable else _FAST)
         postgres.prepare(self.server)
 
     def url(self, name: str = "postgres") -> str:

@@ -1,42 +1,225 @@
 -- name: write_requests
--- Requests that ended, into the log and, where something was delivered, into the day's usage; rows that are there already change nothing.
-WITH fresh AS (
-    INSERT INTO request_logs (
-        id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
-        tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at
-    )
-    SELECT id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
-           prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at
-    FROM unnest(
+-- Requests that ended: their reservations are settled, and they go into the log and, where something was delivered, into the day's usage;
+-- rows that are there already change nothing.
+WITH given AS (
+    SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
-        $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[]
+        $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[]
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
-        prompt_tokens, completion_tokens, status, error_code, created_at
+        prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached
     )
+),
+settled AS MATERIALIZED (
+    -- Always in this order, so that two gateways never wait for each other's accounts in a circle.
+    SELECT given.*, settle(id, cost_micro, state) AS settled_micro FROM given ORDER BY user_id, id
+),
+fresh AS (
+    INSERT INTO request_logs (
+        id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
+        tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached
+    )
+    SELECT id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
+           prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
+           coalesce(settled_micro, 0), cached
+    FROM settled
     ON CONFLICT (id) DO NOTHING
-    RETURNING user_id, api_key_id, tokens_used, status, created_at
+    RETURNING user_id, api_key_id, tokens_used, status, created_at, cost_micro
 )
-INSERT INTO usage_stats (user_id, api_key_id, date, request_count, tokens_used)
-SELECT user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used)
+INSERT INTO usage_stats (user_id, api_key_id, date, request_count, tokens_used, cost_micro)
+SELECT user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used), sum(cost_micro)
 FROM fresh
 WHERE status = 'success' OR tokens_used > 0
 GROUP BY 1, 2, 3
--- Always in this order, so that two gateways never wait for each other's rows in a circle.
+-- In one order here, too.
 ORDER BY 1, 2, 3
 ON CONFLICT (user_id, api_key_id, date) DO UPDATE SET
     request_count = usage_stats.request_count + excluded.request_count,
-    tokens_used = usage_stats.tokens_used + excluded.tokens_used;
+    tokens_used = usage_stats.tokens_used + excluded.tokens_used,
+    cost_micro = usage_stats.cost_micro + excluded.cost_micro;
 
 -- name: list_usage_days
 -- What one user used on each day of the last year, newest first.
-SELECT date, api_key_id, request_count, tokens_used
+SELECT date, api_key_id, request_count, tokens_used, cost_micro
 FROM usage_stats
 WHERE user_id = $1 AND date > (now() AT TIME ZONE 'UTC')::date - 365
 ORDER BY date DESC, api_key_id NULLS LAST;
 
 -- name: sum_usage
 -- What one user used in all.
-SELECT coalesce(sum(request_count), 0)::bigint AS request_count, coalesce(sum(tokens_used), 0)::bigint AS tokens_used
+SELECT coalesce(sum(request_count), 0)::bigint AS request_count, coalesce(sum(tokens_used), 0)::bigint AS tokens_used,
+       coalesce(sum(cost_micro), 0)::bigint AS cost_micro
 FROM usage_stats
 WHERE user_id = $1;
+
+-- name: reserve
+-- Holds what each of some requests may cost; granted_tokens is NULL where there is not enough for it.
+WITH wanted AS (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
+        $10::bigint[], $11::bigint[], $12::bigint[], $13::boolean[], $14::bigint[]
+    ) AS row (
+        request_id, owner, key_id, model, price_id, prompt_tokens, max_tokens, least_tokens, answers,
+        fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
+    )
+    -- Always in this order, so that two gateways never wait for each other's accounts in a circle.
+    ORDER BY owner, request_id
+)
+SELECT request_id, held.granted_tokens, held.room_micro, held.key_is_tightest, held.is_repeated
+FROM wanted, LATERAL reserve(
+    request_id, owner, key_id, model, price_id, $15, $16, prompt_tokens, max_tokens, least_tokens, answers,
+    fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
+) AS held;
+
+-- name: extend_leases
+-- Requests that still run: nobody else may end them for so long.
+UPDATE reservations SET lease_until = now() + make_interval(secs => $2)
+WHERE request_id = ANY ($1::uuid[]) AND state = 'reserved';
+
+-- name: list_overdue
+-- Open reservations whose gateway is silent for longer than its lease and some grace, the oldest first.
+SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, gateway, created_at, lease_until
+FROM reservations
+WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)
+ORDER BY lease_until
+LIMIT $2;
+
+-- name: read_account
+-- One user's account with this month's credits given; locks it for a moment.
+WITH opened AS MATERIALIZED (SELECT * FROM open_account($1, $2))
+SELECT included_micro, balance_micro, reserved_micro, month FROM opened;
+
+-- name: read_key_spending
+-- What one key has spent and holds.
+SELECT spent_micro, reserved_micro FROM key_spending WHERE key_id = $1;
+
+-- name: top_up
+-- Credits for a user, or back from one; a transfer that was made already is a unique violation.
+WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5)) SELECT count(*) FROM done;
+
+-- name: revert
+-- Gives a user back what a request cost; its owner, or NULL where it cost nothing.
+WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner) SELECT owner FROM done;
+
+-- name: list_prices
+-- The prices that hold now.
+SELECT DISTINCT ON (model) id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
+FROM prices
+WHERE since <= now()
+ORDER BY model, since DESC, id DESC;
+
+-- name: list_price_history
+-- Every price there ever was, the newest first.
+SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
+FROM prices
+ORDER BY since DESC, id DESC
+LIMIT 1000;
+
+-- name: find_price
+-- One price by its number.
+SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
+FROM prices
+WHERE id = $1;
+
+-- name: add_price
+-- From now on.
+INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro)
+VALUES ($1, $2, $3, $4, $5);
+
+-- name: ensure_default_price
+-- The default of the settings, where none was ever set.
+INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since)
+SELECT NULL, $1, $2, 0, 0, 'epoch'
+WHERE NOT EXISTS (SELECT FROM prices WHERE model IS NULL);
+
+-- name: verify_ledger
+-- Everything summed up, as one moment has it.
+WITH per_account AS (
+    SELECT owner, coalesce(sum(amount_micro) FILTER (WHERE account = 'included'), 0) AS included,
+           coalesce(sum(amount_micro) FILTER (WHERE account = 'balance'), 0) AS balance
+    FROM entries GROUP BY owner
+),
+held AS (SELECT owner, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY owner),
+held_by_key AS (SELECT key_id, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY key_id),
+spent AS (
+    SELECT transfer, sum(amount_micro) AS micro FROM entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
+)
+SELECT
+    (SELECT coalesce(sum(abs(coalesce(a.included_micro, 0) - coalesce(e.included, 0)) + abs(coalesce(a.balance_micro, 0) - coalesce(e.balance, 0))), 0)
+     FROM accounts AS a FULL JOIN per_account AS e USING (owner))::bigint AS drift_micro,
+    (SELECT coalesce(sum(amount_micro), 0) FROM entries)::bigint AS sum_micro,
+    (SELECT coalesce(sum(abs(coalesce(a.reserved_micro, 0) - coalesce(h.micro, 0))), 0) FROM accounts AS a FULL JOIN held AS h USING (owner))::bigint
+        AS account_reserved_drift_micro,
+    (SELECT coalesce(sum(abs(k.reserved_micro - coalesce(h.micro, 0))), 0) FROM key_spending AS k LEFT JOIN held_by_key AS h USING (key_id))::bigint
+        AS key_reserved_drift_micro,
+    (SELECT count(*) FROM reservations AS r FULL JOIN spent AS s ON s.transfer = r.request_id
+     WHERE coalesce(r.settled_micro, 0) <> coalesce(s.micro, 0)) AS wrong_settles,
+    (SELECT count(*) FROM reservations WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)) AS overdue,
+    (SELECT count(*) FROM accounts) AS accounts,
+    (SELECT count(*) FROM entries) AS entries,
+    (SELECT count(*) FROM reservations WHERE state = 'reserved') AS open_reservations;
+
+-- name: claim_key
+-- Who runs this request: the one whose row comes back. It is new, or its day is over, or the gateway that ran it lost its lease ($8: or is
+-- known to have died). Of any number of claims at once one gets it.
+INSERT INTO idempotency_keys AS held (owner, key, fingerprint, request_id, seed, state, gateway, lease_until, expires_at)
+VALUES ($1, $2, $3, $4, $5, 'running', $6, now() + make_interval(secs => $7), now() + interval '24 hours')
+ON CONFLICT (owner, key) DO UPDATE SET
+    fingerprint = excluded.fingerprint,
+    request_id = excluded.request_id,
+    seed = CASE WHEN held.expires_at <= now() THEN excluded.seed ELSE held.seed END,
+    attempt = CASE WHEN held.expires_at <= now() THEN 1 ELSE held.attempt + 1 END,
+    state = 'running',
+    answer = NULL,
+    gateway = excluded.gateway,
+    lease_until = excluded.lease_until,
+    created_at = CASE WHEN held.expires_at <= now() THEN now() ELSE held.created_at END,
+    expires_at = CASE WHEN held.expires_at <= now() THEN excluded.expires_at ELSE held.expires_at END
+WHERE (held.expires_at <= now() AND (held.state <> 'running' OR held.lease_until <= now()))
+    OR (
+        held.state = 'running' AND held.fingerprint = excluded.fingerprint
+        AND (held.lease_until <= now() OR held.request_id = $8)
+    )
+RETURNING seed, attempt;
+
+-- name: find_key
+-- What is known of a key.
+SELECT fingerprint, request_id, state, answer, gateway
+FROM idempotency_keys
+WHERE owner = $1 AND key = $2;
+
+-- name: prolong_keys
+-- The requests of these that are still ours, for so many seconds more.
+UPDATE idempotency_keys
+SET lease_until = now() + make_interval(secs => $2)
+WHERE request_id = ANY($1::uuid[]) AND state = 'running'
+RETURNING request_id;
+
+-- name: end_key
+-- The answer of a request that ran; nothing where another has taken it over.
+UPDATE idempotency_keys
+SET state = $2, answer = $3, lease_until = now()
+WHERE request_id = $1 AND state = 'running';
+
+-- name: free_key
+-- A request that failed before it said anything never was: the same key runs it anew.
+DELETE FROM idempotency_keys
+WHERE request_id = $1 AND state = 'running';
+
+-- name: abandon_key
+-- A request that its gateway does not finish: whoever asks next takes it over.
+UPDATE idempotency_keys
+SET lease_until = now()
+WHERE request_id = $1 AND state = 'running';
+
+-- name: sweep_keys
+-- Forget keys whose day is over, some at a time; several gateways do not wait for each other.
+DELETE FROM idempotency_keys
+WHERE (owner, key) IN (
+    SELECT owner, key
+    FROM idempotency_keys
+    WHERE expires_at <= now() AND (state <> 'running' OR lease_until <= now())
+    ORDER BY expires_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+);

@@ -2,40 +2,20 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
+from services.gateway.request_row import RequestRow
 from shared import database
 from shared.api.gateway import Check
 from shared.api.usage import UsageDay, UserUsage
-from shared.types import KeyId, ModelName, RequestId, RequestStatus, UserId
+from shared.types import UserId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRow:
-    """How one request ended."""
-
-    id: RequestId
-    user_id: UserId
-    #: None for a request with an access token.
-    api_key_id: KeyId | None
-    #: None where it was refused before it had a prompt.
-    prompt_hash: str | None
-    #: After aliases; None where no worker was chosen.
-    model_used: ModelName | None
-    response_time_ms: int
-    prompt_tokens: int
-    completion_tokens: int
-    status: RequestStatus
-    #: None for success.
-    error_code: str | None
-    #: When it began.
-    created_at: datetime
-
-    @property
-    def tokens_used(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[database.Database]:
+    """The gateway's database, for all of its stores."""
+    async with database.Database.open(url, schema="gateway", package=Path(__file__).parent) as gateways:
+        yield gateways
 
 
 class Store:
@@ -47,8 +27,8 @@ class Store:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator["Store"]:
-        async with database.Database.open(url, schema="gateway", package=Path(__file__).parent) as opened:
-            yield cls(opened)
+        async with opened(url) as gateways:
+            yield cls(gateways)
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         """All of them or none, in one statement; writing a row again changes nothing."""
@@ -63,7 +43,10 @@ class Store:
             user_id=user_id,
             request_count=total["request_count"],
             tokens_used=total["tokens_used"],
-            days=tuple(UsageDay(day["date"], day["api_key_id"], day["request_count"], day["tokens_used"]) for day in days),
+            days=tuple(
+                UsageDay(day["date"], day["api_key_id"], day["request_count"], day["tokens_used"], day["cost_micro"]) for day in days
+            ),
+            cost_micro=total["cost_micro"],
         )
 
     async def check(self) -> Check:
@@ -84,4 +67,7 @@ def _columns(row: RequestRow) -> tuple[object, ...]:
         row.status.value,
         row.error_code,
         row.created_at,
+        row.cost_micro,
+        row.reservation.value,
+        row.cached,
     )

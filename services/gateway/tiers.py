@@ -1,13 +1,15 @@
 """What a tier includes, from the settings. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shared.api.ledger import MICRO
-from shared.types import MicroCredits, Tier
+from shared.types import MicroCredits, ModelName, Tier
 
 #: What may be set of a tier, by the name it has in the settings.
 NUMBERS = ("requests_per_hour", "requests_per_minute", "tokens_per_minute", "concurrency", "credits")
+#: What may be set of a model: it belongs to nobody, so it has no credits.
+LIMITS = NUMBERS[:-1]
 #: Instead of a number: no limit.
 UNLIMITED = "unlimited"
 
@@ -37,14 +39,49 @@ DEFAULTS = {
 }
 
 
-def changed(plan: Plan, numbers: Mapping[str, str]) -> Plan:
-    """The plan with other numbers. Raises ValueError, for people."""
-    return replace(plan, **{name: _number(name, text) for name, text in numbers.items()})
+#: Of a model that the settings do not name.
+NO_LIMITS = Plan(None, None, None, None, None)
 
 
-def _number(name: str, text: str) -> int | None:
-    if name not in NUMBERS:
-        raise ValueError(f"{name!r} is none of {', '.join(NUMBERS)}")
+def changed(plan: Plan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS) -> Plan:
+    """The plan with other numbers. Raises ValueError, for people, with all that is wrong."""
+    found: dict[str, int | None] = {}
+    mistakes: list[str] = []
+    for name, text in numbers.items():
+        try:
+            found[name] = _number(name, text, allowed)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+    return replace(plan, **found)
+
+
+def of_models(numbers: Mapping[str, str]) -> dict[ModelName, Plan]:
+    """The plans of models from `model.name` and a number each. Raises ValueError, for people, with all that is wrong."""
+    by_model: dict[ModelName, dict[str, str]] = {}
+    for place, text in numbers.items():
+        # A model's name may have dots of its own.
+        model, _, name = place.rpartition(".")
+        by_model.setdefault(ModelName(model), {})[name] = text
+    plans: dict[ModelName, Plan] = {}
+    mistakes: list[str] = []
+    for model, of_model in by_model.items():
+        if not model:
+            mistakes.append(f"{', '.join(of_model)}: say model.{LIMITS[0]}=number")
+            continue
+        try:
+            plans[model] = changed(NO_LIMITS, of_model, LIMITS)
+        except ValueError as error:
+            mistakes.append(f"{model}: {error}")
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+    return plans
+
+
+def _number(name: str, text: str, allowed: Sequence[str]) -> int | None:
+    if name not in allowed:
+        raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
     if text == UNLIMITED:
         return None
     if not text.isascii() or not text.isdigit() or not (0 if name == "credits" else 1) <= int(text) <= 10**12:

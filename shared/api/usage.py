@@ -3,7 +3,7 @@
 from datetime import date
 
 from shared.api.method import Body
-from shared.types import KeyId, UserId
+from shared.types import KeyId, MicroCredits, UserId
 
 
 class UsageDay(Body, frozen=True):
@@ -14,6 +14,7 @@ class UsageDay(Body, frozen=True):
     api_key_id: KeyId | None
     request_count: int
     tokens_used: int
+    cost_micro: MicroCredits = MicroCredits(0)
 
 
 class UserUsage(Body, frozen=True):
@@ -22,3 +23,4 @@ class UserUsage(Body, frozen=True):
     tokens_used: int
     #: Newest first; at most a year.
     days: tuple[UsageDay, ...] = ()
+    cost_micro: MicroCredits = MicroCredits(0)

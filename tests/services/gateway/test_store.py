@@ -9,7 +9,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.gateway.store import RequestRow, Store
+from services.gateway.request_row import RequestRow
+from services.gateway.store import Store
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, UserId
 
 KEY = KeyId(UUID(int=2))

@@ -1,0 +1,172 @@
+"""How many requests the ledger takes a second, and that it never grants more than there is.
+
+    python -m bench.ledger [--seconds 4] [--rounds 1000] [--json FILE]
+
+A real PostgreSQL with its defaults (every commit reaches the disk), the gateway's own stores and recorder. A request is a reservation,
+and then its row and settlement by the recorder, as in the gateway. The rival does the least that anybody could: one committed
+INSERT of a row for each request.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import asyncpg
+import uvloop
+
+from bench import report
+from services.gateway import store
+from services.gateway.batches import Batches
+from services.gateway.journal import Journal
+from services.gateway.ledger_store import LedgerStore
+from services.gateway.recorder import Recorder
+from services.gateway.request_row import RequestRow, ReservationState
+from services.gateway.reservations import Granted, TooLittle, Wanted
+from services.gateway.store import Store
+from shared.telemetry import Metrics
+from shared.types import MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
+from tests.servers import PostgresServer, running
+
+CLIENTS = 32
+TENANTS = 50
+#: Room for 7 of 64.
+ROOM, EACH, AT_ONCE = 3500, 500, 64
+_MODEL = ModelName("smollm2")
+_GATEWAY = NodeId("U" * 56)
+_PLENTY = MicroCredits(10**15)
+
+One = Callable[[UserId], Awaitable[None]]
+
+
+def main() -> None:
+    arguments = report.arguments(__doc__)
+    arguments.add_argument("--seconds", type=float, default=4.0)
+    arguments.add_argument("--rounds", type=int, default=1000)
+    chosen = arguments.parse_args()
+    with running(lambda folder: PostgresServer(folder, durable=True)) as postgres, TemporaryDirectory() as folder:
+        rows = uvloop.run(_measure(postgres.url(), Path(folder), chosen.seconds, chosen.rounds))
+    report.publish(rows, chosen.json)
+
+
+async def _measure(url: str, folder: Path, seconds: float, rounds: int) -> list[report.Row]:
+    tenants = [UserId(uuid4()) for _ in range(TENANTS)]
+    async with store.opened(url) as opened, asyncpg.create_pool(url, min_size=10, max_size=10) as pool:
+        requests, ledger = Store(opened), LedgerStore(opened)
+        await ledger.ensure_default_price(100_000_000, 200_000_000)
+        await pool.execute("CREATE TABLE plain_rows (id uuid PRIMARY KEY, owner uuid, cost bigint)")
+
+        async def reserve(wanted: Sequence[Wanted]) -> list[Granted | TooLittle]:
+            return await ledger.reserve(wanted, gateway=_GATEWAY, lease_seconds=90)
+
+        queue_rows = Metrics("bench").usage_queue_rows
+        async with Recorder(requests, Journal(folder / "journal"), queue_rows).running() as recorder, Batches(reserve).running() as batches:
+
+            async def ours(owner: UserId) -> None:
+                request = RequestId(uuid4())
+                answer = await batches.ask(_wanted(request, owner, _PLENTY))
+                assert isinstance(answer, Granted)
+                recorder.reserve()
+                pending = recorder.add(_row(request, owner, 300))
+                await recorder.written(pending)
+                assert pending.written.is_set()
+
+            async def plain(owner: UserId) -> None:
+                await pool.execute("INSERT INTO plain_rows VALUES ($1, $2, 300)", uuid4(), owner)
+
+            rates: dict[str, list[float]] = {"50": [], "1": [], "plain": []}
+            waits: dict[str, list[float]] = {"50": [], "1": [], "plain": []}
+            for _ in range(3):
+                for name, one, owners in (("50", ours, tenants), ("plain", plain, tenants), ("1", ours, tenants[:1])):
+                    rate, took = await _rate(one, owners, seconds / 3)
+                    rates[name].append(rate)
+                    waits[name] += took
+        wrong = await _races(ledger, rounds)
+        books = await ledger.verify(grace_seconds=1000)
+    middle = {name: sorted(found)[1] for name, found in rates.items()}
+    rival = "one committed INSERT"
+    return [
+        report.against("reserve + settle, 50 tenants", middle["50"], "requests/s", rival, middle["plain"]),
+        report.alone("reserve + settle, 50 tenants", middle["50"], "requests/s", at_least=1000),
+        report.against("reserve + settle, one tenant", middle["1"], "requests/s", rival, middle["plain"]),
+        report.alone("reserve + settle, one tenant", middle["1"], "requests/s", at_least=300),
+        *(
+            report.alone(
+                f"reserve + settle, {name} tenants, {CLIENTS} at once: p{share}", report.percentile(waits[name], share / 100) * 1e3, "ms"
+            )
+            for name in ("50", "1")
+            for share in (50, 99)
+        ),
+        report.alone(f"of {AT_ONCE} at once with room for 7: rounds of {rounds} that granted another number", wrong, "rounds", at_most=0),
+        report.alone("drift of the books afterwards", books.drift_micro + abs(books.sum_micro), "micro-credits", at_most=0),
+    ]
+
+
+async def _rate(one: One, owners: list[UserId], seconds: float) -> tuple[float, list[float]]:
+    began = time.perf_counter()
+    took: list[float] = []
+
+    async def client(number: int) -> None:
+        while (start := time.perf_counter()) < began + seconds:
+            await one(owners[(number + len(took)) % len(owners)])
+            took.append(time.perf_counter() - start)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(CLIENTS):
+            tasks.create_task(client(number))
+    return len(took) / (time.perf_counter() - began), took
+
+
+async def _races(ledger: LedgerStore, rounds: int) -> int:
+    """In how many the number of grants was not the one that fits."""
+    wrong = 0
+    for _ in range(rounds):
+        owner = UserId(uuid4())
+        asked = [_wanted(RequestId(uuid4()), owner, MicroCredits(ROOM)) for _ in range(AT_ONCE)]
+        # As from several gateways: each in a statement of its own.
+        answers = await asyncio.gather(*(ledger.reserve([one], gateway=_GATEWAY, lease_seconds=90) for one in asked))
+        wrong += sum(isinstance(answer, Granted) for (answer,) in answers) != ROOM // EACH
+    return wrong
+
+
+def _wanted(request: RequestId, owner: UserId, monthly: MicroCredits) -> Wanted:
+    return Wanted(
+        request_id=request,
+        owner=owner,
+        key_id=None,
+        model=_MODEL,
+        price_id=1,
+        prompt_tokens=10,
+        max_tokens=EACH,
+        least_tokens=EACH,
+        answers=1,
+        fixed_micro=MicroCredits(0),
+        micro_per_million=1_000_000,
+        monthly_micro=monthly,
+        key_budget_micro=None,
+    )
+
+
+def _row(request: RequestId, owner: UserId, cost: int) -> RequestRow:
+    return RequestRow(
+        id=request,
+        user_id=owner,
+        api_key_id=None,
+        prompt_hash=None,
+        model_used=_MODEL,
+        response_time_ms=10,
+        prompt_tokens=10,
+        completion_tokens=290,
+        status=RequestStatus.SUCCESS,
+        error_code=None,
+        created_at=datetime.now(UTC),
+        cost_micro=MicroCredits(cost),
+        reservation=ReservationState.SETTLED,
+    )
+
+
+if __name__ == "__main__":
+    main()

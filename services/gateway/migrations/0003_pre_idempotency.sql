@@ -1,0 +1,25 @@
+-- Requests that a caller gave an idempotency key: each is answered once, and its answer is kept for a day.
+CREATE TABLE idempotency_keys (
+    owner uuid NOT NULL,
+    key varchar(255) NOT NULL,
+    -- HMAC-SHA256 of the request; another request under the same key is refused.
+    fingerprint bytea NOT NULL,
+    -- The request that runs it, or ran it. Another one that takes it over writes its own id here, and with that the first has lost it.
+    request_id uuid NOT NULL UNIQUE,
+    -- Fixed at its first admission, so that whoever takes it over draws the same tokens.
+    seed bigint NOT NULL,
+    -- How many requests have run it: one, and one more for each that took it over.
+    attempt integer NOT NULL DEFAULT 1,
+    state varchar(10) NOT NULL CHECK (state IN ('running', 'ended', 'failed')),
+    -- Sealed; NULL while it runs, and where it was too long.
+    answer bytea,
+    -- The node id of the gateway that runs it.
+    gateway varchar(56) NOT NULL,
+    -- Whoever asks after this may take it over, if it still runs.
+    lease_until timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (owner, key)
+);
+
+CREATE INDEX idempotency_keys_by_end ON idempotency_keys (expires_at);

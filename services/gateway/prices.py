@@ -1,0 +1,67 @@
+"""What a request may cost, and what it did cost, in whole micro-credits. Pure.
+
+Tokens are priced by the million, as people write prices; every sum is rounded up once, at its end.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared import errors
+from shared.api.ledger import MICRO, ModelPrice
+from shared.types import MicroCredits, ModelName
+
+#: As the table's: so that no sum of a request leaves 64 bits.
+MOST_PER_MILLION = 10 * MICRO * MICRO
+MOST_OTHER = MICRO * MICRO
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One row of the price table."""
+
+    id: int
+    price: ModelPrice
+
+    def cost(self, prompt_tokens: int, completion_tokens: int, compute_seconds: float) -> MicroCredits:
+        """Of a request that delivered something."""
+        price = self.price
+        millionths = prompt_tokens * price.input_micro_per_million + completion_tokens * price.output_micro_per_million
+        compute = -int(-compute_seconds * price.compute_second_micro // 1)
+        return MicroCredits(_rounded_up(millionths) + price.request_micro + compute)
+
+    def fixed(self, prompt_tokens: int, most_seconds: float) -> MicroCredits:
+        """What it may cost besides its output."""
+        return self.cost(prompt_tokens, 0, most_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """The prices that hold at one moment. ``rows`` has one for None, and at most one for each model."""
+
+    rows: dict[ModelName | None, Price]
+
+    @classmethod
+    def of(cls, rows: Iterable[Price]) -> "PriceList":
+        return cls({row.price.model: row for row in rows})
+
+    def find(self, model: ModelName) -> Price:
+        return self.rows.get(model) or self.rows[None]
+
+
+def check(price: ModelPrice) -> None:
+    """Raises BadRequest for one that nobody can mean."""
+    bounds = {
+        "the price of input tokens": (price.input_micro_per_million, MOST_PER_MILLION),
+        "the price of output tokens": (price.output_micro_per_million, MOST_PER_MILLION),
+        "the price of a request": (price.request_micro, MOST_OTHER),
+        "the price of a second of compute": (price.compute_second_micro, MOST_OTHER),
+    }
+    for what, (value, most) in bounds.items():
+        if not 0 <= value <= most:
+            raise errors.BadRequest(f"{what} is out of range", hint="at most 10 credits a token, and a million for the others")
+    if price.model is not None and not 0 < len(price.model) <= 200:
+        raise errors.BadRequest("a model's name has 1 to 200 characters")
+
+
+def _rounded_up(millionths: int) -> int:
+    return -(-millionths // MICRO)

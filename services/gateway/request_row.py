@@ -1,0 +1,50 @@
+"""How one request ended, for the log and the ledger. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
+
+
+class ReservationState(StrEnum):
+    """How a reservation ends."""
+
+    #: What was delivered is paid.
+    SETTLED = "settled"
+    #: Nothing was delivered.
+    RELEASED = "released"
+    #: Its gateway died, and nobody knows; nothing is paid.
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRow:
+    """How one request ended."""
+
+    id: RequestId
+    user_id: UserId
+    #: None for a request with an access token.
+    api_key_id: KeyId | None
+    #: None where it was refused before it had a prompt.
+    prompt_hash: str | None
+    #: After aliases; None where no worker was chosen.
+    model_used: ModelName | None
+    response_time_ms: int
+    prompt_tokens: int
+    completion_tokens: int
+    status: RequestStatus
+    #: None for success.
+    error_code: str | None
+    #: When it began.
+    created_at: datetime
+    #: What it cost, by the price of its reservation; the ledger takes no more than was held.
+    cost_micro: MicroCredits = MicroCredits(0)
+    #: Answered from what was answered before.
+    cached: bool = False
+    #: What becomes of its reservation, where it has one.
+    reservation: ReservationState = ReservationState.RELEASED
+
+    @property
+    def tokens_used(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
