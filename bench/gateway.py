@@ -1,144 +1,81 @@
-"""What gateway and mesh add to the time to the first token, over the worker's own /infer called directly.
+"""The gateway's speed and size with all of its pipeline on: keys, limits and ledger, with real PostgreSQL, Valkey and NATS.
 
-    python -m bench.gateway [--rate 50] [--seconds 10] [--json FILE]
+    python -m bench.gateway [--quick] [--rounds 3] [--seconds 10] [--only SECTION …] [--save FILE] [--json FILE]
 
-A whole stack with real PostgreSQL, Valkey and NATS, the echo backend, and this load generator share the machine. Requests
-start at a fixed rate whether or not earlier ones have ended; direct and through the gateway alternate in blocks. What is
-"added" is the gateway's percentile less the direct one's, of the same run.
+first_token  what gateway and mesh add to the time to the first token, at 100 requests a second of 50 tenants
+rates        requests a second against LiteLLM's proxy in front of the same instant upstream, and of one hot tenant alone
+crowd        1,000 streams at once, the memory they take, and 2,000 of which half must be told so
+
+Everything shares one machine, the load generator too; a ratio of one run keeps its meaning where a figure does not.
 """
 
+import argparse
 import asyncio
-import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+import contextlib
+import io
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
-import msgspec
 import uvloop
 
-from bench import report
-from shared import node
-from shared.api import gateway
-from shared.types import Credential, MeshName, ModelName
-from tests.stacks import RunningStack, stack
+from bench import gateway_crowd, gateway_first_token, gateway_rates, litellm, report
 
-BLOCK_SECONDS = 2.5
-#: Prompts of ordinary length; the echo backend answers with their words.
-PROMPT = "Explain in two sentences why the sea is salty and the rivers that feed it are not."
-MAX_TOKENS = 16
-
-Once = Callable[[], Coroutine[Any, Any, float]]
+QUICK_SECONDS = 3.0
+#: Of the whole; a run that takes longer has met a machine that cannot do it.
+MOST_SECONDS = 1800.0
 
 
-class Connections:
-    """Keep-alive HTTP connections to one port; as plain as can be, because its own cost is in every figure."""
-
-    def __init__(self, port: int, path: str, headers: dict[str, str], body: bytes) -> None:
-        self._port = port
-        lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        self._request = ("\r\n".join(lines) + "\r\n\r\n").encode() + body
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def first_event(self) -> float:
-        """Seconds until the first event with content; reads the stream to its end."""
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
-        start = time.perf_counter()
-        writer.write(self._request)
-        status = await reader.readline()
-        assert b" 200 " in status, status + await reader.read(2000)
-        first = 0.0
-        while (line := await reader.readline()) != b"0\r\n":  # the chunk that ends a chunked answer
-            assert line, "the answer broke off"
-            # The gateway's first event carries the role and no text, as OpenAI's does.
-            if not first and line.startswith(b"data:") and b'"content":""' not in line:
-                first = time.perf_counter() - start
-        await reader.readline()
-        self._idle.append((reader, writer))
-        assert first, "no event with content"
-        return first
+async def _first_token(_rounds: int, seconds: float) -> list[report.Row]:
+    return await gateway_first_token.measure(seconds)
 
 
-async def _block(once: Once, rate: float, seconds: float) -> list[float]:
-    """Start ``once`` at the rate, however long each takes."""
-    took: list[float] = []
-
-    async def one() -> None:
-        took.append(await once())
-
-    start = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(int(rate * seconds)):
-            await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
-            tasks.create_task(one())
-    return took
+async def _crowd(_rounds: int, _seconds: float) -> list[report.Row]:
+    return await gateway_crowd.measure()
 
 
-async def _measure(running: RunningStack, rate: float, seconds: float) -> list[report.Row]:
-    programs = await running.programs()
-    echo_url = programs["inference-echo"].url
-    assert echo_url is not None
-    echo_port = int(echo_url.rsplit(":", 1)[1])
-    token = (running.home / "secrets" / "service_token").read_text().strip()
-    key = running.api_key
-    direct_body = {"model": "echo", "prompt": PROMPT, "max_tokens": MAX_TOKENS, "stream": True}
-    chat_body = {"model": "echo", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": MAX_TOKENS, "stream": True}
-    direct = Connections(echo_port, "/infer", {"authorization": f"Bearer {token}"}, msgspec.json.encode(direct_body))
-    chat = Connections(
-        int(running.environment["GATEWAY_SERVICE_PORT"]),
-        "/v1/chat/completions",
-        {"authorization": f"Bearer {key}"},
-        msgspec.json.encode(chat_body),
+#: Each with the number of rounds and the seconds of one measurement.
+SECTIONS: dict[str, Callable[[int, float], Awaitable[list[report.Row]]]] = {
+    "first_token": _first_token,
+    "rates": gateway_rates.measure,
+    "crowd": _crowd,
+}
+
+
+def where() -> str:
+    """The machine, for whoever reads the figures later."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    processor = next(
+        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "unknown processor"
     )
-    settings = node.ClientSettings(
-        mesh=MeshName("home"),
-        nats_url=f"nats://127.0.0.1:{running.environment['NATS_PORT']}",
-        node_key_file=running.home / "keys" / "client.nk",
-    )
-    async with node.client(settings) as client:
-        request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt=PROMPT, model=ModelName("echo"), max_tokens=MAX_TOKENS))
-
-        async def over_rpc() -> float:
-            start = time.perf_counter()
-            async with client.rpc.stream(gateway.process_inference_request, request, credential=Credential(key)) as answer:
-                await anext(answer)
-                first = time.perf_counter() - start
-                async for _ in answer:
-                    pass
-            return first
-
-        ways: dict[str, Once] = {"direct": direct.first_event, "HTTP": chat.first_event, "RPC": over_rpc}
-        took: dict[str, list[float]] = {name: [] for name in ways}
-        for once in ways.values():
-            await _block(once, rate, 1)  # connections, caches
-        for _ in range(max(1, round(seconds / BLOCK_SECONDS))):
-            for name, once in ways.items():
-                took[name] += await _block(once, rate, BLOCK_SECONDS)
-    return _rows(took, rate)
+    return f"{datetime.now(UTC).date().isoformat()}, {len(os.sched_getaffinity(0))} cores of {processor}, {litellm.version()}"
 
 
-def _rows(took: dict[str, list[float]], rate: float) -> list[report.Row]:
-    rows = []
-    for share, limit in ((0.5, 3.0), (0.99, 15.0)):
-        base = report.percentile(took["direct"], share) * 1000
-        for way in ("HTTP", "RPC"):
-            whole = report.percentile(took[way], share) * 1000
-            claim = f"first token over {way}, p{share * 100:.0f}, {rate:.0f}/s"
-            rows.append(report.Row(claim, whole, "ms", "worker's /infer", base, whole / base))
-            rows.append(report.alone(f"  added by gateway and mesh, p{share * 100:.0f}", whole - base, "ms", at_most=limit))
-    return rows
-
-
-async def _run(rate: float, seconds: float) -> list[report.Row]:
-    async with stack(AIMESH_ECHO="1", PREMIUM_RATE_LIMIT="1000000", LOG_LEVEL="warning") as running:
-        return await _measure(running, rate, seconds)
+async def measure(options: argparse.Namespace) -> list[report.Row]:
+    rounds, seconds = (1, QUICK_SECONDS) if options.quick else (options.rounds, options.seconds)
+    async with asyncio.timeout(MOST_SECONDS):
+        return [row for name in options.only or SECTIONS for row in await SECTIONS[name](rounds, seconds)]
 
 
 def main() -> None:
     parser = report.arguments(__doc__)
-    parser.add_argument("--rate", type=float, default=50)
-    parser.add_argument("--seconds", type=float, default=10, help="of each way")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10, help="of one measurement")
+    parser.add_argument("--quick", action="store_true", help=f"one round of {QUICK_SECONDS:g} s each")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="measure only these")
+    parser.add_argument("--save", type=Path, help="also write the table to this file, with the machine")
     options = parser.parse_args()
-    report.publish(uvloop.run(_run(options.rate, options.seconds)), options.json)
+    litellm.ensure()  # outside the time of the run
+    rows = uvloop.run(measure(options))
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        report.publish(rows, options.json)
+    text = f"{where()}\n\n{table.getvalue()}"
+    print(text, end="")
+    if options.save is not None:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

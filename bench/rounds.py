@@ -8,12 +8,14 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from bench import report
-from bench.contenders import Contender
+
+T = TypeVar("T")
 
 
-def in_turn(everyone: Sequence[Contender], number: int) -> list[Contender]:
+def in_turn(everyone: Sequence[T], number: int) -> list[T]:
     """Who goes first is another one in each round."""
     first = number % len(everyone)
     return [*everyone[first:], *everyone[:first]]

@@ -158,7 +158,7 @@ async def measure(requests: int) -> tuple[list[report.Row], Tally]:
     tally = Tally()
     settings = {"AIMESH_ECHO": "1", "ECHO_TOKEN_MS": "1", "ENGINE_SLOTS": str(AT_ONCE), "PREMIUM_RATE_LIMIT": "1000000"}
     async with stack(**settings) as running, people.desk(running) as desk:
-        person = await desk.register("soak", Tier.PREMIUM)
+        person = await desk.register("soak", Tier.PRO)
         async with _doors(running, person.key.secret) as doors:
             await _until_it_knows_all_workers(doors[Door.GATEWAY])
             began = time.monotonic()

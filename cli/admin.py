@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.credits import credits_
+from cli.ledger import ledger
 from cli.members import nodes
+from cli.prices import prices
 from cli.surroundings import Surroundings
 from cli.tickets import tickets
 
@@ -12,7 +15,16 @@ if TYPE_CHECKING:
     from shared.api.auth import User
 
 #: shared.types.Tier, spelled out so that `--help` needs no import of it; a test holds the two together.
-TIERS = ("free", "premium")
+TIERS = ("free", "pro", "enterprise")
+
+
+class _Tier(click.Choice[str]):
+    """Knows the name that a tier had before."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "premium":
+            self.fail("'premium' is called 'pro' now", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -22,6 +34,9 @@ def admin() -> None:
 
 admin.add_command(tickets)
 admin.add_command(nodes)
+admin.add_command(credits_, "credits")
+admin.add_command(prices)
+admin.add_command(ledger)
 
 
 @admin.group()
@@ -53,11 +68,14 @@ def list_(here: Surroundings, /, *, limit: int, as_json: bool) -> None:
 
 @users.command("set-tier")
 @click.argument("user")
-@click.argument("tier", type=click.Choice(TIERS))
+@click.argument("tier", type=_Tier(TIERS))
 @click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
 @click.pass_obj
 def set_tier(here: Surroundings, /, user: str, tier: str, *, as_json: bool) -> None:
-    """Put USER, a username, e-mail address or id, into a tier."""
+    """Put USER, a username, e-mail address or id, into a tier.
+
+    What a tier includes and allows, the settings TIER_FREE, TIER_PRO and TIER_ENTERPRISE say.
+    """
     from shared.api import auth
     from shared.types import Tier
 

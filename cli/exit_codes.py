@@ -32,6 +32,7 @@ MEANINGS: dict[ExitCode, str] = {
 #: Error code on the wire -> exit status.
 BY_ERROR: dict[str, ExitCode] = {
     "already_exists": ExitCode.FAILED,
+    "answer_gone": ExitCode.FAILED,
     "approval_pending": ExitCode.FAILED,
     "bad_request": ExitCode.USAGE,
     "bad_settings": ExitCode.USAGE,
@@ -42,6 +43,8 @@ BY_ERROR: dict[str, ExitCode] = {
     "clock_skew": ExitCode.FAILED,
     "deadline_exceeded": ExitCode.FAILED,
     "draining": ExitCode.NOTHING_SERVES,
+    "idempotency_conflict": ExitCode.FAILED,
+    "in_progress": ExitCode.FAILED,
     "internal": ExitCode.FAILED,
     "link_lost": ExitCode.FAILED,
     "method_not_allowed": ExitCode.FAILED,
@@ -57,11 +60,13 @@ BY_ERROR: dict[str, ExitCode] = {
     "poison": ExitCode.USAGE,
     "protocol_violation": ExitCode.FAILED,
     "rate_limited": ExitCode.LIMITED,
+    "tokens_too_large": ExitCode.USAGE,
     "too_large": ExitCode.USAGE,
     "unavailable": ExitCode.NOTHING_SERVES,
     "unknown_method": ExitCode.FAILED,
     "unknown_model": ExitCode.NOTHING_SERVES,
     "unsupported_media_type": ExitCode.USAGE,
+    "worker_lost": ExitCode.FAILED,
     "wrong_role": ExitCode.FAILED,
 }
 

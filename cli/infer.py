@@ -64,14 +64,20 @@ def infer(here: Surroundings, /, prompt: str, *, no_stream: bool, as_json: bool,
     async def work(connection: "Connection") -> "tuple[str, InferenceResult]":
         return await _ask(connection, request, show=not (no_stream or as_json))
 
+    from shared.types import FinishReason
+
     text, result = here.run(work)
     if as_json:
         _show_object(text, result)
     elif no_stream:
         click.echo(_for_stdout(text), nl=not text.endswith("\n"))
-    if verbose and not as_json and sys.stderr.isatty():
-        from cli import output
+    if as_json:
+        return
+    from cli import output
 
+    if result.clamped_to is not None and result.finish_reason is FinishReason.LENGTH:
+        output.note(f"The answer ends after {result.clamped_to} tokens: the credits reach for no more; see aicli usage.")
+    if verbose and sys.stderr.isatty():
         click.echo(output.styled(output.printable(_summary(result)), "bright_black", sys.stderr), err=True)
 
 
@@ -206,9 +212,13 @@ def _show_object(text: str, result: "InferenceResult") -> None:
 
 
 def _summary(result: "InferenceResult") -> str:
+    from shared import amounts
+
     usage = result.usage
     seconds = (result.response_time_ms - result.first_token_ms) / 1000
     # The first token comes at the start of that time, so one less was made in it.
     speed = f", {(usage.completion_tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 and usage.completion_tokens > 1 else ""
     first = f"first after {result.first_token_ms} ms"
-    return f"{result.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {first}{speed}"
+    cost = f", {amounts.written(result.cost_micro)} credits" if result.cost_micro else ""
+    cached = ", answered from the cache" if result.cached else ""
+    return f"{result.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {first}{speed}{cost}{cached}"

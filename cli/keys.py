@@ -1,13 +1,18 @@
 """`aicli keys`: make, list and revoke API keys."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from cli import amounts
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from shared.api.auth import ApiKey
+    from shared.api.auth import ApiKey, KeyLimits
+
+#: What the columns of auth hold.
+_LIMIT = click.IntRange(1, 2**31 - 1)
 
 
 @click.group()
@@ -17,15 +22,31 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--requests-per-hour", type=click.IntRange(1, 1_000_000_000), help="A limit tighter than the account's own.")
+@click.option("--requests-per-hour", type=_LIMIT, help="At most so many in any hour.")
+@click.option("--requests-per-minute", type=_LIMIT, help="At most so many in a minute.")
+@click.option("--tokens-per-minute", type=_LIMIT, help="Of prompts and answers together.")
+@click.option("--concurrency", type=_LIMIT, help="Requests that run at once.")
+@click.option(
+    "--budget",
+    "budget_micro",
+    callback=amounts.reader(least_micro=1),
+    metavar="CREDITS",
+    help="What all its requests may cost, such as 2.5.",
+)
 @click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
-def create(here: Surroundings, /, name: str, requests_per_hour: int | None, *, as_json: bool) -> None:
-    """Make a key called NAME and print it: now, and never again."""
+def create(here: Surroundings, /, name: str, *, as_json: bool, **limits: int | None) -> None:
+    """Make a key called NAME and print it: now, and never again.
+
+    Limits of the key hold besides the account's: the tightest one counts.
+    """
+    import msgspec
+
     from cli import output
     from shared.api import auth
 
-    made = here.ask(auth.generate_api_key, auth.GenerateApiKey(name=name, requests_per_hour=requests_per_hour))
+    wanted = auth.GenerateApiKey(name=name, limits=msgspec.structs.replace(auth.KeyLimits(), **limits))
+    made = here.ask(auth.generate_api_key, wanted)
     if as_json:
         output.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
@@ -47,7 +68,7 @@ def list_(here: Surroundings, /, *, as_json: bool) -> None:
         Column("NAME", lambda key: key.name),
         Column("KEY", lambda key: key.preview),
         Column("STATE", lambda key: "active" if key.is_active else "revoked", lambda key: "green" if key.is_active else "dim"),
-        Column("PER HOUR", lambda key: "–" if key.requests_per_hour is None else str(key.requests_per_hour)),
+        Column("LIMITS", lambda key: output.names(_in_words(key.limits))),
         Column("AGE", lambda key: output.ago(key.created_at)),
         Column("LAST USED", lambda key: "–" if key.last_used_at is None else f"{output.ago(key.last_used_at)} ago"),
     ]
@@ -72,3 +93,16 @@ def revoke(here: Surroundings, /, key: str, *, as_json: bool) -> None:
         output.show_json(output.plain(gone))
     else:
         click.echo(f"Revoked {output.printable(gone.name)} ({output.printable(gone.preview)}).")
+
+
+def _in_words(limits: "KeyLimits") -> Iterator[str]:
+    from shared.amounts import written
+
+    shown = {
+        "{}/h": limits.requests_per_hour,
+        "{}/min": limits.requests_per_minute,
+        "{} tokens/min": limits.tokens_per_minute,
+        "{} at once": limits.concurrency,
+        "{} credits": None if limits.budget_micro is None else written(limits.budget_micro),
+    }
+    return (text.format(value) for text, value in shown.items() if value is not None)

@@ -100,7 +100,12 @@ def moment(value: datetime | None) -> str:
 
 
 def ago(value: datetime) -> str:
-    seconds = max(0, round((datetime.now(UTC) - value).total_seconds()))
+    return duration((datetime.now(UTC) - value).total_seconds())
+
+
+def duration(value: float) -> str:
+    """In the largest unit that it fills, without a rest."""
+    seconds = max(0, round(value))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size} {unit}"

@@ -1,4 +1,4 @@
-"""`aicli usage` and `aicli quota`: what was used, and what is left."""
+"""`aicli usage` and `aicli quota`: what was used, what it cost, and what is left."""
 
 from datetime import date
 from typing import TYPE_CHECKING
@@ -11,7 +11,16 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from shared.api.auth import ApiKeys
+    from shared.api.gateway import LimitState, UserQuota
     from shared.api.usage import UserUsage
+
+_KINDS = {
+    "requests_per_hour": "requests an hour",
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "concurrency": "requests at once",
+}
+_SCOPES = {"user": "account", "key": "this key", "model": "model"}
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -24,6 +33,7 @@ class Row(msgspec.Struct, frozen=True):
     api_key_name: str | None
     request_count: int
     tokens_used: int
+    cost_micro: int
 
     @property
     def key(self) -> str:
@@ -33,49 +43,98 @@ class Row(msgspec.Struct, frozen=True):
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects, one per day and key.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object with tier, account, limits and days; amounts are micro-credits.")
 @click.pass_obj
 def usage(here: Surroundings, /, *, as_json: bool) -> None:
-    """Show your requests and tokens by day and key."""
+    """Show what you used by day and key, what it cost, and what you may still use."""
     from cli import output
-    from cli.output import Column
 
-    used, known = here.run(_ask)
+    used, known, left = here.run(_ask)
+    rows = _rows(used, known)
+    if as_json:
+        output.show_json(
+            {
+                "tier": output.plain(left.tier),
+                "account": output.plain(left.account),
+                "limits": output.plain(left.limits),
+                "request_count": used.request_count,
+                "tokens_used": used.tokens_used,
+                "cost_micro": used.cost_micro,
+                "days": [output.plain(row) for row in rows],
+            }
+        )
+        return
+    _show_days(rows, used)
+    # What is left comes last, where it stands above the next prompt.
+    click.echo(f"tier          {left.tier}")
+    _show_left(left)
+
+
+def _rows(used: "UserUsage", known: "ApiKeys") -> list[Row]:
     names = {key.id: key.name for key in known.keys}
-    rows = [
+    return [
         Row(
             date=day.date,
             api_key_id=None if day.api_key_id is None else str(day.api_key_id),
             api_key_name=None if day.api_key_id is None else names.get(day.api_key_id),
             request_count=day.request_count,
             tokens_used=day.tokens_used,
+            cost_micro=day.cost_micro,
         )
         for day in used.days
     ]
+
+
+def _show_days(rows: list[Row], used: "UserUsage") -> None:
+    from cli import output
+    from cli.output import Column
+    from shared.amounts import written
+
     columns: list[Column[Row]] = [
         Column("DATE", lambda row: row.date.isoformat()),
         Column("REQUESTS", lambda row: str(row.request_count)),
         Column("TOKENS", lambda row: str(row.tokens_used)),
+        Column("CREDITS", lambda row: written(row.cost_micro)),
         Column("KEY", lambda row: row.key),
     ]
-    output.show_rows(rows, columns, as_json=as_json, empty="Nothing used yet.")
-    if not as_json and rows:
-        output.note(f"{used.request_count} requests, {used.tokens_used} tokens in all")
+    output.show_rows(rows, columns, as_json=False, empty="Nothing used yet.")
+    if rows:
+        click.echo(f"{used.request_count} requests, {used.tokens_used} tokens, {written(used.cost_micro)} credits in all\n")
 
 
-async def _ask(connection: "Connection") -> "tuple[UserUsage, ApiKeys]":
-    """What was used, and what the keys are called: usage knows their ids alone."""
-    from shared.api import auth
+def _show_left(left: "UserQuota") -> None:
+    from cli import amounts, output
+    from cli.output import Column
+
+    if left.account is not None:
+        for line in amounts.account_lines(left.account):
+            click.echo(line)
+    if not left.limits:
+        return
+    click.echo()
+    columns: list[Column[LimitState]] = [
+        Column("LIMIT", lambda state: _KINDS.get(state.kind, state.kind)),
+        Column("OF", lambda state: _SCOPES.get(state.scope, state.scope)),
+        Column("USED", lambda state: f"{state.limit - state.remaining} of {state.limit}"),
+        Column("ALL BACK IN", lambda state: output.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–"),
+    ]
+    output.show_rows(left.limits, columns, as_json=False, empty="")
+
+
+async def _ask(connection: "Connection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
+    """What was used, what the keys are called (usage knows their ids alone), and what is left."""
+    from shared.api import auth, gateway
 
     used = await connection.call(auth.get_user_usage, auth.GetUserUsage())
-    return used, await connection.call(auth.list_api_keys, auth.ListApiKeys())
+    known = await connection.call(auth.list_api_keys, auth.ListApiKeys())
+    return used, known, await connection.call(gateway.get_user_quota, gateway.GetUserQuota())
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object; amounts are micro-credits.")
 @click.pass_obj
 def quota(here: Surroundings, /, *, as_json: bool) -> None:
-    """Show how many requests you have left in this hour."""
+    """Show what you have left: requests in this hour, credits, and every other limit."""
     from cli import output
     from shared.api import gateway
 
@@ -83,6 +142,10 @@ def quota(here: Surroundings, /, *, as_json: bool) -> None:
     if as_json:
         output.show_json(output.plain(left))
         return
-    click.echo(f"{left.remaining} of {left.limit_per_hour} requests left in this hour (tier {left.tier})")
+    if left.limit_per_hour < gateway.NO_LIMIT:
+        click.echo(f"{left.remaining} of {left.limit_per_hour} requests left in this hour (tier {left.tier})")
+    else:
+        click.echo(f"no limit of requests an hour, {left.used_this_hour} used (tier {left.tier})")
     if left.used_this_hour:
         click.echo(f"more from {output.moment(left.resets_at)}")
+    _show_left(left)

@@ -23,6 +23,8 @@ from shared.api.gateway import Check
 #: Beyond this many at once, calls wait for a connection; the default pool of redis-py would raise instead.
 _CONNECTIONS = 64
 _SECONDS = 1.0
+#: Of the loop: reading an answer takes three, connecting for it ten more.
+_TURNS = 20
 
 #: Not there, not ready, read-only replica, or out of memory.
 _GONE = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError, OSError)
@@ -69,10 +71,13 @@ class Cache:
         # Not a signature: SHA-1 is the name that Valkey gives to a script.
         self._scripts[name] = _Script(lua, hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest())
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[str | int | float | bytes]) -> Any:
-        """The script's answer: int, bytes, None or a list of these."""
+    async def run(
+        self, script: str, keys: Sequence[str], args: Sequence[str | int | float | bytes], *, seconds: float | None = None
+    ) -> Any:
+        """The script's answer: int, bytes, None or a list of these. With ``seconds`` Valkey has no more than that to answer; time
+        in which this program was busy with other things is not held against it."""
         chosen = self._scripts[script]
-        async with _deadline():
+        async with _deadline(seconds):
             try:
                 return await self._client.evalsha(chosen.sha1, len(keys), *keys, *args)
             except exceptions.NoScriptError:
@@ -113,13 +118,37 @@ class Cache:
 
 
 @contextlib.asynccontextmanager
-async def _deadline() -> AsyncIterator[None]:
-    """Waiting for a connection, connecting and the answer have 1 s each; all together they have 2."""
+async def _deadline(seconds: float | None = None) -> AsyncIterator[None]:
+    """Waiting for a connection, connecting and the answer have 1 s each; all together they have 2, or ``seconds``."""
     try:
-        async with asyncio.timeout(2 * _SECONDS):
-            yield
+        async with asyncio.timeout(2 * _SECONDS) as deadline:
+            impatient = None if seconds is None else _Impatient(deadline, seconds)
+            try:
+                yield
+            finally:
+                if impatient is not None:
+                    impatient.stop()
     except _GONE as error:
         raise errors.Unavailable("Valkey does not answer", hint="is it running, and is REDIS_URL right?") from error
+
+
+class _Impatient:
+    """Ends a deadline early, but not before the loop has looked around: an answer that has arrived while the loop was busy is
+    taken a few turns later, and no slow answer."""
+
+    def __init__(self, deadline: asyncio.Timeout, seconds: float) -> None:
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._next: asyncio.Handle = self._loop.call_later(seconds, self._look_around, _TURNS)
+
+    def stop(self) -> None:
+        self._next.cancel()
+
+    def _look_around(self, turns: int) -> None:
+        if turns:
+            self._next = self._loop.call_soon(self._look_around, turns - 1)
+        else:
+            self._deadline.reschedule(self._loop.time())
 
 
 def _bytes(value: object) -> bytes | None:

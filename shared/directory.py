@@ -38,6 +38,11 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     ready: bool = True
     #: It gives vectors and no answers.
     only_embeds: bool = False
+    #: False where it must be loaded first: the worker answers, after a wait.
+    loaded: bool = True
+    #: Answers of this model that it gives at once, and calls of it that run or wait; 0 slots: only ``Load`` says.
+    slots: int = 0
+    busy: int = 0
 
 
 class Load(msgspec.Struct, array_like=True, frozen=True):
@@ -68,6 +73,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     leaving: bool = False
     #: The number of the revocation list that it holds.
     revocations: int = 0
+    #: The user who answers for it, by its certificate; empty for the house.
+    owner: str = ""
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -168,11 +168,38 @@ class AlreadyExists(CallerError):
     status = 409
 
 
+class IdempotencyConflict(AlreadyExists):
+    """The idempotency key was used for another request; each request has its own."""
+
+    code = "idempotency_conflict"
+
+
+class InProgress(CallerError):
+    """The same request under the same idempotency key still runs; ``retry_after_seconds`` says when to ask again."""
+
+    code = "in_progress"
+    retryable = True
+    status = 409
+
+
+class AnswerGone(CallerError):
+    """An answer was given and is no longer here to be read again; the same key does not make it anew."""
+
+    code = "answer_gone"
+    status = 410
+
+
 class TooLarge(CallerError):
     """The body, the prompt or the answer has more bytes than one may have; the message says how many are taken."""
 
     code = "too_large"
     status = 413
+
+
+class TokensTooLarge(BadRequest):
+    """More tokens than the limit per minute lets any one request take; waiting does not help."""
+
+    code = "tokens_too_large"
 
 
 class UnsupportedMedia(CallerError):
@@ -263,6 +290,12 @@ class ModelCrashed(PeerError):
     """The engine process died while it was generating; the worker restarts it."""
 
     code = "model_crashed"
+
+
+class WorkerLost(PeerError):
+    """The worker was lost in the middle of its answer, and no other could go on with it; what had come until then is counted."""
+
+    code = "worker_lost"
 
 
 # --- our own fault --------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from shared.node.client import ClientNode
 from shared.types import Credential, KeyId, Tier, UserId
 from tests.stacks import RunningStack
 
+NO_LIMITS = auth.KeyLimits()
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -43,14 +45,14 @@ class Desk:
         if tier is not Tier.FREE:
             await self.mesh.rpc.call(auth.set_tier, auth.SetTier(username, tier), credential=self.admin_key)
         session = await self.mesh.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(password, username)))
-        key = await self._make_key(session.access_token, "first", None)
+        key = await self._make_key(session.access_token, "first", NO_LIMITS)
         return Person(user.id, username, password, session.access_token, key)
 
-    async def make_key(self, person: Person, name: str, *, requests_per_hour: int | None = None) -> Key:
-        return await self._make_key(person.access_token, name, requests_per_hour)
+    async def make_key(self, person: Person, name: str, limits: auth.KeyLimits = NO_LIMITS) -> Key:
+        return await self._make_key(person.access_token, name, limits)
 
-    async def _make_key(self, credential: Credential, name: str, requests_per_hour: int | None) -> Key:
-        request = auth.GenerateApiKey(name, requests_per_hour=requests_per_hour)
+    async def _make_key(self, credential: Credential, name: str, limits: auth.KeyLimits) -> Key:
+        request = auth.GenerateApiKey(name, limits=limits)
         made = await self.mesh.rpc.call(auth.generate_api_key, request, credential=credential)
         return Key(made.key.id, made.api_key)
 

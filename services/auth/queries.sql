@@ -7,7 +7,7 @@ RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 -- name: add_first_admin
 -- The administrator, if there is none yet; of several starters one makes it.
 INSERT INTO users (id, username, email, password_hash, role, subscription_tier)
-SELECT $1, $2, $3, $4, 'admin', 'premium'
+SELECT $1, $2, $3, $4, 'admin', 'pro'
 WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin')
 ON CONFLICT DO NOTHING;
 
@@ -55,27 +55,33 @@ RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2;
 
 -- name: add_key
--- A new key; nothing if the user has $7 active ones.
-INSERT INTO api_keys (id, user_id, key_hash, name, preview, requests_per_hour)
-SELECT $1, $2, $3, $4, $5, $6
-WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $7
-RETURNING id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour;
+-- A new key; nothing if the user has $11 active ones.
+INSERT INTO api_keys (
+    id, user_id, key_hash, name, preview, requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10
+WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $11
+RETURNING id, user_id, name, preview, is_active, created_at, last_used_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: find_key_by_id
 -- One key.
-SELECT id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour
+SELECT id, user_id, name, preview, is_active, created_at, last_used_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE id = $1;
 
 -- name: list_keys_named
 -- A user's active keys of that name.
-SELECT id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour
+SELECT id, user_id, name, preview, is_active, created_at, last_used_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE user_id = $1 AND name = $2 AND is_active;
 
 -- name: list_keys
 -- A user's keys, the newest first, revoked ones included.
-SELECT id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour
+SELECT id, user_id, name, preview, is_active, created_at, last_used_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE user_id = $1
 ORDER BY created_at DESC, id
@@ -84,11 +90,13 @@ LIMIT 1000;
 -- name: revoke_key
 -- End a key for ever; nothing if it has ended already.
 UPDATE api_keys SET is_active = false WHERE id = $1 AND is_active
-RETURNING id, user_id, name, preview, is_active, created_at, last_used_at, requests_per_hour;
+RETURNING id, user_id, name, preview, is_active, created_at, last_used_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: find_owner_of_key
 -- The key with this hash and the user it belongs to.
-SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.is_active AS key_is_active, api_keys.requests_per_hour,
+SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.is_active AS key_is_active,
+    api_keys.requests_per_hour, api_keys.requests_per_minute, api_keys.tokens_per_minute, api_keys.concurrency, api_keys.budget_micro,
     users.id, users.username, users.role, users.subscription_tier, users.is_active
 FROM api_keys
 JOIN users ON users.id = api_keys.user_id

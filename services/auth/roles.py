@@ -4,9 +4,18 @@ A node's role admits it to a method; whose data it may touch comes from the user
 from an argument alone.
 """
 
-from shared import errors
-from shared.api.auth import Principal
+from shared import amounts, errors
+from shared.api.auth import KeyLimits, Principal
 from shared.types import UserId, UserRole
+
+#: Each limit of a key, and the most that its column holds.
+_MOST = {
+    "requests_per_hour": 2**31 - 1,
+    "requests_per_minute": 2**31 - 1,
+    "tokens_per_minute": 2**31 - 1,
+    "concurrency": 2**31 - 1,
+    "budget_micro": 2**63 - 1,
+}
 
 
 def subject_of(caller: Principal, user_id: UserId | None) -> UserId:
@@ -21,19 +30,42 @@ def check_admin(caller: Principal) -> None:
         raise errors.NotAllowed(f"{caller.username} is no administrator", hint="ask an administrator of this mesh to do it")
 
 
-def check_limit_of_new_key(caller: Principal, requests_per_hour: int | None) -> None:
-    """A key that is limited cannot make one that is less so; otherwise its limit would bind nobody."""
-    if requests_per_hour is not None and not 1 <= requests_per_hour <= 2**31 - 1:
-        raise errors.BadRequest("requestsPerHour: a whole number from 1 on", hint="leave it out to have what the tier allows")
-    ceiling = caller.key_requests_per_hour
-    if ceiling is not None and (requests_per_hour is None or requests_per_hour > ceiling):
-        raise errors.NotAllowed(
-            f"the key of this call is limited to {ceiling} requests an hour, and so is every key it makes",
-            hint="log in with the password to make a key with a higher limit",
-        )
+def check_limits_of_new_key(caller: Principal, limits: KeyLimits) -> None:
+    """A key that is limited cannot make one that is less so; otherwise its limit would bind nobody. Raises BadRequest as well."""
+    for name, most in _MOST.items():
+        ceiling, asked = _value(caller.key_limits, name), _value(limits, name)
+        if asked is not None and not 1 <= asked <= most:
+            raise errors.BadRequest(_range(name, most), hint="leave it out to have what the tier allows")
+        if ceiling is not None and (asked is None or asked > ceiling):
+            raise errors.NotAllowed(
+                f"the key of this call is limited to {_in_words(name, ceiling)}, and so is every key it makes",
+                hint="log in with the password to make a key with a higher limit",
+            )
 
 
 def check_may_open_session(caller: Principal) -> None:
     """A session may do all that its user may, so a limited key must not open one."""
-    if caller.key_requests_per_hour is not None:
-        raise errors.NotAllowed("a key with its own limit opens no session", hint="log in with the password")
+    if caller.key_limits != KeyLimits():
+        raise errors.NotAllowed("a key with a limit of its own opens no session", hint="log in with the password")
+
+
+def _value(limits: KeyLimits, name: str) -> int | None:
+    found: int | None = getattr(limits, name)
+    return found
+
+
+def _range(name: str, most: int) -> str:
+    if name == "budget_micro":
+        return f"budget: from {amounts.written(1)} to {amounts.written(most)} credits"
+    return f"{name}: a whole number from 1 to {most}"
+
+
+def _in_words(name: str, limit: int) -> str:
+    match name:
+        case "budget_micro":
+            return f"{amounts.written(limit)} credits"
+        case "concurrency":
+            return f"{limit} requests at once"
+        case _:
+            what, _, period = name.partition("_per_")
+            return f"{limit} {what} per {period}"

@@ -134,6 +134,11 @@ class AuthService:
             raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows them")
         return user
 
+    @serves(auth.get_user_called)
+    async def get_user_called(self, request: auth.GetUserCalled, call: Call) -> auth.User:
+        await self._admin(call)
+        return await self._store.get_user_called(request.user)
+
     @serves(auth.list_users)
     async def list_users(self, request: auth.ListUsers, call: Call) -> auth.Users:
         await self._admin(call)
@@ -204,7 +209,7 @@ class AuthService:
         caller = await self._caller(call)
         user_id = roles.subject_of(caller, request.user_id)
         names.check_key_name(request.name)
-        roles.check_limit_of_new_key(caller, request.requests_per_hour)
+        roles.check_limits_of_new_key(caller, request.limits)
         if user_id != caller.user_id and await self._store.find_user(user_id) is None:
             raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows them")
         key = api_keys.generate()
@@ -213,7 +218,7 @@ class AuthService:
             name=request.name.strip(),
             key_hash=self._identities.digest(key),
             preview=api_keys.preview(key),
-            requests_per_hour=request.requests_per_hour,
+            limits=request.limits,
         )
         self._node.metrics.keys_created.inc()
         self._node.publish(events.KeyCreated(_now(), stored.id, user_id))

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import msgspec
+
 from services.auth import names
 from services.auth.members import Members
 from shared import database, errors
-from shared.api.auth import ApiKey, Change, Principal, User
+from shared.api.auth import ApiKey, Change, KeyLimits, Principal, User
 from shared.api.gateway import Check
 from shared.types import KeyId, Tier, UserId, UserRole
 
@@ -110,9 +112,9 @@ class Store:
 
     # --- API keys ----------------------------------------------------------------------------------------------------
 
-    async def add_key(self, user_id: UserId, *, name: str, key_hash: str, preview: str, requests_per_hour: int | None) -> ApiKey:
+    async def add_key(self, user_id: UserId, *, name: str, key_hash: str, preview: str, limits: KeyLimits) -> ApiKey:
         """Raises BadRequest for one too many."""
-        row = await self._db.row("add_key", uuid4(), user_id, key_hash, name, preview, requests_per_hour, MOST_ACTIVE_KEYS)
+        row = await self._db.row("add_key", uuid4(), user_id, key_hash, name, preview, *msgspec.structs.astuple(limits), MOST_ACTIVE_KEYS)
         if row is None:
             raise errors.BadRequest(f"{MOST_ACTIVE_KEYS} keys are active already", hint="revoke one that is not used any more")
         return _key(row)
@@ -143,7 +145,7 @@ class Store:
             tier=Tier(row["subscription_tier"]),
             key_id=KeyId(row["key_id"]),
             key_name=row["key_name"],
-            key_requests_per_hour=row["requests_per_hour"],
+            key_limits=_limits(row),
         )
         return OwnedKey(principal, row["key_is_active"], row["is_active"])
 
@@ -201,5 +203,9 @@ def _key(row: database.Record) -> ApiKey:
         is_active=row["is_active"],
         created_at=row["created_at"],
         last_used_at=row["last_used_at"],
-        requests_per_hour=row["requests_per_hour"],
+        limits=_limits(row),
     )
+
+
+def _limits(row: database.Record) -> KeyLimits:
+    return KeyLimits(**{name: row[name] for name in KeyLimits.__struct_fields__})

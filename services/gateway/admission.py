@@ -123,10 +123,14 @@ def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
             raise BadField("prompt", "and messages exclude each other; give one of them")
         if not request.prompt.strip():
             raise BadField("prompt", "is empty")
+        if request.raw and (request.system or request.tools):
+            raise BadField("raw", "takes a prompt alone, without system and tools")
         system = (ChatMessage("system", request.system),) if request.system else ()
         return (*system, ChatMessage("user", request.prompt))
     if request.system is not None:
         raise BadField("system", "goes with prompt; in messages it is the one with role system")
+    if request.raw:
+        raise BadField("raw", "goes with prompt, not with messages")
     if len(request.messages) > MAX_MESSAGES:
         raise BadField("messages", f"must have at most {MAX_MESSAGES} entries")
     if not any(message.content.strip() or message.tool_calls for message in request.messages):

@@ -15,6 +15,8 @@ Answer = TypeVar("Answer")
 MOST = 200
 #: Batches on their way at once: while one commits, the next is computed.
 WRITERS = 2
+#: Stores have shorter deadlines; this is for one that has none, or for batches that do not run.
+CANCEL_SECONDS = 5.0
 
 
 class Batches(Generic[Question, Answer]):
@@ -44,7 +46,7 @@ class Batches(Generic[Question, Answer]):
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
-            await asyncio.wait([answer])
+            await asyncio.wait([answer], timeout=CANCEL_SECONDS)
             raise
 
     async def _write_for_ever(self) -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from services.gateway import embedding_admission, prompts
 from services.gateway.embedding_admission import Admitted
+from services.gateway.ledger import Bounds
 from services.gateway.ongoing import Ongoing
 from services.gateway.pipeline import Parts, Pipeline
 from services.gateway.relay import Embedding
@@ -104,7 +105,10 @@ class Embeddings:
         async with self._pipeline.recorded(running, principal, seconds=seconds):
             admitted = running.admitted = embedding_admission.admit(request)
             running.prompt_hash = prompts.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
-            model = await self._pipeline.let_in(running, principal, admitted.model, for_answers=False)
+            model = self._pipeline.find_model(running, admitted.model, for_answers=False)
+            await self._pipeline.let_in(running, principal, tokens=admitted.most_prompt_tokens, seconds=seconds)
+            bounds = Bounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
+            running.held = await self._parts.ledger.reserve(principal, running.request_id, bounds)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
             wish = Wish(model, principal.user_id, admitted.most_prompt_tokens, 0)
             running.answers = self._parts.relay.embed(asked, wish, seconds=seconds)

@@ -15,7 +15,7 @@ import msgspec
 
 from services.gateway import http_errors
 from services.gateway.callers import Callers
-from services.gateway.http_call import HttpCall, Receive, Scope, Send
+from services.gateway.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from shared import context, errors
 from shared.telemetry import Metrics, logs
 
@@ -42,6 +42,7 @@ class Route:
     """One row of the route table, and of the reference."""
 
     verb: str
+    #: Its last part may be a name in braces, which stands for all that comes there, slashes included.
     path: str
     access: Access
     handler: Handler
@@ -51,6 +52,8 @@ class Route:
     #: None where the request has no body, and where the answer is not JSON.
     body: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | None = None
+    #: What the data of the events is, where it streams.
+    events: tuple[type[msgspec.Struct], ...] = ()
     status: int = 200
     #: Runs a model, and answers with events where the body says `stream`.
     streams: bool = False
@@ -61,14 +64,19 @@ class Route:
 class HttpApp:
     """An ASGI application for one route table. Raises ValueError for a route that does not say who may use it."""
 
-    def __init__(self, routes: Sequence[Route], callers: Callers, metrics: Metrics) -> None:
+    def __init__(
+        self, routes: Sequence[Route], callers: Callers, metrics: Metrics, *, heartbeat_seconds: float = HEARTBEAT_SECONDS
+    ) -> None:
         self._routes: dict[str, dict[str, Route]] = {}
+        self._heartbeat_seconds = heartbeat_seconds
         for route in routes:
             if not isinstance(route.access, Access):
                 raise ValueError(f"{route.verb} {route.path} does not say what credential it needs")
             if route.verb in self._routes.setdefault(route.path, {}):
                 raise ValueError(f"{route.verb} {route.path} is there twice")
             self._routes[route.path][route.verb] = route
+        #: What comes before the braces -> the path.
+        self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
         self._callers = callers
         self._metrics = metrics
 
@@ -83,7 +91,8 @@ class HttpApp:
         inflight.inc()
         method, status, runs_a_model = "unknown", "success", False
         try:
-            route = self._find(scope)
+            call.ensure_unambiguous()
+            route = self._find(scope, call)
             method, runs_a_model = route.method, route.streams or route.runs_a_model
             await self._serve(route, call)
         except errors.AimeshError as error:
@@ -103,8 +112,12 @@ class HttpApp:
                 duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
                 duration.observe(time.perf_counter() - began)
 
-    def _find(self, scope: Scope) -> Route:
-        by_verb = self._routes.get(scope["path"])
+    def _find(self, scope: Scope, call: HttpCall) -> Route:
+        by_verb = self._routes.get(scope["path"]) if "{" not in scope["path"] else None
+        if by_verb is None:
+            for before, path in self._open_ended.items():
+                if scope["path"].startswith(before) and scope["path"] != before:
+                    by_verb, call.which = self._routes[path], scope["path"].removeprefix(before)
         if by_verb is None:
             raise http_errors.RouteMissing(f"there is no {scope['path'][:200]!r} here", hint="/docs lists what there is")
         route = by_verb.get(scope["method"])
@@ -119,17 +132,18 @@ class HttpApp:
                 raise errors.NotAllowed("an API key may not do this", hint="log in and send the access token instead")
         if route.body is not None:
             await call.read_body()
-            await _until_disconnect(call, route.handler(call))
+            await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
         else:
             await route.handler(call)
 
 
-async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]) -> None:
-    """Runs the handler; cancels it, and with it the generation on the worker, when the client goes away."""
+async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float) -> None:
+    """Runs the handler; cancels it, and with it the generation on the worker, when the client goes away. Meanwhile a stream is
+    kept alive."""
     try:
         async with asyncio.TaskGroup() as tasks:
             work = tasks.create_task(handling)
-            watch = tasks.create_task(_cancel_when_gone(call, work))
+            watch = tasks.create_task(_cancel_when_gone(call, work, heartbeat_seconds))
             work.add_done_callback(lambda _: watch.cancel())
     except ExceptionGroup as group:
         # Only the handler fails, and with one error.
@@ -138,8 +152,19 @@ async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None
         raise errors.Cancelled("the client went away")
 
 
-async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None]) -> None:
-    await call.wait_for_disconnect()
+async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_seconds: float) -> None:
+    wait_seconds = heartbeat_seconds
+    while True:
+        try:
+            async with asyncio.timeout(wait_seconds):
+                await call.wait_for_disconnect()
+            break
+        except TimeoutError:
+            quiet_seconds = call.quiet_seconds()
+        if quiet_seconds is not None and quiet_seconds >= heartbeat_seconds:
+            await call.beat()
+            quiet_seconds = 0.0
+        wait_seconds = heartbeat_seconds - (quiet_seconds or 0.0)
     # A server reports the end of the answer as a disconnect, too.
     if not call.ended:
         work.cancel()

@@ -1,12 +1,16 @@
 """One HTTP request: its body within limits, its credential, and its answer, at once or as a stream of events."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 
 from services.gateway import http_errors
+from services.gateway.admission import BadField
+from services.gateway.error_bodies import ErrorBody
+from services.gateway.forms import Event
 from services.gateway.http_errors import Headers
 from shared import errors
 from shared.api.auth import Principal
@@ -22,10 +26,21 @@ Send = Callable[[Message], Awaitable[None]]
 MAX_BODY_BYTES = 1024 * 1024
 #: A body of 1 MiB over 0.3 Mbit/s; slower is an attack, or hopeless.
 BODY_SECONDS = 30.0
+#: Who sends less than this after the first seconds holds a connection and does not mean to ask anything.
+BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 5.0, 1024
 #: A reader that takes nothing for so long is gone; its generation is cancelled.
 WRITE_SECONDS = 30.0
 
+#: Proxies close a connection on which nothing came for 30 to 60 s; a long prompt, or a long queue, takes longer.
+HEARTBEAT_SECONDS = 15.0
+
 _encode = msgspec.json.Encoder().encode
+#: As Stripe's and OpenAI's keys; an event's id is shorter.
+_TOKEN = re.compile(rb"[!-~](?:[ -~]{0,253}[!-~])?")
+#: Of these a second one would be read by some and passed over by others.
+_SINGLE = frozenset(
+    {b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"last-event-id"}
+)
 
 _COMMON: Headers = [
     (b"cache-control", b"no-store"),
@@ -43,14 +58,24 @@ class HttpCall:
         self._send = send
         self.request_id = request_id
         self._headers: dict[bytes, bytes] = {}
+        self._repeated: bytes | None = None
         for name, value in scope["headers"]:
+            if name in self._headers and name in _SINGLE:
+                self._repeated = name
             self._headers.setdefault(name, value)
+        #: Behind the last `/`… of a route for many things: which one is asked for.
+        self.which = ""
         self.body = b""
         #: Set for routes that need a credential.
         self.principal: Principal | None = None
         self.started = False
         self.ended = False
         self._extra: Headers = []
+        #: How a failure is told where events are the answer; None where they are not.
+        self._failed: Callable[[ErrorBody], Sequence[Event]] | None = None
+        self._written_at = asyncio.get_running_loop().time()
+        #: The handler and the heartbeat both write.
+        self._turn = asyncio.Lock()
 
     @property
     def caller(self) -> Principal:
@@ -70,6 +95,23 @@ class HttpCall:
         key = self._headers.get(b"x-api-key")
         return None if key is None else Credential(key.decode("latin-1").strip())
 
+    @property
+    def idempotency_key(self) -> str | None:
+        """Raises BadRequest where it is longer than 255 characters, or has others than printable ASCII."""
+        return self._token(b"idempotency-key", "Idempotency-Key")
+
+    @property
+    def last_event_id(self) -> str | None:
+        """Raises BadRequest as ``idempotency_key`` does."""
+        return self._token(b"last-event-id", "Last-Event-ID")
+
+    def ensure_unambiguous(self) -> None:
+        """Raises BadRequest for headers that a proxy before us may have read in another way."""
+        if self._repeated is not None:
+            raise errors.BadRequest(f"the header {self._repeated.decode('latin-1')} is there twice", hint="send it once")
+        if b"transfer-encoding" in self._headers and b"content-length" in self._headers:
+            raise errors.BadRequest("a body has a Content-Length or a Transfer-Encoding, not both", hint="send one of them")
+
     async def read_body(self) -> None:
         """Raises UnsupportedMedia, or TooLarge as soon as it is known, without reading on."""
         if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -81,14 +123,17 @@ class HttpCall:
         if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
             raise _too_large()
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                self.body = await self._read()
+            async with asyncio.timeout(min(BODY_GRACE_SECONDS, BODY_SECONDS)) as limit:
+                self.body = await self._read(limit)
         except TimeoutError:
-            raise errors.BadRequest(f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+            slow = f"the body did not arrive within {BODY_SECONDS:.0f} s, or came with less than {BODY_BYTES_PER_SECOND} bytes/s"
+            raise errors.BadRequest(slow, hint="send it at once") from None
 
-    async def _read(self) -> bytes:
+    async def _read(self, limit: asyncio.Timeout) -> bytes:
         parts, size = [], 0
+        began = asyncio.get_running_loop().time()
         while True:
+            limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, BODY_SECONDS))
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise errors.Cancelled("the client went away")
@@ -115,21 +160,38 @@ class HttpCall:
         """As the answer; or, where a stream of events has begun, as its last event."""
         content = http_errors.body(error, self.request_id)
         if self.started:
-            await self.send_event(_encode(content))
+            await self.send_events((Event(content),) if self._failed is None else self._failed(content))
             await self.end_events()
             return
-        self._extra = http_errors.headers(error)
+        self._extra += http_errors.headers(error)
         await self.answer(content, status=http_errors.status(error))
 
-    async def send_event(self, event: bytes) -> None:
-        """One server-sent event, on its way when this returns; waits while the reader is slow, up to 30 s."""
+    def expect_events(self, failed: Callable[[ErrorBody], Sequence[Event]]) -> None:
+        """The answer will be a stream of events, in which ``failed`` tells of a failure: from now on it is kept alive."""
+        self._failed = failed
+
+    async def send_events(self, events: Sequence[Event], event_id: str | None = None) -> None:
+        """On their way when this returns; waits while the reader is slow, up to 30 s. The last one carries the id: a reader that
+        knows it has them all."""
+        if not events:
+            return
         await self._begin_events()
-        await self._write(b"data: " + event + b"\n\n", more=True)
+        await self._write(b"".join(_written(event, event_id if event is events[-1] else None) for event in events), more=True)
 
     async def send_comment(self, text: str) -> None:
         """What clients of server-sent events pass over, and people who look at the stream read."""
         await self._begin_events()
         await self._write(b": " + " ".join(text.split()).encode() + b"\n\n", more=True)
+
+    def quiet_seconds(self) -> float | None:
+        """How long nothing was written to a stream that is to be kept alive; None for other answers."""
+        if self._failed is None or self.ended:
+            return None
+        return 0.0 if self._turn.locked() else asyncio.get_running_loop().time() - self._written_at
+
+    async def beat(self) -> None:
+        """Show the reader, and the proxies before it, that the answer is still being made."""
+        await self.send_comment("still here")
 
     async def end_events(self) -> None:
         await self._write(b"", more=False)
@@ -138,6 +200,12 @@ class HttpCall:
         """Only after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    def _token(self, name: bytes, shown: str) -> str | None:
+        found = self._headers.get(name)
+        if found is not None and not _TOKEN.fullmatch(found):
+            raise BadField(shown, "must have 1 to 255 printable ASCII characters")
+        return None if found is None else found.decode("ascii")
 
     async def _begin_events(self) -> None:
         if not self.started:
@@ -150,13 +218,25 @@ class HttpCall:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, request_id, *_COMMON, *self._extra]})
 
     async def _write(self, body: bytes, *, more: bool) -> None:
-        self.ended = not more
-        try:
-            async with asyncio.timeout(WRITE_SECONDS):
-                await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError:
-            raise errors.Cancelled("the client stopped reading") from None
+        async with self._turn:
+            if self.ended:
+                return  # a heartbeat that comes too late
+            self.ended = not more
+            try:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            except TimeoutError:
+                raise errors.Cancelled("the client stopped reading") from None
+            finally:
+                self._written_at = asyncio.get_running_loop().time()
 
 
 def _too_large() -> errors.TooLarge:
     return errors.TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes", hint="shorten the prompt or split it")
+
+
+def _written(event: Event, event_id: str | None) -> bytes:
+    content = event.content if isinstance(event.content, bytes) else _encode(event.content)
+    name = b"event: " + event.name.encode() + b"\n" if event.name else b""
+    identity = b"id: " + event_id.encode() + b"\n" if event_id is not None else b""
+    return b"%b%bdata: %b\n\n" % (name, identity, content)

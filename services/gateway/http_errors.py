@@ -2,11 +2,10 @@
 
 import math
 
-import msgspec
-
 from services.gateway.admission import BadField
-from services.gateway.limits import Allowance
-from services.gateway.quotas import HourlyLimited
+from services.gateway.error_bodies import ErrorBody, ErrorObject
+from services.gateway.limits import Allowance, Tightest
+from services.gateway.quotas import LimitReached
 from shared import errors
 from shared.errors import AimeshError, Fault
 from shared.types import RequestId
@@ -32,29 +31,13 @@ _TYPES = {
 _RETRY_AFTER_SECONDS = 1.0
 
 
-class ErrorObject(msgspec.Struct, frozen=True):
-    message: str
-    type: str
-    #: Stable for ever; match on it.
-    code: str
-    #: The field that is wrong, where one is.
-    param: str | None
-    #: What to do next; may be empty.
-    hint: str
-    request_id: RequestId
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    error: ErrorObject
-
-
 class RouteMissing(errors.NotFound):
     """No such path."""
 
 
 def body(error: AimeshError, request_id: RequestId) -> ErrorBody:
     problem = error.to_problem()
-    param = error.field if isinstance(error, BadField) else None
+    param = error.field if isinstance(error, BadField) else "model" if isinstance(error, errors.UnknownModel) else None
     kind = _TYPES.get(status(error), "server_error")
     return ErrorBody(ErrorObject(problem.message, kind, problem.code, param, problem.hint, request_id))
 
@@ -74,15 +57,35 @@ def headers(error: AimeshError) -> Headers:
     if code in {429, 503}:
         seconds = error.retry_after_seconds if error.retry_after_seconds is not None else _RETRY_AFTER_SECONDS
         found.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
-    if isinstance(error, HourlyLimited):
-        found += allowance_headers(error.allowance)
+        found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(seconds * 1000))))
+    if isinstance(error, LimitReached):
+        found += allowance_headers(error.tightest)
     return found
 
 
-def allowance_headers(allowance: Allowance) -> Headers:
-    """What is left of the tightest limit, under OpenAI's names."""
+def allowance_headers(tightest: Tightest) -> Headers:
+    """What is left of the limits, under OpenAI's names; nothing where there is no limit."""
+    return [*_left(b"requests", tightest.requests), *_left(b"tokens", tightest.tokens)]
+
+
+def _left(what: bytes, allowance: Allowance | None) -> Headers:
+    if allowance is None:
+        return []
     return [
-        (b"x-ratelimit-limit-requests", b"%d" % allowance.limit),
-        (b"x-ratelimit-remaining-requests", b"%d" % allowance.remaining),
-        (b"x-ratelimit-reset-requests", b"%ds" % math.ceil(allowance.resets_in_seconds)),
+        (b"x-ratelimit-limit-" + what, b"%d" % allowance.limit),
+        (b"x-ratelimit-remaining-" + what, b"%d" % allowance.remaining),
+        (b"x-ratelimit-reset-" + what, duration(allowance.resets_in_seconds).encode()),
     ]
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes one: 1h2m3s, 6m0s, 1.5s, 120ms."""
+    milliseconds = math.ceil(seconds * 1000 - 0.001)
+    if milliseconds < 1000:
+        return f"{max(0, milliseconds)}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest / 1000:g}s"
+    if minutes or hours:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text

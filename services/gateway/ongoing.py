@@ -5,10 +5,11 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from services.gateway.limits import Allowance
+from services.gateway.ledger import Held
+from services.gateway.limits import Spent, Tightest
 from shared import context
 from shared.api.generation import Usage
-from shared.types import ModelName, RequestId
+from shared.types import MicroCredits, ModelName, RequestId
 
 
 class Ongoing(ABC):
@@ -26,9 +27,17 @@ class Ongoing(ABC):
         self.prompt_hash: str | None = None
         #: Known after routing and limiting, so before the first answer.
         self.model: ModelName | None = None
-        self.allowance: Allowance | None = None
+        #: Of the limits; None until it is let in.
+        self.spent: Spent | None = None
+        #: What it may cost; None until that is reserved.
+        self.held: Held | None = None
         #: What the worker says; closing it ends the work there.
         self.answers: AsyncGenerator[object] | None = None
+
+    @property
+    def allowance(self) -> Tightest | None:
+        """What is left of the limits, for the headers of the answer."""
+        return None if self.spent is None else self.spent.tightest
 
     @property
     @abstractmethod
@@ -44,6 +53,13 @@ class Ongoing(ABC):
     def first_text_seconds(self) -> float | None:
         """None where no text was delivered."""
         return None
+
+    @property
+    def cost_micro(self) -> MicroCredits:
+        """Of what was delivered so far; nothing where that is nothing."""
+        if self.held is None or not (self.complete or self.usage.completion_tokens):
+            return MicroCredits(0)
+        return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, self.response_time_ms / 1000)
 
     @property
     def response_time_ms(self) -> int:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from shared.api.generation import ToolCall, Usage
-from shared.api.inference import Chunk, TokenLogprob
+from shared.api.generation import Usage
+from shared.api.inference import TokenLogprob
 from shared.types import FinishReason, ModelName
 
 
@@ -77,6 +77,8 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     model: ModelName
     choices: tuple[Choice, ...]
     usage: ChatUsage
+    system_fingerprint: str = ""
+    service_tier: str = "default"
     object: str = "chat.completion"
 
 
@@ -100,6 +102,8 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=False):
     choices: tuple[ChunkChoice, ...]
     #: With include_usage null in all chunks but the last; without it absent.
     usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
+    system_fingerprint: str = ""
+    service_tier: str = "default"
     object: str = "chat.completion.chunk"
 
 
@@ -119,49 +123,22 @@ class Models(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
-class Gathered:
-    """One of a request's answers, as its chunks come."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._calls: list[AnswerToolCall] = []
-        self._logprobs: list[TokenChoice] = []
-
-    def take(self, chunk: Chunk) -> Delta:
-        """What is new in it, for a streamed answer."""
-        first = len(self._calls)
-        calls = tuple(_call(call, first + offset) for offset, call in enumerate(chunk.tool_calls))
-        self._texts.append(chunk.text)
-        self._calls += calls
-        self._logprobs += logprobs_of(chunk.logprobs)
-        return Delta(content=chunk.text or None, tool_calls=calls)
-
-    def finish_reason(self, reason: FinishReason) -> str:
-        return "tool_calls" if self._calls and reason is FinishReason.STOP else reason
-
-    def choice(self, index: int, reason: FinishReason, *, with_logprobs: bool) -> Choice:
-        text = "".join(self._texts)
-        calls = tuple(AnswerToolCall(call.id, call.function) for call in self._calls)
-        message = AnswerMessage(text or None, tool_calls=calls) if calls else AnswerMessage(text)
-        logprobs = ChoiceLogprobs(tuple(self._logprobs)) if with_logprobs else None
-        return Choice(message, self.finish_reason(reason), index, logprobs)
-
-
 def logprobs_of(drawn: Sequence[TokenLogprob]) -> tuple[TokenChoice, ...]:
     return tuple(
         TokenChoice(
-            _text(one.drawn.piece),
+            piece_text(one.drawn.piece),
             one.drawn.logprob,
             tuple(one.drawn.piece),
-            tuple(Alternative(_text(other.piece), other.logprob, tuple(other.piece)) for other in one.top),
+            tuple(Alternative(piece_text(other.piece), other.logprob, tuple(other.piece)) for other in one.top),
         )
         for one in drawn
     )
 
 
-def _call(call: ToolCall, index: int) -> AnswerToolCall:
-    return AnswerToolCall(call.id, CalledFunction(call.name, call.arguments), index=index)
-
-
-def _text(piece: bytes) -> str:
+def piece_text(piece: bytes) -> str:
     return piece.decode("utf-8", "replace")
+
+
+def finish_word(reason: FinishReason) -> str:
+    """In OpenAI's words, which have none for a generation that somebody ended."""
+    return "length" if reason is FinishReason.LENGTH else "stop"

@@ -1,4 +1,4 @@
-"""The one way of an inference request, whichever door it came in by: admit, limit, choose a worker, run, record.
+"""The one way of an inference request, whichever door it came in by: admit, limit, reserve, find a worker, run, settle.
 
     async with pipeline.run(principal, request, seconds=60) as running:
         async for chunk in running: …
@@ -20,11 +20,12 @@ import msgspec
 
 from services.gateway import admission, mesh, prompts, routing
 from services.gateway.admission import Admitted
+from services.gateway.ledger import Bounds, Ledger
 from services.gateway.ongoing import Ongoing, milliseconds
-from services.gateway.quotas import HourlyLimited, Quotas
-from services.gateway.recorder import Recorder
+from services.gateway.quotas import LimitReached, Quotas
+from services.gateway.recorder import Pending, Recorder
 from services.gateway.relay import Relay, Said
-from services.gateway.store import RequestRow
+from services.gateway.request_row import RequestRow, ReservationState
 from shared import errors
 from shared.api import events, gateway, inference
 from shared.api.auth import Principal
@@ -34,6 +35,8 @@ from shared.api.inference import Chunk
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestStatus, Role
 
+#: Of an answer whose caller names no number, where the model has room for as many: a whole page, and a bounded price.
+DEFAULT_MAX_TOKENS = 4096
 _MAX_ROW_NUMBER = 2**31 - 1
 #: A deadline may fire this much early by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
@@ -46,6 +49,7 @@ class Parts:
     """What the pipeline works with."""
 
     quotas: Quotas
+    ledger: Ledger
     relay: Relay
     recorder: Recorder
     directory: mesh.Directory
@@ -118,6 +122,8 @@ class Running(Ongoing):
             response_time_ms=self.response_time_ms,
             first_token_ms=self.response_time_ms if self._first_text is None else milliseconds(self._first_text - self._began),
             finish_reasons=self._generation.finish_reasons,
+            cost_micro=self.cost_micro,
+            clamped_to=self.held.max_tokens if self.held is not None and self.held.clamped else None,
         )
 
     @property
@@ -144,7 +150,7 @@ class Pipeline:
         worker's own error. An exception out of the block, a cancel included, ends the generation on the worker."""
         running = Running(self.clock)
         async with self.recorded(running, principal, seconds=seconds):
-            prompt, wish = await self._prepare(running, principal, request)
+            prompt, wish = await self._prepare(running, principal, request, seconds)
             running.answers = self._parts.relay.generate(prompt, wish, seconds=seconds)
             yield running
 
@@ -173,41 +179,66 @@ class Pipeline:
                 # Without an await between here and `add`: whatever happens to this task, the row is in the queue.
                 running.end()
                 written = self._record(running, principal, status, failure)
+            if running.spent is not None:
+                await self._parts.quotas.settle(running.spent, tokens=running.usage.total_tokens)
             if status is RequestStatus.SUCCESS or failure is not None:
                 await self._parts.recorder.written(written)
 
-    async def let_in(self, running: Ongoing, principal: Principal, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
-        """Find its model and count it against the caller's limits. Raises UnknownModel, NotReachable or Limited, and BadRequest where
-        ``for_answers`` and it gives none."""
+    def find_model(self, running: Ongoing, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
+        """Raises UnknownModel or NotReachable, and BadRequest where ``for_answers`` and it gives none."""
         parts = self._parts
         just_started = self.clock() < self._knows_all_at
         running.model = routing.resolve(wanted, parts.directory.entries(Role.WORKER), parts.names, just_started=just_started)
         if for_answers:
             routing.ensure_answers(running.model, parts.directory.usable(Role.WORKER))
-        try:
-            running.allowance = await parts.quotas.spend(principal)
-        except HourlyLimited as error:
-            running.allowance = error.allowance
-            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": running.model}
-            parts.metrics.rate_limit_violations.labels(**labels).inc()
-            raise
         return running.model
 
+    async def let_in(self, running: Ongoing, principal: Principal, *, tokens: int, seconds: float) -> None:
+        """Count it, with the most tokens that it may take, against the limits of its caller and its model. Raises Limited or
+        TokensTooLarge."""
+        assert running.model is not None
+        quotas = self._parts.quotas
+        try:
+            running.spent = await quotas.spend(principal, running.model, running.request_id, tokens=tokens, seconds=seconds)
+        except LimitReached as error:
+            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": running.model}
+            self._parts.metrics.rate_limit_violations.labels(**labels).inc()
+            raise
+
     async def _prepare(
-        self, running: Running, principal: Principal, request: InferenceRequest
+        self, running: Running, principal: Principal, request: InferenceRequest, seconds: float
     ) -> tuple[inference.ProcessPrompt, routing.Wish]:
         secret = self._parts.prompt_hash_secret
         admitted = admission.admit(request)
         running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
-        model = await self.let_in(running, principal, admitted.model)
-        config = inference.ModelConfig(**msgspec.structs.asdict(admitted.sampling), model=model)
+        model = self.find_model(running, admitted.model)
+        sampling = admitted.sampling
+        answers = sampling.n or 1
+        default = self._default_max_tokens(principal, model, admitted.most_prompt_tokens, answers)
+        bounds = Bounds(
+            model=model,
+            prompt_tokens=admitted.most_prompt_tokens,
+            max_tokens=sampling.max_tokens or default,
+            answers=answers,
+            seconds=seconds,
+        )
+        await self.let_in(running, principal, tokens=bounds.prompt_tokens + bounds.max_tokens * answers, seconds=seconds)
+        running.held = await self._parts.ledger.reserve(principal, running.request_id, bounds)
+        sampling = msgspec.structs.replace(sampling, max_tokens=running.held.max_tokens)
+        config = inference.ModelConfig(**msgspec.structs.asdict(sampling), model=model)
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63))
         prompt = inference.ProcessPrompt(admitted.messages, config, running.request_id, prompts.salt(principal.user_id, secret))
-        return prompt, routing.Wish(model, principal.user_id, admitted.most_prompt_tokens, config.max_tokens or 0)
+        return prompt, routing.Wish(model, principal.user_id, bounds.prompt_tokens, running.held.max_tokens * bounds.answers)
 
-    def _record(self, running: Ongoing, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> asyncio.Event:
+    def _default_max_tokens(self, principal: Principal, model: ModelName, prompt_tokens: int, answers: int) -> int:
+        """For a request that names no number: what the model has room for, and what the limits ever let through."""
+        most = min(DEFAULT_MAX_TOKENS, routing.least_context(model, self._parts.directory.usable(Role.WORKER)))
+        limit = self._parts.quotas.most_tokens(principal, model)
+        return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
+
+    def _record(self, running: Ongoing, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> Pending:
         usage = running.usage
         row = RequestRow(
             id=running.request_id,
@@ -221,8 +252,11 @@ class Pipeline:
             status=status,
             error_code=_error_code(status, failure),
             created_at=running.began_at,
+            cost_micro=running.cost_micro,
+            reservation=_reservation(status, usage),
         )
         written = self._parts.recorder.add(row)
+        self._parts.ledger.ended(row.id)
         # The row has whose request it was; the log has what an operator looks for by its id.
         _log.info(
             "request ended", status=row.status, error_code=row.error_code, model=row.model_used, milliseconds=row.response_time_ms,
@@ -263,6 +297,11 @@ def _status(error: errors.AimeshError) -> RequestStatus:
             return RequestStatus.CANCELLED
         case _:
             return RequestStatus.ERROR
+
+
+def _reservation(status: RequestStatus, usage: Usage) -> ReservationState:
+    delivered = status is RequestStatus.SUCCESS or usage.completion_tokens > 0
+    return ReservationState.SETTLED if delivered else ReservationState.RELEASED
 
 
 def _error_code(status: RequestStatus, failure: errors.AimeshError | None) -> str | None:

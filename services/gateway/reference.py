@@ -7,15 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from services.gateway import openapi
 from services.gateway.http_app import Access, Route
 from services.gateway.http_call import HttpCall
-from services.gateway.http_errors import ErrorBody
-from shared.telemetry.metrics import version
 
-#: JSON Schema and OpenAPI are open documents; this is any node of one.
-Json = dict[str, object]
-
-_REFERENCE = "#/components/schemas/{name}"
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
     "h2{border-top:1px solid #ddd;padding-top:1rem;font-size:1.1rem}code{background:#f4f4f4;padding:.1em .3em}"
@@ -24,18 +19,12 @@ _STYLE = (
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-_SCHEMES: dict[Access, list[Json]] = {
-    Access.PUBLIC: [],
-    Access.CREDENTIAL: [{"bearer": []}, {"apiKey": []}],
-    Access.ACCESS_TOKEN: [{"bearer": []}],
-}
-
 
 class Reference:
     """/openapi.json and /docs; both are made once."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        self._openapi = msgspec.json.encode(openapi(routes))
+        self._openapi = msgspec.json.encode(openapi.document(routes))
         self._page = page(routes).encode()
 
     @staticmethod
@@ -57,49 +46,6 @@ class Reference:
     async def _send_page(self, call: HttpCall) -> None:
         call.add_headers([(b"content-security-policy", _POLICY.encode())])
         await call.answer_bytes(self._page, b"text/html; charset=utf-8")
-
-
-def openapi(routes: Sequence[Route]) -> Json:
-    """OpenAPI 3.1, of the same structs that read the bodies and write the answers."""
-    kinds = [kind for route in routes for kind in (route.body, route.answer) if kind is not None]
-    _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REFERENCE)
-    paths: dict[str, Json] = {}
-    for route in routes:
-        paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "aimesh", "version": version(), "description": "AI inference on your own machines, OpenAI-compatible."},
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-            },
-        },
-    }
-
-
-def _operation(route: Route) -> Json:
-    answers: Json = {"default": {"description": "An error", "content": {"application/json": {"schema": _ref(ErrorBody)}}}}
-    if route.answer is not None:
-        content: Json = {"application/json": {"schema": _ref(route.answer)}}
-        if route.streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
-        answers[str(route.status)] = {"description": "Done", "content": content}
-    operation: Json = {
-        "summary": route.summary,
-        "operationId": f"{route.verb.lower()}{''.join(part.title() for part in route.path.replace('-', '/').split('/'))}",
-        "security": _SCHEMES[route.access],
-        "responses": answers,
-    }
-    if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(route.body)}}}
-    return operation
-
-
-def _ref(kind: type[msgspec.Struct]) -> Json:
-    return {"$ref": _REFERENCE.format(name=kind.__name__)}
 
 
 def page(routes: Sequence[Route]) -> str:

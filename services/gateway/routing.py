@@ -1,16 +1,18 @@
-"""Which model a request means, and which worker runs it. Pure; the directory brings the workers, the caller the dice."""
+"""Which model a request means, and what it needs of the worker that runs it. Pure; the directory brings the workers."""
 
-import random
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from shared import directory, errors
+from shared import errors
 from shared.api.gateway import ServedModel
-from shared.directory import Announcement, Entry
+from shared.directory import Entry
 from shared.types import ModelName, NodeId, UserId
 
 #: Repeats its prompt, for load tests: it comes last, so that it becomes nobody's default by its name.
 _SYNTHETIC = "echo"
+
+#: What Ollama calls a model of which no version is named.
+_LATEST = ":latest"
 
 _NO_WORKER_HINT = "see `aicli nodes`; start a worker with `aicli worker`"
 
@@ -57,7 +59,7 @@ def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]
     return tuple(
         ServedModel(
             name=model,
-            workers=sum(_offers(worker, model) for worker in workers),
+            workers=sum(_serves(worker, model) for worker in workers),
             # What every worker of the model can take.
             context_tokens=min(tokens for name, tokens in offers if name == model),
             aliases=tuple(alias for alias, name in names.aliases.items() if name == model),
@@ -68,7 +70,8 @@ def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]
 
 
 def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names, *, just_started: bool = False) -> ModelName:
-    """The served model that ``wanted`` means; nothing is substituted for one that is not served.
+    """The served model that ``wanted`` means; nothing is substituted for one that is not served. ``name:latest`` and ``name`` are
+    the same model, any other version is a model of its own.
 
     ``workers`` are all that are known: one that is gone still tells a missing worker from a misspelt model. Who has
     ``just_started`` cannot tell yet. Raises UnknownModel, or NotReachable where the model is known, or may be, but nobody can
@@ -81,14 +84,16 @@ def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names, *,
             raise _nobody(workers)
         return models[0]
     asked = str(wanted or names.default)
-    # A model's own name comes before an alias that is spelt the same.
-    model = ModelName(asked if asked in models else names.aliases.get(asked, asked))
-    if model in models:
-        return model
+    meanings = _meanings(asked, names.aliases)
+    for model in meanings:
+        if model in models:
+            return model
     if not models:
         raise _nobody(workers)
-    if absent := [worker for worker in workers if _has(worker, model)]:
-        raise errors.NotReachable(f"no worker can run {model} now: {_whys(absent)}", hint=_NO_WORKER_HINT)
+    for model in meanings:
+        if absent := [worker for worker in workers if _has(worker, model)]:
+            raise errors.NotReachable(f"no worker can run {model} now: {_whys(absent)}", hint=_NO_WORKER_HINT)
+    model = ModelName(names.aliases.get(asked, asked))
     if just_started:
         raise errors.NotReachable(
             f"no worker with the model {model!r} has been found yet: this gateway has just started", retry_after_seconds=1
@@ -100,57 +105,36 @@ def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names, *,
     )
 
 
+def least_context(model: ModelName, usable: Iterable[Entry]) -> int:
+    """What every worker of a served model can take, in tokens."""
+    offers = [offer for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready]
+    return min((offer.context_tokens for offer in offers), default=0)
+
+
 def ensure_answers(model: ModelName, usable: Iterable[Entry]) -> None:
     """Raises BadRequest where nobody who serves it lets it answer."""
     if not _answers(usable, model):
         raise errors.BadRequest(f"{model} gives embeddings and no answers", hint="ask for embeddings, or ask another model")
 
 
-def candidates(model: ModelName, usable: Iterable[Entry], failed: Set[NodeId]) -> list[Entry]:
-    """The workers that could run it and have not failed this request yet."""
-    return [worker for worker in usable if worker.node not in failed and _offers(worker, model)]
+def _meanings(asked: str, aliases: Mapping[str, str]) -> tuple[ModelName, ...]:
+    """The likeliest first. A model's own name comes before an alias that is spelt the same."""
+    spelt = _spellings(asked)
+    named = [*spelt[:1], *(aliases[name] for name in spelt if name in aliases)]
+    return tuple(dict.fromkeys(ModelName(name) for name in (*named, *spelt, *(other for name in named for other in _spellings(name)))))
 
 
-class InFlight:
-    """What this gateway has running on each worker. A burst must spread before the workers' next announcements show it."""
-
-    def __init__(self) -> None:
-        # For each call the announcement that it began under: what a worker says later counts the call already.
-        self._running: dict[NodeId, list[Announcement]] = {}
-
-    def begin(self, worker: Entry) -> Announcement:
-        """Returns what ``end`` wants back."""
-        self._running.setdefault(worker.node, []).append(worker.announcement)
-        return worker.announcement
-
-    def end(self, began_under: Announcement) -> None:
-        running = self._running[began_under.node]
-        # By identity: a worker that has nothing new to say announces equal things again.
-        del running[next(position for position, announcement in enumerate(running) if announcement is began_under)]
-        if not running:
-            del self._running[began_under.node]
-
-    def unannounced(self, worker: Entry) -> int:
-        """Calls of ours that the worker's own word does not cover."""
-        running = self._running.get(worker.node, [])
-        load = worker.announcement.load
-        since_it_spoke = sum(announcement is worker.announcement for announcement in running)
-        return max(since_it_spoke, len(running) - load.running - load.queued)
-
-    def total(self) -> int:
-        return sum(len(running) for running in self._running.values())
-
-
-def choose(workers: Sequence[Entry], in_flight: InFlight, rng: random.Random) -> Entry | None:
-    """Power of two choices over the expected wait; None where there is nobody to choose."""
-    return directory.pick(workers, rng, lambda worker: directory.expected_wait(worker, in_flight.unannounced(worker)))
+def _spellings(name: str) -> tuple[str, ...]:
+    if name.endswith(_LATEST):
+        return name, name.removesuffix(_LATEST)
+    return (name,) if ":" in name else (name, name + _LATEST)
 
 
 def _answers(workers: Iterable[Entry], model: ModelName) -> bool:
     return any(offer.name == model and offer.ready and not offer.only_embeds for worker in workers for offer in worker.announcement.models)
 
 
-def _offers(worker: Entry, model: ModelName) -> bool:
+def _serves(worker: Entry, model: ModelName) -> bool:
     return any(offer.name == model and offer.ready for offer in worker.announcement.models)
 
 

@@ -1,30 +1,39 @@
 """The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import ClassVar
 
-from services.gateway import routing
+from services.gateway import limits, routing
+from services.gateway.books import Books
 from services.gateway.callers import Callers
 from services.gateway.dispatch import Dispatch
 from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
+from services.gateway.journal import Journal
+from services.gateway.ledger import Ledger
+from services.gateway.ledger_store import LedgerStore
 from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.quotas import Quotas
+from services.gateway.quotas import Quotas, Rules
 from services.gateway.recorder import Recorder
 from services.gateway.reference import Reference
 from services.gateway.relay import Relay
 from services.gateway.rest import Rest
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
+from services.gateway.store import opened as database_of
+from services.gateway.sweeping import Receipt
 from services.gateway.workers import Presence
 from shared import context, errors
 from shared.api import auth, embedding, gateway
+from shared.api import ledger as ledgers
 from shared.api.gateway import Check, NodeRow
 from shared.api.usage import UserUsage
 from shared.cache import Cache
@@ -32,7 +41,16 @@ from shared.directory import Entry
 from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.telemetry.metrics import version
-from shared.types import SERVICE_NAMES, Credential, ModelName, Role, Tier, UserId, UserRole
+from shared.types import SERVICE_NAMES, Credential, ModelName, RequestId, Role, Tier, UserId, UserRole
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What the gateway keeps in PostgreSQL."""
+
+    requests: Store
+    ledger: LedgerStore
+
 
 #: These ask as nodes of the house, not for a person.
 _HOUSE = (Role.METRICS, Role.OPERATOR)
@@ -45,20 +63,23 @@ class GatewayService:
 
     role: ClassVar[Role] = Role.GATEWAY
 
-    def __init__(self, settings: GatewaySettings, node: Node, store: Store, cache: Cache, recorder: Recorder) -> None:
-        by_tier = {Tier.FREE: settings.default_rate_limit, Tier.PRO: settings.premium_rate_limit, Tier.ENTERPRISE: 10**9}
+    def __init__(self, settings: GatewaySettings, node: Node, stores: Stores, cache: Cache, recorder: Recorder, ledger: Ledger) -> None:
         self._node = node
-        self._store = store
+        self._store = stores.requests
+        self._ledger = ledger
+        self._books = Books(stores.ledger, ledger, settings.plans(), node.rpc)
         self._cache = cache
         self._seconds = settings.request_timeout_seconds
         self._names = routing.Names(settings.model_aliases, settings.default_model)
-        self._quotas = Quotas(cache, by_tier)
+        rules = Rules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
+        self._quotas = Quotas(cache, rules, node.metrics.rate_limit_degraded, self._gateways)
         self._dispatch = Dispatch(node.directory, random.Random())  # noqa: S311 - which worker is no secret
         self._relay = Relay(node.rpc, self._dispatch)
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
         parts = Parts(
             quotas=self._quotas,
+            ledger=ledger,
             relay=self._relay,
             recorder=recorder,
             directory=node.directory,
@@ -74,23 +95,40 @@ class GatewayService:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
-        async with (
-            Store.open(settings.database_url) as store,
-            Cache.open(settings.redis_url) as cache,
-            Recorder(store, node.metrics.usage_queue_rows).running() as recorder,
-        ):
-            service = cls(settings, node, store, cache, recorder)
-            presence = Presence()
+        async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
+            stores = Stores(Store(database), LedgerStore(database))
+            await stores.ledger.ensure_default_price(*settings.default_price())
+            ledger = Ledger(stores.ledger, settings.plans(), node.id, node.metrics)
+            find_receipts = partial(_no_receipts, node)
+            async with (
+                Recorder(stores.requests, Journal(settings.journal), node.metrics.usage_queue_rows).running() as recorder,
+                ledger.running(recorder, stores.requests.write_requests, find_receipts),
+            ):
+                service = cls(settings, node, stores, cache, recorder, ledger)
+                service.watch_workers()
+                node.tasks.create_task(service.callers.watch())
+                node.tasks.create_task(service.watch_limits())
+                yield service
 
-            def tell(entry: Entry) -> None:
-                if event := presence.changed(entry, datetime.now(UTC)):
-                    node.publish(event)
+    async def watch_limits(self) -> None:
+        """For ever; see ``Quotas.watch``."""
+        await self._quotas.watch()
 
-            node.directory.watch(tell)
-            for entry in node.directory.entries(Role.WORKER):
-                tell(entry)
-            node.tasks.create_task(service.callers.watch())
-            yield service
+    def _gateways(self) -> int:
+        """How many share the limits while each counts alone."""
+        return 1 + len(self._node.directory.usable(Role.GATEWAY))
+
+    def watch_workers(self) -> None:
+        """Tell the mesh of each that comes and goes."""
+        presence = Presence()
+
+        def tell(entry: Entry) -> None:
+            if event := presence.changed(entry, datetime.now(UTC)):
+                self._node.publish(event)
+
+        self._node.directory.watch(tell)
+        for entry in self._node.directory.entries(Role.WORKER):
+            tell(entry)
 
     async def checks(self) -> tuple[Check, ...]:
         auth_there = bool(self._node.directory.usable(Role.AUTH))
@@ -200,19 +238,60 @@ class GatewayService:
             if principal.role is not UserRole.ADMIN:
                 raise errors.NotAllowed("only an admin may read another user's quota", hint="leave userId out to read your own")
             principal = await self._other(request.user_id, call.credential)
-        left = await self._quotas.look(principal)
-        resets_at = datetime.now(UTC) + timedelta(seconds=left.resets_in_seconds)
-        return gateway.UserQuota(principal.user_id, principal.tier, left.limit, left.used, left.remaining, resets_at)
+        found = await self._quotas.look(principal)
+        hour = limits.hourly(found)
+        return gateway.UserQuota(
+            user_id=principal.user_id,
+            tier=principal.tier,
+            limit_per_hour=hour.limit,
+            used_this_hour=hour.used,
+            remaining=hour.remaining,
+            resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
+            limits=limits.states(found),
+        )
 
     @serves(gateway.read_usage)
     async def read_usage(self, request: gateway.ReadUsage, _call: Call) -> UserUsage:
         """Only auth may call this, and has checked whose usage it is."""
         return await self._store.read_usage(request.user_id)
 
+    # --- money --------------------------------------------------------------------------------------------------------
+
+    @serves(ledgers.read_account)
+    async def read_account(self, request: ledgers.ReadAccount, call: Call) -> ledgers.Account:
+        return await self._books.read_account(await self.callers.identify(call.credential), request, call.credential)
+
+    @serves(ledgers.top_up)
+    async def top_up(self, request: ledgers.TopUp, call: Call) -> ledgers.Account:
+        return await self._books.top_up(await self.callers.identify(call.credential), request, call.credential)
+
+    @serves(ledgers.list_prices)
+    async def list_prices(self, request: ledgers.ListPrices, call: Call) -> ledgers.ModelPrices:
+        await self.callers.identify(call.credential)
+        return await self._books.list_prices(request)
+
+    @serves(ledgers.set_price)
+    async def set_price(self, request: ledgers.SetPrice, call: Call) -> ledgers.ModelPrices:
+        return await self._books.set_price(await self.callers.identify(call.credential), request)
+
+    @serves(ledgers.revert_request)
+    async def revert_request(self, request: ledgers.RevertRequest, call: Call) -> ledgers.Account:
+        return await self._books.revert(await self.callers.identify(call.credential), request, call.credential)
+
+    @serves(ledgers.verify_ledger)
+    async def verify_ledger(self, _request: ledgers.VerifyLedger, call: Call) -> ledgers.LedgerReport:
+        if call.caller.role in _HOUSE:
+            return await self._ledger.verify()
+        return await self._books.verify(await self.callers.identify(call.credential))
+
     async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
         """Another user, as auth shows it to an admin."""
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
+
+
+async def _no_receipts(node: Node, requests: Sequence[RequestId]) -> dict[RequestId, Receipt]:
+    return {}
 
 
 def _node_row(entry: Entry, round_trip_ms: float | None) -> NodeRow:

@@ -1,12 +1,23 @@
 """What the gateway reads from its environment."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from services.gateway import tiers
+from services.gateway.limits import WithoutValkey
+from services.gateway.tiers import Plan
 from shared import node
+from shared.api.ledger import MICRO
 from shared.config import Port, Variable
+from shared.types import ModelName, Tier
+
+_NUMBERS = ", ".join(tiers.NUMBERS)
 
 
 class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -18,14 +29,110 @@ class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
         Meta(min_length=16),
         Variable("PROMPT_HASH_SECRET", "key of the HMAC that stands for a prompt in request_logs, at least 16 characters", secret=True),
     ]
-    default_rate_limit: Annotated[int, Meta(ge=1), Variable("DEFAULT_RATE_LIMIT", "requests per hour of a user of the free tier")] = 100
-    premium_rate_limit: Annotated[int, Meta(ge=1), Variable("PREMIUM_RATE_LIMIT", "requests per hour of a user of the premium tier")] = 1000
+    default_rate_limit: Annotated[
+        int, Meta(ge=1), Variable("DEFAULT_RATE_LIMIT", "requests per hour of a user of the free tier; TIER_FREE goes before it")
+    ] = 100
+    premium_rate_limit: Annotated[
+        int, Meta(ge=1), Variable("PREMIUM_RATE_LIMIT", "requests per hour of a user of the pro tier; TIER_PRO goes before it")
+    ] = 1000
+    tier_free: Annotated[
+        dict[str, str],
+        Variable("TIER_FREE", f"what a user of the free tier may use: {_NUMBERS}, each name=number or name=unlimited, with commas"),
+    ] = msgspec.field(default_factory=dict)
+    tier_pro: Annotated[dict[str, str], Variable("TIER_PRO", "the same of the pro tier")] = msgspec.field(default_factory=dict)
+    tier_enterprise: Annotated[dict[str, str], Variable("TIER_ENTERPRISE", "the same of the enterprise tier, unlimited without it")] = (
+        msgspec.field(default_factory=dict)
+    )
+    model_limits: Annotated[
+        dict[str, str],
+        Variable("MODEL_LIMITS", "limits of a model for all its users together: smollm2.requests_per_minute=600,smollm2.concurrency=32"),
+    ] = msgspec.field(default_factory=dict)
+    limiter_without_valkey: Annotated[
+        WithoutValkey,
+        Variable(
+            "LIMITER_WITHOUT_VALKEY",
+            "while Valkey is away each gateway counts its share alone (degrade), nobody counts (open), or requests get 503 (closed)",
+        ),
+    ] = "degrade"
     model_aliases: Annotated[dict[str, str], Variable("MODEL_ALIASES", "other names of models, alias=model, with commas between them")] = (
         msgspec.field(default_factory=lambda: {"llama3": "smollm2"})
     )
     default_model: Annotated[
         str | None, Variable("DEFAULT_MODEL", "the model of requests that name none; the first served one where it is not set")
     ] = None
+    journal_file: Annotated[
+        Path | None,
+        Variable("JOURNAL_FILE", "where ended requests are kept while PostgreSQL is away; beside MESH_STATE_FILE without it"),
+    ] = None
+    price_per_input_token: Annotated[
+        Decimal,
+        Variable("PRICE_PER_INPUT_TOKEN", "in credits: the first price of models that have none of their own; see `aicli admin prices`"),
+    ] = Decimal("0.0001")
+    price_per_output_token: Annotated[Decimal, Variable("PRICE_PER_OUTPUT_TOKEN", "the same for the tokens of answers")] = Decimal("0.0002")
+    queue_seconds: Annotated[
+        float, Meta(gt=0, le=600), Variable("QUEUE_SECONDS", "the longest that a request waits for a worker; then it is refused with 503")
+    ] = 30
+    queue_most: Annotated[
+        int,
+        Meta(ge=1, le=100_000),
+        Variable("QUEUE_MOST", "requests that wait for workers at most, over all users; one more is refused at once"),
+    ] = 1000
+    queue_per_user: Annotated[int, Meta(ge=1), Variable("QUEUE_PER_USER", "requests of one user that wait for workers at most")] = 100
+    routing_policy: Annotated[
+        Literal["group", "trusted"],
+        Variable(
+            "ROUTING_POLICY",
+            "whose machines a prompt may go to: group, every machine that was let in; trusted, the house's, the user's own, and those"
+            " labelled trusted=yes by their ticket. A machine labelled shared=no serves only its owner, always",
+        ),
+    ] = "group"
     request_timeout_seconds: Annotated[
         float, Meta(gt=0, le=3600), Variable("REQUEST_TIMEOUT_SECONDS", "the longest that one request may take")
     ] = 300
+
+    def plans(self) -> dict[Tier, Plan]:
+        """What each tier includes. Raises ValueError where ``mistakes`` says why."""
+        return {tier: tiers.changed(plan, numbers) for tier, plan, numbers in self._tiers()}
+
+    def model_plans(self) -> dict[ModelName, Plan]:
+        """As ``plans``."""
+        return tiers.of_models(self.model_limits)
+
+    def _mistakes_of_limits(self) -> Iterator[str]:
+        for tier, plan, numbers in self._tiers():
+            try:
+                tiers.changed(plan, numbers)
+            except ValueError as error:
+                yield f"TIER_{tier.name}: {error}"
+        try:
+            limited = self.model_plans()
+        except ValueError as error:
+            yield f"MODEL_LIMITS: {error}"
+        else:
+            for alias in limited.keys() & self.model_aliases.keys():
+                yield f"MODEL_LIMITS: {alias} is another name of {self.model_aliases[alias]}; limit that"
+
+    def _tiers(self) -> tuple[tuple[Tier, Plan, dict[str, str]], ...]:
+        """Each tier, its plan where nothing is set, and what is set."""
+        free = replace(tiers.DEFAULTS[Tier.FREE], requests_per_hour=self.default_rate_limit)
+        pro = replace(tiers.DEFAULTS[Tier.PRO], requests_per_hour=self.premium_rate_limit)
+        return (
+            (Tier.FREE, free, self.tier_free),
+            (Tier.PRO, pro, self.tier_pro),
+            (Tier.ENTERPRISE, tiers.DEFAULTS[Tier.ENTERPRISE], self.tier_enterprise),
+        )
+
+    @property
+    def journal(self) -> Path:
+        return self.journal_file or self.state_file.with_suffix(".journal")
+
+    def mistakes(self) -> Iterator[str]:
+        yield from super().mistakes()
+        yield from self._mistakes_of_limits()
+        for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
+            if not 0 <= price <= 10:
+                yield f"{name}: {price} credits for a token; say 0 to 10"
+
+    def default_price(self) -> tuple[int, int]:
+        """Micro-credits for a million tokens, in and out."""
+        return int(self.price_per_input_token * MICRO * MICRO), int(self.price_per_output_token * MICRO * MICRO)

@@ -62,6 +62,8 @@ def check(
     _check_messages(messages)
     parameters = sampling.check(asked, context_tokens=context_tokens, draw_seed=draw_seed)
     _check_together(asked, parameters, origin)
+    if asked.raw and len(messages) > 1:
+        raise errors.BadRequest("raw takes one text, and messages has more", hint="send prompt, not messages")
     return Job(model, messages, parameters, asked, origin.salt, origin.delivered, request=origin.request)
 
 
@@ -73,6 +75,8 @@ def _check_together(asked: Sampling, parameters: Parameters, origin: Origin) -> 
         raise errors.BadRequest(f"tools holds {len(asked.tools)} tools; at most {MAX_TOOLS} are taken")
     if asked.tool_choice is ToolChoice.REQUIRED and not asked.tools:
         raise errors.BadRequest("tool_choice asks for a call, and tools is empty")
+    if asked.raw and asked.tools:
+        raise errors.BadRequest("raw and tools exclude each other: tools are for chats", hint="give one of them")
     if parameters.ignore_eos and (asked.format is not None or asked.tool_choice is ToolChoice.REQUIRED):
         raise errors.BadRequest("ignore_eos and format exclude each other: a format has an end", hint="give one of them")
     if origin.delivered and parameters.n > 1:

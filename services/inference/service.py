@@ -14,6 +14,7 @@ from services.inference import embeddings, infer_http, jobs, narration
 from services.inference.backends import opening
 from services.inference.backends.backend import Backend, Loader, Measured, Sink
 from services.inference.pause import WHY, Pause
+from services.inference.receipts import Receipts
 from services.inference.settings import InferenceSettings
 from shared import directory, errors, telemetry
 from shared.api import embedding, inference
@@ -52,9 +53,7 @@ class Board:
         ready = [status for status in statuses if status.state in inference.SERVED]
         self._node.offer(
             models=tuple(
-                directory.ModelOffer(
-                    name, status.context_tokens, status.digest, status.state in inference.SERVED, only_embeds=status.only_embeds
-                )
+                _offer(name, status)
                 for status in statuses
                 for name in (status.model_id, *status.aliases)
             ),
@@ -85,6 +84,19 @@ class Board:
             metrics.engine_tokens_per_second.labels(model=model).set_function(lambda: look().tokens_per_second)
 
 
+def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
+    return directory.ModelOffer(
+        name,
+        status.context_tokens,
+        status.digest,
+        ready=status.state in inference.SERVED,
+        only_embeds=status.only_embeds,
+        loaded=status.state is not inference.ModelState.UNLOADED,
+        slots=status.slots,
+        busy=status.running + status.queued,
+    )
+
+
 class InferenceService:
     role: ClassVar[Role] = Role.WORKER
 
@@ -93,6 +105,7 @@ class InferenceService:
         self._pause = pause
         self._metrics = node.metrics
         self._backend = backend
+        self._receipts = Receipts(settings.receipts_file, node.trust.me)
 
     @classmethod
     @asynccontextmanager
@@ -109,7 +122,9 @@ class InferenceService:
                 node.tasks.create_task(pause.watch(board.changed))
             if settings.narration == "plain" or settings.status_file is not None:
                 node.tasks.create_task(_narrator(settings, node, backend, pause).run())
-            yield cls(settings, node, backend, pause)
+            service = cls(settings, node, backend, pause)
+            node.tasks.create_task(service._receipts.run())
+            yield service
 
     async def checks(self) -> tuple[Check, ...]:
         paused = (Check(name="owner", ok=False, detail=WHY),) if self._pause.is_on else ()
@@ -127,7 +142,15 @@ class InferenceService:
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
         origin = jobs.Origin(str(request.request_id), request.salt, request.delivered)
-        return await self.generate(request.model_config.model, request.prompt, request.model_config, _MeshSink(stream), origin)
+        with self._receipts.of(request.request_id, len(request.delivered)) as work:
+            sink = work.metered(_MeshSink(stream))
+            generation = await self.generate(request.model_config.model, request.prompt, request.model_config, sink, origin)
+            work.finished(generation)
+        return generation
+
+    @serves(inference.read_receipts)
+    async def read_receipts(self, request: inference.ReadReceipts, call: Call) -> inference.Receipts:
+        return inference.Receipts(self._receipts.read(request.request_ids))
 
     @serves(embedding.embed)
     async def embed(self, request: embedding.Embed, stream: StreamCall[embedding.Vectors]) -> embedding.Embedded:

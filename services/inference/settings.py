@@ -97,6 +97,11 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None, Variable("SERVICE_TOKEN", "what POST /infer asks for as a bearer token; without it /infer is off", secret=True)
     ] = None
 
+    @property
+    def receipts_file(self) -> Path:
+        """Where the worker keeps what it did for each request."""
+        return self.state_file.with_suffix(".receipts")
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         for name, text, parse in (

@@ -27,12 +27,12 @@ async def create_api_key(visit: NamedDependency[Visit]) -> Page:
     session = await visit.get_session()
     visit.check_person(form.token)
     try:
-        request = auth.GenerateApiKey(name=form.name.strip(), requests_per_hour=forms.read_limit(form.requests_per_hour))
+        request = auth.GenerateApiKey(name=form.name.strip(), limits=forms.read_limits(form))
         created = await visit.site.caller.call(auth.generate_api_key, request, credential=session.access_token)
     except errors.NotAuthenticated:
         raise
     except errors.CallerError as error:
-        view = views.ApiKeysPage(keys=await _keys(visit, session), name=form.name, requests_per_hour=form.requests_per_hour, problem=error)
+        view = views.ApiKeysPage(keys=await _keys(visit, session), typed=form, problem=error)
         return visit.page("api_keys.html", view, session=session, here="api-keys", status=error.status)
     view = views.ApiKeysPage(keys=await _keys(visit, session), created=created)
     return visit.page("api_keys.html", view, session=session, here="api-keys", status=HTTPStatus.CREATED)

@@ -44,6 +44,7 @@ async def dashboard_page(visit: Visit, session: auth.Session, *, new_key: Creden
         username=session.user.username,
         tier=session.user.tier,
         quota=views.quota(quota, now) if quota else None,
+        account=quota.account if quota else None,
         chart=usage_chart.draw(usage.days, now.astimezone(UTC).date()) if usage else None,
         new_key=new_key,
         welcome=welcome,

@@ -9,6 +9,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from shared import amounts
+from shared.api.auth import KeyLimits
+
 _PACKAGE = Path(__file__).parent
 _COMMAND = re.compile("`([^`]+)`")
 _MEDIA_TYPES = {".css": "text/css", ".svg": "image/svg+xml"}
@@ -53,7 +56,14 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.filters |= {"number": _number, "day": _day, "clock": _clock, "sentence": _sentence}
+        environment.filters |= {
+            "number": _number,
+            "credits": _credits,
+            "limits": _limits,
+            "day": _day,
+            "clock": _clock,
+            "sentence": _sentence,
+        }
         environment.globals["static"] = lambda name: f"/static/{name}?v={assets[name].version}"
         for name in environment.list_templates():
             # Compiled now: a mistake in a template stops the start and not a visitor.
@@ -71,6 +81,26 @@ def _read(path: Path) -> Asset:
 
 def _number(value: int) -> str:
     return f"{value:,}"
+
+
+def _credits(micro: int) -> str:
+    """With as many decimals as there are."""
+    whole, point, part = amounts.written(abs(micro)).partition(".")
+    return f"{'-' if micro < 0 else ''}{int(whole):,}{point}{part}"
+
+
+def _limits(limits: KeyLimits) -> str:
+    """Those that are set; empty for none."""
+    numbers = {
+        "{} / h": limits.requests_per_hour,
+        "{} / min": limits.requests_per_minute,
+        "{} tokens / min": limits.tokens_per_minute,
+        "{} at once": limits.concurrency,
+    }
+    words = [text.format(_number(value)) for text, value in numbers.items() if value is not None]
+    if limits.budget_micro is not None:
+        words.append(f"{_credits(limits.budget_micro)} credits")
+    return ", ".join(words)
 
 
 def _sentence(text: str) -> Markup:

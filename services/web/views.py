@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from services.web.forms import NewKeyForm
 from services.web.usage_chart import Chart
 from shared import errors
-from shared.api import auth, gateway
+from shared.api import auth, gateway, ledger
 from shared.types import Credential, ModelName, Tier
+
+NOTHING_TYPED = NewKeyForm(token="", name="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,8 @@ class LoginLinkPage:
 class Quota:
     """The hour's quota, ready to show."""
 
-    limit: int
+    #: None for a tier without one.
+    limit: int | None
     used: int
     left: int
     resets_at: datetime
@@ -59,6 +63,8 @@ class DashboardPage:
     tier: Tier
     #: None when the gateway did not answer.
     quota: Quota | None
+    #: None when the gateway did not answer.
+    account: ledger.Account | None
     #: None when auth could not read it.
     chart: Chart | None
     #: The whole key, on the answer to the registration and never again.
@@ -76,9 +82,8 @@ class ApiKeysPage:
     keys: tuple[auth.ApiKey, ...]
     #: On the answer to the creation and never again.
     created: auth.NewApiKey | None = None
-    #: Values of a form that was refused.
-    name: str = ""
-    requests_per_hour: str = ""
+    #: What was typed into a form that was refused.
+    typed: NewKeyForm = NOTHING_TYPED
     problem: errors.AimeshError | None = None
     revoked: bool = False
 
@@ -99,7 +104,7 @@ class ErrorPage:
 def quota(answer: gateway.UserQuota, now: datetime) -> Quota:
     seconds = (answer.resets_at - now).total_seconds()
     return Quota(
-        limit=answer.limit_per_hour,
+        limit=answer.limit_per_hour if answer.limit_per_hour < gateway.NO_LIMIT else None,
         used=answer.used_this_hour,
         left=max(0, answer.remaining),
         resets_at=answer.resets_at.astimezone(UTC),

@@ -152,6 +152,13 @@ class GetUser(Body, frozen=True):
     user_id: UserId
 
 
+class GetUserCalled(Body, frozen=True):
+    """For administrators."""
+
+    #: A username, an e-mail address or a user id.
+    user: str
+
+
 class ListUsers(Body, frozen=True):
     limit: int = 100
 
@@ -204,5 +211,6 @@ get_user_usage = Method("auth.getUserUsage", GetUserUsage, UserUsage, callers=PE
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_active = Method("auth.setActive", SetActive, User, callers=PEOPLE)
 get_user = Method("auth.getUser", GetUser, User, callers={Role.GATEWAY})
+get_user_called = Method("auth.getUserCalled", GetUserCalled, User, callers=PEOPLE)
 list_users = Method("auth.listUsers", ListUsers, Users, callers=PEOPLE)
 watch_changes = StreamMethod("auth.watchChanges", WatchChanges, item=Change, end=Nothing, callers={Role.GATEWAY, Role.WEB})

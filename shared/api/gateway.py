@@ -116,9 +116,14 @@ class LimitState(Body, frozen=True, omit_defaults=False):
     resets_in_seconds: float
 
 
+#: The limit an hour of a tier that has none.
+NO_LIMIT = 10**9
+
+
 class UserQuota(Body, frozen=True, omit_defaults=False):
     user_id: UserId
     tier: Tier
+    #: NO_LIMIT where the tier has none.
     limit_per_hour: int
     used_this_hour: int
     remaining: int

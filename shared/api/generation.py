@@ -82,6 +82,8 @@ class Sampling(Body, frozen=True):
     format: OutputFormat | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice.AUTO
+    #: The prompt is one text that the model goes on with, as it is: without its chat template.
+    raw: bool = False
 
 
 class Usage(Body, frozen=True, omit_defaults=False):

@@ -1,10 +1,17 @@
 """inference: a worker's models, and a prompt run on one of them."""
 
+from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
+
+import msgspec
 
 from shared.api.generation import ChatMessage, Generation, Sampling, ToolCall
 from shared.api.method import Body, Method, StreamMethod
-from shared.types import ModelName, RequestId, Role
+from shared.types import FinishReason, ModelName, RequestId, Role
+
+#: Receipts that are read at once: 64 KiB of answer.
+MOST_RECEIPTS = 256
 
 
 class ModelConfig(Sampling, frozen=True, kw_only=True):
@@ -62,6 +69,8 @@ class Chunk(Body, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
     #: Before the first text: what the answer waits for, for people ("loading smollm2: 40 %").
     waiting: str = ""
+    #: Of the last chunk of an answer, where there is one: who has it misses nothing, whatever becomes of the worker.
+    finish: FinishReason | None = None
 
 
 class ModelState(StrEnum):
@@ -122,6 +131,45 @@ class UnloadModel(Body, frozen=True):
     model_id: ModelName
 
 
+class Receipt(Body, frozen=True, omit_defaults=False):
+    """What a worker did for one request: its word, for when the gateway that asked it is gone. If it was asked twice, of the last time."""
+
+    request_id: RequestId
+    #: 0 where it was not read.
+    prompt_tokens: int
+    #: Of the answer, those that another worker, or this one, had delivered before.
+    delivered_before: int
+    #: Token ids that it sent; a few of them may have reached nobody.
+    completion_tokens: int
+    #: A finish reason, an error's code, or RUNNING.
+    ended: str
+    #: None while it runs.
+    ended_at: datetime | None = None
+
+
+#: Of a receipt: the request runs still.
+RUNNING = "running"
+#: What a receipt is signed for.
+RECEIPT_PURPOSE = "receipt"
+
+
+class SignedReceipt(Body, frozen=True):
+    #: A Receipt in MessagePack.
+    text: bytes
+    #: Of the worker's key, for RECEIPT_PURPOSE.
+    signature: bytes
+
+
+class ReadReceipts(Body, frozen=True):
+    request_ids: Annotated[tuple[RequestId, ...], msgspec.Meta(max_length=MOST_RECEIPTS)]
+
+
+class Receipts(Body, frozen=True):
+    """Of those requests that the worker remembers."""
+
+    receipts: tuple[SignedReceipt, ...]
+
+
 LOOKERS = {Role.GATEWAY, Role.METRICS, Role.OPERATOR}
 
 process_prompt = StreamMethod(
@@ -131,3 +179,4 @@ list_available_models = Method("inference.listAvailableModels", ListAvailableMod
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)
 load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 unload_model = Method("inference.unloadModel", UnloadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
+read_receipts = Method("inference.readReceipts", ReadReceipts, Receipts, callers={Role.GATEWAY})

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from shared import directory, errors, topics
 from shared.directory import Announcement, Directory
 from shared.frames.wire import Announce
@@ -107,7 +109,9 @@ class Announcer:
         except errors.ProtocolViolation:
             return  # as above
         if (announcement.role, announcement.node) == (link.peer.role, link.peer.node):
-            self._take(announcement, link.path, "swarm")
+            # What its certificate says, whatever it says itself: both decide whose prompts it gets.
+            labels, owner = dict(link.peer.labels), link.peer.owner
+            self._take(msgspec.structs.replace(announcement, labels=labels, owner=owner), link.path, "swarm")
 
     def _take(self, announcement: Announcement, path: str, transport: str) -> None:
         if announcement.node == self._me.node or self._roads.is_revoked(announcement.node):

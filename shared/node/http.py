@@ -10,6 +10,7 @@ import msgspec
 import uvicorn
 
 from shared import errors, processes
+from shared.node.http_connection import HttpConnection
 from shared.node.member import DRAIN_SECONDS, Node, Service
 from shared.node.settings import NodeSettings
 from shared.telemetry import metrics
@@ -112,7 +113,7 @@ class HttpServer:
                 server_header=False,
                 ws="none",
                 loop="none",
-                http="h11",
+                http=HttpConnection,
                 limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(DRAIN_SECONDS),

@@ -211,13 +211,17 @@ class Node:
         offer = self._offer
         return Announcement(
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
-            self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number,
+            self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
         """Those that the certificate gives us; a node's own word for them would be worth nothing."""
         standing = self.trust.standing()
         return {} if standing is None else dict(standing.labels)
+
+    def _owner(self) -> str:
+        standing = self.trust.standing()
+        return "" if standing is None else standing.owner
 
     def _on_connection(self, connected: bool) -> None:
         if connected:

@@ -128,12 +128,38 @@ RATE_LIMIT_VIOLATIONS = Instrument(
     name="ai_platform_rate_limit_violations_total",
     kind=Kind.COUNTER,
     labels=("scope", "tier", "model"),
-    help="Requests refused by a limit; scope is user or key, whichever was the tighter",
+    help="Requests refused by a limit; scope is user, key or model, whichever has the longest wait",
+)
+RATE_LIMIT_DEGRADED = Instrument(
+    name="ai_platform_ratelimit_degraded",
+    kind=Kind.GAUGE,
+    help="1 while Valkey does not count requests against the limits, whatever LIMITER_WITHOUT_VALKEY has this gateway do then: alert after a minute",
 )
 USAGE_QUEUE_ROWS = Instrument(
     name="ai_platform_usage_queue_rows",
     kind=Kind.GAUGE,
     help="Usage rows that wait to be written to PostgreSQL",
+)
+
+RETRIES = Instrument(
+    name="ai_platform_retries_total",
+    kind=Kind.COUNTER,
+    labels=("kind", "outcome"),
+    help="Requests given to another worker, by kind: retry (nothing had come) or resumption (it goes on in mid-answer); and by what "
+    "became of it there: answered, failed, left (by its caller), or over_budget for those that were not sent",
+)
+
+LEDGER_DRIFT = Instrument(
+    name="ai_platform_ledger_drift_micro",
+    kind=Kind.GAUGE,
+    help="How far accounts, entries and reservations are from each other, in micro-credits; anything but 0 is an error",
+)
+
+RESPONSE_CACHE = Instrument(
+    name="ai_platform_response_cache_total",
+    kind=Kind.COUNTER,
+    labels=("result",),
+    help="Deterministic requests by where their answer came from: hit (given before), joined (given to another at once) or miss",
 )
 
 # --- gateway and inference -------------------------------------------------------------------------------------------
@@ -158,6 +184,15 @@ QUEUE_DEPTH = Instrument(
     kind=Kind.GAUGE,
     labels=("model",),
     help="Requests that wait for a free slot",
+)
+
+QUEUE_WAIT_SECONDS = Instrument(
+    name="ai_platform_queue_wait_seconds",
+    kind=Kind.HISTOGRAM,
+    unit="seconds",
+    labels=("model",),
+    buckets=FIRST_TOKEN_SECONDS,
+    help="How long the gateway kept a request until a worker had room for it; those that were refused or left are not counted",
 )
 
 # --- inference -------------------------------------------------------------------------------------------------------

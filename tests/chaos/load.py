@@ -140,9 +140,9 @@ class _Callers:
 
 
 def _read_event(line: str, seen: _Seen) -> None:
-    event = line.removeprefix("data: ")
-    if not event:
+    if not line.startswith("data: "):
         return
+    event = line.removeprefix("data: ")
     if event == "[DONE]":
         seen.ends.append(DONE)
         return

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from cli import admin, profile
@@ -11,7 +12,7 @@ from shared import errors
 from shared.api import auth
 from shared.api.auth import ApiKey, NewApiKey, Session, User
 from shared.api.method import Nothing
-from shared.types import Credential, KeyId, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, Tier, UserId, UserRole
 from tests.cli.conftest import KEY
 from tests.cli.fake_mesh import Shell
 
@@ -142,9 +143,37 @@ def test_logout_forgets_the_key(house: Shell, revoked_before: bool) -> None:
 
 
 def test_keys_create_json(house: Shell) -> None:
-    result = house("keys", "create", "ci", "--requests-per-hour", "5", "--json")
+    result = house("keys", "create", "ci", "--json")
     assert json.loads(result.stdout) == {"key": NEW_KEY, "id": str(UUID(int=9)), "name": "ci"}
-    assert house.mesh.asked[0].request == auth.GenerateApiKey(name="ci", requests_per_hour=5)
+    assert house.mesh.asked[0].request == auth.GenerateApiKey(name="ci")
+
+
+def test_keys_create_with_limits(house: Shell) -> None:
+    limits = ["--requests-per-hour=1", "--requests-per-minute=2", "--tokens-per-minute=3", "--concurrency=4", "--budget=2.5"]
+    assert house("keys", "create", "ci", *limits).exit_code == 0
+    assert house("keys", "create", "ci", "--budget", ".000001").exit_code == 0
+    assert [entry.request for entry in house.mesh.asked] == [
+        auth.GenerateApiKey(name="ci", limits=auth.KeyLimits(1, 2, 3, 4, MicroCredits(2_500_000))),
+        auth.GenerateApiKey(name="ci", limits=auth.KeyLimits(budget_micro=MicroCredits(1))),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--requests-per-hour=0", "1<=x"),
+        ("--concurrency=many", "integer"),
+        ("--budget=0", "more than 0"),
+        ("--budget=-1", "more than 0"),
+        ("--budget=1e3", "no amount"),
+        ("--budget=0.0000001", "more than 6 decimals"),
+    ],
+)
+def test_a_limit_that_is_none(house: Shell, option: str, says: str) -> None:
+    result = house("keys", "create", "ci", option)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert house.mesh.asked == []
 
 
 def test_keys_create_prints_the_key_alone(house: Shell) -> None:
@@ -155,6 +184,10 @@ def test_keys_list(house: Shell) -> None:
     rows = json.loads(house("keys", "list", "--json").stdout)
     assert [row["name"] for row in rows] == ["laptop", "other"]
     assert house("keys", "list").stdout.splitlines()[1].startswith("laptop")
+    limits = auth.KeyLimits(1000, None, 500, 2, MicroCredits(2_500_000))
+    house.mesh.answer(auth.list_api_keys, auth.ApiKeys((msgspec.structs.replace(key(1, "tight", KEY), limits=limits),)))
+    assert "  1000/h, 500 tokens/min, 2 at once, 2.5 credits  " in house("keys", "list").stdout
+    assert json.loads(house("keys", "list", "--json").stdout)[0]["limits"]["budget_micro"] == 2_500_000
 
 
 def test_keys_revoke(house: Shell) -> None:
@@ -173,15 +206,22 @@ def test_admin_users(house: Shell) -> None:
     house.mesh.answer(auth.set_tier, lambda request: user(request.user))
     house.mesh.answer(auth.set_active, lambda request: user(request.user))
     house.mesh.answer(auth.list_users, auth.Users((user("alice"), user("bob"))))
-    assert house("admin", "users", "set-tier", "bob", "premium").exit_code == 0
+    assert house("admin", "users", "set-tier", "bob", "enterprise").exit_code == 0
     assert house("admin", "users", "disable", "bob").exit_code == 0
     assert house("admin", "users", "enable", "bob").exit_code == 0
     assert [entry.request for entry in house.mesh.asked] == [
-        auth.SetTier("bob", Tier.PREMIUM),
+        auth.SetTier("bob", Tier.ENTERPRISE),
         auth.SetActive("bob", is_active=False),
         auth.SetActive("bob", is_active=True),
     ]
     assert [row["username"] for row in json.loads(house("admin", "users", "list", "--json").stdout)] == ["alice", "bob"]
+
+
+def test_who_says_premium_is_told_its_new_name(house: Shell) -> None:
+    result = house("admin", "users", "set-tier", "bob", "premium")
+    assert (result.exit_code, house.mesh.asked) == (2, [])
+    assert "'premium' is called 'pro' now" in result.stderr
+    assert "enterprise" in house("admin", "users", "set-tier", "bob", "gold").stderr
 
 
 def test_the_tiers_of_the_option_are_those_that_exist() -> None:

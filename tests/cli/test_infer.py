@@ -6,13 +6,15 @@ import signal
 from asyncio import Event
 from uuid import UUID
 
+import msgspec
 import pytest
 
+from cli import infer
 from shared import errors
 from shared.api import gateway
 from shared.api.gateway import InferenceChunk, InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.generation import Usage
-from shared.types import FinishReason, ModelName, RequestId
+from shared.types import FinishReason, MicroCredits, ModelName, RequestId
 from tests.cli.conftest import KEY
 from tests.cli.fake_mesh import Shell
 
@@ -64,7 +66,28 @@ def test_json_is_one_object(talking: Shell) -> None:
         "usage": {"prompt_tokens": 4, "completion_tokens": 2, "cached_tokens": 0, "total_tokens": 6},
         "response_time_ms": 30,
         "first_token_ms": 10,
+        "cost_micro": 0,
+        "clamped_to": None,
+        "cached": False,
     }
+
+
+def test_an_answer_that_the_credits_cut_short_says_so(shell: Shell) -> None:
+    cut = msgspec.structs.replace(RESULT, clamped_to=2, finish_reason=FinishReason.LENGTH)
+    shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello world")], cut)
+    result = shell("infer", "hi")
+    assert result.stdout == "Hello world\n"
+    assert result.stderr == "The answer ends after 2 tokens: the credits reach for no more; see aicli usage.\n"
+    assert json.loads(shell("infer", "hi", "--json").stdout)["clamped_to"] == 2
+    # It ended by itself before that.
+    shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello world")], msgspec.structs.replace(RESULT, clamped_to=5))
+    assert shell("infer", "hi").stderr == ""
+
+
+def test_the_summary_says_what_it_cost() -> None:
+    assert infer._summary(RESULT) == "smollm2: 4 + 2 tokens, first after 10 ms, 50.0 tokens/s"
+    paid = msgspec.structs.replace(RESULT, cost_micro=MicroCredits(800), cached=True)
+    assert infer._summary(paid).endswith(" tokens/s, 0.0008 credits, answered from the cache")
 
 
 def test_every_option_reaches_the_gateway(talking: Shell) -> None:

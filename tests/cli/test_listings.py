@@ -9,12 +9,28 @@ import msgspec
 import pytest
 
 from shared.api import auth, gateway
-from shared.api.gateway import NodeRow, ServedModel, UserQuota
+from shared.api.gateway import LimitState, NodeRow, ServedModel, UserQuota
+from shared.api.ledger import Account
 from shared.api.usage import UsageDay, UserUsage
-from shared.types import KeyId, ModelName, NodeId, Role, Tier, UserId
+from shared.types import KeyId, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import Shell
 
 USER = UserId(UUID(int=1))
+FEBRUARY = datetime(2026, 2, 1, tzinfo=UTC)
+LEFT = UserQuota(
+    user_id=USER,
+    tier=Tier.FREE,
+    limit_per_hour=100,
+    used_this_hour=3,
+    remaining=97,
+    resets_at=datetime(2026, 1, 2, tzinfo=UTC),
+    limits=(
+        LimitState("user", "requests_per_hour", 100, 97, 3_599),
+        LimitState("key", "tokens_per_minute", 500, 120, 45.6),
+        LimitState("model", "concurrency", 32, 32, 0),
+    ),
+    account=Account(MicroCredits(99_977_500), MicroCredits(0), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY),
+)
 WORKER = NodeRow(
     id=NodeId("UABCDEFGHIJKLMNOP"),
     role=Role.WORKER,
@@ -88,35 +104,78 @@ def test_no_models(shell: Shell) -> None:
     assert "aicli worker" in result.stderr
 
 
-def test_usage(shell: Shell) -> None:
+@pytest.fixture
+def used(shell: Shell) -> Shell:
+    """A mesh that counts."""
     days = tuple(
-        UsageDay(date=date(2026, 1, 2), api_key_id=key, request_count=4, tokens_used=50)
+        UsageDay(date(2026, 1, 2), key, request_count=4, tokens_used=50, cost_micro=MicroCredits(7_500))
         for key in (KeyId(UUID(int=3)), KeyId(UUID(int=4 << 96)), None)
     )
     key = auth.ApiKey(
         id=KeyId(UUID(int=3)), user_id=USER, name="laptop", preview="…", is_active=False, created_at=datetime(2026, 1, 2, tzinfo=UTC)
     )
-    shell.mesh.answer(auth.get_user_usage, UserUsage(user_id=USER, request_count=4, tokens_used=50, days=days))
+    shell.mesh.answer(auth.get_user_usage, UserUsage(USER, 12, 150, days, MicroCredits(22_500)))
     shell.mesh.answer(auth.list_api_keys, auth.ApiKeys((key,)))
-    assert json.loads(shell("usage", "--json").stdout)[0] == {
+    shell.mesh.answer(gateway.get_user_quota, LEFT)
+    return shell
+
+
+def test_usage_as_json_has_all_of_it(used: Shell) -> None:
+    shown = json.loads(used("usage", "--json").stdout)
+    assert shown["days"][0] == {
         "date": "2026-01-02",
         "api_key_id": str(UUID(int=3)),
         "api_key_name": "laptop",
         "request_count": 4,
         "tokens_used": 50,
+        "cost_micro": 7_500,
     }
-    result = shell("usage")
-    assert [line.split("50")[1].strip() for line in result.stdout.splitlines()[1:]] == ["laptop", "00000004…", "(logged in, without a key)"]
-    assert result.stderr == "4 requests, 50 tokens in all\n"
+    assert (shown["tier"], shown["request_count"], shown["tokens_used"], shown["cost_micro"]) == ("free", 12, 150, 22_500)
+    assert shown["limits"][1] == {
+        "scope": "key",
+        "kind": "tokens_per_minute",
+        "limit": 500,
+        "remaining": 120,
+        "resets_in_seconds": 45.6,
+    }
+    assert (shown["account"]["included_micro"], shown["account"]["renews_at"]) == (99_977_500, "2026-02-01T00:00:00Z")
 
 
-def test_quota(shell: Shell) -> None:
-    left = UserQuota(
-        user_id=USER, tier=Tier.FREE, limit_per_hour=100, used_this_hour=3, remaining=97, resets_at=datetime(2026, 1, 2, tzinfo=UTC)
-    )
+def test_usage_for_people(used: Shell) -> None:
+    result = used("usage")
+    days, left, limits = (part.splitlines() for part in result.stdout.split("\n\n"))
+    assert [line.split("0.0075")[1].strip() for line in days[1:4]] == ["laptop", "00000004…", "(logged in, without a key)"]
+    assert days[4] == "12 requests, 150 tokens, 0.0225 credits in all"
+    assert left[:2] == ["tier          free", "credits left  99.9775"]
+    assert left[2].startswith("included      99.9775 of 100 a month, renewed 2026-0")
+    assert len(left) == 3
+    assert limits == [
+        "LIMIT             OF        USED        ALL BACK IN",
+        "requests an hour  account   3 of 100    59 min",
+        "tokens a minute   this key  380 of 500  46 s",
+        "requests at once  model     0 of 32     –",
+    ]
+
+
+def test_usage_of_an_old_gateway_shows_what_it_says(used: Shell) -> None:
+    used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, limits=(), account=None))
+    used.mesh.answer(auth.get_user_usage, UserUsage(USER, 0, 0))
+    result = used("usage")
+    assert (result.stdout, result.stderr) == ("tier          free\n", "Nothing used yet.\n")
+
+
+def test_quota(used: Shell) -> None:
+    assert json.loads(used("quota", "--json").stdout)["remaining"] == 97
+    lines = used("quota").stdout.splitlines()
+    assert lines[0] == "97 of 100 requests left in this hour (tier free)"
+    assert "credits left  99.9775" in lines
+    assert "requests at once  model     0 of 32     –" in lines
+
+
+def test_quota_without_a_limit(shell: Shell) -> None:
+    left = msgspec.structs.replace(LEFT, tier=Tier.ENTERPRISE, limit_per_hour=gateway.NO_LIMIT, limits=())
     shell.mesh.answer(gateway.get_user_quota, left)
-    assert json.loads(shell("quota", "--json").stdout)["remaining"] == 97
-    assert shell("quota").stdout.startswith("97 of 100 requests left in this hour (tier free)\n")
+    assert shell("quota").stdout.startswith("no limit of requests an hour, 3 used (tier enterprise)\n")
 
 
 def test_dashboard_prints_a_link(shell: Shell) -> None:

@@ -30,7 +30,13 @@ def test_json_has_every_field_under_its_python_name() -> None:
         "is_active": True,
         "created_at": "2026-01-02T03:04:05Z",
         "last_used_at": None,
-        "requests_per_hour": None,
+        "limits": {
+            "requests_per_hour": None,
+            "requests_per_minute": None,
+            "tokens_per_minute": None,
+            "concurrency": None,
+            "budget_micro": None,
+        },
     }
 
 

@@ -86,7 +86,7 @@ def chat_body(prompt: str, **more: object) -> dict[str, object]:
 def events(answer: httpx.Response) -> list[Any]:
     """The events of a whole stream, which ends as OpenAI's do."""
     assert answer.status_code == 200, answer.text
-    *found, done = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    *found, done = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: ")]
     assert done == "[DONE]"
     return [json.loads(line) for line in found]
 

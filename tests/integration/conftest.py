@@ -34,9 +34,9 @@ async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
 @pytest.fixture
 async def ann(desk: Desk) -> Person:
     """Somebody new, with room for every test's requests."""
-    return await desk.register("ann", Tier.PREMIUM)
+    return await desk.register("ann", Tier.PRO)
 
 
 @pytest.fixture
 async def bob(desk: Desk) -> Person:
-    return await desk.register("bob", Tier.PREMIUM)
+    return await desk.register("bob", Tier.PRO)

@@ -125,7 +125,7 @@ WRONG_PLACE_OR_FORM: list[tuple[str, str, dict[str, str], int, str]] = [
     ("GET", "/v1/chat/completions", {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models", {}, 405, "method_not_allowed"),
     ("PUT", "/api/inference", JSON, 405, "method_not_allowed"),
-    ("POST", "/v1/completions", JSON, 404, "not_found"),
+    ("POST", "/v1/edits", JSON, 404, "not_found"),
     ("GET", "/api/%00", {}, 404, "not_found"),
     ("GET", "/api/" + "x" * 4000, {}, 404, "not_found"),
 ]

@@ -72,7 +72,7 @@ async def streaming(stack: RunningStack, person: Person, model: SlowModel, promp
 
 async def whole(lines: AsyncIterator[str]) -> list[Any]:
     """Every event of it, the DONE included."""
-    found = [line.removeprefix("data: ") async for line in lines if line]
+    found = [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
     return [event if event == "[DONE]" else json.loads(event) for event in found]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from shared.api import metrics
+from shared.api import auth, metrics
 from shared.types import SERVICE_NAMES
 from tests.integration import asking
 from tests.people import Desk, Person
@@ -33,7 +33,7 @@ async def test_every_service_has_metrics_of_its_own(stack: RunningStack, service
 
 
 async def test_the_four_of_the_seed_have_their_labels(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    tight = await desk.make_key(ann, "tight", requests_per_hour=1)
+    tight = await desk.make_key(ann, "tight", auth.KeyLimits(requests_per_hour=1))
     async with stack.http(tight.secret) as http:
         await asking.inference(http, "one")
         assert (await http.post("/api/inference", json={"model": "echo", "prompt": "two"})).status_code == 429
@@ -41,7 +41,7 @@ async def test_the_four_of_the_seed_have_their_labels(stack: RunningStack, desk:
     assert await stack.metric("gateway", "ai_platform_requests_total", **gateway, status="success") >= 1
     assert await stack.metric("gateway", "ai_platform_requests_total", **gateway, status="rate_limited") >= 1
     assert await stack.metric("gateway", "ai_platform_request_duration_seconds_count", **gateway, model="echo") >= 1
-    assert await stack.metric("gateway", "ai_platform_rate_limit_violations_total", scope="key", tier="premium", model="echo") >= 1
+    assert await stack.metric("gateway", "ai_platform_rate_limit_violations_total", scope="key", tier="pro", model="echo") >= 1
     for window in ("1h", "24h", "7d"):
         await until(lambda window=window: stack.metric("metrics", "ai_platform_active_users", time_window=window))  # type: ignore[misc]
 

@@ -63,7 +63,7 @@ async def test_validate_api_key_by_msgpack_and_by_json(stack: RunningStack, ann:
         plain = await connection.request(subject, json.dumps(request).encode(), timeout=5, headers={"content-type": "application/json"})
     found = msgpack.unpackb(packed.data)
     assert found["username"] == ann.username
-    assert found["tier"] == "premium"
+    assert found["tier"] == "pro"
     assert json.loads(plain.data)["userId"] == str(ann.id)
     assert json.loads(plain.data)["keyId"] == str(ann.key.id)
 

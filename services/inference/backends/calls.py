@@ -90,7 +90,7 @@ class Call:
                     sink.accept(report.prompt_tokens)
                 case wire.Progress():
                     if report.token_ids or report.text or report.tool_calls:
-                        await sink.send(Chunk(report.text, report.token_ids, report.answer, report.logprobs, report.tool_calls))
+                        await sink.send(_chunk(report))
                     if self._tally.is_over and self._reports.empty():
                         return self._tally.generation()
                 case wire.Refused():
@@ -99,3 +99,7 @@ class Call:
                     raise errors.ModelCrashed(f"{report.reason} during this request", hint="try again; the worker restarts it")
                 case _:
                     assert_never(report)
+
+
+def _chunk(report: wire.Progress) -> Chunk:
+    return Chunk(report.text, report.token_ids, report.answer, report.logprobs, report.tool_calls, finish=report.finish)

@@ -1,6 +1,7 @@
 """The `echo` backend: says the prompt's words again, one a token. For load tests and tests; never on by default."""
 
 import asyncio
+import hashlib
 import re
 import time
 import zlib
@@ -11,6 +12,7 @@ from services.inference.backends.backend import Sink, Watcher
 from services.inference.backends.embedding import VectorSink
 from services.inference.backends.intake import Intake
 from services.inference.embedding_jobs import EmbeddingJob
+from services.inference.engine import sampling
 from services.inference.engine.output import Stops
 from services.inference.engine.pooling import Pooled, Pooling
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
@@ -27,6 +29,8 @@ SLOTS = 256
 CONTEXT_TOKENS = 131_072
 #: Of a vector.
 DIMENSIONS = 16
+#: It has no file, but one echo goes on where another was. Another number where the same prompt gives other tokens.
+DIGEST = hashlib.sha256(b"echo 1").hexdigest()
 
 #: A word with the spaces before it, so that the tokens of a text joined again are the text.
 _WORDS = re.compile(r"\s*\S+")
@@ -51,6 +55,7 @@ class EchoBackend:
                 slots=SLOTS,
                 running=self._intake.running,
                 queued=self._intake.queued,
+                digest=DIGEST,
             ),
         )
 
@@ -72,17 +77,22 @@ class EchoBackend:
         words = _WORDS.findall(job.messages[-1].content.strip())
         stops = Stops(job.parameters.stop)
         limit = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
+        said = _replay(job.delivered, words[:limit], stops)
         sink.accept(prompt_tokens)
-        for count, word in enumerate(words[:limit], 1):
+        for count, word in enumerate(words[said:limit], said + 1):
             # Yields also without a delay: a reader that is always ready must not keep the loop from everybody else.
             await asyncio.sleep(self._token_seconds)
-            shown = stops.push(word)
-            last = count == min(limit, len(words)) and not shown.stopped
-            await sink.send(Chunk(shown.text + stops.finish() if last else shown.text, (token_id(word),)))
+            shown, reason = stops.push(word), None
+            text = shown.text
             if shown.stopped:
-                return Generation(FinishReason.STOP, Usage(prompt_tokens, count))
-        reason = FinishReason.LENGTH if len(words) > limit else FinishReason.STOP
-        return Generation(reason, Usage(prompt_tokens, min(limit, len(words))))
+                reason = FinishReason.STOP
+            elif count == min(limit, len(words)):
+                text += stops.finish()
+                reason = FinishReason.LENGTH if len(words) > limit else FinishReason.STOP
+            await sink.send(Chunk(text, (token_id(word),), finish=reason))
+            if reason is not None:
+                return Generation(reason, Usage(prompt_tokens, count - said))
+        raise AssertionError("a prompt has a word, and a limit is at least one")
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         """Texts with the same words have the same vector, and those that share many lie near each other."""
@@ -107,7 +117,17 @@ async def opened(token_ms: float, queue: int, watcher: Watcher) -> AsyncIterator
 
 def token_id(word: str) -> int:
     """Any number will do, as long as the same word has the same one everywhere."""
-    return zlib.crc32(word.encode("utf-8", "replace"))
+    return zlib.crc32(word.encode("utf-8", "replace")) & sampling.MAX_TOKEN_ID
+
+
+def _replay(delivered: tuple[int, ...], words: list[str], stops: Stops) -> int:
+    """Hears what another echo has said already; returns how much that was. Raises BadRequest where that cannot be, or was all."""
+    if delivered != tuple(token_id(word) for word in words[: len(delivered)]):
+        raise errors.BadRequest("delivered: these tokens are none of this answer")
+    stopped = any(stops.push(word).stopped for word in words[: len(delivered)])
+    if stopped or len(delivered) == len(words):
+        raise errors.BadRequest("delivered: the answer is over with these tokens", hint="nothing is left to generate")
+    return len(delivered)
 
 
 def _vector(words: list[str], dimensions: int) -> bytes:

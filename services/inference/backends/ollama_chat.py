@@ -113,6 +113,7 @@ def calls(said: Line, draw_id: Callable[[], str]) -> tuple[ToolCall, ...]:
 
 def _check(asked: Sampling) -> None:
     lacking: Mapping[str, bool] = {
+        "raw": asked.raw,
         "logit_bias": bool(asked.logit_bias),
         "ignore_eos": asked.ignore_eos,
         "n": asked.n not in (None, 1),

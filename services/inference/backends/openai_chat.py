@@ -73,6 +73,8 @@ _WORDS: Mapping[Dialect, _Words] = {
 def body(name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int) -> bytes:
     """``name`` is the server's in messages, ``model`` the server's own name for it. Raises BadRequest, which names the field."""
     words = _WORDS[dialect]
+    if asked.raw:
+        raise refused(name, "is asked for chats alone", "raw")
     request: JsonObject = {
         "model": model,
         "messages": [_message(message) for message in messages],

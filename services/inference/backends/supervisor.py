@@ -121,7 +121,8 @@ class Engine:
             identity = next(self._ids)
             call = Call(fingerprint, turn, job.parameters.n)
             command = wire.Generate(
-                identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools, job.request
+                *(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools, job.request),
+                raw=job.asked.raw,
             )
             with self._asked(command, call):
                 generation = await call.passed_on(sink)

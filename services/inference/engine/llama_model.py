@@ -74,12 +74,15 @@ class LlamaModel:
 
     # --- text ---------------------------------------------------------------------------------------------------------------
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
-        """Raises BadRequest where the model cannot take these messages."""
+    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
+        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages."""
         if not self._memory:
             # A model that reads both ways remembers nothing, and llama.cpp aborts where it should draw a token.
             raise errors.BadRequest("this model gives embeddings and no answers", hint="ask for embeddings, or ask another model")
         special = self._vocabulary.special
+        if raw:
+            # All of it is one speaker's, who may write the model's special tokens as well.
+            return self._vocabulary.tokens_of(messages[0].content)
         if self._template is not None:
             return self._vocabulary.tokens_of(self._template.render(messages, tools, special=special))
         if len(messages) == 1 and not tools:

@@ -34,8 +34,8 @@ class Compute(Protocol):
     #: What the computing itself took, ever.
     decode_seconds: float
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
-        """Raises BadRequest where the model cannot take these messages."""
+    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
+        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages."""
         ...
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
@@ -113,7 +113,7 @@ class Loop:
 
     def _generate(self, command: Generate) -> Accepted | Refused:
         try:
-            tokens = self._compute.prompt_tokens(command.messages, command.tools)
+            tokens = self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw)
             started = [self._start(command, tokens, answer) for answer in range(command.parameters.n)]
         except errors.BadRequest as error:
             for answer in range(command.parameters.n):

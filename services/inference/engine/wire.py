@@ -66,6 +66,8 @@ class Generate(_Message, frozen=True):
     tools: tuple[Tool, ...] = ()
     #: Of the whole request, wherever it runs: what its calls of tools are numbered by.
     request: str = ""
+    #: The only message is a text to go on with, and no chat.
+    raw: bool = False
 
 
 class Cancel(_Message, frozen=True):

@@ -16,7 +16,7 @@ from tests.cli.fake_mesh import FakeMesh
 
 SETTINGS = StackSettings(web_port=4000, nats_port=4999)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-ADMIN = auth.User(UserId(UUID(int=1)), "admin", "admin@localhost", UserRole.ADMIN, Tier.PREMIUM, True, NOW)
+ADMIN = auth.User(UserId(UUID(int=1)), "admin", "admin@localhost", UserRole.ADMIN, Tier.PRO, True, NOW)
 NEW_KEY = Credential("aip_live_new")
 REFUSED = errors.NotAuthenticated("unknown key")
 

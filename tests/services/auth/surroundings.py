@@ -25,6 +25,7 @@ from shared.types import Credential, MeshName, NodeId, Peer, Role, UserId
 
 ADMIN_PASSWORD = "correct horse battery"
 PASSWORD = "secure_password"
+NO_LIMITS = auth.KeyLimits()
 
 
 class Gateway:
@@ -93,8 +94,8 @@ class Surroundings:
     async def login(self, name: str = "john_doe", password: str = PASSWORD) -> auth.Session:
         return await self.service.login_user(auth.LoginUser(auth.Credentials(password, username=name)), call())
 
-    async def new_key(self, credential: str, name: str = "default", requests_per_hour: int | None = None) -> auth.NewApiKey:
-        request = auth.GenerateApiKey(name, requests_per_hour=requests_per_hour)
+    async def new_key(self, credential: str, name: str = "default", limits: auth.KeyLimits = NO_LIMITS) -> auth.NewApiKey:
+        request = auth.GenerateApiKey(name, limits=limits)
         return await self.service.generate_api_key(request, call(credential))
 
     async def user_with_key(self, name: str = "john_doe") -> tuple[auth.User, auth.NewApiKey]:

@@ -14,9 +14,11 @@ from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, events
-from shared.types import Credential, Role, Tier, UserId, UserRole
+from shared.types import Credential, MicroCredits, Role, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, call, fields_of
+
+LIMITS = auth.KeyLimits(50, 5, 10_000, 2, MicroCredits(2_500_000))
 
 
 async def test_register_login_key_and_back(world: Surroundings) -> None:
@@ -24,10 +26,10 @@ async def test_register_login_key_and_back(world: Surroundings) -> None:
     session = await world.login()
     assert session.user == user
     assert (session.token_type, session.expires_in) == ("Bearer", 600)
-    new = await world.new_key(session.access_token, "My CLI Key", requests_per_hour=50)
+    new = await world.new_key(session.access_token, "My CLI Key", LIMITS)
     principal = await world.service.validate_api_key(auth.ValidateApiKey(new.api_key), call(role=Role.GATEWAY))
     assert (principal.user_id, principal.username, principal.tier) == (user.id, "john_doe", Tier.FREE)
-    assert (principal.key_id, principal.key_name, principal.key_requests_per_hour) == (new.key.id, "My CLI Key", 50)
+    assert (principal.key_id, principal.key_name, principal.key_limits) == (new.key.id, "My CLI Key", LIMITS)
     assert [type(event) for event in world.published] == [events.UserRegistered, events.KeyCreated]
     listed = await world.service.list_api_keys(auth.ListApiKeys(), call(new.api_key))
     assert [key.id for key in listed.keys] == [new.key.id]
@@ -208,12 +210,14 @@ async def test_a_login_link_opens_one_session(world: Surroundings) -> None:
 
 async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings) -> None:
     await world.register()
-    limited = await world.new_key((await world.login()).access_token, requests_per_hour=5)
+    limited = await world.new_key((await world.login()).access_token, limits=LIMITS)
     with pytest.raises(errors.NotAllowed):
         await world.new_key(limited.api_key)
+    with pytest.raises(errors.NotAllowed, match=r"limited to 2\.5 credits"):
+        await world.new_key(limited.api_key, limits=msgspec.structs.replace(LIMITS, budget_micro=MicroCredits(2_500_001)))
     with pytest.raises(errors.NotAllowed):
         await world.service.create_login_link(auth.CreateLoginLink(), call(limited.api_key))
-    assert (await world.new_key(limited.api_key, requests_per_hour=5)).key.requests_per_hour == 5
+    assert (await world.new_key(limited.api_key, limits=LIMITS)).key.limits == LIMITS
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -328,23 +332,30 @@ async def test_only_an_administrator_administers(world: Surroundings) -> None:
     service = world.service
     for credential, error in ((None, errors.NotAuthenticated), (new.api_key, errors.NotAllowed)):
         with pytest.raises(error):
-            await service.set_tier(auth.SetTier("john_doe", Tier.PREMIUM), call(credential, Role.OPERATOR))
+            await service.set_tier(auth.SetTier("john_doe", Tier.PRO), call(credential, Role.OPERATOR))
         with pytest.raises(error):
             await service.set_active(auth.SetActive("admin", is_active=False), call(credential))
         with pytest.raises(error):
             await service.list_users(auth.ListUsers(), call(credential))
     admin = call(await world.admin_token())
-    assert (await service.set_tier(auth.SetTier(user.email, Tier.PREMIUM), admin)).tier is Tier.PREMIUM
-    assert (await identify(world, new.api_key)).tier is Tier.PREMIUM
+    assert (await service.set_tier(auth.SetTier(user.email, Tier.PRO), admin)).tier is Tier.PRO
+    assert (await identify(world, new.api_key)).tier is Tier.PRO
     assert {found.username for found in (await service.list_users(auth.ListUsers(), admin)).users} == {"admin", "john_doe"}
-    assert (await service.get_user(auth.GetUser(user.id), admin)).tier is Tier.PREMIUM
+    assert (await service.get_user(auth.GetUser(user.id), admin)).tier is Tier.PRO
     assert (await service.get_user(auth.GetUser(user.id), call(new.api_key))).username == "john_doe"
     with pytest.raises(errors.NotAllowed):
         await service.get_user(auth.GetUser(UserId(uuid4())), call(new.api_key))
     with pytest.raises(errors.NotFound):
         await service.get_user(auth.GetUser(UserId(uuid4())), admin)
     with pytest.raises(errors.NotFound):
-        await service.set_tier(auth.SetTier("nobody", Tier.PREMIUM), admin)
+        await service.set_tier(auth.SetTier("nobody", Tier.PRO), admin)
+    for name in (user.username.upper(), user.email, str(user.id)):
+        assert (await service.get_user_called(auth.GetUserCalled(name), admin)).id == user.id
+    with pytest.raises(errors.NotFound):
+        await service.get_user_called(auth.GetUserCalled("nobody"), admin)
+    for name in (user.username, "nobody"):
+        with pytest.raises(errors.NotAllowed):
+            await service.get_user_called(auth.GetUserCalled(name), call(new.api_key))
     for limit in (0, -1, 1001, 2**63):
         with pytest.raises(errors.BadRequest):
             await service.list_users(auth.ListUsers(limit), admin)
@@ -360,7 +371,7 @@ async def test_the_first_administrator_is_made_once(settings: AuthSettings) -> N
 
     started = await asyncio.gather(*(start(ADMIN_PASSWORD) for _ in range(5)))
     assert len({user.id for user in started}) == 1
-    assert (started[0].role, started[0].tier) == (UserRole.ADMIN, Tier.PREMIUM)
+    assert (started[0].role, started[0].tier) == (UserRole.ADMIN, Tier.PRO)
     assert await start("another good password") == started[0]
 
 

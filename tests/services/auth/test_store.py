@@ -2,17 +2,23 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+import services.auth
 from services.auth.store import MOST_ACTIVE_KEYS, Store
 from shared import errors
-from shared.api.auth import ApiKey, Change, User
-from shared.types import Tier, UserId, UserRole
+from shared.api.auth import ApiKey, Change, KeyLimits, User
+from shared.database import Database
+from shared.types import MicroCredits, Tier, UserId, UserRole
 from tests.services.auth import by_hand
+
+NO_LIMITS = KeyLimits()
 
 
 @pytest.fixture
@@ -25,8 +31,8 @@ async def add_user(store: Store, name: str = "anna") -> User:
     return await store.add_user(name, f"{name}@example.com", "hash")
 
 
-async def add_key(store: Store, user: User, key_hash: str = "k", name: str = "default") -> ApiKey:
-    return await store.add_key(user.id, name=name, key_hash=key_hash, preview="aip_live_abc…wxyz", requests_per_hour=None)
+async def add_key(store: Store, user: User, key_hash: str = "k", name: str = "default", limits: KeyLimits = NO_LIMITS) -> ApiKey:
+    return await store.add_key(user.id, name=name, key_hash=key_hash, preview="aip_live_abc…wxyz", limits=limits)
 
 
 async def test_a_user_is_found_by_each_of_its_names(store: Store) -> None:
@@ -70,7 +76,7 @@ async def test_of_twenty_starters_one_makes_the_administrator(store: Store) -> N
     assert (await asyncio.gather(*(store.ensure_first_admin("hash") for _ in range(20)))).count(True) == 1
     assert await store.has_admin()
     admin = await store.get_user_called("admin")
-    assert (admin.role, admin.tier, admin.email) == (UserRole.ADMIN, Tier.PREMIUM, "admin@localhost")
+    assert (admin.role, admin.tier, admin.email) == (UserRole.ADMIN, Tier.PRO, "admin@localhost")
 
 
 async def test_a_key_can_be_revoked_once(store: Store) -> None:
@@ -104,6 +110,45 @@ async def test_the_owner_of_a_key(store: Store) -> None:
     assert owned.user_is_active
 
 
+async def test_a_key_keeps_each_of_its_limits(store: Store) -> None:
+    limits = KeyLimits(1, 2, 3, 4, MicroCredits(10**18))
+    key = await add_key(store, await add_user(store), limits=limits)
+    owned = await store.find_owner_of_key("k")
+    assert owned is not None
+    (listed,) = await store.list_keys(key.user_id)
+    assert key.limits == owned.principal.key_limits == listed.limits == limits
+
+
+async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_path: Path) -> None:
+    package = Path(services.auth.__file__).parent
+    (tmp_path / "migrations").mkdir()
+    shutil.copy(package / "queries.sql", tmp_path)
+    for name in ("0001_pre_accounts.sql", "0002_pre_mesh.sql"):
+        shutil.copy(package / "migrations" / name, tmp_path / "migrations")
+    async with Database.open(postgres_url, schema="auth", package=tmp_path):
+        await by_hand.run(
+            postgres_url,
+            """
+            INSERT INTO auth.users (id, username, email, password_hash, subscription_tier) VALUES
+                (gen_random_uuid(), 'anna', 'anna@example.com', 'hash', 'premium'),
+                (gen_random_uuid(), 'bob', 'bob@example.com', 'hash', 'free');
+            INSERT INTO auth.api_keys (id, user_id, key_hash, name, preview, requests_per_hour)
+                SELECT gen_random_uuid(), id, username, 'old', '…', 7 FROM auth.users;
+            """,
+        )
+    async with Store.open(postgres_url) as store:
+        anna, bob = await store.get_user_called("anna"), await store.get_user_called("bob")
+        assert (anna.tier, bob.tier) == (Tier.PRO, Tier.FREE)
+        owned = await store.find_owner_of_key("anna")
+        assert owned is not None
+        assert owned.principal.key_limits == KeyLimits(requests_per_hour=7)
+        # Gateways that are up with the old name in their caches are told.
+        assert (await store.missed_changes(1))[-1].user_id == anna.id
+        assert (await store.set_tier(bob.id, Tier.ENTERPRISE)).tier is Tier.ENTERPRISE
+    with pytest.raises(asyncpg.CheckViolationError):
+        await by_hand.run(postgres_url, "UPDATE auth.users SET subscription_tier = 'premium'")
+
+
 async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: Store, postgres_url: str) -> None:
     key = await add_key(store, await add_user(store))
     await store.touch_keys([key.id])
@@ -134,10 +179,14 @@ async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: Store, p
     "statement",
     [
         "UPDATE auth.users SET is_active = false",
-        "UPDATE auth.users SET subscription_tier = 'premium'",
+        "UPDATE auth.users SET subscription_tier = 'pro'",
         "UPDATE auth.users SET role = 'admin'",
         "UPDATE auth.api_keys SET is_active = false",
         "UPDATE auth.api_keys SET requests_per_hour = 5",
+        "UPDATE auth.api_keys SET requests_per_minute = 5",
+        "UPDATE auth.api_keys SET tokens_per_minute = 5",
+        "UPDATE auth.api_keys SET concurrency = 5",
+        "UPDATE auth.api_keys SET budget_micro = 5",
         "DELETE FROM auth.api_keys",
     ],
 )
@@ -162,7 +211,7 @@ async def test_what_was_missed_is_told_from_the_last_change_on(store: Store) -> 
     users = [await add_user(store, f"user{n}") for n in range(4)]
     assert await store.missed_changes(0) == (Change(0),)
     for user in users:
-        await store.set_tier(user.id, Tier.PREMIUM)
+        await store.set_tier(user.id, Tier.PRO)
     assert await store.missed_changes(0) == (Change(4),)
     missed = await store.missed_changes(2)
     assert {change.sequence for change in missed} >= {2, 3, 4}
@@ -172,7 +221,7 @@ async def test_what_was_missed_is_told_from_the_last_change_on(store: Store) -> 
 
 async def test_who_was_away_too_long_or_watched_another_database_forgets_everything(store: Store, postgres_url: str) -> None:
     user = await add_user(store)
-    for tier in (Tier.PREMIUM, Tier.FREE, Tier.PREMIUM):
+    for tier in (Tier.PRO, Tier.FREE, Tier.PRO):
         await store.set_tier(user.id, tier)
     assert await store.missed_changes(99) == (Change(3),)
     await by_hand.run(postgres_url, "UPDATE auth.changes SET at = at - interval '2 days'")

@@ -4,34 +4,40 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from services.gateway import routing
+from services.gateway import routing, tiers
 from services.gateway.callers import Callers
 from services.gateway.dispatch import Dispatch
 from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
+from services.gateway.ledger import Ledger
+from services.gateway.ledger_store import LedgerStore
 from services.gateway.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.quotas import Quotas
+from services.gateway.prices import Price
+from services.gateway.quotas import Quotas, Rules
 from services.gateway.recorder import Recorder
 from services.gateway.reference import Reference
 from services.gateway.relay import Relay
+from services.gateway.request_row import RequestRow
+from services.gateway.reservations import Granted, TooLittle, Wanted
 from services.gateway.rest import Rest
-from services.gateway.store import RequestRow
+from services.gateway.sweeping import Receipt
 from shared import credentials, errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation, Usage
+from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.api.usage import UserUsage
 from shared.directory import Announcement, Directory, Load, ModelOffer
 from shared.telemetry import Metrics
-from shared.types import Credential, FinishReason, KeyId, ModelName, NodeId, Role, Tier, UserId, UserRole
-from tests.services.gateway.hour_model import FakeCounters
+from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
+from tests.services.gateway.fake_counters import FakeCounters
 
 USER = UserId(UUID(int=1))
 KEY_ID = KeyId(UUID(int=2))
@@ -143,6 +149,47 @@ class FakeRpc:
             yield change
 
 
+class FakeLedgerStore(LedgerStore):
+    """Grants what is asked for; may refuse, or have less."""
+
+    def __init__(self) -> None:
+        self.reserved: list[Wanted] = []
+        self.most_tokens: int | None = None
+        self.refuses: TooLittle | None = None
+        self.away = False
+
+    async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
+        return (Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),)
+
+    async def verify(self, *, grace_seconds: float) -> LedgerReport:
+        return LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 0, 0, 0)
+
+    async def reserve(self, wanted: Sequence[Wanted], *, gateway: NodeId, lease_seconds: float) -> list[Granted | TooLittle]:
+        if self.away:
+            raise errors.Unavailable("PostgreSQL does not answer")
+        self.reserved += wanted
+        return [self.refuses or Granted(min(one.max_tokens, self.most_tokens or one.max_tokens)) for one in wanted]
+
+
+@dataclass
+class FakeJournal:
+    """A disk in memory; may be full."""
+
+    rows: list[RequestRow] = field(default_factory=list)
+    full: bool = False
+
+    def read(self) -> list[RequestRow]:
+        return list(self.rows)
+
+    def append(self, rows: Sequence[RequestRow]) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.rows += rows
+
+    def clear(self) -> None:
+        self.rows.clear()
+
+
 @dataclass
 class FakeStore:
     """Keeps rows as PostgreSQL would; may be away."""
@@ -150,10 +197,16 @@ class FakeStore:
     rows: dict[UUID, RequestRow] = field(default_factory=dict)
     away: bool = False
     writes: int = 0
+    #: Not set: writes hang.
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.stalled.set()
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         self.writes += 1
         await asyncio.sleep(0)
+        await self.stalled.wait()
         if self.away:
             raise errors.Unavailable("PostgreSQL does not answer")
         for row in rows:
@@ -172,7 +225,8 @@ class FakeStore:
 class House:
     """A whole gateway on fakes, with one worker that serves smollm2."""
 
-    def __init__(self, recorder: Recorder, store: FakeStore, *, free: int = 100) -> None:
+    def __init__(self, recorder: Recorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, *, free: int = 100) -> None:
+        self.books = books
         self.store = store
         self.recorder = recorder
         self.rpc = FakeRpc()
@@ -183,12 +237,15 @@ class House:
         self.published: list[events.Event] = []
         self.counters = FakeCounters()
         self.names = routing.Names({"llama3": "smollm2"}, None)
-        self.quotas = Quotas(self.counters, {Tier.FREE: free, Tier.PRO: 1000})
+        per_hour = {Tier.FREE: free, Tier.PRO: 1000}
+        plans = {tier: replace(tiers.NO_LIMITS, requests_per_hour=most) for tier, most in per_hour.items()}
+        self.quotas = Quotas(self.counters, Rules(plans=plans), self.metrics.rate_limit_degraded)
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc)
         parts = Parts(
             quotas=self.quotas,
+            ledger=ledger,
             relay=self.relay,
             recorder=recorder,
             directory=self.directory,
@@ -228,5 +285,14 @@ class House:
 @asynccontextmanager
 async def house(**more: Any) -> AsyncIterator[House]:
     store = FakeStore()
-    async with Recorder(store, Metrics("gateway").usage_queue_rows).running() as recorder:
-        yield House(recorder, store, **more)
+    books = FakeLedgerStore()
+    ledger = Ledger(books, tiers.DEFAULTS, node_id(99), Metrics("gateway"))
+    async with (
+        Recorder(store, FakeJournal(), Metrics("gateway").usage_queue_rows).running() as recorder,
+        ledger.running(recorder, store.write_requests, _no_receipts),
+    ):
+        yield House(recorder, store, ledger, books, **more)
+
+
+async def _no_receipts(requests: Sequence[RequestId]) -> dict[RequestId, Receipt]:
+    return {}

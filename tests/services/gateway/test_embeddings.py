@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from services.gateway.quotas import HourlyLimited
+from services.gateway.quotas import LimitReached
 from shared import context, errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, EmbeddingRequest, EmbeddingResult, Vectors
@@ -93,7 +93,7 @@ async def test_vectors_in_order_and_a_row(house: House) -> None:
 async def test_it_counts_against_the_same_limit_as_a_prompt(house: House) -> None:
     for _ in range(3):
         await ask(house, "a")
-    with pytest.raises(HourlyLimited):
+    with pytest.raises(LimitReached):
         await ask(house, "a")
     assert [row.status for row in house.store.rows.values()] == ["success"] * 3 + ["limited"]
 

@@ -5,7 +5,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -16,7 +16,7 @@ from services.gateway.http_call import MAX_BODY_BYTES, HttpCall
 from shared import errors
 from shared.api import auth, inference
 from shared.api.generation import Generation, ToolCall, Usage
-from shared.types import FinishReason, Role, Tier, UserId, UserRole
+from shared.types import FinishReason, ModelName, RequestId, Role, Tier, UserId, UserRole
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, TOKEN, USER, FakeWorker, House, node_id
 
@@ -31,6 +31,8 @@ TOOL: dict[str, Any] = {
     },
 }
 CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"what": "x"}'}}
+CHOICE = {"type": "function", "function": {"name": "look_up"}}
+OTHER = {"type": "function", "function": {"name": "other"}}
 RESULT = {"role": "tool", "content": "x", "tool_call_id": "c1"}
 
 
@@ -58,7 +60,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 def events(answer: httpx.Response) -> list[Any]:
     assert answer.headers["content-type"].startswith("text/event-stream")
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
@@ -203,9 +205,38 @@ async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncC
     assert "loading" not in (await http.post(path, json=CHAT)).text
 
 
+async def test_without_parallel_calls_an_answer_has_one(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.run = _calls_twice  # type: ignore[method-assign]
+    asked = {**CHAT, "tools": [TOOL]}
+    for parallel, ids in ((None, ["c1", "c2"]), (True, ["c1", "c2"]), (False, ["c1"])):
+        body = (await http.post("/v1/chat/completions", json={**asked, "parallel_tool_calls": parallel})).json()
+        assert [call["id"] for call in body["choices"][0]["message"]["tool_calls"]] == ids
+        stream = await http.post("/v1/chat/completions", json={**asked, "parallel_tool_calls": parallel, "stream": True})
+        deltas = [event["choices"][0]["delta"] for event in events(stream)[:-1]]
+        assert [call["id"] for delta in deltas for call in delta.get("tool_calls", [])] == ids
+
+
+async def _calls_twice(_prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    for identity in ("c1", "c2"):
+        yield inference.Chunk("", (5,), tool_calls=(ToolCall(identity, "look_up", "{}"),))
+    yield Generation(FinishReason.STOP, Usage(7, 2))
+
+
 async def test_models_list_the_default_first(http: httpx.AsyncClient, house: House) -> None:
     house.add_worker(2, FakeWorker(), "alpha")
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["alpha", "smollm2"]
+
+
+async def test_one_model_by_any_name_of_it(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(2, FakeWorker(), "org/name:8b")
+    for name, found in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):
+        answer = await http.get(f"/v1/models/{name}")
+        assert (answer.status_code, answer.json()["id"], answer.json()["object"]) == (200, found, "model"), answer.text
+    error = problem(await http.get("/v1/models/gpt-9"), 404, "unknown_model")
+    assert error["param"] == "model"
+    assert "smollm2" in error["message"]
+    problem(await http.get("/v1/models/{model}"), 404, "unknown_model")
+    problem(await http.delete("/v1/models/smollm2"), 405, "method_not_allowed")
 
 
 async def test_an_unknown_model_is_a_404_that_lists_what_is_served(http: httpx.AsyncClient) -> None:
@@ -235,6 +266,13 @@ async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, house: House
         {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
         {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "required"}, {"grammar": "root ::= [a]"},
         {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]},
+        {"stream": None, "logprobs": None, "parallel_tool_calls": None, "ignore_eos": None},
+        {"tools": [TOOL], "parallel_tool_calls": False},
+        {"messages": [{"role": "user", "content": "a", "name": "ann"}, {"role": "assistant", "content": None, "refusal": "I will not."}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, {"role": "user", "content": "b"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}}]}]},
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CHOICE]}}},
+        {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": True}},
     ],
 )  # fmt: skip
 async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict[str, object]) -> None:
@@ -267,6 +305,19 @@ async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "messages[0].content[0]"),
         ({"stream_options": {"include_usage": True}}, "stream_options"), ({"model": 5}, "model"), ({"model": ""}, "model"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}]}, "messages[0]"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice.type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [OTHER]}}}, "tool_choice"),
+        ({"audio": {"voice": "x", "format": "wav"}}, "audio"), ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"functions": [{"name": "f"}]}, "functions"), ({"function_call": {"name": "f"}}, "function_call"), ({"metadata": 5}, "metadata"),
+        ({"web_search_options": {}}, "web_search_options"), ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"service_tier": "flex"}, "service_tier"), ({"reasoning_effort": "high"}, "reasoning_effort"), ({"verbosity": "low"}, "verbosity"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"moderation": {"model": "x"}}, "moderation"), ({"surprise": None}, "surprise"), ({"messages": None}, "messages"),
     ],
 )  # fmt: skip
 async def test_a_wrong_parameter_is_a_400_that_names_it(
@@ -286,7 +337,9 @@ BAD_BODIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/api/inference", "/api/infer"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/api/inference", "/api/infer"]
+)
 @pytest.mark.parametrize("body", BAD_BODIES, ids=lambda body: repr(body[:24]))
 async def test_what_is_not_the_expected_json_is_a_400(http: httpx.AsyncClient, path: str, body: bytes) -> None:
     problem(await http.post(path, content=body, headers={"content-type": "application/json"}), 400, "bad_request")
@@ -334,7 +387,8 @@ async def test_a_compressed_body_is_a_415(http: httpx.AsyncClient) -> None:
 # --- credentials ----------------------------------------------------------------------------------------------------------
 
 NEED_CREDENTIAL = [
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("POST", "/api/inference"), ("POST", "/api/infer"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/v1/embeddings"),
+    ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/api/inference"), ("POST", "/api/infer"),
     ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
 ]  # fmt: skip
 
@@ -387,7 +441,8 @@ async def test_wrong_verb_and_unknown_path(http: httpx.AsyncClient) -> None:
 
 
 async def test_limited(house: House, http: httpx.AsyncClient) -> None:
-    house.counters.hours.spend([f"gateway:hour:{{{USER}}}:user"], [100], 99, house.counters.now)
+    for _ in range(99):
+        await house.quotas.spend(fakes.OWNER, ModelName("smollm2"), RequestId(uuid4()), tokens=1, seconds=1)
     assert (await http.post("/api/inference", json={"prompt": "hi"})).status_code == 200
     answer = await http.post("/api/inference", json={"prompt": "hi"})
     problem(answer, 429, "rate_limited")

@@ -169,7 +169,7 @@ async def test_what_dead_gateways_left_is_ended_but_not_while_postgresql_has_onl
 
 async def test_books_that_do_not_add_up_show_in_the_metrics(site: Site) -> None:
     await site.ledger.verify()
-    assert b"ai_platform_ledger_drift_micro 0.0" in site.metrics.render()
+    assert "ai_platform_ledger_drift_micro 0.0" in site.metrics.render()
     site.report = LedgerReport(MicroCredits(3), MicroCredits(-2), MicroCredits(1), 0, 0, 0, 0, ("something is wrong",))
     await site.ledger.verify()
-    assert b"ai_platform_ledger_drift_micro 6.0" in site.metrics.render()
+    assert "ai_platform_ledger_drift_micro 6.0" in site.metrics.render()

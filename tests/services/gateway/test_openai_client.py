@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import openai
 import pytest
 
 from shared import errors
+from shared.api import inference
+from shared.api.generation import Generation, ToolCall, Usage
+from shared.types import FinishReason
 from tests.services.gateway import fakes, openai_clients
-from tests.services.gateway.fakes import House
+from tests.services.gateway.fakes import TOKEN, FakeWorker, House
 
 
 @pytest.fixture
@@ -44,8 +48,81 @@ async def test_stream(client: openai.AsyncOpenAI) -> None:
     assert usage.completion_tokens == 3
 
 
-async def test_models(client: openai.AsyncOpenAI) -> None:
-    assert [model.id async for model in client.models.list()] == ["smollm2"]
+async def test_models(client: openai.AsyncOpenAI, house: House) -> None:
+    house.add_worker(2, FakeWorker(), "org/name:8b")
+    assert [model.id async for model in client.models.list()] == ["org/name:8b", "smollm2"]
+    assert (await client.models.retrieve("org/name:8b")).id == "org/name:8b"
+    with pytest.raises(openai.NotFoundError) as missing:
+        await client.models.retrieve("gpt-9")
+    assert missing.value.param == "model"
+
+
+async def test_completions(client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(model="smollm2", prompt="Once", echo=True, max_tokens=5)
+    assert answer.choices[0].text == "OnceHello world!"
+    stream = await client.completions.create(model="smollm2", prompt=["a", "b"], stream=True, stream_options={"include_usage": True})
+    texts, usage = ["", ""], None
+    async for event in stream:
+        usage = event.usage or usage
+        for choice in event.choices:
+            texts[choice.index] += choice.text
+    assert texts == ["Hello world!"] * 2
+    assert usage is not None
+    assert usage.total_tokens == 20
+
+
+async def test_responses(client: openai.AsyncOpenAI) -> None:
+    answer = await client.responses.create(model="llama3", input="hi", instructions="Be brief.")
+    assert (answer.output_text, answer.status) == ("Hello world!", "completed")
+    events = [event.type async for event in await client.responses.create(model="llama3", input="hi", stream=True)]
+    assert (events[0], events[-1]) == ("response.created", "response.completed")
+
+
+async def test_a_response_that_the_client_puts_together_from_its_stream(client: openai.AsyncOpenAI, house: House) -> None:
+    house.add_worker(1, Calls(), "smollm2")
+    tool: Any = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}
+    async with client.responses.stream(model="smollm2", input="hi", tools=[tool]) as stream:
+        snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
+        found = await stream.get_final_response()
+    assert snapshots[-1] == "Let me see."
+    assert [item.type for item in found.output] == ["message", "function_call"]
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.responses.create(model="smollm2", input="hi", previous_response_id=found.id)
+    assert refused.value.param == "previous_response_id"
+
+
+async def test_a_chat_that_the_client_puts_together_from_its_stream(client: openai.AsyncOpenAI, house: House) -> None:
+    house.add_worker(1, Calls(), "smollm2")
+    tool: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}}
+    messages: Any = [{"role": "user", "content": "hi"}]
+    async with client.chat.completions.stream(model="smollm2", messages=messages, tools=[tool]) as stream:
+        async for _ in stream:
+            pass
+        found = await stream.get_final_completion()
+    choice = found.choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
+    assert choice.message.tool_calls is not None
+    assert choice.message.tool_calls[0].function.name == "look_up"
+    # As clients do it: the answer goes in again as it came out.
+    result: Any = {"role": "tool", "tool_call_id": choice.message.tool_calls[0].id, "content": "1"}
+    for sent in (choice.message, choice.message.to_dict()):
+        await client.chat.completions.create(model="smollm2", messages=[*messages, sent, result], tools=[tool])
+
+
+class Calls(FakeWorker):
+    """Says a word, and asks for something."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        yield inference.Chunk("Let me see.", (5,))
+        yield inference.Chunk("", (6,), tool_calls=(ToolCall("c1", "look_up", "{}"),))
+        yield Generation(FinishReason.STOP, Usage(7, 2))
+
+
+async def test_an_access_token_is_as_good_as_a_key(client: openai.AsyncOpenAI) -> None:
+    holder = client.with_options(api_key=TOKEN)
+    assert (await holder.responses.create(model="smollm2", input="hi")).output_text == "Hello world!"
+    assert (await holder.completions.create(model="smollm2", prompt="hi")).choices[0].text == "Hello world!"
+    assert [model.id async for model in holder.models.list()] == ["smollm2"]
 
 
 async def test_errors(client: openai.AsyncOpenAI, house: House) -> None:

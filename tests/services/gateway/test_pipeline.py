@@ -77,7 +77,7 @@ async def test_a_refused_request_has_a_row_and_is_not_counted(
     with pytest.raises(error):
         await ask(house, **fields)
     assert (house.store.only_row.status, house.store.only_row.error_code) == ("error", code)
-    assert not house.counters.hours.counted
+    assert not house.counters.calls
 
 
 async def test_a_limited_request_has_a_row_and_says_when_to_come_back() -> None:

@@ -1,4 +1,3 @@
-import random
 from dataclasses import replace
 
 import msgspec
@@ -7,7 +6,7 @@ import pytest
 from services.gateway import routing
 from services.gateway.routing import Names
 from shared import errors
-from shared.directory import Entry, Load, ModelOffer
+from shared.directory import Entry, ModelOffer
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 
@@ -32,6 +31,12 @@ def workers(*models: str, **more: object) -> list[Entry]:
         pytest.param(None, ["echo"], NAMES, "echo", id="unless there is no other"),
         pytest.param(None, ["zeta", "alpha"], Names({}, "zeta"), "zeta", id="none named: the default"),
         pytest.param(None, ["smollm2"], Names(NAMES.aliases, "llama3"), "smollm2", id="the default may be an alias"),
+        pytest.param("smollm2:latest", ["smollm2"], NAMES, "smollm2", id="the latest is the one without a version"),
+        pytest.param("smollm2", ["smollm2:latest"], NAMES, "smollm2:latest", id="and the other way round"),
+        pytest.param("smollm2:latest", ["smollm2", "smollm2:latest"], NAMES, "smollm2:latest", id="its very name comes first"),
+        pytest.param("llama3:latest", ["smollm2"], NAMES, "smollm2", id="the latest of an alias"),
+        pytest.param("llama3", ["smollm2:latest"], NAMES, "smollm2:latest", id="an alias of the latest"),
+        pytest.param("llama3:8b", ["smollm2"], Names({"llama3:8b": "smollm2"}, None), "smollm2", id="a version may be an alias"),
     ],
 )
 def test_resolve(wanted: str | None, served: list[str], names: Names, expected: str) -> None:
@@ -42,6 +47,11 @@ def test_an_unknown_model_lists_what_is_served_and_names_the_setting() -> None:
     with pytest.raises(errors.UnknownModel, match=r"'gpt-9'.*served now: alpha, zeta") as refused:
         routing.resolve(ModelName("gpt-9"), workers("zeta", "alpha"), NAMES)
     assert "MODEL_ALIASES" in refused.value.hint
+
+
+def test_another_version_is_another_model() -> None:
+    with pytest.raises(errors.UnknownModel, match="'smollm2:135m'"):
+        routing.resolve(ModelName("smollm2:135m"), workers("smollm2"), NAMES)
 
 
 def test_who_has_just_started_calls_no_model_unknown() -> None:
@@ -81,7 +91,6 @@ def test_a_model_whose_engine_restarts_is_missing_and_not_unknown_while_the_work
     offers = (*worker.announcement.models, ModelOffer(ModelName("mistral"), 2048, "", False))
     half = replace(worker, announcement=msgspec.structs.replace(worker.announcement, models=offers))
     assert routing.served([half], NAMES) == ("smollm2",)
-    assert routing.candidates(ModelName("mistral"), [half], set()) == []
     assert routing.resolve(None, [half], NAMES) == "smollm2"
     with pytest.raises(errors.NotReachable, match="no worker can run mistral now"):
         routing.resolve(ModelName("mistral"), [half], NAMES)
@@ -109,52 +118,3 @@ def test_a_prompt_for_a_model_that_only_embeds_is_refused_unless_one_worker_lets
         routing.ensure_answers(ModelName("bge"), only)
     routing.ensure_answers(ModelName("smollm2"), only)
     routing.ensure_answers(ModelName("bge"), [*only, *workers("bge")])
-
-
-def test_candidates_leave_out_the_failed_and_those_without_the_model() -> None:
-    found = routing.candidates(ModelName("a"), workers("a", "b", "a"), {node_id(0)})
-    assert [worker.node for worker in found] == [node_id(2)]
-
-
-def test_of_two_workers_the_less_loaded_one_is_chosen() -> None:
-    directory = FakeDirectory()
-    directory.worker(1, "a", load=Load(slots=4, running=3))
-    directory.worker(2, "a", load=Load(slots=4, running=1))
-    for seed in range(20):
-        chosen = routing.choose(directory.usable(Role.WORKER), routing.InFlight(), random.Random(seed))
-        assert chosen is not None
-        assert chosen.node == node_id(2)
-
-
-def test_a_burst_spreads_before_the_next_announcement() -> None:
-    entries, in_flight, rng = workers("a", "a", "a", "a"), routing.InFlight(), random.Random(3)
-    counts = {entry.node: 0 for entry in entries}
-    for _ in range(40):
-        worker = routing.choose(entries, in_flight, rng)
-        assert worker is not None
-        in_flight.begin(worker)
-        counts[worker.node] += 1
-    assert max(counts.values()) - min(counts.values()) <= 4
-
-
-def test_a_call_that_the_worker_has_announced_is_not_counted_twice() -> None:
-    directory, in_flight = FakeDirectory(), routing.InFlight()
-    directory.worker(1, "a")
-    (before,) = directory.usable(Role.WORKER)
-    calls = [in_flight.begin(before), in_flight.begin(before)]
-    assert in_flight.unannounced(before) == 2
-    directory.worker(1, "a", load=Load(slots=4, running=2))
-    (after,) = directory.usable(Role.WORKER)
-    assert in_flight.unannounced(after) == 0
-    for call in calls:
-        in_flight.end(call)
-    assert in_flight.total() == 0
-    assert in_flight.unannounced(before) == 0
-
-
-def test_a_worker_that_announces_no_load_is_counted_by_what_it_got() -> None:
-    directory, in_flight = FakeDirectory(), routing.InFlight()
-    directory.worker(1, "a")
-    in_flight.begin(directory.usable(Role.WORKER)[0])
-    directory.worker(1, "a")
-    assert in_flight.unannounced(directory.usable(Role.WORKER)[0]) == 1

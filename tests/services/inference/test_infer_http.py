@@ -11,6 +11,7 @@ import pytest
 from services.inference.infer_http import InferDoor, Message
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
+from shared.node.lifecycle import background
 from tests.services.inference.standins import Node, until
 
 TOKEN = "a-service-token"
@@ -60,8 +61,9 @@ class Exchange:
 
 @pytest.fixture
 async def door() -> AsyncIterator[InferDoor]:
-    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo", service_token=TOKEN)
-    async with InferenceService.open(settings, Node()) as service:
+    settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", service_token=TOKEN)
+    node = Node()
+    async with background() as node.tasks, InferenceService.open(settings, node) as service:
         yield service.asgi()
 
 
@@ -157,8 +159,9 @@ async def test_a_stream_that_cannot_begin_has_the_status_of_its_error(door: Infe
 
 
 async def test_without_a_token_in_the_settings_it_is_off_and_says_how_to_turn_it_on() -> None:
-    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo")
-    async with InferenceService.open(settings, Node()) as service:
+    settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo")
+    node = Node()
+    async with background() as node.tasks, InferenceService.open(settings, node) as service:
         answer = await ask(service.asgi())
     assert answer.status == 404
     assert "SERVICE_TOKEN_FILE" in answer.error["message"]
@@ -166,9 +169,9 @@ async def test_without_a_token_in_the_settings_it_is_off_and_says_how_to_turn_it
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_goes_away_stops_its_generation(stream: bool) -> None:
-    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo", service_token=TOKEN, echo_token_ms=10_000)
+    settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", service_token=TOKEN, echo_token_ms=10_000)
     node = Node()
-    async with InferenceService.open(settings, node) as service, asyncio.TaskGroup() as tasks:
+    async with background() as node.tasks, InferenceService.open(settings, node) as service, asyncio.TaskGroup() as tasks:
         exchange = Exchange(json.dumps({**HELLO, "stream": stream}).encode())
         tasks.create_task(service.asgi()(scope(), exchange.receive, exchange.send))
         await until(lambda: node.offers[-1].load.running)

@@ -49,7 +49,7 @@ def ask():
     found = subprocess.run([sys.executable, "-c", CHILD, *place], check=True, capture_output=True, text=True).stdout
     return json.loads(found) | {"dumpable": libc.prctl(3, 0, 0, 0, 0)}
 before = ask()
-opening.opened(InferenceSettings(node_key_file=Path("/nowhere"), backend="echo"), Watch(), None)
+opening.opened(InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo"), Watch(), None)
 print(json.dumps([before, ask(), os.readlink("/proc/self/fd/0")]))
 """
 

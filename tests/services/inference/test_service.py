@@ -34,7 +34,7 @@ def node() -> Node:
 
 @pytest.fixture
 async def service(node: Node) -> AsyncIterator[InferenceService]:
-    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo")
+    settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo")
     async with opened(settings, node) as running:
         yield running
 
@@ -159,7 +159,7 @@ class Elsewhere:
 
 
 async def test_answers_without_token_ids_count_as_much_as_their_server_says(node: Node) -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), node, Elsewhere(7), Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(7), Pause(None))
     with asked.logged() as logged:
         await run(service, request("hi", model=ModelName("gpt")))
     assert 'ai_platform_tokens_total{model="gpt",type="output"} 7.0' in node.metrics.render()
@@ -167,7 +167,7 @@ async def test_answers_without_token_ids_count_as_much_as_their_server_says(node
 
 
 async def test_an_answer_without_token_ids_that_was_cut_off_counts_its_pieces(node: Node) -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), node, Elsewhere(None), Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(None), Pause(None))
     with pytest.raises(errors.Unavailable):
         await run(service, request("hi", model=ModelName("gpt")))
     assert 'ai_platform_tokens_total{model="gpt",type="output"} 2.0' in node.metrics.render()
@@ -175,7 +175,7 @@ async def test_an_answer_without_token_ids_that_was_cut_off_counts_its_pieces(no
 
 async def test_a_model_that_only_embeds_says_so_and_is_given_no_prompts() -> None:
     backend = Elsewhere(7, only_embeds=True)
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), Node(), backend, Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, Pause(None))
     assert (await service.get_model_status(inference.GetModelStatus(ModelName("gpt")), CALL)).only_embeds
     node = Node()
     board = Board(node, Pause(None))
@@ -263,7 +263,7 @@ def test_a_worker_whose_models_are_on_disk_is_ready_and_offers_them_under_all_th
 
 async def test_a_model_is_meant_by_its_aliases_too() -> None:
     backend = OnDisk()
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere")), Node(), backend, Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, Pause(None))
     assert [(check.name, check.ok) for check in await service.checks()] == [("model qwen", True)]
     await run(service, request("hi", model=ModelName("q")))
     await service.load_model(inference.LoadModel(ModelName("q"), pin=True), CALL)
@@ -282,7 +282,7 @@ async def test_models_of_another_program_are_not_loaded_from_here(service: Infer
 
 
 async def test_while_its_owner_has_paused_it_it_is_not_used_and_what_runs_goes_on(tmp_path: Path, node: Node) -> None:
-    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo", pause_file=tmp_path / "paused")
+    settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", pause_file=tmp_path / "paused")
     (tmp_path / "paused").touch()
     async with opened(settings, node) as service:
         assert node.offers[-1].not_ready == "paused by its owner"
@@ -295,7 +295,7 @@ async def test_while_its_owner_has_paused_it_it_is_not_used_and_what_runs_goes_o
 
 
 async def test_it_tells_how_it_is_in_the_status_file(tmp_path: Path, node: Node) -> None:
-    settings = InferenceSettings(node_key_file=Path("/nowhere"), backend="echo", status_file=tmp_path / "status")
+    settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", status_file=tmp_path / "status")
     async with opened(settings, node):
         await until((tmp_path / "status").exists)
     told = worker_status.decode((tmp_path / "status").read_bytes())

@@ -11,12 +11,16 @@ import msgspec
 
 from services.web import caller
 from shared import errors
-from shared.api import auth, gateway
+from shared.api import auth, gateway, ledger
 from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage import UsageDay, UserUsage
 from shared.types import Credential, KeyId, ModelName, Tier, UserId, UserRole
 
+NO_LIMITS = auth.KeyLimits()
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
+
+
+LIMITS = {Tier.FREE: 100, Tier.PRO: 1000, Tier.ENTERPRISE: gateway.NO_LIMIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class FakeMesh:
         self.keys: list[auth.ApiKey] = []
         self.days: tuple[UsageDay, ...] = ()
         self.used = 0
+        #: Of everybody.
+        self.account: ledger.Account | None = None
         self.workers = 1
         self.asked: list[Asked] = []
         #: The first words of methods (`auth`, `gateway`), or whole names, that do not answer -> what they raise instead.
@@ -75,8 +81,8 @@ class FakeMesh:
         self.sessions[token] = user
         return token
 
-    def add_key(self, user: auth.User, name: str, limit: int | None = None) -> auth.ApiKey:
-        key = auth.ApiKey(KeyId(uuid4()), user.id, name, "aip_live_abc…wxyz", True, NOW, requests_per_hour=limit)
+    def add_key(self, user: auth.User, name: str, limits: auth.KeyLimits = NO_LIMITS) -> auth.ApiKey:
+        key = auth.ApiKey(KeyId(uuid4()), user.id, name, "aip_live_abc…wxyz", True, NOW, limits=limits)
         self.keys.append(key)
         return key
 
@@ -120,7 +126,7 @@ class FakeMesh:
             raise errors.BadRequest("a key needs a name", hint="say what it is for")
         if any(key.name == request.name and key.is_active for key in self.keys):
             raise errors.AlreadyExists(f"there is an active key named {request.name!r}", hint="choose another name")
-        key = self.add_key(user, request.name, request.requests_per_hour)
+        key = self.add_key(user, request.name, request.limits)
         return auth.NewApiKey(Credential(f"aip_live_{key.id.hex}{'x' * 17}"), key)
 
     def _list_api_keys(self, _request: auth.ListApiKeys, credential: Credential | None) -> auth.ApiKeys:
@@ -141,8 +147,9 @@ class FakeMesh:
 
     def _get_user_quota(self, _request: gateway.GetUserQuota, credential: Credential | None) -> gateway.UserQuota:
         user = self._user(credential)
-        limit = 1000 if user.tier is Tier.PREMIUM else 100
-        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, NOW + timedelta(minutes=41, seconds=20))
+        limit = LIMITS[user.tier]
+        resets_at = NOW + timedelta(minutes=41, seconds=20)
+        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, resets_at, account=self.account)
 
     def _list_models(self, _request: gateway.ListModels, _: Credential | None) -> gateway.ServedModels:
         models = (gateway.ServedModel(ModelName("smollm2"), self.workers, 2048),) if self.workers else ()

@@ -15,7 +15,8 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 
 async def test_a_new_key_is_shown_in_the_answer_and_never_again(alice: Browser) -> None:
-    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", requests_per_hour="20")
+    limits = {"requests_per_hour": "20", "requests_per_minute": "3", "tokens_per_minute": "4000", "concurrency": "2", "budget": "1234.5"}
+    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", **limits)
     assert page.status_code == 201
     assert page.headers["cache-control"] == "no-store"
     key = shown_key(page)
@@ -24,7 +25,8 @@ async def test_a_new_key_is_shown_in_the_answer_and_never_again(alice: Browser) 
     listed = await alice.get("/api-keys")
     assert key not in listed.text
     assert "laptop" in listed.text
-    assert "20 / h" in listed.text
+    assert ">20 / h, 3 / min, 4,000 tokens / min, 2 at once, 1,234.5 credits<" in listed.text
+    assert "<details open>" not in listed.text
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,16 @@ async def test_a_refused_key_keeps_what_was_typed(alice: Browser, mesh: FakeMesh
     assert said.lower() in page.text.lower()
     fields = forms_of(page)["/api-keys"]
     assert (fields["name"], fields["requests_per_hour"]) == (name, limit)
+    assert ("<details open>" in page.text) == bool(limit)
     assert len(mesh.keys) == 1
+
+
+async def test_every_limit_of_a_refused_form_is_kept(alice: Browser, mesh: FakeMesh) -> None:
+    typed = {"requests_per_hour": "20", "requests_per_minute": "3", "tokens_per_minute": "4000", "concurrency": "2", "budget": "2,5"}
+    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", **typed)
+    assert (page.status_code, mesh.keys) == (400, [])
+    assert "Budget: &#39;2,5&#39; is no amount" in page.text
+    assert typed.items() <= forms_of(page)["/api-keys"].items()
 
 
 async def test_revoking_asks_first_and_then_does_it(alice: Browser, mesh: FakeMesh) -> None:

@@ -3,6 +3,8 @@ import pytest
 from services.web import forms
 from services.web.forms import LoginForm, NewKeyForm, Registration
 from shared import errors
+from shared.api.auth import KeyLimits
+from shared.types import MicroCredits
 
 
 def test_a_form_is_read_with_its_spaces_signs_and_umlauts() -> None:
@@ -54,13 +56,29 @@ def test_json_that_does_not_fit_is_a_bad_request(content: bytes) -> None:
 
 @pytest.mark.parametrize(("text", "limit"), [("", None), ("  ", None), ("1", 1), (" 250 ", 250), ("999999999", 999_999_999)])
 def test_a_limit_is_a_number_or_nothing(text: str, limit: int | None) -> None:
-    assert forms.read_limit(text) == limit
+    assert forms.read_limit(text, "requests per hour") == limit
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "1e3", "nan", "ten", "١", "9" * 5000, "1_000", "0x10"])
 def test_anything_else_is_no_limit(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="whole number"):
-        forms.read_limit(text)
+        forms.read_limit(text, "requests per hour")
+
+
+def test_limits_of_a_key() -> None:
+    form = NewKeyForm("t", "laptop", "1", " 2 ", "3", "4", ".5")
+    assert forms.read_limits(form) == KeyLimits(1, 2, 3, 4, MicroCredits(500_000))
+    assert form.has_limits
+    assert forms.read_limits(NewKeyForm("t", "laptop", budget=" ")) == KeyLimits()
+    assert not NewKeyForm("t", "laptop").has_limits
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("0", "not more than 0"), ("-1", "not more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
+)
+def test_a_budget_that_is_none(text: str, says: str) -> None:
+    with pytest.raises(errors.BadRequest, match=f"^budget: .*{says}"):
+        forms.read_limits(NewKeyForm("t", "laptop", budget=text))
 
 
 def test_the_optional_field_of_a_key_may_be_left_out() -> None:

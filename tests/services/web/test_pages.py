@@ -1,20 +1,23 @@
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from shared import errors
-from shared.types import Tier
+from shared.api import ledger
+from shared.types import MicroCredits, Tier
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 
+FEBRUARY = datetime(2027, 2, 1, tzinfo=UTC)
 AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
 
 
 @pytest.fixture
 async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
     """A browser in which alice is signed in."""
-    mesh.add_account("alice", "correct horse", tier=Tier.PREMIUM)
+    mesh.add_account("alice", "correct horse", tier=Tier.PRO)
     assert (await browser.sign_in("alice", "correct horse")).status_code == 303
     mesh.asked.clear()
     return browser
@@ -45,7 +48,30 @@ async def test_the_dashboard_shows_usage_by_day_and_what_is_left(alice: Browser,
     assert ">2,000</p>" in page.text
     assert page.text.count("<rect x=") == 2
     assert "in 42 min" in page.text
-    assert "premium tier" in page.text
+    assert "pro tier" in page.text
+
+
+async def test_the_dashboard_shows_the_credits(alice: Browser, mesh: FakeMesh) -> None:
+    assert "Credits left" in (await alice.get("/dashboard")).text
+    mesh.account = ledger.Account(
+        MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY
+    )
+    page = await alice.get("/dashboard")
+    assert ">1,334.25</p>" in page.text
+    assert "100 a month included" in page.text
+    assert ">1 Feb 2027</time>" in page.text
+
+
+async def test_who_has_no_limits_is_shown_none(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.account = ledger.Account(MicroCredits(0), MicroCredits(-5), MicroCredits(0), None, FEBRUARY)
+    mesh.add_account("bob", "correct horse", tier=Tier.ENTERPRISE)
+    await browser.sign_in("bob", "correct horse")
+    mesh.used = 7
+    page = await browser.get("/dashboard")
+    assert '<p class="big">no limit</p>' in page.text
+    assert "7 used. More from" in page.text
+    assert '<p class="big">no bound</p>' in page.text
+    assert "1,000,000,000" not in page.text
 
 
 async def test_the_first_steps_name_this_address_and_a_served_model(alice: Browser) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -79,3 +80,32 @@ async def test_more_than_slots_and_queue_are_refused() -> None:
             await backend.generate(job("a"), Reader())
         for task in running:
             task.cancel()
+
+
+@pytest.mark.parametrize(("stop", "max_tokens"), [((), 9), ((), 4), (("d e",), 9)], ids=["to its end", "to its limit", "to a stop"])
+async def test_another_echo_goes_on_at_every_split(stop: tuple[str, ...], max_tokens: int) -> None:
+    asked = job("a b c d e f", stop=stop, max_tokens=max_tokens)
+    async with echo.opened(0, 32, Watch()) as backend:
+        whole = Reader()
+        end = await backend.generate(asked, whole)
+        for split in range(1, len(whole.token_ids)):
+            rest = Reader()
+            resumed = await backend.generate(replace(asked, delivered=tuple(whole.token_ids[:split])), rest)
+            assert "".join(chunk.text for chunk in whole.chunks[:split]) + rest.text == whole.text
+            assert rest.token_ids == whole.token_ids[split:]
+            assert resumed == Generation(end.finish_reason, Usage(6, len(rest.token_ids)))
+            assert [chunk.finish for chunk in rest.chunks] == [None] * (len(rest.chunks) - 1) + [end.finish_reason]
+
+
+@pytest.mark.parametrize("delivered", ["b", "a b c d", "a b c d e"], ids=["other words", "all of them", "more than all"])
+async def test_what_cannot_be_gone_on_with_is_refused(delivered: str) -> None:
+    async with echo.opened(0, 32, Watch()) as backend:
+        words = Reader()
+        await backend.generate(job(delivered), words)
+        with pytest.raises(errors.BadRequest, match="delivered"):
+            await backend.generate(replace(job("a b c d"), delivered=tuple(words.token_ids)), Reader())
+
+
+async def test_one_echo_is_as_good_as_another() -> None:
+    async with echo.opened(0, 32, Watch()) as one, echo.opened(5, 1, Watch()) as other:
+        assert one.models()[0].digest == other.models()[0].digest != ""

@@ -57,7 +57,7 @@ class ToyModel:
     batches: list[list[tuple[int, int, int]]] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = ()) -> list[int]:
+    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
         if messages[0].content == "refuse":
             raise errors.BadRequest("the model's chat template refuses these messages")
         return list(messages[0].content.encode())

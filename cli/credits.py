@@ -1,0 +1,74 @@
+"""`aicli admin credits`: what somebody may spend, and topping it up."""
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+
+from cli import amounts
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.connection import Connection
+    from shared.api.ledger import Account, TopUp
+    from shared.types import MicroCredits
+
+
+# Unknown options are taken for arguments, so that -5 is an amount.
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("user")
+@click.argument("amount", callback=amounts.reader(), required=False)
+@click.option("--note", default="", help="Why; kept with the entries.")
+@click.option("--transfer-id", type=click.UUID, metavar="UUID", help="The same one again changes nothing: for repeating a call.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object; amounts are micro-credits.")
+@click.pass_obj
+def credits_(
+    here: Surroundings, /, user: str, amount: "MicroCredits | None", *, note: str, transfer_id: UUID | None, as_json: bool
+) -> None:
+    """Show the credits of USER, a username, e-mail address or id; with AMOUNT, give some first.
+
+    \b
+    aicli admin credits alice 100
+    aicli admin credits alice -2.5 --note "typed twice"
+    """
+    from cli import output
+    from shared import context
+    from shared.api import ledger
+    from shared.types import RequestId
+
+    if amount == 0:
+        raise click.UsageError("an AMOUNT of 0 changes nothing; leave it out to see what there is")
+    if amount is None:
+        if note or transfer_id:
+            raise click.UsageError("--note and --transfer-id go with an AMOUNT")
+        account = here.run(lambda connection: _read(connection, user))
+    else:
+        chosen = RequestId(transfer_id) if transfer_id else context.new_request_id()
+        wanted = ledger.TopUp(user, amount, note=note, transfer_id=chosen)
+        account = here.run(lambda connection: _top_up(connection, wanted))
+    if as_json:
+        output.show_json(output.plain(account))
+        return
+    for line in amounts.account_lines(account):
+        click.echo(line)
+
+
+async def _read(connection: "Connection", user: str) -> "Account":
+    from shared.api import auth, ledger
+
+    found = await connection.call(auth.get_user_called, auth.GetUserCalled(user))
+    return await connection.call(ledger.read_account, ledger.ReadAccount(found.id))
+
+
+async def _top_up(connection: "Connection", wanted: "TopUp") -> "Account":
+    """Raises what the call raises; where nobody knows whether it was done, with how to make sure."""
+    from shared import errors
+    from shared.api import ledger
+
+    try:
+        return await connection.call(ledger.top_up, wanted)
+    except (errors.CallerError, errors.NotReachable):
+        raise
+    except errors.AimeshError as error:
+        error.hint = f"the same again with --transfer-id {wanted.transfer_id} is done once, however often it is asked"
+        raise

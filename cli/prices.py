@@ -1,0 +1,92 @@
+"""`aicli admin prices`: what models cost, in credits."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import amounts
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from shared.api.ledger import ModelPrice
+    from shared.types import MicroCredits
+
+#: Stands for every model that has no price of its own.
+DEFAULT = "default"
+
+_FOR_A_TOKEN, _CREDITS = amounts.reader(for_a_token=True, least_micro=0), amounts.reader(least_micro=0)
+
+
+@click.group()
+def prices() -> None:
+    """Show and set what models cost, in credits."""
+
+
+@prices.command("list")
+@click.option("--history", is_flag=True, help="Also those that hold no more.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects; micro-credits, tokens by the million.")
+@click.pass_obj
+def list_(here: Surroundings, /, *, history: bool, as_json: bool) -> None:
+    """List the prices. `default` is for every model that has none of its own."""
+    from shared.api import ledger
+
+    _show(here.ask(ledger.list_prices, ledger.ListPrices(history=history)).prices, as_json=as_json)
+
+
+@prices.command("set")
+@click.argument("model")
+@click.option(
+    "--input", "input_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="For each token of the prompt, such as .0001."
+)
+@click.option(
+    "--output", "output_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="For each token of the answer, such as .0002."
+)
+@click.option("--request", "request_price", callback=_CREDITS, metavar="CREDITS", default="0", show_default=True, help="For each request.")
+@click.option(
+    "--compute-second",
+    "compute_price",
+    callback=_CREDITS,
+    metavar="CREDITS",
+    default="0",
+    show_default=True,
+    help="For each second that a worker runs it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all prices, a list of objects; micro-credits, tokens by the million.")
+@click.pass_obj
+def set_(
+    here: Surroundings,
+    /,
+    model: str,
+    *,
+    input_price: "MicroCredits",
+    output_price: "MicroCredits",
+    request_price: "MicroCredits",
+    compute_price: "MicroCredits",
+    as_json: bool,
+) -> None:
+    """Set what MODEL costs from now on; `default` is for every model without a price of its own.
+
+    What runs already keeps the price that it began with.
+    """
+    from shared.api import ledger
+    from shared.types import ModelName
+
+    named = None if model == DEFAULT else ModelName(model)
+    price = ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
+    _show(here.ask(ledger.set_price, ledger.SetPrice(price)).prices, as_json=as_json)
+
+
+def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
+    from cli import output
+    from cli.output import Column
+    from shared.amounts import PRICE_DECIMALS, written
+
+    columns: list[Column[ModelPrice]] = [
+        Column("MODEL", lambda price: DEFAULT if price.model is None else price.model),
+        Column("INPUT TOKEN", lambda price: written(price.input_micro_per_million, PRICE_DECIMALS)),
+        Column("OUTPUT TOKEN", lambda price: written(price.output_micro_per_million, PRICE_DECIMALS)),
+        Column("REQUEST", lambda price: written(price.request_micro)),
+        Column("COMPUTE SECOND", lambda price: written(price.compute_second_micro)),
+        Column("SINCE", lambda price: output.moment(price.since)),
+    ]
+    output.show_rows(listed, columns, as_json=as_json, empty="No prices yet: aicli admin prices set default --input .0001 --output .0002")

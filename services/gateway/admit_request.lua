@@ -1,0 +1,183 @@
+-- Counts one request against several limits at once: against all of them, or, where one has no room, against none.
+-- local_limits.py does the same in Python, number for number; change both.
+--
+-- requests_per_hour: a hash of minute -> requests. A window is the running minute and the 60 before it: that is more than an
+--     hour, so that no hour, wherever it begins, ever holds more than the limit.
+-- requests_per_minute, tokens_per_minute: GCRA. The key holds the time at which all that was taken has come back; it may lie a
+--     minute ahead, which is the whole limit.
+-- concurrency: a sorted set of request -> the end of its lease.
+--
+-- KEYS: what the request holds (written where it takes tokens), then one for each limit
+-- ARGV: seconds now (empty: the server's clock), 1 to count or 0 to look, tokens, request id, seconds of the lease,
+--     then for each limit its kind and its number
+-- Returns {1 or 0 = let in or not, then for each limit: left, milliseconds until it fits, milliseconds until it is whole}
+
+local MINUTE, WINDOW = 60, 60
+-- Keys outlive what they hold by a minute, for a clock that steps back.
+local SLACK_MS = 60000
+-- A millisecond, and a hundredth of one unit at most: what is lost where numbers are rounded must not refuse the last one.
+local function lost(each)
+    return math.min(0.001, each / 100)
+end
+
+local now = tonumber(ARGV[1])
+if not now then
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+local counting, tokens, id, lease = ARGV[2] == '1', tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local minute = math.floor(now / 60)
+local lease_ms = math.ceil(lease * 1000)
+
+local function exact(number)
+    return string.format('%.17g', number)
+end
+
+-- Rounded up, but a microsecond of it is what was lost in the numbers.
+local function milliseconds(seconds)
+    return math.max(0, math.ceil(seconds * 1000 - 0.001))
+end
+
+-- Each kind: `look` gives what it found, and `take` changes that and the key. left, retry and resets are in it.
+local kinds = {}
+
+local function leaves_in(counted)
+    return (counted + WINDOW + 1) * 60 - now
+end
+
+kinds.requests_per_hour = {
+    look = function(key, most)
+        local fields = redis.call('HGETALL', key)
+        local minutes, counts, over, used = {}, {}, {}, 0
+        for n = 1, #fields, 2 do
+            local counted = tonumber(fields[n])
+            if counted < minute - WINDOW then
+                over[#over + 1] = fields[n]
+            else
+                -- A minute of the future is one that was counted before the clock stepped back; it counts too.
+                minutes[#minutes + 1] = counted
+                counts[counted] = tonumber(fields[n + 1])
+                used = used + counts[counted]
+            end
+        end
+        table.sort(minutes)
+        local retry = 0
+        if used + 1 > most then
+            local left = used
+            retry = leaves_in(minute)
+            for _, counted in ipairs(minutes) do
+                left = left - counts[counted]
+                if left + 1 <= most then
+                    retry = leaves_in(counted)
+                    break
+                end
+            end
+        end
+        local resets = 0
+        if minutes[1] then
+            resets = leaves_in(minutes[1])
+        end
+        return {left = most - used, retry = retry, resets = resets, over = over, oldest = minutes[1] or minute}
+    end,
+    take = function(key, most, found)
+        if found.over[1] then
+            redis.call('HDEL', key, unpack(found.over))
+        end
+        redis.call('HINCRBY', key, minute, 1)
+        redis.call('PEXPIRE', key, (WINDOW + 1) * 60000 + SLACK_MS)
+        found.left = found.left - 1
+        found.resets = leaves_in(math.min(found.oldest, minute))
+    end
+}
+
+local function left_of(each, ahead)
+    return math.floor((MINUTE - ahead + lost(each)) / each)
+end
+
+local function gcra(cost)
+    return {
+        look = function(key, most)
+            local each = MINUTE / most
+            local back_at = tonumber(redis.call('GET', key) or now)
+            if back_at > now + MINUTE then
+                -- A clock that stepped back, or far more tokens than were reserved: it costs a minute and not more.
+                back_at = now + MINUTE
+                redis.call('SET', key, exact(back_at), 'PX', MINUTE * 1000 + SLACK_MS)
+            end
+            local ahead = math.max(back_at - now, 0)
+            local retry = 0
+            if ahead + cost * each > MINUTE + lost(each) then
+                retry = ahead + cost * each - MINUTE
+            end
+            return {left = left_of(each, ahead), retry = retry, resets = ahead, ahead = ahead}
+        end,
+        take = function(key, most, found)
+            local each = MINUTE / most
+            found.back_at = math.min(now + (found.ahead + cost * each), now + MINUTE)
+            local ahead = found.back_at - now
+            if ahead > 0 then
+                redis.call('SET', key, exact(found.back_at), 'PX', milliseconds(ahead) + SLACK_MS)
+            end
+            found.left = left_of(each, ahead)
+            found.resets = ahead
+        end
+    }
+end
+
+kinds.requests_per_minute = gcra(1)
+kinds.tokens_per_minute = gcra(tokens)
+
+kinds.concurrency = {
+    look = function(key, most)
+        local used = redis.call('ZCOUNT', key, '(' .. exact(now), '+inf')
+        local resets, retry = 0, 0
+        if used > 0 then
+            resets = tonumber(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]) - now
+        end
+        if used + 1 > most then
+            -- When one ends is not known; somebody else's end is more likely in a second than in none.
+            retry = 1
+        end
+        return {left = most - used, retry = retry, resets = resets}
+    end,
+    take = function(key, most, found)
+        redis.call('ZREMRANGEBYSCORE', key, '-inf', exact(now))
+        redis.call('ZADD', key, exact(now + lease), id)
+        if redis.call('PTTL', key) < lease_ms + SLACK_MS then
+            redis.call('PEXPIRE', key, lease_ms + SLACK_MS)
+        end
+        found.left = found.left - 1
+        found.resets = math.max(found.resets, now + lease - now)
+    end
+}
+
+local admitted, found = 1, {}
+for i = 2, #KEYS do
+    local kind, most = kinds[ARGV[2 * i + 2]], tonumber(ARGV[2 * i + 3])
+    found[i] = kind.look(KEYS[i], most)
+    if found[i].retry > 0 then
+        admitted = 0
+    end
+end
+
+if admitted == 1 and counting then
+    local held = {tokens}
+    for i = 2, #KEYS do
+        local name = ARGV[2 * i + 2]
+        kinds[name].take(KEYS[i], tonumber(ARGV[2 * i + 3]), found[i])
+        if name == 'tokens_per_minute' then
+            held[#held + 1] = exact(found[i].back_at)
+        end
+    end
+    if #held > 1 then
+        redis.call('SET', KEYS[1], table.concat(held, ' '), 'PX', lease_ms)
+    end
+end
+
+local reply = {admitted}
+for i = 2, #KEYS do
+    reply[#reply + 1] = found[i].left
+    reply[#reply + 1] = found[i].retry > 0 and math.max(1, math.ceil(found[i].retry * 1000)) or 0
+    reply[#reply + 1] = milliseconds(found[i].resets)
+end
+return reply

@@ -1,0 +1,83 @@
+"""API keys as /api has them: limits flat, the budget in credits. Pure."""
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from services.gateway.admission import BadField
+from shared import amounts
+from shared.api import auth
+from shared.types import Credential, KeyId, MicroCredits, UserId
+
+#: What the columns of auth hold; and no message carries an integer that is longer than 64 bits.
+Limit = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A limit that is absent is none of the key's own; the account's hold all the same."""
+
+    name: str = "default"
+    user_id: UserId | None = None
+    requests_per_hour: Limit | None = None
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    #: Requests that run at once.
+    concurrency: Limit | None = None
+    #: What all requests of the key may cost, in credits; as a string where it has more than 15 digits.
+    budget: str | int | float | None = None
+
+
+class ApiKeyView(msgspec.Struct, frozen=True):
+    id: KeyId
+    user_id: UserId
+    name: str
+    preview: str
+    is_active: bool
+    created_at: datetime
+    requests_per_hour: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrency: int | None
+    #: In credits; a string, so that it is exact everywhere.
+    budget: str | None
+
+
+class ApiKeyAnswer(msgspec.Struct, frozen=True):
+    """The only answer that ever carries a whole key."""
+
+    api_key: Credential
+    key: ApiKeyView
+
+
+def to_request(body: ApiKeyBody) -> auth.GenerateApiKey:
+    """Raises BadField for a budget that is no amount; what a limit may be, auth knows."""
+    limits = auth.KeyLimits(body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget))
+    return auth.GenerateApiKey(body.name, body.user_id, limits)
+
+
+def to_answer(made: auth.NewApiKey) -> ApiKeyAnswer:
+    key, limits = made.key, made.key.limits
+    view = ApiKeyView(
+        id=key.id,
+        user_id=key.user_id,
+        name=key.name,
+        preview=key.preview,
+        is_active=key.is_active,
+        created_at=key.created_at,
+        requests_per_hour=limits.requests_per_hour,
+        requests_per_minute=limits.requests_per_minute,
+        tokens_per_minute=limits.tokens_per_minute,
+        concurrency=limits.concurrency,
+        budget=None if limits.budget_micro is None else amounts.written(limits.budget_micro),
+    )
+    return ApiKeyAnswer(made.api_key, view)
+
+
+def _micro(budget: str | int | float | None) -> MicroCredits | None:
+    if budget is None:
+        return None
+    try:
+        return amounts.read_json(budget)
+    except ValueError as error:
+        raise BadField("budget", f"does not fit: {error}") from error

@@ -1,0 +1,171 @@
+"""What a door asks: an answer, under an idempotency key or without one.
+
+    async with once.run(principal, request, seconds=60, key=key) as answer:
+        async for number, chunk in answer: …
+    # its row is written; only now is the caller told how it ended
+    answer.result
+
+Without a key a request runs as long as its caller stays. With one it runs to its end, and whoever asks again reads the same answer.
+"""
+
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from services.gateway import cache_keys
+from services.gateway.admission import BadField
+from services.gateway.idempotency import About, Idempotency
+from services.gateway.idempotency_keys import FIELD, Asked
+from services.gateway.limits import Tightest
+from services.gateway.pipeline import Running
+from services.gateway.takes import Take
+from shared import context
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest, InferenceResult, Rest
+from shared.api.inference import Chunk
+from shared.types import ModelName, RequestId
+
+
+class Runs(Protocol):
+    """The part of the pipeline that is used here."""
+
+    def run(
+        self,
+        principal: Principal,
+        request: InferenceRequest,
+        *,
+        seconds: float,
+        drawn_seed: int | None = None,
+        cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
+    ) -> AbstractAsyncContextManager[Running]:
+        """``drawn_seed``: of a request that names none, so that it can be made again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """How a request is a repeat, or may be repeated."""
+
+    key: str | None = None
+    #: What its caller has lost of the answer.
+    rest: Rest | None = None
+
+
+#: A request that is asked once.
+NEVER = Again()
+
+
+class Answer:
+    """Iterate it for its numbered chunks; with the number 0 what it waits for. ``result`` is there when the block of ``run`` is left."""
+
+    def __init__(
+        self,
+        about: About,
+        chunks: AsyncIterator[tuple[int, Chunk]],
+        result: Callable[[], InferenceResult],
+        *,
+        allowance: Tightest | None = None,
+        is_repeat: bool = False,
+    ) -> None:
+        self._about = about
+        self._chunks = chunks
+        self._result = result
+        #: What is left of the limits; None for a repeat, which uses nothing of them.
+        self.allowance = allowance
+        #: It is the answer of another call.
+        self.is_repeat = is_repeat
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
+        return self._chunks
+
+    @property
+    def request_id(self) -> RequestId:
+        """Of the call that the answer was made for."""
+        return self._about.request_id
+
+    @property
+    def model(self) -> ModelName:
+        assert self._about.model is not None  # known before the first chunk
+        return self._about.model
+
+    @property
+    def began_at(self) -> datetime:
+        return self._about.began_at
+
+    @property
+    def result(self) -> InferenceResult:
+        return self._result()
+
+
+class Once:
+    """One for the gateway."""
+
+    def __init__(self, pipeline: Runs, idempotency: Idempotency) -> None:
+        self._pipeline = pipeline
+        self._idempotency = idempotency
+
+    @asynccontextmanager
+    async def run(
+        self,
+        principal: Principal,
+        request: InferenceRequest,
+        *,
+        seconds: float,
+        again: Again = NEVER,
+        whole: bool = False,
+        cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
+    ) -> AsyncIterator[Answer]:
+        """What is behind ``again.rest``, or the ``whole`` of the answer. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
+        if again.key is not None:
+            asked = _asked(principal, request, again.key, again.rest)
+            async with self._under_key(principal, asked, seconds=seconds, whole=whole, cache=cache) as answer:
+                yield answer
+            return
+        if again.rest is not None:
+            raise BadField("Last-Event-ID", f"goes with the {FIELD} that the request had; without one an answer ends with its stream")
+        async with (
+            self._pipeline.run(principal, request, seconds=seconds, cache=cache) as running,
+            aclosing(_numbered(running)) as chunks,
+        ):
+            yield Answer(running, chunks, lambda: running.result, allowance=running.allowance)
+
+    @asynccontextmanager
+    async def _under_key(
+        self, principal: Principal, asked: Asked, *, seconds: float, whole: bool, cache: cache_keys.Asked
+    ) -> AsyncIterator[Answer]:
+        async def produce(take: Take[Running, InferenceResult], seed: int) -> InferenceResult:
+            # As long as there is: whoever reads it has a deadline of its own.
+            left = self._idempotency.most_seconds
+            async with self._pipeline.run(principal, asked.request, seconds=left, drawn_seed=seed, cache=cache) as running:
+                take.tell(running)
+                async for chunk in running:
+                    await take.add(chunk)
+            return running.result
+
+        async with self._idempotency.answer(asked, produce, seconds=seconds, whole=whole) as repeat:
+            about = repeat.head
+            ours = about.request_id == asked.request_id
+            allowance = about.allowance if ours and isinstance(about, Running) else None
+            yield Answer(about, repeat, lambda: repeat.result, allowance=allowance, is_repeat=not ours)
+
+
+def _asked(principal: Principal, request: InferenceRequest, key: str, rest: Rest | None) -> Asked:
+    now = context.current.get() or context.start()
+    return Asked(
+        owner=principal.user_id,
+        key=key,
+        request=request,
+        request_id=now.request_id,
+        seed=secrets.randbits(63),
+        after=0 if rest is None else rest.after,
+    )
+
+
+async def _numbered(running: Running) -> AsyncGenerator[tuple[int, Chunk]]:
+    number = 0
+    async for chunk in running:
+        number += not chunk.waiting
+        yield (0 if chunk.waiting else number), chunk

@@ -1,0 +1,108 @@
+"""What becomes of the parameters of OpenAI's that have no field here: they change nothing, or they are refused. Pure.
+
+A parameter that would change the answer and is not built is refused; one that changes nothing is let through, because clients
+and frameworks send such ones unasked. docs/howto/openai-api.md lists all of them and is checked against these tables.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from services.gateway.admission import RANGES, BadField
+
+Taken = Callable[[object], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Null always counts as absent."""
+
+    #: Of an ignored one, why; of a refused one, what is taken or what to do instead.
+    says: str
+    #: The values that change nothing.
+    takes: Taken = lambda _value: False
+    #: Whether each value of the right type is among them.
+    ignored: bool = False
+
+
+def _ignored(kind: type, why: str) -> Rule:
+    return Rule(why, lambda value: isinstance(value, kind), ignored=True)
+
+
+def _only(says: str, *values: object) -> Rule:
+    # `1 == True` in Python, but not in JSON.
+    return Rule(says, lambda value: any(type(value) is type(good) and value == good for good in values))
+
+
+_USER = _ignored(str, "whose request it is says the credential")
+_METADATA = _ignored(dict, "nothing is stored that it could be stored with")
+_CACHE_KEY = _ignored(str, "prompts of one account share their beginnings by themselves")
+_CACHE_OPTIONS = _ignored(dict, "prompts of one account share their beginnings by themselves")
+_SERVICE_TIER = _only("must be auto or default; there is one tier of service", "auto", "default")
+_MODERATION = Rule("is not there; nothing is moderated here")
+_VERBOSITY = _only("must be medium; tell the model in the prompt how long its answer shall be", "medium")
+
+CHAT: Mapping[str, Rule] = {
+    "user": _USER,
+    "metadata": _METADATA,
+    "safety_identifier": _USER,
+    "prompt_cache_key": _CACHE_KEY,
+    "prompt_cache_retention": _CACHE_KEY,
+    "prompt_cache_options": _CACHE_OPTIONS,
+    "store": _only("must be false; answers are not stored here", False),
+    "functions": _only("is an older name; use tools", []),
+    "function_call": _only("is an older name; use tool_choice", "none", "auto"),
+    "service_tier": _SERVICE_TIER,
+    "modalities": _only('must be ["text"]; there are no other answers here', ["text"]),
+    "reasoning_effort": _only("must be none; how long a model thinks cannot be set here", "none"),
+    "verbosity": _VERBOSITY,
+    "audio": Rule("is not there; answers are texts"),
+    "prediction": Rule("is not there; leave it out, the answer is the same"),
+    "web_search_options": Rule("is not there; nothing is searched in the web, offer a tool that does"),
+    "moderation": _MODERATION,
+}
+
+COMPLETIONS: Mapping[str, Rule] = {
+    "user": _USER,
+    "suffix": Rule("is not there; models here go on with a text, they fill no gaps"),
+}
+
+#: What `include` may ask for: the first is there, and of the second there never is any.
+INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")
+
+RESPONSES: Mapping[str, Rule] = {
+    "user": _USER,
+    "safety_identifier": _USER,
+    "prompt_cache_key": _CACHE_KEY,
+    "prompt_cache_retention": _CACHE_KEY,
+    "prompt_cache_options": _CACHE_OPTIONS,
+    "store": _ignored(bool, "answers are not stored here, and say so"),
+    "max_tool_calls": _ignored(int, "it counts calls of tools that OpenAI runs itself; there are none here"),
+    "background": _only("must be false; wait for the answer, or stream it", False),
+    "previous_response_id": Rule("cannot be found: answers are not stored here; send the whole conversation as input"),
+    "conversation": Rule("cannot be found: conversations are not stored here; send the whole conversation as input"),
+    "prompt": Rule("cannot be found: prompts are not stored here; send its text as instructions and input"),
+    "truncation": _only("must be disabled; shorten the input yourself where it is too long", "disabled"),
+    "context_management": _only("is not there; shorten the input yourself", []),
+    "service_tier": _SERVICE_TIER,
+    "moderation": _MODERATION,
+    "image": Rule("is not there; texts alone are taken"),
+    "access_programs": Rule("is not there; leave it out"),
+}
+
+
+def ensure_tokens(name: str, value: int | None) -> None:
+    """Raises BadField for a limit on tokens out of range, under the name that the caller gave it."""
+    if value is not None and not RANGES["max_tokens"].holds(value):
+        raise BadField(name, str(RANGES["max_tokens"]))
+
+
+def without(found: Mapping[str, object], rules: Mapping[str, Rule], kind: type[msgspec.Struct]) -> dict[str, object]:
+    """``found`` with nothing but what ``kind`` has fields for, and unknown names. Raises BadField for what is refused."""
+    for name in rules.keys() & found.keys():
+        value = found[name]
+        if value is not None and not rules[name].takes(value):
+            raise BadField(name, rules[name].says if not rules[name].ignored else "is not of the right type; leave it out")
+    nullable = {*rules, *kind.__struct_fields__}
+    return {name: value for name, value in found.items() if name not in rules and not (value is None and name in nullable)}

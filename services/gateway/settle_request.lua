@@ -1,0 +1,44 @@
+-- Gives back what a request did not use: its place among those that run at once, and its unused tokens. Once: what it holds is
+-- taken away with the first call, and a second one finds nothing. local_limits.py does the same in Python.
+--
+-- KEYS: what the request holds, then one for each limit that it holds something of
+-- ARGV: seconds now (empty: the server's clock), tokens that it used, request id, then for each limit its kind and its number
+-- Returns 1 where it had something to give back, else 0
+
+local MINUTE = 60
+local SLACK_MS = 60000
+
+local now = tonumber(ARGV[1])
+if not now then
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+local used, id = tonumber(ARGV[2]), ARGV[3]
+
+local gave, taken, position = 0, {}, 1
+local held = redis.call('GETDEL', KEYS[1])
+if held then
+    gave = 1
+    for number in string.gmatch(held, '%S+') do
+        taken[#taken + 1] = tonumber(number)
+    end
+end
+
+for i = 2, #KEYS do
+    local name, most = ARGV[2 * i], tonumber(ARGV[2 * i + 1])
+    if name == 'concurrency' then
+        gave = math.max(gave, redis.call('ZREM', KEYS[i], id))
+    elseif held then
+        position = position + 1
+        local back_at = tonumber(redis.call('GET', KEYS[i]) or now)
+        -- What has come back by time is not given back a second time.
+        local unused = math.min((taken[1] - used) * (MINUTE / most), math.max(taken[position] - now, 0))
+        local ahead = math.max(back_at - now, 0) - unused
+        if ahead > 0 then
+            redis.call('SET', KEYS[i], string.format('%.17g', now + ahead), 'PX', math.ceil(ahead * 1000) + SLACK_MS)
+        else
+            redis.call('DEL', KEYS[i])
+        end
+    end
+end
+return gave

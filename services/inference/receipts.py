@@ -1,0 +1,247 @@
+"""What this worker did for each request, kept for a day: for the gateway that settles what one that died has left open.
+
+A receipt is readable as soon as its request has ended. It is in the file when the write that is running then is done, and the next one:
+some milliseconds. kill -9 loses those of that time, and a power cut also what the system had not written yet. What is lost is not
+guessed: nobody pays for it.
+"""
+
+import asyncio
+import os
+import tempfile
+import zlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from services.inference.backends.backend import Sink
+from shared import errors, identity
+from shared.api import inference
+from shared.api.generation import Generation
+from shared.api.inference import Receipt, SignedReceipt
+from shared.telemetry import logs
+from shared.types import RequestId
+
+KEPT_FOR = timedelta(hours=24)
+#: About 300 bytes each in memory and 150 in the file, which holds at most twice as many: 30 MB of each.
+CAPACITY = 100_000
+#: Of one receipt; a longer one in the file is damage.
+_MOST_BYTES = 4096
+#: CRC-32 and length, before each receipt in the file.
+_HEAD_BYTES = 8
+
+log = logs.get(part="receipts")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Receipt).decode
+
+
+class Work:
+    """One request that this worker is asked to run. Counts what goes to its caller: use ``metered``."""
+
+    def __init__(self, request_id: RequestId, delivered_before: int) -> None:
+        self._request_id = request_id
+        self._delivered_before = delivered_before
+        self._prompt_tokens: int | None = None
+        self._completion_tokens = 0
+        self._finish: str | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._prompt_tokens is not None or self._completion_tokens > 0
+
+    def metered(self, sink: Sink) -> Sink:
+        return _Metered(sink, self)
+
+    def accepted(self, prompt_tokens: int | None) -> None:
+        self._prompt_tokens = prompt_tokens
+
+    def sent(self, tokens: int) -> None:
+        self._completion_tokens += tokens
+
+    def finished(self, generation: Generation) -> None:
+        self._finish = generation.finish_reason.value
+        self._prompt_tokens = generation.usage.prompt_tokens
+        # A backend that tells no token ids counts them itself.
+        self._completion_tokens = self._completion_tokens or generation.usage.completion_tokens
+
+    def receipt(self, ended: str, ended_at: datetime | None) -> Receipt:
+        counts = (self._prompt_tokens or 0, self._delivered_before, self._completion_tokens)
+        return Receipt(self._request_id, *counts, self._finish or ended, ended_at)
+
+
+class _Metered:
+    def __init__(self, sink: Sink, work: Work) -> None:
+        self._sink = sink
+        self._work = work
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        self._work.accepted(prompt_tokens)
+        self._sink.accept(prompt_tokens)
+
+    async def send(self, item: inference.Chunk) -> None:
+        await self._sink.send(item)
+        self._work.sent(len(item.token_ids))
+
+
+class Receipts:
+    """One for the worker. Without a file, and where it cannot be written, they are kept in memory alone."""
+
+    def __init__(
+        self, file: Path | None, key: identity.NodeKey, now: Callable[[], datetime] = lambda: datetime.now(UTC), *, capacity: int = CAPACITY
+    ) -> None:
+        self._file = file
+        self._key = key
+        self._now = now
+        self._capacity = capacity
+        self._running: dict[RequestId, Work] = {}
+        #: The oldest first. Packed, as there are many.
+        self._kept: OrderedDict[RequestId, bytes] = OrderedDict()
+        #: Not in the file yet.
+        self._unwritten: deque[bytes] = deque(maxlen=capacity)
+        self._arrived = asyncio.Event()
+        #: Receipts in the file, those that count no more included.
+        self._in_file = 0
+        self._is_well = True
+
+    @contextmanager
+    def of(self, request_id: RequestId, delivered_before: int) -> Iterator[Work]:
+        """The block runs the request; however it ends, there is a receipt."""
+        work = self._running[request_id] = Work(request_id, delivered_before)
+        ended = errors.Internal.code
+        try:
+            yield work
+        except errors.AimeshError as error:
+            ended = errors.code_of(error)
+            raise
+        except asyncio.CancelledError:
+            ended = errors.Cancelled.code
+            raise
+        finally:
+            if self._running.get(request_id) is work:
+                del self._running[request_id]
+            # One that was refused says nothing of what was done for it before.
+            if work.has_begun or request_id not in self._kept:
+                self._keep(work.receipt(ended, self._now()))
+
+    def read(self, request_ids: tuple[RequestId, ...]) -> tuple[SignedReceipt, ...]:
+        """Those that are there, signed."""
+        texts = (self._text(request_id) for request_id in request_ids)
+        return tuple(SignedReceipt(text, self._key.sign(inference.RECEIPT_PURPOSE, text)) for text in texts if text is not None)
+
+    async def run(self) -> None:
+        """Keep the file: read it, then write to it what comes. Ends by cancellation, with everything written."""
+        try:
+            with ThreadPoolExecutor(1, "receipts") as thread:
+                loop = asyncio.get_running_loop()
+                self._recall(await loop.run_in_executor(thread, self._load))
+                while True:
+                    await self._arrived.wait()
+                    self._arrived.clear()
+                    await loop.run_in_executor(thread, self._write, *self._due())
+        finally:
+            self._write(*self._due())
+
+    def _recall(self, texts: list[bytes]) -> None:
+        since, self._kept = self._kept, OrderedDict()
+        for text in (*texts, *since.values()):
+            self._remember(text)
+        # The first write leaves out what is too old.
+        self._in_file = self._capacity * 2
+
+    def _text(self, request_id: RequestId) -> bytes | None:
+        running = self._running.get(request_id)
+        return _encode(running.receipt(inference.RUNNING, None)) if running is not None else self._kept.get(request_id)
+
+    def _keep(self, receipt: Receipt) -> None:
+        text = _encode(receipt)
+        self._remember(text, receipt)
+        self._unwritten.append(text)
+        self._arrived.set()
+
+    def _remember(self, text: bytes, receipt: Receipt | None = None) -> None:
+        receipt = receipt or _decode(text)
+        self._kept.pop(receipt.request_id, None)
+        self._kept[receipt.request_id] = text
+        while self._kept and (len(self._kept) > self._capacity or self._is_old(next(iter(self._kept.values())))):
+            self._kept.popitem(last=False)
+
+    def _is_old(self, text: bytes) -> bool:
+        ended_at = _decode(text).ended_at
+        return ended_at is None or self._now() - ended_at > KEPT_FOR
+
+    def _due(self) -> tuple[list[bytes], bool]:
+        """What to write, and whether it is all that the file shall have."""
+        texts = list(self._unwritten)
+        self._unwritten.clear()
+        if self._in_file + len(texts) > self._capacity * 2:
+            self._in_file = len(self._kept)
+            return list(self._kept.values()), True
+        self._in_file += len(texts)
+        return texts, False
+
+    # --- the file: one thread -----------------------------------------------------------------------------------------
+
+    def _load(self) -> list[bytes]:
+        try:
+            body = b"" if self._file is None else self._file.read_bytes()
+        except OSError:
+            return []
+        return list(_records(body))
+
+    def _write(self, texts: list[bytes], anew: bool) -> None:
+        if self._file is None or not (texts or anew):
+            return
+        body = b"".join(_record(text) for text in texts)
+        try:
+            if anew:
+                _replace(self._file, body)
+            else:
+                _append(self._file, body)
+            self._is_well = True
+        except OSError as error:
+            if self._is_well:
+                log.warning("receipts_not_kept", file=str(self._file), reason=error.strerror)
+            self._is_well = False
+
+
+def _record(text: bytes) -> bytes:
+    return zlib.crc32(text).to_bytes(4, "big") + len(text).to_bytes(4, "big") + text
+
+
+def _records(body: bytes) -> Iterator[bytes]:
+    """To the first damage: what was being written when the power went."""
+    at = 0
+    while at + _HEAD_BYTES <= len(body):
+        crc, size = int.from_bytes(body[at : at + 4], "big"), int.from_bytes(body[at + 4 : at + _HEAD_BYTES], "big")
+        text = body[at + _HEAD_BYTES : at + _HEAD_BYTES + size]
+        if size > _MOST_BYTES or len(text) < size or zlib.crc32(text) != crc:
+            return
+        try:
+            _decode(text)
+        except msgspec.MsgspecError:
+            return
+        yield text
+        at += _HEAD_BYTES + size
+
+
+def _append(path: Path, body: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(body)
+
+
+def _replace(path: Path, body: bytes) -> None:
+    """Whole or not at all, 0600."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

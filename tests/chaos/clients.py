@@ -1,0 +1,240 @@
+"""Clients of several tenants, over HTTP and RPC: each asks one thing after another, and writes down what it sees."""
+
+import asyncio
+import itertools
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import httpx
+
+from shared import errors
+from shared.api import gateway
+from shared.api.gateway import InferenceRequest
+from shared.node.client import ClientNode
+from shared.types import ModelName, RequestId
+from tests.chaos.history import LEFT, Call, Piece
+from tests.chaos.oracle import CONNECTION_LOST, DONE, HANGS, Door
+from tests.people import Person
+from tests.stacks import RunningStack, until
+
+MODEL = ModelName("echo")
+DOORS = (Door.GATEWAY, Door.RPC)
+#: A client's patience with one answer.
+DEADLINE_SECONDS = 30.0
+#: So long a client waits before it comes back or asks again.
+RETURN_SECONDS = 0.2
+#: An answer that is none and no error object of OpenAI's either.
+NO_ERROR_OBJECT = "no error object"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a client asks."""
+
+    #: Of an answer, from and to.
+    words: tuple[int, int] = (20, 80)
+    #: Leaves after a piece of this number or earlier; None: stays.
+    leaves_within: int | None = None
+    #: Names its request, and comes back for the rest when the connection breaks.
+    returns: bool = False
+    #: A word that the faulty workers know, before the others.
+    special: str = ""
+
+
+@dataclass(slots=True)
+class _Seen:
+    pieces: list[Piece] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    status: int | None = None
+    request_id: RequestId | None = None
+    usage: tuple[int, int] | None = None
+    last_event: str | None = None
+
+    def add(self, text: str, number: int = 0) -> None:
+        if text:
+            self.pieces.append(Piece(time.monotonic(), text, number))
+
+
+@dataclass(slots=True)
+class Clients:
+    """What they use together."""
+
+    stack: RunningStack
+    people: Sequence[Person]
+    mesh: ClientNode
+    http: httpx.AsyncClient
+    rng: random.Random
+    calls: list[Call] = field(default_factory=list)
+    running: int = 0
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def prompt(self, person: int, words: int, special: str = "") -> str:
+        number = next(self._numbers)
+        return " ".join([*([special] if special else []), *(f"p{person}r{number}w{word}" for word in range(1, words + 1))])
+
+    async def ask(self, person: int, door: Door, manner: Manner, *, prompt: str | None = None, key: str | None = None) -> Call:
+        """One request to its end, which is also in ``calls`` afterwards."""
+        who = self.people[person % len(self.people)]
+        prompt = prompt or self.prompt(person, self.rng.randint(*manner.words), manner.special)
+        if manner.returns and key is None:
+            key = f"key-{person}-{self.rng.getrandbits(64):x}"
+        leave_after = None if manner.leaves_within is None else self.rng.randint(1, manner.leaves_within)
+        seen, began, returns = _Seen(), time.monotonic(), 0
+        self.running += 1
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while True:
+                    try:
+                        if door is Door.RPC:
+                            await self._by_rpc(who, prompt, key, leave_after, seen)
+                        else:
+                            await self._by_http(who, prompt, key, leave_after, seen)
+                    except (httpx.TransportError, errors.LinkLost, errors.NotReachable, errors.Draining) as error:
+                        if not manner.returns:
+                            seen.ends.append(CONNECTION_LOST if isinstance(error, httpx.TransportError) else errors.code_of(error))
+                    except errors.AimeshError as error:
+                        seen.ends.append(errors.code_of(error))
+                    if seen.ends:
+                        break
+                    returns += 1
+                    await asyncio.sleep(RETURN_SECONDS)
+        except TimeoutError:
+            seen.ends.append(HANGS)
+        finally:
+            self.running -= 1
+        call = Call(
+            owner=who.id, door=door, prompt=prompt, began=began, ended=time.monotonic(), pieces=tuple(seen.pieces), ends=tuple(seen.ends),
+            status=seen.status, request_id=seen.request_id, usage=seen.usage, key=key, returns=returns,
+        )  # fmt: skip
+        self.calls.append(call)
+        return call
+
+    async def _by_rpc(self, who: Person, prompt: str, key: str | None, leave_after: int | None, seen: _Seen) -> None:
+        request = gateway.ProcessInferenceRequest(InferenceRequest(prompt=prompt, model=MODEL), idempotency_key=key)
+        if seen.request_id is not None and seen.pieces:
+            request = _with_rest(request, seen)
+        async with self.mesh.rpc.stream(
+            gateway.process_inference_request, request, credential=who.key.secret, deadline_seconds=DEADLINE_SECONDS - 2
+        ) as answer:
+            async for chunk in answer:
+                seen.add(chunk.text, chunk.sequence)
+                if leave_after is not None and len(seen.pieces) >= leave_after:
+                    seen.ends.append(LEFT)
+                    return
+            end = answer.end
+        seen.request_id, seen.usage = end.request_id, (end.usage.prompt_tokens, end.usage.completion_tokens)
+        seen.ends.append(DONE)
+
+    async def _by_http(self, who: Person, prompt: str, key: str | None, leave_after: int | None, seen: _Seen) -> None:
+        body = {
+            "model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        headers = {"authorization": f"Bearer {who.key.secret}"}
+        if key is not None:
+            headers["idempotency-key"] = key
+        if seen.last_event is not None:
+            headers["last-event-id"] = seen.last_event
+        async with self.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+            seen.status = answer.status_code
+            if "x-request-id" in answer.headers:
+                seen.request_id = RequestId(UUID(answer.headers["x-request-id"]))
+            if answer.status_code != 200:
+                code = _code_of(await answer.aread())
+                # A client that returns waits while the gateway starts again, or still has the request.
+                if key is None or code not in {"unavailable", "in_progress", "not_reachable"}:
+                    seen.ends.append(code)
+                return
+            async for line in answer.aiter_lines():
+                _read_event(line, seen)
+                if leave_after is not None and len(seen.pieces) >= leave_after and not seen.ends:
+                    seen.ends.append(LEFT)
+                    return
+        if not seen.ends:
+            raise httpx.ReadError("the stream ended without its end")
+
+
+def _code_of(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return NO_ERROR_OBJECT
+
+
+def _with_rest(request: gateway.ProcessInferenceRequest, seen: _Seen) -> gateway.ProcessInferenceRequest:
+    assert seen.request_id is not None
+    rest = gateway.Rest(seen.request_id, seen.pieces[-1].number)
+    return gateway.ProcessInferenceRequest(request.request, request.auth, request.idempotency_key, rest)
+
+
+def _read_event(line: str, seen: _Seen) -> None:
+    if line.startswith("id:"):
+        seen.last_event = line.removeprefix("id:").strip()
+    if not line.startswith("data:"):
+        return
+    event = line.removeprefix("data:").strip()
+    if event == "[DONE]":
+        seen.ends.append(DONE)
+        return
+    found = json.loads(event)
+    if "error" in found:
+        seen.ends.append(found["error"]["code"])
+        return
+    if usage := found.get("usage"):
+        seen.usage = (usage["prompt_tokens"], usage["completion_tokens"])
+    seen.add("".join(choice["delta"].get("content") or "" for choice in found["choices"]))
+
+
+@asynccontextmanager
+async def opened(stack: RunningStack, people: Sequence[Person], rng: random.Random) -> AsyncIterator[Clients]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
+    async with AsyncExitStack() as entered:
+        mesh = await entered.enter_async_context(stack.client())
+        http = await entered.enter_async_context(
+            httpx.AsyncClient(base_url=stack.url("gateway"), timeout=DEADLINE_SECONDS, trust_env=False, limits=limits)
+        )
+        yield Clients(stack, people, mesh, http, rng)
+
+
+@asynccontextmanager
+async def busy(clients: Clients, count: int, manner: Manner | None = None, doors: Sequence[Door] = DOORS) -> AsyncIterator[Clients]:
+    """So many ask one thing after another for as long as the block; then each ends what it has begun."""
+    chosen = manner or Manner()
+    over = False
+
+    async def one(number: int) -> None:
+        # Not all in the same moment.
+        await asyncio.sleep(clients.rng.random())
+        while not over:
+            call = await clients.ask(number, doors[number % len(doors)], chosen)
+            if call.failed:
+                await asyncio.sleep(RETURN_SECONDS)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(count):
+            tasks.create_task(one(number))
+        try:
+            yield clients
+        finally:
+            over = True
+
+
+async def until_served(clients: Clients, *, since: float, times: int = 10, seconds: float = 30) -> None:
+    """So many calls in a row succeeded, of those that began at ``since`` or later."""
+
+    async def served() -> bool:
+        ends = [call.succeeded for call in sorted(clients.calls, key=lambda call: call.ended) if call.began >= since]
+        return len(ends) >= times and all(ends[-times:])
+
+    await until(served, seconds=seconds, what=f"{times} calls in a row succeed")
+
+
+async def until_streaming(clients: Clients, count: int, *, seconds: float = 15) -> None:
+    async def streaming() -> bool:
+        return clients.running >= count
+
+    await until(streaming, seconds=seconds, what=f"{count} streams run")

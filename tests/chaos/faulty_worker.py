@@ -1,0 +1,66 @@
+"""A worker of the stack that serves `echo` and, for prompts that begin with a special word, is broken in some way.
+
+    AIMESH_HOME=… python -m tests.chaos.faulty_worker
+
+It is services.inference as `aicli worker --backend echo` starts it, in the same process.
+"""
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+from cli import worker
+from services.inference import __main__ as inference
+from services.inference.backends import echo
+from services.inference.backends.backend import Sink
+from services.inference.jobs import Job
+from shared import errors
+from shared.api.generation import Generation
+
+#: Ends the process, as a prompt that crashes an engine does.
+POISON = "POISON"
+#: Every second attempt fails before its first token.
+FLAKY = "FLAKY"
+#: The first token takes a while.
+LATE = "LATE"
+LATE_SECONDS = 2.0
+
+#: One byte for every attempt of a flaky prompt, of all workers together.
+ATTEMPTS_FILE = "CHAOS_ATTEMPTS_FILE"
+SLOTS = "CHAOS_SLOTS"
+
+
+class FaultyEcho(echo.EchoBackend):
+    async def generate(self, job: Job, sink: Sink) -> Generation:
+        match job.messages[-1].content.partition(" ")[0]:
+            case word if word == POISON:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case word if word == FLAKY:
+                _count()
+                if random.random() < 0.5:
+                    raise errors.Unavailable("this attempt failed", hint="try again")
+            case word if word == LATE:
+                await asyncio.sleep(LATE_SECONDS)
+            case _:
+                pass
+        return await super().generate(job, sink)
+
+
+def _count() -> None:
+    if path := os.environ.get(ATTEMPTS_FILE):
+        with Path(path).open("ab") as file:
+            file.write(b".")
+
+
+def main() -> None:
+    os.environ.update(worker.plan_environment(os.environ, {"INFERENCE_BACKEND": "echo"}))
+    os.environ["INFERENCE_SERVICE_PORT"] = os.environ["CHAOS_PORT"]
+    echo.SLOTS = int(os.environ.get(SLOTS, echo.SLOTS))
+    setattr(echo, "EchoBackend", FaultyEcho)  # noqa: B010 - mypy takes an assignment for a mistake
+    inference.main()
+
+
+if __name__ == "__main__":
+    main()

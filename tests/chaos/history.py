@@ -1,0 +1,82 @@
+"""What clients saw while something was broken on purpose: each request with its pieces, their times, and its end. Pure data."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from shared.types import RequestId, UserId
+from tests.chaos.oracle import DONE, Door
+
+#: How a call ends whose client went away on purpose.
+LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of an answer, as it came."""
+
+    #: Monotonic seconds.
+    at: float
+    text: str
+    #: The number that the gateway gave it; 0 where it gives none.
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, as its client saw it; a client that reconnects goes on with the same one."""
+
+    owner: UserId
+    door: Door
+    prompt: str
+    began: float
+    ended: float
+    pieces: tuple[Piece, ...] = ()
+    #: Every terminal event, in order: DONE, LEFT, or an error's code.
+    ends: tuple[str, ...] = ()
+    #: None where no answer began.
+    status: int | None = None
+    request_id: RequestId | None = None
+    #: Prompt and completion tokens of an answer that is whole.
+    usage: tuple[int, int] | None = None
+    #: Chosen by the client, for repeats.
+    key: str | None = None
+    #: How often its connection broke and it came back.
+    returns: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def succeeded(self) -> bool:
+        return self.ends == (DONE,)
+
+    @property
+    def failed(self) -> bool:
+        return not self.succeeded and self.ends != (LEFT,)
+
+    @property
+    def longest_pause(self) -> float:
+        """Seconds without a piece; the time to the first one and after the last count."""
+        times = [self.began, *(piece.at for piece in self.pieces), self.ended]
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
+
+    def ran_at(self, moment: float) -> bool:
+        return self.began <= moment < self.ended
+
+
+def outcomes(calls: Iterable[Call]) -> dict[str, int]:
+    """How often each end was met, the most frequent first."""
+    return dict(Counter("+".join(call.ends) or "nothing" for call in calls).most_common())
+
+
+def failing_seconds(calls: Sequence[Call], fault_at: float) -> float:
+    """From the fault to the begin of the last call that failed; 0 where none did."""
+    return max((call.began - fault_at for call in calls if call.failed), default=0.0)
+
+
+def longest_pause(calls: Sequence[Call], fault_at: float) -> float:
+    """Of the calls that succeeded and ran when the fault came."""
+    return max((call.longest_pause for call in calls if call.succeeded and call.ran_at(fault_at)), default=0.0)

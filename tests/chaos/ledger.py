@@ -1,0 +1,99 @@
+"""What the gateway's tables say of some users when all is at rest. Only this module reads them for the chaos suite."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import asyncpg
+
+from shared.types import RequestId, UserId
+from tests.stacks import RunningStack
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    state: str
+    reserved_micro: int
+    settled_micro: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A row of request_logs."""
+
+    status: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    #: Included and topped up together.
+    left_micro: int
+    reserved_micro: int
+    #: What the entries of both add up to.
+    entries_micro: int
+    #: Reservations that are open, whenever they began.
+    open: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    logged: dict[RequestId, Logged] = field(default_factory=dict)
+    reservations: dict[RequestId, Reservation] = field(default_factory=dict)
+    accounts: dict[UserId, Account] = field(default_factory=dict)
+    #: What the transfers of usage whose entries do not add up to zero are called.
+    lopsided: tuple[str, ...] = ()
+    #: What the usage of each request came to, by its entries.
+    charged: dict[RequestId, int] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """For the table of faults."""
+        states = [reservation.state for reservation in self.reservations.values()]
+        counted = ", ".join(
+            f"{states.count(state):,} {state}" for state in ("settled", "released", "expired", "reserved") if state in states
+        )
+        return f"{counted or 'nothing reserved'}; {self.open} open at rest"
+
+    @property
+    def open(self) -> int:
+        return sum(reservation.state == "reserved" for reservation in self.reservations.values())
+
+
+async def read(stack: RunningStack, owners: Sequence[UserId], since: datetime | None = None) -> Books:
+    """Requests since a moment of the database's clock; accounts and entries whole."""
+    since = since or datetime.min.replace(tzinfo=UTC)
+    async with stack.database("gateway") as database:
+        ids = list(owners)
+        logged = await database.fetch("SELECT * FROM request_logs WHERE user_id = ANY($1) AND created_at >= $2", ids, since)
+        reservations = await database.fetch("SELECT * FROM reservations WHERE owner = ANY($1) AND created_at >= $2", ids, since)
+        accounts = await database.fetch(
+            """
+            SELECT a.owner, a.included_micro + a.balance_micro AS left_micro, a.reserved_micro,
+                   (SELECT count(*) FROM reservations r WHERE r.owner = a.owner AND r.state = 'reserved')::int AS open,
+                   (SELECT coalesce(sum(e.amount_micro), 0)::bigint FROM entries e
+                    WHERE e.owner = a.owner AND e.account IN ('included', 'balance')) AS entries_micro
+            FROM accounts a WHERE a.owner = ANY($1)
+            """,
+            ids,
+        )
+        lopsided = await database.fetch(
+            "SELECT transfer, kind FROM entries WHERE owner = ANY($1) GROUP BY transfer, kind HAVING sum(amount_micro) <> 0", ids
+        )
+        charged = await database.fetch(
+            "SELECT transfer, sum(amount_micro)::bigint AS micro FROM entries"
+            " WHERE owner = ANY($1) AND kind = 'usage' AND account = 'revenue' GROUP BY transfer",
+            ids,
+        )
+    return Books(
+        logged={row["id"]: _logged(row) for row in logged},
+        reservations={row["request_id"]: Reservation(row["state"], row["reserved_micro"], row["settled_micro"]) for row in reservations},
+        accounts={row["owner"]: Account(row["left_micro"], row["reserved_micro"], row["entries_micro"], row["open"]) for row in accounts},
+        lopsided=tuple(f"{row['kind']} {row['transfer']}" for row in lopsided),
+        charged={row["transfer"]: row["micro"] for row in charged},
+    )
+
+
+def _logged(row: asyncpg.Record) -> Logged:
+    return Logged(row["status"], row["prompt_tokens"], row["completion_tokens"], row["cost_micro"])

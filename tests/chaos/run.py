@@ -1,0 +1,84 @@
+"""Every fault, several times, at times that a seed decides; the page of faults is written anew.
+
+    python -m tests.chaos.run [--seed N] [--repeats 3] [--minutes 25] [--only NAME …] [--short] [--page FILE]
+
+Exit status 1 where anything was wrong. What was broken stands on the output as it happens, with the seed that repeats it.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.chaos import table, world
+from tests.chaos.world import Outcome, World
+
+#: No scenario takes longer, with its rest.
+SCENARIO_SECONDS = 240.0
+
+
+def _machine(seed: int) -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    return f"{datetime.now(UTC).date().isoformat()}, {len(os.sched_getaffinity(0))} cores of {processor}, seed {seed}."
+
+
+async def one(running: World, name: str) -> Outcome:
+    """Raises what the harness itself ran into."""
+    await running.mend()
+    async with asyncio.timeout(SCENARIO_SECONDS):
+        return await table.SCENARIOS[name](running)
+
+
+async def everything(options: argparse.Namespace) -> dict[str, list[Outcome]]:
+    names = options.only or (table.SHORT if options.short else tuple(table.SCENARIOS))
+    found: dict[str, list[Outcome]] = {name: [] for name in names}
+    ends_at = time.monotonic() + options.minutes * 60
+    rng = random.Random(options.seed)
+    for repeat in range(options.repeats):
+        async with world.opened(world.SHORT if options.short else world.LONG, rng.getrandbits(32)) as running:
+            for name in rng.sample(names, len(names)):
+                if time.monotonic() > ends_at:
+                    print(f"out of time before {name}, repeat {repeat + 1}", flush=True)
+                    return found
+                outcome = await one(running, name)
+                found[name].append(outcome)
+                _tell(name, outcome)
+    return found
+
+
+def _tell(name: str, outcome: Outcome) -> None:
+    verdict = "ok" if not outcome.violations else f"{len(outcome.violations)} WRONG"
+    print(
+        f"{name}: {verdict}; {outcome.ends}; pause {outcome.longest_pause:.1f} s, failing {outcome.failing_seconds:.1f} s, "
+        f"back {outcome.recovered_seconds:.1f} s; {outcome.books}; {outcome.more}",
+        flush=True,
+    )
+    for what in outcome.violations[:10]:
+        print(f"  {what}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--only", nargs="+", choices=list(table.SCENARIOS))
+    parser.add_argument("--short", action="store_true", help="the small load of `make test`")
+    parser.add_argument("--page", type=Path, default=None, help="write the table of faults to this file")
+    options = parser.parse_args()
+    if options.seed is None:
+        options.seed = random.randrange(2**32)
+    print(f"seed {options.seed}", flush=True)
+    found = asyncio.run(everything(options))
+    if options.page is not None:
+        options.page.write_text(table.page(found, _machine(options.seed)), encoding="utf-8")
+    return int(any(outcome.violations for outcomes in found.values() for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

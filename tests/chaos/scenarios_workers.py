@@ -1,0 +1,176 @@
+"""Workers that die, hang, crash on a prompt or fail half of the time: F1, F2, F19, F20, F22, F25."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+from shared import errors
+from shared.api import gateway
+from shared.api.gateway import InferenceRequest
+from shared.types import ModelName
+from tests.chaos import clients, faulty_worker, world
+from tests.chaos.clients import Manner
+from tests.chaos.invariants import Allowed
+from tests.chaos.oracle import Door
+from tests.chaos.world import Outcome, World
+from tests.stacks import until
+
+#: From the kill on; the worker's process is started again by the scenario.
+BACK_SECONDS = 20.0
+REAL_MODEL = ModelName("smollm2")
+#: The same request never meets a third worker.
+MOST_POISONED = 2
+#: The retry budget: a fifth of the requests, and some a second.
+BUDGET_SHARE, BUDGET_A_SECOND = 0.2, 10.0
+
+
+async def f1_worker_dies_before_the_first_token(world: World) -> Outcome:
+    async with world.clients() as seen:
+        async with clients.busy(seen, world.scale.clients, Manner(special=faulty_worker.LATE)):
+            await clients.until_streaming(seen, world.scale.clients)
+            await world.lead()
+            fault_at = time.monotonic()
+            worker = world.rng.choice(world.workers)
+            worker.kill()
+            await clients.until_served(seen, since=fault_at)
+            served_at = time.monotonic()
+            worker.start()
+            await world.workers_serve()
+        return await world.judge(
+            "F1", "kill -9 of a worker before the first token", seen, Allowed(since=fault_at), fault_at=fault_at, recovered_at=served_at
+        )
+
+
+async def f2_worker_dies_in_mid_stream(world: World) -> Outcome:
+    async with world.clients() as seen:
+        async with clients.busy(seen, world.scale.clients):
+            await clients.until_streaming(seen, world.scale.clients)
+            await world.lead()
+            fault_at = time.monotonic()
+            worker = world.rng.choice(world.workers)
+            worker.kill()
+            await clients.until_served(seen, since=fault_at)
+            served_at = time.monotonic()
+            worker.start()
+            back_at = await world.workers_serve()
+        return await world.judge(
+            "F2", "kill -9 of a worker in mid-stream", seen, Allowed(since=fault_at), fault_at=fault_at, recovered_at=served_at,
+            more=f"the new process serves {back_at - served_at:.1f} s after its start",
+        )  # fmt: skip
+
+
+async def f19_engine_dies(world: World) -> Outcome:
+    """The real model's process: its worker goes on, and other models' callers do not notice."""
+    worker = (await world.stack.pids())["inference"]
+    assert worker is not None
+    async with world.clients() as seen:
+        async with clients.busy(seen, world.scale.clients // 2):
+            await world.lead()
+            fault_at = time.monotonic()
+            await _ask_real_model(seen, kill=_engine_of(worker))
+
+            async def answers() -> bool:
+                return await _ask_real_model(seen) == ""
+
+            await until(answers, seconds=BACK_SECONDS, what="the model answers again")
+            back_at = time.monotonic()
+        return await world.judge(
+            "F19", "kill -9 of the engine of a real model", seen, Allowed(since=fault_at, until=fault_at), fault_at=fault_at,
+            recovered_at=back_at, more="the model's own callers: one clear error, or a pause",
+        )  # fmt: skip
+
+
+async def _ask_real_model(seen: clients.Clients, kill: int | None = None) -> str:
+    """The code of its failure; empty for an answer."""
+    request = InferenceRequest(prompt="Tell me a story about a bridge.", model=REAL_MODEL, max_tokens=60 if kill else 4, temperature=0.0)
+    asked = gateway.ProcessInferenceRequest(request)
+    chunks = 0
+    try:
+        async with seen.mesh.rpc.stream(
+            gateway.process_inference_request, asked, credential=seen.people[0].key.secret, deadline_seconds=BACK_SECONDS
+        ) as answer:
+            async for _ in answer:
+                chunks += 1
+                if chunks == 2 and kill is not None:
+                    world.signal_all([kill], signal.SIGKILL)
+    except errors.PeerError as error:
+        return errors.code_of(error)
+    return ""
+
+
+def _engine_of(worker: int) -> int:
+    children = [pid for pid in world.pids_below(worker) if b"engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return children[0]
+
+
+async def f20_poisonous_request(world: World) -> Outcome:
+    async with world.clients() as seen:
+        async with clients.busy(seen, world.scale.clients // 2):
+            await clients.until_streaming(seen, world.scale.clients // 2)
+            fault_at = time.monotonic()
+            poisoned = await seen.ask(0, Door.GATEWAY, Manner(special=faulty_worker.POISON, words=(5, 5)))
+            killed = sum(not worker.alive for worker in world.workers)
+            for worker in world.workers:
+                worker.start()
+            back_at = await world.workers_serve()
+            await clients.until_served(seen, since=back_at)
+        # The request itself must fail; of all others none.
+        seen.calls.remove(poisoned)
+        outcome = await world.judge(
+            "F20", "a request that ends every worker it meets", seen, Allowed(since=fault_at), fault_at=fault_at, recovered_at=back_at,
+            more=f"it was told {poisoned.ends[0]} and cost {killed} workers",
+        )  # fmt: skip
+    wrong = [] if killed <= MOST_POISONED else [f"F20: {killed} workers were lost to one request"]
+    if poisoned.succeeded or poisoned.text:
+        wrong.append("F20: the request that kills had an answer")
+    return _with(outcome, wrong)
+
+
+async def f22_half_of_the_attempts_fail(world: World) -> Outcome:
+    count = 2 * world.scale.clients
+    before = world.attempts.stat().st_size
+    async with world.clients() as seen:
+        fault_at = time.monotonic()
+        async with clients.busy(seen, count, Manner(special=faulty_worker.FLAKY, words=(1, 5))):
+            await asyncio.sleep(world.scale.outage_seconds)
+        seconds = time.monotonic() - fault_at
+        attempts = world.attempts.stat().st_size - before
+        calls = len(seen.calls)
+        codes = frozenset({"unavailable", "overloaded", "worker_lost"})
+        outcome = await world.judge(
+            "F22", "half of all attempts fail", seen, Allowed(codes=codes), fault_at=fault_at, recovered_at=fault_at,
+            more=f"{attempts} attempts for {calls} requests",
+        )  # fmt: skip
+    # Its window is 10 s long, so a short run has one window's allowance at least.
+    allowed = calls * (1 + BUDGET_SHARE) + BUDGET_A_SECOND * max(seconds, 10.0)
+    return _with(outcome, [] if attempts <= allowed else [f"F22: {attempts} attempts, where the budget allows {allowed:.0f}"])
+
+
+async def f25_worker_hangs_and_wakes(world: World) -> Outcome:
+    """What it says when it wakes is for streams that went on elsewhere."""
+    async with world.clients() as seen:
+        async with clients.busy(seen, world.scale.clients):
+            await clients.until_streaming(seen, world.scale.clients)
+            await world.lead()
+            fault_at = time.monotonic()
+            worker = world.rng.choice(world.workers)
+            worker.signal(signal.SIGSTOP)
+            try:
+                await clients.until_served(seen, since=fault_at)
+                served_at = time.monotonic()
+                await asyncio.sleep(max(0.0, fault_at + world.scale.outage_seconds - served_at))
+            finally:
+                worker.signal(signal.SIGCONT)
+            await world.workers_serve()
+            await clients.until_served(seen, since=time.monotonic())
+        return await world.judge(
+            "F25", f"a worker that hangs for {world.scale.outage_seconds:g} s and wakes", seen, Allowed(since=fault_at), fault_at=fault_at,
+            recovered_at=served_at,
+        )  # fmt: skip
+
+
+def _with(outcome: Outcome, wrong: list[str]) -> Outcome:
+    from dataclasses import replace
+
+    return replace(outcome, violations=(*outcome.violations, *wrong))

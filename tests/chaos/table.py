@@ -1,0 +1,108 @@
+"""Which faults there are, what a run of them showed, and the page that says so."""
+
+import statistics
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from tests.chaos import scenarios_clients, scenarios_servers, scenarios_workers
+from tests.chaos.world import Outcome, World
+
+Scenario = Callable[[World], Awaitable[Outcome]]
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        scenarios_workers.f1_worker_dies_before_the_first_token,
+        scenarios_workers.f2_worker_dies_in_mid_stream,
+        scenarios_servers.f3_gateway_dies,
+        scenarios_servers.f4_worker_is_told_to_stop,
+        scenarios_servers.f4_gateway_is_told_to_stop,
+        scenarios_servers.f5_auth_dies,
+        scenarios_servers.f7_nats_dies,
+        scenarios_servers.f9_postgres_restarts,
+        scenarios_servers.f9_postgres_crashes,
+        scenarios_servers.f9_postgres_stalls,
+        scenarios_servers.f11_valkey_dies,
+        scenarios_servers.f11_valkey_forgets,
+        scenarios_servers.f11_valkey_stalls,
+        scenarios_clients.f18_client_reads_nothing,
+        scenarios_workers.f19_engine_dies,
+        scenarios_workers.f20_poisonous_request,
+        scenarios_clients.f21_burst,
+        scenarios_workers.f22_half_of_the_attempts_fail,
+        scenarios_clients.f23_clients_leave,
+        scenarios_clients.f24_requests_are_repeated,
+        scenarios_workers.f25_worker_hangs_and_wakes,
+        scenarios_servers.f25_gateway_hangs_and_wakes,
+    )
+}
+
+#: What `make test` runs: one of every kind, in about two minutes.
+SHORT = (
+    "f2_worker_dies_in_mid_stream",
+    "f3_gateway_dies",
+    "f9_postgres_crashes",
+    "f11_valkey_dies",
+    "f20_poisonous_request",
+    "f23_clients_leave",
+    "f24_requests_are_repeated",
+)
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "faults.md"
+HEAD = """\
+# What faults do
+
+Written by `make chaos`, which breaks one thing at a time in a running stack, under load, and compares what clients saw with what the
+gateway's books say. Each row is the worst of {repeats} runs; times are in seconds, as the least, the median and the largest of them.
+
+A *pause* is the longest time without a piece of text in a stream that ran when the fault came and ended well. *Failing* is how long
+after the fault a request still could begin that failed. *Back* is when all was as before.
+
+{machine}
+
+| fault | what was done | requests | how they ended | pause | failing | back | the books | wrong |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def page(found: Mapping[str, Sequence[Outcome]], machine: str) -> str:
+    """Pure."""
+    repeats = max(map(len, found.values()), default=0)
+    rows = [_row(outcomes) for outcomes in found.values() if outcomes]
+    notes = [
+        f"- {outcomes[0].fault}, {outcomes[0].what}: {outcomes[-1].more}" for outcomes in found.values() if outcomes and outcomes[-1].more
+    ]
+    wrong = [f"- {each.fault}, {each.what}: {what}" for outcomes in found.values() for each in outcomes for what in each.violations[:3]]
+    text = HEAD.format(repeats=repeats, machine=machine) + "\n".join(rows) + "\n"
+    if notes:
+        text += "\n## More of each\n\n" + "\n".join(notes) + "\n"
+    if wrong:
+        text += "\n## What was wrong\n\n" + "\n".join(wrong) + "\n"
+    return text
+
+
+def _row(outcomes: Sequence[Outcome]) -> str:
+    first = outcomes[0]
+    ends: dict[str, int] = {}
+    for outcome in outcomes:
+        for end, times in outcome.ends.items():
+            ends[end] = ends.get(end, 0) + times
+    cells = (
+        first.fault,
+        first.what,
+        f"{sum(outcome.calls for outcome in outcomes):,}",
+        ", ".join(f"{times:,} {end}" for end, times in ends.items()),
+        _range([outcome.longest_pause for outcome in outcomes]),
+        _range([outcome.failing_seconds for outcome in outcomes]),
+        _range([outcome.recovered_seconds for outcome in outcomes]),
+        outcomes[-1].books,
+        str(sum(len(outcome.violations) for outcome in outcomes)),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _range(values: Sequence[float]) -> str:
+    least, most = min(values), max(values)
+    if most - least < 0.05:
+        return f"{most:.1f}"
+    return f"{least:.1f} / {statistics.median(values):.1f} / {most:.1f}"

@@ -1,0 +1,117 @@
+"""kill -9 and a long SIGSTOP of a worker in the middle of its answers: every one comes whole, to the token, and is counted once."""
+
+import asyncio
+import os
+import signal
+import statistics
+
+import httpx
+
+from shared.api import gateway
+from shared.api.gateway import InferenceRequest
+from shared.types import ModelName
+from tests.chaos import streams
+from tests.chaos.streams import Told
+from tests.people import Desk, Person
+from tests.stacks import RunningStack, until
+
+#: A long run has 20.
+KILLS = int(os.environ.get("AIMESH_KILLS", "3"))
+STREAMS = 50
+#: The link is silent for 3 s before it is taken for dead.
+NOTICED_WITHIN_SECONDS = 3.5
+
+
+async def test_answers_go_on_elsewhere_when_their_worker_is_killed(stack: RunningStack, ann: Person) -> None:
+    before = await _resumed(stack)
+    told = await streams.kill_workers(stack, ann, kills=KILLS, count=STREAMS)
+    resumed = await _resumed(stack) - before
+    _report(f"{KILLS} kills", told, resumed)
+    assert told.wrong == []
+    assert resumed >= KILLS * STREAMS // 5
+    await _each_is_counted_once(stack, ann, told)
+
+
+async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: RunningStack, ann: Person) -> None:
+    before = await _resumed(stack)
+    async with streams.worker(stack, ECHO_TOKEN_MS="60") as zombie, streams.running(stack, ann, count=20) as told:
+        await until(lambda: streams._is_busy(zombie, 4), seconds=30, what="the worker runs some of them")
+        os.kill(zombie.process.pid, signal.SIGSTOP)
+        try:
+            met = set(told.running)
+
+            async def resumed() -> bool:
+                return any(told.running.get(number, 0) > streams.WORDS // 2 for number in met) and await _noticed()
+
+            async def _noticed() -> bool:
+                return max(told.pauses, default=0.0) > 2.5 or not met & told.running.keys()
+
+            await until(resumed, seconds=streams.DEADLINE_SECONDS, what="the others went on with its answers")
+        finally:
+            # It wakes while answers that it had begun are still being written elsewhere.
+            os.kill(zombie.process.pid, signal.SIGCONT)
+        await until(lambda: streams._have_ended(told, met), seconds=streams.DEADLINE_SECONDS, what="those that it ran are over")
+        await until(lambda: streams._is_busy(zombie, 1), seconds=30, what="the woken worker is used again")
+    _report("a worker that was stopped", told, await _resumed(stack) - before)
+    assert told.wrong == []
+    assert await _resumed(stack) > before
+    await _each_is_counted_once(stack, ann, told)
+
+
+async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    undisturbed = await _tell(desk, ann)
+    assert len(undisturbed) >= 20
+    before = await _resumed(stack)
+    async with streams.worker(stack, backend="llama") as victim:
+        chunks: list[list[str]] = [[] for _ in range(4)]
+
+        async def answers_run_there() -> bool:
+            return await victim.busy() >= 1 and all(len(one) >= 3 for one in chunks)
+
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(_tell(desk, ann, into)) for into in chunks]
+            await until(answers_run_there, seconds=60, what="answers are in their middle, one of them there at least")
+            victim.kill()
+    assert [task.result() for task in running] == [undisturbed] * 4
+    assert await _resumed(stack) > before
+
+
+async def _tell(desk: Desk, person: Person, into: list[str] | None = None) -> list[str]:
+    into = [] if into is None else into
+    request = InferenceRequest(
+        prompt="Tell me a story about a bridge and a grüner Vogel.", model=ModelName("smollm2"), max_tokens=48, temperature=1.0, seed=7,
+        ignore_eos=True,
+    )  # fmt: skip
+    asked = gateway.ProcessInferenceRequest(request)
+    method = gateway.process_inference_request
+    async with desk.mesh.rpc.stream(method, asked, credential=person.key.secret, deadline_seconds=90) as answer:
+        async for chunk in answer:
+            if chunk.text:
+                into.append(chunk.text)
+        assert answer.end.usage.completion_tokens == 48
+    return into
+
+
+async def _resumed(stack: RunningStack) -> int:
+    return int(await stack.metric("gateway", "ai_platform_retries_total", kind="resumption", outcome="answered"))
+
+
+async def _each_is_counted_once(stack: RunningStack, person: Person, told: Told) -> None:
+    async def settled() -> bool:
+        async with stack.database("gateway") as database:
+            rows = await database.fetch("SELECT status, prompt_tokens, completion_tokens FROM request_logs WHERE user_id = $1", person.id)
+        words = streams.WORDS
+        assert {tuple(row) for row in rows} <= {("success", words, words)}
+        return len(rows) == told.exact
+
+    await until(settled, seconds=10, what="each has its row", ignoring=(httpx.HTTPError,))
+
+
+def _report(what: str, told: Told, resumed: int) -> None:
+    """For `pytest -rP`."""
+    stalls = sorted(pause for pause in told.pauses if pause > 1.0)
+    p95 = stalls[int(len(stalls) * 0.95)] if stalls else 0.0
+    print(
+        f"CHAOS {what}: {told.exact} answers exact, {len(told.wrong)} not, {resumed} resumed; pauses over 1 s: {len(stalls)}, "
+        f"median {statistics.median(stalls) if stalls else 0.0:.2f} s, 95 % {p95:.2f} s, longest {max(stalls, default=0.0):.2f} s"
+    )

@@ -1,0 +1,101 @@
+"""Credits, prices and the books on a whole stack, as administrators and users handle them."""
+
+from uuid import uuid4
+
+from tests.integration import asking
+from tests.people import Desk, Person
+from tests.stacks import RunningStack
+
+#: Every word of the echo is a token; the first price of all models is .0001 for input and .0002 for output.
+ASK = {"model": "echo", "prompt": "one two three"}
+
+
+async def _admin(stack: RunningStack, *words: str) -> dict[str, object]:
+    found = (await stack.aicli("admin", *words, "--json")).json()
+    assert isinstance(found, dict)
+    return found
+
+
+async def test_a_top_up_is_made_once_and_can_be_taken_back(stack: RunningStack, ann: Person) -> None:
+    before = await _admin(stack, "credits", ann.username)
+    transfer = str(uuid4())
+    made = [await _admin(stack, "credits", ann.username, "2.5", "--note", "welcome", "--transfer-id", transfer) for _ in range(2)]
+    assert (before["balance_micro"], [account["balance_micro"] for account in made]) == (0, [2_500_000, 2_500_000])
+    assert (await _admin(stack, "credits", str(ann.id), "-0.5"))["balance_micro"] == 2_000_000
+    shown = await stack.aicli("admin", "credits", ann.username)
+    assert "topped up     2\n" in shown.out
+
+
+async def test_only_an_administrator_handles_money(stack: RunningStack, ann: Person, bob: Person) -> None:
+    for words in (
+        ("credits", bob.username),
+        ("credits", ann.username, "1000"),
+        ("prices", "set", "nothing", "--input", "0", "--output", "0"),
+        ("ledger", "verify"),
+        ("ledger", "revert", str(uuid4())),
+    ):
+        refused = await stack.aicli("admin", *words, "--json", AICLI_API_KEY=ann.key.secret)
+        assert (refused.status, '"not_allowed"' in refused.err) == (1, True), words
+
+
+async def test_a_request_is_paid_and_given_back(stack: RunningStack, ann: Person) -> None:
+    async with stack.http(ann.key.secret) as http:
+        answer = await http.post("/api/inference", json=ASK)
+    assert answer.status_code == 200, answer.text
+    usage = answer.json()["usage"]
+    cost = 100 * usage["prompt_tokens"] + 200 * usage["completion_tokens"]
+    used = (await stack.aicli("usage", "--json", AICLI_API_KEY=ann.key.secret)).json()
+    assert used["cost_micro"] == cost
+    assert used["account"]["included_micro"] == used["account"]["monthly_micro"] - cost
+    assert {limit["kind"] for limit in used["limits"]} >= {"requests_per_hour", "requests_per_minute"}
+    request_id = answer.json()["request_id"]
+    assert (await _admin(stack, "ledger", "revert", request_id, "--note", "sorry"))["balance_micro"] == cost
+    again = await stack.aicli("admin", "ledger", "revert", request_id)
+    assert (again.status, "before" in again.err) == (1, True)
+    report = await _admin(stack, "ledger", "verify")
+    assert (report["drift_micro"], report["sum_micro"], report["findings"]) == (0, 0, [])
+
+
+async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    made = await stack.aicli("keys", "create", "small", "--budget", ".02", "--json", AICLI_API_KEY=ann.key.secret)
+    async with stack.http(made.json()["key"]) as http:
+        answers = [await http.post("/api/inference", json=ASK) for _ in range(30)]
+    paid = [answer for answer in answers if answer.status_code == 200]
+    assert 0 < len(paid) < 30
+    asking.problem(answers[-1], 402, "budget_exhausted")
+    usages = [answer.json()["usage"] for answer in paid]
+    assert sum(100 * usage["prompt_tokens"] + 200 * usage["completion_tokens"] for usage in usages) <= 20_000
+    assert await _answers(stack, ann) == 200
+
+
+async def _answers(stack: RunningStack, person: Person) -> int:
+    async with stack.http(person.key.secret) as http:
+        return (await http.post("/api/inference", json=ASK)).status_code
+
+
+async def test_limits_of_a_key_are_kept_by_the_api(stack: RunningStack, ann: Person) -> None:
+    limits = {"requests_per_hour": 7, "requestsPerMinute": 6, "tokens_per_minute": 5000, "concurrency": 4, "budget": 2.5}
+    async with stack.http(ann.access_token) as http:
+        made = await http.post("/api/auth/api-keys", json={"name": "narrow", **limits})
+        refused = await http.post("/api/auth/api-keys", json={"name": "odd", "budget": "2,5"})
+    assert made.status_code == 201, made.text
+    kept = made.json()["key"]
+    shown = (kept["requests_per_hour"], kept["requests_per_minute"], kept["tokens_per_minute"], kept["concurrency"], kept["budget"])
+    assert shown == (7, 6, 5000, 4, "2.5")
+    assert "budget" in asking.problem(refused, 400, "bad_request")["message"]
+    listed = await stack.aicli("keys", "list", AICLI_API_KEY=made.json()["api_key"])
+    assert "7/h, 6/min, 5000 tokens/min, 4 at once, 2.5 credits" in listed.out
+    wider = await stack.aicli("keys", "create", "wider", "--budget", "3", AICLI_API_KEY=made.json()["api_key"])
+    assert (wider.status, "7 requests per hour" in wider.err) == (1, True)
+
+
+async def test_a_price_holds_from_when_it_is_set(stack: RunningStack) -> None:
+    model = f"unserved-{uuid4().hex[:8]}"
+    for price in (".0001", ".00015"):
+        done = await stack.aicli("admin", "prices", "set", model, "--input", price, "--output", "0.0003", "--request", ".5")
+        assert done.status == 0, done.err
+    listed = (await stack.aicli("admin", "prices", "list", "--json")).json()
+    (row,) = (row for row in listed if row["model"] == model)
+    assert (row["input_micro_per_million"], row["request_micro"]) == (150_000_000, 500_000)
+    history = (await stack.aicli("admin", "prices", "list", "--history", "--json")).json()
+    assert sum(row["model"] == model for row in history) == 2

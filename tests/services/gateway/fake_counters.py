@@ -1,0 +1,47 @@
+"""Valkey, where no test is about it: the two scripts' calls, answered by their model in Python."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from services.gateway.limits import Kind, Limit, Scope, Verdict
+from services.gateway.local_limits import LocalLimits
+from services.gateway.valkey_limits import Argument
+from shared import errors
+from shared.types import RequestId
+
+
+class FakeCounters:
+    """The script runner of shared.cache. Its clock stands still, and it may be away."""
+
+    def __init__(self) -> None:
+        self.limits = LocalLimits()
+        self.now = 1_000_000.0
+        self.away = False
+        self.calls = 0
+
+    def script(self, name: str, lua: str) -> None:
+        assert lua
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]:
+        assert seconds is not None, "a request does not wait for long"
+        self.calls += 1
+        if self.away:
+            raise errors.Unavailable("Valkey does not answer")
+        if script == "settle_request":
+            tokens, request_id = int(args[1]), RequestId(UUID(str(args[2])))
+            return [int(self.limits.settle(_limits(keys, args[3:]), request_id, tokens=tokens, now=self.now))]
+        counting, tokens, asked_by, lease = bool(int(args[1])), int(args[2]), str(args[3]), float(args[4])
+        found = _limits(keys, args[5:])
+        if not counting:
+            return _reply(self.limits.look(found, tokens=tokens, now=self.now))
+        return _reply(self.limits.admit(found, RequestId(UUID(asked_by)), tokens=tokens, lease_seconds=lease, now=self.now))
+
+
+def _limits(keys: Sequence[str], numbers: Sequence[Argument]) -> list[Limit]:
+    kinds, most = [Kind(str(kind)) for kind in numbers[0::2]], [int(number) for number in numbers[1::2]]
+    return [Limit(Scope.USER, *one) for one in zip(kinds, keys[1:], most, strict=True)]
+
+
+def _reply(verdict: Verdict) -> list[int]:
+    numbers = [(count.left, count.retry_after_seconds * 1000, count.resets_in_seconds * 1000) for count in verdict.counts]
+    return [int(verdict.admitted), *(round(number) for triple in numbers for number in triple)]

@@ -1,0 +1,149 @@
+"""Gateways that share a real PostgreSQL and know each other only by it, each with a maker of answers that a test holds up."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from services.gateway.idempotency import Idempotency, Repeat
+from services.gateway.idempotency_keys import Asked
+from services.gateway.idempotency_store import IdempotencyStore
+from services.gateway.store import opened
+from services.gateway.takes import Take, Takes
+from shared import database, errors
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.generation import Usage
+from shared.api.inference import Chunk
+from shared.types import FinishReason, ModelName, NodeId, RequestId, UserId
+
+ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
+SECRET = "s" * 16
+MODEL = ModelName("m")
+
+
+def request_id() -> RequestId:
+    return RequestId(uuid4())
+
+
+def asked(key: str = "k", *, who: UserId = ADA, after: int = 0, seed: int = 7, request: RequestId | None = None, **fields: Any) -> Asked:
+    wanted = InferenceRequest(**{"prompt": "hi", **fields})
+    return Asked(owner=who, key=key, request=wanted, request_id=request or request_id(), seed=seed, after=after)
+
+
+@dataclass
+class Head:
+    request_id: RequestId
+    model: ModelName | None = MODEL
+    began_at: datetime = field(default_factory=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@dataclass
+class Maker:
+    """Makes five chunks that depend on the seed; waits before chunk ``waits_at`` for the gate, and fails before ``fails_at``."""
+
+    length: int = 5
+    waits_at: int | None = None
+    fails_at: int | None = None
+    error: Exception = field(default_factory=lambda: errors.LinkLost("gone"))
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    seeds: list[int] = field(default_factory=list)
+
+    async def make(self, take: Take[Head, InferenceResult], asked: Asked, seed: int) -> InferenceResult:
+        self.seeds.append(seed)
+        take.tell(Head(asked.request_id))
+        for number in range(1, self.length + 1):
+            if number == self.waits_at:
+                await self.gate.wait()
+            if number == self.fails_at:
+                raise self.error
+            await take.add(Chunk(f"CANARY {seed} {number}", (number,)))
+        return InferenceResult(asked.request_id, MODEL, FinishReason.STOP, Usage(3, self.length), 5, 1)
+
+
+@dataclass
+class Heard:
+    """What one caller got."""
+
+    numbers: list[int]
+    texts: list[str]
+    result: InferenceResult | None = None
+    error: errors.AimeshError | None = None
+
+
+class Gateway:
+    def __init__(self, idempotency: Idempotency, takes: Takes) -> None:
+        self.idempotency, self.takes = idempotency, takes
+        self.maker = Maker()
+
+    async def ask(self, call: Asked, *, seconds: float = 10, stops_after: int | None = None) -> Heard:
+        heard = Heard([], [])
+
+        async def produce(take: Take[Head, InferenceResult], seed: int) -> InferenceResult:
+            return await self.maker.make(take, call, seed)
+
+        try:
+            async with self.idempotency.answer(call, produce, seconds=seconds) as repeat:
+                await self._read(repeat, heard, stops_after)
+        except errors.AimeshError as error:
+            heard.error = error
+        return heard
+
+    @staticmethod
+    async def _read(repeat: Repeat[Head], heard: Heard, stops_after: int | None) -> None:
+        async for number, chunk in repeat:
+            heard.numbers.append(number)
+            heard.texts.append(chunk.text)
+            if number == stops_after:
+                return
+        heard.result = repeat.result
+
+
+class House:
+    """Makes gateways that die when the test says so."""
+
+    def __init__(self, store: IdempotencyStore, url: str) -> None:
+        self.store = store
+        self._url = url
+        self._stacks: list[AsyncExitStack] = []
+
+    async def gateway(self, name: str = "Uone", *, most_seconds: float = 30, store: Any = None) -> Gateway:
+        stack = AsyncExitStack()
+        self._stacks.append(stack)
+        takes = await stack.enter_async_context(Takes().running())
+        made = Idempotency(store or self.store, takes, NodeId(name), secret=SECRET, most_seconds=most_seconds)
+        return Gateway(made, takes)
+
+    async def close(self) -> None:
+        for stack in self._stacks:
+            await stack.aclose()
+
+    async def sql(self, statement: str, *args: object) -> list[Any]:
+        connection = await asyncpg.connect(self._url, server_settings={"search_path": "gateway"})
+        try:
+            return list(await connection.fetch(statement, *args))
+        finally:
+            await connection.close()
+
+    async def the_lease_ends(self) -> None:
+        """As after kill -9 of whoever holds one."""
+        await self.sql("UPDATE idempotency_keys SET lease_until = now() - interval '1 s' WHERE state = 'running'")
+
+    async def row(self) -> Any:
+        (only,) = await self.sql("SELECT * FROM idempotency_keys")
+        return only
+
+
+@asynccontextmanager
+async def house(url: str) -> AsyncIterator[House]:
+    gateways: database.Database
+    async with opened(url) as gateways:
+        made = House(IdempotencyStore(gateways), url)
+        try:
+            yield made
+        finally:
+            await made.close()

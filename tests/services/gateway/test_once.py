@@ -1,0 +1,160 @@
+"""Through the pipeline, on a real PostgreSQL for the keys and a worker of our own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.gateway import cache_keys
+from services.gateway.idempotency import Idempotency
+from services.gateway.idempotency_store import IdempotencyStore
+from services.gateway.once import NEVER, Again, Answer, Once
+from services.gateway.pipeline import Pipeline, Running
+from services.gateway.store import opened
+from services.gateway.takes import Takes
+from shared import context, errors
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest, InferenceResult, Rest
+from shared.types import NodeId, RequestId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import OWNER, House
+
+KEY = Again(key="k")
+
+
+class Seeded:
+    """The pipeline, with the seed that it is given in place of one that it draws."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    @asynccontextmanager
+    async def run(
+        self,
+        principal: Principal,
+        request: InferenceRequest,
+        *,
+        seconds: float,
+        drawn_seed: int | None = None,
+        cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
+    ) -> AsyncIterator[Running]:
+        if request.seed is None:
+            request = msgspec.structs.replace(request, seed=drawn_seed)
+        async with self._pipeline.run(principal, request, seconds=seconds) as running:
+            yield running
+
+
+@dataclass
+class Heard:
+    numbers: list[int] = field(default_factory=list)
+    text: str = ""
+    answer: Answer | None = None
+    result: InferenceResult | None = None
+
+
+class Door:
+    def __init__(self, once: Once, house: House) -> None:
+        self.once, self.house = once, house
+
+    async def ask(self, again: Again = NEVER, *, stops_after: int | None = None, whole: bool = False, **fields: Any) -> Heard:
+        context.start()  # as a door does
+        request = InferenceRequest(**{"prompt": "hi", **fields})
+        heard = Heard()
+        async with self.once.run(OWNER, request, seconds=10, again=again, whole=whole) as answer:
+            heard.answer = answer
+            async for number, chunk in answer:
+                heard.numbers.append(number)
+                heard.text += chunk.text
+                if number == stops_after:
+                    return heard
+        heard.result = answer.result
+        return heard
+
+    @property
+    def runs(self) -> int:
+        return len(self.house.worker.asked)
+
+
+@pytest.fixture
+async def door(postgres_url: str) -> AsyncIterator[Door]:
+    async with fakes.house() as house, opened(postgres_url) as database, Takes().running() as takes:
+        keys = Idempotency(IdempotencyStore(database), takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+        async with keys.running():
+            yield Door(Once(Seeded(house.pipeline), keys), house)
+
+
+async def test_without_a_key_every_request_is_its_own(door: Door) -> None:
+    first, second = await door.ask(), await door.ask()
+    assert first.text == second.text == "Hello world!"
+    assert first.numbers == [1, 2, 3]
+    assert first.answer is not None
+    assert not first.answer.is_repeat
+    assert first.answer.allowance is not None
+    assert (door.runs, len(door.house.store.rows)) == (2, 2)
+
+
+async def test_without_a_key_it_ends_with_its_reader(door: Door) -> None:
+    await door.ask(stops_after=1)
+    assert door.house.worker.left_early == 1
+    with pytest.raises(errors.BadRequest, match="Last-Event-ID"):
+        await door.ask(Again(rest=Rest(RequestId(door.house.store.only_row.id), 1)))
+
+
+async def test_with_a_key_it_is_run_limited_and_written_once(door: Door) -> None:
+    first, again = await door.ask(KEY), await door.ask(KEY)
+    assert (first.text, first.numbers, first.result) == (again.text, again.numbers, again.result)
+    assert first.answer is not None
+    assert again.answer is not None
+    assert (first.answer.is_repeat, again.answer.is_repeat) == (False, True)
+    assert first.answer.allowance is not None
+    assert again.answer.allowance is None
+    assert first.answer.request_id == again.answer.request_id == door.house.store.only_row.id
+    assert (first.answer.model, first.answer.began_at) == (again.answer.model, again.answer.began_at)
+    assert door.runs == len(door.house.counters.counted if hasattr(door.house.counters, "counted") else [1]) == 1
+
+
+async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:
+    door.house.worker.hangs_after = 2
+    cut = await door.ask(KEY, stops_after=1)
+    assert cut.answer is not None
+    await door.house.worker.said.wait()
+    reading = asyncio.create_task(door.ask(Again(key="k", rest=Rest(cut.answer.request_id, 1)), stops_after=2))
+    heard = await reading
+    assert (heard.numbers, heard.text) == ([2], " world")
+    assert door.house.worker.left_early == 0
+
+
+async def test_the_whole_of_it_is_there_for_who_has_to_read_it_from_the_beginning(door: Door) -> None:
+    cut = await door.ask(KEY)
+    assert cut.answer is not None
+    rest = Again(key="k", rest=Rest(cut.answer.request_id, 2))
+    assert (await door.ask(rest)).text == "!"
+    assert (await door.ask(rest, whole=True)).text == "Hello world!"
+
+
+async def test_a_refusal_is_the_callers_and_frees_the_key(door: Door) -> None:
+    with pytest.raises(errors.BadRequest):
+        await door.ask(KEY, temperature=9.0)
+    door.house.worker.fails_with = errors.ModelCrashed("gone")
+    with pytest.raises(errors.AimeshError):
+        await door.ask(KEY)
+    door.house.worker.fails_with = None
+    assert (await door.ask(KEY)).text == "Hello world!"
+
+
+async def test_another_body_is_a_conflict(door: Door) -> None:
+    await door.ask(KEY)
+    with pytest.raises(errors.IdempotencyConflict):
+        await door.ask(KEY, prompt="ho")
+
+
+async def test_the_seed_is_fixed_when_the_request_is_first_asked(door: Door) -> None:
+    await door.ask(KEY)
+    (asked,) = door.house.worker.asked
+    assert asked.model_config.seed is not None
+    await door.ask(Again(key="other"), seed=5)
+    assert door.house.worker.asked[1].model_config.seed == 5

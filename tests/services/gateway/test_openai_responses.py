@@ -1,0 +1,237 @@
+"""POST /v1/responses, on the fakes; OpenAI's own types judge the answers and every event."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from shared import errors
+from shared.api import inference
+from shared.api.generation import ChatMessage, FormatKind, Generation, ToolCall, Usage
+from shared.types import FinishReason
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY, FakeWorker, House
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
+TOOL: dict[str, Any] = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}
+OTHER = {"type": "function", "name": "count", "description": "Counts.", "parameters": None, "strict": True}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+async def respond(http: httpx.AsyncClient, **asked: Any) -> Response:
+    answer = await http.post("/v1/responses", json={"input": "hi", **asked})
+    assert answer.status_code == 200, answer.text
+    return Response.model_validate(answer.json())
+
+
+async def streamed(http: httpx.AsyncClient, **asked: Any) -> list[Any]:
+    answer = await http.post("/v1/responses", json={"input": "hi", "stream": True, **asked})
+    assert "[DONE]" not in answer.text
+    found = []
+    for block in answer.text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":") and line)
+        if lines:
+            event = EVENT.validate_python(json.loads(lines["data"]))
+            assert lines["event"] == event.type
+            found.append(event)
+    assert [event.sequence_number for event in found] == list(range(len(found)))
+    return found
+
+
+async def test_a_plain_answer(http: httpx.AsyncClient, house: House) -> None:
+    found = await respond(http, model="llama3", instructions="Be brief.", temperature=0.5, metadata={"a": "b"}, store=True)
+    assert (found.output_text, found.status, found.model, found.object) == ("Hello world!", "completed", "smollm2", "response")
+    assert (found.instructions, found.temperature, found.metadata, found.parallel_tool_calls) == ("Be brief.", 0.5, {"a": "b"}, True)
+    assert (found.error, found.incomplete_details, found.tool_choice, found.tools) == (None, None, "auto", [])
+    assert found.usage is not None
+    assert (found.usage.input_tokens, found.usage.output_tokens, found.usage.total_tokens) == (7, 3, 10)
+    assert found.id == f"resp_{house.store.only_row.id.hex}"
+    assert found.to_dict()["store"] is False
+    assert house.worker.asked[0].prompt == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
+
+
+async def test_the_events_of_a_text(http: httpx.AsyncClient) -> None:
+    events = await streamed(http)
+    assert [event.type.removeprefix("response.") for event in events] == [
+        "created", "in_progress", "output_item.added", "content_part.added", *["output_text.delta"] * 3, "output_text.done",
+        "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Hello world!"
+    last = events[-1].response
+    assert (last.status, last.output_text, last.usage.total_tokens) == ("completed", "Hello world!", 10)
+    assert events[0].response.status == "in_progress"
+    assert {event.response.id for event in events if hasattr(event, "response")} == {last.id}
+    assert {event.item_id for event in events if hasattr(event, "item_id")} == {last.output[0].id}
+
+
+class Calls(FakeWorker):
+    """Says a word, and asks for two things."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        yield inference.Chunk("Let me see.", (5,))
+        yield inference.Chunk("", (6,), tool_calls=(ToolCall("c1", "look_up", '{"what": "x"}'), ToolCall("c2", "look_up", "{}")))
+        yield Generation(FinishReason.STOP, Usage(7, 2))
+
+
+@pytest.mark.parametrize(("parallel", "ids"), [(True, ["c1", "c2"]), (False, ["c1"])])
+async def test_calls_are_items_of_their_own(http: httpx.AsyncClient, house: House, parallel: bool, ids: list[str]) -> None:
+    house.add_worker(1, Calls(), "smollm2")
+    plain = await respond(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
+    events = await streamed(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
+    for found in (plain, events[-1].response):
+        assert [item.type for item in found.output] == ["message", *["function_call"] * len(ids)]
+        assert [item.call_id for item in found.output[1:]] == ids
+        assert (found.output[1].name, found.output[1].arguments) == ("look_up", '{"what": "x"}')
+        assert [tool.name for tool in found.tools] == ["look_up", "count"]
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert sorted(item.id for item in done) == sorted(item.id for item in events[-1].response.output)
+    for event in events:
+        if event.type.startswith("response.function_call_arguments"):
+            assert events[-1].response.output[event.output_index].id == event.item_id
+
+
+async def test_an_answer_that_is_cut_off_is_incomplete(http: httpx.AsyncClient, house: House) -> None:
+    class Cut(FakeWorker):
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+            yield inference.Chunk("Hel", (5,))
+            yield Generation(FinishReason.LENGTH, Usage(7, 1))
+
+    house.add_worker(1, Cut(), "smollm2")
+    plain, (*_, last) = await respond(http, max_output_tokens=1), await streamed(http, max_output_tokens=1)
+    assert last.type == "response.incomplete"
+    for found in (plain, last.response):
+        assert (found.status, found.incomplete_details.reason, found.output[0].status) == ("incomplete", "max_output_tokens", "incomplete")
+
+
+async def test_an_answer_without_a_word_is_an_empty_message(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.words = ()
+    assert (await respond(http)).output[0].content[0].text == ""  # type: ignore[union-attr]
+    events = await streamed(http)
+    assert events[-1].response.output[0].content[0].text == ""
+    assert [event.type for event in events].count("response.output_item.added") == 1
+
+
+async def test_a_failure_in_the_stream_is_a_failed_response(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("the worker died"), 2
+    *_, last = await streamed(http)
+    assert (last.type, last.response.status, last.response.error.code) == ("response.failed", "failed", "server_error")
+    assert "the worker died" in last.response.error.message
+    assert last.response.output_text == "Hello world"
+
+
+async def test_a_failure_before_the_first_text_has_a_status(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.fails_with = errors.DeadlineExceeded("late")
+    answer = await http.post("/v1/responses", json={"input": "hi", "stream": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, house: House) -> None:
+    said = {
+        "type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "phase": "commentary",
+        "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}],
+    }  # fmt: skip
+    await respond(
+        http,
+        input=[
+            {"role": "developer", "content": "Be brief."},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What "}, {"type": "input_text", "text": "is x"}]},
+            {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "…"},
+            said,
+            {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look_up", "arguments": "{}", "status": "completed"},
+            {"type": "function_call", "call_id": "c2", "name": "count", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "1"},
+            {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+            {"role": "user", "content": "go on"},
+        ],
+    )  # fmt: skip
+    assert house.worker.asked[0].prompt == (
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", "What is x"),
+        ChatMessage("assistant", "Let me see.", (ToolCall("c1", "look_up", "{}"), ToolCall("c2", "count", "{}"))),
+        ChatMessage("tool", "1", (), "c1"),
+        ChatMessage("tool", "2", (), "c2"),
+        ChatMessage("assistant", "No."),
+        ChatMessage("user", "go on"),
+    )
+
+
+async def test_what_came_out_may_go_in_again(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(1, Calls(), "smollm2")
+    first = (await http.post("/v1/responses", json={"input": "hi", "tools": [TOOL]})).json()
+    outputs = [{"type": "function_call_output", "call_id": call, "output": "1"} for call in ("c1", "c2")]
+    await respond(http, input=[{"role": "user", "content": "hi"}, *first["output"], *outputs], tools=[TOOL])
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "must"),
+    [
+        (None, ["look_up", "count"], "auto"),
+        ("none", [], "none"),
+        ("required", ["look_up", "count"], "required"),
+        ({"type": "function", "name": "count"}, ["count"], "required"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "count"}]}, ["count"], "auto"),
+    ],
+)
+async def test_the_tools_that_may_be_called(http: httpx.AsyncClient, house: House, choice: object, names: list[str], must: str) -> None:
+    found = await respond(http, tools=[TOOL, OTHER], tool_choice=choice)
+    config = house.worker.asked[0].model_config
+    assert ([tool.name for tool in config.tools], config.tool_choice) == (names, must)
+    assert json.loads(found.to_json())["tool_choice"] == (choice or "auto")
+
+
+async def test_formats_and_log_probabilities(http: httpx.AsyncClient, house: House) -> None:
+    form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
+    found = await respond(http, text={"format": form}, include=["message.output_text.logprobs"], top_logprobs=2)
+    config = house.worker.asked[0].model_config
+    assert config.format is not None
+    assert (config.format.kind, json.loads(config.format.text), config.top_logprobs) == (FormatKind.JSON_SCHEMA, SCHEMA, 2)
+    assert found.text is not None
+    assert json.loads(found.text.to_json())["format"] == form
+    await respond(http, text={"format": {"type": "json_object"}}, include=["reasoning.encrypted_content"])
+    config = house.worker.asked[1].model_config
+    assert (config.format.kind if config.format else None, config.top_logprobs) == (FormatKind.JSON, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background"), ({"input": []}, "input"),
+        ({"conversation": "conv_1"}, "conversation"), ({"input": None}, "input"), ({"input": 5}, "input"), ({"input": ""}, "input"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"), ({"input": [{"type": "mcp_call"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"), ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"type": "function_call", "name": "x", "arguments": "{}"}]}, "input[0].call_id"), ({"input": [5]}, "input[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"), ({"include": ["file_search"]}, "include"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"), ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"), ({"truncation": "auto"}, "truncation"),
+        ({"max_output_tokens": 0}, "max_output_tokens"), ({"top_logprobs": 21}, "top_logprobs"), ({"metadata": {"a": 1}}, "metadata[...]"),
+        ({"messages": []}, "messages"), ({"prompt": {"id": "x"}}, "prompt"), ({"stream_options": {}}, "stream_options"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_parameter_is_a_400_that_names_it(
+    http: httpx.AsyncClient, house: House, wrong: dict[str, object], param: str
+) -> None:
+    answer = await http.post("/v1/responses", json={"input": "hi", **wrong})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    assert not house.worker.asked

@@ -1,0 +1,185 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from services.inference.receipts import Receipts
+from shared import errors, identity
+from shared.api import inference
+from shared.api.generation import Generation, Usage
+from shared.api.inference import Chunk, Receipt
+from shared.context import new_request_id
+from shared.node.lifecycle import background
+from shared.types import FinishReason, RequestId
+from tests.services.inference.standins import Reader, until
+
+KEY = identity.NodeKey(identity.new_seed())
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STOP = Generation(FinishReason.STOP, Usage(7, 2))
+
+
+def read(receipts: Receipts, request_id: RequestId) -> Receipt | None:
+    """With its signature checked."""
+    found = receipts.read((request_id,))
+    for signed in found:
+        assert identity.verify(KEY.id, "receipt", signed.text, signed.signature)
+    return msgspec.msgpack.decode(found[0].text, type=Receipt) if found else None
+
+
+async def work(receipts: Receipts, *, tokens: int = 2, delivered: int = 0, request_id: RequestId | None = None) -> RequestId:
+    """One answer, whole."""
+    request_id = request_id or new_request_id()
+    with receipts.of(request_id, delivered) as running:
+        sink = running.metered(Reader())
+        sink.accept(7)
+        for token in range(tokens):
+            await sink.send(Chunk("a", (token,)))
+        running.finished(STOP)
+    return request_id
+
+
+@asynccontextmanager
+async def opened(file: Path, now: datetime = NOW, **more: int) -> AsyncIterator[Receipts]:
+    receipts = Receipts(file, KEY, lambda: now, **more)
+    async with background() as tasks:
+        running = tasks.create_task(receipts.run())
+        await asyncio.sleep(0)
+        yield receipts
+        running.cancel()
+
+
+async def test_an_ended_request_has_a_receipt_that_the_worker_signed() -> None:
+    receipts = Receipts(None, KEY, lambda: NOW)
+    request_id = await work(receipts, tokens=2, delivered=3)
+    assert read(receipts, request_id) == Receipt(request_id, 7, 3, 2, "stop", NOW)
+    assert receipts.read((new_request_id(),)) == ()
+
+
+async def test_a_request_that_runs_is_told_as_running_with_what_was_sent() -> None:
+    receipts, request_id = Receipts(None, KEY), new_request_id()
+    with receipts.of(request_id, 0) as running:
+        sink = running.metered(Reader())
+        sink.accept(7)
+        await sink.send(Chunk("a", (1, 2)))
+        assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, inference.RUNNING)
+
+
+@pytest.mark.parametrize(("error", "ended"), [(errors.ModelCrashed("x"), "model_crashed"), (asyncio.CancelledError(), "cancelled")])
+async def test_a_request_that_was_abandoned_has_one_too(error: BaseException, ended: str) -> None:
+    receipts, request_id = Receipts(None, KEY, lambda: NOW), new_request_id()
+    with pytest.raises(type(error)), receipts.of(request_id, 0) as running:
+        sink = running.metered(Reader())
+        sink.accept(7)
+        await sink.send(Chunk("a", (1,)))
+        raise error
+    assert read(receipts, request_id) == Receipt(request_id, 7, 0, 1, ended, NOW)
+
+
+async def test_a_refusal_does_not_hide_what_was_done_before() -> None:
+    receipts = Receipts(None, KEY, lambda: NOW)
+    request_id = await work(receipts)
+    with pytest.raises(errors.Overloaded), receipts.of(request_id, 2):
+        raise errors.Overloaded("full")
+    assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, "stop", NOW)
+    await work(receipts, request_id=request_id, delivered=2, tokens=4)
+    assert read(receipts, request_id) == Receipt(request_id, 7, 2, 4, "stop", NOW)
+
+
+async def test_a_backend_without_token_ids_counts_itself() -> None:
+    receipts, request_id = Receipts(None, KEY, lambda: NOW), new_request_id()
+    with receipts.of(request_id, 0) as running:
+        await running.metered(Reader()).send(Chunk("abc", ()))
+        running.finished(STOP)
+    assert read(receipts, request_id) == Receipt(request_id, 7, 0, 2, "stop", NOW)
+
+
+async def test_a_restarted_worker_remembers_for_a_day(tmp_path: Path) -> None:
+    file = tmp_path / "worker.receipts"
+    async with opened(file) as receipts:
+        request_id = await work(receipts)
+    assert file.stat().st_mode & 0o777 == 0o600
+    async with opened(file, NOW + timedelta(hours=23)) as receipts:
+        await until(lambda: read(receipts, request_id))
+        later = await work(receipts)
+    async with opened(file, NOW + timedelta(hours=25)) as receipts:
+        await until(lambda: read(receipts, later))
+        assert read(receipts, request_id) is None
+
+
+async def test_the_file_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "worker.receipts"
+    async with opened(file, capacity=10) as receipts:
+        ids = [await work(receipts) for _ in range(10)]
+        await until(lambda: file.exists() and file.stat().st_size)
+        one = file.stat().st_size // 10
+        for _ in range(20):
+            ids += [await work(receipts) for _ in range(5)]
+            await asyncio.sleep(0)
+        assert [read(receipts, request_id) is not None for request_id in ids] == [False] * 100 + [True] * 10
+    assert file.stat().st_size <= one * 20
+    async with opened(file, capacity=10) as receipts:
+        await until(lambda: read(receipts, ids[-1]))
+        assert all(read(receipts, request_id) for request_id in ids[-10:])
+
+
+async def test_a_torn_end_costs_only_what_is_torn(tmp_path: Path) -> None:
+    file = tmp_path / "worker.receipts"
+    async with opened(file) as receipts:
+        ids = [await work(receipts) for _ in range(3)]
+    whole = file.read_bytes()
+    for cut in range(len(whole) * 2 // 3 + 1, len(whole)):
+        file.write_bytes(whole[:cut])
+        receipts = Receipts(file, KEY, lambda: NOW)
+        receipts._recall(receipts._load())
+        assert [read(receipts, request_id) is not None for request_id in ids] == [True, True, False]
+    file.write_bytes(whole[:10] + b"\xff" + whole[11:])
+    receipts = Receipts(file, KEY, lambda: NOW)
+    assert receipts._load() == []
+
+
+async def test_where_nothing_can_be_written_they_are_kept_in_memory(tmp_path: Path) -> None:
+    async with opened(tmp_path / "nowhere" / "worker.receipts") as receipts:
+        ids = [await work(receipts) for _ in range(3)]
+        assert all(read(receipts, request_id) for request_id in ids)
+
+
+_ENDLESS = """
+import asyncio, sys
+from pathlib import Path
+from services.inference.receipts import Receipts
+from shared import identity
+from tests.services.inference.test_receipts import work
+
+async def run():
+    receipts = Receipts(Path(sys.argv[1]), identity.NodeKey(identity.new_seed()))
+    writing = asyncio.create_task(receipts.run())
+    while True:
+        print(await work(receipts), flush=True)
+        await asyncio.sleep(0.002)
+
+asyncio.run(run())
+"""
+
+
+async def test_kill_9_loses_at_most_the_last_moment(tmp_path: Path) -> None:
+    file = tmp_path / "worker.receipts"
+    with subprocess.Popen([sys.executable, "-c", _ENDLESS, str(file)], stdout=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220
+        assert process.stdout is not None
+        told = [process.stdout.readline().strip() for _ in range(100)]
+        os.kill(process.pid, signal.SIGKILL)
+        told += process.stdout.read().split()
+    receipts = Receipts(file, KEY)
+    receipts._recall(receipts._load())
+    kept = [read(receipts, RequestId(UUID(one))) is not None for one in told]
+    assert kept == sorted(kept, reverse=True), "one in the middle is missing"
+    # Fifty milliseconds of a busy machine.
+    assert kept.count(False) <= 25

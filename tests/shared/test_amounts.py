@@ -1,0 +1,87 @@
+"""Amounts are exact in both directions, and nothing that is no amount is taken for one."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import amounts
+from shared.api import ledger
+
+
+@pytest.mark.parametrize(
+    ("text", "micro"),
+    [
+        ("2.5", 2_500_000),
+        ("100", 100_000_000),
+        (".0001", 100),
+        (" 1.000000 ", 1_000_000),
+        ("1.0000000000", 1_000_000),
+        ("0.000001", 1),
+        ("-5", -5_000_000),
+        ("-.5", -500_000),
+        ("+5", 5_000_000),
+        ("-0", 0),
+        ("0.1", 100_000),
+        ("1000000000000", 10**18),
+    ],
+)
+def test_an_amount(text: str, micro: int) -> None:
+    assert amounts.read(text) == micro
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "no amount"),
+        (".", "no amount"),
+        ("5.", "no amount"),
+        ("2,5", "such as 2.5"),
+        ("1_000", "no amount"),
+        ("1e3", "no amount"),
+        ("--5", "no amount"),
+        ("nan", "no amount"),
+        ("inf", "no amount"),
+        ("١", "no amount"),
+        ("0.0000001", "more than 6 decimals"),
+        ("1000000000000.000001", "more than anything"),
+        ("9" * 50, "more than anything"),
+        ("9" * 5000, "no amount"),
+    ],
+)
+def test_what_is_no_amount(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        amounts.read(text)
+
+
+def test_a_price_for_a_token_is_kept_for_a_million_of_them() -> None:
+    assert amounts.read(".0001", amounts.PRICE_DECIMALS) == 100 * ledger.MICRO
+    assert amounts.read(".00015", amounts.PRICE_DECIMALS) == 150 * ledger.MICRO
+    assert amounts.written(150 * ledger.MICRO, amounts.PRICE_DECIMALS) == "0.00015"
+    assert 10**amounts.DECIMALS == ledger.MICRO
+
+
+@pytest.mark.parametrize(("sent", "micro"), [("2.5", 2_500_000), ("3", 3_000_000), ('"2.5"', 2_500_000), ("1e-05", 10), ("0.1", 100_000)])
+def test_a_number_of_json(sent: str, micro: int) -> None:
+    assert amounts.read_json(json.loads(sent)) == micro
+
+
+@pytest.mark.parametrize("sent", ["100000000000.123456", "1e300", "0.0000001", '"many"'])
+def test_a_number_of_json_that_would_not_be_exact(sent: str) -> None:
+    with pytest.raises(ValueError, match=r"digits|decimals|no amount|more than"):
+        amounts.read_json(json.loads(sent))
+
+
+@given(st.integers(-(10**18), 10**18), st.sampled_from([amounts.DECIMALS, amounts.PRICE_DECIMALS]))
+def test_what_is_written_is_read_as_the_same(amount: int, decimals: int) -> None:
+    text = amounts.written(amount, decimals)
+    assert amounts.read(text, decimals) == amount
+    assert Decimal(text) == Decimal(amount).scaleb(-decimals)
+    assert "." not in text or not text.endswith("0")
+
+
+@given(st.integers(-(10**15) + 1, 10**15 - 1))
+def test_a_float_of_fifteen_digits_is_exact(amount: int) -> None:
+    assert amounts.read_json(json.loads(amounts.written(amount))) == amount
