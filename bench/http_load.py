@@ -7,6 +7,7 @@ good for some thousand requests a second of a core, so that a gateway and not it
 """
 
 import asyncio
+import os
 import re
 import sys
 import time
@@ -243,7 +244,10 @@ async def _run(load: Load) -> Sequence[Answer]:
 def main() -> None:
     load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
     answers = uvloop.run(_run(load))
+    # uvloop's pipes do not block, and Python's writer gives up where one is full.
+    os.set_blocking(sys.stdout.fileno(), True)
     sys.stdout.buffer.write(msgspec.json.encode(Outcome(tuple(answers))))
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

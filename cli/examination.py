@@ -169,6 +169,16 @@ async def _check_quota(connection: Connection, chosen: Profile) -> Finding:
         left = await connection.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
         return wrong("quota", error)
+    return _judge(left)
+
+
+def _judge(left: gateway.UserQuota) -> Finding:
+    account = left.account
+    if account is not None and account.monthly_micro is not None and account.free_micro <= 0:
+        hint = f"ask an administrator for more, or wait for those of the next month: {account.renews_at:%Y-%m-%d}"
+        return Finding("quota", False, "no credits left", hint)
+    if left.limit_per_hour >= gateway.NO_LIMIT:
+        return Finding("quota", True, "no limit of requests an hour")
     text = f"{left.remaining} of {left.limit_per_hour} requests left in this hour"
     return Finding("quota", True, text) if left.remaining else Finding("quota", False, text, f"wait until {left.resets_at:%H:%M} UTC")
 

@@ -87,6 +87,7 @@ def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
         Column("OUTPUT TOKEN", lambda price: written(price.output_micro_per_million, PRICE_DECIMALS)),
         Column("REQUEST", lambda price: written(price.request_micro)),
         Column("COMPUTE SECOND", lambda price: written(price.compute_second_micro)),
-        Column("SINCE", lambda price: output.moment(price.since)),
+        # The first price holds from the beginning of time.
+        Column("SINCE", lambda price: output.moment(price.since if price.since and price.since.timestamp() > 0 else None)),
     ]
     output.show_rows(listed, columns, as_json=as_json, empty="No prices yet: aicli admin prices set default --input .0001 --output .0002")

@@ -145,7 +145,7 @@ def quota(here: Surroundings, /, *, as_json: bool) -> None:
     if left.limit_per_hour < gateway.NO_LIMIT:
         click.echo(f"{left.remaining} of {left.limit_per_hour} requests left in this hour (tier {left.tier})")
     else:
-        click.echo(f"no limit of requests an hour, {left.used_this_hour} used (tier {left.tier})")
+        click.echo(f"no limit of requests an hour (tier {left.tier})")
     if left.used_this_hour:
         click.echo(f"more from {output.moment(left.resets_at)}")
     _show_left(left)

@@ -17,10 +17,11 @@ import yaml
 
 from cli import main as cli_main
 from cli.stack import settings as stack_settings
+from services.gateway import tiers
 from shared import api, config, node
 from shared.api.method import Method, StreamMethod
 from shared.telemetry import instruments
-from shared.types import SERVICE_NAMES
+from shared.types import SERVICE_NAMES, Tier
 from tools import docs, reference
 
 ROOT = Path(__file__).parent.parent
@@ -175,7 +176,7 @@ def unknown_in(shown: Shown) -> str | None:
         command = context.command.get_command(context, words[0])
         if command is None:
             return None if words[0].startswith("-") or words[0].startswith("<") else f"there is no command {words[0]!r}"
-        context = click.Context(command, info_name=words.pop(0), parent=context)
+        context = click.Context(command, info_name=words.pop(0), parent=context, **command.context_settings)
     if isinstance(context.command, click.Group):
         return None
     try:
@@ -194,6 +195,21 @@ def test_aicli_commands_that_are_shown_exist() -> None:
 @pytest.mark.parametrize("line", ["aicli infre hello", "aicli infer --colour red hello", "aicli keys make x", "aicli stack logs --lines"])
 def test_a_wrong_command_would_be_found(line: str) -> None:
     assert unknown_in(Shown("here", (), tuple(line.split())))
+
+
+def test_the_tiers_are_described_as_they_are() -> None:
+    page = (ROOT / "docs/howto/operate.md").read_text(encoding="utf-8")
+    described = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", page, re.MULTILINE)]
+    for name, words in (
+        ("requests_per_hour", "requests in any hour"),
+        ("requests_per_minute", "requests a minute"),
+        ("tokens_per_minute", "tokens a minute"),
+        ("concurrency", "requests at once"),
+        ("credits", "credits a month"),
+    ):
+        (row,) = (row for row in described if row[0] == words)
+        numbers = [getattr(tiers.DEFAULTS[tier], name) for tier in Tier]
+        assert [word.replace(",", "") for word in row[1:]] == ["no limit" if n is None else str(n) for n in numbers], words
 
 
 def test_modules_that_are_shown_exist() -> None:

@@ -1,4 +1,4 @@
-"""When Valkey counts as away: five calls in a row failed within ten seconds. It is back with the first probe that succeeds. Pure."""
+"""When Valkey counts as away: five failures in a row within ten seconds. It is back with the first probe that succeeds. Pure."""
 
 FAILURES, WITHIN_SECONDS = 5, 10.0
 
@@ -16,10 +16,10 @@ class Breaker:
         self._failed_at.clear()
         return was_open
 
-    def failed(self, now: float) -> bool:
-        """True where that opens it."""
+    def failed(self, now: float, *, times: int = 1) -> bool:
+        """True where that opens it. ``times``: for how many failures it counts."""
         if self.is_open:
             return False
-        self._failed_at = [at for at in self._failed_at if now - at < WITHIN_SECONDS] + [now]
+        self._failed_at = [at for at in self._failed_at if now - at < WITHIN_SECONDS] + [now] * times
         self.is_open = len(self._failed_at) >= FAILURES
         return self.is_open

@@ -65,6 +65,7 @@ class Claim:
         self._began_at = 0.0
         self._delivered = False
         self._failed = False
+        self._told = False
         self._hold()
 
     def __enter__(self) -> "Claim":
@@ -90,17 +91,20 @@ class Claim:
             self._dispatch.knowledge.outliers.delivered(self.worker.node, self._wish.model)
 
     def failed(self, error: errors.AimeshError) -> None:
-        """It ended with an error of its own: another worker may be asked. What it cost so far counts for nobody's turns."""
+        """It ended with an error of its own: another worker may be asked. Nobody is charged for it, but for what ``tokens`` told."""
         self._failed = True
-        self._charge(0.0)
+        if not self._told:
+            self._charge(0.0)
         dispatch, node, model = self._dispatch, self.worker.node, self._wish.model
         if dispatch.knowledge.outliers.failed(node, model, error, dispatch.clock()):
             rest = dispatch.knowledge.outliers.rest_seconds(node, model, dispatch.clock())
             _log.warning("worker put aside", worker=node, model=model, seconds=rest, code=errors.code_of(error))
 
     def tokens(self, prompt: int, completion: int) -> None:
-        """What it really took, once it is known; until then the request counts with what it may take."""
-        self._charge(scheduler.cost(prompt, completion))
+        """What it really took, once it is known; until then the request counts with what it may take. A prompt that is longer than it
+        can be is not believed."""
+        self._told = True
+        self._charge(scheduler.cost(min(max(prompt, 0), self._wish.prompt_tokens), completion))
         self._dispatch.lane(self._wish.model).answered(completion)
 
     def _charge(self, cost: float) -> None:
@@ -184,6 +188,17 @@ class Dispatch:
             if not handed_over:
                 self._leave(waiter)
 
+    def ensure_place(self, wish: Wish) -> None:
+        """Raises what ``find`` would raise at once, so that nothing need be reserved for a request that is refused anyway. It keeps no
+        place: ``find`` may still refuse."""
+        lane = self.lane(wish.model)
+        if not lane.queue.waiting_of(wish.tenant):
+            rows = self._rows(wish)
+            if choice.choose(wish, rows, self._rng) is not None:
+                return
+            lane.slots = sum(row.seats.slots for row in rows)
+        self._check_bounds(lane, wish, 1)
+
     def lane(self, model: ModelName) -> Lane[_Waiter]:
         found = self._lanes.get(model)
         if found is None:
@@ -209,7 +224,7 @@ class Dispatch:
         urgent = wish.digest is not None or bool(wish.not_on)
         if not urgent and lane.queue.waiting_of(wish.tenant):
             # Where one of its own waits there is no room for another: a flood is refused before anything is worked out.
-            self._ensure_place(lane, wish, 1)
+            self._check_bounds(lane, wish, 1)
         rows = self._rows(wish)
         lane.queue.enter(wish.tenant, waiter, lane.cost(wish), urgent=urgent)
         # Whoever waits already found no room, so that room for this one is for this one alone.
@@ -217,14 +232,14 @@ class Dispatch:
             return waiter
         lane.slots = sum(row.seats.slots for row in rows)
         try:
-            self._ensure_place(lane, wish, 0)
+            self._check_bounds(lane, wish, 0)
         except errors.Overloaded:
             lane.queue.leave(waiter)
             raise
         self._measure(wish.model)
         return waiter
 
-    def _ensure_place(self, lane: Lane[_Waiter], wish: Wish, more: int) -> None:
+    def _check_bounds(self, lane: Lane[_Waiter], wish: Wish, more: int) -> None:
         """For one that has entered, or for one ``more``. Raises Overloaded."""
         mine, position = lane.queue.waiting_of(wish.tenant) + more, lane.queue.position_of_last(wish.tenant) + more
         retry = lane.retry_seconds(position)

@@ -38,7 +38,7 @@ class Lane(Generic[Ticket]):
 
     def cost(self, wish: Wish) -> float:
         """What it is charged with until it is known: the prompt's bound counts bytes, of which a token has about four."""
-        return scheduler.cost(wish.prompt_tokens / 4, min(wish.max_tokens or self.mean_tokens, self.mean_tokens))
+        return scheduler.cost(wish.prompt_tokens / 4, min(wish.max_tokens, self.mean_tokens))
 
     def ended(self, seconds: float) -> None:
         self.mean_seconds = seconds if not self.mean_seconds else _moved(self.mean_seconds, seconds)

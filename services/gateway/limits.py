@@ -8,11 +8,11 @@ from typing import Literal
 
 from services.gateway.tiers import Plan
 from shared.api.auth import KeyLimits, Principal
-from shared.api.gateway import LimitState
+from shared.api.gateway import NO_LIMIT, LimitState
 from shared.types import ModelName, RequestId, Tier
 
 #: What an unlimited caller is told where a number has to stand: more than anybody asks in an hour.
-UNLIMITED = 10**9
+UNLIMITED = NO_LIMIT
 #: While several gateways count alone: together they may let in this many times the limit, so that one that gets more than its
 #: share of the calls does not refuse what fits.
 _GENEROSITY = 1.2

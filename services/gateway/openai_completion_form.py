@@ -44,7 +44,7 @@ class Completion(msgspec.Struct, frozen=True):
     model: ModelName
     choices: tuple[CompletionChoice, ...]
     #: In a stream as in the chat's.
-    usage: ChatUsage | msgspec.UnsetType | None
+    usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     system_fingerprint: str = ""
     object: str = "text_completion"
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document of a route table, made of the same structs that read the bodies and write the answers. Pure."""
+"""The OpenAPI document of a route table, made of the same structs that read the bodies and write the answers."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,8 @@
 """Counts requests against the limits: in Valkey, and by the settings' choice in this process while Valkey is away."""
 
 import asyncio
+import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,11 +13,11 @@ from uuid import uuid4
 from prometheus_client import Gauge
 
 from services.gateway import limits
-from services.gateway.breaker import Breaker
+from services.gateway.breaker import FAILURES, Breaker
 from services.gateway.limits import Allowance, Counted, Kind, Limit, Scope, Spent, Tightest, Verdict, WithoutValkey
 from services.gateway.local_limits import LocalLimits
 from services.gateway.tiers import Plan
-from services.gateway.valkey_limits import Counters, ValkeyLimits
+from services.gateway.valkey_limits import ANSWER_SECONDS, Counters, ValkeyLimits
 from shared import errors
 from shared.api.auth import Principal
 from shared.telemetry import logs
@@ -24,7 +26,7 @@ from shared.types import ModelName, RequestId, Tier
 #: A request that its gateway never settles, because it died, leaves its place so long after its deadline.
 _LEASE_SLACK_SECONDS = 10.0
 #: Calls to Valkey at once. More wait here, where their waiting is not taken for Valkey's; one answers in 0.2 ms.
-_AT_ONCE = 32
+_AT_ONCE = 16
 PROBE_SECONDS = 1.0
 #: Requests that ended while Valkey was away and are settled when it is back: some 300 KB. Older ones end with their lease.
 _MOST_UNSETTLED = 1_000
@@ -79,6 +81,7 @@ class Quotas:
         self._clock = clock
         self._here = LocalLimits()
         self._breaker = Breaker()
+        self._answered_at = -math.inf
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
         #: Valkey is away, or something waits to be settled.
@@ -151,6 +154,11 @@ class Quotas:
         """The most that one request can reserve; None where there is no limit of tokens."""
         return limits.most_tokens((*self._of_caller(principal), *limits.of_model(model, self._rules.models)))
 
+    async def connect(self) -> None:
+        """Before the first request: or a burst of them would wait for connections. Never raises."""
+        with contextlib.suppress(errors.Unavailable):
+            await self._valkey.connect(_AT_ONCE)
+
     async def watch(self) -> None:
         """For ever: ask a Valkey that was away every second whether it is back, and settle then what waits for that."""
         while True:
@@ -176,23 +184,29 @@ class Quotas:
             # Whoever waited for a place knows by now what the others found out.
             if self._breaker.is_open:
                 return None
+            began = self._clock()
             try:
                 answer = await call()
             except errors.Unavailable as error:
-                self._failed(error)
+                self._failed(error, began)
                 return None
+        self._answered_at = self._clock()
         if not self._breaker.is_open:
             self._breaker.succeeded()
         return answer
 
-    def _failed(self, error: errors.Unavailable) -> None:
-        if self._breaker.failed(self._clock()):
+    def _failed(self, error: errors.Unavailable, began: float) -> None:
+        now = self._clock()
+        # So long without an answer to anybody is not one call's bad luck.
+        is_silent = now - began >= ANSWER_SECONDS and self._answered_at < began
+        if self._breaker.failed(now, times=FAILURES if is_silent else 1):
             self._degraded.set(1)
             self._concern.set()
             _log.error("limits are not counted in valkey", mode=self._rules.without_valkey, reason=repr(error.__cause__ or error))
 
     async def _probe(self) -> None:
         try:
+            await self._valkey.connect(_AT_ONCE)
             await self._valkey.admit((_PROBE,), RequestId(uuid4()), tokens=0, lease_seconds=_PROBE_LEASE_SECONDS)
         except errors.Unavailable:
             return

@@ -23,6 +23,8 @@ MOST_CRASHES = 2
 #: Whoever has a part of an answer waits so long for a worker that can go on: a NATS server that is started again, a worker that is
 #: restarted and loads its model.
 PATIENCE_SECONDS = 20.0
+#: Whoever has nothing yet is told soon; but the only worker of a model may be being started again.
+FIRST_PATIENCE_SECONDS = 3.0
 #: Backoff with full jitter, where nobody is left but those that were asked before.
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.05, 1.0
 #: Of one chunk. A chunk has the text of one token, or of a few that came together.
@@ -33,6 +35,8 @@ _MOST_TOKEN_ID = 2**32 - 1
 
 #: It took no work: whoever asks it later may be served.
 _REFUSALS = (errors.NotReachable, errors.Draining, errors.Overloaded, errors.Unavailable, errors.UnknownMethod)
+#: Such a worker is often back in a moment. The others have said themselves when to come again.
+_MAY_BE_BACK = (errors.LinkLost, errors.NotReachable, errors.Draining)
 #: What another worker may do better: UnknownMethod too, which an older one says. DeadlineExceeded is not among them: there is no
 #: time left.
 _WORTH_ANOTHER = (*_REFUSALS, errors.LinkLost, errors.ModelCrashed, errors.ProtocolViolation)
@@ -81,6 +85,7 @@ class Course(Generic[Request, Item, End]):
         self.began = False
         self._attempts = self._crashes = 0
         self._failed: dict[NodeId, errors.AimeshError] = {}
+        self._last: errors.AimeshError | None = None
         #: Since the last worker failed nobody could be asked.
         self._waits_since: float | None = None
         self._looks = 0
@@ -140,7 +145,7 @@ class Course(Generic[Request, Item, End]):
         is_worth_it = isinstance(error, _WORTH_ANOTHER) or (self.began and isinstance(error, _CANNOT_GO_ON))
         if not is_worth_it:
             return GivenUp(error)
-        self._failed[node] = error
+        self._failed[node] = self._last = error
         # Who has a part of the answer may ask as long as he is patient; but work is given to three.
         is_free = self.began and not self._has_given and isinstance(error, _REFUSALS)
         self._attempts += not is_free
@@ -150,14 +155,12 @@ class Course(Generic[Request, Item, End]):
 
     def nobody(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> Pause | GivenUp:
         """What follows when no worker can be asked. ``draw`` gives numbers from 0 to 1."""
-        if not self.began:
-            # What the last worker said tells more than that there is no other.
-            told = next(reversed(self._failed.values()), error) if isinstance(error, errors.NotReachable) else error
-            return GivenUp(told)
+        patience = PATIENCE_SECONDS if self.began else FIRST_PATIENCE_SECONDS if isinstance(self._last, _MAY_BE_BACK) else 0.0
         if self._waits_since is None:
             self._waits_since = now
-        if now - self._waits_since >= PATIENCE_SECONDS:
-            return GivenUp(self.lost(next(reversed(self._failed.values()), error)))
+        if now - self._waits_since >= patience:
+            # What the last worker said tells more than that there is no other.
+            return GivenUp(self.lost(error if self._last is None or isinstance(error, errors.Overloaded) else self._last))
         # The next look is at all of them again: one that failed may be back.
         self._failed.clear()
         self._looks += 1

@@ -112,6 +112,7 @@ class GatewayService:
 
     async def watch_limits(self) -> None:
         """For ever; see ``Quotas.watch``."""
+        await self._quotas.connect()
         await self._quotas.watch()
 
     def _gateways(self) -> int:
@@ -248,6 +249,7 @@ class GatewayService:
             remaining=hour.remaining,
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
             limits=limits.states(found),
+            account=await self._books.account(principal.user_id, principal.tier),
         )
 
     @serves(gateway.read_usage)

@@ -53,7 +53,7 @@ async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: 
         assert f"starting {', '.join(('dht', *plan.SERVICES))}\n" in up.err
         assert set(await planned.programs()) == {"dht", *plan.SERVICES}
         assert (await planned.aicli("infer", "one two three")).out.split() == ["one", "two", "three"]
-        (row,) = (await planned.aicli("usage", "--json")).json()
+        (row,) = (await planned.aicli("usage", "--json")).json()["days"]
         assert row["request_count"] == 1
         assert (await planned.aicli("doctor")).status == 0
 

@@ -223,14 +223,16 @@ async def busy(clients: Clients, count: int, manner: Manner | None = None, doors
             over = True
 
 
-async def until_served(clients: Clients, *, since: float, times: int = 10, seconds: float = 30) -> None:
-    """So many calls in a row succeeded, of those that began at ``since`` or later."""
+async def until_served(clients: Clients, *, since: float, times: int = 10, seconds: float = 30) -> float:
+    """Until so many calls in a row succeeded that began at ``since`` or later. When the first of them had its first text."""
 
-    async def served() -> bool:
-        ends = [call.succeeded for call in sorted(clients.calls, key=lambda call: call.ended) if call.began >= since]
-        return len(ends) >= times and all(ends[-times:])
+    async def served() -> float | None:
+        last = sorted((call for call in clients.calls if call.began >= since), key=lambda call: call.ended)[-times:]
+        if len(last) < times or not all(call.succeeded for call in last):
+            return None
+        return min(call.pieces[0].at for call in last)
 
-    await until(served, seconds=seconds, what=f"{times} calls in a row succeed")
+    return await until(served, seconds=seconds, what=f"{times} calls in a row succeed")
 
 
 async def until_streaming(clients: Clients, count: int, *, seconds: float = 15) -> None:

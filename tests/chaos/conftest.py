@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from services.gateway import tiers
 from tests import people, stacks
 from tests.people import Desk, Person
 from tests.stacks import RunningStack
@@ -12,7 +13,10 @@ from tests.stacks import RunningStack
 #: An answer of twelve words takes a quarter of a second, so a kill meets some in every phase.
 ECHO_TOKEN_MS = "20"
 
-_shared = stacks.OfFolder(Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, DEFAULT_RATE_LIMIT="1000000")
+#: No limit of a tier is reached.
+SETTINGS = {"DEFAULT_RATE_LIMIT": "1000000", "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS)}
+
+_shared = stacks.OfFolder(Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, **SETTINGS)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ It is services.inference as `aicli worker --backend echo` starts it, in the same
 """
 
 import asyncio
+import copy
 import os
 import random
 import signal
@@ -19,15 +20,19 @@ from services.inference.jobs import Job
 from shared import errors
 from shared.api.generation import Generation
 
-#: Ends the process, as a prompt that crashes an engine does.
+#: Its engine dies of it.
 POISON = "POISON"
+#: The whole process dies of it.
+DEADLY = "DEADLY"
 #: Every second attempt fails before its first token.
 FLAKY = "FLAKY"
 #: The first token takes a while.
 LATE = "LATE"
 LATE_SECONDS = 2.0
+#: All tokens come at once.
+FAST = "FAST"
 
-#: One byte for every attempt of a flaky prompt, of all workers together.
+#: One byte for every attempt of a flaky or poisonous prompt, of all workers together.
 ATTEMPTS_FILE = "CHAOS_ATTEMPTS_FILE"
 SLOTS = "CHAOS_SLOTS"
 
@@ -36,6 +41,9 @@ class FaultyEcho(echo.EchoBackend):
     async def generate(self, job: Job, sink: Sink) -> Generation:
         match job.messages[-1].content.partition(" ")[0]:
             case word if word == POISON:
+                _count()
+                raise errors.ModelCrashed("the engine of echo ended")
+            case word if word == DEADLY:
                 os.kill(os.getpid(), signal.SIGKILL)
             case word if word == FLAKY:
                 _count()
@@ -43,6 +51,10 @@ class FaultyEcho(echo.EchoBackend):
                     raise errors.Unavailable("this attempt failed", hint="try again")
             case word if word == LATE:
                 await asyncio.sleep(LATE_SECONDS)
+            case word if word == FAST:
+                fast = copy.copy(self)
+                fast._token_seconds = 0.0
+                return await super(FaultyEcho, fast).generate(job, sink)
             case _:
                 pass
         return await super().generate(job, sink)

@@ -21,6 +21,8 @@ from tests.chaos.world import Outcome, World
 RETURNING = Manner(returns=True)
 HTTP = (Door.GATEWAY,)
 READY_SECONDS = 15.0
+#: After what was broken is back, nothing that begins fails any more; connections of pools are made anew first.
+SLACK_SECONDS = 5.0
 #: A new request waits so long for a PostgreSQL that is away, then it is told 503.
 AWAY = frozenset({"unavailable", "ledger_unavailable"})
 
@@ -38,7 +40,7 @@ async def _broken(
             fault_at = time.monotonic()
             back_at = await breaks(world)
             await clients.until_served(seen, since=back_at)
-        allowed = replace(allowed, since=fault_at, until=back_at + 1)
+        allowed = replace(allowed, since=fault_at, until=back_at + SLACK_SECONDS)
         return await world.judge(fault, what, seen, allowed, fault_at=fault_at, recovered_at=back_at)
 
 

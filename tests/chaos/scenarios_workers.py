@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from shared import errors
@@ -11,6 +12,7 @@ from shared.api.gateway import InferenceRequest
 from shared.types import ModelName
 from tests.chaos import clients, faulty_worker, world
 from tests.chaos.clients import Manner
+from tests.chaos.history import Call
 from tests.chaos.invariants import Allowed
 from tests.chaos.oracle import Door
 from tests.chaos.world import Outcome, World
@@ -33,8 +35,7 @@ async def f1_worker_dies_before_the_first_token(world: World) -> Outcome:
             fault_at = time.monotonic()
             worker = world.rng.choice(world.workers)
             worker.kill()
-            await clients.until_served(seen, since=fault_at)
-            served_at = time.monotonic()
+            served_at = await clients.until_served(seen, since=fault_at)
             worker.start()
             await world.workers_serve()
         return await world.judge(
@@ -50,13 +51,13 @@ async def f2_worker_dies_in_mid_stream(world: World) -> Outcome:
             fault_at = time.monotonic()
             worker = world.rng.choice(world.workers)
             worker.kill()
-            await clients.until_served(seen, since=fault_at)
-            served_at = time.monotonic()
+            served_at = await clients.until_served(seen, since=fault_at)
+            started_at = time.monotonic()
             worker.start()
             back_at = await world.workers_serve()
         return await world.judge(
             "F2", "kill -9 of a worker in mid-stream", seen, Allowed(since=fault_at), fault_at=fault_at, recovered_at=served_at,
-            more=f"the new process serves {back_at - served_at:.1f} s after its start",
+            more=f"the new process serves {back_at - started_at:.1f} s after its start",
         )  # fmt: skip
 
 
@@ -104,27 +105,43 @@ def _engine_of(worker: int) -> int:
     return children[0]
 
 
-async def f20_poisonous_request(world: World) -> Outcome:
+async def f20_request_that_ends_engines(world: World) -> Outcome:
+    before = world.attempts.stat().st_size
+    outcome, poisoned = await _poisoned(world, faulty_worker.POISON, "a request that ends every engine it meets")
+    met = world.attempts.stat().st_size - before
+    wrong = [] if met <= MOST_POISONED else [f"F20: {met} engines were lost to one request"]
+    if poisoned.ends != ("poison",):
+        wrong.append(f"F20: the request that kills ended with {poisoned.ends}")
+    return _with(outcome, wrong)
+
+
+async def f20_request_that_ends_workers(world: World) -> Outcome:
+    """Where nothing is left of the worker to say what it died of."""
+    outcome, poisoned = await _poisoned(world, faulty_worker.DEADLY, "a request that ends every worker it meets")
+    wrong = [] if poisoned.failed and not poisoned.text else ["F20: the request that kills had an answer"]
+    return _with(outcome, wrong)
+
+
+async def _poisoned(world: World, special: str, what: str) -> tuple[Outcome, Call]:
     async with world.clients() as seen:
         async with clients.busy(seen, world.scale.clients // 2):
             await clients.until_streaming(seen, world.scale.clients // 2)
             fault_at = time.monotonic()
-            poisoned = await seen.ask(0, Door.GATEWAY, Manner(special=faulty_worker.POISON, words=(5, 5)))
+            poisoned = await seen.ask(0, Door.GATEWAY, Manner(special=special, words=(5, 5)))
             killed = sum(not worker.alive for worker in world.workers)
             for worker in world.workers:
                 worker.start()
             back_at = await world.workers_serve()
             await clients.until_served(seen, since=back_at)
-        # The request itself must fail; of all others none.
+        # The request itself must fail; of all others none, for as long as a worker is left.
         seen.calls.remove(poisoned)
+        codes = frozenset({"worker_lost", "link_lost", "not_reachable"}) if killed == len(world.workers) else frozenset()
         outcome = await world.judge(
-            "F20", "a request that ends every worker it meets", seen, Allowed(since=fault_at), fault_at=fault_at, recovered_at=back_at,
-            more=f"it was told {poisoned.ends[0]} and cost {killed} workers",
+            "F20", what, seen, Allowed(since=fault_at, until=back_at, codes=codes), fault_at=fault_at, recovered_at=back_at,
+            more=f"it was told {poisoned.ends[0]}; {killed} workers ended",
         )  # fmt: skip
-    wrong = [] if killed <= MOST_POISONED else [f"F20: {killed} workers were lost to one request"]
-    if poisoned.succeeded or poisoned.text:
-        wrong.append("F20: the request that kills had an answer")
-    return _with(outcome, wrong)
+    found = [f"F20: {killed} workers were lost to one request"] if killed > MOST_POISONED else []
+    return _with(outcome, found), poisoned
 
 
 async def f22_half_of_the_attempts_fail(world: World) -> Outcome:
@@ -157,9 +174,8 @@ async def f25_worker_hangs_and_wakes(world: World) -> Outcome:
             worker = world.rng.choice(world.workers)
             worker.signal(signal.SIGSTOP)
             try:
-                await clients.until_served(seen, since=fault_at)
-                served_at = time.monotonic()
-                await asyncio.sleep(max(0.0, fault_at + world.scale.outage_seconds - served_at))
+                served_at = await clients.until_served(seen, since=fault_at)
+                await asyncio.sleep(max(0.0, fault_at + world.scale.outage_seconds - time.monotonic()))
             finally:
                 worker.signal(signal.SIGCONT)
             await world.workers_serve()
@@ -171,6 +187,4 @@ async def f25_worker_hangs_and_wakes(world: World) -> Outcome:
 
 
 def _with(outcome: Outcome, wrong: list[str]) -> Outcome:
-    from dataclasses import replace
-
     return replace(outcome, violations=(*outcome.violations, *wrong))

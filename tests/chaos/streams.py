@@ -31,6 +31,7 @@ from tests.stacks import RunningStack, until
 MODEL = ModelName("echo")
 #: Of an answer: some seconds at the pace of a worker by hand.
 WORDS = 60
+LOST_SECONDS = 2.5
 #: A lost worker is noticed after 3 s of silence; the rest is for machines with more to do than they can.
 DEADLINE_SECONDS = 60.0
 
@@ -45,7 +46,10 @@ class Told:
     wrong: list[str] = field(default_factory=list)
     #: The longest pause of each whole answer between two chunks.
     pauses: list[float] = field(default_factory=list)
+    #: Those that are being written, and how many chunks of each have come.
     running: dict[int, int] = field(default_factory=dict)
+    #: Those that went on after a pause that only a lost worker makes.
+    went_on: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -123,6 +127,8 @@ async def _one(door: ClientNode | httpx.AsyncClient, person: Person, number: int
             async for piece, counted in by:
                 now = time.monotonic()
                 pause, at = max(pause, now - at), now
+                if told.running[number] and pause > LOST_SECONDS:
+                    told.went_on.add(number)
                 text, usage = text + piece, counted or usage
                 told.running[number] += 1
     except (errors.AimeshError, httpx.HTTPError, TimeoutError) as error:
@@ -174,16 +180,16 @@ async def kill_workers(stack: RunningStack, person: Person, *, kills: int, count
     async with running(stack, person, count=count) as told:
         for _ in range(kills):
             async with worker(stack, ECHO_TOKEN_MS="60") as victim:
-                await until(lambda here=victim: _is_busy(here, count // 5), seconds=30, what="the worker runs some of them")
+                await until(lambda here=victim: is_busy(here, count // 5), seconds=30, what="the worker runs some of them")
                 victim.kill()
                 met = set(told.running)
-                await until(lambda met=met: _have_ended(told, met), seconds=DEADLINE_SECONDS, what="those that it ran are over")
+                await until(lambda met=met: have_ended(told, met), seconds=DEADLINE_SECONDS, what="those that it ran are over")
     return told
 
 
-async def _is_busy(one: Worker, at_least: int) -> bool:
+async def is_busy(one: Worker, at_least: int) -> bool:
     return await one.busy() >= max(1, at_least)
 
 
-async def _have_ended(told: Told, numbers: set[int]) -> bool:
+async def have_ended(told: Told, numbers: set[int]) -> bool:
     return not numbers & told.running.keys()

@@ -27,7 +27,8 @@ SCENARIOS: dict[str, Scenario] = {
         scenarios_servers.f11_valkey_stalls,
         scenarios_clients.f18_client_reads_nothing,
         scenarios_workers.f19_engine_dies,
-        scenarios_workers.f20_poisonous_request,
+        scenarios_workers.f20_request_that_ends_engines,
+        scenarios_workers.f20_request_that_ends_workers,
         scenarios_clients.f21_burst,
         scenarios_workers.f22_half_of_the_attempts_fail,
         scenarios_clients.f23_clients_leave,
@@ -43,7 +44,7 @@ SHORT = (
     "f3_gateway_dies",
     "f9_postgres_crashes",
     "f11_valkey_dies",
-    "f20_poisonous_request",
+    "f20_request_that_ends_engines",
     "f23_clients_leave",
     "f24_requests_are_repeated",
 )

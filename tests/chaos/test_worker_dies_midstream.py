@@ -6,10 +6,11 @@ import signal
 import statistics
 
 import httpx
+import pytest
 
 from shared.api import gateway
 from shared.api.gateway import InferenceRequest
-from shared.types import ModelName
+from shared.types import ModelName, Tier
 from tests.chaos import streams
 from tests.chaos.streams import Told
 from tests.people import Desk, Person
@@ -18,68 +19,70 @@ from tests.stacks import RunningStack, until
 #: A long run has 20.
 KILLS = int(os.environ.get("AIMESH_KILLS", "3"))
 STREAMS = 50
-#: The link is silent for 3 s before it is taken for dead.
-NOTICED_WITHIN_SECONDS = 3.5
 
 
-async def test_answers_go_on_elsewhere_when_their_worker_is_killed(stack: RunningStack, ann: Person) -> None:
+@pytest.fixture
+async def eve(desk: Desk) -> Person:
+    """Somebody without limits."""
+    return await desk.register("eve", Tier.ENTERPRISE)
+
+
+async def test_answers_go_on_elsewhere_when_their_worker_is_killed(stack: RunningStack, eve: Person) -> None:
     before = await _resumed(stack)
-    told = await streams.kill_workers(stack, ann, kills=KILLS, count=STREAMS)
+    told = await streams.kill_workers(stack, eve, kills=KILLS, count=STREAMS)
     resumed = await _resumed(stack) - before
     _report(f"{KILLS} kills", told, resumed)
     assert told.wrong == []
     assert resumed >= KILLS * STREAMS // 5
-    await _each_is_counted_once(stack, ann, told)
+    await _each_is_counted_once(stack, eve, told)
 
 
-async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: RunningStack, ann: Person) -> None:
+async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: RunningStack, eve: Person) -> None:
     before = await _resumed(stack)
-    async with streams.worker(stack, ECHO_TOKEN_MS="60") as zombie, streams.running(stack, ann, count=20) as told:
-        await until(lambda: streams._is_busy(zombie, 4), seconds=30, what="the worker runs some of them")
+    async with streams.worker(stack, ECHO_TOKEN_MS="60") as zombie, streams.running(stack, eve, count=20) as told:
+        await until(lambda: streams.is_busy(zombie, 4), seconds=30, what="the worker runs some of them")
         os.kill(zombie.process.pid, signal.SIGSTOP)
         try:
             met = set(told.running)
 
-            async def resumed() -> bool:
-                return any(told.running.get(number, 0) > streams.WORDS // 2 for number in met) and await _noticed()
+            async def went_on() -> bool:
+                return bool(told.went_on & met & told.running.keys())
 
-            async def _noticed() -> bool:
-                return max(told.pauses, default=0.0) > 2.5 or not met & told.running.keys()
-
-            await until(resumed, seconds=streams.DEADLINE_SECONDS, what="the others went on with its answers")
+            await until(went_on, seconds=streams.DEADLINE_SECONDS, what="another worker went on with its answers")
         finally:
             # It wakes while answers that it had begun are still being written elsewhere.
             os.kill(zombie.process.pid, signal.SIGCONT)
-        await until(lambda: streams._have_ended(told, met), seconds=streams.DEADLINE_SECONDS, what="those that it ran are over")
-        await until(lambda: streams._is_busy(zombie, 1), seconds=30, what="the woken worker is used again")
+        await until(lambda: streams.have_ended(told, met), seconds=streams.DEADLINE_SECONDS, what="those that it ran are over")
+        await until(lambda: streams.is_busy(zombie, 1), seconds=30, what="the woken worker is used again")
     _report("a worker that was stopped", told, await _resumed(stack) - before)
     assert told.wrong == []
     assert await _resumed(stack) > before
-    await _each_is_counted_once(stack, ann, told)
+    await _each_is_counted_once(stack, eve, told)
 
 
-async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    undisturbed = await _tell(desk, ann)
+async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, desk: Desk, eve: Person) -> None:
+    undisturbed = await _tell(desk, eve)
     assert len(undisturbed) >= 20
     before = await _resumed(stack)
-    async with streams.worker(stack, backend="llama") as victim:
-        chunks: list[list[str]] = [[] for _ in range(4)]
+    async with streams.worker(stack, backend="llama", ENGINE_SLOTS="4") as victim:
+        # More than one worker has slots for.
+        chunks: list[list[str]] = [[] for _ in range(6)]
 
         async def answers_run_there() -> bool:
             return await victim.busy() >= 1 and all(len(one) >= 3 for one in chunks)
 
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(_tell(desk, ann, into)) for into in chunks]
-            await until(answers_run_there, seconds=60, what="answers are in their middle, one of them there at least")
+            running = [tasks.create_task(_tell(desk, eve, into)) for into in chunks]
+            await until(answers_run_there, seconds=60, what="all are in their middle, and one of them there")
             victim.kill()
-    assert [task.result() for task in running] == [undisturbed] * 4
+    assert [task.result() for task in running] == [undisturbed] * len(chunks)
     assert await _resumed(stack) > before
 
 
 async def _tell(desk: Desk, person: Person, into: list[str] | None = None) -> list[str]:
     into = [] if into is None else into
     request = InferenceRequest(
-        prompt="Tell me a story about a bridge and a grüner Vogel.", model=ModelName("smollm2"), max_tokens=48, temperature=1.0, seed=7,
+        prompt="Tell me a story about a bridge and a grüner Vogel.", model=ModelName("smollm2"), max_tokens=80, temperature=1.0, seed=7,
         ignore_eos=True,
     )  # fmt: skip
     asked = gateway.ProcessInferenceRequest(request)
@@ -88,7 +91,7 @@ async def _tell(desk: Desk, person: Person, into: list[str] | None = None) -> li
         async for chunk in answer:
             if chunk.text:
                 into.append(chunk.text)
-        assert answer.end.usage.completion_tokens == 48
+        assert answer.end.usage.completion_tokens == 80
     return into
 
 

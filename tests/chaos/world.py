@@ -134,6 +134,8 @@ class World:
     rng: random.Random
     attempts: Path
     _began: datetime | None = field(default=None)
+    #: How much of each log was looked at.
+    _read: dict[Path, int] = field(default_factory=dict)
 
     # --- for scenarios -----------------------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class World:
     ) -> Outcome:
         """When all is at rest: the calls and the books together before the oracle."""
         books, tired = await self._at_rest(seen, allowed)
-        found = invariants.violations(seen.calls, books, allowed) + tired + await self._verified()
+        found = invariants.violations(seen.calls, books, allowed) + tired + await self._verified() + self._tracebacks()
         return Outcome(
             fault=fault,
             what=what,
@@ -216,6 +218,17 @@ class World:
         report = done.json() if done.status == 0 else {}
         wrong = {name: report.get(name) for name in ("drift_micro", "sum_micro", "reserved_drift_micro", "overdue") if report.get(name)}
         return [f"I3: aicli admin ledger verify: {wrong or done.err.strip()}"] if wrong or done.status else []
+
+    def _tracebacks(self) -> list[str]:
+        """Nobody's log has one, whatever was broken: a fault that is handled is a sentence there."""
+        found = []
+        for path in (*self.stack.place.logs.glob("*.log"), *self.stack.home.glob("faulty-worker-*.log")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            new, self._read[path] = text[self._read.get(path, 0) :], len(text)
+            before, mark, after = new.partition("Traceback")
+            if mark:
+                found.append(f"a traceback in {path.name}: {before[-300:]}{mark}{after[:3000]}")
+        return found
 
     async def _remember_moment(self) -> None:
         async with self.stack.database("gateway") as database:

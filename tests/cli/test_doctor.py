@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from cli import examination, profile
@@ -19,7 +20,8 @@ from cli.surroundings import Surroundings
 from shared import errors
 from shared.api import auth, gateway
 from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
-from shared.types import Credential, ModelName, NodeId, Role, Tier, UserId
+from shared.api.ledger import Account
+from shared.types import Credential, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import FakeMesh, Shell
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -40,11 +42,14 @@ async def listening(greeting: bytes) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
+QUOTA = UserQuota(user_id=UserId(UUID(int=1)), tier=Tier.FREE, limit_per_hour=100, used_this_hour=1, remaining=99, resets_at=NOW)
+NO_MONEY = Account(MicroCredits(0), MicroCredits(5), MicroCredits(5), MicroCredits(100), NOW)
+
+
 def well(mesh: FakeMesh) -> None:
     mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
     mesh.answer(gateway.get_service_health, HEALTHY)
-    quota = UserQuota(user_id=UserId(UUID(int=1)), tier=Tier.FREE, limit_per_hour=100, used_this_hour=1, remaining=99, resets_at=NOW)
-    mesh.answer(gateway.get_user_quota, quota)
+    mesh.answer(gateway.get_user_quota, QUOTA)
     mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
 
 
@@ -174,3 +179,19 @@ async def test_no_gateway(shell: Shell) -> None:
         findings = await examined(shell)
     assert wrong(findings) == ["gateway"]
     assert findings[-1] == Finding("models", None, "not checked: gateway first")
+
+
+@pytest.mark.parametrize(
+    ("changed", "ok", "detail"),
+    [
+        ({}, True, "99 of 100 requests left in this hour"),
+        ({"remaining": 0}, False, "0 of 100 requests left in this hour"),
+        ({"limit_per_hour": gateway.NO_LIMIT}, True, "no limit of requests an hour"),
+        ({"account": NO_MONEY}, False, "no credits left"),
+        ({"account": msgspec.structs.replace(NO_MONEY, monthly_micro=None)}, True, "99 of 100 requests left in this hour"),
+    ],
+)
+def test_what_is_left(changed: dict[str, object], ok: bool, detail: str) -> None:
+    found = examination._judge(msgspec.structs.replace(QUOTA, **changed))
+    assert (found.ok, found.detail) == (ok, detail)
+    assert bool(found.hint) != ok

@@ -51,6 +51,46 @@ async def test_max_tokens_and_stop_cut_the_answer(client: openai.AsyncOpenAI) ->
 
 async def test_models_are_listed_the_default_first(client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in client.models.list()] == ["smollm2", "echo"]
+    assert (await client.models.retrieve("llama3")).id == "smollm2"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("org/gpt-9")
+
+
+async def test_a_completion_goes_on_with_the_text_and_a_chat_answers_it(client: openai.AsyncOpenAI) -> None:
+    text = "One, two, three, four, five,"
+    raw = await client.completions.create(model="smollm2", prompt=text, max_tokens=8, temperature=0, seed=1)
+    assert raw.choices[0].text.startswith(" six, seven")
+    assert raw.usage is not None
+    chat = await client.chat.completions.create(
+        model="smollm2", messages=[{"role": "user", "content": text}], max_tokens=8, temperature=0, seed=1
+    )
+    assert chat.usage is not None
+    assert raw.usage.prompt_tokens < chat.usage.prompt_tokens, "the template is not in it"
+    events = [
+        event async for event in await client.completions.create(
+            model="smollm2", prompt=[text, text], max_tokens=8, temperature=0, seed=1, stream=True, logprobs=1
+        )
+    ]  # fmt: skip
+    texts = ["".join(choice.text for event in events for choice in event.choices if choice.index == index) for index in (0, 1)]
+    assert texts == [raw.choices[0].text] * 2
+    tokens = [
+        token for event in events for choice in event.choices if choice.index == 1 and choice.logprobs
+        for token in choice.logprobs.tokens or ()
+    ]  # fmt: skip
+    assert "".join(tokens).startswith(texts[1])
+
+
+async def test_a_response_plain_and_put_together_from_its_stream(client: openai.AsyncOpenAI) -> None:
+    plain = await client.responses.create(model="echo", input="three small words", instructions="Be brief.")
+    assert (plain.output_text, plain.status) == ("three small words", "completed")
+    assert plain.usage is not None
+    assert (plain.usage.input_tokens, plain.usage.output_tokens) == (5, 3)
+    async with client.responses.stream(model="echo", input="three small words") as stream:
+        deltas = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+        assert (await stream.get_final_response()).output_text == "three small words"
+    assert deltas == ["three", " small", " words"]
+    cut = await client.responses.create(model="echo", input="three small words", max_output_tokens=2)
+    assert (cut.output_text, cut.status) == ("three small", "incomplete")
 
 
 async def test_an_alias_is_answered_by_the_real_model(client: openai.AsyncOpenAI) -> None:

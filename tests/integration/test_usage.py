@@ -90,7 +90,7 @@ async def _every_view_says_the_same(stack: RunningStack, desk: Desk, person: Per
     assert (over_http["request_count"], over_http["tokens_used"]) == expected
     assert (over_rpc.request_count, over_rpc.tokens_used) == expected
     listed = (await stack.aicli("usage", "--json", AICLI_API_KEY=person.key.secret)).json()
-    assert sum(day["tokens_used"] for day in listed) == expected[1]
+    assert sum(day["tokens_used"] for day in listed["days"]) == listed["tokens_used"] == expected[1]
 
 
 # --- requests that did not end well ------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ import pytest
 from shared.node.client import ClientNode
 from shared.types import NodeId
 from tests import outside, stacks
-from tests.chaos.conftest import ECHO_TOKEN_MS
+from tests.chaos.conftest import ECHO_TOKEN_MS, SETTINGS
 from tests.outside import Machine, Running
 from tests.people import Person
 from tests.stacks import RunningStack, until
 
 _SERVE = ("--backend", "echo")
-_stack = stacks.OfFolder(Path(__file__).parent, DEFAULT_RATE_LIMIT="1000000")
+_stack = stacks.OfFolder(Path(__file__).parent, **SETTINGS)
 
 
 @dataclass(slots=True)

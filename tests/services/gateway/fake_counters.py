@@ -19,6 +19,10 @@ class FakeCounters:
         self.away = False
         self.calls = 0
 
+    async def connect(self, connections: int) -> None:
+        if self.away:
+            raise errors.Unavailable("Valkey does not answer")
+
     def script(self, name: str, lua: str) -> None:
         assert lua
 

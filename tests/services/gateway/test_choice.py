@@ -33,8 +33,10 @@ class Site:
         self.directory, self.known = FakeDirectory(), Knowledge()
         self.directory.watch(lambda entry: self.known.heard(entry, 1000.0, datetime.now(UTC)))
 
-    def worker(self, number: int, *, running: int = 0, slots: int = 4, loaded: bool = True, digest: str = "", **more: Any) -> NodeId:
-        self.directory.worker(number, "m", load=Load(slots=slots, running=running), **more)
+    def worker(
+        self, number: int, *, running: int = 0, slots: int = 4, loaded: bool = True, digest: str = "", expected_wait: float = 0, **more: Any
+    ) -> NodeId:
+        self.directory.worker(number, "m", load=Load(slots, running, 0, expected_wait), **more)
         before = self.directory.find(node_id(number))
         assert before is not None
         offer = ModelOffer(M, 2048, digest, loaded=loaded, slots=slots, busy=running)
@@ -116,6 +118,33 @@ def test_trying_again_never_reaches_a_worker_that_the_first_attempt_might_not_us
             assert rule is Policy.GROUP or owner in ("", str(USER)) or labels.get("trusted") == "yes"
 
 
+def test_of_ten_thousand_placements_none_is_on_a_machine_that_may_not_have_the_prompt() -> None:
+    rng, placed = random.Random(7), 0
+    for _ in range(200):
+        site = Site()
+        tenants = [UserId(UUID(int=number)) for number in range(1, 5)]
+        for number in range(6):
+            owner = rng.choice(["", *map(str, tenants)])
+            labels = {label: rng.choice(["yes", "no"]) for label in ("trusted", "shared") if rng.random() < 0.5}
+            site.worker(number, owner=owner, labels=labels, slots=100)
+        rule = rng.choice(list(Policy))
+        for _ in range(50):
+            wish = Wish(M, rng.choice(tenants), 10, 10, not_on=frozenset(map(node_id, rng.sample(range(6), rng.randint(0, 2)))))
+            try:
+                row = choice.choose(wish, choice.eligible(wish, site.table(wish), rule), rng)
+            except errors.NotReachable:
+                continue
+            assert row is not None
+            said = row.worker.announcement
+            assert row.node not in wish.not_on
+            if said.owner != str(wish.tenant):
+                assert said.labels.get("shared") != "no"
+                assert rule is Policy.GROUP or not said.owner or said.labels.get("trusted") == "yes"
+            site.known.occupancy.begin(row.node, M)
+            placed += 1
+    assert placed > 8_000
+
+
 def test_only_the_same_file_goes_on_with_an_answer() -> None:
     site = Site()
     site.worker(1, digest="a")
@@ -161,6 +190,16 @@ def test_a_worker_that_has_the_model_loaded_comes_before_one_that_must_load_it()
     assert site.chosen() == {node_id(9): 40}
     site.worker(9, running=5)
     assert node_id(9) not in site.chosen(), "a full one is not waited for while others could load"
+
+
+@pytest.mark.parametrize(
+    ("expected_wait", "chosen"), [pytest.param(3.0, 1, id="waiting is faster"), pytest.param(30.0, 2, id="loading is")]
+)
+def test_loading_a_model_elsewhere_counts_as_a_wait_of_ten_seconds(expected_wait: float, chosen: int) -> None:
+    site = Site()
+    site.worker(1, running=4, expected_wait=expected_wait)
+    site.worker(2, loaded=False)
+    assert site.chosen() == {node_id(chosen): 40}
 
 
 def test_a_full_worker_gets_one_call_to_hold_and_then_none() -> None:

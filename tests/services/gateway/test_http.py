@@ -550,7 +550,7 @@ async def test_usage_and_quota(http: httpx.AsyncClient) -> None:
 async def test_a_failure_in_the_stream_is_its_last_event(http: httpx.AsyncClient, house: House) -> None:
     house.worker.fails_with, house.worker.fails_after = errors.LinkLost("the worker died"), 2
     found = events(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
-    assert found[-1]["error"]["code"] == "link_lost"
+    assert found[-1]["error"]["code"] == "worker_lost"
     assert "[DONE]" not in found
 
 

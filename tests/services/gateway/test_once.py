@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -101,7 +102,7 @@ async def test_without_a_key_it_ends_with_its_reader(door: Door) -> None:
     await door.ask(stops_after=1)
     assert door.house.worker.left_early == 1
     with pytest.raises(errors.BadRequest, match="Last-Event-ID"):
-        await door.ask(Again(rest=Rest(RequestId(door.house.store.only_row.id), 1)))
+        await door.ask(Again(rest=Rest(RequestId(uuid4()), 1)))
 
 
 async def test_with_a_key_it_is_run_limited_and_written_once(door: Door) -> None:
@@ -114,7 +115,7 @@ async def test_with_a_key_it_is_run_limited_and_written_once(door: Door) -> None
     assert again.answer.allowance is None
     assert first.answer.request_id == again.answer.request_id == door.house.store.only_row.id
     assert (first.answer.model, first.answer.began_at) == (again.answer.model, again.answer.began_at)
-    assert door.runs == len(door.house.counters.counted if hasattr(door.house.counters, "counted") else [1]) == 1
+    assert door.runs == 1
 
 
 async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:

@@ -151,7 +151,7 @@ async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, h
         http,
         input=[
             {"role": "developer", "content": "Be brief."},
-            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What "}, {"type": "input_text", "text": "is x"}]},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Why "}, {"type": "input_text", "text": "x"}]},
             {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "…"},
             said,
             {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "look_up", "arguments": "{}", "status": "completed"},
@@ -164,7 +164,7 @@ async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, h
     )  # fmt: skip
     assert house.worker.asked[0].prompt == (
         ChatMessage("system", "Be brief."),
-        ChatMessage("user", "What is x"),
+        ChatMessage("user", "Why x"),
         ChatMessage("assistant", "Let me see.", (ToolCall("c1", "look_up", "{}"), ToolCall("c2", "count", "{}"))),
         ChatMessage("tool", "1", (), "c1"),
         ChatMessage("tool", "2", (), "c2"),

@@ -71,7 +71,7 @@ class Site:
     @staticmethod
     def _announcement(number: int, digest: str) -> Announcement:
         # The first is the least loaded, so it is asked first.
-        return replace_models(announcement(number, load=Load(slots=1, running=number)), digest)
+        return replace_models(announcement(number, load=Load(slots=100, running=number)), digest)
 
     def _count(self, kind: str, outcome: str) -> None:
         self.counted[kind, outcome] += 1

@@ -2,12 +2,12 @@ import pytest
 
 from services.inference import jobs
 from shared import errors
-from shared.api.generation import ChatMessage, Sampling
+from shared.api.generation import ChatMessage, Sampling, Tool
 from shared.types import ModelName
 
 
-def check(prompt: str | tuple[ChatMessage, ...]) -> jobs.Job:
-    return jobs.check(ModelName("smollm2"), prompt, Sampling(), context_tokens=None, draw_seed=lambda: 1)
+def check(prompt: str | tuple[ChatMessage, ...], asked: Sampling = Sampling()) -> jobs.Job:  # noqa: B008 - frozen
+    return jobs.check(ModelName("smollm2"), prompt, asked, context_tokens=None, draw_seed=lambda: 1)
 
 
 def test_a_plain_prompt_is_a_chat_of_one_message() -> None:
@@ -35,3 +35,11 @@ def test_what_cannot_be_run(prompt: str | tuple[ChatMessage, ...], words: str) -
     with pytest.raises(errors.BadRequest, match=words) as refused:
         check(prompt)
     assert len(refused.value.message) < 200
+
+
+def test_a_text_to_go_on_with_is_one_text_without_tools() -> None:
+    assert check("Once", Sampling(raw=True)).asked.raw
+    with pytest.raises(errors.BadRequest, match="raw takes one text"):
+        check((ChatMessage("system", "x"), ChatMessage("user", "y")), Sampling(raw=True))
+    with pytest.raises(errors.BadRequest, match="raw and tools"):
+        check("Once", Sampling(raw=True, tools=(Tool("f"),)))

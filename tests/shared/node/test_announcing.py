@@ -1,20 +1,24 @@
-"""What of a node that cannot be reached is shown to people."""
+"""What of a node that cannot be reached is shown to people, and what is believed of one that announces itself."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from shared.directory import Directory
+from shared import directory
+from shared.directory import Announcement, Directory
 from shared.node.announcing import Announcer
-from shared.types import NodeId, Role
+from shared.types import NodeId, Peer, Role
 
 WORKER = NodeId("UWORKER")
 
 
 def announcer(role: Role, nodes: Directory, revoked: frozenset[NodeId] = frozenset()) -> Announcer:
     me: Any = SimpleNamespace(role=role, node=NodeId("UME"), mesh="test")
-    roads: Any = SimpleNamespace(swarm=SimpleNamespace(), nats=None, on_link=None, is_revoked=lambda node: node in revoked)
+    roads: Any = SimpleNamespace(
+        swarm=SimpleNamespace(), nats=None, on_link=None, is_revoked=lambda node: node in revoked, told=lambda node, number: None
+    )
     return Announcer(me, roads, nodes, None)
 
 
@@ -31,3 +35,15 @@ def test_why_a_node_cannot_be_reached(role: Role, revoked: frozenset[NodeId], sh
     announcer(role, nodes, revoked)._unreachable(WORKER, "no path: not allowed")
     entry = nodes.find(WORKER)
     assert (None if entry is None else entry.why_gone) == shown
+
+
+def test_owner_and_labels_are_those_of_the_certificate_whatever_a_node_says_over_hyperswarm() -> None:
+    """Both decide whose prompts a worker gets."""
+    nodes = Directory(lambda: 0.0)
+    lies = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), labels={"trusted": "yes"}, owner="")
+    peer = Peer(Role.WORKER, WORKER, WORKER, "ada", (("gpu", "4090"),))
+    link: Any = SimpleNamespace(peer=peer, path="direct")
+    announcer(Role.GATEWAY, nodes)._heard_by_swarm(link, directory.encode(lies))
+    entry = nodes.find(WORKER)
+    assert entry is not None
+    assert (entry.announcement.owner, entry.announcement.labels) == ("ada", {"gpu": "4090"})

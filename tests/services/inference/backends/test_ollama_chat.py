@@ -38,6 +38,7 @@ def test_options() -> None:
     [
         ({"logit_bias": {1: 2.0}}, "logit_bias"),
         ({"ignore_eos": True}, "ignore_eos"),
+        ({"raw": True}, "raw"),
         ({"n": 2}, "n"),
         ({"top_logprobs": 0}, "top_logprobs"),
         ({"tools": (Tool("f"),), "tool_choice": ToolChoice.REQUIRED}, "tool_choice"),

@@ -58,6 +58,7 @@ def test_what_was_asked_for_is_sent_in_the_servers_words(dialect: Dialect, asked
         pytest.param(Dialect.OPENAI, {"top_k": 5}, "top_k", id="OpenAI has no top_k"),
         pytest.param(Dialect.OPENAI, {"min_p": 0.1}, "min_p", id="OpenAI has no min_p"),
         pytest.param(Dialect.OPENAI, {"repeat_penalty": 1.1}, "repeat_penalty", id="OpenAI has no repeat_penalty"),
+        *(pytest.param(dialect, {"raw": True}, "raw", id=f"{dialect} is asked for chats alone") for dialect in Dialect),
         pytest.param(Dialect.COMPATIBLE, {"ignore_eos": True}, "ignore_eos", id="nor does what every server has"),
         pytest.param(Dialect.TGI, {"n": 2}, "n", id="TGI would give one answer"),
         pytest.param(Dialect.TGI, {"logit_bias": {1: 1.0}}, "logit_bias", id="TGI does not use the bias"),

@@ -291,3 +291,22 @@ def test_what_llama_cpp_would_end_the_process_over_is_refused(fast: LlamaModel, 
     assert refused.problem.code == "bad_request"
     assert words in refused.problem.message
     assert running.idle
+
+
+def test_a_raw_text_is_tokenised_as_it_is_and_gone_on_with(fast: LlamaModel) -> None:
+    text = "Once upon a time, there was a little"
+    raw = fast.prompt_tokens((ChatMessage("user", text),), raw=True)
+    pieces = b"".join(fast.piece(token) or b"" for token in raw)
+    assert pieces.decode() == text
+    assert len(raw) < len(fast.prompt_tokens((ChatMessage("user", text),)))
+    # Whoever writes the whole prompt may write the template's own tokens: the chat and its text are the same then.
+    chat = "<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    messages = (ChatMessage("system", "Answer."), ChatMessage("user", "Hi"))
+    assert fast.prompt_tokens((ChatMessage("user", chat),), raw=True) == fast.prompt_tokens(messages)
+
+
+def test_a_command_that_is_raw_reaches_the_model_as_raw(fast: LlamaModel) -> None:
+    text = "Once upon a time, there was a little"
+    told = loop(fast).handle(Generate(1, (ChatMessage("user", text),), GREEDY, raw=True))
+    assert isinstance(told, Accepted)
+    assert told.prompt_tokens == len(fast.prompt_tokens((ChatMessage("user", text),), raw=True))

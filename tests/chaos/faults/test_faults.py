@@ -1,0 +1,46 @@
+"""The short version of `make chaos`: one fault of every kind, under a small load, at times that a seed decides.
+
+CHAOS_SEED repeats a run; the seed of each is printed.
+"""
+
+import os
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.chaos import run, table, world
+from tests.chaos.world import World
+
+
+@pytest.fixture(scope="module")
+def seed() -> int:
+    found = int(os.environ.get("CHAOS_SEED") or random.randrange(2**32))
+    print(f"CHAOS_SEED={found}")
+    return found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def small_world(seed: int) -> AsyncIterator[World]:
+    async with world.opened(world.SHORT, seed) as opened:
+        yield opened
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", table.SHORT)
+async def test_fault(small_world: World, name: str) -> None:
+    outcome = await run.one(small_world, name)
+    print(f"CHAOS {outcome}")
+    assert outcome.violations == ()
+
+
+def test_the_page_has_a_row_for_every_fault() -> None:
+    outcome = world.Outcome(
+        fault="F2", what="kill -9", calls=10, ends={"done": 9, "overloaded": 1}, failing_seconds=0.5, longest_pause=2.0,
+        recovered_seconds=3.0, books="10 settled", violations=("I2: a gap",), more="something",
+    )  # fmt: skip
+    page = table.page({"f2": [outcome, outcome]}, "a machine, seed 1.")
+    assert "| F2 | kill -9 | 20 | 18 done, 2 overloaded | 2.0 | 0.5 | 3.0 | 10 settled | 2 |" in page
+    assert "- F2, kill -9: something" in page
+    assert "- F2, kill -9: I2: a gap" in page

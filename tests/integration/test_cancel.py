@@ -1,0 +1,107 @@
+"""Whoever goes away frees the worker: within 100 ms, by every door, and when a deadline passes."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+import pytest
+
+from shared import errors
+from shared.types import Tier
+from tests import stacks
+from tests.integration import asking
+from tests.people import Desk, Person
+from tests.stacks import RunningStack, until
+
+LONG = "word " * 1000
+TIMES = 5
+#: Of the worker's own step of 5 ms, and of our look at it, this holds both.
+FREE_WITHIN_SECONDS = 0.1
+
+#: Asks for LONG, and goes away once the event is set; returns when it went.
+Leaving = Callable[[RunningStack, Desk, Person, asyncio.Event], Awaitable[float]]
+
+
+async def _http(stack: RunningStack, _desk: Desk, person: Person, leave: asyncio.Event, *, stream: bool) -> float:
+    # A connection of its own: closing it is all that the gateway sees.
+    async with stack.http(person.key.secret) as http:
+        asked = asyncio.create_task(http.post("/v1/chat/completions", json=asking.chat_body(LONG, stream=stream)))
+        await leave.wait()
+        asked.cancel()
+        went_at = time.monotonic()
+        await asyncio.gather(asked, return_exceptions=True)
+    return went_at
+
+
+async def _http_stream(stack: RunningStack, desk: Desk, person: Person, leave: asyncio.Event) -> float:
+    return await _http(stack, desk, person, leave, stream=True)
+
+
+async def _http_at_once(stack: RunningStack, desk: Desk, person: Person, leave: asyncio.Event) -> float:
+    return await _http(stack, desk, person, leave, stream=False)
+
+
+async def _rpc(_stack: RunningStack, desk: Desk, person: Person, leave: asyncio.Event) -> float:
+    asked = asyncio.create_task(asking.rpc(desk.mesh, person.key.secret, LONG))
+    await leave.wait()
+    asked.cancel()
+    went_at = time.monotonic()
+    await asyncio.gather(asked, return_exceptions=True)
+    return went_at
+
+
+async def _deadline(_stack: RunningStack, desk: Desk, person: Person, _leave: asyncio.Event) -> float:
+    ends_at = time.monotonic() + 1.0
+    with pytest.raises(errors.DeadlineExceeded):
+        await asking.rpc(desk.mesh, person.key.secret, LONG, deadline_seconds=1.0)
+    return ends_at
+
+
+async def _ctrl_c(stack: RunningStack, _desk: Desk, _person: Person, leave: asyncio.Event) -> float:
+    process = await stack.start_aicli("infer", "--model", "echo", LONG)
+    await leave.wait()
+    process.send_signal(2)
+    went_at = time.monotonic()
+    await process.communicate()
+    return went_at
+
+
+WAYS: dict[str, Leaving] = {
+    "http, streamed": _http_stream,
+    "http, at once": _http_at_once,
+    "rpc": _rpc,
+    "a deadline": _deadline,
+    "ctrl-c": _ctrl_c,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_slot_is_free_at_once(stack: RunningStack, desk: Desk, way: str) -> None:
+    eve = await desk.register("eve", Tier.ENTERPRISE)
+    url = (await stack.programs())["inference-echo"].url
+    seconds = []
+    async with httpx.AsyncClient(trust_env=False) as looking:
+
+        async def busy() -> float:
+            return stacks.total((await looking.get(f"{url}/metrics")).text, "ai_platform_worker_slots", state="busy", model="echo")
+
+        for _ in range(TIMES):
+            leave = asyncio.Event()
+            asked = asyncio.create_task(WAYS[way](stack, desk, eve, leave))
+            await until(busy, seconds=15, what="the worker runs it")
+            leave.set()
+            free_at = await _free(busy, asked)
+            seconds.append(free_at - await asked)
+    print(f"CANCEL {way}: free after {', '.join(f'{one * 1000:.0f}' for one in seconds)} ms")
+    assert statistics.median(seconds) <= FREE_WITHIN_SECONDS
+
+
+async def _free(busy: Callable[[], Awaitable[float]], asked: "asyncio.Task[float]") -> float:
+    """When the worker was first seen without work. The caller's own end is not waited for."""
+    async with asyncio.timeout(10):
+        while await busy():
+            if asked.done():
+                await asyncio.sleep(0)
+    return time.monotonic()

@@ -1,0 +1,72 @@
+"""What requests hold and what they cost, on the way through the pipeline. Here an input token costs 1 micro-credit, an output token 2."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.gateway.request_row import ReservationState
+from services.gateway.reservations import TooLittle
+from shared import errors
+from shared.api.gateway import InferenceRequest
+from shared.types import RequestStatus
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import OWNER, House
+from tests.services.gateway.test_pipeline import ask
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+async def test_an_answer_costs_what_was_said_and_not_what_was_held(house: House) -> None:
+    _, result = await ask(house, max_tokens=50)
+    (wanted,) = house.books.reserved
+    assert (wanted.request_id, wanted.max_tokens, wanted.answers) == (result.request_id, 50, 1)
+    assert house.store.only_row.cost_micro == result.cost_micro == 7 + 2 * 3
+    assert house.store.only_row.reservation is ReservationState.SETTLED
+    assert result.clamped_to is None
+
+
+async def test_who_has_little_gets_a_shorter_answer_and_is_told(house: House) -> None:
+    house.books.most_tokens = 20
+    _, result = await ask(house, max_tokens=50)
+    assert house.worker.asked[0].model_config.max_tokens == 20
+    assert result.clamped_to == 20
+
+
+async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(house: House) -> None:
+    house.books.refuses = TooLittle(0, of_key=False)
+    with pytest.raises(errors.BudgetExhausted):
+        await ask(house)
+    assert not house.worker.asked
+    row = house.store.only_row
+    assert (row.status, row.error_code, row.reservation) == (RequestStatus.ERROR, "budget_exhausted", ReservationState.RELEASED)
+
+
+async def test_without_postgresql_nothing_runs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.ledger.RESERVE_SECONDS", 0.01)
+    house.books.away = True
+    with pytest.raises(errors.Unavailable, match="ledger"):
+        await ask(house)
+    assert not house.worker.asked
+
+
+async def test_a_request_that_fails_before_its_first_token_is_free(house: House) -> None:
+    house.worker.fails_with = errors.BadRequest("no such thing")
+    with pytest.raises(errors.BadRequest):
+        await ask(house)
+    assert (house.store.only_row.cost_micro, house.store.only_row.reservation) == (0, ReservationState.RELEASED)
+
+
+async def test_what_was_delivered_before_a_cancel_is_paid() -> None:
+    async with fakes.house() as house, house.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
+        async for _ in running:
+            break
+    assert (house.store.only_row.cost_micro, house.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
+
+
+async def test_a_request_without_a_number_holds_what_the_model_has_room_for(house: House) -> None:
+    await ask(house, n=2)
+    assert (house.books.reserved[0].max_tokens, house.books.reserved[0].answers) == (2048, 2)
