@@ -188,7 +188,7 @@ async def measure_worker(_count: int, threads: int) -> list[report.Row]:
         "ENGINE_SLOTS": WORKER_SLOTS,
         "ENGINE_CONTEXT_TOKENS": WORKER_SLOT_TOKENS,
         "ENGINE_THREADS": threads,
-        "PREMIUM_RATE_LIMIT": 1_000_000,
+        "TIER_PRO": "requests_per_hour=unlimited,requests_per_minute=unlimited,concurrency=unlimited",
     }
     async with stack(**{name: str(value) for name, value in settings.items()}) as running:
         port = int(running.environment["GATEWAY_SERVICE_PORT"])

@@ -156,7 +156,12 @@ async def ask_all(doors: Mapping[Door, httpx.AsyncClient], numbers: range, tally
 
 async def measure(requests: int) -> tuple[list[report.Row], Tally]:
     tally = Tally()
-    settings = {"AIMESH_ECHO": "1", "ECHO_TOKEN_MS": "1", "ENGINE_SLOTS": str(AT_ONCE), "PREMIUM_RATE_LIMIT": "1000000"}
+    settings = {
+        "AIMESH_ECHO": "1",
+        "ECHO_TOKEN_MS": "1",
+        "ENGINE_SLOTS": str(AT_ONCE),
+        "TIER_PRO": "requests_per_hour=unlimited,requests_per_minute=unlimited,concurrency=unlimited",
+    }
     async with stack(**settings) as running, people.desk(running) as desk:
         person = await desk.register("soak", Tier.PRO)
         async with _doors(running, person.key.secret) as doors:

@@ -13,7 +13,12 @@ from tests.stacks import RunningStack
 #: So that an answer of a thousand words is long enough to be cancelled or cut off in its middle.
 ECHO_TOKEN_MS = "5"
 
-_shared = stacks.OfFolder(Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS)
+#: The limits of an hour stay, for the tests that are about them; a minute's would slow all others down.
+WITHIN_A_MINUTE = "requests_per_minute=unlimited,concurrency=unlimited"
+
+_shared = stacks.OfFolder(
+    Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, TIER_FREE=WITHIN_A_MINUTE, TIER_PRO=WITHIN_A_MINUTE
+)
 
 
 @pytest.fixture

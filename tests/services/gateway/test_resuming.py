@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from services.gateway.dispatch import Dispatch
 from services.gateway.relay import Relay
+from services.gateway.resumption import PATIENCE_SECONDS, AnswerCourse, GivenUp, Pause
 from services.gateway.routing import Wish
 from shared import errors
 from shared.api import inference
@@ -149,6 +150,24 @@ async def test_a_worker_that_is_back_goes_on_itself() -> None:
     assert len(site.workers[0].asked) == 5
 
 
+@pytest.mark.parametrize("kind", [errors.LinkLost, errors.Draining, errors.NotReachable])
+async def test_the_only_worker_is_asked_again_where_it_may_be_back_in_a_moment(kind: type[errors.AimeshError]) -> None:
+    site = Site(Teller(falls=[lost(0, kind)]))
+    assert (await site.said())[1:3] == WHOLE[1:]
+    assert site.counted == {("retry", "answered"): 1}
+
+
+async def test_pauses_grow_and_are_drawn() -> None:
+    course = AnswerCourse(asked())
+    course.asked(DIGEST)
+    course.said(Chunk("a", (1,)))
+    course.failed(node_id(1), errors.LinkLost("gone"))
+    nobody = errors.NotReachable("nobody")
+    assert [course.nobody(nobody, 0.0, lambda: 1.0) for _ in range(6)] == [Pause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
+    assert course.nobody(nobody, 1.0, lambda: 0.25) == Pause(0.25)
+    assert isinstance(course.nobody(nobody, PATIENCE_SECONDS, lambda: 1.0), GivenUp)
+
+
 async def test_patience_has_an_end() -> None:
     ticks = iter(range(10_000))
     site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
@@ -171,6 +190,18 @@ async def test_the_same_request_that_ends_two_engines_is_poison() -> None:
     with pytest.raises(errors.Poison, match="twice"):
         await site.said()
     assert sum(len(worker.asked) for worker in site.workers) == 2
+
+
+async def test_a_budget_that_is_spent_passes_the_failure_on() -> None:
+    site = Site(*(Teller(falls=[lost(0)] * 200) for _ in range(2)))
+    outcomes = []
+    for _ in range(80):
+        with pytest.raises(errors.LinkLost):
+            await site.said()
+        outcomes.append(sum(len(worker.asked) for worker in site.workers))
+    # Ten a second over the window, and a fifth of the requests.
+    assert outcomes[-1] - 80 <= 100 + 80 * 0.2
+    assert site.counted["retry", "over_budget"] > 0
 
 
 async def test_a_worker_that_cannot_go_on_is_no_bad_request_of_the_callers() -> None:
