@@ -1,6 +1,8 @@
 """1,000 streams at once through one gateway, what it holds meanwhile and afterwards, and what twice as many are told."""
 
 import asyncio
+import sys
+from collections import Counter
 from contextlib import AsyncExitStack
 
 from bench import http_load, report, tenants
@@ -70,6 +72,7 @@ async def _fitting(running: RunningStack, keys: tuple[Credential, ...], streams:
     claim = f"{streams:,} streams of 10 tokens/s"
     nominal = words * TOKEN_MS
     assert complete, outcome.statuses
+    _tell(outcome)
     return [
         report.alone(f"{claim}: complete", len(complete), "streams", at_least=streams),
         report.against(f"{claim}: time, p99", outcome.percentile(0.99), "ms", "their words", nominal, at_most=PACE_ALLOWED),
@@ -81,11 +84,19 @@ async def _fitting(running: RunningStack, keys: tuple[Credential, ...], streams:
     ]
 
 
+def _tell(outcome: Outcome) -> None:
+    """What became of those that were not served whole."""
+    odd = Counter((answer.status, answer.pieces) for answer in outcome.answers if not (answer.status == 200 and answer.whole))
+    for (status, pieces), times in odd.most_common(5):
+        print(f"{times} ended with status {status} after {pieces} pieces", file=sys.stderr)
+
+
 async def _excess(running: RunningStack, keys: tuple[Credential, ...], streams: int, words: int) -> list[report.Row]:
     """Twice as many: those that fit are served, and all others hear so at once."""
     outcome, _ = await _ask(running, keys, 2 * streams, words)
     refused = [answer for answer in outcome.answers if answer.status in REFUSALS]
     other = [answer for answer in outcome.answers if answer.status not in REFUSALS and not answer.whole]
+    _tell(outcome)
     claim = f"{2 * streams:,} offered"
     rows = [
         report.alone(f"{claim}: complete", len(outcome.good), "streams", at_least=streams),

@@ -8,6 +8,7 @@ connection died.
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,8 @@ class Cache:
             pool = self._client.connection_pool
             async with contextlib.AsyncExitStack() as opened:
                 for _ in range(connections):
-                    opened.push_async_callback(pool.release, await pool.get_connection())
+                    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+                    opened.push_async_callback(pool.release, connection)
 
     def script(self, name: str, lua: str) -> None:
         """Register a script under a name, before its first ``run``."""
@@ -149,10 +151,20 @@ class _Impatient:
     def __init__(self, deadline: asyncio.Timeout, seconds: float) -> None:
         self._deadline = deadline
         self._loop = asyncio.get_running_loop()
-        self._next: asyncio.Handle = self._loop.call_later(seconds, self._look_around, _TURNS)
+        self._seconds = seconds
+        self._began, self._worked = self._loop.time(), time.thread_time()
+        self._next: asyncio.Handle = self._loop.call_later(seconds, self._look)
 
     def stop(self) -> None:
         self._next.cancel()
+
+    def _look(self) -> None:
+        # What this thread computed meanwhile is not Valkey's time.
+        idle = self._loop.time() - self._began - (time.thread_time() - self._worked)
+        if idle < self._seconds:
+            self._next = self._loop.call_later(max(0.001, self._seconds - idle), self._look)
+        else:
+            self._look_around(_TURNS)
 
     def _look_around(self, turns: int) -> None:
         if turns:

@@ -31,16 +31,13 @@ def check_admin(caller: Principal) -> None:
 
 
 def check_limits_of_new_key(caller: Principal, limits: KeyLimits) -> None:
-    """A key that is limited cannot make one that is less so; otherwise its limit would bind nobody. Raises BadRequest as well."""
+    """A limited key makes none: with several of them its limit would bind nobody. Raises BadRequest as well."""
     for name, most in _MOST.items():
-        ceiling, asked = _value(caller.key_limits, name), _value(limits, name)
+        asked = _value(limits, name)
         if asked is not None and not 1 <= asked <= most:
             raise errors.BadRequest(_range(name, most), hint="leave it out to have what the tier allows")
-        if ceiling is not None and (asked is None or asked > ceiling):
-            raise errors.NotAllowed(
-                f"the key of this call is limited to {_in_words(name, ceiling)}, and so is every key it makes",
-                hint="log in with the password to make a key with a higher limit",
-            )
+    if caller.key_limits != KeyLimits():
+        raise errors.NotAllowed("a key with a limit of its own makes no keys", hint="log in with the password")
 
 
 def check_may_open_session(caller: Principal) -> None:
@@ -58,14 +55,3 @@ def _range(name: str, most: int) -> str:
     if name == "budget_micro":
         return f"budget: from {amounts.written(1)} to {amounts.written(most)} credits"
     return f"{name}: a whole number from 1 to {most}"
-
-
-def _in_words(name: str, limit: int) -> str:
-    match name:
-        case "budget_micro":
-            return f"{amounts.written(limit)} credits"
-        case "concurrency":
-            return f"{limit} requests at once"
-        case _:
-            what, _, period = name.partition("_per_")
-            return f"{limit} {what} per {period}"

@@ -65,9 +65,9 @@ class Knowledge:
         if self.arrivals.heard(worker, clock, now):
             self.outliers.forget(worker.node)
 
-    def table(self, wish: Wish, workers: Iterable[Entry], clock: float) -> list[Candidate]:
-        """Of the usable ``workers``, those that have the model ready."""
-        found = list(offering(wish.model, workers))
+    def table(self, wish: Wish, workers: Iterable[Entry], clock: float, *, or_soon: bool = False) -> list[Candidate]:
+        """Of ``workers``, those that have the model ready, or with ``or_soon`` those that have it at all."""
+        found = list(offering(wish.model, workers, or_soon=or_soon))
         since = {worker.node: self.arrivals.arrived(worker.node) or 0.0 for worker, _ in found} if wish.beginnings else {}
         read = self.readers.shares(wish.model, wish.beginnings, since, clock)
         rows = []
@@ -79,10 +79,10 @@ class Knowledge:
         return rows
 
 
-def offering(model: ModelName, workers: Iterable[Entry]) -> Iterator[tuple[Entry, ModelOffer]]:
+def offering(model: ModelName, workers: Iterable[Entry], *, or_soon: bool = False) -> Iterator[tuple[Entry, ModelOffer]]:
     for worker in workers:
         for offer in worker.announcement.models:
-            if offer.name == model and offer.ready:
+            if offer.name == model and (offer.ready or or_soon):
                 yield worker, offer
                 break
 

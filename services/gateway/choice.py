@@ -96,7 +96,7 @@ PREFER: tuple[Callable[[Wish, Rows, random.Random], Rows], ...] = (_beginning_at
 def choose(wish: Wish, rows: Rows, rng: random.Random) -> Candidate | None:
     """One with room, None where all are full. ``rows`` are eligible ones. Ends with the power of two choices: other gateways choose
     by the same announcements, and must not all follow them to the one least loaded worker."""
-    with_room: Rows = [row for row in without_outliers(rows) if row.seats.has_room]
+    with_room: Rows = [row for row in without_outliers(rows) if row.seats.has_room] if rows else ()
     if not with_room:
         return None
     for step in PREFER:

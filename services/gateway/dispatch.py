@@ -6,6 +6,7 @@ have become free: when a claim ends, when a worker says something new, and once 
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence, Set
@@ -146,8 +147,8 @@ class Dispatch:
         self._rules = rules or Rules()
         self._metrics = metrics or Metrics("gateway")
         self._lanes: dict[ModelName, Lane[_Waiter]] = {}
-        #: Who offered a model when that was last looked at, where somebody waits for it.
-        self._offering: dict[ModelName, frozenset[NodeId]] = {}
+        #: Who offered a model, and how, when that was last looked at, where somebody waits for it.
+        self._offering: dict[ModelName, frozenset[tuple[NodeId, bool, bool, bool]]] = {}
         directory.watch(self._changed)
         for entry in directory.entries(Role.WORKER):
             self._changed(entry)
@@ -161,7 +162,7 @@ class Dispatch:
         return sum(len(lane.queue) for lane in self._lanes.values())
 
     async def find(self, wish: Wish) -> AsyncGenerator[Waiting | Claim]:
-        """What it waits for, as often as that changes, and last its claim. Raises NotReachable where no worker can run it, and
+        """What it waits for, as often as that changes, and last its claim. Raises NotReachable where no worker can run it, nor soon, and
         Overloaded where too many wait already. Iterate it to its end, or close it with ``aclose``: leaving it gives its place in
         the queue back."""
         waiter = self._enter(wish)
@@ -282,9 +283,19 @@ class Dispatch:
     # --- places -------------------------------------------------------------------------------------------------------
 
     def _rows(self, wish: Wish) -> Sequence[Candidate]:
-        """Raises NotReachable where nobody may run it."""
+        """Those that may run it now; none where one is about to, since it loads the model or its engine starts again. Raises
+        NotReachable where there is no such hope."""
         table = self.knowledge.table(wish, self._workers(), self.clock())
-        return choice.eligible(wish, table, self._rules.policy)
+        try:
+            return choice.eligible(wish, table, self._rules.policy)
+        except errors.NotReachable:
+            there = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
+            soon = self.knowledge.table(wish, there, self.clock(), or_soon=True)
+            if any(not row.offer.ready for row in soon):
+                with contextlib.suppress(errors.NotReachable):
+                    choice.eligible(wish, [row for row in soon if not row.offer.ready], self._rules.policy)
+                    return ()
+            raise
 
     def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
         """Give it the best place among the rows; False where none is free."""
@@ -340,9 +351,10 @@ class Dispatch:
             return
         self.knowledge.heard(entry, self.clock(), datetime.now(UTC))
         for model in [model for model, lane in self._lanes.items() if lane.queue]:
-            nodes = frozenset(worker.node for worker, _ in candidates.offering(model, self._workers()))
-            if nodes != self._offering.get(model):
-                self._offering[model] = nodes
+            offers = candidates.offering(model, self._directory.entries(Role.WORKER), or_soon=True)
+            offering = frozenset((worker.node, not worker.why_not, worker.announcement.draining, offer.ready) for worker, offer in offers)
+            if offering != self._offering.get(model):
+                self._offering[model] = offering
                 self._refuse_hopeless(model)
             self._give_out(model)
 

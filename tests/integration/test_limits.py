@@ -10,7 +10,7 @@ from tests.people import Desk, Key, Person
 from tests.stacks import RunningStack, until
 
 #: DEFAULT_RATE_LIMIT and PREMIUM_RATE_LIMIT of a stack that sets neither.
-FREE, PREMIUM = 100, 1000
+FREE, PRO = 100, 1000
 
 
 async def _statuses(stack: RunningStack, keys: list[Key], times: int) -> list[httpx.Response]:
@@ -36,11 +36,15 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
             # An hour is counted in minutes, so the oldest of them may leave up to one later.
             assert 1 <= int(answer.headers["retry-after"]) <= 3660
             assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+            assert 0 < int(answer.headers["retry-after-ms"]) <= 3_660_000
+        else:
+            assert answer.headers["x-ratelimit-limit-requests"] == "100"
+            assert 0 <= int(answer.headers["x-ratelimit-remaining-requests"]) < FREE
     async with stack.database("gateway") as database:
         rows = await database.fetch("SELECT status, count(*) FROM request_logs WHERE user_id = $1 GROUP BY 1", carl.id)
     assert {row["status"]: row["count"] for row in rows} == {"success": FREE, "limited": 50}
 
-    raised = await stack.aicli("admin", "users", "set-tier", carl.username, "premium")
+    raised = await stack.aicli("admin", "users", "set-tier", carl.username, "pro")
     assert raised.status == 0, raised.err
     async with stack.http(second.secret) as http:
         # The change is on its way to the gateway while aicli ends.
@@ -49,7 +53,7 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
 
         await until(taken, seconds=2, what="the new tier holds")
         quota = (await http.get("/api/quota")).json()
-    assert (quota["tier"], quota["limit_per_hour"]) == ("premium", PREMIUM)
+    assert (quota["tier"], quota["limit_per_hour"]) == ("pro", PRO)
     assert quota["used_this_hour"] == FREE + 1
 
 

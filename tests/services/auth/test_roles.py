@@ -49,9 +49,7 @@ def test_subject_of(role: UserRole, named: UserId | None, expected: UserId | Non
     [
         pytest.param(None, None, None, id="no limit of either"),
         pytest.param(None, 5, None, id="an unlimited key makes a limited one"),
-        pytest.param(5, 5, None, id="as limited"),
-        pytest.param(5, 4, None, id="more limited"),
-        pytest.param(5, 6, errors.NotAllowed, id="less limited"),
+        pytest.param(5, 5, errors.NotAllowed, id="a limited key makes none"),
         pytest.param(5, None, errors.NotAllowed, id="without a limit"),
         pytest.param(None, 0, errors.BadRequest, id="nothing at all"),
         pytest.param(None, -1, errors.BadRequest, id="less than nothing"),
@@ -65,11 +63,6 @@ def test_limits_of_a_new_key(name: str, ceiling: int | None, asked: int | None, 
         return
     with pytest.raises(error):
         roles.check_limits_of_new_key(caller, limits(name, asked))
-
-
-def test_one_limit_does_not_stand_for_another() -> None:
-    with pytest.raises(errors.NotAllowed, match="limited to 5 requests per minute"):
-        roles.check_limits_of_new_key(principal(limits=KeyLimits(requests_per_minute=5)), KeyLimits(requests_per_hour=5))
 
 
 @pytest.mark.parametrize(

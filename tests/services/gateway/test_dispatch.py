@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from services.gateway.dispatch import Claim, Dispatch, Rules, Waiting
@@ -275,6 +276,31 @@ async def test_when_no_worker_is_left_all_that_wait_are_told_at_once() -> None:
         assert all(isinstance(caller.error, errors.NotReachable) for caller in callers[2:])
         assert here.dispatch.waiting == 0
         assert (await here.ask()).error is not None
+
+
+async def test_while_a_worker_loads_the_model_those_that_wait_go_on_waiting() -> None:
+    async with site() as here:
+        here.worker(1)
+        callers = [await here.ask() for _ in range(4)]
+        [entry] = here.directory.entries()
+        ready = entry.announcement
+        loading = msgspec.structs.replace(
+            ready, models=tuple(msgspec.structs.replace(offer, ready=False) for offer in ready.models), not_ready="loading m"
+        )
+        here.directory.heard(loading, "nats")
+        await settled()
+        late = await here.ask()
+        for caller in callers[:2]:
+            await caller.leave()
+        await settled()
+        assert (here.dispatch.in_flight, here.dispatch.waiting) == (0, 3)
+        here.directory.heard(ready, "nats")
+        await settled()
+        assert callers[2].began.is_set()
+        assert late.error is None
+        here.directory.heard(msgspec.structs.replace(ready, not_ready="paused by its owner"), "nats")
+        await settled()
+        assert isinstance(late.error, errors.NotReachable), "there is no telling when a pause ends"
 
 
 async def test_when_only_workers_that_may_not_have_it_are_left_it_is_told_so() -> None:

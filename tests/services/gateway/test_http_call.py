@@ -3,19 +3,27 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
-from services.gateway import event_ids, http_call
+from services.gateway import answering, event_ids, http_call
 from services.gateway.admission import BadField
+from services.gateway.forms import Event, Form
 from services.gateway.http_app import Access, HttpApp, Route
 from services.gateway.http_call import HttpCall
 from services.gateway.openai_chat import ChatBody
+from services.gateway.openai_chat_form import ChatForm
+from services.gateway.openai_completion_form import CompletionForm
+from services.gateway.openai_completions import CompletionBody
+from services.gateway.openai_response_form import ResponseForm
+from services.gateway.openai_responses import ResponseBody
+from services.gateway.rest_inference import RestForm
 from shared import errors
 from shared.api import inference
-from shared.api.gateway import Rest
+from shared.api.gateway import InferenceRequest, Rest
 from shared.api.generation import Generation, Usage
 from shared.context import new_request_id
 from shared.types import FinishReason
@@ -68,6 +76,41 @@ def test_an_id_says_what_is_left() -> None:
 def test_what_is_no_id_of_ours_is_a_bad_request(wrong: str) -> None:
     with pytest.raises(BadField, match="Last-Event-ID"):
         event_ids.read(wrong)
+
+
+FORMS: dict[str, Callable[[], Form]] = {
+    "/v1/chat/completions": lambda: ChatForm(ChatBody(messages=())),
+    "/v1/completions": lambda: CompletionForm(CompletionBody(prompt="hi", echo=True)),
+    "/v1/responses": lambda: ResponseForm(ResponseBody(input="hi")),
+    "/api/inference": RestForm,
+}
+
+
+@pytest.mark.parametrize("path", FORMS)
+@pytest.mark.parametrize("after", range(5))
+async def test_who_has_a_part_gets_the_rest_and_nothing_twice(house: House, path: str, after: int) -> None:
+    principal, request = fakes.OWNER, InferenceRequest(prompt="hi")
+
+    async def told(after: int) -> bytes:
+        reader = Reader(path, {})
+        call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
+        form = FORMS[path]()
+        async with house.pipeline.run(principal, request, seconds=5) as running:
+            # As a request that goes on does: the same answer under the same id.
+            running.request_id, running.began_at = whole_id, whole_began
+            await answering.hand_on(call, running, form, stream=True, after=after)
+        return b"".join(message.get("body", b"") for message in reader.sent)
+
+    whole_id, whole_began = new_request_id(), datetime.now(UTC)
+    whole = await told(0)
+    mark = f"id: {event_ids.write(whole_id, after)}\n".encode()
+    if after == 0:
+        expected = whole
+    elif mark in whole:
+        expected = whole.partition(mark)[2].partition(b"\n\n")[2]
+    else:
+        expected = b""
+    assert await told(after) == expected
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------------
@@ -135,6 +178,18 @@ async def test_a_stream_in_which_nothing_comes_is_kept_alive(house: House, path:
     assert "two" in data
     assert reader.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
     assert sum(not message.get("more_body", True) for message in reader.sent) == 1
+
+
+async def test_a_heartbeat_that_comes_too_late_says_nothing() -> None:
+    reader = Reader("/", {})
+    call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
+    call.expect_events(lambda _: ())
+    await call.send_events((Event(b"x"),))
+    await call.end_events()
+    before = len(reader.sent)
+    assert call.quiet_seconds() is None
+    await call.beat()
+    assert len(reader.sent) == before
 
 
 async def test_an_answer_that_is_no_stream_has_no_heartbeats(house: House) -> None:

@@ -116,10 +116,10 @@ async def test_a_reader_that_leaves_early_is_a_cancel(house: House) -> None:
 
 async def test_a_broken_stream_records_what_was_delivered(house: House) -> None:
     house.worker.fails_with, house.worker.fails_after = errors.LinkLost("gone"), 2
-    with pytest.raises(errors.LinkLost):
+    with pytest.raises(errors.WorkerLost):
         await ask(house)
     assert (house.store.only_row.status, house.store.only_row.completion_tokens) == ("error", 2)
-    assert house.store.only_row.error_code == "link_lost"
+    assert house.store.only_row.error_code == "worker_lost"
 
 
 async def test_a_deadline_is_a_timeout_also_when_it_arrives_as_a_cancel(house: House) -> None:

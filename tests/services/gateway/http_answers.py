@@ -1,0 +1,26 @@
+"""What the tests of the HTTP door ask with, and how they read what it answers."""
+
+import json
+from typing import Any
+
+import httpx
+
+from tests.services.gateway.fakes import KEY
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    error = answer.json()["error"]
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert error["message"]
+    assert error["type"]
+    return dict(error)
+
+
+def events(answer: httpx.Response) -> list[Any]:
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
