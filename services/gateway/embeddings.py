@@ -106,10 +106,9 @@ class Embeddings:
             admitted = running.admitted = embedding_admission.admit(request)
             running.prompt_hash = prompts.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
             model = self._pipeline.find_model(running, admitted.model, for_answers=False)
-            await self._pipeline.let_in(running, principal, tokens=admitted.most_prompt_tokens, seconds=seconds)
             bounds = Bounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
-            running.held = await self._parts.ledger.reserve(principal, running.request_id, bounds)
+            wish = Wish(model, principal.user_id, bounds.prompt_tokens, 0)
+            await self._pipeline.let_in(running, principal, wish, bounds)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
-            wish = Wish(model, principal.user_id, admitted.most_prompt_tokens, 0)
             running.answers = self._parts.relay.embed(asked, wish, seconds=seconds)
             yield running

@@ -133,7 +133,8 @@ class HttpCall:
         parts, size = [], 0
         began = asyncio.get_running_loop().time()
         while True:
-            limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, BODY_SECONDS))
+            if parts:
+                limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, BODY_SECONDS))
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise errors.Cancelled("the client went away")

@@ -18,10 +18,10 @@ from services.gateway.ledger_store import LedgerStore
 from services.gateway.prices import Price, PriceList
 from services.gateway.request_row import RequestRow
 from services.gateway.reservations import Granted, OpenReservation, TooLittle, Wanted
-from services.gateway.sweeping import Receipt
 from services.gateway.tiers import Plan
 from shared import errors
 from shared.api.auth import Principal
+from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, NodeId, RequestId, Tier

@@ -104,5 +104,5 @@ def without(found: Mapping[str, object], rules: Mapping[str, Rule], kind: type[m
         value = found[name]
         if value is not None and not rules[name].takes(value):
             raise BadField(name, rules[name].says if not rules[name].ignored else "is not of the right type; leave it out")
-    nullable = {*rules, *kind.__struct_fields__}
-    return {name: value for name, value in found.items() if name not in rules and not (value is None and name in nullable)}
+    fields = kind.__struct_fields__
+    return {name: value for name, value in found.items() if name not in rules and not (value is None and name in fields)}

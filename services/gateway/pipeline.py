@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.gateway import admission, mesh, prompts, routing
+from services.gateway import admission, affinity, mesh, prompts, routing
 from services.gateway.admission import Admitted
-from services.gateway.ledger import Bounds, Ledger
+from services.gateway.dispatch import Dispatch
+from services.gateway.ledger import Bounds, Held, Ledger
 from services.gateway.ongoing import Ongoing, milliseconds
 from services.gateway.quotas import LimitReached, Quotas
 from services.gateway.recorder import Pending, Recorder
@@ -50,6 +51,7 @@ class Parts:
 
     quotas: Quotas
     ledger: Ledger
+    dispatch: Dispatch
     relay: Relay
     recorder: Recorder
     directory: mesh.Directory
@@ -193,17 +195,20 @@ class Pipeline:
             routing.ensure_answers(running.model, parts.directory.usable(Role.WORKER))
         return running.model
 
-    async def let_in(self, running: Ongoing, principal: Principal, *, tokens: int, seconds: float) -> None:
-        """Count it, with the most tokens that it may take, against the limits of its caller and its model. Raises Limited or
-        TokensTooLarge."""
-        assert running.model is not None
-        quotas = self._parts.quotas
+    async def let_in(self, running: Ongoing, principal: Principal, wish: routing.Wish, bounds: Bounds) -> Held:
+        """Find out that there is a place for it, count it against the limits of its caller and its model, and hold what it may cost.
+        Raises NotReachable or Overloaded, Limited or TokensTooLarge, BudgetExhausted or LedgerUnavailable: never one for another."""
+        parts = self._parts
+        parts.dispatch.ensure_place(wish)
+        tokens = wish.prompt_tokens + wish.max_tokens
         try:
-            running.spent = await quotas.spend(principal, running.model, running.request_id, tokens=tokens, seconds=seconds)
+            running.spent = await parts.quotas.spend(principal, wish.model, running.request_id, tokens=tokens, seconds=bounds.seconds)
         except LimitReached as error:
-            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": running.model}
-            self._parts.metrics.rate_limit_violations.labels(**labels).inc()
+            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": wish.model}
+            parts.metrics.rate_limit_violations.labels(**labels).inc()
             raise
+        running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
+        return running.held
 
     async def _prepare(
         self, running: Running, principal: Principal, request: InferenceRequest, seconds: float
@@ -222,15 +227,21 @@ class Pipeline:
             answers=answers,
             seconds=seconds,
         )
-        await self.let_in(running, principal, tokens=bounds.prompt_tokens + bounds.max_tokens * answers, seconds=seconds)
-        running.held = await self._parts.ledger.reserve(principal, running.request_id, bounds)
-        sampling = msgspec.structs.replace(sampling, max_tokens=running.held.max_tokens)
+        salt = prompts.salt(principal.user_id, secret)
+        wish = routing.Wish(
+            model=model,
+            tenant=principal.user_id,
+            prompt_tokens=bounds.prompt_tokens,
+            max_tokens=bounds.max_tokens * answers,
+            beginnings=affinity.beginnings(admitted.messages, salt, sampling.tools),
+        )
+        held = await self.let_in(running, principal, wish, bounds)
+        sampling = msgspec.structs.replace(sampling, max_tokens=held.max_tokens)
         config = inference.ModelConfig(**msgspec.structs.asdict(sampling), model=model)
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63))
-        prompt = inference.ProcessPrompt(admitted.messages, config, running.request_id, prompts.salt(principal.user_id, secret))
-        return prompt, routing.Wish(model, principal.user_id, bounds.prompt_tokens, running.held.max_tokens * bounds.answers)
+        return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt), wish
 
     def _default_max_tokens(self, principal: Principal, model: ModelName, prompt_tokens: int, answers: int) -> int:
         """For a request that names no number: what the model has room for, and what the limits ever let through."""

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
 
+_NOTHING = MicroCredits(0)
+
 
 class ReservationState(StrEnum):
     """How a reservation ends."""
@@ -39,7 +41,7 @@ class RequestRow:
     #: When it began.
     created_at: datetime
     #: What it cost, by the price of its reservation; the ledger takes no more than was held.
-    cost_micro: MicroCredits = MicroCredits(0)
+    cost_micro: MicroCredits = _NOTHING
     #: Answered from what was answered before.
     cached: bool = False
     #: What becomes of its reservation, where it has one.

@@ -1,14 +1,14 @@
 """The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import ClassVar
 
-from services.gateway import limits, routing
+from services.gateway import dispatch, limits, receipts, routing
 from services.gateway.books import Books
 from services.gateway.callers import Callers
 from services.gateway.dispatch import Dispatch
@@ -21,6 +21,7 @@ from services.gateway.model_orders import ModelOrders
 from services.gateway.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
+from services.gateway.policy import Policy
 from services.gateway.quotas import Quotas, Rules
 from services.gateway.recorder import Recorder
 from services.gateway.reference import Reference
@@ -29,7 +30,6 @@ from services.gateway.rest import Rest
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
-from services.gateway.sweeping import Receipt
 from services.gateway.workers import Presence
 from shared import context, errors
 from shared.api import auth, embedding, gateway
@@ -41,15 +41,18 @@ from shared.directory import Entry
 from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.telemetry.metrics import version
-from shared.types import SERVICE_NAMES, Credential, ModelName, RequestId, Role, Tier, UserId, UserRole
+from shared.types import SERVICE_NAMES, Credential, ModelName, Role, UserId, UserRole
 
 
 @dataclass(frozen=True, slots=True)
-class Stores:
-    """What the gateway keeps in PostgreSQL."""
+class Opened:
+    """What the gateway opens at its start."""
 
     requests: Store
-    ledger: LedgerStore
+    ledger_store: LedgerStore
+    cache: Cache
+    recorder: Recorder
+    ledger: Ledger
 
 
 #: These ask as nodes of the house, not for a person.
@@ -63,25 +66,25 @@ class GatewayService:
 
     role: ClassVar[Role] = Role.GATEWAY
 
-    def __init__(self, settings: GatewaySettings, node: Node, stores: Stores, cache: Cache, recorder: Recorder, ledger: Ledger) -> None:
+    def __init__(self, settings: GatewaySettings, node: Node, opened: Opened) -> None:
         self._node = node
-        self._store = stores.requests
-        self._ledger = ledger
-        self._books = Books(stores.ledger, ledger, settings.plans(), node.rpc)
-        self._cache = cache
+        self._store, self._cache, self._ledger = opened.requests, opened.cache, opened.ledger
+        self._books = Books(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
         self._seconds = settings.request_timeout_seconds
         self._names = routing.Names(settings.model_aliases, settings.default_model)
         rules = Rules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
-        self._quotas = Quotas(cache, rules, node.metrics.rate_limit_degraded, self._gateways)
-        self._dispatch = Dispatch(node.directory, random.Random())  # noqa: S311 - which worker is no secret
+        self._quotas = Quotas(opened.cache, rules, node.metrics.rate_limit_degraded, self._gateways)
+        queueing = dispatch.Rules(Policy(settings.routing_policy), settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        self._dispatch = Dispatch(node.directory, random.Random(), queueing, node.metrics)  # noqa: S311 - which worker is no secret
         self._relay = Relay(node.rpc, self._dispatch)
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
         parts = Parts(
             quotas=self._quotas,
-            ledger=ledger,
+            ledger=opened.ledger,
+            dispatch=self._dispatch,
             relay=self._relay,
-            recorder=recorder,
+            recorder=opened.recorder,
             directory=node.directory,
             names=self._names,
             metrics=node.metrics,
@@ -96,15 +99,15 @@ class GatewayService:
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
-            stores = Stores(Store(database), LedgerStore(database))
-            await stores.ledger.ensure_default_price(*settings.default_price())
-            ledger = Ledger(stores.ledger, settings.plans(), node.id, node.metrics)
-            find_receipts = partial(_no_receipts, node)
+            requests, ledger_store = Store(database), LedgerStore(database)
+            await ledger_store.ensure_default_price(*settings.default_price())
+            ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
+            find_receipts = partial(receipts.of, node.rpc, node.directory)
             async with (
-                Recorder(stores.requests, Journal(settings.journal), node.metrics.usage_queue_rows).running() as recorder,
-                ledger.running(recorder, stores.requests.write_requests, find_receipts),
+                Recorder(requests, Journal(settings.journal), node.metrics.usage_queue_rows).running() as recorder,
+                ledger.running(recorder, requests.write_requests, find_receipts),
             ):
-                service = cls(settings, node, stores, cache, recorder, ledger)
+                service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger))
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
@@ -290,10 +293,6 @@ class GatewayService:
         """Another user, as auth shows it to an admin."""
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
-
-
-async def _no_receipts(node: Node, requests: Sequence[RequestId]) -> dict[RequestId, Receipt]:
-    return {}
 
 
 def _node_row(entry: Entry, round_trip_ms: float | None) -> NodeRow:

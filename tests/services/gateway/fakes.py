@@ -27,11 +27,11 @@ from services.gateway.relay import Relay
 from services.gateway.request_row import RequestRow
 from services.gateway.reservations import Granted, TooLittle, Wanted
 from services.gateway.rest import Rest
-from services.gateway.sweeping import Receipt
 from shared import credentials, errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation, Usage
+from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.api.usage import UserUsage
 from shared.directory import Announcement, Directory, Load, ModelOffer
@@ -246,6 +246,7 @@ class House:
         parts = Parts(
             quotas=self.quotas,
             ledger=ledger,
+            dispatch=self.dispatch,
             relay=self.relay,
             recorder=recorder,
             directory=self.directory,

@@ -12,8 +12,8 @@ from services.gateway.ledger import Bounds, Ledger, LedgerUnavailable
 from services.gateway.prices import Price
 from services.gateway.request_row import RequestRow, ReservationState
 from services.gateway.reservations import Granted, OpenReservation, TooLittle, Wanted
-from services.gateway.sweeping import Receipt
 from shared import errors
+from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import LedgerReport
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, NodeId, RequestId
@@ -145,7 +145,7 @@ def overdue(request: RequestId) -> OpenReservation:
 async def test_what_dead_gateways_left_is_ended_but_not_while_postgresql_has_only_just_come_back(site: Site) -> None:
     sent, unknown, running = new_request(), new_request(), new_request()
     site.overdue = (overdue(sent), overdue(unknown), overdue(running))
-    site.receipts = {sent: Receipt(10, 20, 1.0), running: Receipt(10, 20, 1.0, running=True)}
+    site.receipts = {sent: Receipt(sent, 10, 0, 20, "stop"), running: Receipt(running, 10, 0, 20, RUNNING)}
     await site.sweep()
     await site.ledger.beat([])
     await site.sweep()

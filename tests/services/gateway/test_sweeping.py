@@ -6,14 +6,16 @@ import pytest
 from services.gateway.prices import Price
 from services.gateway.request_row import ReservationState
 from services.gateway.reservations import OpenReservation
-from services.gateway.sweeping import Receipt, end_of
+from services.gateway.sweeping import end_of
+from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import MICRO, ModelPrice
 from shared.types import MicroCredits, ModelName, RequestId, UserId
 
+ID = RequestId(UUID(int=7))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PRICE = Price(3, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO), compute_second_micro=MicroCredits(5)))
 OPEN = OpenReservation(
-    RequestId(UUID(int=7)), UserId(UUID(int=1)), None, ModelName("m"), 3, prompt_tokens=100, completion_tokens=50,
+    ID, UserId(UUID(int=1)), None, ModelName("m"), 3, prompt_tokens=100, completion_tokens=50,
     created_at=NOW - timedelta(minutes=3), lease_until=NOW - timedelta(minutes=1),
 )  # fmt: skip
 
@@ -22,10 +24,35 @@ OPEN = OpenReservation(
     ("receipt", "cost", "state", "counts"),
     [
         pytest.param(None, 0, ReservationState.EXPIRED, (0, 0), id="nobody knows: free"),
-        pytest.param(Receipt(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
-        pytest.param(Receipt(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what was sent is paid"),
-        pytest.param(Receipt(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"),
-        pytest.param(Receipt(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
+        pytest.param(
+            Receipt(ID, 10, 0, 0, "stop", OPEN.created_at + timedelta(seconds=1.0)),
+            0,
+            ReservationState.EXPIRED,
+            (0, 0),
+            id="a prompt without an answer is free",
+        ),
+        pytest.param(
+            Receipt(ID, 10, 0, 20, "stop", OPEN.created_at + timedelta(seconds=2.0)),
+            10 + 40 + 10,
+            ReservationState.SETTLED,
+            (10, 20),
+            id="what was sent is paid",
+        ),
+        pytest.param(
+            Receipt(ID, 10**9, 5, 10**9, "stop", OPEN.created_at - timedelta(seconds=5)),
+            100 + 100,
+            ReservationState.SETTLED,
+            (100, 50),
+            id="no more than was held is believed",
+        ),
+        pytest.param(Receipt(ID, 10, 15, 5, "link_lost"), 10 + 40, ReservationState.SETTLED, (10, 20), id="with what was sent before"),
+        pytest.param(
+            Receipt(ID, -10, 0, -20, "stop", OPEN.created_at + timedelta(seconds=1.0)),
+            0,
+            ReservationState.EXPIRED,
+            (0, 0),
+            id="nor less than nothing",
+        ),
     ],
 )
 def test_how_it_ends(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:
@@ -36,7 +63,7 @@ def test_how_it_ends(receipt: Receipt | None, cost: int, state: ReservationState
 
 
 def test_one_that_still_runs_is_looked_at_later_but_not_for_ever() -> None:
-    receipt = Receipt(10, 20, 2.0, running=True)
+    receipt = Receipt(ID, 10, 0, 20, RUNNING)
     assert end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW) is None
     row = end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW + timedelta(hours=1))
     assert row is not None

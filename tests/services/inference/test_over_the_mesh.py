@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
-from shared import errors, rpc
+from shared import errors, identity, rpc
 from shared.api import embedding, inference
 from shared.api.generation import Usage
 from shared.context import new_request_id
 from shared.node.member import member
 from shared.node.settings import NodeSettings
-from shared.types import ModelName, Role
+from shared.types import ModelName, NodeId, Role
 from tests.testnet import MESH, TestNet, testnet, until
 
 ECHO = ModelName("echo")
@@ -81,6 +82,34 @@ async def test_a_gateway_that_leaves_stops_the_generation(net: TestNet) -> None:
         async with asyncio.timeout(2):
             while await running(gateway.rpc):
                 pass
+
+
+async def test_a_gateway_reads_what_a_worker_did_for_requests_that_ended_and_one_that_it_left(net: TestNet) -> None:
+    await start(net, token_ms=5)
+    async with member(gateway_settings(net), Role.GATEWAY) as gateway:
+        await until(lambda: gateway.directory.usable(Role.WORKER))
+        (worker,) = gateway.directory.usable(Role.WORKER)
+        whole, left = prompt("one two three"), prompt("word " * 500)
+        async with gateway.rpc.stream(inference.process_prompt, whole) as answer:
+            assert len([chunk async for chunk in answer]) == 3
+        async with gateway.rpc.stream(inference.process_prompt, left) as answer:
+            await anext(aiter(answer))
+            assert (await receipts(gateway.rpc, worker.node, left))[0].ended == inference.RUNNING
+        async with asyncio.timeout(2):
+            while await running(gateway.rpc):
+                pass
+        first, second = await receipts(gateway.rpc, worker.node, whole, left)
+        assert (first.request_id, first.prompt_tokens, first.completion_tokens, first.ended) == (whole.request_id, 3, 3, "stop")
+        assert (second.request_id, second.prompt_tokens, second.ended) == (left.request_id, 500, "cancelled")
+        assert 1 <= second.completion_tokens < 500
+
+
+async def receipts(client: rpc.Client, node: NodeId, *prompts: inference.ProcessPrompt) -> list[inference.Receipt]:
+    """With their signatures checked."""
+    asked = inference.ReadReceipts(tuple(one.request_id for one in prompts))
+    told = (await client.call(inference.read_receipts, asked, to=node)).receipts
+    assert all(identity.verify(node, inference.RECEIPT_PURPOSE, one.text, one.signature) for one in told)
+    return [msgspec.msgpack.decode(one.text, type=inference.Receipt) for one in told]
 
 
 async def running(client: rpc.Client) -> int:

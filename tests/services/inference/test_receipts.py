@@ -141,7 +141,8 @@ async def test_a_torn_end_costs_only_what_is_torn(tmp_path: Path) -> None:
         receipts = Receipts(file, KEY, lambda: NOW)
         receipts._recall(receipts._load())
         assert [read(receipts, request_id) is not None for request_id in ids] == [True, True, False]
-    file.write_bytes(whole[:10] + b"\xff" + whole[11:])
+    # Well-formed, and not what was written.
+    file.write_bytes(whole.replace(b"stop", b"stoq", 1))
     receipts = Receipts(file, KEY, lambda: NOW)
     assert receipts._load() == []
 
