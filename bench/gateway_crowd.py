@@ -18,6 +18,8 @@ ARRIVAL_SECONDS = 3.0
 #: Each echo worker has 256 slots, the stack's own included.
 MORE_WORKERS = 3
 QUEUE = 0
+#: In the gateway, beside those that run: a crowd that fits may stand a little.
+WAITING = 64
 #: What is idle after a burst is given back within this time.
 REST_SECONDS = 15.0
 #: An answer takes its words' time; a stream of a crowd may take half as long again.
@@ -33,6 +35,7 @@ async def measure(streams: int = STREAMS, words: int = WORDS) -> list[report.Row
             "AIMESH_ECHO": "1",
             "ECHO_TOKEN_MS": str(TOKEN_MS),
             "ENGINE_QUEUE": str(QUEUE),
+            "QUEUE_MOST": str(WAITING),
             "LOG_LEVEL": "warning",
         }
         # The first worker is not asked; with this backend it holds no engine either.

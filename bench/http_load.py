@@ -2,17 +2,18 @@
 
     outcome = await http_load.make(Load(port=…, path=…, keys=(…), body=…, pace=Steady(at_once=16, seconds=5)))
 
-The process is `python -m bench.http_load`; it reads the load on its standard input and writes the outcome to its output. It is
+The process is `python -m bench.http_load FILE`; it reads the load on its standard input and writes the outcome to the file. It is
 good for some thousand requests a second of a core, so that a gateway and not its caller is measured.
 """
 
 import asyncio
-import os
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import msgspec
@@ -99,17 +100,18 @@ class Outcome(msgspec.Struct, frozen=True):
 
 async def make(load: Load) -> Outcome:
     """The load, made by a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.http_load", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        out, _ = await process.communicate(msgspec.json.encode(load))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, "the load generator failed: see above"
-    return msgspec.json.decode(out, type=Outcome)
+    # A file: of what comes through a pipe, asyncio may lose the end when the process is gone.
+    with tempfile.NamedTemporaryFile(prefix="aimesh-load-") as file:
+        words = [sys.executable, "-m", "bench.http_load", file.name]
+        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE)
+        try:
+            await process.communicate(msgspec.json.encode(load))
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode == 0, "the load generator failed: see above"
+        return msgspec.json.decode(file.read(), type=Outcome)
 
 
 # --- in the process ------------------------------------------------------------------------------------------------------
@@ -244,10 +246,7 @@ async def _run(load: Load) -> Sequence[Answer]:
 def main() -> None:
     load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
     answers = uvloop.run(_run(load))
-    # uvloop's pipes do not block, and Python's writer gives up where one is full.
-    os.set_blocking(sys.stdout.fileno(), True)
-    sys.stdout.buffer.write(msgspec.json.encode(Outcome(tuple(answers))))
-    sys.stdout.buffer.flush()
+    Path(sys.argv[1]).write_bytes(msgspec.json.encode(Outcome(tuple(answers))))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ class HttpCall:
             raise errors.BadRequest(slow, hint="send it at once") from None
 
     async def _read(self, limit: asyncio.Timeout) -> bytes:
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         began = asyncio.get_running_loop().time()
         while True:
             if parts:

@@ -8,6 +8,7 @@ guessed: nobody pays for it.
 import asyncio
 import os
 import tempfile
+import time
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -43,7 +44,9 @@ _decode = msgspec.msgpack.Decoder(Receipt).decode
 class Work:
     """One request that this worker is asked to run. Counts what goes to its caller: use ``metered``."""
 
-    def __init__(self, request_id: RequestId, delivered_before: int) -> None:
+    def __init__(self, request_id: RequestId, delivered_before: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
         self._request_id = request_id
         self._delivered_before = delivered_before
         self._prompt_tokens: int | None = None
@@ -71,7 +74,7 @@ class Work:
 
     def receipt(self, ended: str, ended_at: datetime | None) -> Receipt:
         counts = (self._prompt_tokens or 0, self._delivered_before, self._completion_tokens)
-        return Receipt(self._request_id, *counts, self._finish or ended, ended_at)
+        return Receipt(self._request_id, *counts, self._finish or ended, ended_at, round(self._clock() - self._began, 3))
 
 
 class _Metered:
@@ -92,11 +95,18 @@ class Receipts:
     """One for the worker. Without a file, and where it cannot be written, they are kept in memory alone."""
 
     def __init__(
-        self, file: Path | None, key: identity.NodeKey, now: Callable[[], datetime] = lambda: datetime.now(UTC), *, capacity: int = CAPACITY
+        self,
+        file: Path | None,
+        key: identity.NodeKey,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        capacity: int = CAPACITY,
     ) -> None:
         self._file = file
         self._key = key
         self._now = now
+        self._clock = clock
         self._capacity = capacity
         self._running: dict[RequestId, Work] = {}
         #: The oldest first. Packed, as there are many.
@@ -111,7 +121,7 @@ class Receipts:
     @contextmanager
     def of(self, request_id: RequestId, delivered_before: int) -> Iterator[Work]:
         """The block runs the request; however it ends, there is a receipt."""
-        work = self._running[request_id] = Work(request_id, delivered_before)
+        work = self._running[request_id] = Work(request_id, delivered_before, self._clock)
         ended = errors.Internal.code
         try:
             yield work

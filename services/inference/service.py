@@ -52,11 +52,7 @@ class Board:
         statuses = self.backend.models()
         ready = [status for status in statuses if status.state in inference.SERVED]
         self._node.offer(
-            models=tuple(
-                _offer(name, status)
-                for status in statuses
-                for name in (status.model_id, *status.aliases)
-            ),
+            models=tuple(_offer(name, status) for status in statuses for name in (status.model_id, *status.aliases)),
             load=directory.Load(
                 slots=sum(status.slots for status in ready),
                 running=sum(status.running for status in statuses),

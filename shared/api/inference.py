@@ -145,6 +145,8 @@ class Receipt(Body, frozen=True, omit_defaults=False):
     ended: str
     #: None while it runs.
     ended_at: datetime | None = None
+    #: From when it came to its end, waiting included.
+    seconds: float = 0.0
 
 
 #: Of a receipt: the request runs still.

@@ -133,7 +133,8 @@ RATE_LIMIT_VIOLATIONS = Instrument(
 RATE_LIMIT_DEGRADED = Instrument(
     name="ai_platform_ratelimit_degraded",
     kind=Kind.GAUGE,
-    help="1 while Valkey does not count requests against the limits, whatever LIMITER_WITHOUT_VALKEY has this gateway do then: alert after a minute",
+    help="1 while Valkey does not count requests against the limits, whatever"
+    " LIMITER_WITHOUT_VALKEY has this gateway do then: alert after a minute",
 )
 USAGE_QUEUE_ROWS = Instrument(
     name="ai_platform_usage_queue_rows",

@@ -118,6 +118,9 @@ class Clients:
         request = gateway.ProcessInferenceRequest(InferenceRequest(prompt=prompt, model=MODEL), idempotency_key=key)
         if seen.request_id is not None and seen.pieces:
             request = _with_rest(request, seen)
+        else:
+            # Who does not know the id of its request is given the answer from its beginning.
+            seen.pieces.clear()
         async with self.mesh.rpc.stream(
             gateway.process_inference_request, request, credential=who.key.secret, deadline_seconds=DEADLINE_SECONDS - 2
         ) as answer:

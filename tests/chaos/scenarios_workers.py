@@ -24,7 +24,7 @@ REAL_MODEL = ModelName("smollm2")
 #: The same request never meets a third worker.
 MOST_POISONED = 2
 #: The retry budget: a fifth of the requests, and some a second.
-BUDGET_SHARE, BUDGET_A_SECOND = 0.2, 10.0
+BUDGET_SHARE, BUDGET_A_SECOND, BUDGET_WINDOW_SECONDS = 0.2, 10.0, 10.0
 
 
 async def f1_worker_dies_before_the_first_token(world: World) -> Outcome:
@@ -159,8 +159,8 @@ async def f22_half_of_the_attempts_fail(world: World) -> Outcome:
             "F22", "half of all attempts fail", seen, Allowed(codes=codes), fault_at=fault_at, recovered_at=fault_at,
             more=f"{attempts} attempts for {calls} requests",
         )  # fmt: skip
-    # Its window is 10 s long, so a short run has one window's allowance at least.
-    allowed = calls * (1 + BUDGET_SHARE) + BUDGET_A_SECOND * max(seconds, 10.0)
+    # What is given each second is saved up for a window.
+    allowed = calls * (1 + BUDGET_SHARE) + BUDGET_A_SECOND * (seconds + BUDGET_WINDOW_SECONDS)
     return _with(outcome, [] if attempts <= allowed else [f"F22: {attempts} attempts, where the budget allows {allowed:.0f}"])
 
 

@@ -140,6 +140,7 @@ async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
         settings = GatewaySettings(
             mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY), database_url=postgres_url,
             redis_url=valkey_url, prompt_hash_secret="s" * 32, default_rate_limit=20,
+            tier_free={"requests_per_minute": "unlimited", "concurrency": "unlimited"},
         )  # fmt: skip
         nodes["gateway"] = await net.start(GatewayService, settings)
         client = await net.client()

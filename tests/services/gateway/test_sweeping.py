@@ -20,39 +20,19 @@ OPEN = OpenReservation(
 )  # fmt: skip
 
 
+def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int = 0) -> Receipt:
+    return Receipt(ID, prompt_tokens, before, completion_tokens, "stop", OPEN.created_at + timedelta(seconds=seconds))
+
+
 @pytest.mark.parametrize(
     ("receipt", "cost", "state", "counts"),
     [
         pytest.param(None, 0, ReservationState.EXPIRED, (0, 0), id="nobody knows: free"),
-        pytest.param(
-            Receipt(ID, 10, 0, 0, "stop", OPEN.created_at + timedelta(seconds=1.0)),
-            0,
-            ReservationState.EXPIRED,
-            (0, 0),
-            id="a prompt without an answer is free",
-        ),
-        pytest.param(
-            Receipt(ID, 10, 0, 20, "stop", OPEN.created_at + timedelta(seconds=2.0)),
-            10 + 40 + 10,
-            ReservationState.SETTLED,
-            (10, 20),
-            id="what was sent is paid",
-        ),
-        pytest.param(
-            Receipt(ID, 10**9, 5, 10**9, "stop", OPEN.created_at - timedelta(seconds=5)),
-            100 + 100,
-            ReservationState.SETTLED,
-            (100, 50),
-            id="no more than was held is believed",
-        ),
-        pytest.param(Receipt(ID, 10, 15, 5, "link_lost"), 10 + 40, ReservationState.SETTLED, (10, 20), id="with what was sent before"),
-        pytest.param(
-            Receipt(ID, -10, 0, -20, "stop", OPEN.created_at + timedelta(seconds=1.0)),
-            0,
-            ReservationState.EXPIRED,
-            (0, 0),
-            id="nor less than nothing",
-        ),
+        pytest.param(told(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
+        pytest.param(told(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what was sent is paid"),
+        pytest.param(told(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"),
+        pytest.param(told(10, 5, 0.0, before=15), 10 + 40, ReservationState.SETTLED, (10, 20), id="with what was sent before"),
+        pytest.param(told(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
     ],
 )
 def test_how_it_ends(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:

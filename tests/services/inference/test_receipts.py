@@ -58,14 +58,22 @@ async def opened(file: Path, now: datetime = NOW, **more: int) -> AsyncIterator[
 
 
 async def test_an_ended_request_has_a_receipt_that_the_worker_signed() -> None:
-    receipts = Receipts(None, KEY, lambda: NOW)
+    receipts = Receipts(None, KEY, lambda: NOW, lambda: 0.0)
     request_id = await work(receipts, tokens=2, delivered=3)
     assert read(receipts, request_id) == Receipt(request_id, 7, 3, 2, "stop", NOW)
     assert receipts.read((new_request_id(),)) == ()
 
 
+async def test_it_says_how_long_the_request_took() -> None:
+    ticks = iter((10.0, 12.5))
+    receipts = Receipts(None, KEY, lambda: NOW, lambda: next(ticks))
+    found = read(receipts, await work(receipts))
+    assert found is not None
+    assert found.seconds == 2.5
+
+
 async def test_a_request_that_runs_is_told_as_running_with_what_was_sent() -> None:
-    receipts, request_id = Receipts(None, KEY), new_request_id()
+    receipts, request_id = Receipts(None, KEY, clock=lambda: 0.0), new_request_id()
     with receipts.of(request_id, 0) as running:
         sink = running.metered(Reader())
         sink.accept(7)
@@ -75,7 +83,7 @@ async def test_a_request_that_runs_is_told_as_running_with_what_was_sent() -> No
 
 @pytest.mark.parametrize(("error", "ended"), [(errors.ModelCrashed("x"), "model_crashed"), (asyncio.CancelledError(), "cancelled")])
 async def test_a_request_that_was_abandoned_has_one_too(error: BaseException, ended: str) -> None:
-    receipts, request_id = Receipts(None, KEY, lambda: NOW), new_request_id()
+    receipts, request_id = Receipts(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
     with pytest.raises(type(error)), receipts.of(request_id, 0) as running:
         sink = running.metered(Reader())
         sink.accept(7)
@@ -85,7 +93,7 @@ async def test_a_request_that_was_abandoned_has_one_too(error: BaseException, en
 
 
 async def test_a_refusal_does_not_hide_what_was_done_before() -> None:
-    receipts = Receipts(None, KEY, lambda: NOW)
+    receipts = Receipts(None, KEY, lambda: NOW, lambda: 0.0)
     request_id = await work(receipts)
     with pytest.raises(errors.Overloaded), receipts.of(request_id, 2):
         raise errors.Overloaded("full")
@@ -95,7 +103,7 @@ async def test_a_refusal_does_not_hide_what_was_done_before() -> None:
 
 
 async def test_a_backend_without_token_ids_counts_itself() -> None:
-    receipts, request_id = Receipts(None, KEY, lambda: NOW), new_request_id()
+    receipts, request_id = Receipts(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
     with receipts.of(request_id, 0) as running:
         await running.metered(Reader()).send(Chunk("abc", ()))
         running.finished(STOP)
