@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from bench import http_load, report, tenants
 from bench.http_load import Burst, Load, Outcome
@@ -15,6 +15,7 @@ TOKEN_MS = 100.0
 WORDS, FEW_WORDS = 100, 10
 #: They come within this time.
 ARRIVAL_SECONDS = 3.0
+WATCH_SECONDS = 0.5
 #: Each echo worker has 256 slots, the stack's own included.
 MORE_WORKERS = 3
 QUEUE = 0
@@ -53,12 +54,21 @@ async def _ask(running: RunningStack, keys: tuple[Credential, ...], count: int, 
     pace = Burst(count, ARRIVAL_SECONDS)
     load = Load(port=tenants.gateway_port(running), path="/v1/chat/completions", keys=tuple(map(str, keys)), body=body, pace=pace)
     pid = await tenants.gateway_pid(running)
-    most = 0.0
-    asking = asyncio.ensure_future(http_load.make(load))
-    while not asking.done():
-        most = max(most, tenants.resident_mb(pid))
-        await asyncio.wait([asking], timeout=0.5)
-    return await asking, most
+    most, over = 0.0, asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal most
+        while not over.is_set():
+            most = max(most, tenants.resident_mb(pid))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await over.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watch())
+        outcome = await http_load.make(load)
+        over.set()
+    return outcome, most
 
 
 async def _fitting(running: RunningStack, keys: tuple[Credential, ...], streams: int, words: int) -> list[report.Row]:

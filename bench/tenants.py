@@ -70,20 +70,20 @@ async def echo_workers(running: RunningStack, count: int, token_ms: float, **set
 @asynccontextmanager
 async def _echo_worker(running: RunningStack, **settings: str) -> AsyncIterator[None]:
     worker = await running.start_aicli("worker", "--backend", "echo", **{**settings, "LOG_LEVEL": "info"})
-    reading: asyncio.Task[bytes] | None = None
     try:
         assert worker.stdout is not None
         async with asyncio.timeout(START_SECONDS):
             while json.loads(await worker.stdout.readline())["event"] != "ready":
                 pass
-        # A full pipe would hold it up.
-        reading = asyncio.create_task(worker.stdout.read())
-        yield
+        async with asyncio.TaskGroup() as tasks:
+            # A full pipe would hold it up.
+            tasks.create_task(worker.stdout.read())
+            yield
+            worker.kill()
     finally:
-        worker.kill()
+        if worker.returncode is None:
+            worker.kill()
         await worker.wait()
-        if reading is not None:
-            await reading
 
 
 def chat_body(model: str, prompt: str, max_tokens: int, *, stream: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from services.gateway import http_errors
+from services.gateway import cache_keys, http_errors
 from services.gateway.admission import BadField
 from services.gateway.error_bodies import ErrorBody
 from services.gateway.forms import Event
@@ -99,6 +99,12 @@ class HttpCall:
     def idempotency_key(self) -> str | None:
         """Raises BadRequest where it is longer than 255 characters, or has others than printable ASCII."""
         return self._token(b"idempotency-key", "Idempotency-Key")
+
+    @property
+    def cache_wish(self) -> cache_keys.Asked:
+        """By `Cache-Control` and `X-Cache`."""
+        said, ours = (self._headers.get(name) for name in (b"cache-control", b"x-cache"))
+        return cache_keys.read_headers(*(None if value is None else value.decode("latin-1") for value in (said, ours)))
 
     @property
     def last_event_id(self) -> str | None:

@@ -21,6 +21,7 @@ _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     409: "conflict_error",
+    410: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
@@ -54,10 +55,13 @@ def headers(error: AimeshError) -> Headers:
     code = status(error)
     if code == 401:
         found.append((b"www-authenticate", b"Bearer"))
-    if code in {429, 503}:
+    if code in {429, 503} or error.retry_after_seconds is not None:
         seconds = error.retry_after_seconds if error.retry_after_seconds is not None else _RETRY_AFTER_SECONDS
         found.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(seconds * 1000))))
+    if code == 409 and not error.to_problem().retryable:
+        # OpenAI's clients send a 409 again unless they are told that it does not help.
+        found.append((b"x-should-retry", b"false"))
     if isinstance(error, LimitReached):
         found += allowance_headers(error.tightest)
     return found

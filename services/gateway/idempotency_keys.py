@@ -120,6 +120,11 @@ def check(key: str) -> None:
         raise BadField(FIELD, f"must have 1 to {MAX_KEY_CHARACTERS} printable ASCII characters")
 
 
+def part(key: str, number: int) -> str:
+    """The key of one of several requests that were sent as one."""
+    return f"{hashlib.sha256(key.encode()).hexdigest()}#{number}"
+
+
 def fingerprint(request: InferenceRequest, secret: str) -> bytes:
     """The same for the same request, whatever way it came in."""
     return hmac.new(secret.encode(), b"idempotency:" + cache_keys.canonical(request), hashlib.sha256).digest()

@@ -10,39 +10,23 @@ Without a key a request runs as long as its caller stays. With one it runs to it
 
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from services.gateway import cache_keys
 from services.gateway.admission import BadField
 from services.gateway.idempotency import About, Idempotency
 from services.gateway.idempotency_keys import FIELD, Asked
 from services.gateway.limits import Tightest
-from services.gateway.pipeline import Running
+from services.gateway.pipeline import Pipeline
+from services.gateway.running import Running
 from services.gateway.takes import Take
 from shared import context
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.api.inference import Chunk
 from shared.types import ModelName, RequestId
-
-
-class Runs(Protocol):
-    """The part of the pipeline that is used here."""
-
-    def run(
-        self,
-        principal: Principal,
-        request: InferenceRequest,
-        *,
-        seconds: float,
-        drawn_seed: int | None = None,
-        cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
-    ) -> AbstractAsyncContextManager[Running]:
-        """``drawn_seed``: of a request that names none, so that it can be made again."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +52,7 @@ class Answer:
         result: Callable[[], InferenceResult],
         *,
         allowance: Tightest | None = None,
+        clamped_to: int | None = None,
         is_repeat: bool = False,
     ) -> None:
         self._about = about
@@ -75,6 +60,8 @@ class Answer:
         self._result = result
         #: What is left of the limits; None for a repeat, which uses nothing of them.
         self.allowance = allowance
+        #: What max_tokens was lowered to, because the credits did not reach for more.
+        self.clamped_to = clamped_to
         #: It is the answer of another call.
         self.is_repeat = is_repeat
 
@@ -103,7 +90,7 @@ class Answer:
 class Once:
     """One for the gateway."""
 
-    def __init__(self, pipeline: Runs, idempotency: Idempotency) -> None:
+    def __init__(self, pipeline: Pipeline, idempotency: Idempotency) -> None:
         self._pipeline = pipeline
         self._idempotency = idempotency
 
@@ -130,7 +117,7 @@ class Once:
             self._pipeline.run(principal, request, seconds=seconds, cache=cache) as running,
             aclosing(_numbered(running)) as chunks,
         ):
-            yield Answer(running, chunks, lambda: running.result, allowance=running.allowance)
+            yield Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
 
     @asynccontextmanager
     async def _under_key(
@@ -148,8 +135,10 @@ class Once:
         async with self._idempotency.answer(asked, produce, seconds=seconds, whole=whole) as repeat:
             about = repeat.head
             ours = about.request_id == asked.request_id
-            allowance = about.allowance if ours and isinstance(about, Running) else None
-            yield Answer(about, repeat, lambda: repeat.result, allowance=allowance, is_repeat=not ours)
+            if ours and isinstance(about, Running):
+                yield Answer(about, repeat, lambda: repeat.result, allowance=about.allowance, clamped_to=about.clamped_to)
+            else:
+                yield Answer(about, repeat, lambda: repeat.result, is_repeat=not ours)
 
 
 def _asked(principal: Principal, request: InferenceRequest, key: str, rest: Rest | None) -> Asked:

@@ -55,9 +55,14 @@ class Ongoing(ABC):
         return None
 
     @property
+    def cached(self) -> bool:
+        """Whether its answer was given before."""
+        return False
+
+    @property
     def cost_micro(self) -> MicroCredits:
-        """Of what was delivered so far; nothing where that is nothing."""
-        if self.held is None or not (self.complete or self.usage.completion_tokens):
+        """Of what was delivered so far; nothing where that is nothing, or was given before."""
+        if self.held is None or self.cached or not (self.complete or self.usage.completion_tokens):
             return MicroCredits(0)
         return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, self.response_time_ms / 1000)
 

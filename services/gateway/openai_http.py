@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable
 from typing import get_args
 
-from services.gateway import answering, openai_chat, openai_completions, openai_responses
+from services.gateway import answering, idempotency_keys, openai_chat, openai_completions, openai_responses
+from services.gateway.admission import BadField
 from services.gateway.http_app import Access, Route
 from services.gateway.http_call import HttpCall
+from services.gateway.once import Again, Once
 from services.gateway.openai_answers import ChatChunk, ChatCompletion, Model, Models
 from services.gateway.openai_chat import ChatBody
 from services.gateway.openai_chat_form import ChatForm
@@ -15,9 +17,8 @@ from services.gateway.openai_completions import CompletionBody
 from services.gateway.openai_response_events import ErrorEvent, Response, Told
 from services.gateway.openai_response_form import ResponseForm
 from services.gateway.openai_responses import ResponseBody
-from services.gateway.pipeline import Pipeline
 from shared import context, errors
-from shared.api.gateway import InferenceRequest, ServedModel
+from shared.api.gateway import InferenceRequest, InferenceResult, ServedModel
 
 _METHOD = "processInferenceRequest"
 
@@ -25,8 +26,8 @@ _METHOD = "processInferenceRequest"
 class OpenAi:
     """The handlers of /v1. ``served`` gives the models, the default first."""
 
-    def __init__(self, pipeline: Pipeline, served: Callable[[], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
-        self._pipeline = pipeline
+    def __init__(self, once: Once, served: Callable[[], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
+        self._once = once
         self._served = served
         self._request_seconds = request_seconds
         self._started_at = int(time.time())
@@ -61,35 +62,51 @@ class OpenAi:
     async def _chat(self, call: HttpCall) -> None:
         chat = openai_chat.read(call.body)
         request = openai_chat.to_request(chat)
-        await answering.answer(call, self._pipeline, request, ChatForm(chat), stream=chat.stream, seconds=self._request_seconds)
+        await answering.answer(call, self._once, request, ChatForm(chat), stream=chat.stream, seconds=self._request_seconds)
 
     async def _respond(self, call: HttpCall) -> None:
         asked = openai_responses.read(call.body)
         request = openai_responses.to_request(asked)
-        await answering.answer(call, self._pipeline, request, ResponseForm(asked), stream=asked.stream, seconds=self._request_seconds)
+        await answering.answer(call, self._once, request, ResponseForm(asked), stream=asked.stream, seconds=self._request_seconds)
 
     async def _complete(self, call: HttpCall) -> None:
         asked = openai_completions.read(call.body)
         *earlier, last = openai_completions.to_requests(asked)
         form = CompletionForm(asked)
+        if not earlier:
+            await answering.answer(call, self._once, last, form, stream=asked.stream, seconds=self._request_seconds)
+            return
         ends_at = time.monotonic() + self._request_seconds
-        for request in earlier:
-            await self._complete_one(call, request, form, stream=asked.stream, seconds=ends_at - time.monotonic())
+        for number, request in enumerate(earlier):
+            result = await self._complete_one(call, request, number, form, stream=asked.stream, seconds=ends_at - time.monotonic())
+            if asked.stream:
+                await call.send_events(form.end(result))
+            else:
+                form.close(result)
             # Each request has a row of its own, under an id of its own.
             now = context.current.get()
             context.start(now.traceparent if now is not None else None)
-        seconds = ends_at - time.monotonic()
-        await answering.answer(call, self._pipeline, last, form, stream=asked.stream, seconds=seconds, with_ids=not earlier)
+        result = await self._complete_one(call, last, len(earlier), form, stream=asked.stream, seconds=ends_at - time.monotonic())
+        if asked.stream:
+            await call.send_events(form.last_events(result))
+            await call.end_events()
+        else:
+            await call.answer(form.whole(result))
 
-    async def _complete_one(self, call: HttpCall, request: InferenceRequest, form: CompletionForm, *, stream: bool, seconds: float) -> None:
+    async def _complete_one(
+        self, call: HttpCall, request: InferenceRequest, number: int, form: CompletionForm, *, stream: bool, seconds: float
+    ) -> InferenceResult:
+        """One of several prompts. Their events have no ids: a caller who loses the stream asks again under the same key."""
         if stream:
             call.expect_events(form.failed)
-        async with self._pipeline.run(call.caller, request, seconds=seconds) as running:
-            await answering.hand_on(call, running, form, stream=stream, with_ids=False)
-        if stream:
-            await call.send_events(form.end(running.result))
-        else:
-            form.close(running.result)
+        again = answering.again_of(call)
+        if again.rest is not None:
+            raise BadField("Last-Event-ID", "goes with one prompt; several in one request are told from the beginning")
+        # Each of them is answered once.
+        part = Again(key=None if again.key is None else idempotency_keys.part(again.key, number))
+        async with self._once.run(call.caller, request, seconds=seconds, again=part, whole=True, cache=call.cache_wish) as said:
+            await answering.hand_on(call, said, form, stream=stream, with_ids=False)
+        return said.result
 
     async def _models(self, call: HttpCall) -> None:
         await call.answer(Models(tuple(self._shown(model) for model in self._served())))

@@ -18,21 +18,21 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.gateway import admission, affinity, mesh, prompts, routing
-from services.gateway.admission import Admitted
+from services.gateway import admission, affinity, cache_keys, mesh, prompts, routing
 from services.gateway.dispatch import Dispatch
 from services.gateway.ledger import Bounds, Held, Ledger
-from services.gateway.ongoing import Ongoing, milliseconds
+from services.gateway.ongoing import Ongoing
 from services.gateway.quotas import LimitReached, Quotas
 from services.gateway.recorder import Pending, Recorder
 from services.gateway.relay import Relay, Said
 from services.gateway.request_row import RequestRow, ReservationState
+from services.gateway.response_cache import ResponseCache
+from services.gateway.running import Running
 from shared import errors
-from shared.api import events, gateway, inference
+from shared.api import events, inference
 from shared.api.auth import Principal
-from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import Generation, Usage
-from shared.api.inference import Chunk
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage, Usage
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestStatus, Role
 
@@ -59,82 +59,21 @@ class Parts:
     metrics: Metrics
     publish: Callable[[events.Event], None]
     prompt_hash_secret: str
+    #: None where it is turned off.
+    responses: ResponseCache | None = None
+    cache_only_when_asked: bool = False
 
 
-class Running(Ongoing):
-    """One prompt on its way. Iterate it for what is to be shown; ``result`` is there when the block of ``run`` is left."""
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A request that was let in."""
 
-    method = gateway.process_inference_request.name.partition(".")[2]
-    answers: AsyncGenerator[Said] | None
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock)
-        self._first_text: float | None = None
-        self._prompt_tokens = 0
-        self._tokens = 0
-        self._generation: Generation | None = None
-        self._admitted: Admitted | None = None
-
-    def admitted(self, admitted: Admitted, prompt_hash: str) -> None:
-        self._admitted, self.prompt_hash = admitted, prompt_hash
-
-    def __aiter__(self) -> "Running":
-        return self
-
-    async def __anext__(self) -> Chunk:
-        assert self.answers is not None  # `run` has set it before anybody sees this object
-        while True:
-            answer = await anext(self.answers)
-            if isinstance(answer, Generation):
-                self._generation = answer
-                self._prompt_tokens = answer.usage.prompt_tokens
-                continue
-            if isinstance(answer, inference.Accepted):
-                self._prompt_tokens = answer.prompt_tokens
-                continue
-            self._tokens += len(answer.token_ids)
-            if self._first_text is None and (answer.text or answer.tool_calls):
-                self._first_text = self._clock()
-            if answer.text or answer.tool_calls or answer.logprobs or answer.waiting:
-                return answer
-
-    @property
-    def usage(self) -> Usage:
-        """What was delivered so far. Output is counted here, as token ids received, not taken from the worker's word."""
-        if self._admitted is None:
-            return Usage(prompt_tokens=0, completion_tokens=0)
-        # More than there can be is not believed.
-        prompt_tokens = min(max(self._prompt_tokens, 0), self._admitted.most_prompt_tokens)
-        if self._generation is None:
-            return Usage(prompt_tokens, self._tokens)
-        claimed = self._generation.usage
-        # A backend that has no token ids (an HTTP API) sends none; there the worker's count is all there is.
-        completion = self._tokens or min(max(claimed.completion_tokens, 0), int(admission.RANGES["max_tokens"].high))
-        return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens))
-
-    @property
-    def result(self) -> InferenceResult:
-        assert self._generation is not None
-        assert self.model is not None
-        return InferenceResult(
-            request_id=self.request_id,
-            model=self.model,
-            finish_reason=self._generation.finish_reason,
-            usage=self.usage,
-            response_time_ms=self.response_time_ms,
-            first_token_ms=self.response_time_ms if self._first_text is None else milliseconds(self._first_text - self._began),
-            finish_reasons=self._generation.finish_reasons,
-            cost_micro=self.cost_micro,
-            clamped_to=self.held.max_tokens if self.held is not None and self.held.clamped else None,
-        )
-
-    @property
-    def first_text_seconds(self) -> float | None:
-        return None if self._first_text is None else self._first_text - self._began
-
-    @property
-    def complete(self) -> bool:
-        return self._generation is not None
+    messages: tuple[ChatMessage, ...]
+    #: With a seed only where its caller gave one.
+    config: inference.ModelConfig
+    wish: routing.Wish
+    salt: str
+    seconds: float
 
 
 class Pipeline:
@@ -147,13 +86,22 @@ class Pipeline:
         self._knows_all_at = clock() + finding_seconds
 
     @asynccontextmanager
-    async def run(self, principal: Principal, request: InferenceRequest, *, seconds: float) -> AsyncIterator[Running]:
-        """Raises what a caller may see: BadRequest, TooLarge, UnknownModel, Limited, NotReachable, Unavailable or the
-        worker's own error. An exception out of the block, a cancel included, ends the generation on the worker."""
+    async def run(
+        self,
+        principal: Principal,
+        request: InferenceRequest,
+        *,
+        seconds: float,
+        drawn_seed: int | None = None,
+        cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
+    ) -> AsyncIterator[Running]:
+        """``drawn_seed``: of a request that names none, so that it can be made again. Raises what a caller may see: BadRequest, TooLarge,
+        UnknownModel, what ``let_in`` raises, or the worker's own error. An exception out of the block, a cancel included, ends the
+        generation on the worker."""
         running = Running(self.clock)
         async with self.recorded(running, principal, seconds=seconds):
-            prompt, wish = await self._prepare(running, principal, request, seconds)
-            running.answers = self._parts.relay.generate(prompt, wish, seconds=seconds)
+            order = await self._prepare(running, principal, request, seconds)
+            running.answers = self._answers(running, order, drawn_seed, cache)
             yield running
 
     @asynccontextmanager
@@ -182,7 +130,7 @@ class Pipeline:
                 running.end()
                 written = self._record(running, principal, status, failure)
             if running.spent is not None:
-                await self._parts.quotas.settle(running.spent, tokens=running.usage.total_tokens)
+                await self._parts.quotas.settle(running.spent, tokens=0 if running.cached else running.usage.total_tokens)
             if status is RequestStatus.SUCCESS or failure is not None:
                 await self._parts.recorder.written(written)
 
@@ -210,9 +158,7 @@ class Pipeline:
         running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
         return running.held
 
-    async def _prepare(
-        self, running: Running, principal: Principal, request: InferenceRequest, seconds: float
-    ) -> tuple[inference.ProcessPrompt, routing.Wish]:
+    async def _prepare(self, running: Running, principal: Principal, request: InferenceRequest, seconds: float) -> "_Order":
         secret = self._parts.prompt_hash_secret
         admitted = admission.admit(request)
         running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
@@ -238,10 +184,26 @@ class Pipeline:
         held = await self.let_in(running, principal, wish, bounds)
         sampling = msgspec.structs.replace(sampling, max_tokens=held.max_tokens)
         config = inference.ModelConfig(**msgspec.structs.asdict(sampling), model=model)
+        return _Order(admitted.messages, config, wish, salt, seconds)
+
+    def _answers(self, running: Running, order: "_Order", drawn_seed: int | None, cache: cache_keys.Asked) -> AsyncGenerator[Said]:
+        """From the cache or from a worker."""
+        parts = self._parts
+        config = order.config
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
-            config = msgspec.structs.replace(config, seed=secrets.randbits(63))
-        return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt), wish
+            config = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
+        prompt = inference.ProcessPrompt(order.messages, config, running.request_id, order.salt)
+        use = cache_keys.plan(cache, order.config, only_when_asked=parts.cache_only_when_asked)
+        if parts.responses is None or not use:
+            return parts.relay.generate(prompt, order.wish, seconds=order.seconds)
+        digest = routing.digest_of(order.wish.model, parts.directory.usable(Role.WORKER))
+        question = cache_keys.Question(order.wish.tenant, order.messages, order.config, digest)
+
+        def generate(seconds: float) -> AsyncGenerator[Said]:
+            return parts.relay.generate(prompt, order.wish, seconds=seconds)
+
+        return parts.responses.answer(question, generate, use=use, seconds=order.seconds, came=running.came)
 
     def _default_max_tokens(self, principal: Principal, model: ModelName, prompt_tokens: int, answers: int) -> int:
         """For a request that names no number: what the model has room for, and what the limits ever let through."""
@@ -264,6 +226,7 @@ class Pipeline:
             error_code=_error_code(status, failure),
             created_at=running.began_at,
             cost_micro=running.cost_micro,
+            cached=running.cached,
             reservation=_reservation(status, usage),
         )
         written = self._parts.recorder.add(row)

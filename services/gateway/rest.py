@@ -8,7 +8,7 @@ import msgspec
 from services.gateway import bodies, key_bodies, limits, mesh
 from services.gateway.http_app import Access, Route
 from services.gateway.http_call import HttpCall
-from services.gateway.pipeline import Pipeline
+from services.gateway.once import Once
 from services.gateway.quotas import Quotas
 from services.gateway.rest_inference import RestInference
 from shared.api import auth
@@ -96,8 +96,8 @@ class UsageReader(Protocol):
 class Rest:
     """The handlers of /api."""
 
-    def __init__(self, pipeline: Pipeline, rpc: mesh.Rpc, usage: UsageReader, quotas: Quotas, *, request_seconds: float) -> None:
-        self._inference = RestInference(pipeline, request_seconds=request_seconds)
+    def __init__(self, once: Once, rpc: mesh.Rpc, usage: UsageReader, quotas: Quotas, *, request_seconds: float) -> None:
+        self._inference = RestInference(once, request_seconds=request_seconds)
         self._rpc = rpc
         self._usage_of = usage.read_usage
         self._quotas = quotas

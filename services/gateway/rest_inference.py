@@ -8,7 +8,7 @@ from services.gateway.error_bodies import ErrorBody
 from services.gateway.forms import About, Event
 from services.gateway.http_app import Access, Route
 from services.gateway.http_call import HttpCall
-from services.gateway.pipeline import Pipeline
+from services.gateway.once import Once
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import ChatMessage, Usage
 from shared.api.inference import Chunk
@@ -100,8 +100,8 @@ class RestForm:
 class RestInference:
     """The handlers of the two."""
 
-    def __init__(self, pipeline: Pipeline, *, request_seconds: float) -> None:
-        self._pipeline = pipeline
+    def __init__(self, once: Once, *, request_seconds: float) -> None:
+        self._once = once
         self._request_seconds = request_seconds
 
     def routes(self) -> tuple[Route, ...]:
@@ -132,7 +132,7 @@ class RestInference:
 
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
         request = to_request(body, model)
-        await answering.answer(call, self._pipeline, request, RestForm(), stream=body.stream, seconds=self._request_seconds)
+        await answering.answer(call, self._once, request, RestForm(), stream=body.stream, seconds=self._request_seconds)
 
 
 def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:

@@ -111,6 +111,12 @@ def least_context(model: ModelName, usable: Iterable[Entry]) -> int:
     return min((offer.context_tokens for offer in offers), default=0)
 
 
+def digest_of(model: ModelName, usable: Iterable[Entry]) -> str:
+    """Of the model's file; empty where there is none to show, or where workers differ."""
+    digests = {offer.digest for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready}
+    return digests.pop() if len(digests) == 1 else ""
+
+
 def ensure_answers(model: ModelName, usable: Iterable[Entry]) -> None:
     """Raises BadRequest where nobody who serves it lets it answer."""
     if not _answers(usable, model):

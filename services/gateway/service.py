@@ -14,10 +14,13 @@ from services.gateway.callers import Callers
 from services.gateway.dispatch import Dispatch
 from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
+from services.gateway.idempotency import Idempotency
+from services.gateway.idempotency_store import IdempotencyStore
 from services.gateway.journal import Journal
 from services.gateway.ledger import Ledger
 from services.gateway.ledger_store import LedgerStore
 from services.gateway.model_orders import ModelOrders
+from services.gateway.once import Again, Once
 from services.gateway.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
@@ -26,10 +29,12 @@ from services.gateway.quotas import Quotas, Rules
 from services.gateway.recorder import Recorder
 from services.gateway.reference import Reference
 from services.gateway.relay import Relay
+from services.gateway.response_cache import Bounds, ResponseCache
 from services.gateway.rest import Rest
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
+from services.gateway.takes import Takes
 from services.gateway.workers import Presence
 from shared import context, errors
 from shared.api import auth, embedding, gateway
@@ -53,6 +58,8 @@ class Opened:
     cache: Cache
     recorder: Recorder
     ledger: Ledger
+    takes: Takes
+    idempotency: Idempotency
 
 
 #: These ask as nodes of the house, not for a person.
@@ -76,7 +83,8 @@ class GatewayService:
         self._quotas = Quotas(opened.cache, rules, node.metrics.rate_limit_degraded, self._gateways)
         queueing = dispatch.Rules(Policy(settings.routing_policy), settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         self._dispatch = Dispatch(node.directory, random.Random(), queueing, node.metrics)  # noqa: S311 - which worker is no secret
-        self._relay = Relay(node.rpc, self._dispatch)
+        retries = node.metrics.retries
+        self._relay = Relay(node.rpc, self._dispatch, count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc())
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
         parts = Parts(
@@ -90,8 +98,11 @@ class GatewayService:
             metrics=node.metrics,
             publish=node.publish,
             prompt_hash_secret=settings.prompt_hash_secret,
+            responses=_responses(settings, node, opened.cache, opened.takes),
+            cache_only_when_asked=settings.response_cache == "asked",
         )
         self._pipeline = Pipeline(parts, finding_seconds=_FINDING_SECONDS)
+        self._once = Once(self._pipeline, opened.idempotency)
         self._embeddings = Embeddings(self._pipeline, parts)
         self._http = self._http_app()
 
@@ -106,8 +117,11 @@ class GatewayService:
             async with (
                 Recorder(requests, Journal(settings.journal), node.metrics.usage_queue_rows).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),
+                # Inside of them: what is cut off still gets its row and gives its key up.
+                Takes().running() as takes,
+                _idempotency(settings, node, IdempotencyStore(database), takes).running() as idempotency,
             ):
-                service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger))
+                service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency))
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
@@ -143,8 +157,8 @@ class GatewayService:
         return self._http
 
     def _http_app(self) -> HttpApp:
-        rest = Rest(self._pipeline, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
-        chat = OpenAi(self._pipeline, self._catalogue, request_seconds=self._seconds)
+        rest = Rest(self._once, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
+        chat = OpenAi(self._once, self._catalogue, request_seconds=self._seconds)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self._embeddings, request_seconds=self._seconds).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self._node.metrics)
 
@@ -159,11 +173,12 @@ class GatewayService:
         context.start(now.traceparent if now is not None else None)
         principal = await self.callers.identify(request.auth.api_key or stream.credential)
         seconds = min(self._seconds, stream.remaining_seconds())
-        async with self._pipeline.run(principal, request.request, seconds=seconds) as running:
-            async for chunk in running:
-                said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting)
+        again = Again(key=request.idempotency_key, rest=request.rest)
+        async with self._once.run(principal, request.request, seconds=seconds, again=again) as answer:
+            async for number, chunk in answer:
+                said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number)
                 await stream.send(said)
-        return running.result
+        return answer.result
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
@@ -293,6 +308,21 @@ class GatewayService:
         """Another user, as auth shows it to an admin."""
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
+
+
+def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, takes: Takes) -> Idempotency:
+    return Idempotency(store, takes, node.id, secret=settings.prompt_hash_secret, most_seconds=settings.request_timeout_seconds)
+
+
+def _responses(settings: GatewaySettings, node: Node, cache: Cache, takes: Takes) -> ResponseCache | None:
+    if settings.response_cache == "off":
+        return None
+    bounds = Bounds(
+        keep_seconds=settings.response_cache_seconds,
+        most_bytes=settings.response_cache_megabytes * 2**20,
+        most_seconds=settings.request_timeout_seconds,
+    )
+    return ResponseCache(cache, takes, node.metrics, bounds, secret=settings.prompt_hash_secret)
 
 
 def _node_row(entry: Entry, round_trip_ms: float | None) -> NodeRow:

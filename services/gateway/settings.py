@@ -24,6 +24,18 @@ class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public HTTP API")] = 3002
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="GATEWAY_DATABASE_URL")]
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, for the limits", secret=True)]
+    response_cache: Annotated[
+        Literal["on", "asked", "off"],
+        Variable("RESPONSE_CACHE", "on: requests with temperature 0 or a seed are answered from the cache; asked: only with `X-Cache: on`"),
+    ] = "on"
+    response_cache_seconds: Annotated[
+        float, Meta(gt=0, le=86400), Variable("RESPONSE_CACHE_SECONDS", "how long an answer is kept for the same request")
+    ] = 3600
+    response_cache_megabytes: Annotated[
+        int,
+        Meta(ge=1, le=10_000),
+        Variable("RESPONSE_CACHE_MEGABYTES", "of all kept answers in Valkey, whose limit must leave room for them"),
+    ] = 64
     prompt_hash_secret: Annotated[
         str,
         Meta(min_length=16),

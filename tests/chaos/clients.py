@@ -28,6 +28,8 @@ DOORS = (Door.GATEWAY, Door.RPC)
 DEADLINE_SECONDS = 30.0
 #: So long a client waits before it comes back or asks again.
 RETURN_SECONDS = 0.2
+#: What a client that returns is told while it had better wait.
+COME_AGAIN = frozenset({"unavailable", "ledger_unavailable", "in_progress", "not_reachable", "draining"})
 #: An answer that is none and no error object of OpenAI's either.
 NO_ERROR_OBJECT = "no error object"
 
@@ -149,7 +151,7 @@ class Clients:
             if answer.status_code != 200:
                 code = _code_of(await answer.aread())
                 # A client that returns waits while the gateway starts again, or still has the request.
-                if key is None or code not in {"unavailable", "in_progress", "not_reachable"}:
+                if key is None or code not in COME_AGAIN:
                     seen.ends.append(code)
                 return
             async for line in answer.aiter_lines():

@@ -34,6 +34,22 @@ async def one(running: World, name: str) -> Outcome:
         return await table.SCENARIOS[name](running)
 
 
+async def _told(running: World, name: str) -> Outcome:
+    """Also where the scenario itself could not go on: something did not come back in time."""
+    try:
+        return await one(running, name)
+    except (AssertionError, TimeoutError, ExceptionGroup) as error:
+        fault = name.partition("_")[0].upper()
+        return Outcome(
+            fault=fault, what=name, calls=0, ends={}, failing_seconds=0, longest_pause=0, recovered_seconds=0, books="not looked at",
+            violations=(f"it could not go on: {_deepest(error)}"[:500],),
+        )  # fmt: skip
+
+
+def _deepest(error: BaseException) -> BaseException:
+    return _deepest(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
 async def everything(options: argparse.Namespace) -> dict[str, list[Outcome]]:
     names = options.only or (table.SHORT if options.short else tuple(table.SCENARIOS))
     found: dict[str, list[Outcome]] = {name: [] for name in names}
@@ -45,7 +61,7 @@ async def everything(options: argparse.Namespace) -> dict[str, list[Outcome]]:
                 if time.monotonic() > ends_at:
                     print(f"out of time before {name}, repeat {repeat + 1}", flush=True)
                     return found
-                outcome = await one(running, name)
+                outcome = await _told(running, name)
                 found[name].append(outcome)
                 _tell(name, outcome)
     return found

@@ -120,7 +120,7 @@ async def _ask_as_strangers(world: World, told: Counter[int]) -> None:
                 told[(await http.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code] += 1
             except httpx.TransportError:
                 told[0] += 1
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(clients.RETURN_SECONDS)
 
 
 async def f7_nats_dies(world: World) -> Outcome:

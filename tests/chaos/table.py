@@ -54,7 +54,8 @@ HEAD = """\
 # What faults do
 
 Written by `make chaos`, which breaks one thing at a time in a running stack, under load, and compares what clients saw with what the
-gateway's books say. Each row is the worst of {repeats} runs; times are in seconds, as the least, the median and the largest of them.
+gateway's books say. Each row is of {repeats} runs together; times are in seconds, where they differ as the least, the median and the
+largest of them.
 
 A *pause* is the longest time without a piece of text in a stream that ran when the fault came and ended well. *Failing* is how long
 after the fault a request still could begin that failed. *Back* is when all was as before.

@@ -14,8 +14,12 @@ from services.gateway.callers import Callers
 from services.gateway.dispatch import Dispatch
 from services.gateway.embeddings import Embeddings
 from services.gateway.http_app import HttpApp
+from services.gateway.idempotency import Idempotency
+from services.gateway.idempotency_keys import Asked, Held, New, Orphaned, State
+from services.gateway.idempotency_store import IdempotencyStore
 from services.gateway.ledger import Ledger
 from services.gateway.ledger_store import LedgerStore
+from services.gateway.once import Once
 from services.gateway.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
@@ -27,6 +31,7 @@ from services.gateway.relay import Relay
 from services.gateway.request_row import RequestRow
 from services.gateway.reservations import Granted, TooLittle, Wanted
 from services.gateway.rest import Rest
+from services.gateway.takes import Takes
 from shared import credentials, errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
@@ -222,10 +227,39 @@ class FakeStore:
         return row
 
 
+class FakeKeys(IdempotencyStore):
+    """Idempotency keys of one gateway that lives for ever."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[UserId, str], Held] = {}
+
+    async def claim(
+        self, asked: Asked, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
+    ) -> New | Orphaned | None:
+        if (asked.owner, asked.key) in self.held:
+            return None
+        self.held[asked.owner, asked.key] = Held(fingerprint, asked.request_id, State.RUNNING, None, node)
+        return New(asked.seed)
+
+    async def find(self, owner: UserId, key: str) -> Held | None:
+        return self.held.get((owner, key))
+
+    async def end(self, request_id: RequestId, state: State, answer: bytes | None) -> None:
+        self.held |= {at: replace(one, state=state, answer=answer) for at, one in self.held.items() if one.request_id == request_id}
+
+    async def free(self, request_id: RequestId) -> None:
+        self.held = {at: one for at, one in self.held.items() if one.request_id != request_id}
+
+    async def abandon(self, request_id: RequestId) -> None:
+        """It lives for ever."""
+
+
 class House:
     """A whole gateway on fakes, with one worker that serves smollm2."""
 
-    def __init__(self, recorder: Recorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, *, free: int = 100) -> None:
+    def __init__(
+        self, recorder: Recorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, takes: Takes, *, free: int = 100
+    ) -> None:
         self.books = books
         self.store = store
         self.recorder = recorder
@@ -256,6 +290,8 @@ class House:
             prompt_hash_secret="s" * 16,
         )
         self.pipeline = Pipeline(parts)
+        keys = Idempotency(FakeKeys(), takes, node_id(99), secret="s" * 16, most_seconds=30)
+        self.once = Once(self.pipeline, keys)
         self.embeddings = Embeddings(self.pipeline, parts)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
@@ -264,9 +300,9 @@ class House:
         self.directory.worker(number, *models, load=load, **more)
 
     def app(self) -> HttpApp:
-        rest = Rest(self.pipeline, self.rpc, self.store, self.quotas, request_seconds=30)
+        rest = Rest(self.once, self.rpc, self.store, self.quotas, request_seconds=30)
         served = lambda: routing.catalogue(self.directory.usable(Role.WORKER), self.names)  # noqa: E731
-        chat = OpenAi(self.pipeline, served, request_seconds=30)
+        chat = OpenAi(self.once, served, request_seconds=30)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self.embeddings, request_seconds=30).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics)
 
@@ -291,8 +327,9 @@ async def house(**more: Any) -> AsyncIterator[House]:
     async with (
         Recorder(store, FakeJournal(), Metrics("gateway").usage_queue_rows).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),
+        Takes().running() as takes,
     ):
-        yield House(recorder, store, ledger, books, **more)
+        yield House(recorder, store, ledger, books, takes, **more)
 
 
 async def _no_receipts(requests: Sequence[RequestId]) -> dict[RequestId, Receipt]:

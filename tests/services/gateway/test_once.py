@@ -2,51 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 import pytest
 
-from services.gateway import cache_keys
 from services.gateway.idempotency import Idempotency
 from services.gateway.idempotency_store import IdempotencyStore
 from services.gateway.once import NEVER, Again, Answer, Once
-from services.gateway.pipeline import Pipeline, Running
 from services.gateway.store import opened
 from services.gateway.takes import Takes
 from shared import context, errors
-from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.types import NodeId, RequestId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, House
 
 KEY = Again(key="k")
-
-
-class Seeded:
-    """The pipeline, with the seed that it is given in place of one that it draws."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-
-    @asynccontextmanager
-    async def run(
-        self,
-        principal: Principal,
-        request: InferenceRequest,
-        *,
-        seconds: float,
-        drawn_seed: int | None = None,
-        cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
-    ) -> AsyncIterator[Running]:
-        if request.seed is None:
-            request = msgspec.structs.replace(request, seed=drawn_seed)
-        async with self._pipeline.run(principal, request, seconds=seconds) as running:
-            yield running
 
 
 @dataclass
@@ -85,7 +58,7 @@ async def door(postgres_url: str) -> AsyncIterator[Door]:
     async with fakes.house() as house, opened(postgres_url) as database, Takes().running() as takes:
         keys = Idempotency(IdempotencyStore(database), takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
         async with keys.running():
-            yield Door(Once(Seeded(house.pipeline), keys), house)
+            yield Door(Once(house.pipeline, keys), house)
 
 
 async def test_without_a_key_every_request_is_its_own(door: Door) -> None:

@@ -1,0 +1,72 @@
+"""The response cache in the pipeline, on a real Valkey."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from services.gateway.cache_keys import Asked
+from services.gateway.pipeline import Pipeline
+from services.gateway.response_cache import Bounds, ResponseCache
+from services.gateway.takes import Takes
+from shared import context
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.cache import Cache
+from shared.types import UserId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import OWNER, House
+
+
+class Asker:
+    def __init__(self, house: House, pipeline: Pipeline) -> None:
+        self.house, self.pipeline = house, pipeline
+
+    async def ask(self, who: Principal = OWNER, *, cache: Asked = Asked.NOTHING, **fields: Any) -> tuple[str, InferenceResult]:
+        context.start()
+        request = InferenceRequest(**{"prompt": "hi", "temperature": 0.0, **fields})
+        async with self.pipeline.run(who, request, seconds=10, cache=cache) as running:
+            text = "".join([chunk.text async for chunk in running])
+        return text, running.result
+
+    @property
+    def runs(self) -> int:
+        return len(self.house.worker.asked)
+
+
+@pytest.fixture
+async def asker(valkey_url: str) -> AsyncIterator[Asker]:
+    bounds = Bounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
+    async with fakes.house() as house, Cache.open(valkey_url) as values, Takes().running() as takes:
+        responses = ResponseCache(values, takes, house.metrics, bounds, secret="s" * 16)
+        yield Asker(house, Pipeline(replace(house.pipeline._parts, responses=responses)))
+
+
+async def test_a_hit_is_a_request_with_a_row_and_says_that_it_is_one(asker: Asker) -> None:
+    (first, made), (again, hit) = await asker.ask(), await asker.ask()
+    assert first == again == "Hello world!"
+    assert (made.cached, hit.cached) == (False, True)
+    assert made.request_id != hit.request_id
+    assert made.usage == hit.usage
+    assert [row.cached for row in asker.house.store.rows.values()] == [False, True]
+    assert asker.runs == 1
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 1.0}, {"temperature": None}, {"cache": Asked.OFF}, {"cache": Asked.FRESH}])
+async def test_who_is_not_answered_from_it(asker: Asker, fields: dict[str, Any]) -> None:
+    await asker.ask(**fields)
+    assert not (await asker.ask(**fields))[1].cached
+    assert asker.runs == 2
+
+
+async def test_another_tenant_is_not_answered_from_it(asker: Asker) -> None:
+    await asker.ask()
+    other = Principal(UserId(fakes.KEY_ID), "bob", OWNER.role, OWNER.tier)
+    assert not (await asker.ask(other))[1].cached
+
+
+async def test_a_seed_is_enough(asker: Asker) -> None:
+    await asker.ask(temperature=1.0, seed=5)
+    assert (await asker.ask(temperature=1.0, seed=5))[1].cached
+    assert not (await asker.ask(temperature=1.0, seed=6))[1].cached
