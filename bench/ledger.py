@@ -20,12 +20,12 @@ import uvloop
 
 from bench import report
 from services.gateway import store
-from services.gateway.batches import Batches
-from services.gateway.journal import Journal
-from services.gateway.ledger_store import LedgerStore
-from services.gateway.recorder import Recorder
-from services.gateway.request_row import RequestRow, ReservationState
-from services.gateway.reservations import Granted, TooLittle, Wanted
+from services.gateway.money.batches import Batches
+from services.gateway.money.journal import Journal
+from services.gateway.money.ledger_store import LedgerStore
+from services.gateway.money.recorder import Recorder
+from services.gateway.money.request_row import RequestRow, ReservationState
+from services.gateway.money.reservations import Granted, TooLittle, Wanted
 from services.gateway.store import Store
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId

@@ -28,7 +28,7 @@ VAGUE_ENDINGS = ("Manager", "Helper", "Helpers", "Util", "Utils", "Misc")
 #: The only places that may catch everything: each logs once, with the request id, and answers.
 CATCH_ALL = {
     "shared/rpc/serving.py": "the RPC dispatcher",
-    "services/gateway/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
+    "services/gateway/doors/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
     "shared/node": "the task supervisor",
     "cli/main.py": "the CLI main",
 }

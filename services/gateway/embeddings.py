@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 
 from services.gateway import embedding_admission, prompts
 from services.gateway.embedding_admission import Admitted
-from services.gateway.ledger import Bounds
+from services.gateway.money.ledger import Bounds
 from services.gateway.ongoing import Ongoing
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.relay import Embedding
-from services.gateway.routing import Wish
+from services.gateway.placing.routing import Wish
+from services.gateway.relaying.relay import Embedding
 from shared import errors
 from shared.api import embedding
 from shared.api.auth import Principal

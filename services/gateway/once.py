@@ -14,14 +14,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.gateway import cache_keys
 from services.gateway.admission import BadField
-from services.gateway.idempotency import About, Idempotency
-from services.gateway.idempotency_keys import FIELD, Asked
-from services.gateway.limits import Tightest
+from services.gateway.limiting.limits import Tightest
 from services.gateway.pipeline import Pipeline
+from services.gateway.repeats import cache_keys
+from services.gateway.repeats.idempotency import About, Idempotency
+from services.gateway.repeats.idempotency_keys import FIELD, Asked
+from services.gateway.repeats.takes import Take
 from services.gateway.running import Running
-from services.gateway.takes import Take
 from shared import context
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from services.gateway.ledger import Held
-from services.gateway.limits import Spent, Tightest
+from services.gateway.limiting.limits import Spent, Tightest
+from services.gateway.money.ledger import Held
 from shared import context
 from shared.api.generation import Usage
 from shared.types import MicroCredits, ModelName, RequestId

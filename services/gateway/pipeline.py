@@ -18,15 +18,17 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.gateway import admission, affinity, cache_keys, mesh, prompts, routing
-from services.gateway.dispatch import Dispatch
-from services.gateway.ledger import Bounds, Held, Ledger
+from services.gateway import admission, mesh, prompts
+from services.gateway.limiting.quotas import LimitReached, Quotas
+from services.gateway.money.ledger import Bounds, Held, Ledger
+from services.gateway.money.recorder import Pending, Recorder
+from services.gateway.money.request_row import RequestRow, ReservationState
 from services.gateway.ongoing import Ongoing
-from services.gateway.quotas import LimitReached, Quotas
-from services.gateway.recorder import Pending, Recorder
-from services.gateway.relay import Relay, Said
-from services.gateway.request_row import RequestRow, ReservationState
-from services.gateway.response_cache import ResponseCache
+from services.gateway.placing import affinity, routing
+from services.gateway.placing.dispatch import Dispatch
+from services.gateway.relaying.relay import Relay, Said
+from services.gateway.repeats import cache_keys
+from services.gateway.repeats.response_cache import ResponseCache
 from services.gateway.running import Running
 from shared import errors
 from shared.api import events, inference

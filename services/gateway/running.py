@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, Callable
 
 from services.gateway.admission import Admitted
 from services.gateway.ongoing import Ongoing, milliseconds
-from services.gateway.relay import Said
-from services.gateway.response_cache import Origin
+from services.gateway.relaying.relay import Said
+from services.gateway.repeats.response_cache import Origin
 from shared.api import gateway, inference
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Generation, Usage

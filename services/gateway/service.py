@@ -8,33 +8,35 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import ClassVar
 
-from services.gateway import dispatch, limits, receipts, routing
-from services.gateway.books import Books
 from services.gateway.callers import Callers
-from services.gateway.dispatch import Dispatch
+from services.gateway.doors.http_app import HttpApp
+from services.gateway.doors.reference import Reference
+from services.gateway.doors.rest import Rest
 from services.gateway.embeddings import Embeddings
-from services.gateway.http_app import HttpApp
-from services.gateway.idempotency import Idempotency
-from services.gateway.idempotency_store import IdempotencyStore
-from services.gateway.journal import Journal
-from services.gateway.ledger import Ledger
-from services.gateway.ledger_store import LedgerStore
+from services.gateway.limiting import limits
+from services.gateway.limiting.quotas import Quotas, Rules
 from services.gateway.model_orders import ModelOrders
+from services.gateway.money.books import Books
+from services.gateway.money.journal import Journal
+from services.gateway.money.ledger import Ledger
+from services.gateway.money.ledger_store import LedgerStore
+from services.gateway.money.recorder import Recorder
 from services.gateway.once import Again, Once
-from services.gateway.openai_embeddings import OpenAiEmbeddings
-from services.gateway.openai_http import OpenAi
+from services.gateway.openai.embeddings import OpenAiEmbeddings
+from services.gateway.openai.http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.policy import Policy
-from services.gateway.quotas import Quotas, Rules
-from services.gateway.recorder import Recorder
-from services.gateway.reference import Reference
-from services.gateway.relay import Relay
-from services.gateway.response_cache import Bounds, ResponseCache
-from services.gateway.rest import Rest
+from services.gateway.placing import dispatch, routing
+from services.gateway.placing.dispatch import Dispatch
+from services.gateway.placing.policy import Policy
+from services.gateway.relaying import receipts
+from services.gateway.relaying.relay import Relay
+from services.gateway.repeats.idempotency import Idempotency
+from services.gateway.repeats.idempotency_store import IdempotencyStore
+from services.gateway.repeats.response_cache import Bounds, ResponseCache
+from services.gateway.repeats.takes import Takes
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
-from services.gateway.takes import Takes
 from services.gateway.workers import Presence
 from shared import context, errors
 from shared.api import auth, embedding, gateway

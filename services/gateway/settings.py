@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from services.gateway import tiers
-from services.gateway.limits import WithoutValkey
-from services.gateway.tiers import Plan
+from services.gateway.limiting import tiers
+from services.gateway.limiting.limits import WithoutValkey
+from services.gateway.limiting.tiers import Plan
 from shared import node
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from services.gateway.request_row import RequestRow
+from services.gateway.money.request_row import RequestRow
 from shared import database
 from shared.api.gateway import Check
 from shared.api.usage import UsageDay, UserUsage

@@ -1,10 +1,10 @@
 """compose.yaml is a valid compose file, gives each service what it reads and nothing else, and opens two ports."""
 
 import importlib
-from pathlib import Path
 import importlib.util
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema

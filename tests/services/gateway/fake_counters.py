@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from services.gateway.limits import Kind, Limit, Scope, Verdict
-from services.gateway.local_limits import LocalLimits
-from services.gateway.valkey_limits import Argument
+from services.gateway.limiting.limits import Kind, Limit, Scope, Verdict
+from services.gateway.limiting.local_limits import LocalLimits
+from services.gateway.limiting.valkey_limits import Argument
 from shared import errors
 from shared.types import RequestId
 

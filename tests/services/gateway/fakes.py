@@ -9,29 +9,30 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from services.gateway import routing, tiers
 from services.gateway.callers import Callers
-from services.gateway.dispatch import Dispatch
+from services.gateway.doors.http_app import HttpApp
+from services.gateway.doors.reference import Reference
+from services.gateway.doors.rest import Rest
 from services.gateway.embeddings import Embeddings
-from services.gateway.http_app import HttpApp
-from services.gateway.idempotency import Idempotency
-from services.gateway.idempotency_keys import Asked, Held, New, Orphaned, State
-from services.gateway.idempotency_store import IdempotencyStore
-from services.gateway.ledger import Ledger
-from services.gateway.ledger_store import LedgerStore
+from services.gateway.limiting import tiers
+from services.gateway.limiting.quotas import Quotas, Rules
+from services.gateway.money.ledger import Ledger
+from services.gateway.money.ledger_store import LedgerStore
+from services.gateway.money.prices import Price
+from services.gateway.money.recorder import Recorder
+from services.gateway.money.request_row import RequestRow
+from services.gateway.money.reservations import Granted, TooLittle, Wanted
 from services.gateway.once import Once
-from services.gateway.openai_embeddings import OpenAiEmbeddings
-from services.gateway.openai_http import OpenAi
+from services.gateway.openai.embeddings import OpenAiEmbeddings
+from services.gateway.openai.http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.prices import Price
-from services.gateway.quotas import Quotas, Rules
-from services.gateway.recorder import Recorder
-from services.gateway.reference import Reference
-from services.gateway.relay import Relay
-from services.gateway.request_row import RequestRow
-from services.gateway.reservations import Granted, TooLittle, Wanted
-from services.gateway.rest import Rest
-from services.gateway.takes import Takes
+from services.gateway.placing import routing
+from services.gateway.placing.dispatch import Dispatch
+from services.gateway.relaying.relay import Relay
+from services.gateway.repeats.idempotency import Idempotency
+from services.gateway.repeats.idempotency_keys import Asked, Held, New, Orphaned, State
+from services.gateway.repeats.idempotency_store import IdempotencyStore
+from services.gateway.repeats.takes import Takes
 from shared import credentials, errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded

@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from services.gateway.idempotency import Idempotency, Repeat
-from services.gateway.idempotency_keys import Asked
-from services.gateway.idempotency_store import IdempotencyStore
+from services.gateway.repeats.idempotency import Idempotency, Repeat
+from services.gateway.repeats.idempotency_keys import Asked
+from services.gateway.repeats.idempotency_store import IdempotencyStore
+from services.gateway.repeats.takes import Take, Takes
 from services.gateway.store import opened
-from services.gateway.takes import Take, Takes
 from shared import database, errors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Usage

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from services.gateway.quotas import LimitReached
+from services.gateway.limiting.quotas import LimitReached
 from shared import context, errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, EmbeddingRequest, EmbeddingResult, Vectors

@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.idempotency import Idempotency
-from services.gateway.idempotency_store import IdempotencyStore
 from services.gateway.once import NEVER, Again, Answer, Once
+from services.gateway.repeats.idempotency import Idempotency
+from services.gateway.repeats.idempotency_store import IdempotencyStore
+from services.gateway.repeats.takes import Takes
 from services.gateway.store import opened
-from services.gateway.takes import Takes
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.types import NodeId, RequestId

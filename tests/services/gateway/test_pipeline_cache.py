@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from services.gateway.cache_keys import Asked
 from services.gateway.pipeline import Pipeline
-from services.gateway.response_cache import Bounds, ResponseCache
-from services.gateway.takes import Takes
+from services.gateway.repeats.cache_keys import Asked
+from services.gateway.repeats.response_cache import Bounds, ResponseCache
+from services.gateway.repeats.takes import Takes
 from shared import context
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult

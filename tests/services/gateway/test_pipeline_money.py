@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.request_row import ReservationState
-from services.gateway.reservations import TooLittle
+from services.gateway.money.request_row import ReservationState
+from services.gateway.money.reservations import TooLittle
 from shared import errors
 from shared.api.gateway import InferenceRequest
 from shared.types import RequestStatus
@@ -46,7 +46,7 @@ async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(house: H
 
 
 async def test_without_postgresql_nothing_runs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.gateway.ledger.RESERVE_SECONDS", 0.01)
+    monkeypatch.setattr("services.gateway.money.ledger.RESERVE_SECONDS", 0.01)
     house.books.away = True
     with pytest.raises(errors.Unavailable, match="ledger"):
         await ask(house)

@@ -1,7 +1,7 @@
 import pytest
 
+from services.gateway.limiting.tiers import Plan
 from services.gateway.settings import GatewaySettings
-from services.gateway.tiers import Plan
 from shared import config, errors
 from shared.types import ModelName, Tier
 

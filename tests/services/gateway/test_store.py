@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.gateway.request_row import RequestRow
+from services.gateway.money.request_row import RequestRow
 from services.gateway.store import Store
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, UserId
 

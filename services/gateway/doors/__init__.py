@@ -1,0 +1,1 @@
+"""The HTTP door: routes, bodies, errors, and the reference of all of it."""

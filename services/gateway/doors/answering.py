@@ -1,0 +1,71 @@
+"""Runs a request and tells its caller the answer in the words of one API, as a whole or as a stream of events."""
+
+import hashlib
+from functools import lru_cache
+
+from services.gateway.doors import event_ids, http_errors
+from services.gateway.doors.forms import About, Form
+from services.gateway.doors.http_call import HttpCall
+from services.gateway.doors.http_errors import Headers
+from services.gateway.once import Again, Answer, Once
+from shared.api.gateway import InferenceRequest
+from shared.telemetry.metrics import version
+from shared.types import ModelName
+
+
+async def answer(call: HttpCall, once: Once, request: InferenceRequest, form: Form, *, stream: bool, seconds: float) -> None:
+    """Raises what ``Once.run`` raises."""
+    if stream:
+        call.expect_events(form.failed)
+    again = again_of(call)
+    async with once.run(call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_wish) as said:
+        await hand_on(call, said, form, stream=stream, after=0 if again.rest is None else again.rest.after)
+    # Its row is written; only now is the caller told how it ended.
+    if stream:
+        await call.send_events(form.last_events(said.result))
+        await call.end_events()
+    else:
+        await call.answer(form.whole(said.result))
+
+
+def again_of(call: HttpCall) -> Again:
+    """How it is a repeat, by its headers. Raises BadRequest for headers that cannot be meant."""
+    event_id = call.last_event_id
+    return Again(key=call.idempotency_key, rest=None if event_id is None else event_ids.read(event_id))
+
+
+async def hand_on(call: HttpCall, said: Answer, form: Form, *, stream: bool, after: int = 0, with_ids: bool = True) -> None:
+    """All but the end. Of a stream that the caller knows up to chunk ``after``, what is behind that.
+
+    Nothing is sent before the first text, or the first word of what it waits for: until then an error still has a status of its own.
+    """
+    if said.allowance is not None:
+        call.add_headers(http_errors.allowance_headers(said.allowance))
+    call.add_headers(_headers(said))
+    form.begin(About(said.request_id, said.model, int(said.began_at.timestamp()), _fingerprint(said.model)))
+    async for number, chunk in said:
+        if not number:
+            if stream:
+                await call.send_comment(chunk.waiting)
+        elif not stream:
+            form.gather(chunk)
+        else:
+            # Made for chunks that the caller has as well: the form has to know them.
+            events = form.events(chunk)
+            if number > after:
+                await call.send_events(events, event_ids.write(said.request_id, number) if with_ids else None)
+
+
+def _headers(said: Answer) -> Headers:
+    """What a caller may want to know before the text."""
+    found: Headers = []
+    if said.clamped_to is not None:
+        found.append((b"x-budget-clamped", b"%d" % said.clamped_to))
+    if said.is_repeat:
+        found.append((b"idempotent-replayed", b"true"))
+    return found
+
+
+@lru_cache(maxsize=256)  # models; more than any mesh serves
+def _fingerprint(model: ModelName) -> str:
+    return "fp_" + hashlib.sha256(f"{version()}:{model}".encode()).hexdigest()[:10]

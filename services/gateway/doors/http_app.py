@@ -1,0 +1,185 @@
+"""The HTTP door: finds the route, checks its credential, runs its handler, and turns every error into an OpenAI error object.
+
+Routes are one table (``service``). Each says what credential it needs; the path that is checked is the path that is
+dispatched (CVE-2026-49468 was a gateway where they differed).
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import msgspec
+
+from services.gateway.callers import Callers
+from services.gateway.doors import http_errors
+from services.gateway.doors.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
+from shared import context, errors
+from shared.telemetry import Metrics, logs
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+
+_log = logs.get(part="http")
+
+
+class Access(Enum):
+    """The credential that a route asks for."""
+
+    PUBLIC = "none"
+    #: An API key or an access token.
+    CREDENTIAL = "API key or access token"
+    #: Only an access token: a person who has logged in.
+    ACCESS_TOKEN = "access token"  # noqa: S105 - the name of a kind, not a token
+
+
+Handler = Callable[[HttpCall], Coroutine[None, None, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One row of the route table, and of the reference."""
+
+    verb: str
+    #: Its last part may be a name in braces, which stands for all that comes there, slashes included.
+    path: str
+    access: Access
+    handler: Handler
+    #: The method of the contract that it amounts to: the label in the metrics.
+    method: str
+    summary: str
+    #: None where the request has no body, and where the answer is not JSON.
+    body: type[msgspec.Struct] | None = None
+    answer: type[msgspec.Struct] | None = None
+    #: What the data of the events is, where it streams.
+    events: tuple[type[msgspec.Struct], ...] = ()
+    status: int = 200
+    #: Runs a model, and answers with events where the body says `stream`.
+    streams: bool = False
+    #: Whoever runs it knows the model, and observes its time with it.
+    runs_a_model: bool = False
+
+
+class HttpApp:
+    """An ASGI application for one route table. Raises ValueError for a route that does not say who may use it."""
+
+    def __init__(
+        self, routes: Sequence[Route], callers: Callers, metrics: Metrics, *, heartbeat_seconds: float = HEARTBEAT_SECONDS
+    ) -> None:
+        self._routes: dict[str, dict[str, Route]] = {}
+        self._heartbeat_seconds = heartbeat_seconds
+        for route in routes:
+            if not isinstance(route.access, Access):
+                raise ValueError(f"{route.verb} {route.path} does not say what credential it needs")
+            if route.verb in self._routes.setdefault(route.path, {}):
+                raise ValueError(f"{route.verb} {route.path} is there twice")
+            self._routes[route.path][route.verb] = route
+        #: What comes before the braces -> the path.
+        self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
+        self._callers = callers
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        if scope["type"] != "http":
+            return
+        call = HttpCall(scope, receive, send, context.start(_traceparent(scope)).request_id)
+        began = time.perf_counter()
+        inflight = self._metrics.inflight_requests.labels(service=self._metrics.service)
+        inflight.inc()
+        method, status, runs_a_model = "unknown", "success", False
+        try:
+            call.ensure_unambiguous()
+            route = self._find(scope, call)
+            method, runs_a_model = route.method, route.streams or route.runs_a_model
+            await self._serve(route, call)
+        except errors.AimeshError as error:
+            status = errors.code_of(error)
+            await _fail(call, error)
+        except asyncio.CancelledError:
+            status = errors.Cancelled.code
+            raise
+        except Exception:  # the dispatcher of this door, as rpc's is of the other: the one place for what nobody expected
+            status = errors.Internal.code
+            _log.exception("http handler failed", method=method)
+            await _fail(call, errors.Internal("something went wrong here", hint="the log has it under the request id"))
+        finally:
+            inflight.dec()
+            self._metrics.requests.labels(service=self._metrics.service, method=method, status=status).inc()
+            if not runs_a_model:  # the pipeline knows the model and observes with it
+                duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
+                duration.observe(time.perf_counter() - began)
+
+    def _find(self, scope: Scope, call: HttpCall) -> Route:
+        by_verb = self._routes.get(scope["path"]) if "{" not in scope["path"] else None
+        if by_verb is None:
+            for before, path in self._open_ended.items():
+                if scope["path"].startswith(before) and scope["path"] != before:
+                    by_verb, call.which = self._routes[path], scope["path"].removeprefix(before)
+        if by_verb is None:
+            raise http_errors.RouteMissing(f"there is no {scope['path'][:200]!r} here", hint="/docs lists what there is")
+        route = by_verb.get(scope["method"])
+        if route is None:
+            raise errors.MethodNotAllowed(f"{scope['path']} takes {' and '.join(by_verb)}, not {scope['method'][:20]}")
+        return route
+
+    async def _serve(self, route: Route, call: HttpCall) -> None:
+        if route.access is not Access.PUBLIC:
+            call.principal = await self._callers.identify(call.credential)
+            if route.access is Access.ACCESS_TOKEN and call.principal.key_id is not None:
+                raise errors.NotAllowed("an API key may not do this", hint="log in and send the access token instead")
+        if route.body is not None:
+            await call.read_body()
+            await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
+        else:
+            await route.handler(call)
+
+
+async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float) -> None:
+    """Runs the handler; cancels it, and with it the generation on the worker, when the client goes away. Meanwhile a stream is
+    kept alive."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(handling)
+            watch = tasks.create_task(_cancel_when_gone(call, work, heartbeat_seconds))
+            work.add_done_callback(lambda _: watch.cancel())
+    except ExceptionGroup as group:
+        # Only the handler fails, and with one error.
+        raise group.exceptions[0] from None
+    if work.cancelled():
+        raise errors.Cancelled("the client went away")
+
+
+async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_seconds: float) -> None:
+    wait_seconds = heartbeat_seconds
+    while True:
+        try:
+            async with asyncio.timeout(wait_seconds):
+                await call.wait_for_disconnect()
+            break
+        except TimeoutError:
+            quiet_seconds = call.quiet_seconds()
+        if quiet_seconds is not None and quiet_seconds >= heartbeat_seconds:
+            await call.beat()
+            quiet_seconds = 0.0
+        wait_seconds = heartbeat_seconds - (quiet_seconds or 0.0)
+    # A server reports the end of the answer as a disconnect, too.
+    if not call.ended:
+        work.cancel()
+
+
+async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
+    if isinstance(error, errors.Cancelled) and not call.started:
+        _log.info("client went away")
+        return
+    try:
+        await call.fail(error)
+    except errors.Cancelled:
+        _log.info("client went away before it read its error", code=errors.code_of(error))
+
+
+def _traceparent(scope: Scope) -> str | None:
+    found = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), "")
+    return found if _TRACEPARENT.match(found) else None

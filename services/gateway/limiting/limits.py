@@ -1,0 +1,217 @@
+"""Which limits a request counts against, and which of them is the tightest. Pure; ``admit_request.lua`` counts, and ``local_limits``
+where Valkey is away."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
+from typing import Literal
+
+from services.gateway.limiting.tiers import Plan
+from shared.api.auth import KeyLimits, Principal
+from shared.api.gateway import NO_LIMIT, LimitState
+from shared.types import ModelName, RequestId, Tier
+
+#: What an unlimited caller is told where a number has to stand: more than anybody asks in an hour.
+UNLIMITED = NO_LIMIT
+#: While several gateways count alone: together they may let in this many times the limit, so that one that gets more than its
+#: share of the calls does not refuse what fits.
+_GENEROSITY = 1.2
+
+# All counters lie under one tag, so that a Redis cluster keeps them on one node: a call over several nodes could not be all or
+# nothing, and a model's counter belongs to every user's calls. The price is that this node counts for all; a call takes it some
+# 50 microseconds.
+_PREFIX = "gateway:{limits}:"
+
+
+#: What happens to requests while Valkey is away: each gateway counts alone, nobody counts, or none is let in.
+WithoutValkey = Literal["degrade", "open", "closed"]
+
+
+class Scope(StrEnum):
+    """Whose limit it is."""
+
+    USER = "user"
+    KEY = "key"
+    MODEL = "model"
+
+
+class Kind(StrEnum):
+    """What it counts; the scripts know these words."""
+
+    REQUESTS_PER_HOUR = "requests_per_hour"
+    REQUESTS_PER_MINUTE = "requests_per_minute"
+    TOKENS_PER_MINUTE = "tokens_per_minute"
+    CONCURRENCY = "concurrency"
+
+
+#: A request gives back of these what it did not use.
+HELD = (Kind.TOKENS_PER_MINUTE, Kind.CONCURRENCY)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    scope: Scope
+    kind: Kind
+    #: Where it is counted.
+    counter: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How far one limit is used."""
+
+    #: Negative where the limit was lowered below what is used.
+    left: int
+    #: Until the request that was asked for fits; 0 when it does now.
+    retry_after_seconds: float
+    #: Until nothing is used any more (of an hour: until its oldest minute leaves); at the latest.
+    resets_in_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a request was let in, and every limit's count: after it where it was, without it where it was not."""
+
+    admitted: bool
+    counts: tuple[Count, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """A limit and what is left of it."""
+
+    scope: Scope
+    kind: Kind
+    limit: int
+    remaining: int
+    resets_in_seconds: float
+
+    @property
+    def used(self) -> int:
+        return self.limit - self.remaining
+
+
+@dataclass(frozen=True, slots=True)
+class Tightest:
+    """What the headers of an answer tell: of all limits of a kind the one with the least left. None where there is none."""
+
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The limit that has no room, the one with the longest wait where several have none."""
+
+    allowance: Allowance
+    retry_after_seconds: float
+    tightest: Tightest
+
+
+class Counted(Enum):
+    """Who counted a request."""
+
+    VALKEY = "valkey"
+    #: This gateway, while Valkey was away.
+    HERE = "here"
+    #: There is no limit, or Valkey was away and nobody counts then.
+    NOWHERE = "nowhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a request that was let in has taken, for ``Quotas.settle``."""
+
+    counted: Counted
+    request_id: RequestId
+    #: Those that get something back.
+    held: tuple[Limit, ...]
+    tightest: Tightest
+
+
+def of_caller(principal: Principal, plan: Plan) -> tuple[Limit, ...]:
+    """What every request of this caller counts against: its user's limits, and its key's where it came with one."""
+    of_user = _of_scope(Scope.USER, f"{principal.user_id}", plan)
+    if principal.key_id is None:
+        return of_user
+    return (*of_user, *_of_scope(Scope.KEY, f"{principal.key_id}", principal.key_limits))
+
+
+def of_model(model: ModelName, models: Mapping[ModelName, Plan]) -> tuple[Limit, ...]:
+    """What a request counts against besides, whoever it is from."""
+    return _of_scope(Scope.MODEL, model, models[model]) if model in models else ()
+
+
+def _of_scope(scope: Scope, whose: str, plan: Plan | KeyLimits) -> tuple[Limit, ...]:
+    most = {
+        Kind.REQUESTS_PER_HOUR: plan.requests_per_hour,
+        Kind.REQUESTS_PER_MINUTE: plan.requests_per_minute,
+        Kind.TOKENS_PER_MINUTE: plan.tokens_per_minute,
+        Kind.CONCURRENCY: plan.concurrency,
+    }
+    return tuple(Limit(scope, kind, f"{_PREFIX}{scope}:{whose}:{kind}", number) for kind, number in most.items() if number is not None)
+
+
+def hold(request_id: RequestId | str) -> str:
+    """Where it is remembered what a request holds, so that it gives that back once."""
+    return f"{_PREFIX}request:{request_id}"
+
+
+def most_tokens(limits: Iterable[Limit]) -> int | None:
+    """No request that reserves more tokens is ever let in; None where any number is."""
+    return min((limit.most for limit in limits if limit.kind is Kind.TOKENS_PER_MINUTE), default=None)
+
+
+def allowances(limits: Sequence[Limit], counts: Sequence[Count]) -> tuple[Allowance, ...]:
+    return tuple(map(_allowance, limits, counts))
+
+
+def tightest(limits: Sequence[Limit], counts: Sequence[Count]) -> Tightest:
+    found = allowances(limits, counts)
+    requests = [one for one in found if one.kind in {Kind.REQUESTS_PER_HOUR, Kind.REQUESTS_PER_MINUTE}]
+    tokens = [one for one in found if one.kind is Kind.TOKENS_PER_MINUTE]
+    return Tightest(_least(requests), _least(tokens))
+
+
+def refusal(limits: Sequence[Limit], counts: Sequence[Count]) -> Refused:
+    """Why there was no room."""
+    limit, count = max(zip(limits, counts, strict=True), key=lambda pair: pair[1].retry_after_seconds)
+    return Refused(_allowance(limit, count), count.retry_after_seconds, tightest(limits, counts))
+
+
+def words(allowance: Allowance, tier: Tier) -> str:
+    """Which limit it is, for people."""
+    whose = {Scope.USER: f"the {tier} tier's", Scope.KEY: "this key's", Scope.MODEL: "the model's"}[allowance.scope]
+    what = {
+        Kind.REQUESTS_PER_HOUR: "requests per hour",
+        Kind.REQUESTS_PER_MINUTE: "requests per minute",
+        Kind.TOKENS_PER_MINUTE: "tokens per minute",
+        Kind.CONCURRENCY: "requests at once",
+    }[allowance.kind]
+    return f"{whose} limit of {allowance.limit} {what}"
+
+
+def hourly(found: Sequence[Allowance]) -> Allowance:
+    """The tightest of an hour; a number that nobody reaches where there is none."""
+    least = _least([one for one in found if one.kind is Kind.REQUESTS_PER_HOUR])
+    return least or Allowance(Scope.USER, Kind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
+
+
+def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
+    """The same for the wire."""
+    return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds) for one in found)
+
+
+def shares(limits: Iterable[Limit], gateways: int) -> tuple[Limit, ...]:
+    """What one of so many gateways counts alone with: at least one, or nobody of that limit would be let in."""
+    return tuple(replace(limit, most=max(1, min(limit.most, int(limit.most * _GENEROSITY / gateways)))) for limit in limits)
+
+
+def _allowance(limit: Limit, count: Count) -> Allowance:
+    # What is used above a lowered limit leaves nothing, and not less than nothing.
+    return Allowance(limit.scope, limit.kind, limit.most, max(0, min(limit.most, count.left)), count.resets_in_seconds)
+
+
+def _least(found: Iterable[Allowance]) -> Allowance | None:
+    return min(found, key=lambda allowance: allowance.remaining, default=None)

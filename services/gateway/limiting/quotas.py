@@ -1,0 +1,228 @@
+"""Counts requests against the limits: in Valkey, and by the settings' choice in this process while Valkey is away."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+from uuid import uuid4
+
+from prometheus_client import Gauge
+
+from services.gateway.limiting import limits
+from services.gateway.limiting.breaker import FAILURES, Breaker
+from services.gateway.limiting.limits import Allowance, Counted, Kind, Limit, Scope, Spent, Tightest, Verdict, WithoutValkey
+from services.gateway.limiting.local_limits import LocalLimits
+from services.gateway.limiting.tiers import Plan
+from services.gateway.limiting.valkey_limits import ANSWER_SECONDS, Counters, ValkeyLimits
+from shared import errors
+from shared.api.auth import Principal
+from shared.telemetry import logs
+from shared.types import ModelName, RequestId, Tier
+
+#: A request that its gateway never settles, because it died, leaves its place so long after its deadline.
+_LEASE_SLACK_SECONDS = 10.0
+#: Calls to Valkey at once. More wait here, where their waiting is not taken for Valkey's; one answers in 0.2 ms.
+_AT_ONCE = 16
+PROBE_SECONDS = 1.0
+#: Requests that ended while Valkey was away and are settled when it is back: some 300 KB. Older ones end with their lease.
+_MOST_UNSETTLED = 1_000
+#: It writes, as a request does: a Valkey that only reads is not back.
+_PROBE = Limit(Scope.USER, Kind.CONCURRENCY, limits.hold("probe"), limits.UNLIMITED)
+_PROBE_LEASE_SECONDS = 1.0
+
+T = TypeVar("T")
+
+_log = logs.get(part="quotas")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the settings say of limits."""
+
+    plans: Mapping[Tier, Plan]
+    #: Limits of a model, for all its users together.
+    models: Mapping[ModelName, Plan] = field(default_factory=dict)
+    without_valkey: WithoutValkey = "degrade"
+
+
+class LimitReached(errors.Limited):
+    """One of the limits has no room; knows which, and what is left of the others."""
+
+    def __init__(self, refused: limits.Refused, tier: Tier) -> None:
+        reached = "reached" if refused.allowance.kind is limits.Kind.CONCURRENCY else "used up"
+        super().__init__(
+            f"{limits.words(refused.allowance, tier)} is {reached}",
+            hint="wait, or ask the admin for a higher limit",
+            retry_after_seconds=refused.retry_after_seconds,
+        )
+        self.allowance = refused.allowance
+        self.tightest = refused.tightest
+
+
+class Quotas:
+    """``gateways`` says how many of them are alive, this one included. Run ``watch`` for as long as it is used."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        rules: Rules,
+        degraded: Gauge,
+        gateways: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._valkey = ValkeyLimits(counters)
+        self._rules = rules
+        self._degraded = degraded
+        self._gateways = gateways
+        self._clock = clock
+        self._here = LocalLimits()
+        self._breaker = Breaker()
+        self._answered_at = -math.inf
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
+        #: Valkey is away, or something waits to be settled.
+        self._concern = asyncio.Event()
+        degraded.set(0)
+
+    async def spend(self, principal: Principal, model: ModelName, request_id: RequestId, *, tokens: int, seconds: float) -> Spent:
+        """Count one request that takes at most so many tokens and so long. Raises LimitReached or TokensTooLarge, and then nothing
+        was counted; Unavailable where without Valkey none is let in. What it returns is to be settled."""
+        found = (*self._of_caller(principal), *limits.of_model(model, self._rules.models))
+        most = limits.most_tokens(found)
+        if most is not None and tokens > most:
+            raise errors.TokensTooLarge(
+                f"the prompt and max_tokens come to {tokens} tokens, and the limit is {most} tokens per minute",
+                hint="lower max_tokens, shorten the prompt, or ask the admin for a higher limit",
+            )
+        if not found:
+            return Spent(Counted.NOWHERE, request_id, (), limits.Tightest())
+        lease_seconds = seconds + _LEASE_SLACK_SECONDS
+        held = tuple(limit for limit in found if limit.kind in limits.HELD)
+        try:
+            verdict = await self._ask(lambda: self._valkey.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds))
+        except asyncio.CancelledError:
+            # Valkey may have counted it, and nobody will settle it.
+            self._settle_later(Spent(Counted.VALKEY, request_id, held, Tightest()), 0)
+            raise
+        if verdict is not None:
+            return self._spent(Counted.VALKEY, request_id, found, verdict, principal.tier)
+        match self._rules.without_valkey:
+            case "degrade":
+                found = limits.shares(found, self._gateways())
+                # What is more than this gateway's share takes all of it: other gateways may be idle.
+                least = limits.most_tokens(found)
+                tokens = tokens if least is None else min(tokens, least)
+                verdict = self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds, now=self._clock())
+                return self._spent(Counted.HERE, request_id, found, verdict, principal.tier)
+            case "open":
+                return Spent(Counted.NOWHERE, request_id, held, Tightest())
+            case "closed":
+                self._settle_later(Spent(Counted.NOWHERE, request_id, held, Tightest()), 0)
+                raise errors.Unavailable(
+                    "requests cannot be counted now: Valkey does not answer", hint="try again soon", retry_after_seconds=1
+                )
+
+    async def settle(self, spent: Spent, *, tokens: int) -> None:
+        """Give back what the request did not use. Never raises; safe to call twice, the second time changes nothing. Where Valkey is
+        away it waits for that, and nobody waits for it."""
+        if not spent.held:
+            return
+        if spent.counted is Counted.HERE:
+            self._here.settle(spent.held, spent.request_id, tokens=tokens, now=self._clock())
+        settled: bool | None = None
+        try:
+            # Also what was counted here: Valkey may have counted it too, and only its answer came too late.
+            settled = await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens))
+        finally:
+            if settled is None:
+                self._settle_later(spent, tokens)
+
+    async def look(self, principal: Principal) -> tuple[Allowance, ...]:
+        """What is left of every limit of this caller; counts nothing."""
+        found = self._of_caller(principal)
+        verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else Verdict(admitted=True, counts=())
+        if verdict is None:
+            found = limits.shares(found, self._gateways())
+            verdict = self._here.look(found, tokens=0, now=self._clock())
+        return limits.allowances(found, verdict.counts)
+
+    def most_tokens(self, principal: Principal, model: ModelName) -> int | None:
+        """The most that one request can reserve; None where there is no limit of tokens."""
+        return limits.most_tokens((*self._of_caller(principal), *limits.of_model(model, self._rules.models)))
+
+    async def connect(self) -> None:
+        """Before the first request: or a burst of them would wait for connections. Never raises."""
+        with contextlib.suppress(errors.Unavailable):
+            await self._valkey.connect(_AT_ONCE)
+
+    async def watch(self) -> None:
+        """For ever: ask a Valkey that was away every second whether it is back, and settle then what waits for that."""
+        while True:
+            await self._concern.wait()
+            await asyncio.sleep(PROBE_SECONDS)
+            if self._breaker.is_open:
+                await self._probe()
+            await self._settle_what_waits()
+
+    def _of_caller(self, principal: Principal) -> tuple[Limit, ...]:
+        return limits.of_caller(principal, self._rules.plans[principal.tier])
+
+    @staticmethod
+    def _spent(counted: Counted, request_id: RequestId, found: Sequence[Limit], verdict: Verdict, tier: Tier) -> Spent:
+        if not verdict.admitted:
+            raise LimitReached(limits.refusal(found, verdict.counts), tier)
+        held = tuple(limit for limit in found if limit.kind in limits.HELD)
+        return Spent(counted, request_id, held, limits.tightest(found, verdict.counts))
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """What Valkey answers; None where it is away."""
+        async with self._places:
+            # Whoever waited for a place knows by now what the others found out.
+            if self._breaker.is_open:
+                return None
+            began = self._clock()
+            try:
+                answer = await call()
+            except errors.Unavailable as error:
+                self._failed(error, began)
+                return None
+        self._answered_at = self._clock()
+        if not self._breaker.is_open:
+            self._breaker.succeeded()
+        return answer
+
+    def _failed(self, error: errors.Unavailable, began: float) -> None:
+        now = self._clock()
+        # So long without an answer to anybody is not one call's bad luck.
+        is_silent = now - began >= ANSWER_SECONDS and self._answered_at < began
+        if self._breaker.failed(now, times=FAILURES if is_silent else 1):
+            self._degraded.set(1)
+            self._concern.set()
+            _log.error("limits are not counted in valkey", mode=self._rules.without_valkey, reason=repr(error.__cause__ or error))
+
+    async def _probe(self) -> None:
+        try:
+            await self._valkey.connect(_AT_ONCE)
+            await self._valkey.admit((_PROBE,), RequestId(uuid4()), tokens=0, lease_seconds=_PROBE_LEASE_SECONDS)
+        except errors.Unavailable:
+            return
+        if self._breaker.succeeded():
+            self._degraded.set(0)
+            _log.info("limits are counted in valkey again")
+
+    def _settle_later(self, spent: Spent, tokens: int) -> None:
+        self._unsettled.append((spent, tokens))
+        self._concern.set()
+
+    async def _settle_what_waits(self) -> None:
+        while self._unsettled:
+            spent, tokens = self._unsettled.popleft()
+            if await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited at once
+                self._unsettled.appendleft((spent, tokens))
+                return
+        if not self._breaker.is_open:
+            self._concern.clear()

@@ -1,0 +1,70 @@
+"""The limits, counted in Valkey by two scripts. Only this file knows how a call to them is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from services.gateway.limiting import limits
+from services.gateway.limiting.limits import Count, Limit, Verdict
+from shared.types import RequestId
+
+#: A call takes 0.2 ms. Four times 20 ms: on a machine that is busy Valkey itself is not run for 20 ms every now and then, and to
+#: count elsewhere then would let more in than the limit.
+ANSWER_SECONDS = 0.08
+_ADMIT, _SETTLE = "admit_request", "settle_request"
+
+Argument = str | int | float | bytes
+
+
+class Counters(Protocol):
+    """The part of shared.cache that is used here."""
+
+    async def connect(self, connections: int) -> None: ...
+
+    def script(self, name: str, lua: str) -> None: ...
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]: ...
+
+
+class ValkeyLimits:
+    """As LocalLimits, by Valkey's clock. Every method raises Unavailable when Valkey does not answer within 80 ms; it may have
+    counted even so. ``now`` is for tests."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        for name in (_ADMIT, _SETTLE):
+            counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
+
+    async def connect(self, connections: int) -> None:
+        """So that no call's 80 ms go for that. Raises Unavailable, after a second or two."""
+        await self._counters.connect(connections)
+
+    async def look(self, found: Sequence[Limit], *, tokens: int, now: float | None = None) -> Verdict:
+        args = [_time(now), 0, tokens, "", 0, *_numbers(found)]
+        # Of what a request holds nothing is read or written; but it has its place among the keys.
+        return await self._ask(limits.hold("none"), found, args)
+
+    async def admit(
+        self, found: Sequence[Limit], request_id: RequestId, *, tokens: int, lease_seconds: float, now: float | None = None
+    ) -> Verdict:
+        args = [_time(now), 1, tokens, str(request_id), lease_seconds, *_numbers(found)]
+        return await self._ask(limits.hold(f"{request_id}"), found, args)
+
+    async def settle(self, held: Sequence[Limit], request_id: RequestId, *, tokens: int, now: float | None = None) -> bool:
+        keys = [limits.hold(f"{request_id}"), *(limit.counter for limit in held)]
+        args = [_time(now), tokens, str(request_id), *_numbers(held)]
+        return bool(await self._counters.run(_SETTLE, keys, args, seconds=ANSWER_SECONDS))
+
+    async def _ask(self, hold: str, found: Sequence[Limit], args: Sequence[Argument]) -> Verdict:
+        keys = [hold, *(limit.counter for limit in found)]
+        admitted, *numbers = await self._counters.run(_ADMIT, keys, args, seconds=ANSWER_SECONDS)
+        triples = zip(numbers[0::3], numbers[1::3], numbers[2::3], strict=True)
+        return Verdict(admitted == 1, tuple(Count(left, retry_ms / 1000, resets_ms / 1000) for left, retry_ms, resets_ms in triples))
+
+
+def _time(now: float | None) -> str:
+    return "" if now is None else repr(now)
+
+
+def _numbers(found: Sequence[Limit]) -> list[Argument]:
+    return [part for limit in found for part in (limit.kind.value, limit.most)]

@@ -1,0 +1,244 @@
+"""Holds what a request may cost before it runs, and watches over what is held: leases are prolonged for as long as this gateway lives,
+and what a dead one has left open is ended.
+
+The end of a request's own reservation is written with its row (``recorder``).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from services.gateway.limiting.tiers import Plan
+from services.gateway.money import sweeping
+from services.gateway.money.batches import Batches
+from services.gateway.money.ledger_store import LedgerStore
+from services.gateway.money.prices import Price, PriceList
+from services.gateway.money.request_row import RequestRow
+from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
+from shared import errors
+from shared.api.auth import Principal
+from shared.api.inference import Receipt
+from shared.api.ledger import MICRO, LedgerReport
+from shared.telemetry import Metrics, logs
+from shared.types import ModelName, NodeId, RequestId, Tier
+
+#: How long a reservation is believed without a word of its gateway, and how often there is one.
+LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
+#: After the lease, before others end it: clocks are PostgreSQL's, but a heartbeat may be on its way.
+GRACE_SECONDS = 30.0
+#: A receipt that says "still running" is believed for so long.
+MOST_SECONDS = 2 * 3600.0
+#: How long a request waits for a PostgreSQL that has just gone.
+RESERVE_SECONDS = 2.0
+#: A smaller answer is not worth a request.
+LEAST_TOKENS = 16
+_SWEEP_SECONDS, _SWEEP_MOST = 15.0, 100
+_PRICES_SECONDS = 5.0
+#: The books are summed up so often, and not for more than a twentieth of the time.
+_VERIFY_SECONDS, _VERIFY_SHARE = 60.0, 20
+
+_log = logs.get(part="ledger")
+
+
+class LedgerUnavailable(errors.Unavailable):
+    """PostgreSQL does not answer, and nothing runs without a reservation."""
+
+    code = "ledger_unavailable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The most that a request can come to."""
+
+    model: ModelName
+    prompt_tokens: int
+    #: Of each answer.
+    max_tokens: int
+    answers: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A reservation."""
+
+    request_id: RequestId
+    price: Price
+    #: Of each answer.
+    max_tokens: int
+    #: Fewer than were asked for.
+    clamped: bool
+
+
+class Rows(Protocol):
+    """Where ended requests go; as ``recorder.Recorder``."""
+
+    @property
+    def waiting(self) -> Sequence[RequestId]: ...
+
+
+#: What workers say of requests that ran on them. Never raises.
+FindReceipts = Callable[[Sequence[RequestId]], Awaitable[Mapping[RequestId, Receipt]]]
+WriteRows = Callable[[Sequence[RequestRow]], Awaitable[None]]
+
+
+class Ledger:
+    """Use ``running``. Safe for any number of requests at once."""
+
+    def __init__(
+        self, store: LedgerStore, plans: Mapping[Tier, Plan], gateway: NodeId, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._plans = plans
+        self._gateway = gateway
+        self._metrics = metrics
+        self._clock = clock
+        self._prices = PriceList({})
+        self._open: set[RequestId] = set()
+        self._batches = Batches(self._reserve_all)
+        #: Since when every heartbeat has come through; None while they do not.
+        self._well_since: float | None = None
+
+    @asynccontextmanager
+    async def running(self, rows: Rows, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
+        """Raises Unavailable where there are no prices to be had."""
+        await self.refresh_prices()
+        async with self._batches.running(), asyncio.TaskGroup() as tasks:
+            background = (
+                tasks.create_task(_every(_PRICES_SECONDS, self.refresh_prices)),
+                tasks.create_task(_every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting))),
+                tasks.create_task(_every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts))),
+                tasks.create_task(self._verify_for_ever()),
+            )
+            try:
+                yield self
+            finally:
+                for task in background:
+                    task.cancel()
+
+    def plan_of(self, principal: Principal) -> Plan:
+        return self._plans[principal.tier]
+
+    async def reserve(self, principal: Principal, request_id: RequestId, bounds: Bounds) -> Held:
+        """Raises BudgetExhausted, and LedgerUnavailable where PostgreSQL stays away for longer than 2 s. Every call that does not raise
+        is followed by one of ``ended``."""
+        price = self._prices.find(bounds.model)
+        wanted = Wanted(
+            request_id=request_id,
+            owner=principal.user_id,
+            key_id=principal.key_id,
+            model=bounds.model,
+            price_id=price.id,
+            prompt_tokens=bounds.prompt_tokens,
+            max_tokens=bounds.max_tokens,
+            least_tokens=LEAST_TOKENS,
+            answers=bounds.answers,
+            fixed_micro=price.fixed(bounds.prompt_tokens, bounds.seconds),
+            micro_per_million=price.price.output_micro_per_million,
+            monthly_micro=self.plan_of(principal).monthly_micro,
+            key_budget_micro=principal.key_limits.budget_micro,
+        )
+        answer = await self._reserve(wanted)
+        if isinstance(answer, TooLittle):
+            raise _exhausted(answer, wanted)
+        self._open.add(request_id)
+        return Held(request_id, price, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
+
+    def ended(self, request_id: RequestId) -> None:
+        """Its row is with the recorder."""
+        self._open.discard(request_id)
+
+    async def refresh_prices(self) -> None:
+        self._prices = PriceList.of(await self._store.list_prices())
+
+    async def beat(self, waiting: Iterable[RequestId]) -> None:
+        """Prolong the leases of what runs here, and of what ended here and is not written."""
+        try:
+            await self._store.extend_leases([*self._open, *waiting], LEASE_SECONDS)
+        except errors.Unavailable:
+            self._well_since = None
+            raise
+        self._well_since = self._well_since if self._well_since is not None else self._clock()
+
+    async def sweep(self, write: WriteRows, find_receipts: FindReceipts) -> None:
+        """End what dead gateways left open: by the worker's receipt, or for nothing. Not while PostgreSQL has only just come back:
+        the others must have had the time to prolong their leases."""
+        if self._well_since is None or self._clock() - self._well_since < HEARTBEAT_SECONDS:
+            return
+        overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
+        if not overdue:
+            return
+        receipts = await find_receipts([reservation.request_id for reservation in overdue])
+        rows = [row for reservation in overdue if (row := await self._row(reservation, receipts.get(reservation.request_id))) is not None]
+        if rows:
+            await write(rows)
+            _log.warning("ended for gateways that are gone", requests=len(rows), with_receipt=sum(row.cost_micro > 0 for row in rows))
+
+    async def verify(self) -> LedgerReport:
+        """Sum up everything. Raises Unavailable."""
+        report = await self._store.verify(grace_seconds=LEASE_SECONDS + GRACE_SECONDS)
+        self._metrics.ledger_drift.set(report.drift_micro + abs(report.sum_micro) + report.reserved_drift_micro)
+        if report.findings:
+            _log.error("the ledger does not add up", findings=report.findings)
+        return report
+
+    async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
+        price = await self._store.find_price(reservation.price_id)
+        assert price is not None  # the table refers to it, and no price is ever deleted
+        return sweeping.end_of(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
+
+    async def _reserve(self, wanted: Wanted) -> Granted | TooLittle:
+        gives_up_at = self._clock() + RESERVE_SECONDS
+        asked_before = False
+        while True:
+            try:
+                answer = await self._batches.ask(wanted)
+            except errors.Unavailable as error:
+                if self._clock() >= gives_up_at:
+                    raise LedgerUnavailable("the ledger cannot be reached", hint="try again soon", retry_after_seconds=2) from error
+                asked_before = True
+                await asyncio.sleep(0.1)
+                continue
+            # It may be our own: the answer to the first try was lost with its connection.
+            if isinstance(answer, Granted) and answer.is_repeated and not asked_before:
+                raise errors.Internal("a request id was used twice", hint="try again")
+            return answer
+
+    async def _reserve_all(self, wanted: Sequence[Wanted]) -> list[Granted | TooLittle]:
+        return await self._store.reserve(wanted, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
+
+    async def _verify_for_ever(self) -> None:
+        while True:
+            began = self._clock()
+            try:
+                await self.verify()
+            except errors.Unavailable as error:
+                _log.info("the ledger was not verified", reason=error.message)
+            await asyncio.sleep(max(_VERIFY_SECONDS, _VERIFY_SHARE * (self._clock() - began)))
+
+
+async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await do()
+        except errors.Unavailable as error:
+            _log.info("not done now, done again soon", reason=error.message)
+
+
+def _exhausted(answer: TooLittle, wanted: Wanted) -> errors.BudgetExhausted:
+    least = wanted.fixed_micro + -(-min(LEAST_TOKENS, wanted.max_tokens) * wanted.answers * wanted.micro_per_million // MICRO)
+    left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least)}"
+    if answer.of_key:
+        return errors.BudgetExhausted(f"this key's budget does not reach: {left}", hint="ask for a key with a larger one")
+    return errors.BudgetExhausted(
+        f"your credits do not reach: {left}", hint="wait for next month's, or ask the admin for more; `aicli usage` shows them"
+    )
+
+
+def _credits(micro: int) -> str:
+    return f"{max(0, micro) / MICRO:.6f}".rstrip("0").rstrip(".") + " credits"

@@ -1,0 +1,134 @@
+"""The ledger's tables: prices, accounts, reservations and entries. Only this module reads and writes them, but for the end of a
+reservation, which is written together with its request's row (``store``)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date
+
+from services.gateway.money.prices import Price
+from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
+from shared import database
+from shared.api.ledger import LedgerReport, ModelPrice
+from shared.types import MicroCredits, NodeId, RequestId, UserId
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    included_micro: MicroCredits
+    balance_micro: MicroCredits
+    reserved_micro: MicroCredits
+    month: date
+
+
+class LedgerStore:
+    """Every method may raise Unavailable."""
+
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    async def reserve(self, wanted: Sequence[Wanted], *, gateway: NodeId, lease_seconds: float) -> list[Granted | TooLittle]:
+        """In their order, all of them in one transaction. One that has a reservation keeps it, and is told so."""
+        columns = zip(*(_columns(one) for one in wanted), strict=True)
+        rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
+        answers = {row["request_id"]: _answer(row) for row in rows}
+        return [answers[one.request_id] for one in wanted]
+
+    async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
+        await self._database.run("extend_leases", list(requests), seconds)
+
+    async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
+        rows = await self._database.rows("list_overdue", grace_seconds, most)
+        names = OpenReservation.__dataclass_fields__
+        return tuple(OpenReservation(**{name: row[name] for name in names}) for row in rows)
+
+    async def read_account(self, owner: UserId, monthly_micro: MicroCredits | None) -> AccountRow:
+        row = await self._database.row("read_account", owner, monthly_micro)
+        assert row is not None  # the account is made where there is none
+        return AccountRow(row["included_micro"], row["balance_micro"], row["reserved_micro"], row["month"])
+
+    async def top_up(
+        self, transfer_id: RequestId, owner: UserId, amount: MicroCredits, note: str, monthly_micro: MicroCredits | None
+    ) -> bool:
+        """False where this transfer was made already."""
+        try:
+            await self._database.run("top_up", transfer_id, owner, amount, note, monthly_micro)
+        except database.UniqueViolation:
+            return False
+        return True
+
+    async def revert(self, request_id: RequestId, note: str) -> UserId | None:
+        """Whose it was; None where it cost nothing. Raises AlreadyReverted."""
+        try:
+            owner: UserId | None = await self._database.value("revert", request_id, note)
+        except database.UniqueViolation as error:
+            raise AlreadyReverted from error
+        return owner
+
+    async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
+        return tuple(_price(row) for row in await self._database.rows("list_price_history" if history else "list_prices"))
+
+    async def find_price(self, number: int) -> Price | None:
+        row = await self._database.row("find_price", number)
+        return None if row is None else _price(row)
+
+    async def add_price(self, price: ModelPrice) -> None:
+        await self._database.run(
+            "add_price",
+            *(price.model, price.input_micro_per_million, price.output_micro_per_million, price.request_micro, price.compute_second_micro),
+        )
+
+    async def ensure_default_price(self, input_micro_per_million: int, output_micro_per_million: int) -> None:
+        await self._database.run("ensure_default_price", input_micro_per_million, output_micro_per_million)
+
+    async def verify(self, *, grace_seconds: float) -> LedgerReport:
+        row = await self._database.row("verify_ledger", grace_seconds, deadline_seconds=30)
+        assert row is not None  # one row of sums
+        findings = {
+            "accounts differ from the sum of their entries by {} micro-credits": row["drift_micro"],
+            "all entries together sum up to {} micro-credits and not to 0": row["sum_micro"],
+            "accounts hold {} micro-credits more or less than open reservations do": row["account_reserved_drift_micro"],
+            "keys hold {} micro-credits more or less than their open reservations do": row["key_reserved_drift_micro"],
+            "{} reservations and their entries differ": row["wrong_settles"],
+            "{} reservations are open, and their gateways are gone": row["overdue"],
+        }
+        return LedgerReport(
+            drift_micro=row["drift_micro"],
+            sum_micro=row["sum_micro"],
+            reserved_drift_micro=row["account_reserved_drift_micro"] + row["key_reserved_drift_micro"],
+            overdue=row["overdue"],
+            accounts=row["accounts"],
+            entries=row["entries"],
+            open_reservations=row["open_reservations"],
+            findings=tuple(text.format(number) for text, number in findings.items() if number),
+        )
+
+
+class AlreadyReverted(Exception):
+    """It was given back before."""
+
+
+def _columns(wanted: Wanted) -> tuple[object, ...]:
+    """In the order of the query's parameters."""
+    return (
+        *(wanted.request_id, wanted.owner, wanted.key_id, wanted.model, wanted.price_id),
+        *(wanted.prompt_tokens, wanted.max_tokens, wanted.least_tokens, wanted.answers, wanted.fixed_micro, wanted.micro_per_million),
+        *(wanted.monthly_micro, wanted.monthly_micro is not None, wanted.key_budget_micro),
+    )
+
+
+def _answer(row: database.Record) -> Granted | TooLittle:
+    if row["granted_tokens"] is None:
+        return TooLittle(row["room_micro"], row["key_is_tightest"])
+    return Granted(row["granted_tokens"], row["is_repeated"])
+
+
+def _price(row: database.Record) -> Price:
+    price = ModelPrice(
+        model=row["model"],
+        input_micro_per_million=row["input_micro_per_million"],
+        output_micro_per_million=row["output_micro_per_million"],
+        request_micro=row["request_micro"],
+        compute_second_micro=row["compute_second_micro"],
+        since=row["since"].astimezone(UTC),
+    )
+    return Price(row["id"], price)

@@ -1,0 +1,49 @@
+"""How a request ends whose gateway died. Pure.
+
+The worker that ran it has a receipt of what it sent; that is paid. Where there is none, nothing is: the doubt is the user's.
+"""
+
+from datetime import datetime
+
+from services.gateway.money.prices import Price
+from services.gateway.money.request_row import RequestRow, ReservationState
+from services.gateway.money.reservations import OpenReservation
+from shared.api import inference
+from shared.api.inference import Receipt
+from shared.types import MicroCredits, RequestStatus
+
+ERROR_CODE = "gateway_lost"
+
+
+def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, *, most_seconds: float, now: datetime) -> RequestRow | None:
+    """None where it should be looked at again later: its worker is still at it, and not for longer than can be."""
+    if receipt is not None and receipt.ended == inference.RUNNING:
+        if (now - reservation.created_at).total_seconds() < most_seconds:
+            return None
+        receipt = None
+    # Nobody's word counts for more than was held.
+    prompt_tokens = _within(receipt.prompt_tokens, reservation.prompt_tokens) if receipt else 0
+    sent = receipt.delivered_before + receipt.completion_tokens if receipt else 0
+    completion_tokens = _within(sent, reservation.completion_tokens)
+    delivered = completion_tokens > 0
+    ended_at = receipt.ended_at if receipt and receipt.ended_at else reservation.created_at
+    seconds = min(max(0.0, (ended_at - reservation.created_at).total_seconds()), most_seconds)
+    return RequestRow(
+        id=reservation.request_id,
+        user_id=reservation.owner,
+        api_key_id=reservation.key_id,
+        prompt_hash=None,
+        model_used=reservation.model,
+        response_time_ms=round(1000 * seconds),
+        prompt_tokens=prompt_tokens if delivered else 0,
+        completion_tokens=completion_tokens,
+        status=RequestStatus.ERROR,
+        error_code=ERROR_CODE,
+        created_at=reservation.created_at,
+        cost_micro=price.cost(prompt_tokens, completion_tokens, seconds) if delivered else MicroCredits(0),
+        reservation=ReservationState.SETTLED if delivered else ReservationState.EXPIRED,
+    )
+
+
+def _within(claimed: int, most: int) -> int:
+    return min(max(claimed, 0), most)

@@ -1,0 +1,127 @@
+"""The /v1 routes: OpenAI's API, so that its clients work when they are given this address."""
+
+import time
+from collections.abc import Callable
+from typing import get_args
+
+from services.gateway.admission import BadField
+from services.gateway.doors import answering
+from services.gateway.doors.http_app import Access, Route
+from services.gateway.doors.http_call import HttpCall
+from services.gateway.once import Again, Once
+from services.gateway.openai import chat as openai_chat
+from services.gateway.openai import completions as openai_completions
+from services.gateway.openai import responses as openai_responses
+from services.gateway.openai.answers import ChatChunk, ChatCompletion, Model, Models
+from services.gateway.openai.chat import ChatBody
+from services.gateway.openai.chat_form import ChatForm
+from services.gateway.openai.completion_form import Completion, CompletionForm
+from services.gateway.openai.completions import CompletionBody
+from services.gateway.openai.response_events import ErrorEvent, Response, Told
+from services.gateway.openai.response_form import ResponseForm
+from services.gateway.openai.responses import ResponseBody
+from services.gateway.repeats import idempotency_keys
+from shared import context, errors
+from shared.api.gateway import InferenceRequest, InferenceResult, ServedModel
+
+_METHOD = "processInferenceRequest"
+
+
+class OpenAi:
+    """The handlers of /v1. ``served`` gives the models, the default first."""
+
+    def __init__(self, once: Once, served: Callable[[], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
+        self._once = once
+        self._served = served
+        self._request_seconds = request_seconds
+        self._started_at = int(time.time())
+
+    def routes(self) -> tuple[Route, ...]:
+        return (
+            Route(
+                verb="POST", path="/v1/chat/completions", access=Access.CREDENTIAL, handler=self._chat, method=_METHOD,
+                summary="OpenAI's chat completions", body=ChatBody, answer=ChatCompletion,
+                streams=True, events=(ChatChunk,),
+            ),
+            Route(
+                verb="POST", path="/v1/completions", access=Access.CREDENTIAL, handler=self._complete, method=_METHOD,
+                summary="OpenAI's older completions: goes on with a text, without a chat template",
+                body=CompletionBody, answer=Completion, streams=True, events=(Completion,),
+            ),
+            Route(
+                verb="POST", path="/v1/responses", access=Access.CREDENTIAL, handler=self._respond, method=_METHOD,
+                summary="OpenAI's responses; nothing is stored", body=ResponseBody, answer=Response,
+                streams=True, events=(*get_args(Told), ErrorEvent),
+            ),
+            Route(
+                verb="GET", path="/v1/models", access=Access.CREDENTIAL, handler=self._models, method="listModels",
+                summary="The models that are served, the default first", answer=Models,
+            ),
+            Route(
+                verb="GET", path="/v1/models/{model}", access=Access.CREDENTIAL, handler=self._model, method="listModels",
+                summary="A model that is served, by its name or another name of it", answer=Model,
+            ),
+        )  # fmt: skip
+
+    async def _chat(self, call: HttpCall) -> None:
+        chat = openai_chat.read(call.body)
+        request = openai_chat.to_request(chat)
+        await answering.answer(call, self._once, request, ChatForm(chat), stream=chat.stream, seconds=self._request_seconds)
+
+    async def _respond(self, call: HttpCall) -> None:
+        asked = openai_responses.read(call.body)
+        request = openai_responses.to_request(asked)
+        await answering.answer(call, self._once, request, ResponseForm(asked), stream=asked.stream, seconds=self._request_seconds)
+
+    async def _complete(self, call: HttpCall) -> None:
+        asked = openai_completions.read(call.body)
+        *earlier, last = openai_completions.to_requests(asked)
+        form = CompletionForm(asked)
+        if not earlier:
+            await answering.answer(call, self._once, last, form, stream=asked.stream, seconds=self._request_seconds)
+            return
+        ends_at = time.monotonic() + self._request_seconds
+        for number, request in enumerate(earlier):
+            result = await self._complete_one(call, request, number, form, stream=asked.stream, seconds=ends_at - time.monotonic())
+            if asked.stream:
+                await call.send_events(form.end(result))
+            else:
+                form.close(result)
+            # Each request has a row of its own, under an id of its own.
+            now = context.current.get()
+            context.start(now.traceparent if now is not None else None)
+        result = await self._complete_one(call, last, len(earlier), form, stream=asked.stream, seconds=ends_at - time.monotonic())
+        if asked.stream:
+            await call.send_events(form.last_events(result))
+            await call.end_events()
+        else:
+            await call.answer(form.whole(result))
+
+    async def _complete_one(
+        self, call: HttpCall, request: InferenceRequest, number: int, form: CompletionForm, *, stream: bool, seconds: float
+    ) -> InferenceResult:
+        """One of several prompts. Their events have no ids: a caller who loses the stream asks again under the same key."""
+        if stream:
+            call.expect_events(form.failed)
+        again = answering.again_of(call)
+        if again.rest is not None:
+            raise BadField("Last-Event-ID", "goes with one prompt; several in one request are told from the beginning")
+        # Each of them is answered once.
+        part = Again(key=None if again.key is None else idempotency_keys.part(again.key, number))
+        async with self._once.run(call.caller, request, seconds=seconds, again=part, whole=True, cache=call.cache_wish) as said:
+            await answering.hand_on(call, said, form, stream=stream, with_ids=False)
+        return said.result
+
+    async def _models(self, call: HttpCall) -> None:
+        await call.answer(Models(tuple(self._shown(model) for model in self._served())))
+
+    async def _model(self, call: HttpCall) -> None:
+        served = self._served()
+        found = next((model for model in served if call.which == model.name or call.which in model.aliases), None)
+        if found is None:
+            names = ", ".join(model.name for model in served) or "none"
+            raise errors.UnknownModel(f"the model {call.which[:200]!r} is not served; these are: {names}", hint="GET /v1/models lists them")
+        await call.answer(self._shown(found))
+
+    def _shown(self, model: ServedModel) -> Model:
+        return Model(model.name, self._started_at, model.only_embeds)

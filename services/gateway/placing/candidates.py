@@ -1,0 +1,94 @@
+"""The table that decides where a request runs: a row for each worker of its model, with every fact that a decision needs.  Pure.
+
+A row is made here and nowhere else, and ``choice`` reads nothing but rows. A new kind of decision (a canary, an A/B test, local
+workers before a paid API, a price) is a fact more in the row, and a step more in ``choice``.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from services.gateway.placing.affinity import Readers
+from services.gateway.placing.arrivals import Arrivals
+from services.gateway.placing.outliers import Outliers
+from services.gateway.placing.routing import Wish
+from services.gateway.placing.seats import Occupancy, Seats
+from shared.directory import Entry, ModelOffer
+from shared.types import ModelName, NodeId
+
+#: What a model of some gigabytes takes to be loaded from a disk: so much longer may the wait for a worker be that has it.
+LOADING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One worker, as one request sees it."""
+
+    worker: Entry
+    offer: ModelOffer
+    seats: Seats
+    #: Seconds until it would begin, as far as can be told: good for comparing.
+    wait: float
+    #: Which share of the prompt it has read lately.
+    has_read: float
+    #: 0.1 for one that has just come, up to 1.
+    share: float
+    #: Put aside for so long, for its failures; 0 where it is not.
+    rest_seconds: float
+
+    @property
+    def node(self) -> NodeId:
+        return self.worker.node
+
+    @property
+    def begins_at_once(self) -> bool:
+        return self.offer.loaded and self.seats.free > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What this gateway has seen of the workers."""
+
+    occupancy: Occupancy = field(default_factory=Occupancy)
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    outliers: Outliers = field(default_factory=Outliers)
+    readers: Readers = field(default_factory=Readers)
+
+    def heard(self, worker: Entry, clock: float, now: datetime) -> None:
+        """The directory has news of it."""
+        if not worker.alive:
+            self.occupancy.gone(worker.node)
+            self.arrivals.gone(worker.node)
+            self.outliers.forget(worker.node)
+            return
+        self.occupancy.heard(worker.announcement)
+        if self.arrivals.heard(worker, clock, now):
+            self.outliers.forget(worker.node)
+
+    def table(self, wish: Wish, workers: Iterable[Entry], clock: float, *, or_soon: bool = False) -> list[Candidate]:
+        """Of ``workers``, those that have the model ready, or with ``or_soon`` those that have it at all."""
+        found = list(offering(wish.model, workers, or_soon=or_soon))
+        since = {worker.node: self.arrivals.arrived(worker.node) or 0.0 for worker, _ in found} if wish.beginnings else {}
+        read = self.readers.shares(wish.model, wish.beginnings, since, clock)
+        rows = []
+        for worker, offer in found:
+            seats = self.occupancy.look(worker, offer)
+            rest = self.outliers.rest_seconds(worker.node, wish.model, clock)
+            share = self.arrivals.share(worker.node, clock)
+            rows.append(Candidate(worker, offer, seats, _wait(worker, offer, seats), read.get(worker.node, 0.0), share, rest))
+        return rows
+
+
+def offering(model: ModelName, workers: Iterable[Entry], *, or_soon: bool = False) -> Iterator[tuple[Entry, ModelOffer]]:
+    for worker in workers:
+        for offer in worker.announcement.models:
+            if offer.name == model and (offer.ready or or_soon):
+                yield worker, offer
+                break
+
+
+def _wait(worker: Entry, offer: ModelOffer, seats: Seats) -> float:
+    """As ``directory.expected_wait``, of one model: what a worker says of its wait is of the fullest that it has."""
+    full = seats.free <= 0 or not offer.slots
+    said = worker.announcement.load.expected_wait_seconds if full else 0.0
+    return said + seats.busy / seats.slots + (0.0 if offer.loaded else LOADING_SECONDS)

@@ -1,0 +1,388 @@
+"""Finds the worker that a request runs on, and knows what this gateway has running on each.
+
+One queue for each model, in which tenants take turns. Whoever finds a worker with room begins at once; all others wait here and
+not on a worker, since what has been sent can be neither put behind others nor sent elsewhere. Places are given out where one may
+have become free: when a claim ends, when a worker says something new, and once a second.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence, Set
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.gateway import mesh
+from services.gateway.placing import candidates, choice, scheduler
+from services.gateway.placing.candidates import Candidate, Knowledge
+from services.gateway.placing.lanes import Lane
+from services.gateway.placing.policy import Policy
+from services.gateway.placing.routing import Wish
+from shared import errors
+from shared.directory import Entry
+from shared.telemetry import Metrics, logs
+from shared.types import ModelName, NodeId, Role, UserId
+
+#: Who is served within this time need not be told that there was a queue.
+FIRST_WORD_SECONDS = 0.1
+WORDS_SECONDS = 1.0
+#: Models with a queue of their own; those that nobody waits for are then forgotten, with their means.
+_MAX_LANES = 1000
+
+_log = logs.get(part="dispatch")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an operator may set."""
+
+    policy: Policy = Policy.GROUP
+    #: The longest that a request waits for a worker.
+    queue_seconds: float = 30.0
+    #: Over all models. At 30 s more than these would outwait ``queue_seconds`` on any mesh that ends less than 33 requests a
+    #: second; with prompts of 16 KiB they take 16 MiB of memory.
+    queue_most: int = 1000
+    #: So that ten tenants at least find a place, however many requests one of them sends.
+    queue_per_tenant: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a request waits for, for people."""
+
+    why: str
+
+
+class Claim:
+    """A place on a worker. Use it with ``with``, for as long as the worker runs the request."""
+
+    def __init__(self, dispatch: "Dispatch", worker: Entry, wish: Wish, charged: float) -> None:
+        self.worker = worker
+        self._dispatch = dispatch
+        self._wish = wish
+        self._charged = charged
+        self._held = False
+        self._entered = False
+        self._began_at = 0.0
+        self._delivered = False
+        self._failed = False
+        self._told = False
+        self._hold()
+
+    def __enter__(self) -> "Claim":
+        self._hold()
+        self._entered = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._failed = self._failed or (kind is not None and issubclass(kind, errors.AimeshError))
+        self.give_back()
+
+    def give_back(self) -> None:
+        """The place is free for the next. Nothing happens if it was given back already."""
+        if self._held:
+            self._held = False
+            seconds = self._dispatch.clock() - self._began_at if self._entered and not self._failed else None
+            self._dispatch.ended(self.worker.node, self._wish.model, seconds)
+
+    def delivered(self) -> None:
+        """It gave tokens. Safe to call for every chunk."""
+        if not self._delivered:
+            self._delivered = True
+            self._dispatch.knowledge.outliers.delivered(self.worker.node, self._wish.model)
+
+    def failed(self, error: errors.AimeshError) -> None:
+        """It ended with an error of its own: another worker may be asked. Nobody is charged for it, but for what ``tokens`` told."""
+        self._failed = True
+        if not self._told:
+            self._charge(0.0)
+        dispatch, node, model = self._dispatch, self.worker.node, self._wish.model
+        if dispatch.knowledge.outliers.failed(node, model, error, dispatch.clock()):
+            rest = dispatch.knowledge.outliers.rest_seconds(node, model, dispatch.clock())
+            _log.warning("worker put aside", worker=node, model=model, seconds=rest, code=errors.code_of(error))
+
+    def tokens(self, prompt: int, completion: int) -> None:
+        """What it really took, once it is known; until then the request counts with what it may take. A prompt that is longer than it
+        can be is not believed."""
+        self._told = True
+        self._charge(scheduler.cost(min(max(prompt, 0), self._wish.prompt_tokens), completion))
+        self._dispatch.lane(self._wish.model).answered(completion)
+
+    def _charge(self, cost: float) -> None:
+        self._dispatch.lane(self._wish.model).queue.correct(self._wish.tenant, cost - self._charged)
+        self._charged = cost
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._began_at = self._dispatch.clock()
+            self._dispatch.knowledge.occupancy.begin(self.worker.node, self._wish.model)
+
+
+class _Waiter:
+    """One request that has entered a queue, and what comes of it: an error where nobody can run it any more."""
+
+    def __init__(self, wish: Wish, entered_at: float) -> None:
+        self.wish = wish
+        self.entered_at = entered_at
+        self.outcome: asyncio.Future[Claim | errors.NotReachable] = asyncio.get_running_loop().create_future()
+
+
+class Dispatch:
+    """One for the gateway. Belongs to its event loop."""
+
+    def __init__(
+        self,
+        directory: mesh.Directory,
+        rng: random.Random,
+        rules: Rules | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``metrics`` are its own where none are given."""
+        self.clock = clock
+        self.knowledge = Knowledge()
+        self._directory = directory
+        self._rng = rng
+        self._rules = rules or Rules()
+        self._metrics = metrics or Metrics("gateway")
+        self._lanes: dict[ModelName, Lane[_Waiter]] = {}
+        #: Who offered a model, and how, when that was last looked at, where somebody waits for it.
+        self._offering: dict[ModelName, frozenset[tuple[NodeId, bool, bool, bool]]] = {}
+        directory.watch(self._changed)
+        for entry in directory.entries(Role.WORKER):
+            self._changed(entry)
+
+    @property
+    def in_flight(self) -> int:
+        return self.knowledge.occupancy.total()
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(lane.queue) for lane in self._lanes.values())
+
+    async def find(self, wish: Wish) -> AsyncGenerator[Waiting | Claim]:
+        """What it waits for, as often as that changes, and last its claim. Raises NotReachable where no worker can run it, nor soon, and
+        Overloaded where too many wait already. Iterate it to its end, or close it with ``aclose``: leaving it gives its place in
+        the queue back."""
+        waiter = self._enter(wish)
+        handed_over = False
+        try:
+            said, pause = "", FIRST_WORD_SECONDS
+            while not waiter.outcome.done():
+                left = waiter.entered_at + self._rules.queue_seconds - self.clock()
+                if left <= 0:
+                    raise self._too_long(waiter)
+                await asyncio.wait((waiter.outcome,), timeout=min(pause, left))
+                why = self._look_again(waiter)
+                if why not in ("", said):
+                    yield Waiting(why)
+                    said = why
+                pause = WORDS_SECONDS
+            outcome = waiter.outcome.result()
+            if isinstance(outcome, errors.NotReachable):
+                raise outcome
+            yield outcome
+            # Who comes back for more has it; who closes this or is cancelled does not.
+            handed_over = True
+        finally:
+            if not handed_over:
+                self._leave(waiter)
+
+    def ensure_place(self, wish: Wish) -> None:
+        """Raises what ``find`` would raise at once, so that nothing need be reserved for a request that is refused anyway. It keeps no
+        place: ``find`` may still refuse."""
+        lane = self.lane(wish.model)
+        if not lane.queue.waiting_of(wish.tenant):
+            rows = self._rows(wish)
+            if choice.choose(wish, rows, self._rng) is not None:
+                return
+            lane.slots = sum(row.seats.slots for row in rows)
+        self._check_bounds(lane, wish, 1)
+
+    def lane(self, model: ModelName) -> Lane[_Waiter]:
+        found = self._lanes.get(model)
+        if found is None:
+            if len(self._lanes) >= _MAX_LANES:
+                self._lanes = {name: lane for name, lane in self._lanes.items() if lane.queue}
+            found = self._lanes[model] = Lane()
+        return found
+
+    def ended(self, node: NodeId, model: ModelName, seconds: float | None) -> None:
+        """A claim gives its place back; ``seconds`` says how long it had it, None where that says nothing."""
+        self.knowledge.occupancy.end(node, model)
+        if seconds is not None:
+            self.lane(model).ended(seconds)
+        # The worker's other models may have waited for it, too.
+        for name in [name for name, lane in self._lanes.items() if lane.queue]:
+            self._give_out(name)
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    def _enter(self, wish: Wish) -> _Waiter:
+        """Raises NotReachable and Overloaded, at once."""
+        lane, waiter = self.lane(wish.model), _Waiter(wish, self.clock())
+        urgent = wish.digest is not None or bool(wish.not_on)
+        if not urgent and lane.queue.waiting_of(wish.tenant):
+            # Where one of its own waits there is no room for another: a flood is refused before anything is worked out.
+            self._check_bounds(lane, wish, 1)
+        rows = self._rows(wish)
+        lane.queue.enter(wish.tenant, waiter, lane.cost(wish), urgent=urgent)
+        # Whoever waits already found no room, so that room for this one is for this one alone.
+        if self._begin(waiter, rows) or urgent:
+            return waiter
+        lane.slots = sum(row.seats.slots for row in rows)
+        try:
+            self._check_bounds(lane, wish, 0)
+        except errors.Overloaded:
+            lane.queue.leave(waiter)
+            raise
+        self._measure(wish.model)
+        return waiter
+
+    def _check_bounds(self, lane: Lane[_Waiter], wish: Wish, more: int) -> None:
+        """For one that has entered, or for one ``more``. Raises Overloaded."""
+        mine, position = lane.queue.waiting_of(wish.tenant) + more, lane.queue.position_of_last(wish.tenant) + more
+        retry = lane.retry_seconds(position)
+        if mine > self._rules.queue_per_tenant:
+            full = f"{mine - 1} of your requests wait for {wish.model} already, which is the most"
+            raise errors.Overloaded(full, hint="send fewer at once", retry_after_seconds=retry)
+        if self.waiting + more > self._rules.queue_most:
+            full = f"all workers of {wish.model} are busy and {self._rules.queue_most} requests wait already"
+            raise errors.Overloaded(full, hint="try again, or add a worker", retry_after_seconds=retry)
+        expected, most = lane.expected_seconds(position), self._rules.queue_seconds
+        if expected is not None and expected > most:
+            full = f"all workers of {wish.model} are busy: it would take about {expected:.0f} s, and a request waits {most:g} s at most"
+            raise errors.Overloaded(full, hint="try again, or add a worker", retry_after_seconds=max(1.0, expected - most))
+
+    def _too_long(self, waiter: _Waiter) -> errors.Overloaded:
+        lane, model = self.lane(waiter.wish.model), waiter.wish.model
+        return errors.Overloaded(
+            f"no worker of {model} became free within {self._rules.queue_seconds:g} s",
+            hint="try again, or add a worker",
+            retry_after_seconds=lane.retry_seconds(lane.queue.position_of_last(waiter.wish.tenant)),
+        )
+
+    def _look_again(self, waiter: _Waiter) -> str:
+        """What to tell it, if it still waits. A rest that ends frees places, and nobody says so."""
+        lane, now = self.lane(waiter.wish.model), self.clock()
+        if not waiter.outcome.done() and now - lane.looked_at >= WORDS_SECONDS:
+            self._give_out(waiter.wish.model)
+        return "" if waiter.outcome.done() else lane.words(waiter, now)
+
+    def _leave(self, waiter: _Waiter) -> None:
+        if waiter.outcome.done() and isinstance(claim := waiter.outcome.result(), Claim):
+            claim.give_back()
+        else:
+            self.lane(waiter.wish.model).queue.leave(waiter)
+            self._measure(waiter.wish.model)
+
+    def _measure(self, model: ModelName) -> None:
+        self._metrics.queue_depth.labels(model=model).set(len(self.lane(model).queue))
+
+    # --- places -------------------------------------------------------------------------------------------------------
+
+    def _rows(self, wish: Wish) -> Sequence[Candidate]:
+        """Those that may run it now; none where one is about to, since it loads the model or its engine starts again. Raises
+        NotReachable where there is no such hope."""
+        table = self.knowledge.table(wish, self._workers(), self.clock())
+        try:
+            return choice.eligible(wish, table, self._rules.policy)
+        except errors.NotReachable:
+            there = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
+            soon = self.knowledge.table(wish, there, self.clock(), or_soon=True)
+            if any(not row.offer.ready for row in soon):
+                with contextlib.suppress(errors.NotReachable):
+                    choice.eligible(wish, [row for row in soon if not row.offer.ready], self._rules.policy)
+                    return ()
+            raise
+
+    def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
+        """Give it the best place among the rows; False where none is free."""
+        wish = waiter.wish
+        row = choice.choose(wish, rows, self._rng)
+        if row is None:
+            return False
+        lane = self.lane(wish.model)
+        charged = lane.cost(wish)
+        lane.queue.take(waiter)
+        self.knowledge.readers.read(wish.model, wish.beginnings, row.node, self.clock())
+        self._metrics.queue_wait_seconds.labels(model=wish.model).observe(self.clock() - waiter.entered_at)
+        waiter.outcome.set_result(Claim(self, row.worker, wish, charged))
+        return True
+
+    def _give_out(self, model: ModelName) -> None:
+        """Give free places to those whose turn it is."""
+        lane, owners = self.lane(model), {entry.announcement.owner for entry in self._workers()}
+        lane.looked_at = self.clock()
+        began = True
+        while began and lane.queue and self._has_room(model, lane):
+            began = False
+            full: set[_Kind] = set()
+            for waiter in lane.queue.turns():
+                kind = _kind(waiter.wish, owners)
+                if kind not in full and (began := self._begin_or_refuse(waiter)):
+                    break
+                full.add(kind)
+        self._measure(model)
+
+    def _begin_or_refuse(self, waiter: _Waiter) -> bool:
+        """True where it waits no more."""
+        try:
+            return self._begin(waiter, self._rows(waiter.wish))
+        except errors.NotReachable as error:
+            self.lane(waiter.wish.model).queue.leave(waiter)
+            waiter.outcome.set_result(error)
+            return True
+
+    def _has_room(self, model: ModelName, lane: Lane[_Waiter]) -> bool:
+        """Whether any worker has, for whomever: it is cheap to tell."""
+        seats = [self.knowledge.occupancy.look(worker, offer) for worker, offer in candidates.offering(model, self._workers())]
+        lane.slots = sum(each.slots for each in seats)
+        return any(each.has_room for each in seats)
+
+    def _workers(self) -> Sequence[Entry]:
+        return self._directory.usable(Role.WORKER)
+
+    # --- news of the workers ------------------------------------------------------------------------------------------
+
+    def _changed(self, entry: Entry) -> None:
+        if entry.role is not Role.WORKER:
+            return
+        self.knowledge.heard(entry, self.clock(), datetime.now(UTC))
+        for model in [model for model, lane in self._lanes.items() if lane.queue]:
+            offers = candidates.offering(model, self._directory.entries(Role.WORKER), or_soon=True)
+            offering = frozenset((worker.node, not worker.why_not, worker.announcement.draining, offer.ready) for worker, offer in offers)
+            if offering != self._offering.get(model):
+                self._offering[model] = offering
+                self._refuse_hopeless(model)
+            self._give_out(model)
+
+    def _refuse_hopeless(self, model: ModelName) -> None:
+        """Tell those that nobody can run any more, at once: to wait would be in vain."""
+        lane, owners = self.lane(model), {entry.announcement.owner for entry in self._workers()}
+        verdicts: dict[_Kind, errors.NotReachable | None] = {}
+        for waiter in lane.queue.order():
+            kind = _kind(waiter.wish, owners)
+            if kind not in verdicts:
+                verdicts[kind] = self._refusal(waiter.wish)
+            if (refusal := verdicts[kind]) is not None:
+                lane.queue.leave(waiter)
+                waiter.outcome.set_result(refusal)
+
+    def _refusal(self, wish: Wish) -> errors.NotReachable | None:
+        try:
+            self._rows(wish)
+        except errors.NotReachable as error:
+            return error
+        return None
+
+
+#: Requests of one kind may run on the same workers.
+_Kind = tuple[str | None, frozenset[NodeId], UserId | None]
+
+
+def _kind(wish: Wish, owners: Set[str]) -> _Kind:
+    """Who owns a worker is a kind of his own."""
+    return wish.digest, wish.not_on, wish.tenant if str(wish.tenant) in owners else None

@@ -1,0 +1,1 @@
+"""Runs a request on workers, on another one where the first is lost."""

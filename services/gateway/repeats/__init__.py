@@ -1,0 +1,1 @@
+"""Answers that have several readers: those given before, those being made, and those asked for twice."""

@@ -1,0 +1,158 @@
+"""What a repeat of a request under its idempotency key gets, by what is known of the key. Pure."""
+
+import hashlib
+import hmac
+from collections.abc import Container
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from services.gateway.admission import BadField
+from services.gateway.repeats import cache_keys
+from shared import errors
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.inference import Chunk
+from shared.errors import Problem
+from shared.types import ModelName, NodeId, RequestId, UserId
+
+#: As Stripe's.
+MAX_KEY_CHARACTERS = 255
+FIELD = "Idempotency-Key"
+
+
+class State(StrEnum):
+    RUNNING = "running"
+    ENDED = "ended"
+    #: With an error, after its caller could see text.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request as its caller asks it, perhaps not for the first time."""
+
+    owner: UserId
+    key: str
+    request: InferenceRequest
+    #: Of this very call.
+    request_id: RequestId
+    #: What is drawn with, if this call is the first.
+    seed: int
+    #: The last chunk that the caller has.
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is known of a key."""
+
+    fingerprint: bytes
+    request_id: RequestId
+    state: State
+    #: Sealed; None while it runs, and where it was too long to be kept.
+    answer: bytes | None
+    gateway: NodeId
+
+
+# --- what a claim comes to ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """This call is the one that runs the request, as the first."""
+
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Orphaned:
+    """This call is the one that runs the request, in place of one whose gateway has gone."""
+
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """It was answered."""
+
+    request_id: RequestId
+    answer: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningHere:
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class RunningElsewhere:
+    gateway: NodeId
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """This node's own, of a process that is no more."""
+
+    request_id: RequestId
+
+
+Found = Over | RunningHere | RunningElsewhere | LeftBehind
+
+
+class KeptAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """An answer as it is stored. One of ``result`` and ``problem`` is there."""
+
+    request_id: RequestId
+    model: ModelName | None
+    began_at: datetime
+    #: None where they were too long to be kept.
+    chunks: tuple[Chunk, ...] | None
+    result: InferenceResult | None = None
+    problem: Problem | None = None
+
+
+def check(key: str) -> None:
+    """Raises BadRequest that names the header."""
+    if not 0 < len(key) <= MAX_KEY_CHARACTERS or not key.isascii() or not key.isprintable():
+        raise BadField(FIELD, f"must have 1 to {MAX_KEY_CHARACTERS} printable ASCII characters")
+
+
+def part(key: str, number: int) -> str:
+    """The key of one of several requests that were sent as one."""
+    return f"{hashlib.sha256(key.encode()).hexdigest()}#{number}"
+
+
+def fingerprint(request: InferenceRequest, secret: str) -> bytes:
+    """The same for the same request, whatever way it came in."""
+    return hmac.new(secret.encode(), b"idempotency:" + cache_keys.canonical(request), hashlib.sha256).digest()
+
+
+def judge(held: Held, wanted: bytes, *, node: NodeId, ours: Container[RequestId]) -> Found:
+    """``ours``: the requests that this process runs. Raises IdempotencyConflict."""
+    if not hmac.compare_digest(held.fingerprint, wanted):
+        raise errors.IdempotencyConflict(
+            "this idempotency key was used for another request", hint="make a new key for each request; repeat a request unchanged"
+        )
+    if held.state is not State.RUNNING:
+        return Over(held.request_id, held.answer)
+    if held.request_id in ours:
+        return RunningHere(held.request_id)
+    return LeftBehind(held.request_id) if held.gateway == node else RunningElsewhere(held.gateway, held.request_id)
+
+
+def ensure_can_go_on(found: New | Orphaned, asked: Asked) -> None:
+    """Raises AnswerGone where what the caller has and what would be made now need not fit together."""
+    if not asked.after:
+        return
+    if isinstance(found, New):
+        raise errors.AnswerGone(
+            "nothing is left of the answer that this asks the rest of", hint="send the request again under another idempotency key"
+        )
+    if (asked.request.n or 1) > 1:
+        raise errors.AnswerGone(
+            "the gateway that gave this answer has gone, and several answers at once are not made again in the same order",
+            hint="send the request again without asking for the rest",
+        )

@@ -1,0 +1,130 @@
+"""The OpenAPI document is one, has every route, and describes what is really taken and answered."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from services.gateway.doors.http_app import Access
+from shared import errors
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY, House
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+#: Of the OpenAPI Initiative.
+META = json.loads(Path(__file__).with_name("openapi-3.1.schema.json").read_text())
+MESSAGES = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+#: Path -> bodies that use what it has.
+ASKED: dict[str, list[dict[str, Any]]] = {
+    "/v1/chat/completions": [
+        {"messages": MESSAGES},
+        {"messages": MESSAGES, "n": 1, "logprobs": True, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "response_format": {"type": "json_object"}},
+    ],
+    "/v1/completions": [{"prompt": "hi"}, {"prompt": ["a", "b"], "logprobs": 1, "stop": ["x"]}],
+    "/v1/responses": [
+        {"input": "hi"},
+        {
+            "input": [{"type": "message", "role": "user", "content": "hi"}],
+            "text": {"format": {"type": "json_object"}},
+            "tool_choice": "none",
+        },
+    ],
+    "/api/inference": [{"prompt": "hi"}, {"messages": MESSAGES, "max_tokens": 3}],
+    "/api/infer": [{"payload": "hi"}, {"payload": {"prompt": "hi"}, "model": "smollm2"}],
+}
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+@pytest.fixture
+async def document(http: httpx.AsyncClient) -> dict[str, Any]:
+    found: dict[str, Any] = (await http.get("/openapi.json")).json()
+    return found
+
+
+def fits(document: dict[str, Any], schema: dict[str, Any], value: object) -> None:
+    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
+
+
+def test_the_document_is_openapi(document: dict[str, Any]) -> None:
+    jsonschema.Draft202012Validator(META).validate(document)
+    for name, schema in document["components"]["schemas"].items():
+        jsonschema.Draft202012Validator.check_schema(schema), name
+    identities = [operation["operationId"] for operations in document["paths"].values() for operation in operations.values()]
+    assert len(set(identities)) == len(identities)
+    assert all(identity.isalnum() for identity in identities)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    def references(node: object) -> list[str]:
+        if isinstance(node, dict):
+            own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+            return own + [found for value in node.values() for found in references(value)]
+        return [found for value in node for found in references(value)] if isinstance(node, list) else []
+
+    for reference in set(references(document)):
+        place: Any = document
+        for step in reference.removeprefix("#/").split("/"):
+            place = place[step]
+
+
+def test_every_route_is_there_with_its_credential_body_and_errors(document: dict[str, Any], house: House) -> None:
+    routes = [route for by_verb in house.app()._routes.values() for route in by_verb.values()]
+    told = {(verb.upper(), path) for path, operations in document["paths"].items() for verb in operations}
+    assert told == {(route.verb, route.path) for route in routes} | {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
+    for route in routes:
+        operation = document["paths"][route.path][route.verb.lower()]
+        assert bool(operation["security"]) is (route.access is not Access.PUBLIC)
+        assert ("requestBody" in operation) is (route.body is not None)
+        answers = operation["responses"]
+        assert ("text/event-stream" in answers[str(route.status)].get("content", {})) is route.streams
+        if route.streams:
+            assert {"400", "401", "402", "404", "409", "413", "415", "429", "503", "504"} <= set(answers)
+            assert {"Idempotency-Key", "Last-Event-ID"} == {parameter["name"] for parameter in operation["parameters"]}
+    assert document["paths"]["/v1/models/{model}"]["get"]["parameters"][0]["name"] == "model"
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_what_is_taken_and_answered_is_what_the_document_says(
+    http: httpx.AsyncClient, document: dict[str, Any], house: House, path: str
+) -> None:
+    operation = document["paths"][path]["post"]
+    for body in ASKED[path]:
+        fits(document, operation["requestBody"]["content"]["application/json"]["schema"], body)
+        answer = await http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        content = operation["responses"]["200"]["content"]
+        fits(document, content["application/json"]["schema"], answer.json())
+        streams = {**body, "payload": {"prompt": "hi", "stream": True}} if "payload" in body else {**body, "stream": True}
+        told = await http.post(path, json=streams)
+        data = [line.removeprefix("data: ") for line in told.text.split("\n") if line.startswith("data: {")]
+        assert data
+        for event in data:
+            fits(document, {"anyOf": content["text/event-stream"]["schema"]["x-event-data"]["oneOf"]}, json.loads(event))
+    house.worker.fails_with = errors.Overloaded("full")
+    refused = await http.post(path, json=ASKED[path][0])
+    assert str(refused.status_code) in operation["responses"]
+    error = document["components"]["responses"][f"Error{refused.status_code}"]
+    fits(document, error["content"]["application/json"]["schema"], refused.json())
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/{model}"])
+async def test_models_are_as_the_document_says(http: httpx.AsyncClient, document: dict[str, Any], path: str) -> None:
+    answer = await http.get(path.replace("{model}", "smollm2"))
+    fits(document, document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"], answer.json())

@@ -1,0 +1,132 @@
+"""What people and administrators ask of the ledger, on a real PostgreSQL and with an auth of our own."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from services.gateway import store
+from services.gateway.limiting import tiers
+from services.gateway.money.books import MOST_TOP_UP, Books
+from services.gateway.money.ledger import Bounds, Ledger
+from services.gateway.money.ledger_store import LedgerStore
+from services.gateway.store import Store
+from shared import errors
+from shared.api import auth
+from shared.api.ledger import MICRO, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.telemetry import Metrics
+from shared.types import MicroCredits, ModelName, RequestId, Tier, UserId, UserRole
+from tests.services.gateway.fakes import OWNER, FakeRpc, node_id
+from tests.services.gateway.money.test_ledger_store import row
+
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
+ADMIN = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), username="root", role=UserRole.ADMIN)
+FREE = 100_000 * MICRO
+
+
+class Site:
+    def __init__(self, requests: Store, ledger_store: LedgerStore, ledger: Ledger) -> None:
+        self.requests, self.ledger = requests, ledger
+        rpc = FakeRpc()
+        rpc.answers |= {"auth.getUserCalled": self._user, "auth.getUser": self._user}
+        self.books = Books(ledger_store, ledger, tiers.DEFAULTS, rpc)
+
+    @staticmethod
+    async def _user(request: Any) -> auth.User:
+        if getattr(request, "user", "ada") != "ada":
+            raise errors.NotFound("there is no such user")
+        return ADA
+
+
+@pytest.fixture
+async def site(postgres_url: str) -> AsyncIterator[Site]:
+    async with store.opened(postgres_url) as opened:
+        ledger_store, requests = LedgerStore(opened), Store(opened)
+        await ledger_store.ensure_default_price(100_000_000, 200_000_000)
+        ledger = Ledger(ledger_store, tiers.DEFAULTS, node_id(1), Metrics("gateway"))
+
+        async def no_receipts(_: object) -> dict[RequestId, Any]:
+            return {}
+
+        async with ledger.running(_NothingWaits(), requests.write_requests, no_receipts):
+            yield Site(requests, ledger_store, ledger)
+
+
+class _NothingWaits:
+    waiting: tuple[RequestId, ...] = ()
+
+
+async def test_an_account_begins_with_what_the_tier_includes(site: Site) -> None:
+    account = await site.books.read_account(OWNER, ReadAccount(), None)
+    assert (account.included_micro, account.balance_micro, account.reserved_micro, account.monthly_micro) == (FREE, 0, 0, FREE)
+    assert account.renews_at > datetime.now(UTC)
+    assert (account.renews_at.day, account.renews_at.hour) == (1, 0)
+    enterprise = await site.books.account(UserId(uuid4()), Tier.ENTERPRISE)
+    assert (enterprise.included_micro, enterprise.monthly_micro) == (0, None)
+
+
+async def test_only_an_admin_reads_anothers_and_changes_any(site: Site) -> None:
+    assert (await site.books.read_account(ADMIN, ReadAccount(ADA.id), None)).included_micro == FREE
+    price = ModelPrice(None, MicroCredits(1), MicroCredits(1))
+    for asked in (
+        site.books.read_account(OWNER, ReadAccount(ADMIN.user_id), None),
+        site.books.top_up(OWNER, TopUp("ada", MicroCredits(1)), None),
+        site.books.set_price(OWNER, SetPrice(price)),
+        site.books.revert(OWNER, RevertRequest(RequestId(uuid4())), None),
+        site.books.verify(OWNER),
+    ):
+        with pytest.raises(errors.NotAllowed):
+            await asked
+
+
+async def test_a_top_up_that_is_sent_again_happens_once(site: Site) -> None:
+    order = TopUp("ada", MicroCredits(5 * MICRO), "prize", RequestId(uuid4()))
+    for _ in range(3):
+        assert (await site.books.top_up(ADMIN, order, None)).balance_micro == 5 * MICRO
+    assert (await site.books.top_up(ADMIN, TopUp("ada", MicroCredits(-2 * MICRO)), None)).balance_micro == 3 * MICRO
+    assert (await site.books.verify(ADMIN)).findings == ()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        TopUp("ada", MicroCredits(0)),
+        TopUp("ada", MicroCredits(MOST_TOP_UP + 1)),
+        TopUp("ada", MicroCredits(-MOST_TOP_UP - 1)),
+        TopUp("ada", MicroCredits(1), "x" * 501),
+        TopUp("ada", MicroCredits(1), "two\nlines"),
+    ],
+)
+async def test_what_nobody_can_mean_is_refused(site: Site, order: TopUp) -> None:
+    with pytest.raises(errors.BadRequest):
+        await site.books.top_up(ADMIN, order, None)
+
+
+async def test_a_new_price_holds_for_the_next_request_and_a_running_one_keeps_its_own(site: Site) -> None:
+    model = ModelName("m")
+    bounds = Bounds(model=model, prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    before = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
+    found = await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))))
+    assert [price.model for price in found.prices] == [model, None]
+    after = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
+    assert (before.price.cost(0, 100, 0), after.price.cost(0, 100, 0)) == (20_000, 500)
+    assert len((await site.books.list_prices(ListPrices(history=True))).prices) == 2
+    with pytest.raises(errors.BadRequest):
+        await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))))
+
+
+async def test_what_a_request_cost_is_given_back_once(site: Site) -> None:
+    request = RequestId(uuid4())
+    await site.ledger.reserve(OWNER, request, Bounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
+    with pytest.raises(errors.NotFound):
+        await site.books.revert(ADMIN, RevertRequest(request), None)
+    await site.requests.write_requests([row(OWNER.user_id, request, 700)])
+    assert (await site.books.read_account(OWNER, ReadAccount(), None)).free_micro == FREE - 700
+    assert (await site.books.revert(ADMIN, RevertRequest(request, "nonsense"), None)).free_micro == FREE
+    with pytest.raises(errors.AlreadyExists):
+        await site.books.revert(ADMIN, RevertRequest(request), None)
+    assert (await site.books.verify(ADMIN)).findings == ()

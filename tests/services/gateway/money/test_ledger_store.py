@@ -1,0 +1,251 @@
+"""The ledger's SQL, on a real PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from services.gateway import store
+from services.gateway.money.ledger_store import AlreadyReverted, LedgerStore
+from services.gateway.money.request_row import RequestRow, ReservationState
+from services.gateway.money.reservations import Granted, TooLittle, Wanted
+from services.gateway.store import Store
+from shared.api.ledger import LedgerReport, ModelPrice
+from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
+
+MODEL = ModelName("smollm2")
+GATEWAY = NodeId("U" + "A" * 55)
+
+
+class Books:
+    """Stores, and what tests say to them."""
+
+    def __init__(self, requests: Store, ledger: LedgerStore, url: str) -> None:
+        self.requests, self.ledger, self.url = requests, ledger, url
+
+    async def reserve(
+        self, owner: UserId, *, tokens: int = 500, request: RequestId | None = None, lease: float = 90, **more: object
+    ) -> Granted | TooLittle:
+        wanted = self.wanted(owner, request or new_request(), tokens)
+        (answer,) = await self.ledger.reserve([replace(wanted, **more)], gateway=GATEWAY, lease_seconds=lease)  # type: ignore[arg-type]
+        return answer
+
+    @staticmethod
+    def wanted(owner: UserId, request: RequestId, tokens: int = 500) -> Wanted:
+        return Wanted(
+            request_id=request, owner=owner, key_id=None, model=MODEL, price_id=1, prompt_tokens=10,
+            max_tokens=tokens, least_tokens=tokens, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000,
+            monthly_micro=MicroCredits(3500), key_budget_micro=None,
+        )  # fmt: skip
+
+    async def settle(self, owner: UserId, *costs: tuple[RequestId, int], key: KeyId | None = None) -> None:
+        await self.requests.write_requests([row(owner, request, cost, key) for request, cost in costs])
+
+    async def account(self, owner: UserId, monthly: int | None = 3500) -> tuple[int, int, int]:
+        found = await self.ledger.read_account(owner, None if monthly is None else MicroCredits(monthly))
+        return found.included_micro, found.balance_micro, found.reserved_micro
+
+    async def report(self) -> LedgerReport:
+        return await self.ledger.verify(grace_seconds=60)
+
+    async def execute(self, sql: str, *args: object) -> None:
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(f"SET search_path TO gateway; {sql}") if not args else await connection.execute(sql, *args)
+        finally:
+            await connection.close()
+
+
+def row(owner: UserId, request: RequestId, cost: int, key: KeyId | None = None) -> RequestRow:
+    return RequestRow(
+        id=request, user_id=owner, api_key_id=key, prompt_hash=None, model_used=MODEL, response_time_ms=1, prompt_tokens=1,
+        completion_tokens=1, status=RequestStatus.SUCCESS, error_code=None, created_at=datetime.now(UTC), cost_micro=MicroCredits(cost),
+        reservation=ReservationState.SETTLED if cost else ReservationState.RELEASED,
+    )  # fmt: skip
+
+
+def new_owner() -> UserId:
+    return UserId(uuid4())
+
+
+def new_request() -> RequestId:
+    return RequestId(uuid4())
+
+
+@pytest.fixture
+async def books(postgres_url: str) -> AsyncIterator[Books]:
+    async with store.opened(postgres_url) as opened:
+        ledger = LedgerStore(opened)
+        await ledger.ensure_default_price(100_000_000, 200_000_000)
+        yield Books(Store(opened), ledger, postgres_url)
+
+
+async def test_of_64_at_once_exactly_as_many_as_fit_are_granted(books: Books) -> None:
+    for _ in range(20):
+        ada = new_owner()
+        answers = await asyncio.gather(*(books.reserve(ada) for _ in range(64)))
+        assert sum(isinstance(answer, Granted) for answer in answers) == 7
+        assert await books.account(ada) == (3500, 0, 3500)
+    report = await books.report()
+    assert (report.findings, report.open_reservations, report.sum_micro) == ((), 140, 0)
+
+
+async def test_a_settled_request_is_paid_once_whoever_says_so_again(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    assert await books.reserve(ada, request=request) == Granted(500)
+    await asyncio.gather(*(books.settle(ada, (request, 300)) for _ in range(16)))
+    assert await books.account(ada) == (3200, 0, 0)
+    # A reservation that has ended is ended, and its request cannot be reserved again.
+    await books.settle(ada, (request, 500))
+    assert await books.reserve(ada, request=request) == Granted(500, is_repeated=True)
+    assert await books.account(ada) == (3200, 0, 0)
+    usage = await books.requests.read_usage(ada)
+    assert (usage.request_count, usage.cost_micro) == (1, 300)
+    assert (await books.report()).findings == ()
+
+
+async def test_duplicates_of_one_reservation_hold_once(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    answers = await asyncio.gather(*(books.reserve(ada, request=request) for _ in range(16)))
+    assert sorted(answer.is_repeated for answer in answers if isinstance(answer, Granted)) == [False] + 15 * [True]
+    assert await books.account(ada) == (3500, 0, 500)
+
+
+async def test_a_batch_is_answered_in_its_order_and_holds_each_request_for_itself(books: Books) -> None:
+    owners = [new_owner() for _ in range(5)]
+    # Room for 7 of each; the first comes twice.
+    wanted = [books.wanted(owners[number % 5], new_request()) for number in range(50)]
+    answers = await books.ledger.reserve([*wanted, wanted[0]], gateway=GATEWAY, lease_seconds=90)
+    for owner in owners:
+        mine = [answer for one, answer in zip(wanted, answers, strict=False) if one.owner == owner]
+        assert sum(isinstance(answer, Granted) for answer in mine) == 7
+        assert await books.account(owner) == (3500, 0, 3500)
+    assert (await books.report()).findings == ()
+
+
+async def test_no_more_is_taken_than_was_held_and_nothing_without_a_reservation(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    await books.reserve(ada, request=request)
+    await books.settle(ada, (request, 10_000), (new_request(), 10_000))
+    assert await books.account(ada) == (3000, 0, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_what_does_not_fit_is_lowered_to_what_does_but_not_below_the_least(books: Books) -> None:
+    ada = new_owner()
+    assert await books.reserve(ada, tokens=5000, least_tokens=16, fixed_micro=500) == Granted(3000)
+    assert await books.account(ada) == (3500, 0, 3500)
+    assert await books.reserve(ada, tokens=16) == TooLittle(0, of_key=False)
+    bob = new_owner()
+    # 4 answers of 875 tokens.
+    assert await books.reserve(bob, tokens=1000, least_tokens=1, answers=4) == Granted(875)
+    eve = new_owner()
+    assert await books.reserve(eve, tokens=5000, least_tokens=3001, fixed_micro=500) == TooLittle(3500, of_key=False)
+    assert await books.reserve(eve, fixed_micro=3501, micro_per_million=0) == TooLittle(3500, of_key=False)
+    assert await books.account(eve) == (3500, 0, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
+    ada, key = new_owner(), KeyId(uuid4())
+    budget = {"key_id": key, "key_budget_micro": MicroCredits(1000)}
+    requests = [new_request() for _ in range(30)]
+    answers = await asyncio.gather(*(books.reserve(ada, request=one, tokens=100, **budget) for one in requests))
+    granted = [request for request, answer in zip(requests, answers, strict=True) if isinstance(answer, Granted)]
+    assert len(granted) == 10
+    assert answers[-1] == TooLittle(0, of_key=True)
+    await books.settle(ada, *((request, 50) for request in granted), key=key)
+    assert await books.account(ada) == (3000, 0, 0)
+    assert sum([isinstance(await books.reserve(ada, tokens=100, **budget), Granted) for _ in range(10)]) == 5
+    # Others of the same user are not held back by it.
+    assert await books.reserve(ada, tokens=2500) == Granted(2500)
+    assert (await books.report()).findings == ()
+
+
+async def test_included_credits_are_renewed_each_month_and_go_first(books: Books) -> None:
+    ada, first, second = new_owner(), new_request(), new_request()
+    await books.ledger.top_up(new_request(), ada, MicroCredits(2000), "welcome", MicroCredits(1000))
+    await books.reserve(ada, request=first, tokens=1500, monthly_micro=MicroCredits(1000))
+    await books.settle(ada, (first, 1400))
+    assert await books.account(ada, 1000) == (0, 1600, 0)
+    await books.execute("UPDATE accounts SET month = month - interval '1 month'")
+    assert await books.account(ada, 1000) == (1000, 1600, 0)
+    await books.reserve(ada, request=second, tokens=100, monthly_micro=MicroCredits(1000))
+    await books.settle(ada, (second, 100))
+    # What is left of a month is over with it, and a larger tier gives the difference at once.
+    await books.execute("UPDATE accounts SET month = month - interval '1 month'")
+    assert await books.account(ada, 1000) == (1000, 1600, 0)
+    assert await books.account(ada, 5000) == (5000, 1600, 0)
+    assert await books.account(ada, 1000) == (5000, 1600, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_who_has_no_bound_is_never_refused_and_owes_what_was_used(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    assert await books.reserve(ada, request=request, tokens=1_000_000, monthly_micro=None) == Granted(1_000_000)
+    await books.settle(ada, (request, 999_999))
+    assert await books.account(ada, None) == (0, -999_999, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_a_top_up_and_a_reversal_happen_once(books: Books) -> None:
+    ada, request, transfer = new_owner(), new_request(), new_request()
+    assert await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
+    assert not await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
+    await books.reserve(ada, request=request, tokens=80, monthly_micro=MicroCredits(0))
+    assert await books.ledger.revert(request, "still open") is None
+    await books.settle(ada, (request, 80))
+    assert await books.account(ada, 0) == (0, 20, 0)
+    assert await books.ledger.revert(request, "the answer was nonsense") == ada
+    with pytest.raises(AlreadyReverted):
+        await books.ledger.revert(request, "again")
+    assert await books.ledger.revert(new_request(), "never was") is None
+    assert await books.account(ada, 0) == (0, 100, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_entries_cannot_be_changed(books: Books) -> None:
+    await books.account(new_owner())
+    for statement in ("UPDATE entries SET amount_micro = 1", "DELETE FROM entries", "TRUNCATE entries"):
+        with pytest.raises(asyncpg.RaiseError, match="never changed"):
+            await books.execute(statement)
+
+
+async def test_the_verifier_finds_what_is_wrong(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    await books.reserve(ada, request=request)
+    await books.settle(ada, (request, 10))
+    await books.reserve(ada, lease=-100)
+    assert (await books.report()).findings == ("1 reservations are open, and their gateways are gone",)
+    await books.execute("UPDATE accounts SET included_micro = included_micro - 3, reserved_micro = reserved_micro + 2")
+    await books.execute("UPDATE reservations SET settled_micro = 9 WHERE state = 'settled'")
+    report = await books.report()
+    assert (report.drift_micro, report.reserved_drift_micro, report.sum_micro, len(report.findings)) == (3, 2, 0, 4)
+    columns, one = "transfer, kind, account, owner, amount_micro", "gen_random_uuid(), 'grant', 'grants', gen_random_uuid(), 7"
+    await books.execute(f"INSERT INTO entries ({columns}) VALUES ({one})")
+    assert (await books.report()).sum_micro == 7
+
+
+async def test_a_lease_that_ended_is_listed_after_its_grace_and_one_that_was_extended_is_not(books: Books) -> None:
+    ada, gone, alive = new_owner(), new_request(), new_request()
+    await books.reserve(ada, request=gone, lease=-40, tokens=7, answers=2)
+    await books.reserve(ada, request=alive, lease=-40)
+    await books.ledger.extend_leases([alive], 90)
+    (found,) = await books.ledger.list_overdue(grace_seconds=30, most=100)
+    assert (found.request_id, found.owner, found.prompt_tokens, found.completion_tokens) == (gone, ada, 10, 14)
+    assert await books.ledger.list_overdue(grace_seconds=60, most=100) == ()
+
+
+async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Books) -> None:
+    await books.ledger.ensure_default_price(1, 1)
+    for output in (5, 6):
+        await books.ledger.add_price(ModelPrice(MODEL, MicroCredits(4), MicroCredits(output)))
+    held = {price.price.model: price.price.output_micro_per_million for price in await books.ledger.list_prices()}
+    assert held == {None: 200_000_000, MODEL: 6}
+    history = await books.ledger.list_prices(history=True)
+    assert [price.price.output_micro_per_million for price in history] == [6, 5, 200_000_000]
+    assert await books.ledger.find_price(history[1].id) == history[1]

@@ -1,0 +1,50 @@
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from services.gateway.money.prices import Price
+from services.gateway.money.request_row import ReservationState
+from services.gateway.money.reservations import OpenReservation
+from services.gateway.money.sweeping import end_of
+from shared.api.inference import RUNNING, Receipt
+from shared.api.ledger import MICRO, ModelPrice
+from shared.types import MicroCredits, ModelName, RequestId, UserId
+
+ID = RequestId(UUID(int=7))
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PRICE = Price(3, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO), compute_second_micro=MicroCredits(5)))
+OPEN = OpenReservation(
+    ID, UserId(UUID(int=1)), None, ModelName("m"), 3, prompt_tokens=100, completion_tokens=50,
+    created_at=NOW - timedelta(minutes=3), lease_until=NOW - timedelta(minutes=1),
+)  # fmt: skip
+
+
+def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int = 0) -> Receipt:
+    return Receipt(ID, prompt_tokens, before, completion_tokens, "stop", OPEN.created_at + timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize(
+    ("receipt", "cost", "state", "counts"),
+    [
+        pytest.param(None, 0, ReservationState.EXPIRED, (0, 0), id="nobody knows: free"),
+        pytest.param(told(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
+        pytest.param(told(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what was sent is paid"),
+        pytest.param(told(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"),
+        pytest.param(told(10, 5, 0.0, before=15), 10 + 40, ReservationState.SETTLED, (10, 20), id="with what was sent before"),
+        pytest.param(told(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
+    ],
+)
+def test_how_it_ends(receipt: Receipt | None, cost: int, state: ReservationState, counts: tuple[int, int]) -> None:
+    row = end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW)
+    assert row is not None
+    assert (row.cost_micro, row.reservation, (row.prompt_tokens, row.completion_tokens)) == (cost, state, counts)
+    assert (row.id, row.user_id, row.created_at, row.error_code) == (OPEN.request_id, OPEN.owner, OPEN.created_at, "gateway_lost")
+
+
+def test_one_that_still_runs_is_looked_at_later_but_not_for_ever() -> None:
+    receipt = Receipt(ID, 10, 0, 20, RUNNING)
+    assert end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW) is None
+    row = end_of(OPEN, PRICE, receipt, most_seconds=3600, now=NOW + timedelta(hours=1))
+    assert row is not None
+    assert (row.cost_micro, row.reservation) == (0, ReservationState.EXPIRED)

@@ -1,0 +1,90 @@
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from services.gateway.repeats import idempotency_keys
+from services.gateway.repeats.idempotency_keys import (
+    Asked,
+    Found,
+    Held,
+    LeftBehind,
+    New,
+    Orphaned,
+    Over,
+    RunningElsewhere,
+    RunningHere,
+    State,
+)
+from shared import errors
+from shared.api.gateway import InferenceRequest
+from shared.types import NodeId, RequestId, UserId
+
+ONE, TWO = RequestId(UUID(int=1)), RequestId(UUID(int=2))
+HERE, THERE = NodeId("Uhere"), NodeId("Uthere")
+SECRET = "s" * 16
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "a\0b", "ä", "\x7f"])
+def test_a_key_that_cannot_be_kept_is_refused(key: str) -> None:
+    with pytest.raises(errors.BadRequest, match="Idempotency-Key"):
+        idempotency_keys.check(key)
+
+
+@pytest.mark.parametrize("key", ["a", "x" * 255, "order 17/2: {again}"])
+def test_any_printable_key_is_taken(key: str) -> None:
+    idempotency_keys.check(key)
+
+
+def held(state: State = State.RUNNING, request: RequestId = ONE, gateway: NodeId = HERE, answer: bytes | None = None) -> Held:
+    return Held(b"f", request, state, answer, gateway)
+
+
+@pytest.mark.parametrize(
+    ("row", "ours", "found"),
+    [
+        pytest.param(held(), {ONE}, RunningHere(ONE), id="runs here"),
+        pytest.param(held(), {TWO}, LeftBehind(ONE), id="this node ran it before it was started anew"),
+        pytest.param(held(gateway=THERE), set(), RunningElsewhere(THERE, ONE), id="runs elsewhere"),
+        pytest.param(held(State.ENDED, answer=b"a"), {ONE}, Over(ONE, b"a"), id="was answered"),
+        pytest.param(held(State.FAILED, gateway=THERE), set(), Over(ONE, None), id="failed, and its answer was too long"),
+    ],
+)
+def test_what_a_repeat_finds(row: Held, ours: set[RequestId], found: Found) -> None:
+    assert idempotency_keys.judge(row, b"f", node=HERE, ours=ours) == found
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_another_request_under_the_same_key_is_a_conflict(state: State) -> None:
+    with pytest.raises(errors.IdempotencyConflict) as refused:
+        idempotency_keys.judge(held(state), b"g", node=HERE, ours={ONE})
+    assert (refused.value.code, refused.value.status) == ("idempotency_conflict", 409)
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "ho"}, {"seed": 1}, {"max_tokens": 5}, {"model": "m"}, {"logit_bias": {1: 1.0}}])
+def test_the_fingerprint_is_of_everything_that_is_asked(fields: dict[str, Any]) -> None:
+    one, other = InferenceRequest(prompt="hi"), InferenceRequest(**{"prompt": "hi", **fields})
+    prints = {idempotency_keys.fingerprint(one, SECRET), idempotency_keys.fingerprint(other, SECRET)}
+    assert len(prints) == 2
+    assert idempotency_keys.fingerprint(one, "t" * 16) not in prints
+
+
+@pytest.mark.parametrize(
+    ("claimed", "after", "answers", "goes_on"),
+    [
+        (New(1), 0, None, True),
+        (New(1), 3, None, False),
+        (Orphaned(1), 0, 4, True),
+        (Orphaned(1), 3, None, True),
+        (Orphaned(1), 3, 1, True),
+        (Orphaned(1), 3, 2, False),
+    ],
+)
+def test_who_asks_for_the_rest_gets_what_fits_or_an_error(claimed: New | Orphaned, after: int, answers: int | None, goes_on: bool) -> None:
+    request = InferenceRequest(prompt="hi", n=answers)
+    asked = Asked(owner=UserId(UUID(int=1)), key="k", request=request, request_id=ONE, seed=1, after=after)
+    if goes_on:
+        idempotency_keys.ensure_can_go_on(claimed, asked)
+        return
+    with pytest.raises(errors.AnswerGone):
+        idempotency_keys.ensure_can_go_on(claimed, asked)
