@@ -105,7 +105,7 @@ class Embeddings:
         async with self._pipeline.recorded(running, principal, seconds=seconds):
             admitted = running.admitted = embedding_admission.admit(request)
             running.prompt_hash = prompts.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
-            model = self._pipeline.find_model(running, admitted.model, for_answers=False)
+            model = await self._pipeline.find_model(running, admitted.model, for_answers=False)
             bounds = Bounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
             wish = Wish(model, principal.user_id, bounds.prompt_tokens, 0)
             await self._pipeline.let_in(running, principal, wish, bounds)

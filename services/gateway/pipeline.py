@@ -9,6 +9,7 @@ Every request that enters ``run`` has exactly one row, however it ends.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -40,6 +41,8 @@ from shared.types import ModelName, RequestStatus, Role
 
 #: Of an answer whose caller names no number, where the model has room for as many: a whole page, and a bounded price.
 DEFAULT_MAX_TOKENS = 4096
+#: How often a request that waits for a worker looks again.
+_LOOK_SECONDS = 0.1
 _MAX_ROW_NUMBER = 2**31 - 1
 #: A deadline may fire this much early by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
@@ -79,13 +82,14 @@ class _Order:
 
 
 class Pipeline:
-    """Safe for any number of requests at once. For the first ``finding_seconds`` a model that nobody serves may have workers that
-    are not found yet."""
+    """Safe for any number of requests at once. For the first ``patience_seconds`` a model that nobody serves may have workers that
+    are not found yet; as long does a request wait for those that were there a moment ago."""
 
-    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic, *, finding_seconds: float = 0.0) -> None:
+    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic, *, patience_seconds: float = 0.0) -> None:
         self._parts = parts
         self.clock = clock
-        self._knows_all_at = clock() + finding_seconds
+        self._patience_seconds = patience_seconds
+        self._knows_all_at = clock() + patience_seconds
 
     @asynccontextmanager
     async def run(
@@ -136,20 +140,32 @@ class Pipeline:
             if status is RequestStatus.SUCCESS or failure is not None:
                 await self._parts.recorder.written(written)
 
-    def find_model(self, running: Ongoing, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
-        """Raises UnknownModel or NotReachable, and BadRequest where ``for_answers`` and it gives none."""
+    async def find_model(self, running: Ongoing, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
+        """Waits for a while where who serves it may only be missing for a moment. Raises UnknownModel or NotReachable, and BadRequest
+        where ``for_answers`` and it gives none."""
         parts = self._parts
-        just_started = self.clock() < self._knows_all_at
-        running.model = routing.resolve(wanted, parts.directory.entries(Role.WORKER), parts.names, just_started=just_started)
+        gives_up_at = self.clock() + self._patience_seconds
+        while True:
+            now = self.clock()
+            workers = parts.directory.entries(Role.WORKER)
+            try:
+                running.model = routing.resolve(wanted, workers, parts.names, just_started=now < self._knows_all_at)
+                break
+            except errors.NotReachable:
+                if now >= gives_up_at or not (now < self._knows_all_at or routing.are_missed(workers, datetime.now(UTC))):
+                    raise
+            await asyncio.sleep(_LOOK_SECONDS)
         if for_answers:
             routing.ensure_answers(running.model, parts.directory.usable(Role.WORKER))
         return running.model
 
     async def let_in(self, running: Ongoing, principal: Principal, wish: routing.Wish, bounds: Bounds) -> Held:
         """Find out that there is a place for it, count it against the limits of its caller and its model, and hold what it may cost.
-        Raises NotReachable or Overloaded, Limited or TokensTooLarge, BudgetExhausted or LedgerUnavailable: never one for another."""
+        Raises Overloaded, Limited or TokensTooLarge, BudgetExhausted or LedgerUnavailable: never one for another."""
         parts = self._parts
-        parts.dispatch.ensure_place(wish)
+        # Who is missing for a moment may be back before a worker is needed.
+        with contextlib.suppress(errors.NotReachable):
+            parts.dispatch.ensure_place(wish)
         tokens = wish.prompt_tokens + wish.max_tokens
         try:
             running.spent = await parts.quotas.spend(principal, wish.model, running.request_id, tokens=tokens, seconds=bounds.seconds)
@@ -164,7 +180,7 @@ class Pipeline:
         secret = self._parts.prompt_hash_secret
         admitted = admission.admit(request)
         running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
-        model = self.find_model(running, admitted.model)
+        model = await self.find_model(running, admitted.model)
         sampling = admitted.sampling
         answers = sampling.n or 1
         default = self._default_max_tokens(principal, model, admitted.most_prompt_tokens, answers)

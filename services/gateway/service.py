@@ -103,7 +103,7 @@ class GatewayService:
             responses=_responses(settings, node, opened.cache, opened.takes),
             cache_only_when_asked=settings.response_cache == "asked",
         )
-        self._pipeline = Pipeline(parts, finding_seconds=_FINDING_SECONDS)
+        self._pipeline = Pipeline(parts, patience_seconds=_FINDING_SECONDS)
         self._once = Once(self._pipeline, opened.idempotency)
         self._embeddings = Embeddings(self._pipeline, parts)
         self._http = self._http_app()

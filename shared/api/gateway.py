@@ -29,10 +29,10 @@ class Auth(Body, frozen=True):
 
 
 class Rest(Body, frozen=True):
-    """What is left of an answer that its reader lost: the chunks behind the last one that it has."""
+    """What is left of an answer that its reader lost."""
 
-    request_id: RequestId
-    after: int = 0
+    #: The number of the last chunk that it has.
+    after: int
 
 
 class ProcessInferenceRequest(Body, frozen=True):

@@ -118,7 +118,7 @@ class Clients:
 
     async def _by_rpc(self, who: Person, prompt: str, key: str | None, leave_after: int | None, seen: _Seen) -> None:
         request = gateway.ProcessInferenceRequest(InferenceRequest(prompt=prompt, model=MODEL), idempotency_key=key)
-        if seen.request_id is not None and seen.pieces:
+        if seen.pieces:
             request = _with_rest(request, seen)
         else:
             # Who does not know the id of its request is given the answer from its beginning.
@@ -171,8 +171,7 @@ def _code_of(body: bytes) -> str:
 
 
 def _with_rest(request: gateway.ProcessInferenceRequest, seen: _Seen) -> gateway.ProcessInferenceRequest:
-    assert seen.request_id is not None
-    rest = gateway.Rest(seen.request_id, seen.pieces[-1].number)
+    rest = gateway.Rest(seen.pieces[-1].number)
     return gateway.ProcessInferenceRequest(request.request, request.auth, request.idempotency_key, rest)
 
 

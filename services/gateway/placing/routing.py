@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from shared import errors
 from shared.api.gateway import ServedModel
@@ -13,6 +14,8 @@ _SYNTHETIC = "echo"
 
 #: What Ollama calls a model of which no version is named.
 _LATEST = ":latest"
+
+MISSED_SECONDS = 10.0
 
 _NO_WORKER_HINT = "see `aicli nodes`; start a worker with `aicli worker`"
 
@@ -115,6 +118,11 @@ def digest_of(model: ModelName, usable: Iterable[Entry]) -> str:
     """Of the model's file; empty where there is none to show, or where workers differ."""
     digests = {offer.digest for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready}
     return digests.pop() if len(digests) == 1 else ""
+
+
+def are_missed(workers: Iterable[Entry], now: datetime) -> bool:
+    """Whether one of them went so lately that it may be back at once: a link that is made anew, a server that is started again."""
+    return any(not worker.alive and (now - worker.since).total_seconds() < MISSED_SECONDS for worker in workers)
 
 
 def ensure_answers(model: ModelName, usable: Iterable[Entry]) -> None:

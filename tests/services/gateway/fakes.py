@@ -278,7 +278,7 @@ class House:
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc)
-        parts = Parts(
+        self.parts = parts = Parts(
             quotas=self.quotas,
             ledger=ledger,
             dispatch=self.dispatch,

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -15,7 +14,7 @@ from services.gateway.repeats.takes import Takes
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
-from shared.types import NodeId, RequestId
+from shared.types import NodeId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, House
 
@@ -75,7 +74,7 @@ async def test_without_a_key_it_ends_with_its_reader(door: Door) -> None:
     await door.ask(stops_after=1)
     assert door.house.worker.left_early == 1
     with pytest.raises(errors.BadRequest, match="Last-Event-ID"):
-        await door.ask(Again(rest=Rest(RequestId(uuid4()), 1)))
+        await door.ask(Again(rest=Rest(1)))
 
 
 async def test_with_a_key_it_is_run_limited_and_written_once(door: Door) -> None:
@@ -96,7 +95,7 @@ async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:
     cut = await door.ask(KEY, stops_after=1)
     assert cut.answer is not None
     await door.house.worker.said.wait()
-    reading = asyncio.create_task(door.ask(Again(key="k", rest=Rest(cut.answer.request_id, 1)), stops_after=2))
+    reading = asyncio.create_task(door.ask(Again(key="k", rest=Rest(1)), stops_after=2))
     heard = await reading
     assert (heard.numbers, heard.text) == ([2], " world")
     assert door.house.worker.left_early == 0
@@ -105,7 +104,7 @@ async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:
 async def test_the_whole_of_it_is_there_for_who_has_to_read_it_from_the_beginning(door: Door) -> None:
     cut = await door.ask(KEY)
     assert cut.answer is not None
-    rest = Again(key="k", rest=Rest(cut.answer.request_id, 2))
+    rest = Again(key="k", rest=Rest(2))
     assert (await door.ask(rest)).text == "!"
     assert (await door.ask(rest, whole=True)).text == "Hello world!"
 

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
+from services.gateway.pipeline import Pipeline
+from services.gateway.placing import routing
 from shared import context, errors
 from shared.api import events
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Usage
-from shared.types import FinishReason, ModelName, RequestStatus
+from shared.types import FinishReason, ModelName, RequestStatus, Role
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY_ID, OWNER, PERSON, USER, FakeWorker, House
 
@@ -173,3 +175,31 @@ async def _written(house: House, rows: int = 1) -> None:
     async with asyncio.timeout(1):
         while len(house.store.rows) < rows:  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(house: House) -> None:
+    patient = Pipeline(house.parts, patience_seconds=5.0)
+    announced = house.directory.entries(Role.WORKER)[0].announcement
+    house.directory.gone(announced.node, "its link was lost")
+
+    async def text(pipeline: Pipeline) -> str:
+        context.start()
+        async with pipeline.run(OWNER, InferenceRequest(prompt="hi", model=ModelName("smollm2")), seconds=10) as running:
+            return "".join([chunk.text async for chunk in running])
+
+    with pytest.raises(errors.NotReachable):
+        await text(house.pipeline)
+    waiting = asyncio.create_task(text(patient))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    house.directory.heard(announced, "nats")
+    assert await waiting == "Hello world!"
+
+
+async def test_a_worker_that_is_gone_for_long_is_not_waited_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "MISSED_SECONDS", 0.0)
+    quick = Pipeline(house.parts, iter(range(0, 10_000, 100)).__next__, patience_seconds=50.0)
+    house.directory.gone(house.directory.entries(Role.WORKER)[0].node, "its link was lost")
+    with pytest.raises(errors.NotReachable):
+        async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):
+            pass

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -15,18 +14,19 @@ from services.gateway.doors.forms import Event, Form
 from services.gateway.doors.http_app import Access, HttpApp, Route
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.doors.rest_inference import RestForm
+from services.gateway.once import Again
 from services.gateway.openai.chat import ChatBody
 from services.gateway.openai.chat_form import ChatForm
 from services.gateway.openai.completion_form import CompletionForm
 from services.gateway.openai.completions import CompletionBody
 from services.gateway.openai.response_form import ResponseForm
 from services.gateway.openai.responses import ResponseBody
-from shared import errors
+from shared import context, errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, Rest
 from shared.api.generation import Generation, Usage
 from shared.context import new_request_id
-from shared.types import FinishReason
+from shared.types import FinishReason, RequestId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, House
 
@@ -69,7 +69,7 @@ async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClie
 
 def test_an_id_says_what_is_left() -> None:
     request_id = new_request_id()
-    assert event_ids.read(event_ids.write(request_id, 17)) == Rest(request_id, 17)
+    assert event_ids.read(event_ids.write(request_id, 17)) == Rest(17)
 
 
 @pytest.mark.parametrize("wrong", ["", "17", "x" * 32 + "-1", "0" * 32, "0" * 32 + "--1", "0" * 32 + "-1 ", "0" * 32 + "-1" + "0" * 9])
@@ -91,18 +91,16 @@ FORMS: dict[str, Callable[[], Form]] = {
 async def test_who_has_a_part_gets_the_rest_and_nothing_twice(house: House, path: str, after: int) -> None:
     principal, request = fakes.OWNER, InferenceRequest(prompt="hi")
 
-    async def told(after: int) -> bytes:
+    async def told(after: int) -> tuple[RequestId, bytes]:
+        context.start()
         reader = Reader(path, {})
         call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
-        form = FORMS[path]()
-        async with house.pipeline.run(principal, request, seconds=5) as running:
-            # As a request that goes on does: the same answer under the same id.
-            running.request_id, running.began_at = whole_id, whole_began
-            await answering.hand_on(call, running, form, stream=True, after=after)
-        return b"".join(message.get("body", b"") for message in reader.sent)
+        again = Again(key="k", rest=Rest(after) if after else None)
+        async with house.once.run(principal, request, seconds=5, again=again, whole=True) as said:
+            await answering.hand_on(call, said, FORMS[path](), stream=True, after=after)
+        return said.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
-    whole_id, whole_began = new_request_id(), datetime.now(UTC)
-    whole = await told(0)
+    whole_id, whole = await told(0)
     mark = f"id: {event_ids.write(whole_id, after)}\n".encode()
     if after == 0:
         expected = whole
@@ -110,7 +108,8 @@ async def test_who_has_a_part_gets_the_rest_and_nothing_twice(house: House, path
         expected = whole.partition(mark)[2].partition(b"\n\n")[2]
     else:
         expected = b""
-    assert await told(after) == expected
+    assert await told(after) == (whole_id, expected)
+    assert len(house.worker.asked) == 1
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------------
