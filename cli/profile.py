@@ -7,12 +7,11 @@ an error and never skipped: the command would go to another mesh than the one th
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared import addresses, errors
+from shared import addresses, errors, private_file
 from shared.types import Credential, MeshName
 
 FILE = "profile.toml"
@@ -202,17 +201,7 @@ def write(path: Path, profile: Profile) -> None:
     """Put a profile in place of the file, whole or not at all, readable by its owner only; raises BadSettings."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # mkstemp makes it 0600 from its first moment.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(render(profile).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink()
-            raise
+        private_file.replace(path, render(profile).encode(), synced=True)
     except OSError as error:
         raise errors.BadSettings(f"cannot write {path}: {error.strerror}") from error
 

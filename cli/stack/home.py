@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import errors
+from shared import errors, private_file
 
 #: sockaddr_un.sun_path holds 108 bytes, one of them the zero at the end (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
@@ -119,13 +119,4 @@ def ensure_folders(home: Home) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Put ``text`` in place of the file, whole or not at all, 0600."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    private_file.replace(path, text.encode(), synced=True)

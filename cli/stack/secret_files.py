@@ -5,12 +5,11 @@ A file appears whole or not at all, so an interrupted ``init`` is repaired by th
 
 import os
 import secrets
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from cli.stack.home import Home
-from shared import identity
+from shared import identity, private_file
 from shared.types import Role
 
 #: name of the key file -> role of the node. ``echo`` is the second worker that AIMESH_ECHO=1 adds.
@@ -85,16 +84,10 @@ def ensure_file(path: Path, make: Callable[[], bytes]) -> bool:
         if path.stat().st_mode & 0o177:
             path.chmod(0o600)
         return False
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(make() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # A link fails where a rename would replace: of two that run at once, the first one's secret stays.
-        os.link(name, path)
-    except FileExistsError:
-        return False
-    finally:
-        Path(name).unlink()
+    with private_file.written(path, make() + b"\n", synced=True) as made:
+        try:
+            # A link fails where a rename would replace: of two that run at once, the first one's secret stays.
+            os.link(made, path)
+        except FileExistsError:
+            return False
     return True

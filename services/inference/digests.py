@@ -5,7 +5,6 @@ kept, the digest is computed anew.
 """
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from shared import private_file
 from shared.telemetry import logs
 
 log = logs.get()
@@ -98,7 +98,8 @@ class KnownDigests:
             while len(body := _encode(_Kept(kept))) > MOST_BYTES:
                 kept = kept[1:]
             try:
-                _replace(self._file, body)
+                # Not synced: after a power cut a damaged one is computed anew.
+                private_file.replace(self._file, body)
             except OSError as error:
                 log.warning("digests_not_kept", file=str(self._file), reason=error.strerror)
 
@@ -119,15 +120,3 @@ class KnownDigests:
 def _text_of(path: Path) -> str:
     """JSON takes no names that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _replace(path: Path, body: bytes) -> None:
-    """Whole or not at all, 0600; raises OSError. Not synced: after a power cut a damaged one is computed anew."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(body)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -4,8 +4,7 @@
 """
 
 import asyncio
-import os
-import tempfile
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from shared import directory
+from shared import directory, private_file
 from shared.api import worker_status
 from shared.api.gateway import Check
 from shared.api.inference import SERVED, ModelStatus
@@ -254,7 +253,9 @@ class Narrator:
             self._written is None or _differ(self._written, facts) or now - self._written_at >= WRITE_EVERY_SECONDS
         ):
             self._written, self._written_at = facts, now
-            await asyncio.to_thread(_replace, self._status_file, worker_status.encode(self._status(facts)))
+            # A full disk is no reason to stop serving: the age of the file shows it.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(private_file.replace, self._status_file, worker_status.encode(self._status(facts)))
 
     def _measured(self, facts: Facts, now: float) -> Facts:
         """Without gateways that came just now: how far away they are is known with their first PONG."""
@@ -290,14 +291,3 @@ def _differ(one: Facts, other: Facts) -> bool:
 def _rounded(facts: Facts) -> Facts:
     gateways = tuple(Reached(each.role, each.node, each.path, None) for each in facts.gateways)
     return replace(facts, now=0.0, gateways=gateways)
-
-
-def _replace(path: Path, body: bytes) -> None:
-    """Whole or not at all, 0600. A full disk is no reason to stop serving: the age of the file shows it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(body)
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)

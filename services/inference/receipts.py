@@ -7,7 +7,6 @@ guessed: nobody pays for it.
 
 import asyncio
 import os
-import tempfile
 import time
 import zlib
 from collections import OrderedDict, deque
@@ -20,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from services.inference.backends.backend import Sink
-from shared import errors, identity
+from shared import errors, identity, private_file
 from shared.api import inference
 from shared.api.generation import Generation
 from shared.api.inference import Receipt, SignedReceipt
@@ -209,7 +208,7 @@ class Receipts:
         body = b"".join(_record(text) for text in texts)
         try:
             if anew:
-                _replace(self._file, body)
+                private_file.replace(self._file, body)
             else:
                 _append(self._file, body)
             self._is_well = True
@@ -243,15 +242,3 @@ def _append(path: Path, body: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(body)
-
-
-def _replace(path: Path, body: bytes) -> None:
-    """Whole or not at all, 0600."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(body)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

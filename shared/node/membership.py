@@ -4,13 +4,11 @@ Nothing in it is of use without the node's key, and all of it comes anew from au
 forgotten by a restart, and a box that was asleep for a week has to find its way back.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 
-from shared import errors
+from shared import errors, private_file
 from shared.api.membership import Membership, TopicSecret
 from shared.trust import Trust
 from shared.types import AuthorityId, MeshName, Role
@@ -78,16 +76,7 @@ def load(path: Path) -> Kept | None:
 
 def save(path: Path, kept: Kept) -> None:
     """Put it in place whole or not at all, 0600; raises OSError."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_encode(kept))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    private_file.replace(path, _encode(kept), synced=True)
 
 
 def nodes_of(kept: Kept, now: float) -> tuple[str, ...]:
