@@ -239,12 +239,6 @@ async def test_the_status_file_is_true_and_fresh(tmp_path: Path) -> None:
     assert (tmp_path / "status").stat().st_mode & 0o077 == 0
 
 
-def test_writing_leaves_nothing_beside_the_status_file(tmp_path: Path) -> None:
-    narration._replace(tmp_path / "status", b"1")
-    narration._replace(tmp_path / "status", b"2")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("status", b"2")]
-
-
 def test_the_facts_come_from_the_node() -> None:
     node = Node()
     ca = identity.Authority(identity.new_authority_seed())
