@@ -146,8 +146,9 @@ class Clients:
             headers["last-event-id"] = seen.last_event
         async with self.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
             seen.status = answer.status_code
-            if "x-request-id" in answer.headers:
-                seen.request_id = RequestId(UUID(answer.headers["x-request-id"]))
+            # Of a repeat, the id of the request that it repeats.
+            if (named := answer.headers.get("x-original-request-id") or answer.headers.get("x-request-id")) is not None:
+                seen.request_id = RequestId(UUID(named))
             if answer.status_code != 200:
                 code = _code_of(await answer.aread())
                 # A client that returns waits while the gateway starts again, or still has the request.

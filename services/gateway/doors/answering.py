@@ -62,7 +62,8 @@ def _headers(said: Answer) -> Headers:
     if said.clamped_to is not None:
         found.append((b"x-budget-clamped", b"%d" % said.clamped_to))
     if said.is_repeat:
-        found.append((b"idempotent-replayed", b"true"))
+        # As Stripe's: this call has an id of its own, in the log; the answer and what it cost go by the first one's.
+        found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(said.request_id).encode())]
     return found
 
 
