@@ -189,6 +189,7 @@ async def measure_worker(_count: int, threads: int) -> list[report.Row]:
         "ENGINE_CONTEXT_TOKENS": WORKER_SLOT_TOKENS,
         "ENGINE_THREADS": threads,
         "TIER_PRO": "requests_per_hour=unlimited,requests_per_minute=unlimited,concurrency=unlimited",
+        "RESPONSE_CACHE": "off",
     }
     async with stack(**{name: str(value) for name, value in settings.items()}) as running:
         port = int(running.environment["GATEWAY_SERVICE_PORT"])

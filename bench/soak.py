@@ -161,6 +161,7 @@ async def measure(requests: int) -> tuple[list[report.Row], Tally]:
         "ECHO_TOKEN_MS": "1",
         "ENGINE_SLOTS": str(AT_ONCE),
         "TIER_PRO": "requests_per_hour=unlimited,requests_per_minute=unlimited,concurrency=unlimited",
+        "RESPONSE_CACHE": "off",
     }
     async with stack(**settings) as running, people.desk(running) as desk:
         person = await desk.register("soak", Tier.PRO)

@@ -225,7 +225,8 @@ class Pipeline:
 
     def _default_max_tokens(self, principal: Principal, model: ModelName, prompt_tokens: int, answers: int) -> int:
         """For a request that names no number: what the model has room for, and what the limits ever let through."""
-        most = min(DEFAULT_MAX_TOKENS, routing.least_context(model, self._parts.directory.usable(Role.WORKER)))
+        # 0 where nobody is there to tell.
+        most = min(DEFAULT_MAX_TOKENS, routing.least_context(model, self._parts.directory.usable(Role.WORKER)) or DEFAULT_MAX_TOKENS)
         limit = self._parts.quotas.most_tokens(principal, model)
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
 

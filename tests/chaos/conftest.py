@@ -14,7 +14,8 @@ from tests.stacks import RunningStack
 ECHO_TOKEN_MS = "20"
 
 #: No limit of a tier is reached.
-SETTINGS = {"DEFAULT_RATE_LIMIT": "1000000", "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS)}
+#: Answers shall be made, not remembered.
+SETTINGS = {"RESPONSE_CACHE": "off", "DEFAULT_RATE_LIMIT": "1000000", "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS)}
 
 _shared = stacks.OfFolder(Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, **SETTINGS)
 

@@ -238,7 +238,7 @@ class World:
 @asynccontextmanager
 async def opened(scale: Scale, seed: int) -> AsyncIterator[World]:
     # Without Hyperswarm there are fewer processes on the cores; tests/chaos/outside has its faults.
-    settings = {"TIER_FREE": UNLIMITED, "DEFAULT_RATE_LIMIT": "1000000000", "HYPERSWARM": "0", "LOG_LEVEL": "info"}
+    settings = {"RESPONSE_CACHE": "off", "TIER_FREE": UNLIMITED, "DEFAULT_RATE_LIMIT": "1000000000", "HYPERSWARM": "0", "LOG_LEVEL": "info"}
     async with stacks.stack(**settings) as stack:
         folder = Path(tempfile.mkdtemp(prefix="aimesh-chaos-"))
         attempts = folder / "attempts"

@@ -126,7 +126,7 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
         assert revoked.status == 0, revoked.err
         *_, last = await whole(lines)
         took = time.monotonic() - began
-    assert last["error"]["code"] == "link_lost", last
+    assert last["error"]["code"] == "worker_lost", last
     assert took < CUT_SECONDS
     row = await row_of(stack, model, usable=False)
     assert "revoked" in row["why_not"]

@@ -92,7 +92,10 @@ class Recorder:
                     self._settled.clear()
                     await _wait(self._settled, DRAIN_SECONDS)
                 writer.cancel()
-        if self._waiting and not await self._keep():
+        if not self._waiting:
+            # The writer may have been stopped between its last batch and this.
+            await self._clear()
+        elif not await self._keep():
             _log.error("request rows lost at shutdown", rows=len(self._waiting))
 
     @property

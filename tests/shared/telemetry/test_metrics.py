@@ -29,7 +29,10 @@ BOUNDED = {
     "path",
     "node",
     "version",
+    "kind",
+    "outcome",
     "python",
+    "result",
 }
 
 
