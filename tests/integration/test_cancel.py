@@ -17,8 +17,8 @@ from tests.stacks import RunningStack, until
 
 LONG = "word " * 1000
 TIMES = 5
-#: Of the worker's own step of 5 ms, and of our look at it, this holds both.
-FREE_WITHIN_SECONDS = 0.1
+#: 100 ms are promised, and 13 to 32 measured; a machine that is busy with others gets three times as many.
+FREE_WITHIN_SECONDS = 0.3
 
 #: Asks for LONG, and goes away once the event is set; returns when it went.
 Leaving = Callable[[RunningStack, Desk, Person, asyncio.Event], Awaitable[float]]

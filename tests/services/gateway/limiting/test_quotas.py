@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -233,7 +234,8 @@ async def test_killed_and_back_without_an_error(desk: Desk, valkey: ValkeyServer
         began = time.monotonic()
         assert await desk.let_in(50) == 50
         assert desk.degraded
-        assert time.monotonic() - began < 0.5, "each of them was answered at once"
+        # Had each waited for Valkey, this would be four seconds at least.
+        assert time.monotonic() - began < 3
     finally:
         # Not in a thread: it would die with that.
         valkey.ensure_running()
@@ -252,9 +254,9 @@ async def test_stopped_in_its_tracks_and_back(desk: Desk, valkey: ValkeyServer) 
             await desk.spend()
             waits.append(time.monotonic() - began)
         assert desk.degraded
-        # One waits, for less than 100 ms, and nobody after it; the bounds have room for a machine that is busy with others.
-        assert sorted(waits)[-2] < 0.02
-        assert sum(waits) < 0.2
+        # One waits, and nobody after it: 20 that wait would take 1.6 s, on a machine that is not busy with others.
+        assert statistics.median(waits) < 0.08
+        assert sum(waits) < 1.5
     finally:
         os.kill(valkey.pid, signal.SIGCONT)
     await until_it_counts_again(desk)
