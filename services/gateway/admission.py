@@ -28,6 +28,8 @@ MAX_BIASES, MAX_BIAS = 300, 100
 #: As OpenAI's; the models write them again, and some into their own syntax.
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+#: Of English and of code there are four, of other languages fewer.
+BYTES_IN_A_TOKEN = 3
 #: Tokens that a chat template may add around each message, and once around all of them.
 _TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS = 16, 256
 
@@ -91,6 +93,11 @@ class Admitted:
     def most_prompt_tokens(self) -> int:
         """No tokenizer makes more tokens than bytes, so a worker that claims more is not believed."""
         return self.prompt_bytes + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages) + _TEMPLATE_TOKENS
+
+    @property
+    def likely_prompt_tokens(self) -> int:
+        """For limits, which are settled by the real number, and would refuse a long prompt by its bytes."""
+        return self.prompt_bytes // BYTES_IN_A_TOKEN + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages)
 
 
 def admit(request: InferenceRequest) -> Admitted:

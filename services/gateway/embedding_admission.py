@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.gateway.admission import MAX_MODEL_CHARACTERS, BadField
+from services.gateway.admission import BYTES_IN_A_TOKEN, MAX_MODEL_CHARACTERS, BadField
 from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
 from shared.types import ModelName
@@ -25,6 +25,11 @@ class Admitted:
     def most_prompt_tokens(self) -> int:
         """No tokenizer makes more tokens than bytes, so a worker that claims more is not believed."""
         return self.input_bytes + _ADDED_TOKENS * len(self.inputs)
+
+    @property
+    def likely_prompt_tokens(self) -> int:
+        """As of a prompt."""
+        return self.input_bytes // BYTES_IN_A_TOKEN + _ADDED_TOKENS * len(self.inputs)
 
 
 def admit(request: EmbeddingRequest) -> Admitted:

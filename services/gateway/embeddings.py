@@ -107,7 +107,7 @@ class Embeddings:
             running.prompt_hash = prompts.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
             model = await self._pipeline.find_model(running, admitted.model, for_answers=False)
             bounds = Bounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
-            wish = Wish(model, principal.user_id, bounds.prompt_tokens, 0)
+            wish = Wish(model, principal.user_id, admitted.likely_prompt_tokens, 0)
             await self._pipeline.let_in(running, principal, wish, bounds)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
             running.answers = self._parts.relay.embed(asked, wish, seconds=seconds)

@@ -183,7 +183,7 @@ class Pipeline:
         model = await self.find_model(running, admitted.model)
         sampling = admitted.sampling
         answers = sampling.n or 1
-        default = self._default_max_tokens(principal, model, admitted.most_prompt_tokens, answers)
+        default = self._default_max_tokens(principal, model, admitted.likely_prompt_tokens, answers)
         bounds = Bounds(
             model=model,
             prompt_tokens=admitted.most_prompt_tokens,
@@ -195,7 +195,7 @@ class Pipeline:
         wish = routing.Wish(
             model=model,
             tenant=principal.user_id,
-            prompt_tokens=bounds.prompt_tokens,
+            prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=bounds.max_tokens * answers,
             beginnings=affinity.beginnings(admitted.messages, salt, sampling.tools),
         )

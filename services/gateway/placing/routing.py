@@ -36,7 +36,7 @@ class Wish:
     model: ModelName
     #: For whom: a fair queue takes turns between tenants.
     tenant: UserId
-    #: How much work it is at most: tokens of the prompt, and of the answer.
+    #: How much work it is likely to be: tokens of the prompt, and the most of the answer.
     prompt_tokens: int
     max_tokens: int
     #: Names of the prompt's beginnings, the shortest first: a worker that has read one of them need not read it again.

@@ -203,3 +203,17 @@ async def test_a_worker_that_is_gone_for_long_is_not_waited_for(house: House, mo
     with pytest.raises(errors.NotReachable):
         async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):
             pass
+
+
+async def test_a_long_prompt_counts_against_the_limits_by_what_it_is_likely_to_have(house: House) -> None:
+    spent: list[int] = []
+
+    async def spend(*_: object, tokens: int, **__: object) -> Any:
+        spent.append(tokens)
+        raise errors.Unavailable("enough")
+
+    house.quotas.spend = spend  # type: ignore[method-assign]
+    with pytest.raises(errors.Unavailable):
+        await ask(house, prompt="word " * 600, max_tokens=100)
+    # 3,000 bytes are some 600 tokens; 3,000 would be refused by a key with 2,000 a minute.
+    assert 700 <= spent[0] <= 1200
