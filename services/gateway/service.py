@@ -30,6 +30,7 @@ from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
 from services.gateway.relaying import receipts
 from services.gateway.relaying.relay import Relay
+from services.gateway.repeats import cache_keys
 from services.gateway.repeats.idempotency import Idempotency
 from services.gateway.repeats.idempotency_store import IdempotencyStore
 from services.gateway.repeats.response_cache import Bounds, ResponseCache
@@ -176,7 +177,8 @@ class GatewayService:
         principal = await self.callers.identify(request.auth.api_key or stream.credential)
         seconds = min(self._seconds, stream.remaining_seconds())
         again = Again(key=request.idempotency_key, rest=request.rest)
-        async with self._once.run(principal, request.request, seconds=seconds, again=again) as answer:
+        cache = cache_keys.Asked.OFF if request.fresh else cache_keys.Asked.NOTHING
+        async with self._once.run(principal, request.request, seconds=seconds, again=again, cache=cache) as answer:
             async for number, chunk in answer:
                 said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number)
                 await stream.send(said)

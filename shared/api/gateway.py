@@ -43,6 +43,8 @@ class ProcessInferenceRequest(Body, frozen=True):
     idempotency_key: str | None = None
     #: With the same request and the same idempotency key.
     rest: Rest | None = None
+    #: Made now: not from the response cache, nor into it.
+    fresh: bool = False
 
 
 class InferenceChunk(Body, frozen=True):

@@ -112,8 +112,10 @@ class Site:
         self.net, self.client, self.nodes, self.url = net, client, nodes, url
         self.auth: StandInAuth = nodes["auth"].service  # type: ignore[assignment]
 
-    async def ask(self, key: Credential = KEY, *, seconds: float = 10, **fields: Any) -> tuple[str, gateway.InferenceResult]:
-        request = ProcessInferenceRequest(InferenceRequest(**{"prompt": "hi", **fields}))
+    async def ask(
+        self, key: Credential = KEY, *, seconds: float = 10, fresh: bool = False, **fields: Any
+    ) -> tuple[str, gateway.InferenceResult]:
+        request = ProcessInferenceRequest(InferenceRequest(**{"prompt": "hi", **fields}), fresh=fresh)
         async with self.client.rpc.stream(gateway.process_inference_request, request, credential=key, deadline_seconds=seconds) as answer:
             text = "".join([chunk.text async for chunk in answer])
         return text, answer.end
@@ -157,6 +159,15 @@ async def test_answers_and_their_rows(site: Site) -> None:
     assert sum(row["tokens_used"] for row in logged) == sum(result.usage.total_tokens for _, result in results) == 21
     (usage,) = await site.rows("SELECT * FROM gateway.usage_stats")
     assert (usage["user_id"], usage["api_key_id"], usage["request_count"], usage["tokens_used"]) == (USER, OWNER.key_id, 3, 21)
+
+
+async def test_the_same_question_is_answered_from_the_cache_unless_it_wants_a_new_answer(site: Site) -> None:
+    worker = site.nodes["worker"].service
+    answers = [await site.ask(seed=7, fresh=fresh) for fresh in (False, False, True)]
+    assert [(text, result.cached) for text, result in answers] == [("Hello world", False), ("Hello world", True), ("Hello world", False)]
+    assert worker.ran == 2
+    costs = await site.rows("SELECT cost_micro > 0 AS paid, cached FROM gateway.request_logs ORDER BY created_at")
+    assert [tuple(row) for row in costs] == [(True, False), (False, True), (True, False)]
 
 
 async def test_a_limit_and_the_quota(site: Site) -> None:
