@@ -23,3 +23,15 @@ CREATE TABLE idempotency_keys (
 );
 
 CREATE INDEX idempotency_keys_by_end ON idempotency_keys (expires_at);
+
+-- A request that another one takes over is paid by that one alone, and what the first held is free at once: its worker's receipt would
+-- have the same answer paid twice.
+CREATE FUNCTION release_what_was_taken_over() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM settle(OLD.request_id, 0, 'expired');
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER taken_over AFTER UPDATE OF request_id ON idempotency_keys FOR EACH ROW
+WHEN (OLD.state = 'running' AND OLD.request_id <> NEW.request_id) EXECUTE FUNCTION release_what_was_taken_over();

@@ -13,7 +13,10 @@ from services.gateway import store
 from services.gateway.money.ledger_store import AlreadyReverted, LedgerStore
 from services.gateway.money.request_row import RequestRow, ReservationState
 from services.gateway.money.reservations import Granted, TooLittle, Wanted
+from services.gateway.repeats.idempotency_keys import Asked, New, Orphaned
+from services.gateway.repeats.idempotency_store import IdempotencyStore
 from services.gateway.store import Store
+from shared.api.gateway import InferenceRequest
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
 
@@ -249,3 +252,24 @@ async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Book
     history = await books.ledger.list_prices(history=True)
     assert [price.price.output_micro_per_million for price in history] == [6, 5, 200_000_000]
     assert await books.ledger.find_price(history[1].id) == history[1]
+
+
+async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(postgres_url: str) -> None:
+    async with store.opened(postgres_url) as opened:
+        books = Books(Store(opened), LedgerStore(opened), postgres_url)
+        keys = IdempotencyStore(opened)
+        await books.ledger.ensure_default_price(1, 1)
+        ada, first, second = new_owner(), new_request(), new_request()
+        asked = Asked(owner=ada, key="k", request=InferenceRequest(prompt="hi"), request_id=first, seed=7)
+        assert await keys.claim(asked, b"f" * 32, GATEWAY, lease_seconds=90) == New(7)
+        await books.reserve(ada, request=first)
+        again = replace(asked, request_id=second)
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90) is None
+        assert await books.account(ada) == (3500, 0, 500)
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(7)
+        assert await books.account(ada) == (3500, 0, 0)
+        await books.reserve(ada, request=second)
+        # The first gateway lives after all, and says what it delivered.
+        await books.settle(ada, (first, 400), (second, 300))
+        assert await books.account(ada) == (3200, 0, 0)
+        assert (await books.report()).findings == ()
