@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
-from services.gateway import mesh
+from services.gateway import callers, mesh
 from shared import directory, errors
 from shared.api import inference
 from shared.api.auth import Principal
@@ -11,7 +11,7 @@ from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWo
 from shared.api.inference import ModelStatus
 from shared.directory import Entry
 from shared.telemetry import logs
-from shared.types import ModelName, NodeId, Role, UserRole
+from shared.types import ModelName, NodeId, Role
 
 #: Workers that are asked to load a model before the last one's reason is the answer.
 ATTEMPTS = 3
@@ -29,7 +29,7 @@ class ModelOrders:
 
     async def load(self, caller: Principal, request: LoadOnWorker, seconds: float) -> ModelPlaces:
         """Returns when one worker has it in memory; raises NotAllowed, UnknownModel, or what the last worker said."""
-        _check_admin(caller)
+        callers.check_admin(caller)
         model, workers = self._find(request.model, request.worker)
         workers.sort(key=directory.expected_wait)
         order = inference.LoadModel(model, request.pin)
@@ -43,7 +43,7 @@ class ModelOrders:
 
     async def unload(self, caller: Principal, request: UnloadOnWorkers, seconds: float) -> ModelPlaces:
         """Returns what each worker said; raises NotAllowed or UnknownModel, and the reason where there is only one worker."""
-        _check_admin(caller)
+        callers.check_admin(caller)
         model, workers = self._find(request.model, request.worker)
         order = inference.UnloadModel(model)
         if len(workers) == 1:
@@ -84,11 +84,6 @@ class ModelOrders:
             many = "several workers have" if meant else "no worker with the model has"
             raise errors.NotFound(f"{many} an id that begins with {beginning[:60]!r}", hint="`aicli nodes` shows the ids")
         return model, meant
-
-
-def _check_admin(caller: Principal) -> None:
-    if caller.role is not UserRole.ADMIN:
-        raise errors.NotAllowed(f"{caller.username} is no administrator", hint="ask an administrator of this mesh to do it")
 
 
 def _has(worker: Entry, model: ModelName) -> bool:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from shared import errors
+from shared.node import lifecycle
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -29,13 +30,10 @@ class Batches(Generic[Question, Answer]):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Batches[Question, Answer]"]:
-        async with asyncio.TaskGroup() as tasks:
-            writers = [tasks.create_task(self._write_for_ever()) for _ in range(WRITERS)]
-            try:
-                yield self
-            finally:
-                for writer in writers:
-                    writer.cancel()
+        async with lifecycle.background() as tasks:
+            for _ in range(WRITERS):
+                tasks.create_task(self._write_for_ever())
+            yield self
 
     async def ask(self, question: Question) -> Answer:
         """A cancel is felt when the answer is there: what was asked may have happened, and whoever ends it must come after it. Raises

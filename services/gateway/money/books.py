@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from services.gateway import mesh
+from services.gateway import callers, mesh
 from services.gateway.limiting.tiers import Plan
 from services.gateway.money import prices
 from services.gateway.money.ledger import Ledger
@@ -14,7 +14,7 @@ from shared.api import auth
 from shared.api.auth import Principal
 from shared.api.ledger import MICRO, Account, LedgerReport, ListPrices, ModelPrices, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.telemetry import logs
-from shared.types import Credential, RequestId, Tier, UserId, UserRole
+from shared.types import Credential, RequestId, Tier, UserId
 
 #: 10 billion credits: far from what 64 bits hold, and from what anybody means.
 MOST_TOP_UP = 10_000_000_000 * MICRO
@@ -42,12 +42,12 @@ class Books:
     async def read_account(self, caller: Principal, request: ReadAccount, credential: Credential | None) -> Account:
         if request.user_id is None or request.user_id == caller.user_id:
             return await self.account(caller.user_id, caller.tier)
-        check_admin(caller)
+        callers.check_admin(caller)
         user = await self._rpc.call(auth.get_user, auth.GetUser(request.user_id), credential=credential)
         return await self.account(user.id, user.tier)
 
     async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> Account:
-        check_admin(caller)
+        callers.check_admin(caller)
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
             raise errors.BadRequest("the amount is 0, or larger than anybody can mean", hint="at most 10 billion credits at once")
         _check_note(request.note)
@@ -62,7 +62,7 @@ class Books:
         return ModelPrices(tuple(row.price for row in await self._store.list_prices(history=request.history)))
 
     async def set_price(self, caller: Principal, request: SetPrice) -> ModelPrices:
-        check_admin(caller)
+        callers.check_admin(caller)
         prices.check(request.price)
         await self._store.add_price(request.price)
         await self._ledger.refresh_prices()
@@ -70,7 +70,7 @@ class Books:
         return await self.list_prices(ListPrices())
 
     async def revert(self, caller: Principal, request: RevertRequest, credential: Credential | None) -> Account:
-        check_admin(caller)
+        callers.check_admin(caller)
         _check_note(request.note)
         try:
             owner = await self._store.revert(request.request_id, request.note)
@@ -85,13 +85,8 @@ class Books:
         return await self.account(owner, user.tier)
 
     async def verify(self, caller: Principal) -> LedgerReport:
-        check_admin(caller)
+        callers.check_admin(caller)
         return await self._ledger.verify()
-
-
-def check_admin(caller: Principal) -> None:
-    if caller.role is not UserRole.ADMIN:
-        raise errors.NotAllowed(f"{caller.username} is no administrator", hint="ask an administrator of this mesh to do it")
 
 
 def _check_note(note: str) -> None:

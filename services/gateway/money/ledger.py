@@ -19,10 +19,11 @@ from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.money.prices import Price, PriceList
 from services.gateway.money.request_row import RequestRow
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
-from shared import errors
+from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport
+from shared.node import lifecycle
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, NodeId, RequestId, Tier
 
@@ -107,18 +108,12 @@ class Ledger:
     async def running(self, rows: Rows, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
         """Raises Unavailable where there are no prices to be had."""
         await self.refresh_prices()
-        async with self._batches.running(), asyncio.TaskGroup() as tasks:
-            background = (
-                tasks.create_task(_every(_PRICES_SECONDS, self.refresh_prices)),
-                tasks.create_task(_every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting))),
-                tasks.create_task(_every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts))),
-                tasks.create_task(self._verify_for_ever()),
-            )
-            try:
-                yield self
-            finally:
-                for task in background:
-                    task.cancel()
+        async with self._batches.running(), lifecycle.background() as tasks:
+            tasks.create_task(_every(_PRICES_SECONDS, self.refresh_prices))
+            tasks.create_task(_every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting)))
+            tasks.create_task(_every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
+            tasks.create_task(self._verify_for_ever())
+            yield self
 
     def plan_of(self, principal: Principal) -> Plan:
         return self._plans[principal.tier]
@@ -241,4 +236,4 @@ def _exhausted(answer: TooLittle, wanted: Wanted) -> errors.BudgetExhausted:
 
 
 def _credits(micro: int) -> str:
-    return f"{max(0, micro) / MICRO:.6f}".rstrip("0").rstrip(".") + " credits"
+    return f"{amounts.written(max(0, micro))} credits"
