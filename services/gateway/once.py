@@ -104,8 +104,10 @@ class Once:
         again: Again = NEVER,
         whole: bool = False,
         cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
+        streamed: bool = True,
     ) -> AsyncIterator[Answer]:
-        """What is behind ``again.rest``, or the ``whole`` of the answer. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
+        """What is behind ``again.rest``, or the ``whole`` of the answer; in chunks of some tokens where it is not ``streamed`` and
+        nobody can ask for it again, whose chunks are counted. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
         if again.key is not None:
             asked = _asked(principal, request, again.key, again.rest)
             async with self._under_key(principal, asked, seconds=seconds, whole=whole, cache=cache) as answer:
@@ -114,7 +116,7 @@ class Once:
         if again.rest is not None:
             raise BadField("Last-Event-ID", f"goes with the {FIELD} that the request had; without one an answer ends with its stream")
         async with (
-            self._pipeline.run(principal, request, seconds=seconds, cache=cache) as running,
+            self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed) as running,
             aclosing(_numbered(running)) as chunks,
         ):
             yield Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)

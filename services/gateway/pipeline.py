@@ -79,6 +79,7 @@ class _Order:
     wish: routing.Wish
     salt: str
     seconds: float
+    streamed: bool
 
 
 class Pipeline:
@@ -100,13 +101,14 @@ class Pipeline:
         seconds: float,
         drawn_seed: int | None = None,
         cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
+        streamed: bool = True,
     ) -> AsyncIterator[Running]:
-        """``drawn_seed``: of a request that names none, so that it can be made again. Raises what a caller may see: BadRequest, TooLarge,
-        UnknownModel, what ``let_in`` raises, or the worker's own error. An exception out of the block, a cancel included, ends the
+        """``drawn_seed``: of a request that names none, so that it can be made again. ``streamed``: its caller reads along, token by
+        token. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what ``let_in`` raises, or the worker's own error. An exception out of the block, a cancel included, ends the
         generation on the worker."""
         running = Running(self.clock)
         async with self.recorded(running, principal, seconds=seconds):
-            order = await self._prepare(running, principal, request, seconds)
+            order = await self._prepare(running, principal, request, seconds, streamed=streamed)
             running.answers = self._answers(running, order, drawn_seed, cache)
             yield running
 
@@ -176,7 +178,9 @@ class Pipeline:
         running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
         return running.held
 
-    async def _prepare(self, running: Running, principal: Principal, request: InferenceRequest, seconds: float) -> "_Order":
+    async def _prepare(
+        self, running: Running, principal: Principal, request: InferenceRequest, seconds: float, *, streamed: bool
+    ) -> "_Order":
         secret = self._parts.prompt_hash_secret
         admitted = admission.admit(request)
         running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
@@ -202,7 +206,7 @@ class Pipeline:
         held = await self.let_in(running, principal, wish, bounds)
         sampling = msgspec.structs.replace(sampling, max_tokens=held.max_tokens)
         config = inference.ModelConfig(**msgspec.structs.asdict(sampling), model=model)
-        return _Order(admitted.messages, config, wish, salt, seconds)
+        return _Order(admitted.messages, config, wish, salt, seconds, streamed)
 
     def _answers(self, running: Running, order: "_Order", drawn_seed: int | None, cache: cache_keys.Asked) -> AsyncGenerator[Said]:
         """From the cache or from a worker."""
@@ -211,7 +215,7 @@ class Pipeline:
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
-        prompt = inference.ProcessPrompt(order.messages, config, running.request_id, order.salt)
+        prompt = inference.ProcessPrompt(order.messages, config, running.request_id, order.salt, streamed=order.streamed)
         use = cache_keys.plan(cache, order.config, only_when_asked=parts.cache_only_when_asked)
         if parts.responses is None or not use:
             return parts.relay.generate(prompt, order.wish, seconds=order.seconds)

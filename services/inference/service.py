@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 from services.inference import embeddings, infer_http, jobs, narration
 from services.inference.backends import opening
 from services.inference.backends.backend import Backend, Loader, Measured, Sink
+from services.inference.gathering import Gathered
 from services.inference.pause import WHY, Pause
 from services.inference.receipts import Receipts
 from services.inference.settings import InferenceSettings
@@ -140,7 +141,10 @@ class InferenceService:
         origin = jobs.Origin(str(request.request_id), request.salt, request.delivered)
         with self._receipts.of(request.request_id, len(request.delivered)) as work:
             sink = work.metered(_MeshSink(stream))
-            generation = await self.generate(request.model_config.model, request.prompt, request.model_config, sink, origin)
+            gathered = None if request.streamed else Gathered(sink)
+            generation = await self.generate(request.model_config.model, request.prompt, request.model_config, gathered or sink, origin)
+            if gathered is not None:
+                await gathered.flush()
             work.finished(generation)
         return generation
 

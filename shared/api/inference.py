@@ -30,6 +30,8 @@ class ProcessPrompt(Body, frozen=True):
     salt: str = ""
     #: Token ids of an answer that another worker began; this one goes on behind them and does not send them again.
     delivered: tuple[int, ...] = ()
+    #: Somebody reads along. Else the chunks may come some at a time.
+    streamed: bool = True
 
 
 class Accepted(Body, frozen=True):

@@ -108,7 +108,9 @@ class OpenAi:
             raise BadField("Last-Event-ID", "goes with one prompt; several in one request are told from the beginning")
         # Each of them is answered once.
         part = Again(key=None if again.key is None else idempotency_keys.part(again.key, number))
-        async with self._once.run(call.caller, request, seconds=seconds, again=part, whole=True, cache=call.cache_wish) as said:
+        async with self._once.run(
+            call.caller, request, seconds=seconds, again=part, whole=True, cache=call.cache_wish, streamed=stream
+        ) as said:
             await answering.hand_on(call, said, form, stream=stream, with_ids=False)
         return said.result
 

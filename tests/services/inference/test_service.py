@@ -306,3 +306,11 @@ async def test_it_tells_how_it_is_in_the_status_file(tmp_path: Path, node: Node)
 
 def test_it_is_a_worker() -> None:
     assert InferenceService.role is Role.WORKER
+
+
+async def test_an_answer_that_nobody_reads_along_comes_in_few_chunks(service: InferenceService) -> None:
+    prompt = msgspec.structs.replace(request(" ".join(map(str, range(40)))), streamed=False)
+    reader, end = await run(service, prompt)
+    assert reader.text == prompt.prompt
+    assert (len(reader.token_ids), end.usage.completion_tokens) == (40, 40)
+    assert len(reader.chunks) < 5
