@@ -103,9 +103,13 @@ JOIN users ON users.id = api_keys.user_id
 WHERE api_keys.key_hash = $1;
 
 -- name: touch_keys
--- These keys were used; at most one write a minute for each.
+-- These keys were used; at most one write a minute for each. Who is locked is being written by another one.
 UPDATE api_keys SET last_used_at = now()
-WHERE id = ANY ($1::uuid []) AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute');
+WHERE id IN (
+    SELECT id FROM api_keys
+    WHERE id = ANY ($1::uuid []) AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+    FOR UPDATE SKIP LOCKED
+);
 
 -- name: last_change
 -- The number of the newest change; 0 before the first.

@@ -72,9 +72,14 @@ FROM wanted, LATERAL reserve(
 ) AS held;
 
 -- name: extend_leases
--- Requests that still run: nobody else may end them for so long.
+-- Requests that still run: nobody else may end them for so long. Who is locked is being settled just now; to wait for it could be to
+-- wait in a circle.
 UPDATE reservations SET lease_until = now() + make_interval(secs => $2)
-WHERE request_id = ANY ($1::uuid[]) AND state = 'reserved';
+WHERE request_id IN (
+    SELECT request_id FROM reservations
+    WHERE request_id = ANY ($1::uuid[]) AND state = 'reserved'
+    FOR UPDATE SKIP LOCKED
+);
 
 -- name: list_overdue
 -- Open reservations whose gateway is silent for longer than its lease and some grace, the oldest first.

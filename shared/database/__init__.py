@@ -6,6 +6,7 @@ What PostgreSQL refuses (a unique violation) passes through for the store to tra
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -43,6 +44,9 @@ _GONE = (
 )
 #: What the driver makes of a connection that died in the middle of something, or of a mistake of ours.
 _LOST_ITS_PLACE = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+#: Two wanted each other's rows, and PostgreSQL has undone all of one of them: it may be done again.
+_UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_UNDONE_TRIES = 3
 #: The settings are wrong, and waiting will not mend them.
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, asyncpg.ClientConfigurationError)
 
@@ -100,7 +104,8 @@ class Transaction:
 class Database:
     """The pool of one service for its own schema. Every method may raise ``errors.Unavailable``.
 
-    A plain SELECT whose connection turns out to be dead is sent once more; a write never is, since it may have happened.
+    A plain SELECT whose connection turns out to be dead is sent once more; a write never is, since it may have happened. What was
+    undone because two waited for each other is sent again, but for a transaction's, which is its caller's to repeat.
     """
 
     def __init__(self, place: _Place, pool: asyncpg.Pool, named: dict[str, queries.Query]) -> None:
@@ -179,15 +184,15 @@ class Database:
         return Check("postgresql", ok=True)
 
     async def _ask(self, query: str, deadline_seconds: float, ask: Callable[[Transaction], Awaitable[T]]) -> T:
-        once_more = self._queries[query].only_reads
-        while True:
+        only_reads = self._queries[query].only_reads
+        for attempt in itertools.count(1):
             try:
                 async with self._connection(deadline_seconds) as connection:
                     return await ask(Transaction(connection, self._queries))
             except errors.Unavailable as error:
-                if not once_more or isinstance(error.__cause__, TimeoutError):
+                if not _may_be_repeated(error.__cause__, attempt, only_reads=only_reads):
                     raise
-                once_more = False
+        raise AssertionError("the last attempt returns or raises")
 
     @contextlib.asynccontextmanager
     async def _connection(self, deadline_seconds: float) -> AsyncIterator[asyncpg.Connection]:
@@ -206,8 +211,11 @@ class Database:
                     connection.terminate()
                     raise ConnectionResetError(str(error)) from error
                 finally:
-                    # Waits for the server to confirm a cancelled statement; after that the connection is thrown away.
-                    await self._pool.release(connection, timeout=0.5)
+                    await _released(self._pool, connection)
+        except _UNDONE as error:
+            raise errors.Unavailable(
+                "two wanted the same rows of PostgreSQL at once", hint="try again", retry_after_seconds=0.1
+            ) from error
         except _GONE as error:
             if not isinstance(error, TimeoutError):
                 # Where one connection died the idle ones have probably died too; the next caller gets a new one.
@@ -246,6 +254,20 @@ class Database:
                 yield None if what is _Instead.MISSED else what
         finally:
             connection.terminate()
+
+
+def _may_be_repeated(cause: BaseException | None, attempt: int, *, only_reads: bool) -> bool:
+    if isinstance(cause, _UNDONE):
+        return attempt < _UNDONE_TRIES
+    return only_reads and attempt == 1 and not isinstance(cause, TimeoutError)
+
+
+async def _released(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
+    """Waits for the server to confirm a cancelled statement; after 0.5 s the connection is thrown away."""
+    releasing = asyncio.ensure_future(pool.release(connection, timeout=0.5))
+    # Who is cancelled meanwhile does not hear how it went; asyncio would complain that nobody has.
+    releasing.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.shield(releasing)
 
 
 def _is_dead(connection: asyncpg.Connection) -> bool:

@@ -36,6 +36,18 @@ UPDATE things SET name = $1;
 -- Takes long.
 SELECT pg_sleep($1);
 
+-- name: lock
+-- Until the end of the transaction.
+SELECT pg_advisory_xact_lock($1);
+
+-- name: lock_two
+-- One after the other.
+SELECT pg_advisory_xact_lock($1), pg_advisory_xact_lock($2);
+
+-- name: count_waiting
+-- Those that wait for such a lock.
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted;
+
 -- name: tell
 -- A notification.
 SELECT pg_notify('things', $1);
@@ -98,6 +110,37 @@ async def test_a_transaction_happens_whole_or_not_at_all(postgres_url: str, pack
             assert await tx.value("add", "lamp") is not None
             assert await tx.row("find", "lamp") is not None
         assert len(await db.rows("list")) == 1
+
+
+async def test_what_waits_in_a_circle_is_asked_again(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db, asyncio.TaskGroup() as tasks:
+        async with db.transaction() as tx:
+            await tx.run("lock", 2)
+            asked = tasks.create_task(db.run("lock_two", 1, 2))
+            while not await db.value("count_waiting"):
+                await asyncio.sleep(0.01)
+            # Who waits longest is undone; this one gets on.
+            await tx.run("lock", 1)
+            assert not asked.done()
+        assert await asked == 1
+
+
+async def test_a_transaction_that_waits_in_a_circle_is_told_to_try_again(postgres_url: str, package: Path) -> None:
+    async with opened(postgres_url, package) as db, asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as stack:
+        other = await stack.enter_async_context(db.transaction())
+        await other.run("lock", 2)
+
+        async def first() -> None:
+            with pytest.raises(errors.Unavailable, match="same rows"):
+                async with db.transaction() as tx:
+                    await tx.run("lock", 1)
+                    await tx.run("lock", 2)
+
+        told = tasks.create_task(first())
+        while not await db.value("count_waiting"):
+            await asyncio.sleep(0.01)
+        await other.run("lock", 1)
+        await told
 
 
 async def test_a_slow_answer_is_given_up_at_the_deadline_and_the_connection_is_good_again(postgres_url: str, package: Path) -> None:

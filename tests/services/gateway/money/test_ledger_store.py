@@ -243,6 +243,20 @@ async def test_a_lease_that_ended_is_listed_after_its_grace_and_one_that_was_ext
     assert await books.ledger.list_overdue(grace_seconds=60, most=100) == ()
 
 
+async def test_extending_leases_does_not_wait_for_those_that_are_being_settled(books: Books) -> None:
+    # It would be a circle where a settling that has one row wants another one.
+    ada, settling, running = new_owner(), new_request(), new_request()
+    for request in (settling, running):
+        await books.reserve(ada, request=request, lease=-40)
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway"})
+    async with connection.transaction():
+        await connection.execute("SELECT FROM reservations WHERE request_id = $1 FOR UPDATE", settling)
+        await books.ledger.extend_leases([settling, running], 90)
+        (found,) = await books.ledger.list_overdue(grace_seconds=30, most=100)
+    await connection.close()
+    assert found.request_id == settling
+
+
 async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Books) -> None:
     await books.ledger.ensure_default_price(1, 1)
     for output in (5, 6):
