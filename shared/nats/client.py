@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared import errors, identity
+from shared.joined_writes import JoinedWrites
 from shared.nats import protocol
 from shared.nats.protocol import Info, Message, Parser, Ping, Pong, Refused
 
@@ -190,6 +191,7 @@ class _Session(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser = Parser()
         self._transport: asyncio.Transport | None = None
+        self._writes: JoinedWrites | None = None
         self._info: asyncio.Future[Info] = self._loop.create_future()
         self._pongs: list[asyncio.Future[None]] = []
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -208,6 +210,7 @@ class _Session(asyncio.Protocol):
                 self._transport = await self._loop.start_tls(transport, self, trusted or ssl.create_default_context(), server_hostname=host)
                 assert self._transport is not None
             self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+            self._writes = JoinedWrites(self._transport.write)
             signature = base64.urlsafe_b64encode(key.sign_bare(info.nonce.encode())).rstrip(b"=").decode()
             self.write(protocol.connect(name=name, nkey=key.id, signature=signature, version="0.1.0"))
             await self.ping()
@@ -232,8 +235,8 @@ class _Session(asyncio.Protocol):
             self.write(b"PING\r\n")
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
+        if self._writes is not None:
+            self._writes.write(data)
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -241,6 +244,8 @@ class _Session(asyncio.Protocol):
 
     async def close(self) -> None:
         if self._transport is not None:
+            if self._writes is not None:
+                self._writes.flush()
             self._transport.close()
             await asyncio.wait({self._gone}, timeout=1)
             self._transport.abort()
