@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from shared.api.gateway import KeyBudget
     from shared.api.ledger import Account
     from shared.types import MicroCredits
 
@@ -50,3 +51,11 @@ def account_lines(account: "Account") -> Iterator[str]:
         yield f"topped up     {written(account.balance_micro)}"
     if account.reserved_micro:
         yield f"held          {written(account.reserved_micro)} by requests that run now"
+
+
+def budget_line(budget: "KeyBudget") -> str:
+    """What one key may still spend of a limit of its own, whatever its account has."""
+    from shared.amounts import written
+
+    held = f", {written(budget.reserved_micro)} of it held by requests that run now" if budget.reserved_micro else ""
+    return f"this key      {written(budget.free_micro)} left of its {written(budget.budget_micro)}{held}"

@@ -21,6 +21,11 @@ EndT_co = TypeVar("EndT_co", covariant=True)
 class Answer(Protocol[ItemT_co, EndT_co]):
     """A running stream: iterate it, then read ``end``."""
 
+    @property
+    def node(self) -> NodeId:
+        """The node that answers."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[ItemT_co]: ...
 
     @property
@@ -35,10 +40,12 @@ class Connection(Protocol):
         method: Method[Request, Reply],
         request: Request,
         *,
+        to: NodeId | None = None,
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        """Ask the service that serves ``method``, by default with the profile's key; waits a moment for it to appear."""
+        """Ask the service that serves ``method``, or this one node of it, by default with the profile's key; waits a moment for it to
+        appear."""
         ...
 
     def stream(
@@ -68,11 +75,12 @@ class MeshConnection:
         method: Method[Request, Reply],
         request: Request,
         *,
+        to: NodeId | None = None,
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
         return await self._client.rpc.call(
-            method, request, deadline_seconds=deadline_seconds, credential=credential or self._profile.api_key
+            method, request, to=to, deadline_seconds=deadline_seconds, credential=credential or self._profile.api_key
         )
 
     def stream(

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cli import profile, swarm_examination
+from cli import output, profile, swarm_examination
 from cli.connection import Connection
 from cli.findings import Finding, unchecked, wrong
 from cli.profile import Profile
@@ -140,7 +140,7 @@ async def _examine_services(connection: Connection, chosen: Profile, findings: l
     except errors.AimeshError as error:
         findings += [wrong("gateway", error), *unchecked("gateway", "workers", "models")]
         return
-    findings.append(Finding("gateway", True, f"alive, {health.in_flight} requests in flight"))
+    findings.append(Finding("gateway", True, f"alive, {output.counted(health.in_flight, 'request')} in flight"))
     hint = "aicli stack status shows the services; aicli stack logs gateway says more"
     findings += [Finding(check.name, False, check.detail, hint) for check in health.checks if not check.ok]
     findings.append(await _check_quota(connection, chosen))
@@ -159,7 +159,8 @@ async def _check_auth(connection: Connection, chosen: Profile) -> Finding:
         return Finding("auth", False, f"alive, but refuses the key: {error.message}", error.hint or "aicli login")
     except errors.AimeshError as error:
         return wrong("auth", error)
-    return Finding("auth", True, f"alive, accepts the key; {sum(key.is_active for key in listed.keys)} keys are active")
+    active = output.counted(sum(key.is_active for key in listed.keys), "key is", "keys are")
+    return Finding("auth", True, f"alive, accepts the key; {active} active")
 
 
 async def _check_quota(connection: Connection, chosen: Profile) -> Finding:
@@ -179,7 +180,7 @@ def _judge(left: gateway.UserQuota) -> Finding:
         return Finding("quota", False, "no credits left", hint)
     if left.limit_per_hour >= gateway.NO_LIMIT:
         return Finding("quota", True, "no limit of requests an hour")
-    text = f"{left.remaining} of {left.limit_per_hour} requests left in this hour"
+    text = f"{left.remaining} of {output.counted(left.limit_per_hour, 'request')} left in this hour"
     return Finding("quota", True, text) if left.remaining else Finding("quota", False, text, f"wait until {left.resets_at:%H:%M} UTC")
 
 

@@ -1,7 +1,10 @@
 """`aicli infer`: one prompt, its answer as it comes."""
 
+import random
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
+from uuid import uuid4
 
 import click
 
@@ -9,7 +12,7 @@ from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from cli.connection import Connection
-    from shared.api.gateway import InferenceRequest, InferenceResult
+    from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
     from shared.api.generation import OutputFormat
 
 #: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
@@ -18,6 +21,15 @@ _MAX_PROMPT_BYTES = 1024 * 1024
 _DEADLINE_SECONDS = 600
 #: What msgpack has room for, and more than any parameter means.
 _MAX_INTEGER = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What is shown while the answer comes."""
+
+    answer: bool
+    #: On stderr, for people; a script that wants objects reads them there, too.
+    notes: bool
 
 
 class _Parameters(TypedDict):
@@ -50,19 +62,43 @@ class _Parameters(TypedDict):
     metavar="json|FILE",
     help="What the answer must be: any JSON object, what the JSON schema in FILE.json says, or what the grammar in FILE.gbnf says.",
 )
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Name this request: the same one again under the same KEY gets the same answer and is paid once. Default: a new one each time.",
+)
+@click.option("--no-resume", is_flag=True, help="End with the connection instead of asking for the rest of the answer.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object: text, model, usage, finish_reason, request_id.")
 @click.option("-v", "--verbose", is_flag=True, help="On a terminal, say at the end which model answered and how fast.")
 @click.pass_obj
-def infer(here: Surroundings, /, prompt: str, *, no_stream: bool, as_json: bool, verbose: bool, **parameters: Unpack[_Parameters]) -> None:
+def infer(
+    here: Surroundings,
+    /,
+    prompt: str,
+    *,
+    idempotency_key: str | None,
+    no_resume: bool,
+    no_stream: bool,
+    as_json: bool,
+    verbose: bool,
+    **parameters: Unpack[_Parameters],
+) -> None:
     """Ask a model. PROMPT may be `-` to read it from stdin.
 
-    The answer streams to stdout. Ctrl-C stops the generation on the worker.
+    The answer streams to stdout. When the connection is lost it goes on where it stopped, for up to 30 seconds without a gateway. Ctrl-C
+    stops the generation on the worker.
     """
+    from shared.api.gateway import ProcessInferenceRequest
+
     request = _request(_from_stdin() if prompt == "-" else prompt, parameters)
+    if idempotency_key is not None:
+        _refuse_bad_text(idempotency_key)
+    asked = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
+    shown = _Shown(answer=not (no_stream or as_json), notes=not as_json)
 
     async def work(connection: "Connection") -> "tuple[str, InferenceResult]":
-        return await _ask(connection, request, show=not (no_stream or as_json))
+        return await _ask(connection, asked, shown, resume=not no_resume)
 
     from shared.types import FinishReason
 
@@ -76,7 +112,8 @@ def infer(here: Surroundings, /, prompt: str, *, no_stream: bool, as_json: bool,
     from cli import output
 
     if result.clamped_to is not None and result.finish_reason is FinishReason.LENGTH:
-        output.note(f"The answer ends after {result.clamped_to} tokens: the credits reach for no more; see aicli usage.")
+        tokens = output.counted(result.clamped_to, "token")
+        output.note(f"The answer ends after {tokens}: the credits reach for no more; see aicli usage.")
     if verbose and sys.stderr.isatty():
         click.echo(output.styled(output.printable(_summary(result)), "bright_black", sys.stderr), err=True)
 
@@ -149,31 +186,50 @@ def _refuse_bad_text(text: str) -> None:
         raise click.UsageError("the command line is not UTF-8; read the prompt from stdin with -") from error
 
 
-async def _ask(connection: "Connection", request: "InferenceRequest", *, show: bool) -> "tuple[str, InferenceResult]":
-    """The answer and how it ended. With ``show`` it goes to stdout as it comes, and the text returned is empty."""
+async def _ask(
+    connection: "Connection", request: "ProcessInferenceRequest", shown: _Shown, *, resume: bool
+) -> "tuple[str, InferenceResult]":
+    """The answer and how it ended. Where the answer is shown it goes to stdout as it comes, and the text returned is empty."""
     from cli.outlet import Outlet
-    from shared.api import gateway
+    from shared.rpc import patience
+    from shared.rpc.lasting import Asking
 
     outlet = Outlet(sys.stdout)
     waiting = _Waiting()
     parts: list[str] = []
-    asked = gateway.ProcessInferenceRequest(request)
-    async with connection.stream(gateway.process_inference_request, asked, deadline_seconds=_DEADLINE_SECONDS) as answer:
+
+    def lost(began: bool) -> None:
+        waiting.show("")
+        if shown.notes:
+            _say_lost(began=began, in_line=not outlet.at_line_start)
+
+    asking = Asking(connection, random.Random(), patience.DEFAULT if resume else patience.NONE)  # noqa: S311 - spreads load
+    async with asking.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
         try:
             async for chunk in answer:
                 waiting.show(chunk.waiting)
-                if show:
+                if shown.answer:
                     await outlet.write(_for_stdout(chunk.text))
                 else:
                     parts.append(chunk.text)
         finally:
             waiting.show("")
             # On a terminal also before an error or a ^C, so that neither stands at the end of the answer's last line.
-            if show and sys.stdout.isatty():
+            if shown.answer and sys.stdout.isatty():
                 await outlet.end_line()
-        if show:
+        if shown.answer:
             await outlet.end_line()
         return "".join(parts), answer.end
+
+
+def _say_lost(*, began: bool, in_line: bool) -> None:
+    from cli import output
+
+    if in_line and sys.stdout.isatty() and sys.stderr.isatty():
+        click.echo(err=True)  # on a terminal the note must not stand behind the answer's last word
+    output.note(
+        "The connection was lost; going on where the answer stopped …" if began else "The gateway cannot answer now; asking again …"
+    )
 
 
 class _Waiting:
@@ -212,6 +268,7 @@ def _show_object(text: str, result: "InferenceResult") -> None:
 
 
 def _summary(result: "InferenceResult") -> str:
+    from cli import output
     from shared import amounts
 
     usage = result.usage
@@ -219,6 +276,6 @@ def _summary(result: "InferenceResult") -> str:
     # The first token comes at the start of that time, so one less was made in it.
     speed = f", {(usage.completion_tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 and usage.completion_tokens > 1 else ""
     first = f"first after {result.first_token_ms} ms"
-    cost = f", {amounts.written(result.cost_micro)} credits" if result.cost_micro else ""
+    cost = f", {output.counted(amounts.written(result.cost_micro), 'credit')}" if result.cost_micro else ""
     cached = ", answered from the cache" if result.cached else ""
     return f"{result.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {first}{speed}{cost}{cached}"

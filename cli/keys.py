@@ -96,6 +96,7 @@ def revoke(here: Surroundings, /, key: str, *, as_json: bool) -> None:
 
 
 def _in_words(limits: "KeyLimits") -> Iterator[str]:
+    from cli import output
     from shared.amounts import written
 
     shown = {
@@ -103,6 +104,6 @@ def _in_words(limits: "KeyLimits") -> Iterator[str]:
         "{}/min": limits.requests_per_minute,
         "{} tokens/min": limits.tokens_per_minute,
         "{} at once": limits.concurrency,
-        "{} credits": None if limits.budget_micro is None else written(limits.budget_micro),
+        "{}": None if limits.budget_micro is None else output.counted(written(limits.budget_micro), "credit"),
     }
     return (text.format(value) for text, value in shown.items() if value is not None)

@@ -35,7 +35,8 @@ def verify(context: click.Context, /, *, as_json: bool) -> None:
     if as_json:
         output.show_json(output.plain(report))
     else:
-        looked = f"{report.accounts} accounts, {report.entries} entries, {report.open_reservations} open reservations"
+        accounts, entries = output.counted(report.accounts, "account"), output.counted(report.entries, "entry", "entries")
+        looked = f"{accounts}, {entries}, {output.counted(report.open_reservations, 'open reservation')}"
         click.echo(f"The books are {'WRONG' if wrong else 'right'}: {looked}.")
         for finding in report.findings:
             click.echo(f"  {output.printable(finding)}")

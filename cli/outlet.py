@@ -41,6 +41,10 @@ class Outlet:
                 # Somebody, such as a shell's other job, has set O_NONBLOCK on the shared terminal: wait again.
                 continue
 
+    @property
+    def at_line_start(self) -> bool:
+        return self._at_line_start
+
     async def end_line(self) -> None:
         """A newline, unless the text ended with one."""
         if not self._at_line_start:

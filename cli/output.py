@@ -112,6 +112,11 @@ def duration(value: float) -> str:
     return f"{seconds} s"
 
 
+def counted(number: int | str, one: str, many: str = "") -> str:
+    """A number with the right form of what it counts; ``many`` where that is not just an s more."""
+    return f"{number} {one if str(number) == '1' else many or one + 's'}"
+
+
 def names(values: Iterable[str]) -> str:
     return ", ".join(values) or "–"
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from cli import output
 from cli.findings import Finding, unchecked, wrong
 from shared import certificates, errors, hyperswarm, identity
 from shared.hyperswarm import DhtStats, Swarm
@@ -139,7 +140,7 @@ async def _attached(swarm: Swarm) -> DhtStats:
 
 def check_dht(found: DhtStats, door: Door) -> Finding:
     if found.bootstrapped and found.nodes:
-        return Finding("DHT", True, f"{found.nodes} nodes answer ({door.dht})")
+        return Finding("DHT", True, f"{output.counted(found.nodes, 'node answers', 'nodes answer')} ({door.dht})")
     if door.is_on_this_machine:
         hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
     else:

@@ -81,7 +81,7 @@ def _explain(made: "NewTicket") -> None:
     from cli import output
 
     row = made.row
-    machines = "one machine" if row.uses == 1 else f"{row.uses} machines"
+    machines = output.counted(row.uses, "machine")
     there = "On that machine" if row.uses == 1 else "On each of them"
     output.note(f"The ticket lets in {machines}, until {output.moment(row.expires_at)}; whoever has the line can use it.")
     output.note(f"{there}: {COMMANDS.get(row.role, 'join')} TICKET")

@@ -43,7 +43,9 @@ class Row(msgspec.Struct, frozen=True):
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print an object with tier, account, limits and days; amounts are micro-credits.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print an object: tier, account, key_budget, limits, days; amounts are micro-credits."
+)
 @click.pass_obj
 def usage(here: Surroundings, /, *, as_json: bool) -> None:
     """Show what you used by day and key, what it cost, and what you may still use."""
@@ -56,6 +58,7 @@ def usage(here: Surroundings, /, *, as_json: bool) -> None:
             {
                 "tier": output.plain(left.tier),
                 "account": output.plain(left.account),
+                "key_budget": output.plain(left.key_budget),
                 "limits": output.plain(left.limits),
                 "request_count": used.request_count,
                 "tokens_used": used.tokens_used,
@@ -99,7 +102,9 @@ def _show_days(rows: list[Row], used: "UserUsage") -> None:
     ]
     output.show_rows(rows, columns, as_json=False, empty="Nothing used yet.")
     if rows:
-        click.echo(f"{used.request_count} requests, {used.tokens_used} tokens, {written(used.cost_micro)} credits in all\n")
+        counted = output.counted
+        requests, tokens = counted(used.request_count, "request"), counted(used.tokens_used, "token")
+        click.echo(f"{requests}, {tokens}, {counted(written(used.cost_micro), 'credit')} in all\n")
 
 
 def _show_left(left: "UserQuota") -> None:
@@ -109,6 +114,8 @@ def _show_left(left: "UserQuota") -> None:
     if left.account is not None:
         for line in amounts.account_lines(left.account):
             click.echo(line)
+    if left.key_budget is not None:
+        click.echo(amounts.budget_line(left.key_budget))
     if not left.limits:
         return
     click.echo()
@@ -143,7 +150,7 @@ def quota(here: Surroundings, /, *, as_json: bool) -> None:
         output.show_json(output.plain(left))
         return
     if left.limit_per_hour < gateway.NO_LIMIT:
-        click.echo(f"{left.remaining} of {left.limit_per_hour} requests left in this hour (tier {left.tier})")
+        click.echo(f"{left.remaining} of {output.counted(left.limit_per_hour, 'request')} left in this hour (tier {left.tier})")
     else:
         click.echo(f"no limit of requests an hour (tier {left.tier})")
     if left.used_this_hour:

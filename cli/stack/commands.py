@@ -34,11 +34,13 @@ def _say(text: str) -> None:
 @stack.command()
 def init() -> None:
     """Make secrets, node keys and the servers' configuration; starts nothing, overwrites nothing."""
+    from cli import output
     from cli.stack import initialise
 
     home = _home()
     made = initialise.ensure(home, os.environ, Path.cwd()).made
-    click.echo(f"{home.root}: " + (f"made {len(made)} secrets and node keys" if made else "all there"))
+    what = f"made {output.counted(len(made), 'secret or node key', 'secrets and node keys')}" if made else "all there"
+    click.echo(f"{home.root}: {what}")
 
 
 #: Roles that have NATS users; a test holds them together with shared.types.Role.

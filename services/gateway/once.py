@@ -5,7 +5,8 @@
     # its row is written; only now is the caller told how it ended
     answer.result
 
-Without a key a request runs as long as its caller stays. With one it runs to its end, and whoever asks again reads the same answer.
+Without a key a request runs as long as its caller stays. With one it runs on for half a minute, and whoever asks again
+reads the same answer.
 """
 
 import secrets

@@ -43,6 +43,7 @@ from shared import context, errors
 from shared.api import auth, embedding, gateway
 from shared.api import ledger as ledgers
 from shared.api.gateway import Check, NodeRow
+from shared.api.method import Nothing
 from shared.api.usage import UserUsage
 from shared.cache import Cache
 from shared.directory import Entry
@@ -105,6 +106,7 @@ class GatewayService:
             cache_only_when_asked=settings.response_cache == "asked",
         )
         self._pipeline = Pipeline(parts, patience_seconds=_FINDING_SECONDS)
+        self._idempotency = opened.idempotency
         self._once = Once(self._pipeline, opened.idempotency)
         self._embeddings = Embeddings(self._pipeline, parts)
         self._http = self._http_app()
@@ -183,6 +185,12 @@ class GatewayService:
                 said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number)
                 await stream.send(said)
         return answer.result
+
+    @serves(gateway.cancel_inference)
+    async def cancel_inference(self, request: gateway.CancelInference, call: Call) -> Nothing:
+        principal = await self.callers.identify(call.credential)
+        self._idempotency.cancel(principal.user_id, request.idempotency_key)
+        return Nothing()
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
@@ -272,6 +280,7 @@ class GatewayService:
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
             limits=limits.states(found),
             account=await self._books.account(principal.user_id, principal.tier),
+            key_budget=await self._books.find_key_budget(principal),
         )
 
     @serves(gateway.read_usage)

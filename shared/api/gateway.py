@@ -7,7 +7,7 @@ import msgspec
 from shared.api.generation import ChatMessage, Sampling, ToolCall, Usage
 from shared.api.inference import TokenLogprob
 from shared.api.ledger import Account
-from shared.api.method import Body, Method, StreamMethod
+from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.api.usage import UserUsage
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, Tier, UserId
 
@@ -45,6 +45,12 @@ class ProcessInferenceRequest(Body, frozen=True):
     rest: Rest | None = None
     #: Made now: not from the response cache, nor into it.
     fresh: bool = False
+
+
+class CancelInference(Body, frozen=True):
+    """Nobody wants the rest of what the caller asked under this key: a request under a key does not end because its reader left."""
+
+    idempotency_key: str
 
 
 class InferenceChunk(Body, frozen=True):
@@ -118,6 +124,20 @@ class LimitState(Body, frozen=True, omit_defaults=False):
     resets_in_seconds: float
 
 
+class KeyBudget(Body, frozen=True, omit_defaults=False):
+    """What all requests of one key may cost together, where the key has such a limit."""
+
+    budget_micro: MicroCredits
+    spent_micro: MicroCredits
+    #: Held by requests that run now.
+    reserved_micro: MicroCredits
+
+    @property
+    def free_micro(self) -> int:
+        """What a new request may still hold; 0 also where the budget was overdrawn."""
+        return max(0, self.budget_micro - self.spent_micro - self.reserved_micro)
+
+
 #: The limit an hour of a tier that has none.
 NO_LIMIT = 10**9
 
@@ -134,6 +154,8 @@ class UserQuota(Body, frozen=True, omit_defaults=False):
     #: Every limit that a request of this caller counts against.
     limits: tuple[LimitState, ...] = ()
     account: Account | None = None
+    #: Of the key that asks; None where it has none, and for a login.
+    key_budget: KeyBudget | None = None
 
 
 class ReadUsage(Body, frozen=True):
@@ -235,6 +257,7 @@ class NodeRows(Body, frozen=True):
 process_inference_request = StreamMethod(
     "gateway.processInferenceRequest", ProcessInferenceRequest, item=InferenceChunk, end=InferenceResult, callers=PEOPLE
 )
+cancel_inference = Method("gateway.cancelInference", CancelInference, Nothing, callers=PEOPLE)
 get_service_health = Method("gateway.getServiceHealth", GetServiceHealth, ServiceHealth, callers={*PEOPLE, Role.METRICS})
 get_user_quota = Method("gateway.getUserQuota", GetUserQuota, UserQuota, callers=PEOPLE)
 list_models = Method("gateway.listModels", ListModels, ServedModels, callers=PEOPLE)

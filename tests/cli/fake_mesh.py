@@ -17,6 +17,9 @@ from shared import errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.types import Credential, NodeId, Role
 
+#: Who answers.
+NODE = NodeId("UFAKE")
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -27,6 +30,7 @@ class Asked:
 
 class FakeAnswer(Generic[Item, End]):
     def __init__(self, items: AsyncIterator[Item], end: End) -> None:
+        self.node = NODE
         self._items = items
         self._end = end
 
@@ -47,7 +51,7 @@ class FakeMesh:
     left_early: list[str] = field(default_factory=list)
     alive_nodes: dict[Role, list[NodeId]] = field(default_factory=dict)
     _answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
-    _streams: dict[str, tuple[Callable[[], AsyncIterator[Any]], Any]] = field(default_factory=dict)
+    _streams: dict[str, tuple[Callable[[Any], AsyncIterator[Any]], Any]] = field(default_factory=dict)
 
     def answer(self, method: Method[Request, Reply], answer: Reply | Callable[[Request], Reply] | errors.AimeshError) -> None:
         """Answer ``method`` with this, or with what the function makes of the request, or raise this."""
@@ -64,12 +68,16 @@ class FakeMesh:
     ) -> None:
         """Answer with these items, then wait for ``then``, which may raise, then end."""
 
-        async def run() -> AsyncIterator[Item]:
+        async def run(_request: Request) -> AsyncIterator[Item]:
             for item in items:
                 yield item
             if then is not None:
                 await then()
 
+        self.stream_script(method, run, end)
+
+    def stream_script(self, method: StreamMethod[Request, Item, End], run: Callable[[Request], AsyncIterator[Item]], end: End) -> None:
+        """Answer with what ``run`` makes of the request, each time it is asked."""
         self._streams[method.name] = (run, end)
 
     @asynccontextmanager
@@ -87,6 +95,7 @@ class FakeConnection:
         method: Method[Request, Reply],
         request: Request,
         *,
+        to: NodeId | None = None,
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
@@ -104,7 +113,7 @@ class FakeConnection:
         self._mesh.asked.append(Asked(method.name, request, self._profile.api_key))
         items, end = self._mesh._streams[method.name]
         try:
-            yield FakeAnswer(items(), end)
+            yield FakeAnswer(items(request), end)
         except BaseException:
             self._mesh.left_early.append(method.name)
             raise

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from asyncio import Event
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 import msgspec
@@ -14,6 +15,9 @@ from shared import errors
 from shared.api import gateway
 from shared.api.gateway import InferenceChunk, InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.generation import Usage
+from shared.api.method import Nothing
+from shared.rpc import patience
+from shared.rpc.patience import Patience
 from shared.types import FinishReason, MicroCredits, ModelName, RequestId
 from tests.cli.conftest import KEY
 from tests.cli.fake_mesh import Shell
@@ -137,7 +141,7 @@ def test_a_prompt_that_cannot_be_sent_is_refused_at_once(talking: Shell, argumen
 
 def test_an_error_on_the_way_keeps_what_was_said(shell: Shell) -> None:
     async def die() -> None:
-        raise errors.LinkLost("the worker went away", hint="ask again")
+        raise errors.WorkerLost("the worker went away", hint="ask again")
 
     shell.mesh.stream_answer(METHOD, [InferenceChunk("Hel")], RESULT, then=die)
     result = shell("infer", "hi")
@@ -155,6 +159,8 @@ def test_ctrl_c_cancels_the_call(shell: Shell) -> None:
     assert (result.exit_code, result.stdout) == (130, "Hel")
     assert result.stderr == "error: interrupted\n"
     assert shell.mesh.left_early == [METHOD.name]
+    # Under its key it would be made to its end.
+    assert [entry.method for entry in shell.mesh.asked] == [METHOD.name, gateway.cancel_inference.name]
 
 
 def test_a_reader_that_leaves_cancels_the_call(shell: Shell) -> None:
@@ -164,3 +170,102 @@ def test_a_reader_that_leaves_cancels_the_call(shell: Shell) -> None:
     shell.mesh.stream_answer(METHOD, [InferenceChunk("Hel")], RESULT, then=left)
     assert shell("infer", "hi").exit_code == 0
     assert shell.mesh.left_early == [METHOD.name]
+
+
+# --- connections that are lost ---------------------------------------------------------------------------------------
+
+
+class Losses:
+    """A gateway whose connections break, each time behind the next piece."""
+
+    def __init__(self, shell: Shell, times: int, error: errors.AimeshError) -> None:
+        self.left, self.error = times, error
+        shell.mesh.stream_script(METHOD, self.run, RESULT)
+        shell.mesh.answer(gateway.cancel_inference, Nothing())
+
+    async def run(self, request: ProcessInferenceRequest) -> AsyncIterator[InferenceChunk]:
+        after = 0 if request.rest is None else request.rest.after
+        for number, word in enumerate(("Hello", ",", " world"), 1):
+            if number > after:
+                yield InferenceChunk(word, sequence=number)
+                if self.left:
+                    self.left -= 1
+                    raise self.error
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "DEFAULT", Patience(first_pause_seconds=0.001, longest_pause_seconds=0.001))
+
+
+LOST = errors.LinkLost("the link fell silent")
+NOTE = "The connection was lost; going on where the answer stopped …\n"
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_lost_connection_loses_nothing_of_the_answer(shell: Shell, times: int) -> None:
+    Losses(shell, times, LOST)
+    result = shell("infer", "hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello, world\n", NOTE * times)
+    first, *again = [entry.request for entry in shell.mesh.asked]
+    assert isinstance(first, ProcessInferenceRequest)
+    assert first.idempotency_key
+    assert again == [msgspec.structs.replace(first, rest=gateway.Rest(after)) for after in range(1, times + 1)]
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_script_that_reads_objects_gets_no_note(shell: Shell) -> None:
+    Losses(shell, 2, LOST)
+    result = shell("infer", "hi", "--json")
+    assert (json.loads(result.stdout)["text"], result.stderr) == ("Hello, world", "")
+
+
+@pytest.mark.usefixtures("_quick")
+def test_a_gateway_that_cannot_answer_yet_is_asked_again(shell: Shell) -> None:
+    answers: list[errors.AimeshError] = [errors.Draining("it goes"), errors.Unavailable("PostgreSQL is away")]
+
+    async def run(_request: ProcessInferenceRequest) -> AsyncIterator[InferenceChunk]:
+        if answers:
+            raise answers.pop()
+        yield InferenceChunk("Hello", sequence=1)
+
+    shell.mesh.stream_script(METHOD, run, RESULT)
+    result = shell("infer", "hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "The gateway cannot answer now; asking again …\n")
+
+
+def test_each_request_has_a_key_of_its_own(talking: Shell) -> None:
+    talking("infer", "hi")
+    talking("infer", "hi")
+    keys = [entry.request.idempotency_key for entry in talking.mesh.asked if isinstance(entry.request, ProcessInferenceRequest)]
+    assert len({*keys, None}) == 3
+
+
+def test_a_key_of_ones_own(talking: Shell) -> None:
+    assert talking("infer", "hi", "--idempotency-key", "mine", "--no-resume").exit_code == 0
+    assert talking("infer", "hi", "--idempotency-key", "a\udcff").exit_code == 2
+    (asked,) = talking.mesh.asked
+    assert isinstance(asked.request, ProcessInferenceRequest)
+    assert asked.request.idempotency_key == "mine"
+
+
+@pytest.mark.parametrize(("options", "key"), [(["--no-resume"], None), (["--no-resume", "--idempotency-key", "mine"], "mine")])
+def test_who_does_not_want_it_ends_with_the_connection(shell: Shell, options: list[str], key: str | None) -> None:
+    Losses(shell, 1, LOST)
+    result = shell("infer", "hi", *options)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "Hello", "error: the link fell silent\n")
+    (asked,) = shell.mesh.asked
+    assert isinstance(asked.request, ProcessInferenceRequest)
+    assert asked.request.idempotency_key == key
+
+
+def test_ctrl_c_while_it_waits_ends_at_once_and_the_gateway_is_told(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "DEFAULT", Patience(seconds=1_000, first_pause_seconds=500, longest_pause_seconds=500))
+    Losses(shell, 1, LOST)
+    monkeypatch.setattr(infer, "_say_lost", lambda **_: os.kill(os.getpid(), signal.SIGINT))
+    result = shell("infer", "hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "Hello", "error: interrupted\n")
+    asked, cancelled = [entry.request for entry in shell.mesh.asked]
+    assert isinstance(asked, ProcessInferenceRequest)
+    assert cancelled == gateway.CancelInference(asked.idempotency_key or "")

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from shared.api import auth, gateway
-from shared.api.gateway import LimitState, NodeRow, ServedModel, UserQuota
+from shared.api.gateway import KeyBudget, LimitState, NodeRow, ServedModel, UserQuota
 from shared.api.ledger import Account
 from shared.api.usage import UsageDay, UserUsage
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, Role, Tier, UserId
@@ -155,6 +155,31 @@ def test_usage_for_people(used: Shell) -> None:
         "tokens a minute   this key  380 of 500  46 s",
         "requests at once  model     0 of 32     –",
     ]
+
+
+def test_usage_shows_what_is_left_of_the_keys_own_budget(used: Shell) -> None:
+    budget = KeyBudget(MicroCredits(5_000_000), MicroCredits(1_250_000), MicroCredits(250_000))
+    used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, key_budget=budget))
+    line = "this key      3.5 left of its 5, 0.25 of it held by requests that run now"
+    for command in ("usage", "quota"):
+        assert line in used(command).stdout.splitlines()
+        assert json.loads(used(command, "--json").stdout)["key_budget"] == {
+            "budget_micro": 5_000_000,
+            "spent_micro": 1_250_000,
+            "reserved_micro": 250_000,
+        }
+
+
+def test_a_key_that_has_overdrawn_its_budget_has_nothing_left(used: Shell) -> None:
+    budget = KeyBudget(MicroCredits(5_000_000), MicroCredits(5_000_001), MicroCredits(0))
+    used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, key_budget=budget))
+    assert "this key      0 left of its 5" in used("usage").stdout.splitlines()
+
+
+def test_one_of_a_thing_is_not_many(used: Shell) -> None:
+    days = (UsageDay(date(2026, 1, 1), None, 1, 1, MicroCredits(1_000_000)),)
+    used.mesh.answer(auth.get_user_usage, UserUsage(USER, 1, 1, days, MicroCredits(1_000_000)))
+    assert "1 request, 1 token, 1 credit in all" in used("usage").stdout
 
 
 def test_usage_of_an_old_gateway_shows_what_it_says(used: Shell) -> None:

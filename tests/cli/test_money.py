@@ -173,6 +173,11 @@ def test_books_that_are_right(bank: Shell) -> None:
     assert (result.exit_code, result.stdout) == (0, "The books are right: 12 accounts, 345 entries, 2 open reservations.\n")
 
 
+def test_one_of_a_thing_is_not_many(bank: Shell) -> None:
+    bank.mesh.answer(ledger.verify_ledger, LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 1, 1, 1))
+    assert bank("admin", "ledger", "verify").stdout == "The books are right: 1 account, 1 entry, 1 open reservation.\n"
+
+
 @pytest.mark.parametrize(
     "report",
     [

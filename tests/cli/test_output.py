@@ -64,3 +64,12 @@ def test_an_empty_listing_is_no_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "none yet\n")
     output.show_rows(rows, [], as_json=True, empty="none yet")
     assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(("number", "says"), [(0, "0 entries"), (1, "1 entry"), (2, "2 entries"), ("1", "1 entry"), ("0.1", "0.1 entries")])
+def test_what_is_counted_has_the_right_form(number: int | str, says: str) -> None:
+    assert output.counted(number, "entry", "entries") == says
+
+
+def test_most_words_just_take_an_s() -> None:
+    assert (output.counted(1, "key"), output.counted(3, "key")) == ("1 key", "3 keys")

@@ -18,9 +18,7 @@ async def answer(call: HttpCall, once: Once, request: InferenceRequest, form: Fo
     if stream:
         call.expect_events(form.failed)
     again = again_of(call)
-    async with once.run(
-        call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_wish, streamed=stream
-    ) as said:
+    async with once.run(call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_wish, streamed=stream) as said:
         await hand_on(call, said, form, stream=stream, after=0 if again.rest is None else again.rest.after)
     # Its row is written; only now is the caller told how it ended.
     if stream:

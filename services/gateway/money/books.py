@@ -12,6 +12,7 @@ from services.gateway.money.ledger_store import AlreadyReverted, LedgerStore
 from shared import errors
 from shared.api import auth
 from shared.api.auth import Principal
+from shared.api.gateway import KeyBudget
 from shared.api.ledger import MICRO, Account, LedgerReport, ListPrices, ModelPrices, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.telemetry import logs
 from shared.types import Credential, RequestId, Tier, UserId
@@ -38,6 +39,13 @@ class Books:
         year, month = divmod(row.month.year * 12 + row.month.month, 12)
         renews_at = datetime(year, month + 1, 1, tzinfo=UTC)
         return Account(row.included_micro, row.balance_micro, row.reserved_micro, plan.monthly_micro, renews_at)
+
+    async def find_key_budget(self, caller: Principal) -> KeyBudget | None:
+        """What is left of the budget of the key that the caller came with; None where it has none."""
+        if caller.key_id is None or caller.key_limits.budget_micro is None:
+            return None
+        spent, reserved = await self._store.read_key_spending(caller.key_id)
+        return KeyBudget(caller.key_limits.budget_micro, spent, reserved)
 
     async def read_account(self, caller: Principal, request: ReadAccount, credential: Credential | None) -> Account:
         if request.user_id is None or request.user_id == caller.user_id:

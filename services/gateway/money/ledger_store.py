@@ -9,7 +9,7 @@ from services.gateway.money.prices import Price
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
 from shared import database
 from shared.api.ledger import LedgerReport, ModelPrice
-from shared.types import MicroCredits, NodeId, RequestId, UserId
+from shared.types import KeyId, MicroCredits, NodeId, RequestId, UserId
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,11 @@ class LedgerStore:
         except database.UniqueViolation as error:
             raise AlreadyReverted from error
         return owner
+
+    async def read_key_spending(self, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
+        """What the key has spent, and what its running requests hold."""
+        row = await self._database.row("read_key_spending", key)
+        return (MicroCredits(0), MicroCredits(0)) if row is None else (row["spent_micro"], row["reserved_micro"])
 
     async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
         return tuple(_price(row) for row in await self._database.rows("list_price_history" if history else "list_prices"))

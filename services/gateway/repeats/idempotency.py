@@ -10,11 +10,11 @@ with the same seed and the rest of the answer is the same.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -27,12 +27,14 @@ from shared.api.gateway import InferenceResult
 from shared.api.inference import Chunk
 from shared.node import lifecycle
 from shared.telemetry import logs
-from shared.types import ModelName, NodeId, RequestId
+from shared.types import ModelName, NodeId, RequestId, UserId
 
 #: One statement prolongs all leases of a gateway, so it costs little to do so often; and after this time at most a client whose
 #: gateway died goes on elsewhere.
 LEASE_SECONDS = 20.0
 HEARTBEAT_SECONDS = 5.0
+#: Who lost the connection comes back within this time; for nobody no GPU is kept busy. Who comes later has it made anew.
+UNREAD_SECONDS = 30.0
 #: Longer answers are read again only on the gateway that made them, for a while.
 MOST_ANSWER_BYTES = 1024 * 1024
 #: Repeats that wait for another gateway, each with one question a second to PostgreSQL. More are asked to come again.
@@ -140,6 +142,8 @@ class Idempotency:
         #: The requests that are claimed by this process, or just being claimed, and whose end PostgreSQL does not know.
         self._ours: dict[RequestId, Asked] = {}
         self._unsaved: dict[RequestId, _Ending] = {}
+        #: Since when nobody reads the answers that nobody reads.
+        self._unread: dict[RequestId, float] = {}
         self._waiting = 0
 
     @asynccontextmanager
@@ -152,7 +156,8 @@ class Idempotency:
 
     @asynccontextmanager
     async def answer(self, asked: Asked, produce: Produce[Head], *, seconds: float, whole: bool = False) -> AsyncIterator[Repeat[Head]]:
-        """The answer behind the chunk ``asked.after``, or the ``whole`` of it. Leaving the block ends the reading and not the making.
+        """The answer behind the chunk ``asked.after``, or the ``whole`` of it. Leaving the block ends the reading; the making
+        ends where nobody reads it for a while.
 
         Raises what ``produce`` raises, IdempotencyConflict, InProgress where the request runs on another gateway and ``seconds``
         are nearly over, AnswerGone where it was answered and the answer is no longer here, and Unavailable without PostgreSQL.
@@ -164,6 +169,13 @@ class Idempotency:
             return
         with source:
             yield Repeat(source, await source.head())
+
+    def cancel(self, owner: UserId, key: str) -> None:
+        """End the making of an answer that nobody wants any more, where this gateway makes it; what came until then is counted. The same
+        request under the same key again is run anew."""
+        for asked in [asked for asked in self._ours.values() if (asked.owner, asked.key) == (owner, key)]:
+            if (take := self._takes.find(_name(asked, asked.request_id))) is not None:
+                take.stop(errors.Cancelled("the caller wants no more of this answer"))
 
     # --- who runs it ------------------------------------------------------------------------------------------------
 
@@ -350,6 +362,7 @@ class Idempotency:
         # What has no take yet is only just being claimed, and its row need not be there.
         takes = {request_id: self._takes.find(_name(asked, request_id)) for request_id, asked in self._ours.items()}
         running = {request_id: take for request_id, take in takes.items() if take is not None}
+        self._stop_unread(running)
         if not running:
             return
         still = await self._store.prolong(running, seconds=LEASE_SECONDS)
@@ -360,6 +373,13 @@ class Idempotency:
             _log.warning("another gateway has taken a request over", request=str(request_id))
             del self._ours[request_id]
             take.stop(errors.LinkLost("another gateway has gone on with this request", hint="send it again under the same idempotency key"))
+
+    def _stop_unread(self, running: Mapping[RequestId, Take[Any, InferenceResult]]) -> None:
+        now = self._clock()
+        self._unread = {request_id: self._unread.get(request_id, now) for request_id, take in running.items() if not take.is_read}
+        for request_id, since in self._unread.items():
+            if now - since >= UNREAD_SECONDS:
+                running[request_id].stop(errors.Cancelled("nobody has read this answer for a while"))
 
     async def sweep(self) -> None:
         """Raises Unavailable."""

@@ -79,6 +79,10 @@ class Take(Generic[Head, End]):
         """The number of its newest chunk; 0 before the first."""
         return self._tape.last
 
+    @property
+    def is_read(self) -> bool:
+        return self._tape.is_read
+
     def reader(self, after: int = 0) -> "Reader[Head, End]":
         """Everything behind the chunk ``after``. Raises AnswerGone where that is no longer here. Use it with ``with`` at once: an
         answer that nobody reads is not made any further, unless it is kept."""

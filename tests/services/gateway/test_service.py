@@ -170,6 +170,22 @@ async def test_the_same_question_is_answered_from_the_cache_unless_it_wants_a_ne
     assert [tuple(row) for row in costs] == [(True, False), (False, True), (True, False)]
 
 
+async def test_under_a_key_it_goes_on_without_its_reader_until_that_one_says_otherwise(site: Site) -> None:
+    worker, call = site.nodes["worker"].service, site.client.rpc.call
+    worker.hangs = True
+    asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
+    async with site.client.rpc.stream(gateway.process_inference_request, asked, credential=KEY) as answer:
+        await anext(answer)
+    for credential, key in ((TOKEN, "unknown"), (ADMIN_TOKEN, "k")):
+        await call(gateway.cancel_inference, gateway.CancelInference(key), credential=credential)
+    assert worker.cancelled == 0
+    with pytest.raises(errors.NotAuthenticated):
+        await call(gateway.cancel_inference, gateway.CancelInference("k"))
+    await call(gateway.cancel_inference, gateway.CancelInference("k"), credential=KEY)
+    await until(lambda: worker.cancelled == 1)
+    assert await site.ended() == [("cancelled", 1)]
+
+
 async def test_a_limit_and_the_quota(site: Site) -> None:
     outcomes = await asyncio.gather(*(site.ask() for _ in range(30)), return_exceptions=True)
     assert sum(isinstance(outcome, errors.Limited) for outcome in outcomes) == 10

@@ -16,6 +16,7 @@ from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.store import Store
 from shared import errors
 from shared.api import auth
+from shared.api.gateway import KeyBudget
 from shared.api.ledger import MICRO, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, Tier, UserId, UserRole
@@ -67,6 +68,20 @@ async def test_an_account_begins_with_what_the_tier_includes(site: Site) -> None
     assert (account.renews_at.day, account.renews_at.hour) == (1, 0)
     enterprise = await site.books.account(UserId(uuid4()), Tier.ENTERPRISE)
     assert (enterprise.included_micro, enterprise.monthly_micro) == (0, None)
+
+
+async def test_what_is_left_of_a_keys_own_budget(site: Site) -> None:
+    assert await site.books.find_key_budget(OWNER) is None
+    limited = msgspec.structs.replace(OWNER, key_limits=auth.KeyLimits(budget_micro=MicroCredits(5 * MICRO)))
+    assert await site.books.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
+    assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
+    bounds = Bounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    first, second = RequestId(uuid4()), RequestId(uuid4())
+    for request in (first, second):
+        await site.ledger.reserve(limited, request, bounds)
+    await site.requests.write_requests([row(OWNER.user_id, first, 700)])
+    # 1,000 tokens at 200 micro-credits are held for the second one.
+    assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000))
 
 
 async def test_only_an_admin_reads_anothers_and_changes_any(site: Site) -> None:

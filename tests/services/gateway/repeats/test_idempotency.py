@@ -173,6 +173,27 @@ async def test_it_is_made_to_its_end_when_its_caller_has_gone(house: House) -> N
     assert gateway.maker.seeds == [7]
 
 
+async def test_what_nobody_comes_back_for_is_made_no_further(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = await house.gateway()
+    gateway.maker.waits_at = 4
+    staying = asyncio.create_task(gateway.ask(asked("read")))
+    leaving = asyncio.create_task(gateway.ask(asked("left")))
+    await until_running(gateway, runs=2)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await gateway.idempotency.heartbeat()
+    back = await gateway.ask(asked("left"), stops_after=3)
+    assert (back.numbers, gateway.maker.seeds) == ([1, 2, 3], [7, 7])
+    monkeypatch.setattr(idempotency, "UNREAD_SECONDS", 0.0)
+    await gateway.idempotency.heartbeat()
+    late = asyncio.create_task(gateway.ask(asked("left", seed=8)))
+    await until_running(gateway, runs=3)
+    gateway.maker.gate.set()
+    assert is_whole(await staying)
+    assert is_whole(await late)
+    assert gateway.maker.seeds == [7, 7, 7]
+
+
 async def test_another_request_under_the_key_is_a_conflict_at_any_time(house: House) -> None:
     gateway, other = await house.gateway(), await house.gateway("Utwo")
     gateway.maker.waits_at = 3
@@ -228,6 +249,22 @@ async def test_a_bug_frees_the_key_too(house: House) -> None:
         await gateway.ask(asked())
     gateway.maker = Maker()
     assert is_whole(await gateway.ask(asked()))
+
+
+async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(house: House) -> None:
+    gateway = await house.gateway()
+    gateway.maker.waits_at = 3
+    reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked("other"), asked(who=BOB))]
+    await until_running(gateway, runs=3)
+    gateway.idempotency.cancel(ADA, "unknown")
+    gateway.idempotency.cancel(ADA, "k")
+    cancelled = await reading[0]
+    assert cancelled.texts == whole(length=2)
+    assert isinstance(cancelled.error, errors.Cancelled)
+    gateway.maker.gate.set()
+    assert all(is_whole(one) for one in await asyncio.gather(*reading[1:]))
+    # Under the same key it is made anew, and is the same.
+    assert is_whole(await gateway.ask(asked(seed=8)))
 
 
 async def test_its_deadline_ends_it_and_what_was_said_is_kept(house: House) -> None:
