@@ -104,8 +104,8 @@ class Pipeline:
         streamed: bool = True,
     ) -> AsyncIterator[Running]:
         """``drawn_seed``: of a request that names none, so that it can be made again. ``streamed``: its caller reads along, token by
-        token. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what ``let_in`` raises, or the worker's own error. An exception out of the block, a cancel included, ends the
-        generation on the worker."""
+        token. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what ``let_in`` raises, or the worker's own error. An
+        exception out of the block, a cancel included, ends the generation on the worker."""
         running = Running(self.clock)
         async with self.recorded(running, principal, seconds=seconds):
             order = await self._prepare(running, principal, request, seconds, streamed=streamed)

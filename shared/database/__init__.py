@@ -211,11 +211,10 @@ class Database:
                     connection.terminate()
                     raise ConnectionResetError(str(error)) from error
                 finally:
-                    await _released(self._pool, connection)
+                    # Also where its caller is cancelled once more meanwhile.
+                    await asyncio.shield(_release(self._pool, connection))
         except _UNDONE as error:
-            raise errors.Unavailable(
-                "two wanted the same rows of PostgreSQL at once", hint="try again", retry_after_seconds=0.1
-            ) from error
+            raise errors.Unavailable("two wanted the same rows of PostgreSQL at once", hint="try again", retry_after_seconds=0.1) from error
         except _GONE as error:
             if not isinstance(error, TimeoutError):
                 # Where one connection died the idle ones have probably died too; the next caller gets a new one.
@@ -262,12 +261,10 @@ def _may_be_repeated(cause: BaseException | None, attempt: int, *, only_reads: b
     return only_reads and attempt == 1 and not isinstance(cause, TimeoutError)
 
 
-async def _released(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
-    """Waits for the server to confirm a cancelled statement; after 0.5 s the connection is thrown away."""
-    releasing = asyncio.ensure_future(pool.release(connection, timeout=0.5))
-    # Who is cancelled meanwhile does not hear how it went; asyncio would complain that nobody has.
-    releasing.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.shield(releasing)
+async def _release(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
+    """Waits for the server to confirm a cancelled statement; where it does not, the connection is thrown away."""
+    with contextlib.suppress(*_GONE, *_LOST_ITS_PLACE):
+        await pool.release(connection, timeout=0.5)
 
 
 def _is_dead(connection: asyncpg.Connection) -> bool:

@@ -112,13 +112,17 @@ async def test_a_transaction_happens_whole_or_not_at_all(postgres_url: str, pack
         assert len(await db.rows("list")) == 1
 
 
+async def until_one_waits(db: Database) -> None:
+    while not await db.value("count_waiting"):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 async def test_what_waits_in_a_circle_is_asked_again(postgres_url: str, package: Path) -> None:
     async with opened(postgres_url, package) as db, asyncio.TaskGroup() as tasks:
         async with db.transaction() as tx:
             await tx.run("lock", 2)
             asked = tasks.create_task(db.run("lock_two", 1, 2))
-            while not await db.value("count_waiting"):
-                await asyncio.sleep(0.01)
+            await until_one_waits(db)
             # Who waits longest is undone; this one gets on.
             await tx.run("lock", 1)
             assert not asked.done()
@@ -137,8 +141,7 @@ async def test_a_transaction_that_waits_in_a_circle_is_told_to_try_again(postgre
                     await tx.run("lock", 2)
 
         told = tasks.create_task(first())
-        while not await db.value("count_waiting"):
-            await asyncio.sleep(0.01)
+        await until_one_waits(db)
         await other.run("lock", 1)
         await told
 
