@@ -27,8 +27,15 @@ _SECONDS = 1.0
 #: Of the loop: reading an answer takes three. One that has nothing else to do makes them at once.
 _TURNS = 60
 
-#: Not there, not ready, read-only replica, or out of memory.
-_GONE = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.OutOfMemoryError, exceptions.ReadOnlyError, OSError)
+#: Not there, or not ready.
+_GONE = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
+#: The first words of answers with which it refuses for now what is no mistake of ours: it cannot save to its disk, too few replicas
+#: follow it, it has no memory left, it is a replica itself or one without its primary, a script keeps it busy, or it may not.
+_REFUSALS = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "UNKILLABLE", "NOPERM"})
+
+
+class CacheRefuses(errors.Unavailable):
+    """Valkey is there, answers, and does not take what it is given. It may answer other calls meanwhile, such as those that only read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,10 @@ async def _deadline(seconds: float | None = None) -> AsyncIterator[None]:
                     impatient.stop()
     except _GONE as error:
         raise errors.Unavailable("Valkey does not answer", hint="is it running, and is REDIS_URL right?") from error
+    except exceptions.ResponseError as error:
+        if (word := _first_word(error)) not in _REFUSALS:
+            raise
+        raise CacheRefuses(f"Valkey refuses: {word}", hint="see its log, its disk and its memory") from error
 
 
 class _Impatient:
@@ -171,6 +182,11 @@ class _Impatient:
             self._next = self._loop.call_soon(self._look_around, turns - 1)
         else:
             self._deadline.reschedule(self._loop.time())
+
+
+def _first_word(error: exceptions.ResponseError) -> str:
+    """redis-py takes it away where it has a class for it."""
+    return error.status_code or str(error).partition(" ")[0]
 
 
 def _bytes(value: object) -> bytes | None:

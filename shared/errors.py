@@ -218,7 +218,7 @@ class Limited(CallerError):
 
 
 class Poison(CallerError):
-    """The request ended the engine that ran it, twice; it is not run again."""
+    """The request ended two engines, or two workers, that ran it; it is not run again."""
 
     code = "poison"
 

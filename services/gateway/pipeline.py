@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from services.gateway import admission, mesh, prompts
+from services.gateway.limiting import limits
 from services.gateway.limiting.quotas import LimitReached, Quotas
 from services.gateway.money.ledger import Bounds, Held, Ledger
 from services.gateway.money.recorder import Pending, Recorder
@@ -175,7 +176,11 @@ class Pipeline:
             labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": wish.model}
             parts.metrics.rate_limit_violations.labels(**labels).inc()
             raise
-        running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
+        try:
+            running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
+        except errors.AimeshError as error:
+            limits.tell_with(error, running.allowance)
+            raise
         return running.held
 
     async def _prepare(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import ClassVar
+from uuid import UUID
 
 from services.gateway.callers import Callers
 from services.gateway.doors.http_app import HttpApp
@@ -25,7 +26,7 @@ from services.gateway.once import Again, Once
 from services.gateway.openai.embeddings import OpenAiEmbeddings
 from services.gateway.openai.http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.placing import dispatch, routing
+from services.gateway.placing import dispatch, policy, routing, strikes
 from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
 from services.gateway.relaying import receipts
@@ -68,6 +69,8 @@ class Opened:
 
 #: These ask as nodes of the house, not for a person.
 _HOUSE = (Role.METRICS, Role.OPERATOR)
+#: Who says no name is shown what everybody may use.
+_NOBODY = UserId(UUID(int=0))
 #: Workers elsewhere have to be found and connected to before it is known which models there are.
 _FINDING_SECONDS = 3.0
 
@@ -85,10 +88,16 @@ class GatewayService:
         self._names = routing.Names(settings.model_aliases, settings.default_model)
         rules = Rules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
         self._quotas = Quotas(opened.cache, rules, node.metrics.rate_limit_degraded, self._gateways)
-        queueing = dispatch.Rules(Policy(settings.routing_policy), settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        self._policy = Policy(settings.routing_policy)
+        queueing = dispatch.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         self._dispatch = Dispatch(node.directory, random.Random(), queueing, node.metrics)  # noqa: S311 - which worker is no secret
         retries = node.metrics.retries
-        self._relay = Relay(node.rpc, self._dispatch, count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc())
+        self._relay = Relay(
+            node.rpc,
+            self._dispatch,
+            count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc(),
+            flag=lambda worker: node.metrics.wrong_counts.labels(node=worker).inc(),
+        )
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
         parts = Parts(
@@ -213,8 +222,9 @@ class GatewayService:
         return gateway.ServiceHealth("healthy" if healthy else "degraded", checks, len(workers), self._served(), self._dispatch.in_flight)
 
     @serves(gateway.list_models)
-    async def list_models(self, _request: gateway.ListModels, _call: Call) -> gateway.ServedModels:
-        return gateway.ServedModels(self._catalogue())
+    async def list_models(self, _request: gateway.ListModels, call: Call) -> gateway.ServedModels:
+        caller = None if call.credential is None else await self.callers.identify(call.credential)
+        return gateway.ServedModels(self._catalogue(_NOBODY if caller is None else caller.user_id))
 
     @serves(gateway.load_model)
     async def load_model(self, request: gateway.LoadOnWorker, call: Call) -> gateway.ModelPlaces:
@@ -252,10 +262,11 @@ class GatewayService:
 
     def _row(self, entry: Entry) -> NodeRow:
         seconds = self._node.roads.round_trip_seconds(entry.node)
-        return _node_row(entry, None if seconds is None else round(seconds * 1000, 3))
+        left = self._dispatch.knowledge.strikes.seconds_left(entry.node, self._dispatch.clock())
+        return _node_row(entry, None if seconds is None else round(seconds * 1000, 3), strikes.why_not(left))
 
-    def _catalogue(self) -> tuple[gateway.ServedModel, ...]:
-        return routing.catalogue(self._node.directory.usable(Role.WORKER), self._names)
+    def _catalogue(self, tenant: UserId) -> tuple[gateway.ServedModel, ...]:
+        return routing.catalogue(policy.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
 
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._names)
@@ -338,7 +349,7 @@ def _responses(settings: GatewaySettings, node: Node, cache: Cache, takes: Takes
     return ResponseCache(cache, takes, node.metrics, bounds, secret=settings.prompt_hash_secret)
 
 
-def _node_row(entry: Entry, round_trip_ms: float | None) -> NodeRow:
+def _node_row(entry: Entry, round_trip_ms: float | None, quarantined: str = "") -> NodeRow:
     said = entry.announcement
     return NodeRow(
         id=entry.node,
@@ -347,8 +358,8 @@ def _node_row(entry: Entry, round_trip_ms: float | None) -> NodeRow:
         path=entry.path,
         alive=entry.alive,
         refused=entry.refused,
-        usable=not entry.why_not,
-        why_not=entry.why_not,
+        usable=not (entry.why_not or quarantined),
+        why_not=entry.why_not or quarantined,
         models=tuple(offer.name for offer in said.models),
         since=entry.since,
         version=said.version,

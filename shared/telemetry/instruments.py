@@ -150,6 +150,14 @@ RETRIES = Instrument(
     "became of it there: answered, failed, left (by its caller), or over_budget for those that were not sent",
 )
 
+WRONG_COUNTS = Instrument(
+    name="ai_platform_wrong_counts_total",
+    kind=Kind.COUNTER,
+    labels=("node",),
+    help="Answers whose worker told other counts of tokens than came of it; nobody pays for them, and the third within an hour puts"
+    " the worker into quarantine for an hour",
+)
+
 LEDGER_DRIFT = Instrument(
     name="ai_platform_ledger_drift_micro",
     kind=Kind.GAUGE,

@@ -75,6 +75,7 @@ class Metrics:
     rate_limit_degraded = _Measured(Gauge, instruments.RATE_LIMIT_DEGRADED)
     usage_queue_rows = _Measured(Gauge, instruments.USAGE_QUEUE_ROWS)
     retries = _Measured(Counter, instruments.RETRIES)
+    wrong_counts = _Measured(Counter, instruments.WRONG_COUNTS)
     ledger_drift = _Measured(Gauge, instruments.LEDGER_DRIFT)
     response_cache = _Measured(Counter, instruments.RESPONSE_CACHE)
     tokens = _Measured(Counter, instruments.TOKENS)

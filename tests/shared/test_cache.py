@@ -4,10 +4,12 @@ import asyncio
 import time
 
 import pytest
+from redis import exceptions
 
 from shared import errors
 from shared.cache import Cache
 from tests.servers import ValkeyServer
+from tests.services.gateway.limiting.refusing_valkey import refusing
 
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 
@@ -90,3 +92,23 @@ async def test_an_address_of_another_kind_is_a_wrong_setting() -> None:
     with pytest.raises(errors.BadSettings, match="REDIS_URL"):
         async with Cache.open("http://localhost"):
             pass
+
+
+@pytest.mark.parametrize("reason", ["MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "BUSY"])
+async def test_a_valkey_that_refuses_is_unavailable_and_says_why(valkey_url: str, reason: str) -> None:
+    async with Cache.open(valkey_url) as cache:
+        cache.script("count", COUNT)
+        async with refusing(valkey_url, reason):
+            for call in (cache.run("count", ["t:n"], [1]), cache.set("t:s", b"1", ttl_seconds=1)):
+                with pytest.raises(errors.Unavailable) as refused:
+                    await call
+                assert reason in refused.value.message or reason in str(refused.value.__cause__) or reason == "MASTERDOWN"
+        assert await cache.run("count", ["t:n"], [1]) == 1
+
+
+async def test_a_mistake_of_ours_is_no_refusal(valkey_url: str) -> None:
+    async with Cache.open(valkey_url) as cache:
+        cache.script("wrong", "return redis.call('INCR', KEYS[1])")
+        await cache.set("t:text", b"x", ttl_seconds=9)
+        with pytest.raises(exceptions.ResponseError):
+            await cache.run("wrong", ["t:text"], [])

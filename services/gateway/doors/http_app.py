@@ -106,6 +106,7 @@ class HttpApp:
             _log.exception("http handler failed", method=method)
             await _fail(call, errors.Internal("something went wrong here", hint="the log has it under the request id"))
         finally:
+            call.close()
             inflight.dec()
             self._metrics.requests.labels(service=self._metrics.service, method=method, status=status).inc()
             if not runs_a_model:  # the pipeline knows the model and observes with it

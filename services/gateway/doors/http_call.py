@@ -15,6 +15,7 @@ from services.gateway.doors.http_errors import Headers
 from services.gateway.repeats import cache_keys
 from shared import errors
 from shared.api.auth import Principal
+from shared.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
 
 #: The types of ASGI: its messages are open dicts by specification.
@@ -74,7 +75,9 @@ class HttpCall:
         self._extra: Headers = []
         #: How a failure is told where events are the answer; None where they are not.
         self._failed: Callable[[ErrorBody], Sequence[Event]] | None = None
-        self._written_at = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._written_at = self._loop.time()
+        self._writes = BoundedWaits(WRITE_SECONDS)
         #: The handler and the heartbeat both write.
         self._turn = asyncio.Lock()
 
@@ -154,6 +157,10 @@ class HttpCall:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
+    def close(self) -> None:
+        """When nobody answers any more."""
+        self._writes.close()
+
     def add_headers(self, extra: Headers) -> None:
         """Before the answer starts."""
         self._extra += extra
@@ -196,7 +203,7 @@ class HttpCall:
         """How long nothing was written to a stream that is to be kept alive; None for other answers."""
         if self._failed is None or self.ended:
             return None
-        return 0.0 if self._turn.locked() else asyncio.get_running_loop().time() - self._written_at
+        return 0.0 if self._turn.locked() else self._loop.time() - self._written_at
 
     async def beat(self) -> None:
         """Show the reader, and the proxies before it, that the answer is still being made."""
@@ -232,12 +239,12 @@ class HttpCall:
                 return  # a heartbeat that comes too late
             self.ended = not more
             try:
-                async with asyncio.timeout(WRITE_SECONDS):
+                with self._writes:
                     await self._send({"type": "http.response.body", "body": body, "more_body": more})
             except TimeoutError:
                 raise errors.Cancelled("the client stopped reading") from None
             finally:
-                self._written_at = asyncio.get_running_loop().time()
+                self._written_at = self._loop.time()
 
 
 def _too_large() -> errors.TooLarge:

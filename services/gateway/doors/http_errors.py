@@ -4,6 +4,7 @@ import math
 
 from services.gateway.admission import BadField
 from services.gateway.doors.error_bodies import ErrorBody, ErrorObject
+from services.gateway.limiting import limits
 from services.gateway.limiting.limits import Allowance, Tightest
 from services.gateway.limiting.quotas import LimitReached
 from shared import errors
@@ -62,8 +63,9 @@ def headers(error: AimeshError) -> Headers:
     if code == 409 and not error.to_problem().retryable:
         # OpenAI's clients send a 409 again unless they are told that it does not help.
         found.append((b"x-should-retry", b"false"))
-    if isinstance(error, LimitReached):
-        found += allowance_headers(error.tightest)
+    left = error.tightest if isinstance(error, LimitReached) else limits.told_with(error)
+    if left is not None:
+        found += allowance_headers(left)
     return found
 
 

@@ -23,6 +23,9 @@ _GENEROSITY = 1.2
 _PREFIX = "gateway:{limits}:"
 
 
+#: An error's attribute: the errors are everybody's, and limits are known here alone.
+_LEFT = "left_of_limits"
+
 #: What happens to requests while Valkey is away: each gateway counts alone, nobody counts, or none is let in.
 WithoutValkey = Literal["degrade", "open", "closed"]
 
@@ -201,6 +204,18 @@ def hourly(found: Sequence[Allowance]) -> Allowance:
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
     """The same for the wire."""
     return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds) for one in found)
+
+
+def tell_with(error: Exception, tightest: Tightest | None) -> None:
+    """A request that was counted and then refused for another reason: its answer tells what is left, as a good one does."""
+    if tightest is not None:
+        setattr(error, _LEFT, tightest)
+
+
+def told_with(error: Exception) -> Tightest | None:
+    """None where nothing was counted, or nothing is limited."""
+    found = getattr(error, _LEFT, None)
+    return found if isinstance(found, Tightest) else None
 
 
 def shares(limits: Iterable[Limit], gateways: int) -> tuple[Limit, ...]:

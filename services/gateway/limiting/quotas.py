@@ -20,6 +20,7 @@ from services.gateway.limiting.tiers import Plan
 from services.gateway.limiting.valkey_limits import ANSWER_SECONDS, Counters, ValkeyLimits
 from shared import errors
 from shared.api.auth import Principal
+from shared.cache import CacheRefuses
 from shared.telemetry import logs
 from shared.types import ModelName, RequestId, Tier
 
@@ -122,9 +123,7 @@ class Quotas:
                 return Spent(Counted.NOWHERE, request_id, held, Tightest())
             case "closed":
                 self._settle_later(Spent(Counted.NOWHERE, request_id, held, Tightest()), 0)
-                raise errors.Unavailable(
-                    "requests cannot be counted now: Valkey does not answer", hint="try again soon", retry_after_seconds=1
-                )
+                raise errors.Unavailable("requests cannot be counted now: Valkey is away", hint="try again soon", retry_after_seconds=1)
 
     async def settle(self, spent: Spent, *, tokens: int) -> None:
         """Give back what the request did not use. Never raises; safe to call twice, the second time changes nothing. Where Valkey is
@@ -199,10 +198,11 @@ class Quotas:
         now = self._clock()
         # So long without an answer to anybody is not one call's bad luck.
         is_silent = now - began >= ANSWER_SECONDS and self._answered_at < began
-        if self._breaker.failed(now, times=FAILURES if is_silent else 1):
+        # What it refuses to one it refuses to all, though it may take what gives something back.
+        if self._breaker.failed(now, times=FAILURES if is_silent or isinstance(error, CacheRefuses) else 1):
             self._degraded.set(1)
             self._concern.set()
-            _log.error("limits are not counted in valkey", mode=self._rules.without_valkey, reason=repr(error.__cause__ or error))
+            _log.error("limits are not counted in valkey", mode=self._rules.without_valkey, reason=f"{error.message}: {error.__cause__!r}")
 
     async def _probe(self) -> None:
         try:

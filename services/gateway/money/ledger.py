@@ -19,6 +19,7 @@ from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.money.prices import Price, PriceList
 from services.gateway.money.request_row import RequestRow
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
+from services.gateway.money.stops import Stops
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt
@@ -101,6 +102,7 @@ class Ledger:
         self._prices = PriceList({})
         self._open: set[RequestId] = set()
         self._batches = Batches(self._reserve_all)
+        self._stops = Stops()
         #: Since when every heartbeat has come through; None while they do not.
         self._well_since: float | None = None
 
@@ -113,13 +115,15 @@ class Ledger:
             tasks.create_task(_every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting)))
             tasks.create_task(_every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
             tasks.create_task(self._verify_for_ever())
+            tasks.create_task(self._stops.watch())
             yield self
 
     def plan_of(self, principal: Principal) -> Plan:
         return self._plans[principal.tier]
 
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: Bounds) -> Held:
-        """Raises BudgetExhausted, and LedgerUnavailable where PostgreSQL stays away for longer than 2 s. Every call that does not raise
+        """Raises BudgetExhausted, and LedgerUnavailable where PostgreSQL stays away for longer than 2 s; those that wait for it are bounded
+        by the recorder's room. Every call that does not raise
         is followed by one of ``ended``."""
         price = self._prices.find(bounds.model)
         wanted = Wanted(
@@ -187,12 +191,15 @@ class Ledger:
         return sweeping.end_of(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
 
     async def _reserve(self, wanted: Wanted) -> Granted | TooLittle:
-        gives_up_at = self._clock() + RESERVE_SECONDS
-        asked_before = False
+        gives_up_at, stops = self._clock() + RESERVE_SECONDS, self._stops.seen
+        asked_before = was_stopped = False
         while True:
             try:
                 answer = await self._batches.ask(wanted)
             except errors.Unavailable as error:
+                if not was_stopped and self._stops.seen > stops:
+                    # The time that passed was ours, and not PostgreSQL's: it has its time once more.
+                    was_stopped, gives_up_at = True, self._clock() + RESERVE_SECONDS
                 if self._clock() >= gives_up_at:
                     raise LedgerUnavailable("the ledger cannot be reached", hint="try again soon", retry_after_seconds=2) from error
                 asked_before = True

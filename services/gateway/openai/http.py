@@ -23,14 +23,15 @@ from services.gateway.openai.responses import ResponseBody
 from services.gateway.repeats import idempotency_keys
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, ServedModel
+from shared.types import UserId
 
 _METHOD = "processInferenceRequest"
 
 
 class OpenAi:
-    """The handlers of /v1. ``served`` gives the models, the default first."""
+    """The handlers of /v1. ``served`` gives the models that a user may use, the default first."""
 
-    def __init__(self, once: Once, served: Callable[[], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
+    def __init__(self, once: Once, served: Callable[[UserId], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
         self._once = once
         self._served = served
         self._request_seconds = request_seconds
@@ -115,10 +116,10 @@ class OpenAi:
         return said.result
 
     async def _models(self, call: HttpCall) -> None:
-        await call.answer(Models(tuple(self._shown(model) for model in self._served())))
+        await call.answer(Models(tuple(self._shown(model) for model in self._served(call.caller.user_id))))
 
     async def _model(self, call: HttpCall) -> None:
-        served = self._served()
+        served = self._served(call.caller.user_id)
         found = next((model for model in served if call.which == model.name or call.which in model.aliases), None)
         if found is None:
             names = ", ".join(model.name for model in served) or "none"

@@ -13,6 +13,7 @@ from services.gateway.placing.arrivals import Arrivals
 from services.gateway.placing.outliers import Outliers
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.seats import Occupancy, Seats
+from services.gateway.placing.strikes import Strikes
 from shared.directory import Entry, ModelOffer
 from shared.types import ModelName, NodeId
 
@@ -35,6 +36,8 @@ class Candidate:
     share: float
     #: Put aside for so long, for its failures; 0 where it is not.
     rest_seconds: float
+    #: Gets nothing for so long, for what it told; 0 where it does.
+    quarantine_seconds: float = 0.0
 
     @property
     def node(self) -> NodeId:
@@ -53,6 +56,9 @@ class Knowledge:
     arrivals: Arrivals = field(default_factory=Arrivals)
     outliers: Outliers = field(default_factory=Outliers)
     readers: Readers = field(default_factory=Readers)
+    strikes: Strikes = field(default_factory=Strikes)
+    #: Who is there, and when its process started.
+    processes: dict[NodeId, datetime] = field(default_factory=dict)
 
     def heard(self, worker: Entry, clock: float, now: datetime) -> None:
         """The directory has news of it."""
@@ -60,10 +66,16 @@ class Knowledge:
             self.occupancy.gone(worker.node)
             self.arrivals.gone(worker.node)
             self.outliers.forget(worker.node)
+            self.processes.pop(worker.node, None)
             return
+        self.processes[worker.node] = worker.announcement.started_at
         self.occupancy.heard(worker.announcement)
         if self.arrivals.heard(worker, clock, now):
             self.outliers.forget(worker.node)
+
+    def is_there(self, worker: Entry) -> bool:
+        """As the process that it was."""
+        return self.processes.get(worker.node) == worker.announcement.started_at
 
     def table(self, wish: Wish, workers: Iterable[Entry], clock: float, *, or_soon: bool = False) -> list[Candidate]:
         """Of ``workers``, those that have the model ready, or with ``or_soon`` those that have it at all."""
@@ -75,7 +87,8 @@ class Knowledge:
             seats = self.occupancy.look(worker, offer)
             rest = self.outliers.rest_seconds(worker.node, wish.model, clock)
             share = self.arrivals.share(worker.node, clock)
-            rows.append(Candidate(worker, offer, seats, _wait(worker, offer, seats), read.get(worker.node, 0.0), share, rest))
+            away = self.strikes.seconds_left(worker.node, clock)
+            rows.append(Candidate(worker, offer, seats, _wait(worker, offer, seats), read.get(worker.node, 0.0), share, rest, away))
         return rows
 
 

@@ -9,7 +9,7 @@ function more in PREFER; a rule about who must not is one more in MAY.
 import random
 from collections.abc import Callable, Sequence
 
-from services.gateway.placing import affinity, policy
+from services.gateway.placing import affinity, policy, strikes
 from services.gateway.placing.candidates import Candidate
 from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
@@ -39,7 +39,11 @@ def _by_failure(wish: Wish, row: Candidate, _rule: Policy) -> str:
     return "has failed this request" if row.node in wish.not_on else ""
 
 
-MAY: tuple[Callable[[Wish, Candidate, Policy], str], ...] = (_by_policy, _by_file, _by_failure)
+def _by_honesty(_wish: Wish, row: Candidate, _rule: Policy) -> str:
+    return strikes.why_not(row.quarantine_seconds)
+
+
+MAY: tuple[Callable[[Wish, Candidate, Policy], str], ...] = (_by_policy, _by_honesty, _by_file, _by_failure)
 
 
 def eligible(wish: Wish, rows: Rows, rule: Policy) -> Rows:

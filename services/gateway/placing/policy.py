@@ -5,9 +5,10 @@ the house); the label ``trusted=yes``, which only a ticket gives and so only an 
 which an owner keeps a machine for himself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+from shared.directory import Entry
 from shared.types import UserId
 
 TRUSTED = "trusted"
@@ -32,3 +33,8 @@ def why_not(tenant: UserId, owner: str, labels: Mapping[str, str], policy: Polic
     if policy is Policy.GROUP or not owner or labels.get(TRUSTED, "").lower() in _YES:
         return ""
     return "is not labelled trusted=yes (ROUTING_POLICY=trusted)"
+
+
+def open_to(tenant: UserId, workers: Iterable[Entry], policy: Policy) -> list[Entry]:
+    """Those that may have the tenant's prompts: what they serve is what there is for him."""
+    return [worker for worker in workers if not why_not(tenant, worker.announcement.owner, worker.announcement.labels, policy)]

@@ -8,10 +8,9 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Generic, Self
+from typing import Generic
 
 from services.gateway import mesh
 from services.gateway.placing.dispatch import Claim, Dispatch, Waiting
@@ -22,8 +21,10 @@ from shared import errors
 from shared.api import embedding, inference
 from shared.api.generation import Generation
 from shared.api.method import End, Item, Request, StreamMethod
+from shared.bounded_waits import BoundedWaits
 from shared.directory import Entry
 from shared.telemetry import logs
+from shared.types import NodeId
 
 #: A worker that lives and says nothing more of an answer that it has begun is gone around after so long.
 STALL_SECONDS = 15.0
@@ -40,6 +41,10 @@ def _uncounted(_kind: str, _outcome: str) -> None:
     """Where there are no metrics."""
 
 
+def _unflagged(_node: NodeId) -> None:
+    """As well."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Means:
     """What all requests share."""
@@ -49,6 +54,7 @@ class _Means:
     clock: Callable[[], float]
     draw: Callable[[], float]
     count: Count
+    flag: Callable[[NodeId], object]
     stall_seconds: float
     budget: RetryBudget
 
@@ -64,10 +70,11 @@ class Relay:
         *,
         draw: Callable[[], float] = random.random,
         count: Count = _uncounted,
+        flag: Callable[[NodeId], object] = _unflagged,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
-        """``draw`` gives numbers from 0 to 1."""
-        self._means = _Means(rpc, dispatch, clock, draw, count, stall_seconds, RetryBudget())
+        """``draw`` gives numbers from 0 to 1; ``flag`` counts a worker that told wrong numbers."""
+        self._means = _Means(rpc, dispatch, clock, draw, count, flag, stall_seconds, RetryBudget())
 
     def generate(self, prompt: inference.ProcessPrompt, wish: Wish, *, seconds: float) -> AsyncGenerator[Said]:
         """What the workers said of the prompt, chunks, and last the Generation, whose counts are those of the whole answer. Raises the
@@ -93,6 +100,8 @@ class _Way(Generic[Request, Item, End]):
         self._ends_at = 0.0
         #: Why the worker that is asked now is not the first.
         self._retry: Again | None = None
+        #: Workers that were lost while they ran it.
+        self._lost: list[Entry] = []
 
     async def walked(self) -> AsyncGenerator[inference.Accepted | Item | End]:
         budget, clock = self._means.budget, self._means.clock
@@ -151,29 +160,50 @@ class _Way(Generic[Request, Item, End]):
         """What one worker says, as far as the caller is to hear of it."""
         course, left = self._course, self._ends_at - self._means.clock()
         course.asked(_digest(claim.worker, self._wish))
-        with claim, _Silence(self._means.stall_seconds) as silence:
+        silence = BoundedWaits(self._means.stall_seconds)
+        with claim, closing(silence):
             try:
                 async with self._means.rpc.stream(self._method, course.request, to=claim.worker.node, deadline_seconds=left) as answer:
                     items, is_accepted = aiter(answer), False
-                    # Where nobody else could go on, patience is all there is.
-                    while (item := await silence.next_of(items, is_bounded=course.began and course.can_go_on)) is not None:
-                        if not is_accepted and isinstance(answer.accepted, inference.Accepted):
-                            is_accepted = True
-                            if course.accepted(answer.accepted):
-                                yield answer.accepted
-                        if course.said(item):
-                            yield item
-                        if course.began:
-                            claim.delivered()
+                    try:
+                        # Where nobody else could go on, patience is all there is.
+                        while (item := await self._next(items, silence if course.began and course.can_go_on else None)) is not None:
+                            course.heard()
+                            if not is_accepted and isinstance(answer.accepted, inference.Accepted):
+                                is_accepted = True
+                                if course.accepted(answer.accepted):
+                                    yield answer.accepted
+                            if course.said(item):
+                                yield item
+                            if course.began:
+                                claim.delivered()
+                    except errors.LinkLost:
+                        if answer.accepted is not None:
+                            course.heard()
+                        raise
+                    self._check(claim.worker, answer.end)
                     yield course.ended(answer.end)
             finally:
                 if course.took is not None:
                     claim.tokens(*course.took)
 
+    async def _next(self, items: AsyncIterator[Item], silence: BoundedWaits | None) -> Item | None:
+        """None at their end. Raises LinkLost where the worker falls silent."""
+        if silence is None:
+            return await anext(items, None)
+        try:
+            with silence:
+                return await anext(items, None)
+        except TimeoutError as error:
+            raise errors.LinkLost(f"the worker has said nothing more of its answer for {self._means.stall_seconds:g} s") from error
+
     def _decide(self, claim: Claim, error: errors.AimeshError) -> Again | Ended[End]:
         """Raises what the caller is to be told."""
         course = self._course
-        decision = course.failed(claim.worker.node, error)
+        knowledge = self._means.dispatch.knowledge
+        decision = course.failed(claim.worker.node, error, gone=sum(not knowledge.is_there(worker) for worker in self._lost))
+        if isinstance(error, errors.LinkLost):
+            self._lost.append(claim.worker)
         if isinstance(decision, GivenUp):
             raise decision.error from error
         if isinstance(decision, Ended):
@@ -185,52 +215,19 @@ class _Way(Generic[Request, Item, End]):
         _log.warning(what, worker=claim.worker.node, code=errors.code_of(error))
         return decision
 
+    def _check(self, worker: Entry, end: End) -> None:
+        """Remembers a worker that tells wrong numbers; nobody pays for them."""
+        dispatch = self._means.dispatch
+        if not self._course.is_wrong(end, self._wish):
+            return
+        self._means.flag(worker.node)
+        quarantined = dispatch.knowledge.strikes.strike(worker.node, dispatch.clock())
+        what = "worker in quarantine: it told wrong counts of tokens" if quarantined else "worker told wrong counts of tokens"
+        _log.warning(what, worker=worker.node, model=self._wish.model)
+
     def _count(self, outcome: str) -> None:
         if self._retry is not None:
             self._means.count(_kind(self._retry), outcome)
-
-
-class _Silence:
-    """Ends a wait for a worker that has fallen silent, with LinkLost. One timer for the whole answer: a chunk costs it nothing."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._since = 0.0
-        #: Who waits now; whoever reads the answer may hand it on to another task.
-        self._task: asyncio.Task[object] | None = None
-        self._is_up = False
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    async def next_of(self, items: AsyncIterator[Item], *, is_bounded: bool) -> Item | None:
-        """None at their end."""
-        if is_bounded:
-            self._since, self._task = self._loop.time(), asyncio.current_task()
-            if self._timer is None:
-                self._timer = self._loop.call_later(self._seconds, self._look)
-        try:
-            return await anext(items, None)
-        finally:
-            self._task = None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        task = asyncio.current_task()
-        # Nobody else may have wanted the cancel, too.
-        if self._is_up and isinstance(error, asyncio.CancelledError) and task is not None and task.uncancel() == 0:
-            raise errors.LinkLost(f"the worker has said nothing more of its answer for {self._seconds:g} s") from error
-
-    def _look(self) -> None:
-        silent = 0.0 if self._task is None else self._loop.time() - self._since
-        if self._task is None or silent < self._seconds:
-            self._timer = self._loop.call_later(self._seconds - silent, self._look)
-            return
-        self._is_up = True
-        self._task.cancel()
 
 
 def _kind(retry: Again) -> str:

@@ -11,6 +11,8 @@ from typing import Generic
 
 import msgspec
 
+from services.gateway.placing import strikes
+from services.gateway.placing.routing import Wish
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.generation import Generation, Usage
@@ -18,7 +20,7 @@ from shared.api.method import End, Item, Request
 from shared.types import FinishReason, NodeId
 
 ATTEMPTS = 3
-#: A request that ended two engines ends a third one, too.
+#: A request that ended two engines ends a third one, too; or two workers.
 MOST_CRASHES = 2
 #: Whoever has a part of an answer waits so long for a worker that can go on: a NATS server that is started again, a worker that is
 #: restarted and loads its model.
@@ -84,6 +86,9 @@ class Course(Generic[Request, Item, End]):
         #: The caller has a part of the answer.
         self.began = False
         self._attempts = self._crashes = 0
+        #: Of the workers that were lost while they ran it: whether a word had come of each.
+        self._losses: list[bool] = []
+        self._was_heard = False
         self._failed: dict[NodeId, errors.AimeshError] = {}
         self._last: errors.AimeshError | None = None
         #: Since the last worker failed nobody could be asked.
@@ -109,7 +114,11 @@ class Course(Generic[Request, Item, End]):
 
     def asked(self, digest: str) -> None:
         """A worker is asked that has this file of the model; empty where it does not say which."""
-        self._has_given = False
+        self._has_given = self._was_heard = False
+
+    def heard(self) -> None:
+        """The worker that is asked now has it: the first word came."""
+        self._was_heard = True
 
     def accepted(self, told: inference.Accepted) -> bool:
         """Whether the caller is to hear of it: who has delivered nothing charges for nothing."""
@@ -126,6 +135,10 @@ class Course(Generic[Request, Item, End]):
             self._gave()
         return True
 
+    def is_wrong(self, end: End, wish: Wish) -> bool:
+        """Whether the worker that is asked now tells numbers that cannot be."""
+        return False
+
     def ended(self, end: End) -> End:
         """What the caller is told as the end."""
         return end
@@ -136,12 +149,16 @@ class Course(Generic[Request, Item, End]):
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def failed(self, node: NodeId, error: errors.AimeshError) -> Again | Ended[End] | GivenUp:
-        """What follows when the worker that was asked has failed with ``error``."""
+    def failed(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> Again | Ended[End] | GivenUp:
+        """What follows when the worker that was asked has failed with ``error``. ``gone``: of those that were lost before it, how many
+        have not come back as the process that they were."""
         self._crashes += isinstance(error, errors.ModelCrashed)
         if self._crashes == MOST_CRASHES:
             said = "this request ended the engine that ran it twice, and is not run again"
             return GivenUp(errors.Poison(said, hint="change it; the workers' logs say more"))
+        if isinstance(error, errors.LinkLost) and self._is_poison(gone):
+            said = "two workers were lost while they ran this request, and it is not given to a third"
+            return GivenUp(errors.Poison(said, hint="ask again only if it cannot be what ended them; the workers' logs say more"))
         is_worth_it = isinstance(error, _WORTH_ANOTHER) or (self.began and isinstance(error, _CANNOT_GO_ON))
         if not is_worth_it:
             return GivenUp(error)
@@ -169,6 +186,15 @@ class Course(Generic[Request, Item, End]):
     def lost(self, error: errors.AimeshError) -> errors.AimeshError:
         """What the caller is told when ``error`` was the last."""
         return error
+
+    def _is_poison(self, gone: int) -> bool:
+        """One more is lost. A lost link is no proof: its worker may run on. And one without a word, after one that had begun, may have
+        been away before it was asked, as the half of a mesh is that is cut off."""
+        if not gone:
+            self._losses.clear()
+        if self._was_heard or not any(self._losses):
+            self._losses.append(self._was_heard)
+        return len(self._losses) >= MOST_CRASHES
 
     def _gave(self) -> None:
         self.began = self._has_given = True
@@ -238,17 +264,23 @@ class AnswerCourse(Course[inference.ProcessPrompt, inference.Chunk, Generation])
     def waiting(self, why: str) -> inference.Chunk:
         return inference.Chunk("", (), waiting=why)
 
+    def is_wrong(self, end: Generation, wish: Wish) -> bool:
+        claimed, came = end.usage, self._tokens - self._tokens_before
+        # The last worker counts what it made itself.
+        return strikes.is_wrong(claimed.completion_tokens, came, self._answers) or any(
+            strikes.is_impossible(wish, told) for told in (claimed.prompt_tokens, self._prompt_tokens or 0)
+        )
+
     def ended(self, end: Generation) -> Generation:
         if not self._resumed:
             return end
-        # The last worker counts what it made itself.
         prompt_tokens = end.usage.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens
         return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._tokens, end.usage.cached_tokens))
 
-    def failed(self, node: NodeId, error: errors.AimeshError) -> Again | Ended[Generation] | GivenUp:
+    def failed(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> Again | Ended[Generation] | GivenUp:
         if self._finish is not None:
             return Ended(Generation(self._finish, Usage(self._prompt_tokens or 0, self._tokens)))
-        return super().failed(node, error)
+        return super().failed(node, error, gone=gone)
 
     def lost(self, error: errors.AimeshError) -> errors.AimeshError:
         if not self.began:
@@ -290,6 +322,9 @@ class VectorsCourse(Course[embedding.Embed, embedding.Vectors, embedding.Embedde
     def accepted(self, told: inference.Accepted) -> bool:
         self._prompt_tokens = told.prompt_tokens
         return super().accepted(told)
+
+    def is_wrong(self, end: embedding.Embedded, wish: Wish) -> bool:
+        return strikes.is_impossible(wish, end.prompt_tokens)
 
     def waiting(self, why: str) -> embedding.Vectors:
         return embedding.Vectors((), waiting=why)

@@ -23,7 +23,8 @@ from services.gateway.repeats.takes import Name, Reader, Take, Takes
 from shared import errors
 from shared.api.generation import Generation
 from shared.api.inference import Accepted, Chunk
-from shared.telemetry import Metrics
+from shared.cache import CacheRefuses
+from shared.telemetry import Metrics, logs
 from shared.types import FinishReason
 
 #: Of one answer: some 5,000 tokens. Longer ones are rare, and reading one would hold Valkey up for everybody else's limits.
@@ -35,6 +36,8 @@ _PROBE_SECONDS = 1.0
 
 _GET, _PUT = "find_answer", "keep_answer"
 _ORDER, _SIZES, _SUM = (cache_keys.PREFIX + word for word in ("order", "sizes", "bytes"))
+
+_log = logs.get(part="response cache")
 
 #: Makes an answer within so many seconds.
 Generate = Callable[[float], AsyncGenerator[Said]]
@@ -93,6 +96,8 @@ class ResponseCache:
         self._clock = clock
         self._breaker = Breaker()
         self._probe_at = 0.0
+        #: The call that Valkey refuses or leaves without an answer; None while all is well.
+        self._failing: str | None = None
         values.script(_GET, "return redis.call('GET', KEYS[1])")
         values.script(_PUT, Path(__file__).with_name("response_cache.lua").read_text(encoding="utf-8"))
 
@@ -187,11 +192,21 @@ class ResponseCache:
         self._probe_at = now + _PROBE_SECONDS
         try:
             answer: object = await self._values.run(script, keys, args, seconds=VALKEY_SECONDS)
-        except errors.Unavailable:
-            self._breaker.failed(self._clock())
+        except errors.Unavailable as error:
+            # One that refuses to write answers all other calls, which would close the breaker again and again.
+            if self._breaker.failed(self._clock()) or isinstance(error, CacheRefuses):
+                self._tell(script, error)
             return None
         self._breaker.succeeded()
+        if self._failing == script:
+            self._failing = None
+            _log.info("the response cache is used again")
         return answer
+
+    def _tell(self, script: str, error: errors.Unavailable) -> None:
+        if self._failing is None:
+            self._failing = script
+            _log.error("the response cache is not used", call=script, reason=f"{error.message}: {error.__cause__!r}")
 
 
 async def _follow(reader: "Reader[Accepted, Generation]") -> AsyncGenerator[Said]:

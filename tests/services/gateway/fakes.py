@@ -26,8 +26,9 @@ from services.gateway.once import Once
 from services.gateway.openai.embeddings import OpenAiEmbeddings
 from services.gateway.openai.http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.placing import routing
+from services.gateway.placing import policy, routing
 from services.gateway.placing.dispatch import Dispatch
+from services.gateway.placing.policy import Policy
 from services.gateway.relaying.relay import Relay
 from services.gateway.repeats.idempotency import Idempotency
 from services.gateway.repeats.idempotency_keys import Asked, Held, New, Orphaned, State
@@ -36,6 +37,7 @@ from services.gateway.repeats.takes import Takes
 from shared import credentials, errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
+from shared.api.gateway import ServedModel
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
@@ -302,10 +304,12 @@ class House:
 
     def app(self) -> HttpApp:
         rest = Rest(self.once, self.rpc, self.store, self.quotas, request_seconds=30)
-        served = lambda: routing.catalogue(self.directory.usable(Role.WORKER), self.names)  # noqa: E731
-        chat = OpenAi(self.once, served, request_seconds=30)
+        chat = OpenAi(self.once, self._served, request_seconds=30)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self.embeddings, request_seconds=30).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics)
+
+    def _served(self, tenant: UserId) -> tuple[ServedModel, ...]:
+        return routing.catalogue(policy.open_to(tenant, self.directory.usable(Role.WORKER), Policy.GROUP), self.names)
 
     @staticmethod
     async def _validate(request: auth.ValidateApiKey) -> auth.Principal:

@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from services.gateway.placing import strikes
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -22,7 +23,7 @@ from shared.node import Node, NodeSettings
 from shared.node.client import ClientNode
 from shared.rpc import Call, StreamCall, serves
 from shared.types import Credential, FinishReason, ModelName, Role, Tier, UserId, UserRole
-from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER
+from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
 ADMIN_TOKEN = Credential("admin.eyJleHAiOjk5OTk5OTk5OTl9.x")
@@ -222,6 +223,32 @@ async def test_nodes_and_models_and_health(site: Site) -> None:
     assert (model.name, model.workers, model.aliases) == ("smollm2", 1, ("llama3",))
     health = await call(gateway.get_service_health, gateway.GetServiceHealth())
     assert (health.status, health.workers, health.in_flight) == ("healthy", 1, 0)
+
+
+async def test_models_are_shown_to_those_who_may_use_them(site: Site) -> None:
+    directory = site.nodes["gateway"].node.directory
+    for number, (name, owner) in enumerate((("adas", f"{USER}"), ("bobs", f"{UUID(int=77)}")), start=50):
+        directory.heard(announcement(number, name, owner=owner, labels={"shared": "no"}), "nats")
+
+    async def shown(credential: Credential | None) -> list[str]:
+        told = await site.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=credential)
+        return [model.name for model in told.models]
+
+    assert await shown(KEY) == ["adas", "smollm2"]
+    assert await shown(None) == ["smollm2"], "who says no name sees what everybody may use"
+
+
+async def test_who_is_in_quarantine_is_shown_with_the_reason(site: Site) -> None:
+    service: GatewayService = site.nodes["gateway"].service  # type: ignore[assignment]
+    worker = site.nodes["worker"].node.id
+    for _ in range(strikes.STRIKES):
+        service._dispatch.knowledge.strikes.strike(worker, service._dispatch.clock())
+    rows = (await site.client.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
+    (row,) = [row for row in rows if row.id == worker]
+    assert not row.usable
+    assert "in quarantine for 60 min" in row.why_not
+    with pytest.raises(errors.NotReachable, match="in quarantine"):
+        await site.ask()
 
 
 async def test_a_cancel_of_the_caller_reaches_the_worker_and_is_recorded(site: Site) -> None:

@@ -25,6 +25,8 @@ from shared.telemetry import Metrics
 from shared.types import KeyId, ModelName, RequestId, Tier, UserId, UserRole
 from tests.servers import ValkeyServer
 from tests.services.gateway.fake_counters import FakeCounters
+from tests.services.gateway.limiting.refusing_valkey import refusing
+from tests.services.gateway.log_lines import Lines
 
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 MODEL = ModelName("smollm2")
@@ -264,3 +266,38 @@ async def test_stopped_in_its_tracks_and_back(desk: Desk, valkey: ValkeyServer) 
     hour, at_once = await desk.quotas.look(ADA)
     assert 5 <= hour.used <= 6
     assert at_once.used in {5, 6}
+
+
+REASONS = ["MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "BUSY"]
+
+
+@pytest.mark.parametrize("reason", REASONS)
+async def test_a_valkey_that_refuses_to_write_is_one_that_is_away(
+    desk: Desk, valkey_url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines(monkeypatch)
+    assert await desk.let_in(5) == 5
+    async with refusing(valkey_url, reason):
+        spent = await desk.spend()
+        assert desk.degraded, "what it refuses to one it refuses to all"
+        assert spent.counted is Counted.HERE
+        # Where there is no memory left it still takes what gives memory back, which does not mean that it is well.
+        await desk.quotas.settle(spent, tokens=0)
+        assert await desk.let_in(50) == 50
+        assert desk.degraded
+        assert await desk.let_in(100) == 49, "it counts here, whatever was counted there"
+    (line,) = lines.of("limits are not counted in valkey")
+    assert reason in line
+    await until_it_counts_again(desk)
+    assert (await desk.spend()).counted is Counted.VALKEY
+
+
+@pytest.mark.parametrize("reason", ["OOM", "NOREPLICAS"])
+async def test_open_and_closed_hold_for_one_that_refuses_too(valkey_url: str, reason: str) -> None:
+    async with Cache.open(valkey_url) as cache, refusing(valkey_url, reason):
+        assert await Desk(cache, HOURLY, mode="open").let_in(30) == 30
+        closed = Desk(cache, HOURLY, mode="closed")
+        for _ in range(3):
+            with pytest.raises(errors.Unavailable):
+                await closed.spend()
+        assert closed.degraded

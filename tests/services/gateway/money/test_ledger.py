@@ -1,5 +1,6 @@
 """What the ledger does when PostgreSQL hesitates, and when other gateways die."""
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -31,6 +32,8 @@ class Site(FakeLedgerStore):
         self.metrics = Metrics("gateway")
         self.ledger = Ledger(self, tiers.DEFAULTS, node_id(1), self.metrics, lambda: self.now)
         self.failures = 0
+        #: This process is stopped for so long while PostgreSQL is asked.
+        self.stops_for = 0.0
         self.happened_anyway = False
         self.extended: list[RequestId] = []
         self.overdue: tuple[OpenReservation, ...] = ()
@@ -39,6 +42,11 @@ class Site(FakeLedgerStore):
         self.report = LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 0, 0, 0)
 
     async def reserve(self, wanted: Sequence[Wanted], *, gateway: NodeId, lease_seconds: float) -> list[Granted | TooLittle]:
+        if self.stops_for:
+            self.now += self.stops_for
+            self.ledger._stops.ticked(time.monotonic() - self.stops_for)
+            self.stops_for = 0.0
+            raise errors.Unavailable("PostgreSQL does not answer")
         if self.failures:
             self.failures -= 1
             self.now += 0.5

@@ -203,6 +203,18 @@ async def test_models_list_the_default_first(http: httpx.AsyncClient, house: Hou
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["alpha", "smollm2"]
 
 
+async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient, house: House) -> None:
+    kept: dict[str, Any] = {"labels": {"shared": "no"}}
+    house.add_worker(2, FakeWorker(), "anothers", owner=str(UUID(int=77)), **kept)
+    house.add_worker(3, FakeWorker(), "mine", owner=str(USER), **kept)
+    # Of this one somebody else keeps one machine, and the house has another.
+    house.add_worker(4, FakeWorker(), "smollm2", owner=str(UUID(int=77)), **kept)
+    assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine", "smollm2"]
+    assert (await http.get("/v1/models/mine")).status_code == 200
+    error = problem(await http.get("/v1/models/anothers"), 404, "unknown_model")
+    assert "these are: mine, smollm2" in error["message"]
+
+
 async def test_one_model_by_any_name_of_it(http: httpx.AsyncClient, house: House) -> None:
     house.add_worker(2, FakeWorker(), "org/name:8b")
     for name, found in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):

@@ -1,18 +1,21 @@
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
+from services.gateway.placing import strikes
 from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.routing import Wish
 from services.gateway.relaying.relay import Relay
+from services.gateway.relaying.resumption import Again, AnswerCourse, GivenUp
 from shared import errors
 from shared.api import inference
-from shared.api.generation import ChatMessage, Generation
+from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import Accepted
 from shared.directory import Load
-from shared.types import ModelName, RequestId
+from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
 
 PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelConfig(model=ModelName("m")), RequestId(node_id))  # type: ignore[arg-type]
@@ -21,10 +24,10 @@ WISH = Wish(ModelName("m"), USER, prompt_tokens=1, max_tokens=10)
 
 
 class Site:
-    def __init__(self, *workers: FakeWorker) -> None:
+    def __init__(self, *workers: FakeWorker, **more: Any) -> None:
         self.rpc, self.directory = FakeRpc(), FakeDirectory()
         self.dispatch = Dispatch(self.directory, random.Random(5))
-        self.relay = Relay(self.rpc, self.dispatch)
+        self.relay = Relay(self.rpc, self.dispatch, **more)
         for number, worker in enumerate(workers):
             self.rpc.workers[node_id(number)] = worker
             # The first is the least loaded, so it is asked first.
@@ -108,3 +111,114 @@ async def test_leaving_early_leaves_the_worker() -> None:
         assert site.dispatch.in_flight == 1
     assert worker.left_early == 1
     assert site.dispatch.in_flight == 0
+
+
+# --- workers that are lost ------------------------------------------------------------------------------------------------
+
+
+class Dying(FakeWorker):
+    """The whole process ends, before it says a word or behind its first; the directory learns it with the link's end."""
+
+    def __init__(self, site_of: "list[Site]", number: int, *, after: int = 0) -> None:
+        super().__init__()
+        self._site_of, self._number, self._after = site_of, number, after
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        for position in range(self._after):
+            yield inference.Chunk("x", (position + 1,))
+        (site,) = self._site_of
+        site.directory.gone(node_id(self._number), "the link ended")
+        raise errors.LinkLost("gone")
+
+
+def dying(count: int, **more: int) -> Site:
+    holder: list[Site] = []
+    holder.append(Site(*(Dying(holder, number, **more) for number in range(count))))
+    return holder[0]
+
+
+async def test_a_request_that_ended_two_whole_workers_meets_no_third() -> None:
+    site = dying(4)
+    with pytest.raises(errors.Poison, match="two workers were lost"):
+        await site.text()
+    assert sum(len(worker.asked) for worker in site.rpc.workers.values()) == 2
+    assert site.dispatch.in_flight == 0
+
+
+async def test_two_links_that_were_lost_while_their_workers_run_on_are_no_proof() -> None:
+    workers = [FakeWorker(fails_with=errors.LinkLost(f"{number}")) for number in range(2)]
+    assert await Site(*workers, FakeWorker()).text() == "Hello world!."
+
+
+@pytest.mark.parametrize(
+    ("heard", "gone", "poison"),
+    [
+        pytest.param((True, True), 1, True, id="both had begun"),
+        pytest.param((False, False), 1, True, id="it ended both at once"),
+        pytest.param((False, True), 1, True, id="the first at once"),
+        pytest.param((True, False), 1, False, id="the second may have been away before it was asked, as a half that is cut off"),
+        pytest.param((True, True), 0, False, id="the first runs on: only its link was lost"),
+    ],
+)
+def test_which_two_losses_are_poison(heard: tuple[bool, bool], gone: int, poison: bool) -> None:
+    course = AnswerCourse(PROMPT)
+    decisions = []
+    for number, was_heard in enumerate(heard):
+        course.asked("d")
+        if was_heard:
+            course.heard()
+        decisions.append(course.failed(node_id(number), errors.LinkLost("gone"), gone=gone * number))
+    assert decisions[0] == Again(goes_on=False, is_free=False)
+    assert isinstance(decisions[1], GivenUp) == poison
+    if isinstance(decisions[1], GivenUp):
+        assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)
+
+
+# --- workers that lie -----------------------------------------------------------------------------------------------------
+
+
+class Liar(FakeWorker):
+    """Gives what it should, and claims something else."""
+
+    def __init__(self, claims: int, *, prompt: int = 7) -> None:
+        super().__init__(words=("x",) * 10)
+        self._usage = Usage(prompt, claims)
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async for said in super().run(prompt):
+            yield Generation(FinishReason.STOP, self._usage) if isinstance(said, Generation) else said
+
+
+@pytest.mark.parametrize("claims", [12, 100, -1, 2**63])
+async def test_who_claims_other_tokens_than_came_gets_no_fourth_request(claims: int) -> None:
+    liar, honest = Liar(claims), FakeWorker()
+    flagged: list[NodeId] = []
+    site = Site(liar, honest, flag=flagged.append)
+    for _ in range(10):
+        await site.text()
+    assert (len(liar.asked), flagged) == (strikes.STRIKES, [node_id(0)] * strikes.STRIKES)
+    assert len(honest.asked) == 7
+
+
+@pytest.mark.parametrize("prompt", [-5, 2**63])
+async def test_who_claims_a_prompt_that_cannot_be_is_flagged_too(prompt: int) -> None:
+    site = Site(Liar(10, prompt=prompt), FakeWorker())
+    for _ in range(5):
+        await site.text()
+    assert len(site.rpc.workers[node_id(0)].asked) == strikes.STRIKES
+
+
+async def test_the_last_worker_is_not_left_out_without_a_word() -> None:
+    site = Site(Liar(100))
+    for _ in range(strikes.STRIKES):
+        assert await site.text() == "x" * 10 + "."
+    with pytest.raises(errors.NotReachable, match="in quarantine"):
+        await site.text()
+
+
+async def test_who_tells_the_truth_is_never_flagged() -> None:
+    flagged: list[NodeId] = []
+    site = Site(FakeWorker(), flag=flagged.append)
+    for _ in range(20):
+        await site.text()
+    assert not flagged

@@ -23,6 +23,8 @@ from shared.cache import Cache
 from shared.telemetry import Metrics
 from shared.types import FinishReason, ModelName, UserId
 from tests.servers import ValkeyServer
+from tests.services.gateway.limiting.refusing_valkey import refusing
+from tests.services.gateway.log_lines import Lines
 
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 SECRET = "s" * 16
@@ -278,6 +280,24 @@ async def test_a_valkey_that_stalls_costs_little_and_soon_nothing(valkey: Valkey
     # To look and to keep, 20 ms each, on a machine that is shared; and nothing when it counts as away.
     assert max(took) < 1
     assert sorted(took)[3] < 0.1
+
+
+@pytest.mark.parametrize("reason", ["MISCONF", "NOREPLICAS", "READONLY", "BUSY"])
+async def test_a_valkey_that_refuses_to_write_costs_the_cache_and_no_request(
+    place: Place, valkey_url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, lines = Worker(), Lines(monkeypatch)
+    async with refusing(valkey_url, reason):
+        for number in range(8):
+            assert await place.ask(worker, f"{number % 2}") == whole(worker)
+    assert worker.runs == 8
+    (line,) = lines.of("the response cache is not used")
+    assert reason in line
+    async with asyncio.timeout(5):
+        while place.origins[-1] is not Origin.HIT:  # the breaker closes with a probe
+            await place.ask(worker, "again")
+            await asyncio.sleep(0.01)
+    assert lines.of("the response cache is used again")
 
 
 async def test_nobody_joins_an_answer_whose_time_is_nearly_over(valkey_url: str) -> None:
