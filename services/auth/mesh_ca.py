@@ -18,7 +18,7 @@ from services.auth.members import Members
 from services.auth.settings import AuthSettings
 from shared import certificates, errors, identity
 from shared.api.membership import Membership, TopicSecret
-from shared.node import Node
+from shared.node import Node, lifecycle
 from shared.node.swarming import keys_of
 from shared.telemetry import logs
 from shared.types import Role
@@ -83,7 +83,7 @@ class MeshCa:
         """Ends by cancellation. Raises NodeRevoked when auth's own certificate cannot be renewed for that reason."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
-            tasks.create_task(self._confirm())
+            tasks.create_task(lifecycle.every(CONFIRM_SECONDS, self._confirm))
 
     async def refresh(self) -> None:
         """Sign the list as it is now, and renew our own certificate if it is time."""
@@ -145,12 +145,9 @@ class MeshCa:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _confirm(self) -> None:
-        while True:
-            await asyncio.sleep(CONFIRM_SECONDS)
-            # If it cannot be done now, the next round will do; ten minutes of it show as an old list on every node.
-            with contextlib.suppress(errors.Unavailable):
-                await self._members.rotate_epoch()
-                await self.refresh()
+        """Ten minutes without it show as an old list on every node."""
+        await self._members.rotate_epoch()
+        await self.refresh()
 
 
 def _meeting(settings: AuthSettings) -> Meeting:

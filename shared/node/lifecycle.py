@@ -1,8 +1,13 @@
-"""Owning background tasks: a TaskGroup that cancels its tasks when its block ends, instead of waiting for them."""
+"""Owning background tasks: a TaskGroup that cancels its tasks when its block ends, instead of waiting for them; and work in rounds."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+from shared import errors
+from shared.telemetry import logs
+
+_log = logs.get(part="rounds")
 
 
 class _OverError(Exception):
@@ -27,3 +32,13 @@ async def background() -> AsyncIterator[asyncio.TaskGroup]:
         pass
     if raised is not None:
         raise raised
+
+
+async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """For ever. Where what the work needs is away, a later round does what this one could not."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except errors.Unavailable as error:
+            _log.info("not done now, done again soon", reason=error.message)

@@ -111,9 +111,9 @@ class Ledger:
         """Raises Unavailable where there are no prices to be had."""
         await self.refresh_prices()
         async with self._batches.running(), lifecycle.background() as tasks:
-            tasks.create_task(_every(_PRICES_SECONDS, self.refresh_prices))
-            tasks.create_task(_every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting)))
-            tasks.create_task(_every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
+            tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
+            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting)))
+            tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
             tasks.create_task(self._verify_for_ever())
             tasks.create_task(self._stops.watch())
             yield self
@@ -221,15 +221,6 @@ class Ledger:
             except errors.Unavailable as error:
                 _log.info("the ledger was not verified", reason=error.message)
             await asyncio.sleep(max(_VERIFY_SECONDS, _VERIFY_SHARE * (self._clock() - began)))
-
-
-async def _every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await do()
-        except errors.Unavailable as error:
-            _log.info("not done now, done again soon", reason=error.message)
 
 
 def _exhausted(answer: TooLittle, wanted: Wanted) -> errors.BudgetExhausted:

@@ -150,8 +150,8 @@ class Idempotency:
     async def running(self) -> AsyncIterator["Idempotency"]:
         """Prolongs the leases and forgets old keys in the background."""
         async with lifecycle.background() as tasks:
-            tasks.create_task(self._for_ever(self.heartbeat, HEARTBEAT_SECONDS))
-            tasks.create_task(self._for_ever(self.sweep, _SWEEP_SECONDS))
+            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, self.heartbeat))
+            tasks.create_task(lifecycle.every(_SWEEP_SECONDS, self.sweep))
             yield self
 
     @asynccontextmanager
@@ -385,15 +385,6 @@ class Idempotency:
         """Raises Unavailable."""
         while await self._store.sweep() == SWEEP_BATCH:
             pass
-
-    @staticmethod
-    async def _for_ever(work: Callable[[], Awaitable[None]], seconds: float) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                await work()
-            except errors.Unavailable:
-                continue  # PostgreSQL says so at other places; the next turn does what this one could not
 
 
 def _name(asked: Asked, request_id: RequestId) -> Name:
