@@ -5,6 +5,7 @@
 first_token  what gateway and mesh add to the time to the first token, at 100 requests a second of 50 tenants
 rates        requests a second against LiteLLM's proxy in front of the same instant upstream, and of one hot tenant alone
 crowd        1,000 streams at once, the memory they take, and 2,000 of which half must be told so
+flood        5,000 requests of one tenant at once, and what ten others notice
 
 Everything shares one machine, the load generator too; a ratio of one run keeps its meaning where a figure does not.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench import gateway_crowd, gateway_first_token, gateway_rates, litellm, report
+from bench import gateway_crowd, gateway_first_token, gateway_flood, gateway_rates, litellm, report
 
 QUICK_SECONDS = 3.0
 #: Of the whole; a run that takes longer has met a machine that cannot do it.
@@ -35,11 +36,16 @@ async def _crowd(_rounds: int, _seconds: float) -> list[report.Row]:
     return await gateway_crowd.measure()
 
 
+async def _flood(_rounds: int, _seconds: float) -> list[report.Row]:
+    return await gateway_flood.measure()
+
+
 #: Each with the number of rounds and the seconds of one measurement.
 SECTIONS: dict[str, Callable[[int, float], Awaitable[list[report.Row]]]] = {
     "first_token": _first_token,
     "rates": gateway_rates.measure,
     "crowd": _crowd,
+    "flood": _flood,
 }
 
 

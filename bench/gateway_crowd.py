@@ -12,7 +12,7 @@ from tests.stacks import RunningStack, stack
 
 STREAMS = 1_000
 TOKEN_MS = 100.0
-WORDS, FEW_WORDS = 100, 10
+WORDS = 100
 #: They come within this time.
 ARRIVAL_SECONDS = 3.0
 WATCH_SECONDS = 0.5
@@ -74,8 +74,8 @@ async def _ask(running: RunningStack, keys: tuple[Credential, ...], count: int, 
 async def _fitting(running: RunningStack, keys: tuple[Credential, ...], streams: int, words: int) -> list[report.Row]:
     pid = await tenants.gateway_pid(running)
     new = tenants.resident_mb(pid)
-    # What the first crowd makes once, such as the allocator's arenas, is no growth of a second one.
-    await _ask(running, keys, streams, FEW_WORDS)
+    # What the first crowd makes once, such as the allocator's arenas, is no growth of a second one of the same kind.
+    await _ask(running, keys, streams, words)
     await asyncio.sleep(REST_SECONDS)
     before = tenants.resident_mb(pid)
     outcome, most = await _ask(running, keys, streams, words)

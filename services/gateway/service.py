@@ -174,7 +174,7 @@ class GatewayService:
         rest = Rest(self._once, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
         chat = OpenAi(self._once, self._catalogue, request_seconds=self._seconds)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self._embeddings, request_seconds=self._seconds).routes())
-        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self._node.metrics)
+        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self._node.metrics, limits_of=self._quotas.limits_of)
 
     # --- inference ----------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,10 @@ import msgspec
 from services.gateway.callers import Callers
 from services.gateway.doors import http_errors
 from services.gateway.doors.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
+from services.gateway.limiting.crowds import Crowds
+from services.gateway.limiting.limits import Limit
 from shared import context, errors
+from shared.api.auth import Principal
 from shared.telemetry import Metrics, logs
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
@@ -65,7 +68,13 @@ class HttpApp:
     """An ASGI application for one route table. Raises ValueError for a route that does not say who may use it."""
 
     def __init__(
-        self, routes: Sequence[Route], callers: Callers, metrics: Metrics, *, heartbeat_seconds: float = HEARTBEAT_SECONDS
+        self,
+        routes: Sequence[Route],
+        callers: Callers,
+        metrics: Metrics,
+        *,
+        limits_of: Callable[[Principal], Sequence[Limit]] = lambda _caller: (),
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._routes: dict[str, dict[str, Route]] = {}
         self._heartbeat_seconds = heartbeat_seconds
@@ -79,6 +88,8 @@ class HttpApp:
         self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
         self._callers = callers
         self._metrics = metrics
+        self._limits_of = limits_of
+        self._crowds = Crowds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -132,8 +143,9 @@ class HttpApp:
             if route.access is Access.ACCESS_TOKEN and call.principal.key_id is not None:
                 raise errors.NotAllowed("an API key may not do this", hint="log in and send the access token instead")
         if route.body is not None:
-            await call.read_body()
-            await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
+            with self._crowds.one_more(self._limits_of(call.principal) if call.principal is not None and route.streams else ()):
+                await call.read_body()
+                await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
         else:
             await route.handler(call)
 

@@ -92,7 +92,7 @@ class Quotas:
     async def spend(self, principal: Principal, model: ModelName, request_id: RequestId, *, tokens: int, seconds: float) -> Spent:
         """Count one request that takes at most so many tokens and so long. Raises LimitReached or TokensTooLarge, and then nothing
         was counted; Unavailable where without Valkey none is let in. What it returns is to be settled."""
-        found = (*self._of_caller(principal), *limits.of_model(model, self._rules.models))
+        found = (*self.limits_of(principal), *limits.of_model(model, self._rules.models))
         most = limits.most_tokens(found)
         if most is not None and tokens > most:
             raise errors.TokensTooLarge(
@@ -142,16 +142,20 @@ class Quotas:
 
     async def look(self, principal: Principal) -> tuple[Allowance, ...]:
         """What is left of every limit of this caller; counts nothing."""
-        found = self._of_caller(principal)
+        found = self.limits_of(principal)
         verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else Verdict(admitted=True, counts=())
         if verdict is None:
             found = limits.shares(found, self._gateways())
             verdict = self._here.look(found, tokens=0, now=self._clock())
         return limits.allowances(found, verdict.counts)
 
+    def limits_of(self, principal: Principal) -> tuple[Limit, ...]:
+        """All that its requests count against, but for those of the model."""
+        return limits.of_caller(principal, self._rules.plans[principal.tier])
+
     def most_tokens(self, principal: Principal, model: ModelName) -> int | None:
         """The most that one request can reserve; None where there is no limit of tokens."""
-        return limits.most_tokens((*self._of_caller(principal), *limits.of_model(model, self._rules.models)))
+        return limits.most_tokens((*self.limits_of(principal), *limits.of_model(model, self._rules.models)))
 
     async def connect(self) -> None:
         """Before the first request: or a burst of them would wait for connections. Never raises."""
@@ -166,9 +170,6 @@ class Quotas:
             if self._breaker.is_open:
                 await self._probe()
             await self._settle_what_waits()
-
-    def _of_caller(self, principal: Principal) -> tuple[Limit, ...]:
-        return limits.of_caller(principal, self._rules.plans[principal.tier])
 
     @staticmethod
     def _spent(counted: Counted, request_id: RequestId, found: Sequence[Limit], verdict: Verdict, tier: Tier) -> Spent:

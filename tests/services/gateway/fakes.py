@@ -306,7 +306,7 @@ class House:
         rest = Rest(self.once, self.rpc, self.store, self.quotas, request_seconds=30)
         chat = OpenAi(self.once, self._served, request_seconds=30)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self.embeddings, request_seconds=30).routes())
-        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics)
+        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)
 
     def _served(self, tenant: UserId) -> tuple[ServedModel, ...]:
         return routing.catalogue(policy.open_to(tenant, self.directory.usable(Role.WORKER), Policy.GROUP), self.names)

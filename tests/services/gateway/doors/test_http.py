@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +13,8 @@ import pytest
 
 from services.gateway.doors.http_app import Access, HttpApp, Route
 from services.gateway.doors.http_call import MAX_BODY_BYTES, HttpCall
+from services.gateway.limiting import crowds, tiers
+from services.gateway.limiting.quotas import Quotas, Rules
 from shared import errors
 from shared.api import auth
 from shared.types import ModelName, RequestId, Role, Tier, UserRole
@@ -347,3 +350,38 @@ async def test_requests_are_counted(http: httpx.AsyncClient, house: House) -> No
     assert 'ai_platform_requests_total{method="unknown",service="gateway",status="not_found"} 1.0' in text
     assert 'ai_platform_inflight_requests{service="gateway"} 0.0' in text
     assert house.directory.usable(Role.WORKER)
+
+
+async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house: House) -> None:
+    at_once = 2
+    plans = {Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)}
+    house.quotas = Quotas(house.counters, Rules(plans=plans), house.metrics.rate_limit_degraded)
+    app, reading = house.app(), asyncio.Event()
+
+    async def never_sent() -> Any:
+        reading.set()
+        await asyncio.Event().wait()
+
+    async def ask() -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+        await app(scope, never_sent, send)
+        return sent
+
+    async with asyncio.TaskGroup() as tasks:
+        crowd = [tasks.create_task(ask()) for _ in range(at_once + crowds.SLACK)]
+        await asyncio.sleep(0.05)
+        reading.clear()
+        answer = await ask()
+        assert answer[0]["status"] == 429
+        assert b"here already" in answer[1]["body"]
+        assert not reading.is_set()
+        # Others do not suffer for it, and those that wait are still here.
+        assert not any(task.done() for task in crowd)
+        for task in crowd:
+            task.cancel()
