@@ -33,10 +33,18 @@ from shared.types import MeshName, NodeId, Role
 MESH = MeshName("test")
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Never the same one twice: the system gives a port again as soon as nobody has it, and whom it was meant for has it only later."""
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = int(sock.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class NatsServer:

@@ -110,6 +110,8 @@ PASSED: dict[str, tuple[str, ...]] = {
     "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
     "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),
+    "HTTP_CONNECTIONS_PER_ADDRESS": ("auth", "gateway", "inference", "metrics", "web"),
+    "TRUSTED_PROXIES": ("auth", "gateway", "inference", "metrics", "web"),
     "BIND_HOST": ("gateway", "web"),
     "ALLOW_PLAIN_HTTP": ("gateway", "web"),
     "TLS_CERT_FILE": ("gateway", "web"),

@@ -4,12 +4,14 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import uvicorn
 
 from shared import errors, processes
+from shared.node import http_places
 from shared.node.http_connection import HttpConnection
 from shared.node.member import DRAIN_SECONDS, Node, Service
 from shared.node.settings import NodeSettings
@@ -104,6 +106,8 @@ class HttpServer:
     """uvicorn on one socket, as a coroutine of ours: no signal handlers, no lifespan, a drain that we start."""
 
     def __init__(self, app: App, sock: socket.socket, settings: NodeSettings) -> None:
+        trusted = map(http_places.network, settings.trusted_proxies)
+        places = http_places.Places[HttpConnection](MAX_CONNECTIONS, settings.http_connections_per_address, trusted)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -113,8 +117,7 @@ class HttpServer:
                 server_header=False,
                 ws="none",
                 loop="none",
-                http=HttpConnection,
-                limit_concurrency=MAX_CONNECTIONS,
+                http=partial(HttpConnection, places=places),  # type: ignore[arg-type]  # it asks for a class, and calls it
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(DRAIN_SECONDS),
                 ssl_certfile=settings.tls_cert_file,

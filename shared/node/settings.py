@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
+
 from shared import addresses
 from shared.config import Settings, Variable
+from shared.node import http_places
 from shared.types import MeshName
 
 
@@ -48,6 +51,15 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     )
     tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "the certificate chain; HTTPS instead of HTTP")] = None
     tls_key_file: Annotated[Path | None, Variable("TLS_KEY_FILE", "the certificate's key")] = None
+    http_connections_per_address: Annotated[
+        int,
+        msgspec.Meta(ge=0),
+        Variable("HTTP_CONNECTIONS_PER_ADDRESS", "HTTP connections at once from one address, or one IPv6 /64; 0: as many as there are"),
+    ] = 64
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Variable("TRUSTED_PROXIES", "addresses and networks, with commas, whose connections are not counted; loopback's never are"),
+    ] = ()
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Variable("LOG_LEVEL", "debug, info, warning or error")] = "info"
     log_format: Annotated[Literal["json", "text"], Variable("LOG_FORMAT", "json, or text for people")] = "json"
@@ -76,6 +88,11 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         else:
             for host in plain:
                 yield f"NATS_URL: {host} is not this machine; use tls:// (or ALLOW_PLAIN_NATS=true on a private network)"
+        for each in self.trusted_proxies:
+            try:
+                http_places.network(each)
+            except ValueError:
+                yield f"TRUSTED_PROXIES: {each!r} is neither an address nor a network such as 10.0.0.0/8"
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             yield "TLS_CERT_FILE and TLS_KEY_FILE go together"
         if self.host not in addresses.LOOPBACK and self.tls_cert_file is None and not self.allow_plain_http:

@@ -4,10 +4,12 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import openai
-import uvicorn
 
+from shared.node.http import HttpServer
+from shared.node.settings import NodeSettings
 from tests.services.gateway.fakes import KEY, House
 
 
@@ -16,11 +18,9 @@ async def connected(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
-        server = uvicorn.Server(uvicorn.Config(house.app(), lifespan="off", log_config=None, access_log=False, http="h11"))
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
-        while not server.started:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        server = HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        serving = asyncio.create_task(server.run())
         async with openai.AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{sock.getsockname()[1]}/v1", max_retries=0) as made:
             yield made
-        server.should_exit = True
+        server.stop()
         await serving

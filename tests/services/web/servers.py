@@ -32,7 +32,7 @@ async def serving(app: object) -> AsyncIterator[str]:
     """The address of a server that runs ``app``."""
     sock = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        cast("App", app), lifespan="off", log_config=None, access_log=False, server_header=False, ws="none", loop="none", http="h11"
+        cast("App", app), lifespan="off", log_config=None, access_log=False, server_header=False, ws="none", loop="none"
     )
     server = _Server(config)
     async with asyncio.TaskGroup() as tasks:

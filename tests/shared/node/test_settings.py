@@ -22,6 +22,8 @@ def load(**environment: str) -> NodeSettings:
         ({"TLS_CERT_FILE": "/a"}, "TLS_CERT_FILE and TLS_KEY_FILE go together"),
         ({"BIND_HOST": "0.0.0.0"}, "BIND_HOST: 0.0.0.0 can be reached from elsewhere"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
+        ({"HTTP_CONNECTIONS_PER_ADDRESS": "-1"}, "HTTP_CONNECTIONS_PER_ADDRESS"),
+        ({"TRUSTED_PROXIES": "10.0.0.0/8, proxy.example"}, "TRUSTED_PROXIES: 'proxy.example' is neither an address nor a network"),
         ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
     ],
 )

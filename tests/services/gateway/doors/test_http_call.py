@@ -321,6 +321,38 @@ async def test_a_large_body_that_flows_is_not_held_up(house: House, monkeypatch:
     assert reader.sent[0]["status"] == 200, reader.text
 
 
+# --- readers --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_call, "WRITE_SECONDS", 0.05)
+    worker, ended = Slow(), asyncio.Event()
+    run = worker.run
+
+    async def seen(prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        try:
+            async for each in run(prompt):
+                yield each
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(worker, "run", seen)
+    house.add_worker(1, worker, "smollm2")
+    reader = Reader("/v1/chat/completions", STREAMS["/v1/chat/completions"])
+
+    async def full(message: Any) -> None:
+        await reader.send(message)
+        if b"one" in message.get("body", b""):
+            await asyncio.Event().wait()
+
+    worker.gates[0].set()
+    async with asyncio.timeout(5):
+        await house.app()(reader.scope, reader.receive, full)
+        await ended.wait()
+    assert "two" not in reader.text
+    assert not worker.gates[1].is_set()
+
+
 # --- routes ---------------------------------------------------------------------------------------------------------------
 
 
