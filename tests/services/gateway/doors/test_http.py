@@ -356,10 +356,10 @@ async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house
     at_once = 2
     plans = {Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)}
     house.quotas = Quotas(house.counters, Rules(plans=plans), house.metrics.rate_limit_degraded)
-    app, reading = house.app(), asyncio.Event()
+    app, reading = house.app(), asyncio.Semaphore(0)
 
     async def never_sent() -> Any:
-        reading.set()
+        reading.release()
         await asyncio.Event().wait()
 
     async def ask() -> list[Any]:
@@ -375,12 +375,12 @@ async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house
 
     async with asyncio.TaskGroup() as tasks:
         crowd = [tasks.create_task(ask()) for _ in range(at_once + crowds.SLACK)]
-        await asyncio.sleep(0.05)
-        reading.clear()
+        for _ in crowd:
+            await reading.acquire()
         answer = await ask()
         assert answer[0]["status"] == 429
         assert b"here already" in answer[1]["body"]
-        assert not reading.is_set()
+        assert reading.locked()
         # Others do not suffer for it, and those that wait are still here.
         assert not any(task.done() for task in crowd)
         for task in crowd:
