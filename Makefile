@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test check chaos bench docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test check chaos storm bench docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 
 chaos: setup-dev ## break every part of a stack under load, three times each (25 minutes), and write docs/reference/faults.md
 	@$(BIN)/python -m tests.chaos.run --page docs/reference/faults.md
+
+storm: setup-dev ## break things at random moments, also two at once, for 10 minutes
+	@$(BIN)/python -m tests.chaos.storm
 
 bench: setup-dev ## measure the claims of the README, each against its rival
 	@for name in mesh gateway footprint swarm swarm_mesh engine soak; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done

@@ -1,20 +1,28 @@
 """What is written to a socket in one turn of the event loop goes to it at once: each write by itself would be a system call."""
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 #: So much is not held back.
 MOST_BYTES = 64 * 1024
 
 
+class Transport(Protocol):
+    """A part of ``asyncio.Transport``."""
+
+    def write(self, data: bytes, /) -> None: ...
+
+    def is_closing(self) -> bool: ...
+
+
 class JoinedWrites:
-    """Belongs to one transport, whose ``write`` it is given."""
+    """Belongs to one transport. What is written to one that is closed is lost, as ever."""
 
-    __slots__ = ("_held", "_held_bytes", "_loop", "_write")
+    __slots__ = ("_held", "_held_bytes", "_loop", "_transport")
 
-    def __init__(self, write: Callable[[bytes], object]) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._loop = asyncio.get_running_loop()
-        self._write = write
+        self._transport = transport
         self._held: list[bytes] = []
         self._held_bytes = 0
 
@@ -30,4 +38,6 @@ class JoinedWrites:
         """Before the transport is closed: what is held would be lost."""
         if self._held:
             held, self._held, self._held_bytes = self._held, [], 0
-            self._write(held[0] if len(held) == 1 else b"".join(held))
+            # It may have been closed since: uvloop's transports raise then.
+            if not self._transport.is_closing():
+                self._transport.write(held[0] if len(held) == 1 else b"".join(held))

@@ -210,7 +210,7 @@ class _Session(asyncio.Protocol):
                 self._transport = await self._loop.start_tls(transport, self, trusted or ssl.create_default_context(), server_hostname=host)
                 assert self._transport is not None
             self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-            self._writes = JoinedWrites(self._transport.write)
+            self._writes = JoinedWrites(self._transport)
             signature = base64.urlsafe_b64encode(key.sign_bare(info.nonce.encode())).rstrip(b"=").decode()
             self.write(protocol.connect(name=name, nkey=key.id, signature=signature, version="0.1.0"))
             await self.ping()

@@ -225,7 +225,7 @@ class _Joining:
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._writes = JoinedWrites(transport.write)
+        self._writes = JoinedWrites(transport)
         self.write = self._writes.write
 
     def __getattr__(self, name: str) -> Any:

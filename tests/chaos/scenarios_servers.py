@@ -44,7 +44,7 @@ async def _broken(
         return await world.judge(fault, what, seen, allowed, fault_at=fault_at, recovered_at=back_at)
 
 
-def _killed(name: str, number: signal.Signals = signal.SIGKILL) -> Break:
+def killed(name: str, number: signal.Signals = signal.SIGKILL) -> Break:
     async def breaks(world: World) -> float:
         old = await world.stack.signal(name, number)
         await world.stack.restarted(name, old, seconds=READY_SECONDS + 32)
@@ -53,7 +53,7 @@ def _killed(name: str, number: signal.Signals = signal.SIGKILL) -> Break:
     return breaks
 
 
-def _stalled(name: str, seconds: float) -> Break:
+def stalled(name: str, seconds: float) -> Break:
     async def breaks(the_world: World) -> float:
         pid = (await the_world.stack.programs())[name].pid
         assert pid is not None
@@ -71,7 +71,7 @@ def _stalled(name: str, seconds: float) -> Break:
 async def f3_gateway_dies(world: World) -> Outcome:
     """Clients that named their request come back to the gateway that the supervisor starts, and go on behind what they have."""
     return await _broken(
-        world, "F3", "kill -9 of the gateway, clients come back", _killed("gateway"), Allowed(gateway_died=True), manner=RETURNING
+        world, "F3", "kill -9 of the gateway, clients come back", killed("gateway"), Allowed(gateway_died=True), manner=RETURNING
     )
 
 
@@ -90,7 +90,7 @@ async def f4_worker_is_told_to_stop(world: World) -> Outcome:
 async def f4_gateway_is_told_to_stop(world: World) -> Outcome:
     """What runs is finished; who comes meanwhile comes again."""
     allowed = Allowed(running_survive=True)
-    return await _broken(world, "F4", "SIGTERM of the gateway", _killed("gateway", signal.SIGTERM), allowed, manner=RETURNING)
+    return await _broken(world, "F4", "SIGTERM of the gateway", killed("gateway", signal.SIGTERM), allowed, manner=RETURNING)
 
 
 async def f5_auth_dies(world: World) -> Outcome:
@@ -99,7 +99,7 @@ async def f5_auth_dies(world: World) -> Outcome:
     async def breaks(world: World) -> float:
         asking = asyncio.create_task(_ask_as_strangers(world, told))
         try:
-            return await _killed("auth")(world)
+            return await killed("auth")(world)
         finally:
             await asking
 
@@ -125,7 +125,7 @@ async def _ask_as_strangers(world: World, told: Counter[int]) -> None:
 
 async def f7_nats_dies(world: World) -> Outcome:
     async def breaks(world: World) -> float:
-        await _killed("nats")(world)
+        await killed("nats")(world)
         return await world.workers_serve()
 
     return await _broken(world, "F7", "kill -9 of NATS", breaks, Allowed())
@@ -133,26 +133,26 @@ async def f7_nats_dies(world: World) -> Outcome:
 
 async def f9_postgres_restarts(world: World) -> Outcome:
     allowed = Allowed(codes=AWAY, running_survive=True)
-    return await _broken(world, "F9", "PostgreSQL restarts, fast", _killed("postgres", signal.SIGINT), allowed)
+    return await _broken(world, "F9", "PostgreSQL restarts, fast", killed("postgres", signal.SIGINT), allowed)
 
 
 async def f9_postgres_crashes(world: World) -> Outcome:
     allowed = Allowed(codes=AWAY, running_survive=True)
-    return await _broken(world, "F9", "PostgreSQL restarts, immediate, with recovery", _killed("postgres", signal.SIGQUIT), allowed)
+    return await _broken(world, "F9", "PostgreSQL restarts, immediate, with recovery", killed("postgres", signal.SIGQUIT), allowed)
 
 
 async def f9_postgres_stalls(world: World) -> Outcome:
     seconds = world.scale.outage_seconds
     allowed = Allowed(codes=AWAY, running_survive=True)
-    return await _broken(world, "F9", f"PostgreSQL hangs for {seconds:g} s", _stalled("postgres", seconds), allowed)
+    return await _broken(world, "F9", f"PostgreSQL hangs for {seconds:g} s", stalled("postgres", seconds), allowed)
 
 
 async def f11_valkey_dies(world: World) -> Outcome:
-    return await _broken(world, "F11", "kill -9 of Valkey", _killed("valkey"), Allowed())
+    return await _broken(world, "F11", "kill -9 of Valkey", killed("valkey"), Allowed())
 
 
 async def f11_valkey_stalls(world: World) -> Outcome:
-    return await _broken(world, "F11", "Valkey hangs for 5 s", _stalled("valkey", 5.0), Allowed())
+    return await _broken(world, "F11", "Valkey hangs for 5 s", stalled("valkey", 5.0), Allowed())
 
 
 async def f11_valkey_forgets(world: World) -> Outcome:
@@ -170,7 +170,7 @@ async def f25_gateway_hangs_and_wakes(world: World) -> Outcome:
     what = f"a gateway that hangs for {seconds:g} s and wakes"
 
     async def breaks(world: World) -> float:
-        await _stalled("gateway", seconds)(world)
+        await stalled("gateway", seconds)(world)
         return await world.workers_serve()
 
     return await _broken(world, "F25", what, breaks, Allowed(), manner=RETURNING)

@@ -6,9 +6,24 @@ from shared import joined_writes
 from shared.joined_writes import JoinedWrites
 
 
+class Socket:
+    """As uvloop's transport: it takes nothing once it is closed."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.sent.append(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
 async def test_what_is_written_in_one_turn_goes_out_together_and_in_its_order() -> None:
-    sent: list[bytes] = []
-    writes = JoinedWrites(sent.append)
+    socket = Socket()
+    sent, writes = socket.sent, JoinedWrites(socket)
     for number in range(3):
         writes.write(b"%d" % number)
     assert sent == []
@@ -19,8 +34,8 @@ async def test_what_is_written_in_one_turn_goes_out_together_and_in_its_order() 
 
 
 async def test_it_holds_no_more_than_its_bound() -> None:
-    sent: list[bytes] = []
-    writes = JoinedWrites(sent.append)
+    socket = Socket()
+    sent, writes = socket.sent, JoinedWrites(socket)
     writes.write(b"a")
     writes.write(b"b" * joined_writes.MOST_BYTES)
     assert [len(data) for data in sent] == [1 + joined_writes.MOST_BYTES]
@@ -29,9 +44,19 @@ async def test_it_holds_no_more_than_its_bound() -> None:
 
 
 async def test_what_is_held_can_be_sent_before_a_goodbye() -> None:
-    sent: list[bytes] = []
-    writes = JoinedWrites(sent.append)
+    socket = Socket()
+    sent, writes = socket.sent, JoinedWrites(socket)
     writes.write(b"a")
     writes.flush()
     await asyncio.sleep(0)
     assert sent == [b"a"]
+
+
+async def test_a_socket_that_is_closed_meanwhile_is_let_alone() -> None:
+    socket = Socket()
+    writes = JoinedWrites(socket)
+    writes.write(b"a")
+    socket.closed = True
+    await asyncio.sleep(0)
+    writes.write(b"b" * joined_writes.MOST_BYTES)
+    assert socket.sent == []

@@ -5,7 +5,6 @@ several `data` lines make one text, an empty line ends the event, and an event t
 """
 
 import re
-from dataclasses import dataclass
 
 import msgspec
 
@@ -24,8 +23,9 @@ class BadStream(Exception):
     """The server does not keep to its protocol. Caught by `exchange.translated`, which knows whose answer it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
+    """A struct, because there is one for each token of every answer: a frozen dataclass takes six times as long to make."""
+
     data: bytes
     kind: str = "message"
 
@@ -46,12 +46,14 @@ class Lines:
         if not piece:
             return []
         self._after_return = piece.endswith(b"\r")
-        *ended, rest = _LINE_END.split(piece)
+        # Looking for LF alone is several times as fast, and hardly any server ends its lines in anything else.
+        *ended, rest = _LINE_END.split(piece) if b"\r" in piece else piece.split(b"\n")
+        may_be_too_long = len(self._held) + len(piece) > MAX_EVENT_BYTES
         if ended:
             ended[0] = bytes(self._held) + ended[0]
             self._held.clear()
         self._held += rest
-        if len(self._held) > MAX_EVENT_BYTES or any(len(line) > MAX_EVENT_BYTES for line in ended):
+        if may_be_too_long and max(map(len, (self._held, *ended))) > MAX_EVENT_BYTES:
             raise BadStream(f"a line of more than {MAX_EVENT_BYTES} bytes")
         return ended
 
@@ -89,5 +91,6 @@ class Events:
 
     def _ended(self) -> Event | None:
         event = Event(b"\n".join(self._data), self._kind) if self._data else None
-        self._data, self._bytes, self._kind = [], 0, "message"
+        self._data.clear()
+        self._bytes, self._kind = 0, "message"
         return event

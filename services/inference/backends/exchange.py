@@ -4,15 +4,19 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from types import TracebackType
 
-import httpx
-
-from services.inference.backends import refusals
+from services.inference.backends import http_pool, http_request, refusals
 from services.inference.backends.event_stream import UNREADABLE, BadStream
+from services.inference.backends.http_connection import Connection
+from services.inference.backends.http_pool import Limits, NoneFree, Pool
+from services.inference.backends.http_reply import Head, HttpFailure
+from services.inference.backends.http_request import Requests
 from services.inference.backends.refusals import Refusal, Source
 from shared import errors
+from shared.errors import AimeshError
 from shared.telemetry import logs
 
 log = logs.get()
@@ -62,9 +66,9 @@ class Silence(Exception):
 class Answer:
     """The bytes of one answer, as they come, under the patience that is left."""
 
-    def __init__(self, response: httpx.Response, seconds: float) -> None:
-        # Without a size: httpx would hold back what comes until it has that much.
-        self._pieces = response.aiter_raw()
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self.connection = connection
+        self._clock = asyncio.get_running_loop().time
         self._left = seconds
         self._bytes = 0
 
@@ -72,31 +76,39 @@ class Answer:
         """What comes next may take so long. Only an answer that gets on is given time again: comments are no progress."""
         self._left = seconds
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    def pieces(self) -> AsyncIterator[bytes]:
         """Raises Silence and BadStream. The time that the reader of a piece takes is not counted."""
-        while (piece := await self._next()) is not None:
-            self._bytes += len(piece)
-            if self._bytes > MAX_ANSWER_BYTES:
-                raise BadStream(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-            yield piece
+        return self
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._next()
+        if not piece:
+            raise StopAsyncIteration
+        self._bytes += len(piece)
+        if self._bytes > MAX_ANSWER_BYTES:
+            raise BadStream(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+        return piece
 
     async def drain(self) -> None:
         """Read what is left behind the end, if it is there at once."""
         self._left = DRAIN_SECONDS
-        with suppress(Silence, httpx.HTTPError):
-            while await self._next() is not None:
+        with suppress(Silence, HttpFailure):
+            while await self._next():
                 pass
 
-    async def _next(self) -> bytes | None:
-        started = time.monotonic()
+    async def _next(self) -> bytes:
+        """Empty at the end."""
+        started = self._clock()
         try:
-            async with asyncio.timeout(max(0.0, self._left)):
-                piece = await anext(self._pieces, None)
+            piece = await self.connection.read(started + self._left)
         except TimeoutError as late:
             raise Silence("go on with its answer in time") from late
-        self._left -= time.monotonic() - started
-        if self._left <= 0 and piece is not None:
-            # A server that is never silent and never gets on would not meet the timeout above.
+        self._left -= self._clock() - started
+        if self._left <= 0 and piece:
+            # A server that is never silent and never gets on would not meet the deadline above.
             raise Silence("get on with its answer in time")
         return piece
 
@@ -104,35 +116,43 @@ class Answer:
 class Server:
     """One server and its pool of connections."""
 
-    def __init__(self, source: Source, http: httpx.AsyncClient, patience: Patience) -> None:
+    def __init__(self, source: Source, pool: Pool, requests: Requests, patience: Patience) -> None:
         self.source = source
         self.patience = patience
-        self._http = http
+        self._pool = pool
+        self._requests = requests
+        self._clock = asyncio.get_running_loop().time
 
     async def get(self, path: str) -> bytes:
         """A small JSON answer. Raises Unavailable, or what the refusal means."""
-        async with translated(self.source), self._within(LIST_SECONDS):
-            response = await self._http.send(self._http.build_request("GET", path), stream=True)
+        async with translated(self.source):
             try:
-                await self._check(response)
-                _check_type(response, "application/json")
-                return await _read(response, MAX_LIST_BYTES)
-            finally:
-                await response.aclose()
+                return await self._listed(path, self._clock() + LIST_SECONDS)
+            except TimeoutError as late:
+                raise _too_late(LIST_SECONDS) from late
 
-    @asynccontextmanager
-    async def post(self, path: str, body: bytes, kind: str) -> AsyncIterator[Answer]:
+    def post(self, path: str, body: bytes, kind: str) -> AbstractAsyncContextManager[Answer]:
         """Ask for an answer of the media type ``kind``. Raises what the refusal means, or Unavailable; leaving it early, and
         being cancelled, closes the connection, which is how a server learns that nobody listens any more."""
-        async with translated(self.source):
-            started = time.monotonic()
-            async with self._within(self.patience.first_token_seconds):
-                response = await self._begin(path, body)
-            try:
-                _check_type(response, kind)
-                yield Answer(response, self.patience.first_token_seconds - (time.monotonic() - started))
-            finally:
-                await response.aclose()
+        return _Posting(self, path, body, kind)
+
+    async def begin(self, path: str, body: bytes, kind: str) -> Answer:
+        """An answer whose head is good, for whoever gives its connection back."""
+        seconds = self.patience.first_token_seconds
+        until = self._clock() + seconds
+        try:
+            connection, head = await self._begin(self._requests.post_json(path, body), until)
+        except TimeoutError as late:
+            raise _too_late(seconds) from late
+        try:
+            _check_type(head, kind)
+        except BadStream:
+            self._pool.give_back(connection)
+            raise
+        return Answer(connection, until - self._clock())
+
+    def end(self, answer: Answer) -> None:
+        self._pool.give_back(answer.connection)
 
     async def ask(self, path: str, body: bytes, *, most: int) -> bytes:
         """A JSON answer of at most ``most`` bytes. Raises as ``post``; the whole of it may take as long as a pause in a stream."""
@@ -145,24 +165,38 @@ class Server:
                     raise BadStream(f"a body of more than {most} bytes")
         return bytes(read)
 
-    async def _begin(self, path: str, body: bytes) -> httpx.Response:
-        """The head of a good answer. Repeats what failed before there was one, where that may help."""
+    async def _listed(self, path: str, until: float) -> bytes:
+        connection, head = await self._pool.ask(self._requests.get(path), until)
+        try:
+            if not head.is_success:
+                raise (await self._refusal(connection, head, until)).error
+            _check_type(head, "application/json")
+            return await _read(connection, MAX_LIST_BYTES, until)
+        finally:
+            self._pool.give_back(connection)
+
+    async def _begin(self, request: bytes, until: float) -> tuple[Connection, Head]:
+        """A good answer's head, and the connection that the rest of it comes by. Repeats what failed before there was a head, where
+        that may help. Raises TimeoutError at ``until``."""
         for attempt in range(ATTEMPTS):
             refusal = None
             try:
-                request = self._http.build_request("POST", path, content=body, headers={"content-type": "application/json"})
-                response = await self._http.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.RemoteProtocolError):
-                if attempt == ATTEMPTS - 1:
+                connection, head = await self._pool.ask(request, until)
+            except HttpFailure as failure:
+                if not failure.again or attempt == ATTEMPTS - 1:
                     raise
             else:
-                if response.is_success:
-                    return response
-                refusal = await self._refusal(response)
+                if head.is_success:
+                    return connection, head
+                try:
+                    refusal = await self._refusal(connection, head, until)
+                finally:
+                    self._pool.give_back(connection)
                 if not refusal.again or attempt == ATTEMPTS - 1:
                     raise refusal.error
             log.info("backend_asked_again", server=self.source.name, attempt=attempt + 1)
-            await asyncio.sleep(self._pause(attempt, refusal))
+            async with asyncio.timeout_at(until):
+                await asyncio.sleep(self._pause(attempt, refusal))
         raise AssertionError("the last attempt returns or raises")
 
     def _pause(self, attempt: int, refusal: Refusal | None) -> float:
@@ -171,80 +205,108 @@ class Server:
         asked = refusal.retry_after_seconds if refusal is not None else None
         return backoff if asked is None else max(backoff, asked)
 
-    async def _check(self, response: httpx.Response) -> None:
-        if not response.is_success:
-            raise (await self._refusal(response)).error
+    async def _refusal(self, connection: Connection, head: Head, until: float) -> Refusal:
+        body = b"" if head.headers.get("content-encoding") else await _read(connection, MAX_REFUSAL_BYTES, until, cut=True)
+        return refusals.judge(self.source, head.status, body, head.headers.get("retry-after"), now=time.time())
 
-    async def _refusal(self, response: httpx.Response) -> Refusal:
-        try:
-            body = b"" if response.headers.get("content-encoding") else await _read(response, MAX_REFUSAL_BYTES, cut=True)
-        finally:
-            await response.aclose()
-        return refusals.judge(self.source, response.status_code, body, response.headers.get("retry-after"), now=time.time())
 
-    @staticmethod
-    @asynccontextmanager
-    async def _within(seconds: float) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(seconds):
-                yield
-        except TimeoutError as late:
-            raise Silence(f"begin its answer within {seconds:g} s") from late
+class _Posting:
+    """Asks on entering, and gives the connection back on leaving. A class, as `_Translation` is: the loop keeps a list of generators
+    that wait, and to get on it and off it takes as long as all the rest of a small request."""
+
+    def __init__(self, server: Server, path: str, body: bytes, kind: str) -> None:
+        self._server = server
+        self._asked = path, body, kind
+        self._translation = _Translation(server.source)
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        async with self._translation:
+            self._answer = await self._server.begin(*self._asked)
+        return self._answer
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        assert self._answer is not None
+        self._server.end(self._answer)
+        await self._translation.__aexit__(kind, error, traceback)
 
 
 @asynccontextmanager
 async def connected(source: Source, url: str, patience: Patience) -> AsyncIterator[Server]:
-    """A pool of connections to ``url``, with the source's key in every request."""
+    """A pool of connections to ``url``, with the source's key in every request. No proxy of the environment's is asked, because one
+    for the internet must not see what goes to a server in the house, and no redirect is followed: the key and the prompt are for
+    this address only. Raises BadSettings."""
     key = {} if source.key is None else {"authorization": f"Bearer {source.key.text}"}
-    async with httpx.AsyncClient(
-        base_url=url.rstrip("/"),
-        # A compressed answer could be a thousand times its size; text in small pieces gains nothing by it.
-        headers={"accept-encoding": "identity", **key},
-        timeout=httpx.Timeout(None, connect=patience.connect_seconds, pool=POOL_SECONDS, write=WRITE_SECONDS),
-        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE_SECONDS),
-        # A proxy for the internet must not see what goes to a server in the house.
-        trust_env=False,
-        # The key and the prompt are for this address only.
-        follow_redirects=False,
-    ) as http:
-        yield Server(source, http, patience)
-
-
-@asynccontextmanager
-async def translated(source: Source) -> AsyncIterator[None]:
-    """Turn what httpx, msgspec and the parsers raise for a server that fails into Unavailable, and a full pool into Overloaded."""
-    name = source.name
+    # A compressed answer could be a thousand times its size; text in small pieces gains nothing by it.
+    headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "aimesh", **key}
     try:
-        yield
-    except httpx.PoolTimeout as error:
-        raise errors.Overloaded(f"{name} has {MAX_CONNECTIONS} requests of this worker open", retry_after_seconds=POOL_SECONDS) from error
-    except httpx.HTTPError as error:
-        reason = source.cleaned(str(error)) or type(error).__name__
-        raise errors.Unavailable(
-            f"{name} does not answer: {reason}", hint=f"is it running? see {source.url_setting}", retry_after_seconds=5.0
-        ) from error
-    except Silence as error:
-        raise errors.Unavailable(f"{name} did not {error}", hint="look at the server's own log") from error
-    except BadStream as error:
-        raise errors.Unavailable(f"{name} broke its protocol: {error}") from error
-    except UNREADABLE as error:
-        reason = source.cleaned(str(error))
-        raise errors.Unavailable(f"{name} broke its protocol: {reason}") from error
+        origin = http_request.origin(url)
+        requests = Requests(origin, headers)
+    except ValueError as error:
+        raise errors.BadSettings(f"{source.url_setting}: {error}", hint="see docs/howto/other-backends.md") from error
+    limits = Limits(
+        connections=MAX_CONNECTIONS,
+        connect_seconds=patience.connect_seconds,
+        turn_seconds=POOL_SECONDS,
+        write_seconds=WRITE_SECONDS,
+        idle_seconds=KEEP_ALIVE_SECONDS,
+    )
+    async with http_pool.opened(origin, limits) as pool:
+        yield Server(source, pool, requests, patience)
 
 
-def _check_type(response: httpx.Response, kind: str) -> None:
+def translated(source: Source) -> AbstractAsyncContextManager[None]:
+    """Turn what connections, msgspec and the parsers raise for a server that fails into Unavailable, and a full pool into Overloaded."""
+    return _Translation(source)
+
+
+class _Translation:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is not None and (meaning := _meaning(self._source, error)) is not None:
+            raise meaning from error
+
+
+def _meaning(source: Source, error: BaseException) -> AimeshError | None:
+    """None for what is no fault of the server's."""
+    name = source.name
+    match error:
+        case NoneFree():
+            return errors.Overloaded(f"{name} has {MAX_CONNECTIONS} requests of this worker open", retry_after_seconds=POOL_SECONDS)
+        case HttpFailure():
+            said, hint = source.cleaned(str(error)), f"is it running? see {source.url_setting}"
+            return errors.Unavailable(f"{name} does not answer: {said}", hint=hint, retry_after_seconds=5.0)
+        case Silence():
+            return errors.Unavailable(f"{name} did not {error}", hint="look at the server's own log")
+        case BadStream():
+            return errors.Unavailable(f"{name} broke its protocol: {error}")
+        case _ if isinstance(error, UNREADABLE):
+            return errors.Unavailable(f"{name} broke its protocol: {source.cleaned(str(error))}")
+    return None
+
+
+def _too_late(seconds: float) -> Silence:
+    return Silence(f"begin its answer within {seconds:g} s")
+
+
+def _check_type(head: Head, kind: str) -> None:
     """Raises BadStream."""
-    if encoding := response.headers.get("content-encoding", "").strip().lower().replace("identity", ""):
+    if encoding := head.headers.get("content-encoding", "").strip().lower().replace("identity", ""):
         raise BadStream(f"it is compressed ({encoding[:20]!r}), though that was not asked for")
-    found = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    found = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != kind:
         raise BadStream(f"content of type {found[:60]!r} in place of {kind!r}; is this the address of its API?")
 
 
-async def _read(response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
+async def _read(connection: Connection, most: int, until: float, *, cut: bool = False) -> bytes:
     """The whole body, or its first ``most`` bytes. Raises BadStream for a longer one that must not be cut."""
     read = bytearray()
-    async for piece in response.aiter_raw():
+    while piece := await connection.read(until):
         read += piece
         if len(read) > most:
             if not cut:

@@ -75,7 +75,7 @@ class OllamaBackend:
 
     async def generate(self, job: Job, sink: Sink) -> Generation:
         asked, max_tokens = job.asked, job.parameters.max_tokens or DEFAULT_MAX_TOKENS
-        async with self._models.counted(job) as listed:
+        with self._models.counted(job) as listed:
             body = ollama_chat.body(listed.own_name, job.messages, asked, max_tokens=max_tokens, keep=self._keep)
             last, pieces = await self._relay(body, sink)
             bounds = counts.bounds(job.messages, asked, sent_bytes=len(body), max_tokens=max_tokens)
@@ -85,7 +85,7 @@ class OllamaBackend:
             return Generation(last.finish_reason, counted.usage)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
-        async with self._models.counted(job) as listed:
+        with self._models.counted(job) as listed:
 
             async def ask(texts: tuple[str, ...]) -> Answered:
                 body = embedding_answer.ollama_body(listed.own_name, texts, keep=self._keep)

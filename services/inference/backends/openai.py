@@ -87,7 +87,7 @@ class OpenAIBackend:
     async def generate(self, job: Job, sink: Sink) -> Generation:
         one = self._holder(job.model)
         asked, max_tokens = job.asked, job.parameters.max_tokens or DEFAULT_MAX_TOKENS
-        async with one.models.counted(job) as listed:
+        with one.models.counted(job) as listed:
             source = one.server.source
             body = openai_chat.body(source.name, one.upstream.dialect, listed.own_name, job.messages, asked, max_tokens=max_tokens)
             answers = Answers(asked.n or 1, _draw_call_id)
@@ -97,7 +97,7 @@ class OpenAIBackend:
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         one = self._holder(job.model)
-        async with one.models.counted(job) as listed:
+        with one.models.counted(job) as listed:
 
             async def ask(texts: tuple[str, ...]) -> Answered:
                 body = embedding_answer.openai_body(listed.own_name, texts)

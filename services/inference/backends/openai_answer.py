@@ -96,11 +96,11 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 _event = msgspec.json.Decoder(_Event)
+_NO_DELTA = _Delta()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What an event brought."""
+class Step(msgspec.Struct, frozen=True):
+    """What an event brought. A struct, because there is one for each token of every answer: they are made fast."""
 
     chunks: tuple[Chunk, ...] = ()
     #: The answer got on: comments and empty deltas do not count.
@@ -130,6 +130,7 @@ class Answers:
 
     def __init__(self, count: int, draw_id: Callable[[], str]) -> None:
         self._branches = [_Branch() for _ in range(count)]
+        self._unfinished = count
         self._draw_id = draw_id
         self._numbers: dict[bytes, int] = {}
         self._done = False
@@ -140,7 +141,7 @@ class Answers:
     @property
     def finished(self) -> bool:
         """Every answer has its end; what may still come is the usage."""
-        return all(branch.finish is not None for branch in self._branches)
+        return not self._unfinished
 
     @property
     def complete(self) -> bool:
@@ -157,6 +158,8 @@ class Answers:
             return Step(complaint=data)
         if event.usage is not None:
             self.usage = _usage(event.usage)
+        if event.choices is not None and len(event.choices) == 1:
+            return self._choice(event.choices[0])
         steps = [self._choice(choice) for choice in event.choices or ()]
         return Step(tuple(chunk for step in steps for chunk in step.chunks), any(step.moved for step in steps))
 
@@ -172,13 +175,14 @@ class Answers:
         if not 0 <= choice.index < len(self._branches):
             raise BadStream(f"a choice with index {str(choice.index)[:20]}, where {len(self._branches)} were asked for")
         branch = self._branches[choice.index]
-        delta = choice.delta or _Delta()
+        delta = choice.delta or _NO_DELTA
         text = (delta.content or "") + (delta.refusal or "")
         logprobs = self._logprobs(choice.logprobs)
         called = self._add_calls(branch, delta.tool_calls)
         calls: tuple[ToolCall, ...] = ()
         if choice.finish_reason is not None and branch.finish is None:
             branch.finish = _finish(choice.finish_reason)
+            self._unfinished -= 1
             calls = self._complete_calls(branch)
         self.pieces += bool(text) or called
         moved = bool(text or logprobs or called or delta.reasoning_content or delta.reasoning or choice.finish_reason)
@@ -219,7 +223,9 @@ class Answers:
         return tuple(calls)
 
     def _logprobs(self, said: _Logprobs | None) -> tuple[TokenLogprob, ...]:
-        tokens = (said.content if said is not None else None) or ()
+        if said is None:
+            return ()
+        tokens = said.content or ()
         return tuple(TokenLogprob(self._chance(token), tuple(map(self._chance, token.top_logprobs or ()))) for token in tokens)
 
     def _chance(self, said: _Chance) -> TokenChance:

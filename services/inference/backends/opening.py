@@ -26,7 +26,7 @@ def opened(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], N
         case "echo":
             return echo.opened(settings.echo_token_ms, settings.queue, watcher)
         case "ollama":
-            # httpx takes 20 MB that the other backends do not need.
+            # With all that they read and write, 2 MB that the other backends do not need.
             from services.inference.backends import ollama  # noqa: PLC0415
 
             return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)

@@ -5,8 +5,8 @@ Such a server does not say which tokens it made, so the chunks carry text and no
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from services.inference.backends.backend import Watcher
@@ -90,8 +90,8 @@ class RemoteModels:
             self._watcher.changed()
             await asyncio.sleep(REFRESH_SECONDS)
 
-    @asynccontextmanager
-    async def counted(self, job: Job | EmbeddingJob) -> AsyncIterator[Listed]:
+    @contextmanager
+    def counted(self, job: Job | EmbeddingJob) -> Iterator[Listed]:
         """Counts a job; raises Overloaded, or Unavailable when the model has gone from the list or the job is no whole one."""
         served = self._served.get(job.model)
         if served is None:

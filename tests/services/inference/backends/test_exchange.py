@@ -15,6 +15,7 @@ from services.inference.backends.refusals import Source
 from services.inference.upstreams import Key
 from shared import errors
 from tests.services.inference.fake_http import Answer, FakeServer, serving
+from tests.services.inference.raw_http import raw_server
 
 KEY = "sk-very-secret-0123456789"
 SOURCE = Source("upstream x", Key(KEY), "key_file of x", "url of x")
@@ -215,3 +216,58 @@ async def test_a_connection_is_used_again_after_a_complete_answer() -> None:
                     await answer.drain()
                     break
     assert (fake.times_asked("/completions"), fake.connections) == (3, 1)
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_asked_again_without_a_pause() -> None:
+    kept = Answer(["data: hello\n\n"], headers={"connection": "keep-alive", "content-length": "13"})
+    # On the connection that is used again: closed without an answer.
+    answers = (kept, Answer([], silent=True), GOOD)
+    async with asking(*answers, patience=Patience(backoff_seconds=3600)) as (fake, server):
+        assert [await read(server) for _ in range(2)] == [b"hello", b"hello"]
+    assert (fake.times_asked("/completions"), fake.connections) == (3, 2)
+
+
+async def test_more_requests_than_connections_wait_for_one_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "POOL_SECONDS", 0.05)
+    async with asking(Answer(["data: a\n\n"], hang=True)) as (fake, server):
+        tasks = [asyncio.create_task(read(server)) for _ in range(exchange.MAX_CONNECTIONS)]
+        while fake.connections < exchange.MAX_CONNECTIONS:  # noqa: ASYNC110  # what another task does and nobody signals
+            await asyncio.sleep(0)
+        with pytest.raises(errors.Overloaded, match="256 requests of this worker open"):
+            await read(server)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_a_header_that_would_bring_another_along_is_a_mistake_in_the_settings() -> None:
+    for source, url in (
+        (Source("upstream x", Key(f"{KEY}\r\nx-evil: 1"), "key_file of x", "url of x"), "http://h"),
+        (SOURCE, "http://me:hunter2@h"),
+        (SOURCE, "http://" + "a" * 64),
+    ):
+        with pytest.raises(errors.BadSettings, match="url of x: the") as refused:
+            async with exchange.connected(source, url, PATIENT):
+                pass
+        assert KEY not in str(refused.value)
+        assert "hunter2" not in str(refused.value)
+
+
+async def test_an_answer_of_another_type_is_not_listened_to_any_longer() -> None:
+    async with asking(Answer(["<html>"], headers={"content-type": "text/html"}, hang=True)) as (fake, server):
+        with pytest.raises(errors.Unavailable, match="text/html"):
+            await read(server)
+        async with asyncio.timeout(10):
+            await fake.left.wait()
+
+
+async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def deaf(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is a whole transport
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(exchange, "WRITE_SECONDS", 0.02)
+    async with raw_server(deaf) as raw, exchange.connected(SOURCE, f"http://{raw.origin.authority}", PATIENT) as server:
+        with pytest.raises(errors.Unavailable, match="did not read the request"):
+            await server.ask("/completions", bytes(32 * 1024 * 1024), most=1)
+        assert raw.connections == 1

@@ -1,0 +1,178 @@
+"""Faults at random moments, also two at once, under a load that never ends: what must hold when all of it is over.
+
+    python -m tests.chaos.storm [--seed N] [--minutes 10]
+
+While one thing after another is broken, any request may fail in its way. But no answer is wrong, no request hangs, and at the end the
+books are exact, nothing is reserved, and no place is taken. Exit status 1 where anything was wrong.
+"""
+
+import argparse
+import asyncio
+import random
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import redis.asyncio as redis
+
+from cli.stack import plan
+from shared import restarts
+from shared.api import gateway
+from tests.chaos import clients, scenarios_servers, world
+from tests.chaos.clients import Clients, Manner
+from tests.chaos.invariants import Allowed
+from tests.chaos.oracle import CONNECTION_LOST, Door
+from tests.chaos.scenarios_servers import killed, stalled
+from tests.chaos.world import Outcome, World
+from tests.stacks import until
+
+#: Between two faults of one of the two that break things.
+PAUSE_SECONDS = (1.0, 8.0)
+HANGS_FOR_SECONDS = 3.0
+READY_SECONDS = 60.0
+#: How a request may end while things are broken. That it is poison is wrong of one that did nothing, but two workers were lost with it.
+CODES = scenarios_servers.AWAY | {
+    CONNECTION_LOST, "not_reachable", "link_lost", "draining", "worker_lost", "overloaded", "deadline_exceeded", "cancelled", "poison",
+}  # fmt: skip
+
+
+async def _worker_is(world: World, number: signal.Signals) -> None:
+    worker = world.rng.choice(world.workers)
+    if worker.process is None or not worker.alive:
+        return
+    worker.signal(number)
+    await asyncio.to_thread(worker.process.wait, READY_SECONDS)
+    await asyncio.sleep(world.rng.uniform(0, HANGS_FOR_SECONDS))
+    worker.start()
+
+
+async def _worker_dies(world: World) -> None:
+    await _worker_is(world, signal.SIGKILL)
+
+
+async def _worker_stops(world: World) -> None:
+    await _worker_is(world, signal.SIGTERM)
+
+
+async def _worker_hangs(world: World) -> None:
+    worker = world.rng.choice(world.workers)
+    worker.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(HANGS_FOR_SECONDS)
+    finally:
+        worker.signal(signal.SIGCONT)
+
+
+async def _valkey_forgets(world: World) -> None:
+    async with redis.Redis.from_url(plan.valkey_of(world.stack.place).url) as valkey:
+        await valkey.flushall()
+
+
+Fault = Callable[[World], Awaitable[object]]
+#: What is broken -> how. One thing is broken once at a time.
+FAULTS: dict[str, tuple[Fault, ...]] = {
+    "worker": (_worker_dies, _worker_dies, _worker_stops, _worker_hangs),
+    "gateway": (killed("gateway"), killed("gateway", signal.SIGTERM), stalled("gateway", HANGS_FOR_SECONDS)),
+    "auth": (killed("auth"),),
+    "nats": (killed("nats"),),
+    "postgres": (killed("postgres", signal.SIGINT), killed("postgres", signal.SIGQUIT), stalled("postgres", HANGS_FOR_SECONDS)),
+    "valkey": (killed("valkey"), _valkey_forgets, stalled("valkey", HANGS_FOR_SECONDS)),
+}
+#: The supervisor leaves alone what ends more often than that within its window.
+MOST_ENDS = restarts.MOST_CRASHES - 2
+
+
+@dataclass(slots=True)
+class _Storm:
+    world: World
+    ends_at: float
+    broken: Counter[str] = field(default_factory=Counter)
+    _turns: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    _broken_at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    async def break_things(self) -> None:
+        rng = self.world.rng
+        while time.monotonic() < self.ends_at:
+            await asyncio.sleep(rng.uniform(*PAUSE_SECONDS))
+            what = rng.choice([what for what in FAULTS if self._may_break(what)])
+            async with self._turns[what]:
+                self.broken[what] += 1
+                self._broken_at[what].append(time.monotonic())
+                await rng.choice(FAULTS[what])(self.world)
+
+    def _may_break(self, what: str) -> bool:
+        since = time.monotonic() - restarts.WINDOW_SECONDS
+        return what == "worker" or sum(at > since for at in self._broken_at[what]) < MOST_ENDS
+
+
+async def _leave(seen: Clients, ends_at: float) -> None:
+    """Some clients do not wait for their answers."""
+    number = 0
+    while time.monotonic() < ends_at:
+        number += 1
+        await seen.ask(number, clients.DOORS[number % 2], Manner(leaves_within=30))
+
+
+async def run(world: World, seconds: float) -> Outcome:
+    began = time.monotonic()
+    storm = _Storm(world, began + seconds)
+    half = world.scale.clients // 2
+    async with world.clients() as seen:
+        async with clients.busy(seen, half), clients.busy(seen, half, Manner(returns=True), (Door.GATEWAY,)):
+            await clients.until_streaming(seen, half)
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(2):
+                    tasks.create_task(storm.break_things())
+                tasks.create_task(_leave(seen, storm.ends_at))
+            for worker in world.workers:
+                worker.start()
+            back_at = await world.workers_serve(seconds=READY_SECONDS)
+            await clients.until_served(seen, since=time.monotonic())
+        allowed = Allowed(codes=CODES, gateway_died=True, deadline_seconds=clients.DEADLINE_SECONDS)
+        outcome = await world.judge(
+            "storm",
+            f"faults at random for {seconds / 60:g} min",
+            seen,
+            allowed,
+            fault_at=began,
+            recovered_at=back_at,
+            more=str(dict(storm.broken)),
+        )
+    await _no_place_is_taken(world)
+    return outcome
+
+
+async def _no_place_is_taken(world: World) -> None:
+    async def none_is() -> bool:
+        async with world.stack.client() as mesh:
+            rows = await mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=world.people[0].key.secret)
+        return not any(row.running or row.queued for row in rows.nodes)
+
+    await until(none_is, seconds=world.scale.lease_seconds, what="no worker has a place taken")
+
+
+async def _storm(seed: int, seconds: float) -> Outcome:
+    async with world.opened(world.LONG, seed) as opened:
+        return await run(opened, seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--minutes", type=float, default=10)
+    options = parser.parse_args()
+    seed = random.randrange(2**32) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    outcome = asyncio.run(_storm(seed, options.minutes * 60))
+    print(f"{outcome.what}: {outcome.calls:,} requests, {outcome.ends}; broken: {outcome.more}; {outcome.books}")
+    for what in outcome.violations[:50]:
+        print(f"  {what}")
+    print("all held" if not outcome.violations else f"{len(outcome.violations)} WRONG")
+    return int(bool(outcome.violations))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

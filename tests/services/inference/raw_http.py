@@ -1,0 +1,85 @@
+"""A server that is spoken to over HTTP and does with the bytes what a test says; counts its connections and who left."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from services.inference.backends.http_request import Origin
+
+ASKED = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+KEPT = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+
+#: What happens on a connection; it is closed behind it.
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass
+class RawServer:
+    origin: Origin
+    connections: int = 0
+    #: Of those, how many have ended.
+    left: int = 0
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+@asynccontextmanager
+async def raw_server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        server.serving.add(task)
+        server.connections += 1
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await serve(reader, writer)
+        finally:
+            writer.transport.abort()
+            server.left += 1
+            server.serving.discard(task)
+
+    listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        server = RawServer(Origin("127.0.0.1", port, tls is not None, f"127.0.0.1:{port}", ""))
+        yield server
+        for task in tuple(server.serving):
+            task.cancel()
+        await asyncio.gather(*server.serving)
+
+
+async def asked(reader: asyncio.StreamReader) -> None:
+    """Waits for a request without a body."""
+    await reader.readuntil(b"\r\n\r\n")
+
+
+def saying(answer: bytes) -> Serve:
+    """Answers each request on a connection with these bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asked(reader)
+            writer.write(answer)
+            await writer.drain()
+
+    return serve
+
+
+def once(answer: bytes) -> Serve:
+    """Answers with these bytes, to the last, and closes the connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    return serve
+
+
+async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    """Reads, and never answers."""
+    while await reader.read(65536):
+        pass
