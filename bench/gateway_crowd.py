@@ -32,7 +32,7 @@ REFUSALS = frozenset({429, 503})
 async def measure(streams: int = STREAMS, words: int = WORDS) -> list[report.Row]:
     async with AsyncExitStack() as opened:
         settings = {
-            **tenants.UNLIMITED,
+            **tenants.UNREACHED,
             "AIMESH_ECHO": "1",
             "ECHO_TOKEN_MS": str(TOKEN_MS),
             "ENGINE_QUEUE": str(QUEUE),

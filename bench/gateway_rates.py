@@ -42,7 +42,7 @@ async def measure(count: int, seconds: float) -> list[report.Row]:
     """``count`` rounds, in which each contender takes its turn of ``seconds`` at every level."""
     async with AsyncExitStack() as opened:
         upstream_port = await opened.enter_async_context(tenants.upstream())
-        settings = {**tenants.UNLIMITED, **tenants.served_by(upstream_port), "AIMESH_ECHO": "1", "LOG_LEVEL": "warning"}
+        settings = {**tenants.UNREACHED, **tenants.served_by(upstream_port), "AIMESH_ECHO": "1", "LOG_LEVEL": "warning"}
         running = await opened.enter_async_context(stack(**settings))
         proxy = await opened.enter_async_context(litellm.running(upstream_port))
         keys = await tenants.register(running)

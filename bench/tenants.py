@@ -16,10 +16,10 @@ from tests.testnet import free_port
 
 TENANTS = 50
 #: All limits are counted and none is reached; the ledger takes every request from an account without an end.
-UNLIMITED = {
+UNREACHED = {
     # Answers shall be made, not remembered.
     "RESPONSE_CACHE": "off",
-    "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS),
+    "TIER_FREE": ",".join([*(f"{name}=1000000000" for name in tiers.LIMITS), "credits=unlimited"]),
     "DEFAULT_RATE_LIMIT": "1000000000",
     "PREMIUM_RATE_LIMIT": "1000000000",
 }
