@@ -102,7 +102,7 @@ class InferenceService:
         self._pause = pause
         self._metrics = node.metrics
         self._backend = backend
-        self._receipts = Receipts(settings.receipts_file, node.trust.me)
+        self._receipts = Receipts(settings.receipts_path, node.trust.me)
 
     @classmethod
     @asynccontextmanager

@@ -93,14 +93,17 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         Literal["off", "plain"],
         Variable("WORKER_STATUS", "plain: tell on stdout in sentences what happens; aicli worker sets it where a person watches"),
     ] = "off"
+    receipts_file: Annotated[
+        Path | None,
+        Variable("RECEIPTS_FILE", "where the worker keeps for a day what it did for each request; beside MESH_STATE_FILE without it"),
+    ] = None
     service_token: Annotated[
         str | None, Variable("SERVICE_TOKEN", "what POST /infer asks for as a bearer token; without it /infer is off", secret=True)
     ] = None
 
     @property
-    def receipts_file(self) -> Path:
-        """Where the worker keeps what it did for each request."""
-        return self.state_file.with_suffix(".receipts")
+    def receipts_path(self) -> Path:
+        return self.receipts_file or self.state_file.with_suffix(".receipts")
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()

@@ -73,9 +73,10 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
     assert mounts_of(service)["/run/aimesh"] == service
     # What is not handed out but kept is lost with the container, and comes again from auth.
     assert environment.pop("MESH_STATE_FILE") == "/tmp/node.mesh"
-    if journal := environment.pop("JOURNAL_FILE", None):
-        # This must not be lost with the container.
-        assert mounts_of(service)[str(Path(journal).parent)] == f"{service}-data"
+    for kept in ("JOURNAL_FILE", "RECEIPTS_FILE"):
+        if (path := environment.pop(kept, None)) is not None:
+            # This must not be lost with the container.
+            assert mounts_of(service)[str(Path(path).parent)] == f"{service}-data"
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 
 
