@@ -46,6 +46,8 @@ class Board:
         self._node = node
         self._pause = pause
         self.backend: Backend | None = None
+        #: Models whose engines are asked when somebody reads the metrics.
+        self._asked_when_read: set[ModelName] = set()
 
     def changed(self) -> None:
         if self.backend is None:
@@ -74,6 +76,12 @@ class Board:
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
         metrics.queue_depth.labels(model=model).set(status.queued)
+        if model not in self._asked_when_read:
+            self._asked_when_read.add(model)
+            self._ask_when_read(model)
+
+    def _ask_when_read(self, model: ModelName) -> None:
+        metrics = self._node.metrics
         if isinstance(self.backend, Measured):
             look = partial(self.backend.figures, model)
             metrics.engine_overhead.labels(model=model).set_function(lambda: look().overhead)

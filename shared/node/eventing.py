@@ -14,9 +14,13 @@ from shared.nats_link import NatsTransport
 
 #: Events that wait to be sent or read. Over it the oldest go: they are hints.
 MAX_WAITING = 4096
+#: Those of some milliseconds go together: a message for each request would cost its reader more than the request.
+GATHER_SECONDS = 0.02
+#: Of one message: 100 KiB.
+MOST_TOGETHER = 500
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Event).decode
+_decode = msgspec.msgpack.Decoder(list[Event]).decode
 
 
 class _Bounded:
@@ -58,12 +62,13 @@ class Events:
 
         def arrived(message: Message) -> None:
             try:
-                event = _decode(message.payload)
+                found = _decode(message.payload)
                 sender = topics.event_sender(message.subject.decode())
             except (msgspec.MsgspecError, RecursionError, ValueError):
                 return  # of a newer kind
-            if events.TOLD_BY[type(event)] is sender:
-                inbound.put(event)
+            for event in found:
+                if events.TOLD_BY[type(event)] is sender:
+                    inbound.put(event)
 
         if self._transport is None:
             raise errors.BadSettings("events need NATS", hint="set NATS_URL")
@@ -77,9 +82,19 @@ class Events:
 
     async def run(self) -> None:
         """Send what is published. Ends by cancellation."""
-        me = self._me
         while True:
-            event = await self._out.queue.get()
-            name = event.__struct_config__.tag
-            if self._transport is not None and self._transport.connected:
-                self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, str(name)), _encode(event))
+            together = [await self._out.queue.get()]
+            await asyncio.sleep(GATHER_SECONDS)
+            while not self._out.queue.empty() and len(together) < MOST_TOGETHER:
+                together.append(self._out.queue.get_nowait())
+            self._send(together)
+
+    def _send(self, together: list[Event]) -> None:
+        if self._transport is None or not self._transport.connected:
+            return
+        by_name: dict[str, list[Event]] = {}
+        for event in together:
+            by_name.setdefault(str(event.__struct_config__.tag), []).append(event)
+        me = self._me
+        for name, of_name in by_name.items():
+            self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, name), _encode(of_name))

@@ -1,6 +1,7 @@
 """A node's metrics: one registry per node, because several nodes may live in one process."""
 
 import platform
+from functools import cache
 from importlib import metadata
 from typing import Generic, TypeVar, cast
 
@@ -128,6 +129,7 @@ class _WithoutCreated(Collector):
         return families
 
 
+@cache
 def version() -> str:
     """The version of aimesh that runs; a checkout that was never installed has none."""
     try:

@@ -39,7 +39,8 @@ async def test_a_head_that_does_not_come_to_its_end_closes_the_connection(
         writer.write(answered + HEAD[:begun])
         began = asyncio.get_running_loop().time()
         trickling = asyncio.create_task(_trickle(writer, HEAD[begun:]))
-        await reader.read()
+        with suppress(ConnectionResetError):  # it may close with our bytes unread
+            await reader.read()
         trickling.cancel()
         assert 0.1 < asyncio.get_running_loop().time() - began < 2
 
