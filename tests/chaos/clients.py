@@ -18,7 +18,7 @@ from shared.api.gateway import InferenceRequest
 from shared.node.client import ClientNode
 from shared.types import ModelName, RequestId
 from tests.chaos.history import LEFT, Call, Piece
-from tests.chaos.oracle import CONNECTION_LOST, DONE, HANGS, Door
+from tests.chaos.oracle import CONNECTION_LOST, DONE, GAVE_UP, HANGS, Door
 from tests.people import Person
 from tests.stacks import RunningStack, until
 
@@ -106,7 +106,7 @@ class Clients:
                     returns += 1
                     await asyncio.sleep(RETURN_SECONDS)
         except TimeoutError:
-            seen.ends.append(HANGS)
+            seen.ends.append(GAVE_UP if returns else HANGS)
         finally:
             self.running -= 1
         call = Call(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.chaos.history import Call
 from tests.chaos.ledger import Books, Logged
-from tests.chaos.oracle import CONNECTION_LOST, DONE, HANGS
+from tests.chaos.oracle import CONNECTION_LOST, DONE, GAVE_UP, HANGS
 
 #: Tokens on their way to a client when its answer ended early: a chunk, and what a worker makes until a cancel reaches it.
 IN_FLIGHT_TOKENS = 4
@@ -29,6 +29,8 @@ class Allowed:
     deadline_seconds: float = 30.0
     #: What had its first text before the fault ends well.
     running_survive: bool = False
+    #: On their way to a client that leaves: a worker goes on until a cancel reaches it, through a gateway that may hang.
+    in_flight_tokens: int = IN_FLIGHT_TOKENS
     #: A gateway that was killed cannot say what became of the calls that it had; they are expired in the users' favour.
     gateway_died: bool = False
 
@@ -91,7 +93,7 @@ def _of_books(call: Call, books: Books, allowed: Allowed) -> Iterator[str]:
         if call.succeeded and not allowed.gateway_died:
             yield "I3: it has no row in request_logs"
     else:
-        yield from _of_row(call, row, delivered)
+        yield from _of_row(call, row, delivered, allowed)
     yield from _of_reservation(call, books, allowed)
 
 
@@ -117,12 +119,13 @@ def _of_reservation(call: Call, books: Books, allowed: Allowed) -> Iterator[str]
         yield f"I4: nothing was delivered, and {row.completion_tokens} tokens were paid for"
 
 
-def _of_row(call: Call, row: Logged, delivered: int) -> Iterator[str]:
+def _of_row(call: Call, row: Logged, delivered: int, allowed: Allowed) -> Iterator[str]:
     words = len(call.prompt.split())
     if call.succeeded and (row.status, row.prompt_tokens, row.completion_tokens) != ("success", words, words):
         yield f"I3: its row says {row}"
-    # Somebody who has come back was sent some of it twice, and paid once.
-    if row.completion_tokens > delivered + IN_FLIGHT_TOKENS and CONNECTION_LOST not in call.ends:
+    # Somebody who has come back was sent some of it twice, and paid once. Who gave up finds the rest under his key.
+    is_over = CONNECTION_LOST not in call.ends and GAVE_UP not in call.ends
+    if row.completion_tokens > delivered + allowed.in_flight_tokens and is_over:
         yield f"I4: {row.completion_tokens} tokens are billed and {delivered} were delivered"
 
 

@@ -16,6 +16,8 @@ DONE = "done"
 CONNECTION_LOST = "connection_lost"
 #: Given up on by the test: never allowed.
 HANGS = "hangs"
+#: Told to come again until its patience was over.
+GAVE_UP = "gave_up"
 
 #: Tokens that were sent and not yet read when a link broke.
 IN_FLIGHT_TOKENS = 3

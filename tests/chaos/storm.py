@@ -24,9 +24,9 @@ from shared.api import gateway
 from tests.chaos import clients, scenarios_servers, world
 from tests.chaos.clients import Clients, Manner
 from tests.chaos.invariants import Allowed
-from tests.chaos.oracle import CONNECTION_LOST, Door
+from tests.chaos.oracle import CONNECTION_LOST, GAVE_UP, Door
 from tests.chaos.scenarios_servers import killed, stalled
-from tests.chaos.world import Outcome, World
+from tests.chaos.world import TOKEN_MS, Outcome, World
 from tests.stacks import until
 
 #: Between two faults of one of the two that break things.
@@ -35,7 +35,7 @@ HANGS_FOR_SECONDS = 3.0
 READY_SECONDS = 60.0
 #: How a request may end while things are broken. That it is poison is wrong of one that did nothing, but two workers were lost with it.
 CODES = scenarios_servers.AWAY | {
-    CONNECTION_LOST, "not_reachable", "link_lost", "draining", "worker_lost", "overloaded", "deadline_exceeded", "cancelled", "poison",
+    CONNECTION_LOST, GAVE_UP, "not_reachable", "link_lost", "draining", "worker_lost", "overloaded", "deadline_exceeded", "cancelled", "poison",
 }  # fmt: skip
 
 
@@ -131,7 +131,9 @@ async def run(world: World, seconds: float) -> Outcome:
                 worker.start()
             back_at = await world.workers_serve(seconds=READY_SECONDS)
             await clients.until_served(seen, since=time.monotonic())
-        allowed = Allowed(codes=CODES, gateway_died=True, deadline_seconds=clients.DEADLINE_SECONDS)
+        # What a worker makes while its gateway hangs is delivered when that wakes, also to who has left meanwhile.
+        in_flight = round(2 * HANGS_FOR_SECONDS * 1000 / TOKEN_MS)
+        allowed = Allowed(codes=CODES, gateway_died=True, in_flight_tokens=in_flight, deadline_seconds=clients.DEADLINE_SECONDS)
         outcome = await world.judge(
             "storm",
             f"faults at random for {seconds / 60:g} min",
