@@ -35,7 +35,8 @@ HANGS_FOR_SECONDS = 3.0
 READY_SECONDS = 60.0
 #: How a request may end while things are broken. That it is poison is wrong of one that did nothing, but two workers were lost with it.
 CODES = scenarios_servers.AWAY | {
-    CONNECTION_LOST, GAVE_UP, "not_reachable", "link_lost", "draining", "worker_lost", "overloaded", "deadline_exceeded", "cancelled", "poison",
+    CONNECTION_LOST, GAVE_UP, "cancelled", "deadline_exceeded", "draining", "link_lost", "not_reachable", "overloaded", "poison",
+    "worker_lost",
 }  # fmt: skip
 
 
