@@ -26,7 +26,7 @@ class BoundedWaits:
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._look)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         task, self._task = self._task, None
         # Nobody else may have wanted the cancel, too.
         if self._is_up and isinstance(error, asyncio.CancelledError) and task is not None and task.uncancel() == 0:
@@ -46,3 +46,15 @@ class BoundedWaits:
             self._task.cancel()
         else:
             self._timer = self._loop.call_later(self._seconds - waited, self._look)
+
+
+class BoundedWait(BoundedWaits):
+    """The same for one wait, behind which there is nothing to close."""
+
+    __slots__ = ()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self.close()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from shared.bounded_waits import BoundedWaits
+from shared.bounded_waits import BoundedWait, BoundedWaits
 
 
 async def test_a_wait_that_takes_too_long_is_ended_wherever_it_stands_in_the_row() -> None:
@@ -65,3 +65,13 @@ async def test_errors_of_what_is_waited_for_pass_through() -> None:
     with pytest.raises(ZeroDivisionError), waits:
         raise ZeroDivisionError
     waits.close()
+
+
+async def test_one_wait_leaves_no_timer_behind() -> None:
+    wait = BoundedWait(0.02)
+    with pytest.raises(TimeoutError), wait:
+        await asyncio.Event().wait()
+    assert wait._timer is None
+    with wait:
+        await asyncio.sleep(0)
+    assert wait._timer is None

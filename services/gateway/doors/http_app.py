@@ -20,6 +20,7 @@ from services.gateway.limiting.crowds import Crowds
 from services.gateway.limiting.limits import Limit
 from shared import context, errors
 from shared.api.auth import Principal
+from shared.bounded_waits import BoundedWait
 from shared.telemetry import Metrics, logs
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
@@ -169,7 +170,7 @@ async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_
     wait_seconds = heartbeat_seconds
     while True:
         try:
-            async with asyncio.timeout(wait_seconds):
+            with BoundedWait(wait_seconds):
                 await call.wait_for_disconnect()
             break
         except TimeoutError:

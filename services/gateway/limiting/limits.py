@@ -4,6 +4,7 @@ where Valkey is away."""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
+from functools import lru_cache
 from typing import Literal
 
 from services.gateway.limiting.tiers import Plan
@@ -133,6 +134,7 @@ class Spent:
     tightest: Tightest
 
 
+@lru_cache(maxsize=4096)  # asked several times for each request; as many callers as are busy
 def of_caller(principal: Principal, plan: Plan) -> tuple[Limit, ...]:
     """What every request of this caller counts against: its user's limits, and its key's where it came with one."""
     of_user = _of_scope(Scope.USER, f"{principal.user_id}", plan)

@@ -16,6 +16,7 @@ from prometheus_client import Gauge
 
 from services.gateway.money.request_row import RequestRow
 from shared import errors
+from shared.bounded_waits import BoundedWait
 from shared.telemetry import logs
 from shared.types import RequestId
 
@@ -187,7 +188,7 @@ class Recorder:
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     try:
-        async with asyncio.timeout(seconds):
+        with BoundedWait(seconds):
             await event.wait()
     except TimeoutError:
         return
