@@ -7,6 +7,7 @@ pipelined requests wait, answers a broken one before those that came earlier, an
 
 import asyncio
 from collections.abc import Sized
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -148,7 +149,9 @@ class HttpConnection(HttpToolsProtocol):
 
     async def _answer(self, app: Any, *call: Any) -> None:
         try:
-            await app(*call)
+            # At the end of its patience with a drain uvicorn cancels what still runs; that is no fault of the application's.
+            with suppress(asyncio.CancelledError):
+                await app(*call)
         finally:
             # Once uvicorn has closed a connection that does not go on.
             self.loop.call_soon(self._ensure_flushed)

@@ -44,10 +44,10 @@ async def _broken(
         return await world.judge(fault, what, seen, allowed, fault_at=fault_at, recovered_at=back_at)
 
 
-def killed(name: str, number: signal.Signals = signal.SIGKILL) -> Break:
+def killed(name: str, number: signal.Signals = signal.SIGKILL, *, seconds: float = READY_SECONDS + 32) -> Break:
     async def breaks(world: World) -> float:
         old = await world.stack.signal(name, number)
-        await world.stack.restarted(name, old, seconds=READY_SECONDS + 32)
+        await world.stack.restarted(name, old, seconds=seconds)
         return time.monotonic()
 
     return breaks

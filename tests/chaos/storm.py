@@ -72,15 +72,20 @@ async def _valkey_forgets(world: World) -> None:
         await valkey.flushall()
 
 
+def _ended(name: str, number: signal.Signals = signal.SIGKILL) -> "Fault":
+    """The supervisor waits for up to half a minute before it starts again what ends so often."""
+    return killed(name, number, seconds=restarts.LONGEST_PAUSE_SECONDS + 2 * READY_SECONDS)
+
+
 Fault = Callable[[World], Awaitable[object]]
 #: What is broken -> how. One thing is broken once at a time.
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "worker": (_worker_dies, _worker_dies, _worker_stops, _worker_hangs),
-    "gateway": (killed("gateway"), killed("gateway", signal.SIGTERM), stalled("gateway", HANGS_FOR_SECONDS)),
-    "auth": (killed("auth"),),
-    "nats": (killed("nats"),),
-    "postgres": (killed("postgres", signal.SIGINT), killed("postgres", signal.SIGQUIT), stalled("postgres", HANGS_FOR_SECONDS)),
-    "valkey": (killed("valkey"), _valkey_forgets, stalled("valkey", HANGS_FOR_SECONDS)),
+    "gateway": (_ended("gateway"), _ended("gateway", signal.SIGTERM), stalled("gateway", HANGS_FOR_SECONDS)),
+    "auth": (_ended("auth"),),
+    "nats": (_ended("nats"),),
+    "postgres": (_ended("postgres", signal.SIGINT), _ended("postgres", signal.SIGQUIT), stalled("postgres", HANGS_FOR_SECONDS)),
+    "valkey": (_ended("valkey"), _valkey_forgets, stalled("valkey", HANGS_FOR_SECONDS)),
 }
 #: The supervisor leaves alone what ends more often than that within its window.
 MOST_ENDS = restarts.MOST_CRASHES - 2

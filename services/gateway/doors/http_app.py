@@ -111,7 +111,9 @@ class HttpApp:
             status = errors.code_of(error)
             await _fail(call, error)
         except asyncio.CancelledError:
+            # Its own end, or this gateway's: a drain has an end, too.
             status = errors.Cancelled.code
+            await _fail(call, errors.Draining("this gateway had to stop", hint="send the request again", retry_after_seconds=1))
             raise
         except Exception:  # the dispatcher of this door, as rpc's is of the other: the one place for what nobody expected
             status = errors.Internal.code

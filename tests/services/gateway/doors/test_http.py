@@ -3,8 +3,10 @@
 import asyncio
 import gzip
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +19,8 @@ from services.gateway.limiting import crowds, tiers
 from services.gateway.limiting.quotas import Quotas, Rules
 from shared import errors
 from shared.api import auth
+from shared.node import http as node_http
+from shared.node.settings import NodeSettings
 from shared.types import ModelName, RequestId, Role, Tier, UserRole
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, TOKEN, USER, House
@@ -385,3 +389,27 @@ async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house
         assert not any(task.done() for task in crowd)
         for task in crowd:
             task.cancel()
+
+
+@pytest.mark.parametrize("words", [0, 2])
+async def test_what_outlasts_the_drain_is_told_to_come_again(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: int
+) -> None:
+    monkeypatch.setattr(node_http, "DRAIN_SECONDS", 0)
+    house.worker.hangs_after = words
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = node_http.HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+            tasks.create_task(server.run())
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", headers=BEARER) as http:
+                asking = tasks.create_task(http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+                await house.worker.said.wait()
+                server.stop()
+                answer = await asking
+    if words:
+        *_, last = [json.loads(event) for event in events(answer)]
+        assert last["error"]["code"] == "draining"
+    else:
+        problem(answer, 503, "draining")
+    assert "ASGI" not in caplog.text
+    assert "Traceback" not in caplog.text
