@@ -8,30 +8,27 @@ connection died.
 import asyncio
 import contextlib
 import hashlib
+import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import redis.asyncio as redis
-from redis import exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from typing import Any, NoReturn
 
 from shared import errors
 from shared.api.gateway import Check
+from shared.valkey import address, client, protocol
+from shared.valkey.client import Lane, LoginRefused
+from shared.valkey.protocol import Reply, ReplyError, Word
 
-#: Beyond this many at once, calls wait for a connection; the default pool of redis-py would raise instead.
-_CONNECTIONS = 64
-_SECONDS = 1.0
-#: Of the loop: reading an answer takes three. One that has nothing else to do makes them at once.
-_TURNS = 60
+#: Of the loop: with each it reads what has come. One that has nothing else to do makes them at once.
+_TURNS = 20
 
-#: Not there, or not ready.
-_GONE = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 #: The first words of answers with which it refuses for now what is no mistake of ours: it cannot save to its disk, too few replicas
 #: follow it, it has no memory left, it is a replica itself or one without its primary, a script keeps it busy, or it may not.
 _REFUSALS = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "UNKILLABLE", "NOPERM"})
+#: Not ready: it reads its file back, or it does not let us in.
+_AWAY = frozenset({"LOADING", "NOAUTH", "WRONGPASS"})
+_TOO_MANY = "ERR max number of clients reached"
 
 
 class CacheRefuses(errors.Unavailable):
@@ -40,15 +37,18 @@ class CacheRefuses(errors.Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class _Script:
+    lane: Lane
     text: str
     sha1: str
 
 
 class Cache:
-    """One pool for one service; keys begin with the service's name. Every method may raise ``errors.Unavailable``."""
+    """One for one service; keys begin with the service's name. Every method may raise ``errors.Unavailable``, within some 2 s."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
+    def __init__(self, values: Lane, urgent: Lane) -> None:
+        """``urgent``: for the scripts that are registered as that."""
+        self._values = values
+        self._urgent = urgent
         self._scripts: dict[str, _Script] = {}
 
     @classmethod
@@ -56,39 +56,30 @@ class Cache:
     async def open(cls, url: str) -> AsyncIterator["Cache"]:
         """``url`` is unix://, redis:// or rediss://. Does not connect yet: a service without Valkey starts, and /readyz says so."""
         try:
-            pool = redis.BlockingConnectionPool.from_url(
-                url,
-                max_connections=_CONNECTIONS,
-                timeout=_SECONDS,
-                socket_timeout=_SECONDS,
-                socket_connect_timeout=_SECONDS,
-                retry=Retry(NoBackoff(), 0),
-                # RESP3 would make the client ask for a push feature that only Redis Enterprise has.
-                protocol=2,
-            )
-        except ValueError as error:
+            where = address.parse(url)
+            trusted = ssl.create_default_context(cafile=where.ca_file) if where.tls else None
+        except (ValueError, OSError) as error:
             raise errors.BadSettings(f"REDIS_URL cannot be used: {error}", hint="say redis://, rediss:// or unix:///path") from error
-        client = redis.Redis(connection_pool=pool)
-        try:
-            yield cls(client)
-        finally:
-            await client.aclose(close_connection_pool=True)
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = asyncio.TaskGroup()
+            await tasks.__aenter__()
+            # A callback, because what the block raises is not for the group: it would come out of it as an ExceptionGroup.
+            stack.push_async_callback(tasks.__aexit__, None, None, None)
+            lanes = [Lane(where, trusted, tasks) for _ in range(2)]
+            for lane in lanes:
+                stack.callback(lane.close)
+            yield cls(*lanes)
 
-    async def connect(self, connections: int) -> None:
-        """Have so many open and every script known, so that the first calls need not wait until they are."""
-        async with _deadline():
-            for script in self._scripts.values():
-                await self._client.script_load(script.text)
-            pool = self._client.connection_pool
-            async with contextlib.AsyncExitStack() as opened:
-                for _ in range(connections):
-                    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-                    opened.push_async_callback(pool.release, connection)
+    async def connect(self) -> None:
+        """Have every script known, which takes the connections that they go over, so that the first calls need not wait for that."""
+        await asyncio.gather(*(self._ask("SCRIPT", "LOAD", script.text, lane=script.lane) for script in self._scripts.values()))
 
-    def script(self, name: str, lua: str) -> None:
-        """Register a script under a name, before its first ``run``."""
+    def script(self, name: str, lua: str, *, urgent: bool = False) -> None:
+        """Register a script under a name, before its first ``run``. The urgent ones have a connection of their own, where no large
+        value holds their answers up."""
         # Not a signature: SHA-1 is the name that Valkey gives to a script.
-        self._scripts[name] = _Script(lua, hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest())
+        sha1 = hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest()
+        self._scripts[name] = _Script(self._urgent if urgent else self._values, lua, sha1)
 
     async def run(
         self, script: str, keys: Sequence[str], args: Sequence[str | int | float | bytes], *, seconds: float | None = None
@@ -96,75 +87,85 @@ class Cache:
         """The script's answer: int, bytes, None or a list of these. With ``seconds`` Valkey has no more than that to answer; time
         in which this program was busy with other things is not held against it."""
         chosen = self._scripts[script]
-        async with _deadline(seconds):
+        waiting = None if seconds is None else _Impatient(seconds)
+        try:
+            answer = chosen.lane.ask(protocol.command(("EVALSHA", chosen.sha1, len(keys), *keys, *args)))
             try:
-                return await self._client.evalsha(chosen.sha1, len(keys), *keys, *args)
-            except exceptions.NoScriptError:
-                # The first run since Valkey started; EVAL also stores it. Nothing has run yet, so this is no repetition.
-                return await self._client.eval(chosen.text, len(keys), *keys, *args)
+                return await (answer if waiting is None else waiting.for_(answer))
+            except ReplyError as error:
+                if error.word != "NOSCRIPT":
+                    raise
+            # The first run since Valkey started; EVAL also stores it. Nothing has run yet, so this is no repetition.
+            answer = chosen.lane.ask(protocol.command(("EVAL", chosen.text, len(keys), *keys, *args)))
+            return await (answer if waiting is None else waiting.for_(answer))
+        except (OSError, ReplyError) as error:
+            _raise(error)
+        finally:
+            if waiting is not None:
+                waiting.stop()
 
     async def get(self, key: str) -> bytes | None:
-        async with _deadline():
-            return _bytes(await self._client.get(key))
+        return _bytes(await self._ask("GET", key))
 
     async def set(self, key: str, value: bytes | str, *, ttl_seconds: float) -> None:
-        async with _deadline():
-            await self._client.set(key, value, px=max(1, round(ttl_seconds * 1000)))
+        await self._ask("SET", key, value, "PX", _milliseconds(ttl_seconds))
 
     async def prolong(self, key: str, *, ttl_seconds: float) -> bytes | None:
         """Read a value and let it live for ``ttl_seconds`` from now; None if it has gone, which it then stays."""
-        async with _deadline():
-            return _bytes(await self._client.getex(key, px=max(1, round(ttl_seconds * 1000))))
+        return _bytes(await self._ask("GETEX", key, "PX", _milliseconds(ttl_seconds)))
 
     async def take(self, key: str) -> bytes | None:
         """Read and delete in one step: of several takers one gets the value."""
-        async with _deadline():
-            return _bytes(await self._client.getdel(key))
+        return _bytes(await self._ask("GETDEL", key))
 
     async def delete(self, *keys: str) -> int:
         """How many of them were there."""
-        async with _deadline():
-            return int(await self._client.delete(*keys))
+        deleted = await self._ask("DEL", *keys)
+        assert isinstance(deleted, int)
+        return deleted
 
     async def check(self) -> Check:
         """Whether Valkey answers, for /readyz; within 2 s."""
         try:
-            async with _deadline():
-                await self._client.ping()
+            await self._ask("PING")
         except errors.Unavailable as error:
-            return Check("valkey", ok=False, detail=f"{error.message} ({error.__cause__ or 'no answer in time'}); {error.hint}")
+            return Check("valkey", ok=False, detail=f"{error.message} ({error.__cause__}); {error.hint}")
         return Check("valkey", ok=True)
 
+    async def _ask(self, *words: Word, lane: Lane | None = None) -> Reply:
+        try:
+            return await (lane or self._values).ask(protocol.command(words))
+        except (OSError, ReplyError) as error:
+            _raise(error)
 
-@contextlib.asynccontextmanager
-async def _deadline(seconds: float | None = None) -> AsyncIterator[None]:
-    """Waiting for a connection, connecting and the answer have 1 s each; all together they have 2, or ``seconds``."""
-    try:
-        async with asyncio.timeout(2 * _SECONDS) as deadline:
-            impatient = None if seconds is None else _Impatient(deadline, seconds)
-            try:
-                yield
-            finally:
-                if impatient is not None:
-                    impatient.stop()
-    except _GONE as error:
-        raise errors.Unavailable("Valkey does not answer", hint="is it running, and is REDIS_URL right?") from error
-    except exceptions.ResponseError as error:
-        if (word := _first_word(error)) not in _REFUSALS:
-            raise
-        raise CacheRefuses(f"Valkey refuses: {word}", hint="see its log, its disk and its memory") from error
+
+def _raise(error: OSError | ReplyError) -> NoReturn:
+    """What an error of the client means to who uses the cache."""
+    if isinstance(error, ReplyError):
+        if error.word in _REFUSALS:
+            raise CacheRefuses(f"Valkey refuses: {error.word}", hint="see its log, its disk and its memory") from error
+        if not isinstance(error, LoginRefused) and error.word not in _AWAY and str(error) != _TOO_MANY:
+            raise error
+    raise errors.Unavailable("Valkey does not answer", hint="is it running, and is REDIS_URL right?") from error
 
 
 class _Impatient:
-    """Ends a deadline early, but not before the loop has looked around: an answer that has arrived while the loop was busy is
-    taken a few turns later, and no slow answer."""
+    """Ends a wait early, but not before the loop has looked around: an answer that has arrived while the loop was busy is taken a few
+    turns later, and no slow answer."""
 
-    def __init__(self, deadline: asyncio.Timeout, seconds: float) -> None:
-        self._deadline = deadline
+    __slots__ = ("_answer", "_began", "_loop", "_next", "_seconds", "_worked")
+
+    def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._seconds = seconds
+        self._answer: asyncio.Future[Reply] | None = None
         self._began, self._worked = self._loop.time(), time.thread_time()
         self._next: asyncio.Handle = self._loop.call_later(seconds, self._look)
+
+    def for_(self, answer: "asyncio.Future[Reply]") -> "asyncio.Future[Reply]":
+        """Of several, one after the other, the last is ended."""
+        self._answer = answer
+        return answer
 
     def stop(self) -> None:
         self._next.cancel()
@@ -178,15 +179,14 @@ class _Impatient:
             self._look_around(_TURNS)
 
     def _look_around(self, turns: int) -> None:
-        if turns:
-            self._next = self._loop.call_soon(self._look_around, turns - 1)
+        if turns or self._answer is None or self._answer.done():
+            self._next = self._loop.call_soon(self._look_around, max(0, turns - 1))
         else:
-            self._deadline.reschedule(self._loop.time())
+            client.fail(self._answer, TimeoutError(f"no answer within {self._seconds:g} s"))
 
 
-def _first_word(error: exceptions.ResponseError) -> str:
-    """redis-py takes it away where it has a class for it."""
-    return error.status_code or str(error).partition(" ")[0]
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _bytes(value: object) -> bytes | None:

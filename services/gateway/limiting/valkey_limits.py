@@ -19,9 +19,9 @@ Argument = str | int | float | bytes
 class Counters(Protocol):
     """The part of shared.cache that is used here."""
 
-    async def connect(self, connections: int) -> None: ...
+    async def connect(self) -> None: ...
 
-    def script(self, name: str, lua: str) -> None: ...
+    def script(self, name: str, lua: str, *, urgent: bool = False) -> None: ...
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]: ...
 
@@ -33,11 +33,11 @@ class ValkeyLimits:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         for name in (_ADMIT, _SETTLE):
-            counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
+            counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)
 
-    async def connect(self, connections: int) -> None:
+    async def connect(self) -> None:
         """So that no call's 80 ms go for that. Raises Unavailable, after a second or two."""
-        await self._counters.connect(connections)
+        await self._counters.connect()
 
     async def look(self, found: Sequence[Limit], *, tokens: int, now: float | None = None) -> Verdict:
         args = [_time(now), 0, tokens, "", 0, *_numbers(found)]

@@ -19,12 +19,13 @@ class FakeCounters:
         self.away = False
         self.calls = 0
 
-    async def connect(self, connections: int) -> None:
+    async def connect(self) -> None:
         if self.away:
             raise errors.Unavailable("Valkey does not answer")
 
-    def script(self, name: str, lua: str) -> None:
+    def script(self, name: str, lua: str, *, urgent: bool = False) -> None:
         assert lua
+        assert urgent, "a request does not wait until others have their large values"
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]:
         assert seconds is not None, "a request does not wait for long"

@@ -407,7 +407,7 @@ async def test_what_outlasts_the_drain_is_told_to_come_again(
                 server.stop()
                 answer = await asking
     if words:
-        *_, last = [json.loads(event) for event in events(answer)]
+        *_, last = events(answer)
         assert last["error"]["code"] == "draining"
     else:
         problem(answer, 503, "draining")
