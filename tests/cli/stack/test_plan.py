@@ -116,7 +116,7 @@ def test_every_setting_of_a_service_can_be_given_and_what_it_must_have_is_there(
     planned = _environments(_plan(home, MESH_RELAY="on"))[service]
     provided = {each for name in planned for each in (name, name.removesuffix("_FILE"))}
     # Where it lies without a setting, and what `aicli worker` says to the worker that it becomes.
-    provided |= {"MESH_STATE_FILE", "JOURNAL_FILE", "WORKER_PAUSE_FILE", "WORKER_REPORT_FILE", "WORKER_STATUS"}
+    provided |= {"MESH_STATE_FILE", "JOURNAL_FILE", "RECEIPTS_FILE", "WORKER_PAUSE_FILE", "WORKER_REPORT_FILE", "WORKER_STATUS"}
     passed = {name for name, services in settings.PASSED.items() if service in services} | settings.SECRET
     declared = {setting.variable.name for setting in config.settings_of(kind)}
     beyond_loopback = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
