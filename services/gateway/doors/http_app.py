@@ -105,7 +105,7 @@ class HttpApp:
         try:
             call.ensure_unambiguous()
             route = self._find(scope, call)
-            method, runs_a_model = route.method, route.streams or route.runs_a_model
+            method, runs_a_model = route.method, _runs_a_model(route)
             await self._serve(route, call)
         except errors.AimeshError as error:
             status = errors.code_of(error)
@@ -146,11 +146,15 @@ class HttpApp:
             if route.access is Access.ACCESS_TOKEN and call.principal.key_id is not None:
                 raise errors.NotAllowed("an API key may not do this", hint="log in and send the access token instead")
         if route.body is not None:
-            with self._crowds.one_more(self._limits_of(call.principal) if call.principal is not None and route.streams else ()):
+            with self._crowds.one_more(self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()):
                 await call.read_body()
                 await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
         else:
             await route.handler(call)
+
+
+def _runs_a_model(route: Route) -> bool:
+    return route.streams or route.runs_a_model
 
 
 async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float) -> None:
