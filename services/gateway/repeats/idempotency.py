@@ -222,12 +222,11 @@ class Idempotency:
         try:
             idempotency_keys.ensure_can_go_on(claimed, asked)
         except errors.AnswerGone:
-            # It was not run: as if it had not been asked; but who asks for all of it may still take it over.
-            await (self._free(asked) if isinstance(claimed, New) else self._abandon(asked))
+            await self._give_up(asked, claimed)
             raise
 
         async def make(take: Take[Head, InferenceResult]) -> InferenceResult:
-            return await self._make(asked, take, lambda: produce(take, claimed.seed))
+            return await self._make(asked, claimed, take, produce)
 
         return self._takes.start(_name(asked, asked.request_id), make, seconds=self.most_seconds, kept=True)
 
@@ -266,31 +265,34 @@ class Idempotency:
     # --- while it runs, and when it has ended -----------------------------------------------------------------------
 
     async def _make(
-        self, asked: Asked, take: Take[Head, InferenceResult], produce: Callable[[], Awaitable[InferenceResult]]
+        self, asked: Asked, claimed: New | Orphaned, take: Take[Head, InferenceResult], produce: Produce[Head]
     ) -> InferenceResult:
+        async def failed(error: errors.AimeshError) -> None:
+            await self._failed(asked, claimed, take, error)
+
         try:
-            result = await produce()
+            result = await produce(take, claimed.seed)
         except errors.AimeshError as error:
-            await self._failed(asked, take, error)
+            await failed(error)
             raise
         except asyncio.CancelledError:
             # A deadline reaches us as a cancel, too; any other means that this gateway goes, or has lost the request.
             if self._clock() >= take.ends_at - _CLOCK_SLACK_SECONDS:
-                await self._failed(asked, take, errors.DeadlineExceeded("the answer was not ready in time", hint="ask for fewer tokens"))
+                await failed(errors.DeadlineExceeded("the answer was not ready in time", hint="ask for fewer tokens"))
             else:
                 await self._abandon(asked)
             raise
         except BaseException:
-            await self._failed(asked, take, errors.Internal("the gateway failed; its log has the reason under the request id"))
+            await failed(errors.Internal("the gateway failed; its log has the reason under the request id"))
             raise
         await self._end(asked, take, _Ending(State.ENDED, self._seal(asked, take, result=result)))
         return result
 
-    async def _failed(self, asked: Asked, take: Take[Head, InferenceResult], error: errors.AimeshError) -> None:
+    async def _failed(self, asked: Asked, claimed: New | Orphaned, take: Take[Head, InferenceResult], error: errors.AimeshError) -> None:
         if take.last == 0:
             # Nobody joins what never was.
             self._takes.forget(take)
-            await self._free(asked)
+            await self._give_up(asked, claimed)
         else:
             await self._end(asked, take, _Ending(State.FAILED, self._seal(asked, take, problem=error.to_problem())))
 
@@ -300,8 +302,12 @@ class Idempotency:
             # From now on repeats read it from the store.
             self._takes.forget(take)
 
-    async def _free(self, asked: Asked) -> None:
-        await self._save(asked.request_id, _Ending(None))
+    async def _give_up(self, asked: Asked, claimed: New | Orphaned) -> None:
+        """It was not run: as if it had not been asked. But of what another one began its caller may have a part, and come for the rest."""
+        if isinstance(claimed, New):
+            await self._save(asked.request_id, _Ending(None))
+        else:
+            await self._abandon(asked)
 
     async def _abandon(self, asked: Asked) -> None:
         # From here on it is a dead process's, also where PostgreSQL does not hear of it.

@@ -313,6 +313,19 @@ async def test_another_gateway_goes_on_with_the_same_seed_behind_what_the_caller
     assert await house.row() == before
 
 
+async def test_one_that_cannot_go_on_either_leaves_it_to_the_next(house: House) -> None:
+    dying, other, third = await house.gateway(), await house.gateway("Utwo"), await house.gateway("Uthree")
+    dying.maker.waits_at = 4
+    assert (await dying.ask(asked(), stops_after=2)).numbers == [1, 2]
+    await house.the_lease_ends()
+    other.maker.fails_at, other.maker.error = 1, errors.Unavailable("no worker is there")
+    for _ in range(2):
+        assert isinstance((await other.ask(asked(after=2, seed=98))).error, errors.Unavailable)
+    # What the caller has came from the first one's seed, and still goes on.
+    assert (await third.ask(asked(after=2, seed=99))).texts == whole(after=2)
+    assert (other.maker.seeds, third.maker.seeds) == ([7, 7], [7])
+
+
 async def test_a_zombie_is_stopped_by_its_heartbeat(house: House) -> None:
     zombie, other = await house.gateway(), await house.gateway("Utwo")
     zombie.maker.waits_at = 4
