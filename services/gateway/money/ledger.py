@@ -123,8 +123,7 @@ class Ledger:
 
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: Bounds) -> Held:
         """Raises BudgetExhausted, and LedgerUnavailable where PostgreSQL stays away for longer than 2 s; those that wait for it are bounded
-        by the recorder's room. Every call that does not raise
-        is followed by one of ``ended``."""
+        by the recorder's room. Every call that does not raise is followed by one of ``ended``."""
         price = self._prices.find(bounds.model)
         wanted = Wanted(
             request_id=request_id,

@@ -186,15 +186,20 @@ async def test_who_takes_nothing_of_an_answer_loses_its_connection(
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(b"GET /x HTTP/1.1\r\nHost: here\r\n%b\r\n" % headers)
         began = time.monotonic()
-        while True:
-            writer.write(b"\r\n")
-            try:
-                await writer.drain()
-            except ConnectionError:
-                break
-            await asyncio.sleep(0.02)
+        await _until_cut_off(writer)
         assert time.monotonic() - began < 2
         assert ended == ["http.disconnect"]
+
+
+async def _until_cut_off(writer: asyncio.StreamWriter) -> None:
+    """A reader that takes nothing learns it by writing."""
+    while True:
+        writer.write(b"\r\n")
+        try:
+            await writer.drain()
+        except ConnectionError:
+            return
+        await asyncio.sleep(0.02)
 
 
 async def test_the_little_end_of_an_answer_that_nobody_takes_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +219,6 @@ async def test_the_little_end_of_an_answer_that_nobody_takes_is_dropped(monkeypa
         _, writer = await asyncio.open_connection(*place, limit=1000)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(http_ports.REQUEST)
-        while True:
-            writer.write(b"\r\n")
-            try:
-                await writer.drain()
-            except ConnectionError:
-                break
-            await asyncio.sleep(0.02)
+        await _until_cut_off(writer)
         assert left
         assert left[0] < 65536
