@@ -92,6 +92,18 @@ class NotAllowed(CallerError):
     status = 403
 
 
+class SecondFactorNeeded(NotAllowed):
+    """The password was right and is not enough: a code is to be entered, or a second factor to be set up."""
+
+    code = "second_factor_needed"
+
+
+class ConfirmationNeeded(NotAllowed):
+    """The login is good, and too old for something this sensitive; confirming it makes it fresh."""
+
+    code = "confirmation_needed"
+
+
 class WrongRole(NotAllowed):
     """The node's role is not among the method's callers."""
 

@@ -7,6 +7,8 @@ from uuid import UUID
 
 UserId = NewType("UserId", UUID)
 KeyId = NewType("KeyId", UUID)
+#: An organisation, or the personal one of a user, whose id is then the user's. What is used, paid and limited is a tenant's.
+TenantId = NewType("TenantId", UUID)
 #: UUIDv7, made once at the door that a request came in by; the same in logs, rows and answers of all hops.
 RequestId = NewType("RequestId", UUID)
 #: The public nkey of a node, ``U…``: 56 characters of base32.
@@ -48,6 +50,8 @@ class UserRole(StrEnum):
     ADMIN = "admin"
     DEVELOPER = "developer"
     USER = "user"
+    #: A user who lends machines of their own.
+    NODE_OWNER = "node-owner"
 
 
 class Tier(StrEnum):

@@ -31,7 +31,7 @@ class Identities:
         self._tokens = tokens
         self._last_used = last_used
         self._pepper = pepper
-        self._count_refusal = count_refusal
+        self.count_refusal = count_refusal
 
     async def of(self, credential: Credential | None) -> Principal:
         if credential is None:
@@ -44,7 +44,7 @@ class Identities:
         try:
             api_keys.check(key)
         except errors.NotAuthenticated:
-            self._count_refusal("malformed")
+            self.count_refusal("malformed")
             raise
         owned = await self._store.find_owner_of_key(self.digest(key))
         if owned is None:
@@ -87,7 +87,7 @@ class Identities:
         try:
             claims = self._tokens.read(token, time.time())
         except errors.NotAuthenticated:
-            self._count_refusal("bad_token")
+            self.count_refusal("bad_token")
             raise
         session = await self._sessions.find(claims.sid)
         if session is None or session.user_id != claims.sub:
@@ -96,5 +96,5 @@ class Identities:
         return Principal(user_id=user.id, username=user.username, role=user.role, tier=user.tier)
 
     def _refused(self, reason: str, message: str, hint: str) -> errors.NotAuthenticated:
-        self._count_refusal(reason)
+        self.count_refusal(reason)
         return errors.NotAuthenticated(message, hint=hint)

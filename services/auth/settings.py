@@ -9,6 +9,7 @@ from msgspec import Meta
 from services.auth import passwords
 from shared import identity, node
 from shared.config import Port, Variable
+from shared.types import UserRole
 
 
 class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -37,6 +38,62 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     admin_password: Annotated[
         str | None, Variable("ADMIN_PASSWORD", "if there is no administrator yet, `admin` is made with this password", secret=True)
     ] = None
+    admin_api_key: Annotated[
+        str | None,
+        Variable("ADMIN_API_KEY", "the first key of the administrator that is made so, for scripts; `aip_adm_…`", secret=True),
+    ] = None
+    data_key: Annotated[
+        str,
+        Meta(min_length=43, max_length=64),
+        Variable(
+            "DATA_KEY",
+            "the key that seals what must be read again, like seeds of second factors: 32 random bytes in base64; rather DATA_KEY_FILE",
+            secret=True,
+        ),
+    ]
+    admin_mfa: Annotated[bool, Variable("ADMIN_MFA", "administrators who log in need a second factor; false is for tests alone")] = True
+    signing_key_days: Annotated[
+        int, Meta(ge=1, le=3650), Variable("SIGNING_KEY_DAYS", "days after which another key signs access tokens")
+    ] = 90
+
+    public_url: Annotated[str, Variable("PUBLIC_URL", "where people reach the web pages; mails link to it")] = ""
+    smtp_url: Annotated[
+        str | None,
+        Variable(
+            "SMTP_URL",
+            "where mail goes: smtp://user:password@host:587 (STARTTLS) or smtps://…:465; without it mails are printed to the log",
+            secret=True,
+        ),
+    ] = None
+    mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of mails")] = "aimesh <noreply@localhost>"
+
+    oidc_issuer: Annotated[str | None, Variable("OIDC_ISSUER", "an OpenID Connect provider whose users may log in")] = None
+    oidc_client_id: Annotated[str, Variable("OIDC_CLIENT_ID", "what the provider calls this mesh")] = ""
+    oidc_client_secret: Annotated[
+        str | None, Variable("OIDC_CLIENT_SECRET", "the secret that the provider gave this mesh", secret=True)
+    ] = None
+    oidc_name: Annotated[str, Variable("OIDC_NAME", "the provider's name on the login button")] = "single sign-on"
+    oidc_scopes: Annotated[tuple[str, ...], Variable("OIDC_SCOPES", "what is asked of the provider, with commas")] = (
+        "openid",
+        "email",
+        "profile",
+    )
+    oidc_groups_claim: Annotated[str, Variable("OIDC_GROUPS_CLAIM", "the claim that lists a person's groups")] = "groups"
+    oidc_roles: Annotated[
+        dict[str, UserRole], Variable("OIDC_ROLES", 'the role of each group, as JSON: {"ml-team": "developer"}; others are users')
+    ] = {}
+    oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, where it is an own one")] = None
+
+    audit_anchor_file: Annotated[
+        Path | None,
+        Variable("AUDIT_ANCHOR_FILE", "where the heads of the audit log are signed into every hour; best on another machine's disk"),
+    ] = None
+    audit_days: Annotated[
+        int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days that addresses and details of the audit log are kept; the chain stays")
+    ] = 365
+    erasure_days: Annotated[
+        int, Meta(ge=0, le=365), Variable("ERASURE_DAYS", "days between the wish to be deleted and the deletion")
+    ] = 30
 
     mesh_ca_key_file: Annotated[
         Path | None,

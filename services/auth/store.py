@@ -1,6 +1,6 @@
-"""auth's tables: users, api_keys and changes; those of the mesh are ``members``. Nothing else of auth talks to PostgreSQL.
+"""auth's tables of people: users, api_keys and changes. Every method may raise Unavailable.
 
-Every method may raise Unavailable.
+What writes takes a transaction, so that an act and its row in the audit log happen together or not at all.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 import msgspec
 
 from services.auth import names
-from services.auth.members import Members
 from shared import database, errors
 from shared.api.auth import ApiKey, Change, KeyLimits, Principal, User
 from shared.api.gateway import Check
@@ -40,29 +39,44 @@ class OwnedKey:
     user_is_active: bool
 
 
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncIterator[database.Database]:
+    """auth's database, for all of its stores."""
+    async with database.Database.open(url, schema="auth", package=Path(__file__).parent) as db:
+        yield db
+
+
 class Store:
     def __init__(self, db: database.Database) -> None:
         self._db = db
-        self.members = Members(db)
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator["Store"]:
-        async with database.Database.open(url, schema="auth", package=Path(__file__).parent) as db:
+        async with opened(url) as db:
             yield cls(db)
 
     async def check(self) -> Check:
         return await self._db.check()
 
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        """For what writes."""
+        return self._db.transaction()
+
     # --- users -------------------------------------------------------------------------------------------------------
 
-    async def add_user(self, username: str, email: str, password_hash: str) -> User:
-        """Raises AlreadyExists."""
+    @contextlib.asynccontextmanager
+    async def adding_user(self) -> AsyncIterator[database.Transaction]:
+        """Raises AlreadyExists where a name or an address that is written in it is taken."""
         try:
-            row = await self._db.row("add_user", uuid4(), username, email, password_hash)
+            async with self._db.transaction() as transaction:
+                yield transaction
         except database.UniqueViolation as error:
             what = "e-mail address" if "email" in str(error.constraint_name) else "user name"
             raise errors.AlreadyExists(f"this {what} is taken", hint="log in, or choose another") from error
+
+    async def add_user(self, transaction: database.Transaction, username: str, email: str, password_hash: str) -> User:
+        row = await transaction.row("add_user", uuid4(), username, email, password_hash)
         assert row is not None  # an INSERT without a condition returns its row
         return _user(row)
 
@@ -101,20 +115,26 @@ class Store:
     async def list_users(self, limit: int) -> tuple[User, ...]:
         return tuple(_user(row) for row in await self._db.rows("list_users", limit))
 
-    async def set_tier(self, user_id: UserId, tier: Tier) -> User:
-        return _user(_there(await self._db.row("set_tier", user_id, tier.value)))
+    async def set_tier(self, transaction: database.Transaction, user_id: UserId, tier: Tier) -> User:
+        return _user(_there(await transaction.row("set_tier", user_id, tier.value)))
 
-    async def set_active(self, user_id: UserId, is_active: bool) -> User:
-        return _user(_there(await self._db.row("set_active", user_id, is_active)))
+    async def set_role(self, transaction: database.Transaction, user_id: UserId, role: UserRole) -> User:
+        return _user(_there(await transaction.row("set_role", user_id, role.value)))
+
+    async def set_active(self, transaction: database.Transaction, user_id: UserId, is_active: bool) -> User:
+        return _user(_there(await transaction.row("set_active", user_id, is_active)))
 
     async def replace_password_hash(self, account: Account, password_hash: str) -> None:
         await self._db.run("replace_password_hash", account.user.id, account.password_hash, password_hash)
 
     # --- API keys ----------------------------------------------------------------------------------------------------
 
-    async def add_key(self, user_id: UserId, *, name: str, key_hash: str, preview: str, limits: KeyLimits) -> ApiKey:
+    async def add_key(
+        self, transaction: database.Transaction, user_id: UserId, *, name: str, key_hash: str, preview: str, limits: KeyLimits
+    ) -> ApiKey:
         """Raises BadRequest for one too many."""
-        row = await self._db.row("add_key", uuid4(), user_id, key_hash, name, preview, *msgspec.structs.astuple(limits), MOST_ACTIVE_KEYS)
+        each = msgspec.structs.astuple(limits)
+        row = await transaction.row("add_key", uuid4(), user_id, key_hash, name, preview, *each, MOST_ACTIVE_KEYS)
         if row is None:
             raise errors.BadRequest(f"{MOST_ACTIVE_KEYS} keys are active already", hint="revoke one that is not used any more")
         return _key(row)
@@ -129,9 +149,9 @@ class Store:
     async def list_keys_named(self, user_id: UserId, name: str) -> tuple[ApiKey, ...]:
         return tuple(_key(row) for row in await self._db.rows("list_keys_named", user_id, name))
 
-    async def revoke_key(self, key_id: KeyId) -> ApiKey | None:
+    async def revoke_key(self, transaction: database.Transaction, key_id: KeyId) -> ApiKey | None:
         """None if it was revoked before."""
-        row = await self._db.row("revoke_key", key_id)
+        row = await transaction.row("revoke_key", key_id)
         return None if row is None else _key(row)
 
     async def find_owner_of_key(self, key_hash: str) -> OwnedKey | None:

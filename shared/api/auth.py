@@ -1,10 +1,11 @@
 """auth: users, sessions and API keys."""
 
 from datetime import datetime
+from enum import StrEnum
 
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.api.usage import UserUsage
-from shared.types import Credential, KeyId, MicroCredits, Role, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR}
 
@@ -35,24 +36,82 @@ class Credentials(Body, frozen=True):
     password: str
     username: str | None = None
     email: str | None = None
+    #: Of the second factor, where there is one: six digits, or a recovery code.
+    code: str | None = None
+
+
+class SessionKind(StrEnum):
+    """How a session's token is used."""
+
+    #: By a program: each refresh gives a new token and spends the old one; a spent one that comes again ends the session.
+    PROGRAM = "program"
+    #: By web, from a cookie: the token stays, the session ends when it is not used for an hour.
+    BROWSER = "browser"
+
+
+class Client(Body, frozen=True):
+    """Where a login comes from, for the list of one's sessions; as the door says that it saw it."""
+
+    address: str = ""
+    #: The browser or program, as it calls itself.
+    agent: str = ""
 
 
 class LoginUser(Body, frozen=True):
     credentials: Credentials
+    kind: SessionKind = SessionKind.PROGRAM
+    client: Client = Client()
+
+
+class Step(StrEnum):
+    """What a login still lacks. Until it is done, its access token is good for that step and nothing else."""
+
+    DONE = "done"
+    #: ``confirmLogin`` takes the code.
+    ENTER_CODE = "enter_code"
+    #: An administrator without a second factor: ``beginMfa`` and ``enableMfa`` set it up.
+    SET_UP_MFA = "set_up_mfa"
 
 
 class Session(Body, frozen=True, omit_defaults=False):
     #: A JWT, good for ``expires_in`` seconds, to be sent as `Authorization: Bearer …`.
     access_token: Credential
     expires_in: int
-    #: Opaque; ``refreshSession`` gives a new access token for it until the session ends.
+    #: Opaque; gives a new access token until the session ends: ``refreshSession``, or ``resumeSession`` for a browser's.
     session_token: str
     user: User
     token_type: str = "Bearer"  # noqa: S105 - a word of RFC 6749
+    step: Step = Step.DONE
+    #: The organisation that it acts for; None for the user's own.
+    team_id: TenantId | None = None
+    #: How the person set the pages up: light, dark or system; None where nothing was chosen.
+    theme: str | None = None
 
 
 class RefreshSession(Body, frozen=True):
+    """The answer has a new session token; the one that was sent is spent."""
+
     session_token: str
+
+
+class ResumeSession(Body, frozen=True):
+    """For web: the session of a cookie. The token stays the same."""
+
+    session_token: str
+
+
+class ConfirmLogin(Body, frozen=True):
+    """The second step of a login. The answer has a new session token; the one of the first step is good for nothing."""
+
+    #: Six digits, or a recovery code.
+    code: str
+
+
+class ConfirmAgain(Body, frozen=True):
+    """Makes the login of the call's credential fresh: with the password, or with a code where there is a second factor."""
+
+    password: str | None = None
+    code: str | None = None
 
 
 class LogoutUser(Body, frozen=True):
@@ -71,12 +130,42 @@ class KeyLimits(Body, frozen=True, omit_defaults=False):
     budget_micro: MicroCredits | None = None
 
 
+class KeyKind(StrEnum):
+    """What a key is for; it shows in its first letters."""
+
+    #: `aip_live_`: everyday work. Never an administrator's rights.
+    LIVE = "live"
+    #: `aip_test_`: for CI and examples: runs models and lists them, 60 requests an hour, at most 30 days.
+    TEST = "test"
+    #: `aip_adm_`: an administrator's, with their rights.
+    ADMIN = "adm"
+
+
+class KeyBounds(Body, frozen=True, omit_defaults=False):
+    """What a key may be used for and from where; its limits are apart."""
+
+    #: Of ``shared.access.Permission``; at most those of who makes it. Empty: all that its kind may have of its owner's.
+    scopes: tuple[str, ...] = ()
+    #: Only these; empty for all that its owner may use.
+    models: tuple[ModelName, ...] = ()
+    #: Only from there, in CIDR form; empty for everywhere.
+    networks: tuple[str, ...] = ()
+
+
+#: How long a key is good where nobody says otherwise.
+KEY_DAYS = 90
+
+
 class GenerateApiKey(Body, frozen=True):
     """``user_id`` None means the owner of the call's credential; another's only for an admin."""
 
     name: str = "default"
     user_id: UserId | None = None
     limits: KeyLimits = KeyLimits()
+    kind: KeyKind = KeyKind.LIVE
+    bounds: KeyBounds = KeyBounds()
+    #: 0 for a key that never expires.
+    days: int = KEY_DAYS
 
 
 class ApiKey(Body, frozen=True):
@@ -91,6 +180,26 @@ class ApiKey(Body, frozen=True):
     created_at: datetime
     last_used_at: datetime | None = None
     limits: KeyLimits = KeyLimits()
+    kind: KeyKind = KeyKind.LIVE
+    bounds: KeyBounds = KeyBounds()
+    #: None for never.
+    expires_at: datetime | None = None
+    #: The organisation whose key it is; None for the user's own.
+    team_id: TenantId | None = None
+
+
+class RotateApiKey(Body, frozen=True):
+    """A new secret for the same key; the old one goes on for the overlap and then ends."""
+
+    #: The key's id, or its name where that is unique among the owner's active keys.
+    key: str
+    overlap_seconds: int = 24 * 3600
+
+
+class RenameApiKey(Body, frozen=True):
+    #: The key's id, or its name where that is unique among the owner's active keys.
+    key: str
+    name: str
 
 
 class NewApiKey(Body, frozen=True):
@@ -133,12 +242,34 @@ class Principal(Body, frozen=True):
     key_name: str | None = None
     #: Of the key; none where the credential is an access token.
     key_limits: KeyLimits = KeyLimits()
+    #: The organisation that it acts for; None for the user's own.
+    team_id: TenantId | None = None
+    #: Of the key: see ``shared.access``; None for a login, which may do all that its user may.
+    scopes: tuple[str, ...] | None = None
+    #: Of the key: only these, where there are any.
+    models: tuple[ModelName, ...] = ()
+    #: Of the key: only from there, where there are any.
+    networks: tuple[str, ...] = ()
+    #: Of a login: what it still lacks, and when a password or a code was last shown, in seconds since 1970.
+    step: Step = Step.DONE
+    confirmed_at: float | None = None
+
+    @property
+    def tenant_id(self) -> TenantId:
+        """Who is charged, limited and shown: the organisation, or the user's own."""
+        return TenantId(self.user_id) if self.team_id is None else self.team_id
 
 
 class SetTier(Body, frozen=True):
     #: A username, an e-mail address or a user id.
     user: str
     tier: Tier
+
+
+class SetRole(Body, frozen=True):
+    #: A username, an e-mail address or a user id.
+    user: str
+    role: UserRole
 
 
 class SetActive(Body, frozen=True):
@@ -171,6 +302,27 @@ class GetUserUsage(Body, frozen=True):
     user_id: UserId | None = None
 
 
+class GetSigningKeys(Body, frozen=True):
+    pass
+
+
+class SigningKey(Body, frozen=True, omit_defaults=False):
+    """The public half of a key that signs access tokens, as RFC 8037 writes it."""
+
+    kid: str
+    x: str
+
+
+class SigningKeys(Body, frozen=True):
+    keys: tuple[SigningKey, ...]
+
+
+class RotateSigningKeys(Body, frozen=True):
+    """A new key signs after it has been published for a while; ``at_once`` also forgets the present one, for one that leaked."""
+
+    at_once: bool = False
+
+
 class WatchChanges(Body, frozen=True):
     #: The last sequence number seen; 0 for everything from now on.
     since: int = 0
@@ -199,18 +351,26 @@ class RedeemLoginLink(Body, frozen=True):
 register_user = Method("auth.registerUser", RegisterUser, User, callers=PEOPLE)
 login_user = Method("auth.loginUser", LoginUser, Session, callers=PEOPLE)
 refresh_session = Method("auth.refreshSession", RefreshSession, Session, callers=PEOPLE)
+resume_session = Method("auth.resumeSession", ResumeSession, Session, callers={Role.WEB})
+confirm_login = Method("auth.confirmLogin", ConfirmLogin, Session, callers=PEOPLE)
+confirm_again = Method("auth.confirmAgain", ConfirmAgain, Nothing, callers=PEOPLE)
 logout_user = Method("auth.logoutUser", LogoutUser, Nothing, callers=PEOPLE)
 create_login_link = Method("auth.createLoginLink", CreateLoginLink, LoginLink, callers={Role.CLIENT})
 redeem_login_link = Method("auth.redeemLoginLink", RedeemLoginLink, Session, callers={Role.WEB})
 generate_api_key = Method("auth.generateApiKey", GenerateApiKey, NewApiKey, callers=PEOPLE)
+rotate_api_key = Method("auth.rotateApiKey", RotateApiKey, NewApiKey, callers=PEOPLE)
+rename_api_key = Method("auth.renameApiKey", RenameApiKey, ApiKey, callers=PEOPLE)
 list_api_keys = Method("auth.listApiKeys", ListApiKeys, ApiKeys, callers=PEOPLE)
 revoke_api_key = Method("auth.revokeApiKey", RevokeApiKey, ApiKey, callers=PEOPLE)
 validate_api_key = Method("auth.validateApiKey", ValidateApiKey, Principal, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
 identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.WEB})
 get_user_usage = Method("auth.getUserUsage", GetUserUsage, UserUsage, callers=PEOPLE)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
+set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)
 set_active = Method("auth.setActive", SetActive, User, callers=PEOPLE)
 get_user = Method("auth.getUser", GetUser, User, callers={Role.GATEWAY})
 get_user_called = Method("auth.getUserCalled", GetUserCalled, User, callers=PEOPLE)
 list_users = Method("auth.listUsers", ListUsers, Users, callers=PEOPLE)
+get_signing_keys = Method("auth.getSigningKeys", GetSigningKeys, SigningKeys, callers={Role.GATEWAY, Role.WEB})
+rotate_signing_keys = Method("auth.rotateSigningKeys", RotateSigningKeys, SigningKeys, callers=PEOPLE)
 watch_changes = StreamMethod("auth.watchChanges", WatchChanges, item=Change, end=Nothing, callers={Role.GATEWAY, Role.WEB})

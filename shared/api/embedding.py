@@ -6,7 +6,7 @@ The vectors come as a stream, because those of one request together may be large
 from shared.api.gateway import PEOPLE, Auth
 from shared.api.inference import Accepted
 from shared.api.method import Body, StreamMethod
-from shared.types import ModelName, RequestId, Role
+from shared.types import Credential, ModelName, RequestId, Role
 
 #: In one request; the texts of a document that is cut into pages.
 MAX_INPUTS = 256
@@ -52,6 +52,9 @@ class RequestEmbeddings(Body, frozen=True):
     request: EmbeddingRequest
     #: Without it the credential of the call itself counts.
     auth: Auth = Auth()
+
+    def own_credential(self) -> Credential | None:
+        return self.auth.api_key
 
 
 class EmbeddingResult(Body, frozen=True, omit_defaults=False):

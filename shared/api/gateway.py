@@ -46,6 +46,9 @@ class ProcessInferenceRequest(Body, frozen=True):
     #: Made now: not from the response cache, nor into it.
     fresh: bool = False
 
+    def own_credential(self) -> Credential | None:
+        return self.auth.api_key
+
 
 class CancelInference(Body, frozen=True):
     """Nobody wants the rest of what the caller asked under this key: a request under a key does not end because its reader left."""

@@ -1,4 +1,4 @@
-"""Reads named queries from a SQL file, so that no SQL stands in Python and none is ever assembled.
+"""Reads named queries from `queries.sql`, or from the files of a folder `queries`: no SQL stands in Python and none is ever assembled.
 
 -- name: find_user
 -- One user by id.
@@ -24,6 +24,19 @@ class Query:
 def load(path: Path) -> dict[str, Query]:
     """The queries of a file by name; raises ValueError for one that is unnamed, unexplained, empty or named twice."""
     return parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def load_package(package: Path) -> dict[str, Query]:
+    """Those of `queries.sql`, or of all files in the folder `queries`; raises as ``load``, also for a name that two files have."""
+    folder = package / "queries"
+    paths = sorted(folder.glob("*.sql")) if folder.is_dir() else [package / "queries.sql"]
+    queries: dict[str, Query] = {}
+    for path in paths:
+        found = load(path)
+        if twice := queries.keys() & found.keys():
+            raise ValueError(f"{path}: {', '.join(sorted(twice))} is named in another file, too")
+        queries |= found
+    return queries
 
 
 def parse(text: str, source: str) -> dict[str, Query]:

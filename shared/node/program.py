@@ -57,6 +57,7 @@ async def _live(service: type[Service], settings: Any) -> None:
             async with service.open(settings, node) as running:
                 operations.open(running)
                 await node.serve(running)
+                node.dispatcher.check_declared()
                 # What start-up made stays for good; the collector need not walk it again and again.
                 gc.collect()
                 gc.freeze()

@@ -14,9 +14,11 @@ from uuid import UUID
 import msgspec
 
 from shared import context, errors
+from shared.api.auth import Principal
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.frames import calls, wire
 from shared.rpc import bodies
+from shared.rpc.gate import Gate, check_declared
 from shared.types import Credential, Peer, RequestId, Role
 
 S = TypeVar("S")
@@ -32,7 +34,19 @@ class Call:
         #: The user's key or token, if the call carries one.
         self.credential = credential
         self.idempotency_key = idempotency_key
+        #: Who asks, once the gate has let them in; None where the method asks about nobody.
+        self.found: Principal | None = None
         self._deadline = deadline
+
+    @property
+    def principal(self) -> Principal:
+        """Who asks, for a method that asks about a person."""
+        assert self.found is not None, "the gate lets nobody in unseen"
+        return self.found
+
+    @property
+    def caller_role(self) -> Role:
+        return self.caller.role
 
     def remaining_seconds(self) -> float:
         """Until the caller's deadline; the task is cancelled when it passes."""
@@ -128,6 +142,8 @@ class Dispatcher:
         self._on_bug = on_bug
         self._handlers: dict[str, Handler] = {}
         self._running: set[asyncio.Task[Any]] = set()
+        #: Lets people in; a service that knows none has none.
+        self.gate: Gate | None = None
         #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere, endless streams end.
         self.drain_started = asyncio.Event()
 
@@ -140,6 +156,10 @@ class Dispatcher:
             if method.name in self._handlers:
                 raise ValueError(f"{method.name} has two handlers")
             self._handlers[method.name] = Handler(method, getattr(service, name))
+
+    def check_declared(self) -> None:
+        """Raises ValueError for a method of which nobody has said who may call it."""
+        check_declared([handler.method for handler in self.handlers], self.gate)
 
     @property
     def draining(self) -> bool:
@@ -205,6 +225,8 @@ class Dispatcher:
         status = "internal"
         timer = _Timer(call.remaining_seconds())
         try:
+            if self.gate is not None:
+                call.found = await self.gate.admit(handler.method, request, call)
             reply = encode(await handler.function(request, call))
             status = "success"
             return reply

@@ -1,9 +1,9 @@
 """The RPC methods by which nodes come into the mesh and stay in it: enrolment with a ticket, and renewal with nothing but a key."""
 
-from services.auth import admission
-from services.auth.admission import KnownNode, KnownTicket
-from services.auth.members import Members
-from services.auth.mesh_ca import MeshCa
+from services.auth.nodes import admission
+from services.auth.nodes.admission import KnownNode, KnownTicket
+from services.auth.nodes.members import Members
+from services.auth.nodes.mesh_ca import MeshCa
 from shared import errors
 from shared.api import membership
 from shared.api.membership import Membership, MemberState

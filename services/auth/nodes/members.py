@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from services.auth.admission import KnownNode, KnownTicket
-from services.auth.ca_keys import MeshState
+from services.auth.nodes.admission import KnownNode, KnownTicket
+from services.auth.nodes.ca_keys import MeshState
 from shared import certificates, database, errors
 from shared.api.membership import MemberState
 from shared.types import NodeId, Role, UserId

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.auth import admission
-from services.auth.admission import KnownNode
-from services.auth.ca_keys import CaKeys
-from services.auth.members import Members
+from services.auth.nodes import admission
+from services.auth.nodes.admission import KnownNode
+from services.auth.nodes.ca_keys import CaKeys
+from services.auth.nodes.members import Members
 from services.auth.settings import AuthSettings
 from shared import certificates, errors, identity
 from shared.api.membership import Membership, TopicSecret

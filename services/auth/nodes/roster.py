@@ -3,17 +3,16 @@
 import secrets
 from datetime import timedelta
 
-from services.auth import admission, doorkeeper, roles
-from services.auth.admission import KnownTicket
-from services.auth.identities import Identities
-from services.auth.mesh_ca import MeshCa
-from services.auth.store import Store
+from services.auth.nodes import admission, doorkeeper
+from services.auth.nodes.admission import KnownTicket
+from services.auth.nodes.members import Members
+from services.auth.nodes.mesh_ca import MeshCa
+from services.auth.parts import Parts
 from shared import errors, identity, tickets
 from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, MemberState, TicketRow
 from shared.certificates import Subject
-from shared.node import Node
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.tickets import Ticket
@@ -24,18 +23,18 @@ _log = logs.get(part="auth")
 class Roster:
     """Handlers; all state is in PostgreSQL. Every method is for administrators."""
 
-    def __init__(self, node: Node, store: Store, identities: Identities, ca: MeshCa | None) -> None:
-        self._node = node
-        self._store = store
-        self._members = store.members
-        self._identities = identities
+    def __init__(self, parts: Parts, members: Members, ca: MeshCa | None) -> None:
+        self._node = parts.node
+        self._store = parts.store
+        self._trail = parts.trail
+        self._members = members
         self._ca = ca
 
     # --- tickets -----------------------------------------------------------------------------------------------------
 
     @serves(membership.create_ticket)
     async def create_ticket(self, request: membership.CreateTicket, call: Call) -> membership.NewTicket:
-        ca, admin = await self._admitted(call)
+        ca, admin = self._admitted(call)
         admission.check_role(request.role)
         if not ca.meeting.is_on:
             raise errors.Unavailable("Hyperswarm is off, and a ticket is used over it", hint="set DHT_BOOTSTRAP at auth")
@@ -68,12 +67,12 @@ class Roster:
 
     @serves(membership.list_tickets)
     async def list_tickets(self, request: membership.ListTickets, call: Call) -> membership.Tickets:
-        ca, _ = await self._admitted(call)
+        ca, _ = self._admitted(call)
         return membership.Tickets(tuple(admission.ticket_row(ticket, ca.now()) for ticket in await self._members.list_tickets()))
 
     @serves(membership.revoke_ticket)
     async def revoke_ticket(self, request: membership.RevokeTicket, call: Call) -> TicketRow:
-        ca, admin = await self._admitted(call)
+        ca, admin = self._admitted(call)
         ticket = await self._members.get_ticket_called(request.id)
         if await self._members.revoke_ticket(ticket.id):
             _log.info("ticket revoked", ticket_id=ticket.id, by=str(admin.user_id))
@@ -83,12 +82,12 @@ class Roster:
 
     @serves(membership.list_members)
     async def list_members(self, request: membership.ListMembers, call: Call) -> membership.Members:
-        await self._admitted(call)
+        self._admitted(call)
         return membership.Members(tuple(admission.member_row(node) for node in await self._members.list_nodes()))
 
     @serves(membership.approve_member)
     async def approve_member(self, request: membership.ApproveMember, call: Call) -> Member:
-        _, admin = await self._admitted(call)
+        _, admin = self._admitted(call)
         node = await self._members.get_node_called(request.id)
         if await self._members.approve(node.id):
             _log.info("node approved", node_id=node.id, by=str(admin.user_id))
@@ -99,7 +98,7 @@ class Roster:
 
     @serves(membership.revoke_member)
     async def revoke_member(self, request: membership.RevokeMember, call: Call) -> Member:
-        ca, admin = await self._admitted(call)
+        ca, admin = self._admitted(call)
         node = await self._members.get_node_called(request.id)
         admission.check_revocable(node)
         if await self._members.revoke(node.id, admission.printable(request.reason)):
@@ -108,7 +107,5 @@ class Roster:
         await ca.refresh()
         return admission.member_row(await self._members.get_node_called(node.id))
 
-    async def _admitted(self, call: Call) -> tuple[MeshCa, Principal]:
-        caller = await self._identities.of(call.credential)
-        roles.check_admin(caller)
-        return doorkeeper.running(self._ca), caller
+    def _admitted(self, call: Call) -> tuple[MeshCa, Principal]:
+        return doorkeeper.running(self._ca), call.principal

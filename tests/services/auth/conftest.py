@@ -1,5 +1,6 @@
 """An auth service on real stores, without the mesh around it."""
 
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def settings(postgres_url: str, valkey_url: str, signing_key: str) -> AuthSettin
         jwt_signing_key=signing_key,
         api_key_pepper="p" * 32,
         admin_password=ADMIN_PASSWORD,
+        data_key=base64.b64encode(bytes(range(32))).decode(),
     )
 
 

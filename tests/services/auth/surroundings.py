@@ -62,7 +62,7 @@ class Surroundings:
     metrics: Metrics = field(default_factory=lambda: Metrics("auth"))
     drain_started: asyncio.Event = field(default_factory=asyncio.Event)
     published: list[events.Event] = field(default_factory=list)
-    service: AuthService = field(init=False)
+    _service: AuthService = field(init=False)
     _admin: Credential | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +70,17 @@ class Surroundings:
         kept = Kept(self.mesh, Role.AUTH)
         self.standing = Standing(self.trust, kept, self.state_file, Directory(time.monotonic), cast("Any", None))
         self.standing.changed = self._changed
+
+    @property
+    def service(self) -> AuthService:
+        return self._service
+
+    @service.setter
+    def service(self, service: AuthService) -> None:
+        """Takes its handlers, as a node that serves it."""
+        self._service = service
+        self.dispatcher.add(service)
+        self.dispatcher.check_declared()
 
     @property
     def id(self) -> NodeId:
@@ -89,24 +100,29 @@ class Surroundings:
 
     async def register(self, name: str = "john_doe", password: str = PASSWORD, email: str | None = None) -> auth.User:
         body = auth.UserData(name, email or f"{name}@example.com", password)
-        return await self.service.register_user(auth.RegisterUser(body), call())
+        return await self.ask(auth.register_user, auth.RegisterUser(body))
 
     async def login(self, name: str = "john_doe", password: str = PASSWORD) -> auth.Session:
-        return await self.service.login_user(auth.LoginUser(auth.Credentials(password, username=name)), call())
+        return await self.ask(auth.login_user, auth.LoginUser(auth.Credentials(password, username=name)))
 
     async def new_key(self, credential: str, name: str = "default", limits: auth.KeyLimits = NO_LIMITS) -> auth.NewApiKey:
         request = auth.GenerateApiKey(name, limits=limits)
-        return await self.service.generate_api_key(request, call(credential))
+        return await self.ask(auth.generate_api_key, request, credential)
 
     async def user_with_key(self, name: str = "john_doe") -> tuple[auth.User, auth.NewApiKey]:
         await self.register(name)
         session = await self.login(name)
         return session.user, await self.new_key(session.access_token)
 
-    async def ask(self, method: Method[Request, Reply], request: Request, peer: Peer, credential: str | None = None) -> Reply:
-        """As over a link: the handler is looked up for this peer, which its role may not allow."""
-        handler = self.dispatcher.find(method.name, peer)
-        return cast("Reply", await handler.function(request, call(credential, peer=peer)))
+    async def ask(
+        self, method: Method[Request, Reply], request: Request, credential: str | None = None, *, peer: Peer | None = None
+    ) -> Reply:
+        """As over a link: the handler is looked up for this peer, and the gate lets the credential in or not."""
+        peer = peer or Peer(Role.CLIENT if Role.CLIENT in method.callers else min(method.callers), CLIENT.node)
+        handler, asked = self.dispatcher.find(method.name, peer), call(credential, peer=peer)
+        assert self.dispatcher.gate is not None
+        asked.found = await self.dispatcher.gate.admit(method, request, asked)
+        return cast("Reply", await handler.function(request, asked))
 
     async def ticket(self, role: Role = Role.WORKER, **changed: Any) -> membership.NewTicket:
         """A new one, from an administrator at a client."""
@@ -114,7 +130,7 @@ class Surroundings:
 
     async def administer(self, method: Method[Request, Reply], request: Request) -> Reply:
         self._admin = self._admin or await self.admin_token()
-        return await self.ask(method, request, CLIENT, self._admin)
+        return await self.ask(method, request, self._admin)
 
     async def admin_token(self) -> Credential:
         return (await self.login("admin", ADMIN_PASSWORD)).access_token
@@ -132,14 +148,14 @@ class Newcomer:
 
     async def enroll(self, world: Surroundings, ticket: str, **changed: Any) -> membership.Membership:
         request = msgspec.structs.replace(self.request(world, tickets.parse(ticket)), **changed)
-        return await world.ask(membership.enroll_node, request, self.peer)
+        return await world.ask(membership.enroll_node, request, peer=self.peer)
 
     def request(self, world: Surroundings, ticket: tickets.Ticket) -> membership.EnrollNode:
         text = tickets.use_text(ticket.id, self.key.id, world.id, self.peer.channel)
         return membership.EnrollNode(ticket.id, ticket.key.sign("enroll", text), self.key.sign("enroll", text), name="box")
 
     async def renew(self, world: Surroundings) -> membership.Membership:
-        return await world.ask(membership.renew_certificate, membership.RenewCertificate(), self.peer)
+        return await world.ask(membership.renew_certificate, membership.RenewCertificate(), peer=self.peer)
 
 
 CLIENT = Peer(Role.CLIENT, NodeId("U" * 56))

@@ -14,7 +14,7 @@ from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, events
-from shared.types import Credential, MicroCredits, Role, Tier, UserId, UserRole
+from shared.types import Credential, MicroCredits, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, call, fields_of
 
@@ -27,11 +27,11 @@ async def test_register_login_key_and_back(world: Surroundings) -> None:
     assert session.user == user
     assert (session.token_type, session.expires_in) == ("Bearer", 600)
     new = await world.new_key(session.access_token, "My CLI Key", LIMITS)
-    principal = await world.service.validate_api_key(auth.ValidateApiKey(new.api_key), call(role=Role.GATEWAY))
+    principal = await world.ask(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
     assert (principal.user_id, principal.username, principal.tier) == (user.id, "john_doe", Tier.FREE)
     assert (principal.key_id, principal.key_name, principal.key_limits) == (new.key.id, "My CLI Key", LIMITS)
     assert [type(event) for event in world.published] == [events.UserRegistered, events.KeyCreated]
-    listed = await world.service.list_api_keys(auth.ListApiKeys(), call(new.api_key))
+    listed = await world.ask(auth.list_api_keys, auth.ListApiKeys(), new.api_key)
     assert [key.id for key in listed.keys] == [new.key.id]
     assert new.api_key not in fields_of(listed)
     assert (await world.login("JOHN_DOE@example.com")).user == user
@@ -81,10 +81,10 @@ async def test_closed_registration_is_for_administrators(settings: AuthSettings)
         with pytest.raises(errors.NotAllowed, match="registration is closed"):
             await world.register()
         body = auth.RegisterUser(auth.UserData("john_doe", "a@b.c", PASSWORD))
-        await world.service.register_user(body, call(await world.admin_token()))
+        await world.ask(auth.register_user, body, await world.admin_token())
         token = (await world.login()).access_token
         with pytest.raises(errors.NotAllowed):
-            await world.service.register_user(auth.RegisterUser(auth.UserData("other", "o@b.c", PASSWORD)), call(token))
+            await world.ask(auth.register_user, auth.RegisterUser(auth.UserData("other", "o@b.c", PASSWORD)), token)
 
 
 # --- logging in ------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ async def test_a_success_gives_the_attempts_back(world: Surroundings) -> None:
 @pytest.mark.parametrize("credentials", [auth.Credentials(PASSWORD), auth.Credentials(PASSWORD, "john_doe", "john_doe@example.com")])
 async def test_one_name_is_needed(world: Surroundings, credentials: auth.Credentials) -> None:
     with pytest.raises(errors.BadRequest, match="one of them"):
-        await world.service.login_user(auth.LoginUser(credentials), call())
+        await world.ask(auth.login_user, auth.LoginUser(credentials))
 
 
 async def test_an_old_hash_is_renewed_at_login(world: Surroundings, settings: AuthSettings) -> None:
@@ -156,7 +156,7 @@ async def test_an_old_hash_is_renewed_at_login(world: Surroundings, settings: Au
 
 
 async def identify(world: Surroundings, credential: str) -> auth.Principal:
-    return await world.service.identify(auth.Identify(Credential(credential)), call(role=Role.GATEWAY))
+    return await world.ask(auth.identify, auth.Identify(Credential(credential)))
 
 
 async def test_a_token_dies_with_its_session(world: Surroundings) -> None:
@@ -164,14 +164,14 @@ async def test_a_token_dies_with_its_session(world: Surroundings) -> None:
     session = await world.login()
     other = await world.login()
     assert (await identify(world, session.access_token)).key_id is None
-    refreshed = await world.service.refresh_session(auth.RefreshSession(session.session_token), call())
+    refreshed = await world.ask(auth.refresh_session, auth.RefreshSession(session.session_token))
     assert refreshed.access_token != session.access_token
-    await world.service.logout_user(auth.LogoutUser(session.session_token), call())
+    await world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
     for token in (session.access_token, refreshed.access_token):
         with pytest.raises(errors.NotAuthenticated, match="session has ended"):
             await identify(world, token)
     with pytest.raises(errors.NotAuthenticated):
-        await world.service.refresh_session(auth.RefreshSession(session.session_token), call())
+        await world.ask(auth.refresh_session, auth.RefreshSession(session.session_token))
     await identify(world, other.access_token)
 
 
@@ -179,8 +179,8 @@ async def test_closing_an_account_stops_everything_at_once_and_opening_it_brings
     user, new = await world.user_with_key()
     session = await world.login()
     admin = await world.admin_token()
-    link = await world.service.create_login_link(auth.CreateLoginLink(), call(new.api_key))
-    closed = await world.service.set_active(auth.SetActive("john_doe", is_active=False), call(admin))
+    link = await world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
+    closed = await world.ask(auth.set_active, auth.SetActive("john_doe", is_active=False), admin)
     assert not closed.is_active
     for credential in (new.api_key, session.access_token):
         with pytest.raises(errors.NotAuthenticated, match="closed"):
@@ -190,22 +190,22 @@ async def test_closing_an_account_stops_everything_at_once_and_opening_it_brings
     with pytest.raises(errors.NotAuthenticated, match="wrong"):
         await world.login(password="wrong_password")
     with pytest.raises(errors.NotAuthenticated, match="closed"):
-        await world.service.refresh_session(auth.RefreshSession(session.session_token), call())
+        await world.ask(auth.refresh_session, auth.RefreshSession(session.session_token))
     with pytest.raises(errors.NotAuthenticated, match="closed"):
-        await world.service.redeem_login_link(auth.RedeemLoginLink(link.token), call(role=Role.WEB))
-    await world.service.set_active(auth.SetActive(str(user.id), is_active=True), call(admin))
+        await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
+    await world.ask(auth.set_active, auth.SetActive(str(user.id), is_active=True), admin)
     await identify(world, new.api_key)
     await identify(world, session.access_token)
 
 
 async def test_a_login_link_opens_one_session(world: Surroundings) -> None:
     user, new = await world.user_with_key()
-    link = await world.service.create_login_link(auth.CreateLoginLink(), call(new.api_key))
+    link = await world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
     assert link.expires_in == 60
-    session = await world.service.redeem_login_link(auth.RedeemLoginLink(link.token), call(role=Role.WEB))
+    session = await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
     assert session.user == user
     with pytest.raises(errors.NotAuthenticated, match="used or is too old"):
-        await world.service.redeem_login_link(auth.RedeemLoginLink(link.token), call(role=Role.WEB))
+        await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
 
 
 async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings) -> None:
@@ -216,7 +216,7 @@ async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings)
     with pytest.raises(errors.NotAllowed, match="makes no keys"):
         await world.new_key(limited.api_key, limits=LIMITS)
     with pytest.raises(errors.NotAllowed):
-        await world.service.create_login_link(auth.CreateLoginLink(), call(limited.api_key))
+        await world.ask(auth.create_login_link, auth.CreateLoginLink(), limited.api_key)
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -246,11 +246,11 @@ async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, k
 
     monkeypatch.setattr(world.service._store, "find_owner_of_key", counting)
     with pytest.raises(errors.NotAuthenticated):
-        await world.service.validate_api_key(auth.ValidateApiKey(Credential(key)), call(role=Role.GATEWAY))
+        await world.ask(auth.validate_api_key, auth.ValidateApiKey(Credential(key)))
     assert asked == []
     assert world.refusals("malformed") == 1
     with pytest.raises(errors.NotAuthenticated):
-        await world.service.validate_api_key(auth.ValidateApiKey(api_keys.generate()), call(role=Role.GATEWAY))
+        await world.ask(auth.validate_api_key, auth.ValidateApiKey(api_keys.generate()))
     assert len(asked) == 1
     assert world.refusals("unknown_key") == 1
 
@@ -258,22 +258,22 @@ async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, k
 async def test_a_revoked_key_is_refused_at_once(world: Surroundings) -> None:
     _, new = await world.user_with_key()
     other = await world.new_key(new.api_key, "other")
-    revoked = await world.service.revoke_api_key(auth.RevokeApiKey("default"), call(other.api_key))
+    revoked = await world.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), other.api_key)
     assert not revoked.is_active
     with pytest.raises(errors.NotAuthenticated, match="revoked"):
         await identify(world, new.api_key)
-    again = await world.service.revoke_api_key(auth.RevokeApiKey(str(new.key.id)), call(other.api_key))
+    again = await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(new.key.id)), other.api_key)
     assert again.id == new.key.id
     assert [type(event) for event in world.published].count(events.KeyRevoked) == 1
     with pytest.raises(errors.NotFound):
-        await world.service.revoke_api_key(auth.RevokeApiKey("default"), call(other.api_key))
+        await world.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), other.api_key)
 
 
 async def test_a_name_that_two_keys_have_revokes_neither(world: Surroundings) -> None:
     _, new = await world.user_with_key()
     await world.new_key(new.api_key)
     with pytest.raises(errors.BadRequest, match="several") as refused:
-        await world.service.revoke_api_key(auth.RevokeApiKey("default"), call(new.api_key))
+        await world.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), new.api_key)
     assert str(new.key.id) in refused.value.hint
 
 
@@ -281,35 +281,35 @@ async def test_a_name_that_two_keys_have_revokes_neither(world: Surroundings) ->
 async def test_a_key_that_is_not_there(world: Surroundings, key: str) -> None:
     _, new = await world.user_with_key()
     with pytest.raises(errors.NotFound):
-        await world.service.revoke_api_key(auth.RevokeApiKey(key), call(new.api_key))
+        await world.ask(auth.revoke_api_key, auth.RevokeApiKey(key), new.api_key)
 
 
 async def test_what_is_anothers_is_refused_and_an_administrator_may(world: Surroundings) -> None:
     anna, annas = await world.user_with_key("anna")
     _, bens = await world.user_with_key("ben")
     admin = await world.admin_token()
-    ben, service = call(bens.api_key), world.service
+    ben = bens.api_key
     with pytest.raises(errors.NotAllowed):
-        await service.generate_api_key(auth.GenerateApiKey(user_id=anna.id), ben)
+        await world.ask(auth.generate_api_key, auth.GenerateApiKey(user_id=anna.id), ben)
     with pytest.raises(errors.NotAllowed):
-        await service.list_api_keys(auth.ListApiKeys(anna.id), ben)
+        await world.ask(auth.list_api_keys, auth.ListApiKeys(anna.id), ben)
     with pytest.raises(errors.NotAllowed):
-        await service.get_user_usage(auth.GetUserUsage(anna.id), ben)
+        await world.ask(auth.get_user_usage, auth.GetUserUsage(anna.id), ben)
     with pytest.raises(errors.NotFound):
-        await service.revoke_api_key(auth.RevokeApiKey(str(annas.key.id)), ben)
+        await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), ben)
     await identify(world, annas.api_key)
-    made = await service.generate_api_key(auth.GenerateApiKey("by the admin", anna.id), call(admin))
+    made = await world.ask(auth.generate_api_key, auth.GenerateApiKey("by the admin", anna.id), admin)
     assert made.key.user_id == anna.id
-    assert len((await service.list_api_keys(auth.ListApiKeys(anna.id), call(admin))).keys) == 2
-    assert (await service.get_user_usage(auth.GetUserUsage(anna.id), call(admin))).user_id == anna.id
-    assert not (await service.revoke_api_key(auth.RevokeApiKey(str(annas.key.id)), call(admin))).is_active
+    assert len((await world.ask(auth.list_api_keys, auth.ListApiKeys(anna.id), admin)).keys) == 2
+    assert (await world.ask(auth.get_user_usage, auth.GetUserUsage(anna.id), admin)).user_id == anna.id
+    assert not (await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), admin)).is_active
     with pytest.raises(errors.NotFound):
-        await service.generate_api_key(auth.GenerateApiKey(user_id=UserId(uuid4())), call(admin))
+        await world.ask(auth.generate_api_key, auth.GenerateApiKey(user_id=UserId(uuid4())), admin)
 
 
 async def test_usage_is_the_gateways_to_count(world: Surroundings) -> None:
     user, new = await world.user_with_key()
-    usage = await world.service.get_user_usage(auth.GetUserUsage(), call(new.api_key, Role.OPERATOR))
+    usage = await world.ask(auth.get_user_usage, auth.GetUserUsage(), new.api_key)
     assert (usage.user_id, usage.request_count, usage.tokens_used) == (user.id, 3, 30)
     assert world.rpc.asked == [user.id]
 
@@ -319,7 +319,7 @@ async def test_the_last_use_of_a_key_is_noted(world: Surroundings) -> None:
     assert new.key.last_used_at is None
     await identify(world, new.api_key)
     await world.service._last_used.write()
-    listed = await world.service.list_api_keys(auth.ListApiKeys(), call(new.api_key))
+    listed = await world.ask(auth.list_api_keys, auth.ListApiKeys(), new.api_key)
     assert listed.keys[0].last_used_at is not None
 
 
@@ -328,38 +328,37 @@ async def test_the_last_use_of_a_key_is_noted(world: Surroundings) -> None:
 
 async def test_only_an_administrator_administers(world: Surroundings) -> None:
     user, new = await world.user_with_key()
-    service = world.service
     for credential, error in ((None, errors.NotAuthenticated), (new.api_key, errors.NotAllowed)):
         with pytest.raises(error):
-            await service.set_tier(auth.SetTier("john_doe", Tier.PRO), call(credential, Role.OPERATOR))
+            await world.ask(auth.set_tier, auth.SetTier("john_doe", Tier.PRO), credential)
         with pytest.raises(error):
-            await service.set_active(auth.SetActive("admin", is_active=False), call(credential))
+            await world.ask(auth.set_active, auth.SetActive("admin", is_active=False), credential)
         with pytest.raises(error):
-            await service.list_users(auth.ListUsers(), call(credential))
-    admin = call(await world.admin_token())
-    assert (await service.set_tier(auth.SetTier(user.email, Tier.PRO), admin)).tier is Tier.PRO
+            await world.ask(auth.list_users, auth.ListUsers(), credential)
+    admin = await world.admin_token()
+    assert (await world.ask(auth.set_tier, auth.SetTier(user.email, Tier.PRO), admin)).tier is Tier.PRO
     assert (await identify(world, new.api_key)).tier is Tier.PRO
-    assert {found.username for found in (await service.list_users(auth.ListUsers(), admin)).users} == {"admin", "john_doe"}
-    assert (await service.get_user(auth.GetUser(user.id), admin)).tier is Tier.PRO
-    assert (await service.get_user(auth.GetUser(user.id), call(new.api_key))).username == "john_doe"
-    with pytest.raises(errors.NotAllowed):
-        await service.get_user(auth.GetUser(UserId(uuid4())), call(new.api_key))
+    assert {found.username for found in (await world.ask(auth.list_users, auth.ListUsers(), admin)).users} == {"admin", "john_doe"}
+    assert (await world.ask(auth.get_user, auth.GetUser(user.id), admin)).tier is Tier.PRO
+    for someone in (user.id, UserId(uuid4())):
+        with pytest.raises(errors.NotAllowed):
+            await world.ask(auth.get_user, auth.GetUser(someone), new.api_key)
     with pytest.raises(errors.NotFound):
-        await service.get_user(auth.GetUser(UserId(uuid4())), admin)
+        await world.ask(auth.get_user, auth.GetUser(UserId(uuid4())), admin)
     with pytest.raises(errors.NotFound):
-        await service.set_tier(auth.SetTier("nobody", Tier.PRO), admin)
+        await world.ask(auth.set_tier, auth.SetTier("nobody", Tier.PRO), admin)
     for name in (user.username.upper(), user.email, str(user.id)):
-        assert (await service.get_user_called(auth.GetUserCalled(name), admin)).id == user.id
+        assert (await world.ask(auth.get_user_called, auth.GetUserCalled(name), admin)).id == user.id
     with pytest.raises(errors.NotFound):
-        await service.get_user_called(auth.GetUserCalled("nobody"), admin)
+        await world.ask(auth.get_user_called, auth.GetUserCalled("nobody"), admin)
     for name in (user.username, "nobody"):
         with pytest.raises(errors.NotAllowed):
-            await service.get_user_called(auth.GetUserCalled(name), call(new.api_key))
+            await world.ask(auth.get_user_called, auth.GetUserCalled(name), new.api_key)
     for limit in (0, -1, 1001, 2**63):
         with pytest.raises(errors.BadRequest):
-            await service.list_users(auth.ListUsers(limit), admin)
+            await world.ask(auth.list_users, auth.ListUsers(limit), admin)
     with pytest.raises(errors.NotAllowed, match="own account"):
-        await service.set_active(auth.SetActive("admin", is_active=False), admin)
+        await world.ask(auth.set_active, auth.SetActive("admin", is_active=False), admin)
 
 
 async def test_the_first_administrator_is_made_once(settings: AuthSettings) -> None:

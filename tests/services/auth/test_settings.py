@@ -10,6 +10,7 @@ GOOD = {
     "DATABASE_URL": "postgresql://u:p@localhost/db",
     "REDIS_URL": "redis://localhost",
     "JWT_SIGNING_KEY": "PEM",
+    "DATA_KEY": "d" * 43,
     "API_KEY_PEPPER": "p" * 32,
 }
 

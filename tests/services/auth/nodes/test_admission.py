@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from services.auth import admission
-from services.auth.admission import KnownNode, KnownTicket
+from services.auth.nodes import admission
+from services.auth.nodes.admission import KnownNode, KnownTicket
 from shared import errors, identity
 from shared.api.membership import MemberState, TicketState
 from shared.types import NodeId, Role, UserId

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.auth.ca_keys import CaKeys, MeshState
+from services.auth.nodes.ca_keys import CaKeys, MeshState
 from shared import certificates, errors, identity
 from shared.certificates import Subject
 from shared.types import NodeId, Role

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.auth.ca_keys import CaKeys, MeshState
+from services.auth.nodes.ca_keys import CaKeys, MeshState
 from shared import errors, identity
 from shared.api.membership import Membership
 from shared.certificates import Subject

@@ -85,7 +85,7 @@ async def test_a_thousand_flipped_bits_let_nobody_in(house: Surroundings) -> Non
         changed = membership.EnrollNode(flipped[0].decode("latin-1"), bytes(flipped[1]), bytes(flipped[2]))
         peer = Peer(Role.NEWCOMER, newcomer.key.id, newcomer.key.id, channel=bytes(flipped[3]))
         with pytest.raises(errors.BadTicket):
-            await house.ask(membership.enroll_node, changed, peer)
+            await house.ask(membership.enroll_node, changed, peer=peer)
     assert [row.role for row in (await house.administer(membership.list_members, membership.ListMembers())).members] == ["auth"]
 
 
@@ -95,20 +95,20 @@ async def test_what_was_signed_for_one_connection_or_one_auth_is_worth_nothing_o
     newcomer.reconnect()
     for peer in (newcomer.peer, thief.peer):
         with pytest.raises(errors.BadTicket, match="signature"):
-            await house.ask(membership.enroll_node, request, peer)
+            await house.ask(membership.enroll_node, request, peer=peer)
     elsewhere = Surroundings()
     with pytest.raises(errors.BadTicket, match="signature"):
-        await house.ask(membership.enroll_node, newcomer.request(elsewhere, tickets.parse(made.ticket)), newcomer.peer)
+        await house.ask(membership.enroll_node, newcomer.request(elsewhere, tickets.parse(made.ticket)), peer=newcomer.peer)
 
 
 async def test_a_ticket_is_not_used_over_nats_nor_by_others_than_newcomers(house: Surroundings) -> None:
     made, newcomer = await house.ticket(), Newcomer()
     request = newcomer.request(house, tickets.parse(made.ticket))
     with pytest.raises(errors.NotAllowed, match="Hyperswarm"):
-        await house.ask(membership.enroll_node, request, Peer(Role.NEWCOMER, newcomer.key.id))
+        await house.ask(membership.enroll_node, request, peer=Peer(Role.NEWCOMER, newcomer.key.id))
     for role in (Role.WORKER, Role.CLIENT, Role.OPERATOR):
         with pytest.raises(errors.WrongRole):
-            await house.ask(membership.enroll_node, request, Peer(role, newcomer.key.id, newcomer.key.id, channel=b"c" * 64))
+            await house.ask(membership.enroll_node, request, peer=Peer(role, newcomer.key.id, newcomer.key.id, channel=b"c" * 64))
 
 
 async def test_a_node_cannot_give_itself_the_label_trusted(house: Surroundings) -> None:
@@ -187,28 +187,28 @@ async def test_a_process_of_a_profile_renews_for_the_profile(house: Surroundings
     profile, process = Newcomer(), Newcomer()
     await profile.enroll(house, (await house.ticket(Role.CLIENT)).ticket)
     peer = Peer(Role.CLIENT, process.key.id, profile.key.id, channel=b"c" * 64)
-    found = read(await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer))
+    found = read(await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer))
     assert (found.node, found.role) == (profile.key.id, Role.CLIENT)
 
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT])
 async def test_nats_vouches_for_the_nodes_of_the_house(house: Surroundings, role: Role) -> None:
     peer = Peer(role, Newcomer().key.id)
-    reply = await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer)
+    reply = await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
     found = read(reply)
     assert (found.node, found.role, found.owner, found.labels) == (peer.node, role, "", ())
     assert reply.bootstrap == ("127.0.0.1:49737",)
     await house.administer(membership.revoke_member, membership.RevokeMember(peer.node))
     with pytest.raises(errors.NodeRevoked):
-        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer)
+        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
 
 
 async def test_nats_vouches_for_nobody_who_came_over_hyperswarm(house: Surroundings) -> None:
     peer = Peer(Role.WORKER, Newcomer().key.id, channel=b"c" * 64)
     with pytest.raises(errors.NotCertified):
-        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer)
+        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
     with pytest.raises(errors.NotCertified):
-        await house.ask(membership.renew_certificate, membership.RenewCertificate(), Peer(Role.NEWCOMER, NodeId("U" * 56)))
+        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=Peer(Role.NEWCOMER, NodeId("U" * 56)))
 
 
 # --- without a CA, and without secrets -----------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ async def test_without_a_ca_every_call_says_what_is_missing(world: Surroundings)
         world.ticket(),
         world.administer(membership.list_tickets, membership.ListTickets()),
         world.administer(membership.list_members, membership.ListMembers()),
-        world.ask(membership.renew_certificate, membership.RenewCertificate(), Peer(Role.GATEWAY, NodeId("U" * 56))),
+        world.ask(membership.renew_certificate, membership.RenewCertificate(), peer=Peer(Role.GATEWAY, NodeId("U" * 56))),
         world.ask(membership.enroll_node, membership.EnrollNode("t", b"", b""), Newcomer().peer),
     ]
     for ask in asked:

@@ -11,10 +11,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.auth.admission import KnownTicket
-from services.auth.ca_keys import MeshState
-from services.auth.members import Members
-from services.auth.store import Store
+from services.auth import store
+from services.auth.nodes.admission import KnownTicket
+from services.auth.nodes.ca_keys import MeshState
+from services.auth.nodes.members import Members
 from shared import errors, identity
 from shared.api.membership import MemberState
 from shared.types import NodeId, Role, UserId
@@ -23,8 +23,8 @@ from tests.services.auth import by_hand
 
 @pytest.fixture
 async def members(postgres_url: str) -> AsyncIterator[Members]:
-    async with Store.open(postgres_url) as opened:
-        yield opened.members
+    async with store.opened(postgres_url) as database:
+        yield Members(database)
 
 
 def now() -> datetime:

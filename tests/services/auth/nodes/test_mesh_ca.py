@@ -6,10 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.auth.mesh_ca import MeshCa
+from services.auth import store
+from services.auth.nodes.members import Members
+from services.auth.nodes.mesh_ca import MeshCa
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from services.auth.store import Store
 from shared import certificates, errors, identity
 from shared.api import membership
 from shared.node import membership as kept_membership
@@ -49,11 +50,11 @@ async def test_two_replicas_hear_of_each_others_revocations_at_once(ca_settings:
 
 
 async def test_a_list_that_is_confirmed_is_newer_and_has_the_same_number(ca_settings: AuthSettings, postgres_url: str) -> None:
-    async with Store.open(postgres_url) as store:
+    async with store.opened(postgres_url) as database:
         here, clock = Surroundings(), [time.time() - certificates.SERVICE_LIFETIME_SECONDS * 0.7]
-        loaded = MeshCa.load(ca_settings, here.as_node(), store.members)
+        loaded = MeshCa.load(ca_settings, here.as_node(), Members(database))
         assert loaded is not None
-        ca = MeshCa(loaded.keys, loaded.meeting, here.as_node(), store.members, clock=lambda: clock[0])
+        ca = MeshCa(loaded.keys, loaded.meeting, here.as_node(), Members(database), clock=lambda: clock[0])
         await ca.begin()
         first, certificate = here.trust.list, here.trust.certificate
         clock[0] += 100
@@ -76,7 +77,7 @@ async def test_an_epoch_that_is_over_for_a_day_is_not_told_any_more(house: Surro
     assert [epoch for epoch, _ in house.trust.topics] == [2, 1]
     await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET epoch_changed_at = now() - interval '25 hours'")
     await until(lambda: [epoch for epoch, _ in house.trust.topics] == [2])
-    reply = await house.ask(membership.renew_certificate, membership.RenewCertificate(), _gateway())
+    reply = await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=_gateway())
     assert [secret.epoch for secret in reply.topics] == [2]
 
 
@@ -110,7 +111,7 @@ async def test_both_keys_are_told_while_one_follows_upon_the_other(ca_settings: 
     here = Surroundings()
     settings = msgspec.structs.replace(ca_settings, mesh_ca_next_key_file=following)
     async with AuthService.open(settings, here.as_node()) as here.service:
-        reply = await here.ask(membership.renew_certificate, membership.RenewCertificate(), _gateway())
+        reply = await here.ask(membership.renew_certificate, membership.RenewCertificate(), peer=_gateway())
         node = Trust(identity.NodeKey(identity.new_seed()), Role.WORKER, reply.authorities[:1])
         node.take_successor(reply.succession)
         assert node.authorities == reply.authorities

@@ -11,7 +11,7 @@ from shared import errors, tickets
 from shared.api import membership
 from shared.api.membership import TicketState
 from shared.types import Role
-from tests.services.auth.surroundings import CLIENT, Newcomer, Surroundings
+from tests.services.auth.surroundings import Newcomer, Surroundings
 
 
 async def test_a_ticket_carries_what_is_needed_to_find_and_recognise_the_mesh(house: Surroundings) -> None:
@@ -70,9 +70,9 @@ async def test_all_of_it_is_for_administrators(house: Surroundings) -> None:
         (membership.revoke_member, membership.RevokeMember(house.id)),
     ):
         with pytest.raises(errors.NotAllowed):
-            await house.ask(method, request, CLIENT, token)  # type: ignore[misc]  # a union of pairs
+            await house.ask(method, request, token)  # type: ignore[misc]  # a union of pairs
         with pytest.raises(errors.NotAuthenticated):
-            await house.ask(method, request, CLIENT)  # type: ignore[misc]
+            await house.ask(method, request)  # type: ignore[misc]
 
 
 async def test_auth_itself_is_listed_and_not_revoked(house: Surroundings) -> None:

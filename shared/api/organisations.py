@@ -1,0 +1,136 @@
+"""auth: organisations, who belongs to them, and invitations. Every user has one of their own besides, which is not listed here."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from shared.api.auth import PEOPLE
+from shared.api.method import Body, Method, Nothing
+from shared.types import TenantId, Tier, UserId
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+
+
+class TeamRole(StrEnum):
+    """What a member may do in an organisation."""
+
+    #: Members, invitations, its name; the last owner cannot leave.
+    OWNER = "owner"
+    #: Keys of the organisation, and what it used.
+    MEMBER = "member"
+
+
+class Organisation(Body, frozen=True, omit_defaults=False):
+    id: TenantId
+    name: str
+    tier: Tier
+    created_at: datetime
+    members: int
+    #: Of who asks; None for an administrator who is no member.
+    role: TeamRole | None = None
+
+
+class Organisations(Body, frozen=True):
+    organisations: tuple[Organisation, ...]
+
+
+class TeamMember(Body, frozen=True):
+    user_id: UserId
+    username: str
+    email: str
+    role: TeamRole
+    joined_at: datetime
+
+
+class Invitation(Body, frozen=True, omit_defaults=False):
+    id: str
+    email: str
+    role: TeamRole
+    invited_by: str
+    created_at: datetime
+    expires_at: datetime
+
+
+class OrganisationPage(Body, frozen=True):
+    organisation: Organisation
+    members: tuple[TeamMember, ...]
+    #: Those that are open; only for owners.
+    invitations: tuple[Invitation, ...]
+
+
+class CreateOrganisation(Body, frozen=True):
+    name: Name
+
+
+class ListOrganisations(Body, frozen=True):
+    pass
+
+
+class GetOrganisation(Body, frozen=True):
+    id: TenantId
+
+
+class RenameOrganisation(Body, frozen=True):
+    id: TenantId
+    name: Name
+
+
+class InviteMember(Body, frozen=True):
+    organisation: TenantId
+    email: Annotated[str, msgspec.Meta(max_length=100)]
+    role: TeamRole = TeamRole.MEMBER
+
+
+class NewInvitation(Body, frozen=True):
+    """The only message that carries the token; a mail with it is sent, too."""
+
+    invitation: Invitation
+    token: str
+
+
+class WithdrawInvitation(Body, frozen=True):
+    organisation: TenantId
+    id: str
+
+
+class AcceptInvitation(Body, frozen=True):
+    """By whoever is logged in; the invited address must be theirs."""
+
+    token: Annotated[str, msgspec.Meta(max_length=200)]
+
+
+class SetTeamRole(Body, frozen=True):
+    organisation: TenantId
+    user_id: UserId
+    role: TeamRole
+
+
+class RemoveTeamMember(Body, frozen=True):
+    """Its keys for this organisation end with it. By an owner, or by the member, who leaves."""
+
+    organisation: TenantId
+    user_id: UserId
+
+
+class ListAllOrganisations(Body, frozen=True):
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+
+class SetTeamTier(Body, frozen=True):
+    organisation: TenantId
+    tier: Tier
+
+
+create_organisation = Method("auth.createOrganisation", CreateOrganisation, Organisation, callers=PEOPLE)
+list_organisations = Method("auth.listOrganisations", ListOrganisations, Organisations, callers=PEOPLE)
+get_organisation = Method("auth.getOrganisation", GetOrganisation, OrganisationPage, callers=PEOPLE)
+rename_organisation = Method("auth.renameOrganisation", RenameOrganisation, Organisation, callers=PEOPLE)
+invite_member = Method("auth.inviteMember", InviteMember, NewInvitation, callers=PEOPLE)
+withdraw_invitation = Method("auth.withdrawInvitation", WithdrawInvitation, Nothing, callers=PEOPLE)
+accept_invitation = Method("auth.acceptInvitation", AcceptInvitation, Organisation, callers=PEOPLE)
+set_team_role = Method("auth.setOrganisationRole", SetTeamRole, OrganisationPage, callers=PEOPLE)
+remove_team_member = Method("auth.removeOrganisationMember", RemoveTeamMember, Nothing, callers=PEOPLE)
+list_all_organisations = Method("auth.listAllOrganisations", ListAllOrganisations, Organisations, callers=PEOPLE)
+set_team_tier = Method("auth.setOrganisationTier", SetTeamTier, Organisation, callers=PEOPLE)

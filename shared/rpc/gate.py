@@ -1,0 +1,74 @@
+"""The gate in front of a service's handlers: finds out who asks, and lets in whom `shared.access` says.
+
+The only place where a service checks what a person may call; what of whose data a handler touches is the handler's to say.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from shared import access, errors
+from shared.access import Who
+from shared.api.auth import Principal
+from shared.api.method import Method, StreamMethod
+from shared.types import Credential, Role
+
+#: Raises NotAuthenticated, and PeerError where it cannot be found out.
+Identify = Callable[[Credential | None], Awaitable[Principal]]
+#: Told of each refusal: the method, who it was as far as that is known, and why.
+OnRefusal = Callable[[str, "Visitor", Principal | None, errors.AimeshError], None]
+
+AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
+
+
+class Visitor(Protocol):
+    """The call as the gate sees it."""
+
+    @property
+    def credential(self) -> Credential | None: ...
+
+    @property
+    def caller_role(self) -> Role: ...
+
+
+@runtime_checkable
+class BringsCredential(Protocol):
+    """A request that may carry its caller's credential itself, as the seed documents have it."""
+
+    def own_credential(self) -> Credential | None: ...
+
+
+class Gate:
+    def __init__(self, identify: Identify, on_refusal: OnRefusal, clock: Callable[[], float] = time.time) -> None:
+        self._identify = identify
+        self._on_refusal = on_refusal
+        self._clock = clock
+
+    async def admit(self, method: AnyMethod, request: msgspec.Struct, visitor: Visitor) -> Principal | None:
+        """Who asks; None where the method asks about nobody. Raises NotAuthenticated, NotAllowed and their kind."""
+        row = access.of_method(method.name)
+        if row.who is Who.NODE:
+            return None
+        credential = (request.own_credential() if isinstance(request, BringsCredential) else None) or visitor.credential
+        if credential is None and visitor.caller_role in row.unless:
+            return None
+        principal: Principal | None = None
+        try:
+            principal = await self._identify(credential)
+            access.check(row, principal, self._clock(), method.name)
+            # The gateway has seen the address at its own door.
+            if visitor.caller_role is not Role.GATEWAY:
+                access.check_network(principal, None)
+        except errors.CallerError as error:
+            self._on_refusal(method.name, visitor, principal, error)
+            raise
+        return principal
+
+
+def check_declared(methods: list[AnyMethod], gate: Gate | None) -> None:
+    """Raises ValueError for a method that has no row in the table, or that asks about people where nobody can tell who they are."""
+    for method in methods:
+        if access.of_method(method.name).who is Who.PERSON and gate is None:
+            raise ValueError(f"{method.name} asks who the caller is, and this service has no gate")
