@@ -1,4 +1,4 @@
-"""Who may call each RPC method: one table, and the decision that follows from it. Pure.
+"""Who may call each RPC method and each HTTP route of the API: one table, and the decision that follows from it. Pure.
 
 A node's role admits it to a method at all (``Method.callers``); this table says what the person behind the call must be allowed
 to do. A method without a row is served to nobody: a program that has such a method does not start. Which of a person's own or
@@ -179,7 +179,9 @@ METHODS: Mapping[str, Access] = {
     "gateway.unloadModel": _MODELS,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
     "gateway.readUsage": _NODE,
+    "gateway.getUsageReport": _USAGE,
     "gateway.listRequests": _USAGE,
+    "gateway.exportRequests": _USAGE,
     "gateway.giveFeedback": _INFER,
     "gateway.readAccount": _USAGE,
     "gateway.topUp": _ADMIN_FRESH,
@@ -204,12 +206,53 @@ METHODS: Mapping[str, Access] = {
 }
 
 
+#: The routes of the gateway: each does what a method does, and asks for the same.
+ROUTES: Mapping[str, Access] = {
+    "GET /openapi.json": _NODE,
+    "GET /docs": _NODE,
+    "GET /.well-known/jwks.json": _NODE,
+    "POST /api/auth/register": METHODS["auth.registerUser"],
+    "POST /api/auth/login": METHODS["auth.loginUser"],
+    "POST /api/auth/refresh": METHODS["auth.refreshSession"],
+    "POST /api/auth/logout": METHODS["auth.logoutUser"],
+    "POST /api/auth/confirm": METHODS["auth.confirmLogin"],
+    "POST /api/auth/api-keys": METHODS["auth.generateApiKey"],
+    "GET /api/auth/api-keys": METHODS["auth.listApiKeys"],
+    "DELETE /api/auth/api-keys/{key}": METHODS["auth.revokeApiKey"],
+    "GET /api/usage": METHODS["auth.getUserUsage"],
+    "GET /api/quota": METHODS["gateway.getUserQuota"],
+    "GET /api/requests": METHODS["gateway.listRequests"],
+    "POST /api/feedback": METHODS["gateway.giveFeedback"],
+    "POST /api/inference": METHODS["gateway.processInferenceRequest"],
+    "POST /api/infer": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/chat/completions": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/completions": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/responses": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/embeddings": METHODS["gateway.embed"],
+    "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
+    "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
+}
+
+
+def of_route(verb: str, path: str) -> Access:
+    """Raises ValueError for a route that nobody has declared."""
+    access = ROUTES.get(f"{verb} {path}")
+    if access is None:
+        raise ValueError(f"{verb} {path} has no row in shared/access.py: say who may use it")
+    return access
+
+
 def of_method(name: str) -> Access:
     """Raises ValueError for a method that nobody has declared."""
     access = METHODS.get(name)
     if access is None:
         raise ValueError(f"{name} has no row in shared/access.py: say who may call it")
     return access
+
+
+def may(caller: Principal, permission: Permission) -> bool:
+    """Whether the caller has it; also what decides whether somebody sees what is another's."""
+    return bool(permissions_of(caller.role, caller.scopes) & {permission, Permission.EVERYTHING})
 
 
 def permissions_of(role: UserRole, scopes: Iterable[str] | None) -> frozenset[Permission]:
@@ -227,8 +270,7 @@ def check(access: Access, caller: Principal, now: float, what: str) -> None:
     """``now`` in seconds since 1970. Raises NotAllowed, SecondFactorNeeded or ConfirmationNeeded."""
     if caller.step is not Step.DONE and not access.halfway:
         raise _step_missing(caller.step)
-    granted = permissions_of(caller.role, caller.scopes)
-    if access.needs and not granted & (access.needs | {Permission.EVERYTHING}):
+    if access.needs and not any(may(caller, permission) for permission in access.needs):
         raise errors.NotAllowed(_lacking(access, caller, what), hint=_who_can(access, caller))
     if access.fresh and caller.confirmed_at is not None and now - caller.confirmed_at > FRESH_SECONDS:
         raise errors.ConfirmationNeeded(

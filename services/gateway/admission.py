@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shared import errors
+from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling, Tool, ToolChoice
 from shared.types import ModelName
@@ -188,3 +189,15 @@ def _tool_bytes(tool: Tool) -> int:
 
 def _sampling(request: InferenceRequest) -> Sampling:
     return Sampling(**{field: getattr(request, field) for field in msgspec.structs.asdict(Sampling())})
+
+
+def is_open(caller: Principal, model: ModelName) -> bool:
+    """Whether the caller's key may use the model."""
+    return not caller.models or model in caller.models
+
+
+def check_open(caller: Principal, model: ModelName) -> None:
+    """Raises NotAllowed for a model that the caller's key is not for."""
+    if not is_open(caller, model):
+        allowed = ", ".join(caller.models[:10])
+        raise errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; another key may use more")

@@ -10,7 +10,7 @@ import struct
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.gateway import embedding_admission, prompts
+from services.gateway import admission, embedding_admission, prompts
 from services.gateway.embedding_admission import Admitted
 from services.gateway.money.ledger import Bounds
 from services.gateway.ongoing import Ongoing
@@ -106,8 +106,9 @@ class Embeddings:
             admitted = running.admitted = embedding_admission.admit(request)
             running.prompt_hash = prompts.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
             model = await self._pipeline.find_model(running, admitted.model, for_answers=False)
+            admission.check_open(principal, model)
             bounds = Bounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
-            wish = Wish(model, principal.user_id, admitted.likely_prompt_tokens, 0)
+            wish = Wish(model, principal.tenant_id, admitted.likely_prompt_tokens, 0)
             await self._pipeline.let_in(running, principal, wish, bounds)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
             running.answers = self._parts.relay.embed(asked, wish, seconds=seconds)

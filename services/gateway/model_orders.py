@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Mapping
 
-from services.gateway import callers, mesh
+from services.gateway import mesh
 from shared import directory, errors
 from shared.api import inference
-from shared.api.auth import Principal
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
 from shared.api.inference import ModelStatus
 from shared.directory import Entry
@@ -27,9 +26,8 @@ class ModelOrders:
         self._nodes = nodes
         self._aliases = aliases
 
-    async def load(self, caller: Principal, request: LoadOnWorker, seconds: float) -> ModelPlaces:
-        """Returns when one worker has it in memory; raises NotAllowed, UnknownModel, or what the last worker said."""
-        callers.check_admin(caller)
+    async def load(self, request: LoadOnWorker, seconds: float) -> ModelPlaces:
+        """Returns when one worker has it in memory; raises UnknownModel, or what the last worker said."""
         model, workers = self._find(request.model, request.worker)
         workers.sort(key=directory.expected_wait)
         order = inference.LoadModel(model, request.pin)
@@ -41,9 +39,8 @@ class ModelOrders:
                 _log.info("worker did not load a model", worker=worker.node, model=model, code=errors.code_of(error))
         return ModelPlaces((await self._load(last, order, seconds),))
 
-    async def unload(self, caller: Principal, request: UnloadOnWorkers, seconds: float) -> ModelPlaces:
-        """Returns what each worker said; raises NotAllowed or UnknownModel, and the reason where there is only one worker."""
-        callers.check_admin(caller)
+    async def unload(self, request: UnloadOnWorkers, seconds: float) -> ModelPlaces:
+        """Returns what each worker said; raises UnknownModel, and the reason where there is only one worker."""
         model, workers = self._find(request.model, request.worker)
         order = inference.UnloadModel(model)
         if len(workers) == 1:

@@ -147,7 +147,7 @@ class Once:
 def _asked(principal: Principal, request: InferenceRequest, key: str, rest: Rest | None) -> Asked:
     now = context.current.get() or context.start()
     return Asked(
-        owner=principal.user_id,
+        owner=principal.tenant_id,
         key=key,
         request=request,
         request_id=now.request_id,

@@ -190,6 +190,7 @@ class Pipeline:
         admitted = admission.admit(request)
         running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
         model = await self.find_model(running, admitted.model)
+        admission.check_open(principal, model)
         sampling = admitted.sampling
         answers = sampling.n or 1
         default = self._default_max_tokens(principal, model, admitted.likely_prompt_tokens, answers)
@@ -200,10 +201,10 @@ class Pipeline:
             answers=answers,
             seconds=seconds,
         )
-        salt = prompts.salt(principal.user_id, secret)
+        salt = prompts.salt(principal.tenant_id, secret)
         wish = routing.Wish(
             model=model,
-            tenant=principal.user_id,
+            tenant=principal.tenant_id,
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=bounds.max_tokens * answers,
             beginnings=affinity.beginnings(admitted.messages, salt, sampling.tools),
@@ -244,6 +245,7 @@ class Pipeline:
         row = RequestRow(
             id=running.request_id,
             user_id=principal.user_id,
+            team_id=principal.team_id,
             api_key_id=principal.key_id,
             prompt_hash=running.prompt_hash,
             model_used=running.model,

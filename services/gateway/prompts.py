@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from shared.api.generation import ChatMessage
-from shared.types import UserId
+from shared.types import TenantId
 
 
 def fingerprint(content: Sequence[ChatMessage] | Sequence[str], secret: str) -> str:
@@ -15,6 +15,6 @@ def fingerprint(content: Sequence[ChatMessage] | Sequence[str], secret: str) -> 
     return hmac.new(secret.encode(), msgspec.msgpack.encode(content), hashlib.sha256).hexdigest()
 
 
-def salt(tenant: UserId, secret: str) -> str:
+def salt(tenant: TenantId, secret: str) -> str:
     """Says whose prompts may share what a worker has computed of them, and no more: workers never learn who the users are."""
     return hmac.new(secret.encode(), b"salt:" + str(tenant).encode(), hashlib.sha256).hexdigest()[:32]

@@ -4,53 +4,54 @@
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
-        $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[]
+        $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[]
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
-        prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached
+        prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id
     )
 ),
 settled AS MATERIALIZED (
     -- Always in this order, so that two gateways never wait for each other's accounts in a circle.
-    SELECT given.*, settle(id, cost_micro, state) AS settled_micro FROM given ORDER BY user_id, id
+    SELECT given.*, settle(id, cost_micro, state) AS settled_micro FROM given ORDER BY tenant_id, id
 ),
 fresh AS (
     INSERT INTO request_logs (
-        id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
+        id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached
     )
-    SELECT id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
+    SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached
     FROM settled
     ON CONFLICT (id) DO NOTHING
-    RETURNING user_id, api_key_id, tokens_used, status, created_at, cost_micro
+    RETURNING tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
 )
-INSERT INTO usage_stats (user_id, api_key_id, date, request_count, tokens_used, cost_micro)
-SELECT user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used), sum(cost_micro)
+INSERT INTO usage_stats (tenant_id, user_id, api_key_id, date, request_count, tokens_used, cost_micro)
+SELECT tenant_id, user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used), sum(cost_micro)
 FROM fresh
 WHERE status = 'success' OR tokens_used > 0
-GROUP BY 1, 2, 3
+GROUP BY 1, 2, 3, 4
 -- In one order here, too.
-ORDER BY 1, 2, 3
-ON CONFLICT (user_id, api_key_id, date) DO UPDATE SET
+ORDER BY 1, 2, 3, 4
+ON CONFLICT (tenant_id, user_id, api_key_id, date) DO UPDATE SET
     request_count = usage_stats.request_count + excluded.request_count,
     tokens_used = usage_stats.tokens_used + excluded.tokens_used,
     cost_micro = usage_stats.cost_micro + excluded.cost_micro;
 
 -- name: list_usage_days
--- What one user used on each day of the last year, newest first.
-SELECT date, api_key_id, request_count, tokens_used, cost_micro
+-- What one tenant used on each day of the last year, newest first.
+SELECT date, api_key_id, sum(request_count)::bigint AS request_count, sum(tokens_used)::bigint AS tokens_used, sum(cost_micro)::bigint AS cost_micro
 FROM usage_stats
-WHERE user_id = $1 AND date > (now() AT TIME ZONE 'UTC')::date - 365
+WHERE tenant_id = $1 AND date > (now() AT TIME ZONE 'UTC')::date - 365
+GROUP BY date, api_key_id
 ORDER BY date DESC, api_key_id NULLS LAST;
 
 -- name: sum_usage
--- What one user used in all.
+-- What one tenant used in all.
 SELECT coalesce(sum(request_count), 0)::bigint AS request_count, coalesce(sum(tokens_used), 0)::bigint AS tokens_used,
        coalesce(sum(cost_micro), 0)::bigint AS cost_micro
 FROM usage_stats
-WHERE user_id = $1;
+WHERE tenant_id = $1;
 
 -- name: reserve
 -- Holds what each of some requests may cost; granted_tokens is NULL where there is not enough for it.

@@ -9,6 +9,9 @@ from functools import partial
 from typing import ClassVar
 from uuid import UUID
 
+import msgspec
+
+from services.gateway import admission
 from services.gateway.callers import Callers
 from services.gateway.doors.http_app import HttpApp
 from services.gateway.doors.reference import Reference
@@ -39,8 +42,10 @@ from services.gateway.repeats.takes import Takes
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
+from services.gateway.telling import Telling
 from services.gateway.workers import Presence
-from shared import context, errors
+from shared import access, context, errors
+from shared.access import Permission
 from shared.api import auth, embedding, gateway
 from shared.api import ledger as ledgers
 from shared.api.gateway import Check, NodeRow
@@ -50,8 +55,9 @@ from shared.cache import Cache
 from shared.directory import Entry
 from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
+from shared.rpc.gate import Gate, Visitor
 from shared.telemetry.metrics import version
-from shared.types import SERVICE_NAMES, Credential, ModelName, Role, UserId, UserRole
+from shared.types import SERVICE_NAMES, Credential, ModelName, Role, TenantId, UserId
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,8 @@ class Opened:
     idempotency: Idempotency
 
 
-#: These ask as nodes of the house, not for a person.
-_HOUSE = (Role.METRICS, Role.OPERATOR)
 #: Who says no name is shown what everybody may use.
-_NOBODY = UserId(UUID(int=0))
+_NOBODY = TenantId(UUID(int=0))
 #: Workers elsewhere have to be found and connected to before it is known which models there are.
 _FINDING_SECONDS = 3.0
 
@@ -100,6 +104,8 @@ class GatewayService:
         )
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(node.rpc)
+        self.telling = Telling(node.rpc)
+        node.dispatcher.gate = Gate(self.callers.identify, self._on_refusal)
         parts = Parts(
             quotas=self._quotas,
             ledger=opened.ledger,
@@ -139,7 +145,9 @@ class GatewayService:
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
+                node.tasks.create_task(service.telling.run())
                 yield service
+                await service.telling.send()
 
     async def watch_limits(self) -> None:
         """For ever; see ``Quotas.watch``."""
@@ -174,7 +182,11 @@ class GatewayService:
         rest = Rest(self._once, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
         chat = OpenAi(self._once, self._catalogue, request_seconds=self._seconds)
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self._embeddings, request_seconds=self._seconds).routes())
-        return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self._node.metrics, limits_of=self._quotas.limits_of)
+        every = (*routes, *Reference.routes_for(routes))
+        return HttpApp(every, self.callers, self._node.metrics, limits_of=self._quotas.limits_of, on_refusal=self.telling.refused)
+
+    def _on_refusal(self, method: str, _visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:
+        self.telling.refused(method, principal, "", error)
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
@@ -185,7 +197,7 @@ class GatewayService:
         # A request id of our own: it is the key of the request's row, so no caller may choose it.
         now = context.current.get()
         context.start(now.traceparent if now is not None else None)
-        principal = await self.callers.identify(request.auth.api_key or stream.credential)
+        principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         again = Again(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.Asked.OFF if request.fresh else cache_keys.Asked.NOTHING
@@ -197,15 +209,14 @@ class GatewayService:
 
     @serves(gateway.cancel_inference)
     async def cancel_inference(self, request: gateway.CancelInference, call: Call) -> Nothing:
-        principal = await self.callers.identify(call.credential)
-        self._idempotency.cancel(principal.user_id, request.idempotency_key)
+        self._idempotency.cancel(call.principal.tenant_id, request.idempotency_key)
         return Nothing()
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
         now = context.current.get()
         context.start(now.traceparent if now is not None else None)
-        principal = await self.callers.identify(request.auth.api_key or stream.credential)
+        principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         async with self._embeddings.run(principal, request.request, seconds=seconds) as running:
             async for vectors in running:
@@ -224,20 +235,22 @@ class GatewayService:
     @serves(gateway.list_models)
     async def list_models(self, _request: gateway.ListModels, call: Call) -> gateway.ServedModels:
         caller = None if call.credential is None else await self.callers.identify(call.credential)
-        return gateway.ServedModels(self._catalogue(_NOBODY if caller is None else caller.user_id))
+        return gateway.ServedModels(self._catalogue(caller))
 
     @serves(gateway.load_model)
     async def load_model(self, request: gateway.LoadOnWorker, call: Call) -> gateway.ModelPlaces:
-        return await self._model_orders.load(await self.callers.identify(call.credential), request, call.remaining_seconds())
+        places = await self._model_orders.load(request, call.remaining_seconds())
+        self.telling.act("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
+        return places
 
     @serves(gateway.unload_model)
     async def unload_model(self, request: gateway.UnloadOnWorkers, call: Call) -> gateway.ModelPlaces:
-        return await self._model_orders.unload(await self.callers.identify(call.credential), request, call.remaining_seconds())
+        places = await self._model_orders.unload(request, call.remaining_seconds())
+        self.telling.act("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
+        return places
 
     @serves(gateway.list_nodes)
     async def list_nodes(self, _request: gateway.ListNodes, call: Call) -> gateway.NodeRows:
-        if call.caller.role not in _HOUSE:
-            await self.callers.identify(call.credential)
         rows = [self._own_row(), *(self._row(entry) for entry in self._node.directory.entries())]
         return gateway.NodeRows(tuple(sorted(rows, key=lambda row: (row.role, row.id))))
 
@@ -265,8 +278,11 @@ class GatewayService:
         left = self._dispatch.knowledge.strikes.seconds_left(entry.node, self._dispatch.clock())
         return _node_row(entry, None if seconds is None else round(seconds * 1000, 3), strikes.why_not(left))
 
-    def _catalogue(self, tenant: UserId) -> tuple[gateway.ServedModel, ...]:
-        return routing.catalogue(policy.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
+    def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
+        """What there is for this caller; for somebody who says no name, what everybody may use."""
+        tenant = _NOBODY if caller is None else caller.tenant_id
+        served = routing.catalogue(policy.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
+        return served if caller is None else tuple(model for model in served if admission.is_open(caller, model.name))
 
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._names)
@@ -275,9 +291,9 @@ class GatewayService:
 
     @serves(gateway.get_user_quota)
     async def get_user_quota(self, request: gateway.GetUserQuota, call: Call) -> gateway.UserQuota:
-        principal = await self.callers.identify(call.credential)
+        principal = call.principal
         if request.user_id is not None and request.user_id != principal.user_id:
-            if principal.role is not UserRole.ADMIN:
+            if not access.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an admin may read another user's quota", hint="leave userId out to read your own")
             principal = await self._other(request.user_id, call.credential)
         found = await self._quotas.look(principal)
@@ -290,43 +306,48 @@ class GatewayService:
             remaining=hour.remaining,
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
             limits=limits.states(found),
-            account=await self._books.account(principal.user_id, principal.tier),
+            account=await self._books.account(principal.tenant_id, principal.tier),
             key_budget=await self._books.find_key_budget(principal),
         )
 
     @serves(gateway.read_usage)
     async def read_usage(self, request: gateway.ReadUsage, _call: Call) -> UserUsage:
         """Only auth may call this, and has checked whose usage it is."""
-        return await self._store.read_usage(request.user_id)
+        return await self._store.read_usage(request.tenant_id)
 
     # --- money --------------------------------------------------------------------------------------------------------
 
     @serves(ledgers.read_account)
     async def read_account(self, request: ledgers.ReadAccount, call: Call) -> ledgers.Account:
-        return await self._books.read_account(await self.callers.identify(call.credential), request, call.credential)
+        return await self._books.read_account(call.principal, request, call.credential)
 
     @serves(ledgers.top_up)
     async def top_up(self, request: ledgers.TopUp, call: Call) -> ledgers.Account:
-        return await self._books.top_up(await self.callers.identify(call.credential), request, call.credential)
+        account = await self._books.top_up(call.principal, request, call.credential)
+        self.telling.act("credits.move", call.principal, target=request.user, micro=str(request.amount_micro), note=request.note)
+        return account
 
     @serves(ledgers.list_prices)
     async def list_prices(self, request: ledgers.ListPrices, call: Call) -> ledgers.ModelPrices:
-        await self.callers.identify(call.credential)
         return await self._books.list_prices(request)
 
     @serves(ledgers.set_price)
     async def set_price(self, request: ledgers.SetPrice, call: Call) -> ledgers.ModelPrices:
-        return await self._books.set_price(await self.callers.identify(call.credential), request)
+        prices = await self._books.set_price(call.principal, request)
+        self.telling.act(
+            "price.set", call.principal, target=request.price.model or "default", price=msgspec.json.encode(request.price).decode()
+        )
+        return prices
 
     @serves(ledgers.revert_request)
     async def revert_request(self, request: ledgers.RevertRequest, call: Call) -> ledgers.Account:
-        return await self._books.revert(await self.callers.identify(call.credential), request, call.credential)
+        account = await self._books.revert(call.principal, request, call.credential)
+        self.telling.act("credits.revert", call.principal, target=request.request_id, note=request.note)
+        return account
 
     @serves(ledgers.verify_ledger)
     async def verify_ledger(self, _request: ledgers.VerifyLedger, call: Call) -> ledgers.LedgerReport:
-        if call.caller.role in _HOUSE:
-            return await self._ledger.verify()
-        return await self._books.verify(await self.callers.identify(call.credential))
+        return await self._ledger.verify()
 
     async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
         """Another user, as auth shows it to an admin."""

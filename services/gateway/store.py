@@ -8,7 +8,7 @@ from services.gateway.money.request_row import RequestRow
 from shared import database
 from shared.api.gateway import Check
 from shared.api.usage import UsageDay, UserUsage
-from shared.types import UserId
+from shared.types import TenantId, UserId
 
 
 @asynccontextmanager
@@ -35,12 +35,13 @@ class Store:
         columns = zip(*(_columns(row) for row in rows), strict=True)
         await self._database.run("write_requests", *columns)
 
-    async def read_usage(self, user_id: UserId) -> UserUsage:
-        days = await self._database.rows("list_usage_days", user_id)
-        total = await self._database.row("sum_usage", user_id)
+    async def read_usage(self, tenant: TenantId) -> UserUsage:
+        async with self._database.bound(tenant) as transaction:
+            days = await transaction.rows("list_usage_days", tenant)
+            total = await transaction.row("sum_usage", tenant)
         assert total is not None  # an aggregate without GROUP BY always has one row
         return UserUsage(
-            user_id=user_id,
+            user_id=UserId(tenant),
             request_count=total["request_count"],
             tokens_used=total["tokens_used"],
             days=tuple(
@@ -70,4 +71,5 @@ def _columns(row: RequestRow) -> tuple[object, ...]:
         row.cost_micro,
         row.reservation.value,
         row.cached,
+        row.tenant_id,
     )

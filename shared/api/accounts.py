@@ -56,6 +56,8 @@ class RequestPasswordReset(Body, frozen=True):
     """By user name or address; the answer is the same whether or not there is such an account."""
 
     name: Text
+    #: From where, as web and the gateway see it: so many of one address are enough.
+    client: Client = Client()
 
 
 class ResetPassword(Body, frozen=True):

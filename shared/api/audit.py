@@ -8,7 +8,7 @@ import msgspec
 
 from shared.api.auth import PEOPLE
 from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.types import Role, TenantId, UserId
+from shared.types import NodeId, Role, TenantId, UserId
 
 
 class Result(StrEnum):
@@ -55,6 +55,11 @@ class AuditRow(Body, frozen=True, omit_defaults=False):
     hash: str
     #: The personal part was erased; the chain still holds.
     erased: bool = False
+    #: The hash of the row before, in hex; what the chain is checked by, wherever the rows are.
+    prev_hash: str = ""
+    #: What stands for the personal part in the hash, and its salt, in hex: empty where there is none, the salt also once it was erased.
+    details_digest: str = ""
+    salt: str = ""
 
 
 class ListAudit(Body, frozen=True):
@@ -96,6 +101,8 @@ class ChainState(Body, frozen=True, omit_defaults=False):
 
 class AuditReport(Body, frozen=True):
     chains: tuple[ChainState, ...]
+    #: Who signs the anchors; an auditor compares it with the key in the file of anchors.
+    anchor_key: NodeId = NodeId("")
 
     @property
     def is_whole(self) -> bool:

@@ -152,8 +152,9 @@ class KeyBounds(Body, frozen=True, omit_defaults=False):
     networks: tuple[str, ...] = ()
 
 
-#: How long a key is good where nobody says otherwise.
+#: How long a key is good where nobody says otherwise; one for tests never for longer.
 KEY_DAYS = 90
+TEST_KEY_DAYS = 30
 
 
 class GenerateApiKey(Body, frozen=True):
@@ -164,8 +165,8 @@ class GenerateApiKey(Body, frozen=True):
     limits: KeyLimits = KeyLimits()
     kind: KeyKind = KeyKind.LIVE
     bounds: KeyBounds = KeyBounds()
-    #: 0 for a key that never expires.
-    days: int = KEY_DAYS
+    #: 0 for a key that never expires; None for what is usual for its kind.
+    days: int | None = None
 
 
 class ApiKey(Body, frozen=True):
@@ -253,6 +254,8 @@ class Principal(Body, frozen=True):
     #: Of a login: what it still lacks, and when a password or a code was last shown, in seconds since 1970.
     step: Step = Step.DONE
     confirmed_at: float | None = None
+    #: Of a key, and of a secret that was replaced: when it ends, in seconds since 1970; None for never. No cache may outlive it.
+    expires_at: float | None = None
 
     @property
     def tenant_id(self) -> TenantId:

@@ -9,7 +9,7 @@ from shared.api.inference import TokenLogprob
 from shared.api.ledger import Account
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.api.usage import UserUsage
-from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, Tier, UserId
+from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
 
@@ -162,7 +162,7 @@ class UserQuota(Body, frozen=True, omit_defaults=False):
 
 
 class ReadUsage(Body, frozen=True):
-    user_id: UserId
+    tenant_id: TenantId
 
 
 class ListModels(Body, frozen=True):

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import msgspec
 
@@ -18,7 +17,8 @@ from services.gateway.doors import http_errors
 from services.gateway.doors.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.limiting.crowds import Crowds
 from services.gateway.limiting.limits import Limit
-from shared import context, errors
+from shared import access, context, errors
+from shared.access import Access, Who
 from shared.api.auth import Principal
 from shared.bounded_waits import BoundedWait
 from shared.telemetry import Metrics, logs
@@ -28,17 +28,9 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
 _log = logs.get(part="http")
 
 
-class Access(Enum):
-    """The credential that a route asks for."""
-
-    PUBLIC = "none"
-    #: An API key or an access token.
-    CREDENTIAL = "API key or access token"
-    #: Only an access token: a person who has logged in.
-    ACCESS_TOKEN = "access token"  # noqa: S105 - the name of a kind, not a token
-
-
 Handler = Callable[[HttpCall], Coroutine[None, None, None]]
+#: Told of each refusal: the method, who it was as far as that is known, from where, and why.
+OnRefusal = Callable[[str, Principal | None, str, errors.AimeshError], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +40,6 @@ class Route:
     verb: str
     #: Its last part may be a name in braces, which stands for all that comes there, slashes included.
     path: str
-    access: Access
     handler: Handler
     #: The method of the contract that it amounts to: the label in the metrics.
     method: str
@@ -64,6 +55,11 @@ class Route:
     #: Whoever runs it knows the model, and observes its time with it.
     runs_a_model: bool = False
 
+    @property
+    def access(self) -> Access:
+        """Raises ValueError where nobody has said who may use it."""
+        return access.of_route(self.verb, self.path)
+
 
 class HttpApp:
     """An ASGI application for one route table. Raises ValueError for a route that does not say who may use it."""
@@ -75,13 +71,13 @@ class HttpApp:
         metrics: Metrics,
         *,
         limits_of: Callable[[Principal], Sequence[Limit]] = lambda _caller: (),
+        on_refusal: OnRefusal = lambda *_what: None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._routes: dict[str, dict[str, Route]] = {}
         self._heartbeat_seconds = heartbeat_seconds
         for route in routes:
-            if not isinstance(route.access, Access):
-                raise ValueError(f"{route.verb} {route.path} does not say what credential it needs")
+            _ = route.access
             if route.verb in self._routes.setdefault(route.path, {}):
                 raise ValueError(f"{route.verb} {route.path} is there twice")
             self._routes[route.path][route.verb] = route
@@ -90,6 +86,7 @@ class HttpApp:
         self._callers = callers
         self._metrics = metrics
         self._limits_of = limits_of
+        self._on_refusal = on_refusal
         self._crowds = Crowds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,16 +138,25 @@ class HttpApp:
         return route
 
     async def _serve(self, route: Route, call: HttpCall) -> None:
-        if route.access is not Access.PUBLIC:
-            call.principal = await self._callers.identify(call.credential)
-            if route.access is Access.ACCESS_TOKEN and call.principal.key_id is not None:
-                raise errors.NotAllowed("an API key may not do this", hint="log in and send the access token instead")
+        if route.access.who is Who.PERSON:
+            call.principal = await self._admit(route, call)
         if route.body is not None:
             with self._crowds.one_more(self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()):
                 await call.read_body()
                 await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
         else:
             await route.handler(call)
+
+    async def _admit(self, route: Route, call: HttpCall) -> Principal:
+        principal: Principal | None = None
+        try:
+            principal = await self._callers.identify(call.credential)
+            access.check(route.access, principal, time.time(), f"{route.verb} {route.path}")
+            access.check_network(principal, call.address)
+        except errors.CallerError as error:
+            self._on_refusal(route.method, principal, call.address or "", error)
+            raise
+        return principal
 
 
 def _runs_a_model(route: Route) -> bool:

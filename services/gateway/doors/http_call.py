@@ -100,6 +100,12 @@ class HttpCall:
         return None if key is None else Credential(key.decode("latin-1").strip())
 
     @property
+    def address(self) -> str | None:
+        """Whence it comes, behind trusted proxies."""
+        client = self._scope.get("client")
+        return client[0] if client else None
+
+    @property
     def idempotency_key(self) -> str | None:
         """Raises BadRequest where it is longer than 255 characters, or has others than printable ASCII."""
         return self._token(b"idempotency-key", "Idempotency-Key")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import msgspec
 
 from services.gateway.doors.error_bodies import ErrorBody
-from services.gateway.doors.http_app import Access, Route
+from services.gateway.doors.http_app import Route
+from shared.access import Who
 from shared.telemetry.metrics import version
 
 #: JSON Schema and OpenAPI are open documents; this is any node of one.
@@ -13,10 +14,9 @@ Json = dict[str, object]
 
 _REFERENCE = "#/components/schemas/{name}"
 
-_SCHEMES: dict[Access, list[Json]] = {
-    Access.PUBLIC: [],
-    Access.CREDENTIAL: [{"bearer": []}, {"apiKey": []}],
-    Access.ACCESS_TOKEN: [{"bearer": []}],
+_SCHEMES: dict[Who, list[Json]] = {
+    Who.NODE: [],
+    Who.PERSON: [{"bearer": []}, {"apiKey": []}],
 }
 
 #: Of every answer.
@@ -97,7 +97,7 @@ def _operation(route: Route) -> Json:
         "summary": route.summary,
         "operationId": _operation_id(route.verb, route.path),
         "tags": ["OpenAI" if route.path.startswith("/v1") else "aimesh"],
-        "security": _SCHEMES[route.access],
+        "security": _SCHEMES[route.access.who],
         "responses": _responses(route),
     }
     if parameters := _parameters(route):
@@ -117,7 +117,7 @@ def _responses(route: Route) -> Json:
         done["content"] = content
     statuses = {
         *_OF_EVERYONE,
-        *(_OF_CALLERS if route.access is not Access.PUBLIC else ()),
+        *(_OF_CALLERS if route.access.who is Who.PERSON else ()),
         *(_OF_BODIES if route.body is not None else ()),
         *(_OF_MODELS if _runs(route) else ()),
         *((404,) if "{" in route.path else ()),

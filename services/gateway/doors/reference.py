@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from services.gateway.doors import openapi
-from services.gateway.doors.http_app import Access, Route
+from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
+from shared.access import Who
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
@@ -32,11 +33,11 @@ class Reference:
         reference = Reference(routes)
         return (
             Route(
-                verb="GET", path="/openapi.json", access=Access.PUBLIC, handler=reference._send_openapi, method="openapi",
+                verb="GET", path="/openapi.json", handler=reference._send_openapi, method="openapi",
                 summary="The OpenAPI document",
             ),
             Route(
-                verb="GET", path="/docs", access=Access.PUBLIC, handler=reference._send_page, method="docs", summary="This reference",
+                verb="GET", path="/docs", handler=reference._send_page, method="docs", summary="This reference",
             ),
         )  # fmt: skip
 
@@ -46,6 +47,14 @@ class Reference:
     async def _send_page(self, call: HttpCall) -> None:
         call.add_headers([(b"content-security-policy", _POLICY.encode())])
         await call.answer_bytes(self._page, b"text/html; charset=utf-8")
+
+
+def _asked(route: Route) -> str:
+    row = route.access
+    if row.who is Who.NODE:
+        return "No credential."
+    scopes = " or ".join(f"<code>{html.escape(scope)}</code>" for scope in sorted(row.needs))
+    return f"Credential: API key or access token{f', with {scopes}' if scopes else ''}."
 
 
 def page(routes: Sequence[Route]) -> str:
@@ -64,7 +73,7 @@ def _section(route: Route) -> str:
     streams = "<p>With <code>stream</code> true the answer is server-sent events.</p>" if route.streams else ""
     return (
         f"<h2><code>{route.verb} {html.escape(route.path)}</code></h2><p>{html.escape(route.summary)}. "
-        f"Credential: {route.access.value}.</p>{body}{answer}{streams}"
+        f"{_asked(route)}</p>{body}{answer}{streams}"
     )
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from services.gateway import mesh
 from services.gateway.doors import bodies, key_bodies
-from services.gateway.doors.http_app import Access, Route
+from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.doors.rest_inference import RestInference
 from services.gateway.limiting import limits
@@ -15,7 +15,7 @@ from services.gateway.limiting.quotas import Quotas
 from services.gateway.once import Once
 from shared.api import auth
 from shared.api.usage import UserUsage
-from shared.types import Credential, KeyId, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, TenantId, Tier, UserId, UserRole
 
 
 class RegisterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,7 +92,7 @@ class QuotaAnswer(msgspec.Struct, frozen=True):
 class UsageReader(Protocol):
     """The part of the store that is used here."""
 
-    async def read_usage(self, user_id: UserId) -> UserUsage: ...
+    async def read_usage(self, tenant: TenantId) -> UserUsage: ...
 
 
 class Rest:
@@ -107,24 +107,24 @@ class Rest:
     def routes(self) -> tuple[Route, ...]:
         return (
             Route(
-                verb="POST", path="/api/auth/register", access=Access.PUBLIC, handler=self._register, method="registerUser",
+                verb="POST", path="/api/auth/register", handler=self._register, method="registerUser",
                 summary="Make an account", body=RegisterBody, answer=UserAnswer, status=201,
             ),
             Route(
-                verb="POST", path="/api/auth/login", access=Access.PUBLIC, handler=self._login, method="loginUser",
+                verb="POST", path="/api/auth/login", handler=self._login, method="loginUser",
                 summary="Exchange a password for an access token", body=LoginBody, answer=SessionAnswer,
             ),
             Route(
-                verb="POST", path="/api/auth/api-keys", access=Access.ACCESS_TOKEN, handler=self._make_key, method="generateApiKey",
+                verb="POST", path="/api/auth/api-keys", handler=self._make_key, method="generateApiKey",
                 summary="Make an API key; it is shown this once", body=key_bodies.ApiKeyBody, answer=key_bodies.ApiKeyAnswer, status=201,
             ),
             *self._inference.routes(),
             Route(
-                verb="GET", path="/api/usage", access=Access.CREDENTIAL, handler=self._usage, method="readUsage",
+                verb="GET", path="/api/usage", handler=self._usage, method="readUsage",
                 summary="What you used, by day", answer=UsageAnswer,
             ),
             Route(
-                verb="GET", path="/api/quota", access=Access.CREDENTIAL, handler=self._quota, method="getUserQuota",
+                verb="GET", path="/api/quota", handler=self._quota, method="getUserQuota",
                 summary="What you may still use in this hour", answer=QuotaAnswer,
             ),
         )  # fmt: skip
@@ -146,7 +146,7 @@ class Rest:
         await call.answer(key_bodies.to_answer(made), status=201)
 
     async def _usage(self, call: HttpCall) -> None:
-        usage = await self._usage_of(call.caller.user_id)
+        usage = await self._usage_of(call.caller.tenant_id)
         await call.answer(msgspec.convert(usage, UsageAnswer, from_attributes=True))
 
     async def _quota(self, call: HttpCall) -> None:

@@ -6,7 +6,7 @@ from services.gateway.admission import BadField
 from services.gateway.doors import answering, bodies, forms
 from services.gateway.doors.error_bodies import ErrorBody
 from services.gateway.doors.forms import About, Event
-from services.gateway.doors.http_app import Access, Route
+from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.once import Once
 from shared.api.gateway import InferenceRequest, InferenceResult
@@ -107,12 +107,12 @@ class RestInference:
     def routes(self) -> tuple[Route, ...]:
         return (
             Route(
-                verb="POST", path="/api/inference", access=Access.CREDENTIAL, handler=self._inference, method="processInferenceRequest",
+                verb="POST", path="/api/inference", handler=self._inference, method="processInferenceRequest",
                 summary="Run a prompt", body=InferenceBody, answer=InferenceAnswer,
                 streams=True, events=(TextEvent, InferenceAnswer),
             ),
             Route(
-                verb="POST", path="/api/infer", access=Access.CREDENTIAL, handler=self._infer, method="processInferenceRequest",
+                verb="POST", path="/api/infer", handler=self._infer, method="processInferenceRequest",
                 summary="Run a prompt, given as a model and a payload", body=InferBody, answer=InferenceAnswer,
                 streams=True, events=(TextEvent, InferenceAnswer),
             ),

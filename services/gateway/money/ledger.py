@@ -127,7 +127,7 @@ class Ledger:
         price = self._prices.find(bounds.model)
         wanted = Wanted(
             request_id=request_id,
-            owner=principal.user_id,
+            owner=principal.tenant_id,
             key_id=principal.key_id,
             model=bounds.model,
             price_id=price.id,

@@ -9,7 +9,7 @@ from services.gateway.money.prices import Price
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
 from shared import database
 from shared.api.ledger import LedgerReport, ModelPrice
-from shared.types import KeyId, MicroCredits, NodeId, RequestId, UserId
+from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class LedgerStore:
         names = OpenReservation.__dataclass_fields__
         return tuple(OpenReservation(**{name: row[name] for name in names}) for row in rows)
 
-    async def read_account(self, owner: UserId, monthly_micro: MicroCredits | None) -> AccountRow:
+    async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
         row = await self._database.row("read_account", owner, monthly_micro)
         assert row is not None  # the account is made where there is none
         return AccountRow(row["included_micro"], row["balance_micro"], row["reserved_micro"], row["month"])
 
     async def top_up(
-        self, transfer_id: RequestId, owner: UserId, amount: MicroCredits, note: str, monthly_micro: MicroCredits | None
+        self, transfer_id: RequestId, owner: TenantId, amount: MicroCredits, note: str, monthly_micro: MicroCredits | None
     ) -> bool:
         """False where this transfer was made already."""
         try:
@@ -56,10 +56,10 @@ class LedgerStore:
             return False
         return True
 
-    async def revert(self, request_id: RequestId, note: str) -> UserId | None:
+    async def revert(self, request_id: RequestId, note: str) -> TenantId | None:
         """Whose it was; None where it cost nothing. Raises AlreadyReverted."""
         try:
-            owner: UserId | None = await self._database.value("revert", request_id, note)
+            owner: TenantId | None = await self._database.value("revert", request_id, note)
         except database.UniqueViolation as error:
             raise AlreadyReverted from error
         return owner

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 _NOTHING = MicroCredits(0)
 
@@ -46,6 +46,13 @@ class RequestRow:
     cached: bool = False
     #: What becomes of its reservation, where it has one.
     reservation: ReservationState = ReservationState.RELEASED
+    #: The organisation that it was asked for; None for the user's own.
+    team_id: TenantId | None = None
+
+    @property
+    def tenant_id(self) -> TenantId:
+        """Who pays and is shown it."""
+        return TenantId(self.user_id) if self.team_id is None else self.team_id
 
     @property
     def tokens_used(self) -> int:

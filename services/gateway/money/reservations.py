@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, UserId
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,7 +11,7 @@ class Wanted:
     """What a request asks the ledger to hold."""
 
     request_id: RequestId
-    owner: UserId
+    owner: TenantId
     key_id: KeyId | None
     model: ModelName
     price_id: int
@@ -51,7 +51,7 @@ class OpenReservation:
     """One whose gateway has not been heard of for too long."""
 
     request_id: RequestId
-    owner: UserId
+    owner: TenantId
     key_id: KeyId | None
     model: ModelName
     price_id: int

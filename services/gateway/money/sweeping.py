@@ -10,7 +10,7 @@ from services.gateway.money.request_row import RequestRow, ReservationState
 from services.gateway.money.reservations import OpenReservation
 from shared.api import inference
 from shared.api.inference import Receipt
-from shared.types import MicroCredits, RequestStatus
+from shared.types import MicroCredits, RequestStatus, UserId
 
 ERROR_CODE = "gateway_lost"
 
@@ -30,7 +30,9 @@ def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, 
     seconds = min(max(0.0, (ended_at - reservation.created_at).total_seconds()), most_seconds)
     return RequestRow(
         id=reservation.request_id,
-        user_id=reservation.owner,
+        # Who of an organisation asked is not kept for a request whose gateway died.
+        user_id=UserId(reservation.owner),
+        team_id=reservation.owner,
         api_key_id=reservation.key_id,
         prompt_hash=None,
         model_used=reservation.model,

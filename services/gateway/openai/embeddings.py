@@ -8,7 +8,7 @@ import msgspec
 
 from services.gateway.admission import BadField
 from services.gateway.doors import bodies, http_errors
-from services.gateway.doors.http_app import Access, Route
+from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.embeddings import NUMBER_BYTES, Embeddings
 from shared.api import embedding
@@ -58,7 +58,7 @@ class OpenAiEmbeddings:
     def routes(self) -> tuple[Route, ...]:
         return (
             Route(
-                verb="POST", path="/v1/embeddings", access=Access.CREDENTIAL, handler=self._embed,
+                verb="POST", path="/v1/embeddings", handler=self._embed,
                 method=embedding.request_embeddings.name.partition(".")[2], summary="OpenAI's embeddings",
                 body=EmbeddingBody, answer=EmbeddingList, runs_a_model=True,
             ),

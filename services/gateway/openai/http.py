@@ -6,7 +6,7 @@ from typing import get_args
 
 from services.gateway.admission import BadField
 from services.gateway.doors import answering
-from services.gateway.doors.http_app import Access, Route
+from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.once import Again, Once
 from services.gateway.openai import chat as openai_chat
@@ -22,8 +22,8 @@ from services.gateway.openai.response_form import ResponseForm
 from services.gateway.openai.responses import ResponseBody
 from services.gateway.repeats import idempotency_keys
 from shared import context, errors
+from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult, ServedModel
-from shared.types import UserId
 
 _METHOD = "processInferenceRequest"
 
@@ -31,7 +31,7 @@ _METHOD = "processInferenceRequest"
 class OpenAi:
     """The handlers of /v1. ``served`` gives the models that a user may use, the default first."""
 
-    def __init__(self, once: Once, served: Callable[[UserId], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
+    def __init__(self, once: Once, served: Callable[[Principal], tuple[ServedModel, ...]], *, request_seconds: float) -> None:
         self._once = once
         self._served = served
         self._request_seconds = request_seconds
@@ -40,26 +40,26 @@ class OpenAi:
     def routes(self) -> tuple[Route, ...]:
         return (
             Route(
-                verb="POST", path="/v1/chat/completions", access=Access.CREDENTIAL, handler=self._chat, method=_METHOD,
+                verb="POST", path="/v1/chat/completions", handler=self._chat, method=_METHOD,
                 summary="OpenAI's chat completions", body=ChatBody, answer=ChatCompletion,
                 streams=True, events=(ChatChunk,),
             ),
             Route(
-                verb="POST", path="/v1/completions", access=Access.CREDENTIAL, handler=self._complete, method=_METHOD,
+                verb="POST", path="/v1/completions", handler=self._complete, method=_METHOD,
                 summary="OpenAI's older completions: goes on with a text, without a chat template",
                 body=CompletionBody, answer=Completion, streams=True, events=(Completion,),
             ),
             Route(
-                verb="POST", path="/v1/responses", access=Access.CREDENTIAL, handler=self._respond, method=_METHOD,
+                verb="POST", path="/v1/responses", handler=self._respond, method=_METHOD,
                 summary="OpenAI's responses; nothing is stored", body=ResponseBody, answer=Response,
                 streams=True, events=(*get_args(Told), ErrorEvent),
             ),
             Route(
-                verb="GET", path="/v1/models", access=Access.CREDENTIAL, handler=self._models, method="listModels",
+                verb="GET", path="/v1/models", handler=self._models, method="listModels",
                 summary="The models that are served, the default first", answer=Models,
             ),
             Route(
-                verb="GET", path="/v1/models/{model}", access=Access.CREDENTIAL, handler=self._model, method="listModels",
+                verb="GET", path="/v1/models/{model}", handler=self._model, method="listModels",
                 summary="A model that is served, by its name or another name of it", answer=Model,
             ),
         )  # fmt: skip
@@ -116,10 +116,10 @@ class OpenAi:
         return said.result
 
     async def _models(self, call: HttpCall) -> None:
-        await call.answer(Models(tuple(self._shown(model) for model in self._served(call.caller.user_id))))
+        await call.answer(Models(tuple(self._shown(model) for model in self._served(call.caller))))
 
     async def _model(self, call: HttpCall) -> None:
-        served = self._served(call.caller.user_id)
+        served = self._served(call.caller)
         found = next((model for model in served if call.which == model.name or call.which in model.aliases), None)
         if found is None:
             names = ", ".join(model.name for model in served) or "none"

@@ -22,7 +22,7 @@ from services.gateway.placing.routing import Wish
 from shared import errors
 from shared.directory import Entry
 from shared.telemetry import Metrics, logs
-from shared.types import ModelName, NodeId, Role, UserId
+from shared.types import ModelName, NodeId, Role, TenantId
 
 #: Who is served within this time need not be told that there was a queue.
 FIRST_WORD_SECONDS = 0.1
@@ -380,7 +380,7 @@ class Dispatch:
 
 
 #: Requests of one kind may run on the same workers.
-_Kind = tuple[str | None, frozenset[NodeId], UserId | None]
+_Kind = tuple[str | None, frozenset[NodeId], TenantId | None]
 
 
 def _kind(wish: Wish, owners: Set[str]) -> _Kind:

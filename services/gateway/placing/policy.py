@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from shared.directory import Entry
-from shared.types import UserId
+from shared.types import TenantId
 
 TRUSTED = "trusted"
 SHARED = "shared"
@@ -24,7 +24,7 @@ class Policy(StrEnum):
     TRUSTED = "trusted"
 
 
-def why_not(tenant: UserId, owner: str, labels: Mapping[str, str], policy: Policy) -> str:
+def why_not(tenant: TenantId, owner: str, labels: Mapping[str, str], policy: Policy) -> str:
     """Why the machine may not have the tenant's prompts, for people; empty where it may."""
     if owner and owner == str(tenant):
         return ""
@@ -35,6 +35,6 @@ def why_not(tenant: UserId, owner: str, labels: Mapping[str, str], policy: Polic
     return "is not labelled trusted=yes (ROUTING_POLICY=trusted)"
 
 
-def open_to(tenant: UserId, workers: Iterable[Entry], policy: Policy) -> list[Entry]:
+def open_to(tenant: TenantId, workers: Iterable[Entry], policy: Policy) -> list[Entry]:
     """Those that may have the tenant's prompts: what they serve is what there is for him."""
     return [worker for worker in workers if not why_not(tenant, worker.announcement.owner, worker.announcement.labels, policy)]

@@ -7,7 +7,7 @@ from datetime import datetime
 from shared import errors
 from shared.api.gateway import ServedModel
 from shared.directory import Entry
-from shared.types import ModelName, NodeId, UserId
+from shared.types import ModelName, NodeId, TenantId
 
 #: Repeats its prompt, for load tests: it comes last, so that it becomes nobody's default by its name.
 _SYNTHETIC = "echo"
@@ -35,7 +35,7 @@ class Wish:
 
     model: ModelName
     #: For whom: a fair queue takes turns between tenants.
-    tenant: UserId
+    tenant: TenantId
     #: How much work it is likely to be: tokens of the prompt, and the most of the answer.
     prompt_tokens: int
     max_tokens: int

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from shared.types import UserId
+from shared.types import TenantId
 
 #: Of a token of the prompt, and of the answer; as in the paper, and about what they cost to buy.
 INPUT_WEIGHT = 1
@@ -25,7 +25,7 @@ Ticket = TypeVar("Ticket", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    tenant: UserId
+    tenant: TenantId
     cost: float
     number: int
     urgent: bool
@@ -41,11 +41,11 @@ class FairQueue(Generic[Ticket]):
     def __init__(self) -> None:
         self._places: dict[Ticket, _Place] = {}
         #: Each in the order of coming; a tenant that does not wait is not in it.
-        self._waiting: dict[UserId, dict[Ticket, None]] = {}
+        self._waiting: dict[TenantId, dict[Ticket, None]] = {}
         self._urgent: dict[Ticket, None] = {}
-        self._counters: OrderedDict[UserId, float] = OrderedDict()
+        self._counters: OrderedDict[TenantId, float] = OrderedDict()
         #: When each of those had its last turn, counted in arrivals and turns.
-        self._had_turn: dict[UserId, int] = {}
+        self._had_turn: dict[TenantId, int] = {}
         #: The counter of the tenant that was the last to have nobody waiting any more.
         self._last_left = 0.0
         self._arrivals = 0
@@ -56,16 +56,16 @@ class FairQueue(Generic[Ticket]):
     def __contains__(self, ticket: Ticket) -> bool:
         return ticket in self._places
 
-    def waiting_of(self, tenant: UserId) -> int:
+    def waiting_of(self, tenant: TenantId) -> int:
         """The urgent ones are not counted."""
         return len(self._waiting.get(tenant, ()))
 
-    def counter_of(self, tenant: UserId) -> float:
+    def counter_of(self, tenant: TenantId) -> float:
         return self._counters.get(tenant, 0.0)
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
-    def enter(self, tenant: UserId, ticket: Ticket, cost: float, *, urgent: bool = False) -> None:
+    def enter(self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False) -> None:
         """Everybody enters, also where a place is free. ``urgent`` ones are before all others: they go on with something."""
         self._arrivals += 1
         self._places[ticket] = _Place(tenant, cost, self._arrivals, urgent)
@@ -99,7 +99,7 @@ class FairQueue(Generic[Ticket]):
             self._had_turn[place.tenant] = self._arrivals
         self.leave(ticket)
 
-    def correct(self, tenant: UserId, by: float) -> None:
+    def correct(self, tenant: TenantId, by: float) -> None:
         """What it was served differs from what it was charged with."""
         self._counters[tenant] = self._counters.pop(tenant, 0.0) + by
         if len(self._counters) > MAX_TENANTS:
@@ -108,7 +108,7 @@ class FairQueue(Generic[Ticket]):
                 del self._counters[idle]
                 self._had_turn.pop(idle, None)
 
-    def _lift(self, tenant: UserId) -> None:
+    def _lift(self, tenant: TenantId) -> None:
         level = min((self.counter_of(other) for other in self._waiting), default=self._last_left)
         if level > self.counter_of(tenant):
             self.correct(tenant, level - self.counter_of(tenant))
@@ -143,13 +143,13 @@ class FairQueue(Generic[Ticket]):
             heapq.heapreplace(heap, (*turn, number, tenant, rest))
         return found
 
-    def position_of_last(self, tenant: UserId) -> int:
+    def position_of_last(self, tenant: TenantId) -> int:
         """About which place, from 1 on, the tenant's newest has, as if all were of one size. For many newcomers at once, where
         ``order`` would cost too much."""
         mine = self.waiting_of(tenant)
         # Of each other tenant as many, and all of its own.
         return len(self._urgent) + sum([min(len(waiting), mine) for waiting in self._waiting.values()])
 
-    def _turn(self, tenant: UserId) -> tuple[float, int, int]:
+    def _turn(self, tenant: TenantId) -> tuple[float, int, int]:
         """Of equals the one that has had no turn for the longest, and of those the one that came first."""
         return self.counter_of(tenant), self._had_turn.get(tenant, 0), self._places[next(iter(self._waiting[tenant]))].number

@@ -13,7 +13,7 @@ import msgspec
 
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import ModelConfig
-from shared.types import UserId
+from shared.types import TenantId
 
 #: One tag for all of them, so that a cluster keeps answers and their order in one place.
 PREFIX = "{gateway:answers}:"
@@ -48,7 +48,7 @@ class Use:
 class Question:
     """What an answer depends on."""
 
-    tenant: UserId
+    tenant: TenantId
     prompt: str | tuple[ChatMessage, ...]
     #: As the caller gave it, after aliases and limits: without a seed that was drawn for it.
     config: ModelConfig

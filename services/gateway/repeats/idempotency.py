@@ -27,7 +27,7 @@ from shared.api.gateway import InferenceResult
 from shared.api.inference import Chunk
 from shared.node import lifecycle
 from shared.telemetry import logs
-from shared.types import ModelName, NodeId, RequestId, UserId
+from shared.types import ModelName, NodeId, RequestId, TenantId
 
 #: One statement prolongs all leases of a gateway, so it costs little to do so often; and after this time at most a client whose
 #: gateway died goes on elsewhere.
@@ -170,7 +170,7 @@ class Idempotency:
         with source:
             yield Repeat(source, await source.head())
 
-    def cancel(self, owner: UserId, key: str) -> None:
+    def cancel(self, owner: TenantId, key: str) -> None:
         """End the making of an answer that nobody wants any more, where this gateway makes it; what came until then is counted. The same
         request under the same key again is run anew."""
         for asked in [asked for asked in self._ours.values() if (asked.owner, asked.key) == (owner, key)]:

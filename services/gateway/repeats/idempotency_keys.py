@@ -15,7 +15,7 @@ from shared import errors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
 from shared.errors import Problem
-from shared.types import ModelName, NodeId, RequestId, UserId
+from shared.types import ModelName, NodeId, RequestId, TenantId
 
 #: As Stripe's.
 MAX_KEY_CHARACTERS = 255
@@ -33,7 +33,7 @@ class State(StrEnum):
 class Asked:
     """A request as its caller asks it, perhaps not for the first time."""
 
-    owner: UserId
+    owner: TenantId
     key: str
     request: InferenceRequest
     #: Of this very call.

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from services.gateway.repeats.idempotency_keys import Asked, Held, New, Orphaned, State
 from shared import database
-from shared.types import NodeId, RequestId, UserId
+from shared.types import NodeId, RequestId, TenantId
 
 #: Keys that are forgotten in one statement.
 SWEEP_BATCH = 500
@@ -29,7 +29,7 @@ class IdempotencyStore:
             return None
         return New(row["seed"]) if row["attempt"] == 1 else Orphaned(row["seed"])
 
-    async def find(self, owner: UserId, key: str) -> Held | None:
+    async def find(self, owner: TenantId, key: str) -> Held | None:
         row = await self._database.row("find_key", owner, key)
         if row is None:
             return None

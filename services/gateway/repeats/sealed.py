@@ -10,16 +10,16 @@ import zlib
 from nacl.exceptions import CryptoError
 from nacl.secret import Aead
 
-from shared.types import UserId
+from shared.types import TenantId
 
 
-def seal(plain: bytes, tenant: UserId, place: str, secret: str) -> bytes:
+def seal(plain: bytes, tenant: TenantId, place: str, secret: str) -> bytes:
     """``place`` is where it is going to lie; it opens nowhere else."""
     # Hundreds of chunks have the same shape: this leaves a third of them.
     return bytes(_box(tenant, secret).encrypt(zlib.compress(plain, level=1), place.encode()))
 
 
-def unseal(sealed: bytes, tenant: UserId, place: str, secret: str) -> bytes | None:
+def unseal(sealed: bytes, tenant: TenantId, place: str, secret: str) -> bytes | None:
     """None for what is damaged, another's, from another place, or sealed with another secret."""
     try:
         return zlib.decompress(_box(tenant, secret).decrypt(sealed, place.encode()))
@@ -27,5 +27,5 @@ def unseal(sealed: bytes, tenant: UserId, place: str, secret: str) -> bytes | No
         return None
 
 
-def _box(tenant: UserId, secret: str) -> Aead:
+def _box(tenant: TenantId, secret: str) -> Aead:
     return Aead(hmac.new(secret.encode(), b"sealed:" + str(tenant).encode(), hashlib.sha256).digest())

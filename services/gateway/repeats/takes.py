@@ -20,7 +20,7 @@ from shared import errors
 from shared.api.inference import Chunk
 from shared.node import lifecycle
 from shared.telemetry import logs
-from shared.types import UserId
+from shared.types import TenantId
 
 Head = TypeVar("Head")
 End = TypeVar("End")
@@ -39,7 +39,7 @@ _log = logs.get(part="takes")
 class Name:
     """Whose answer it is, and which: nobody finds another's."""
 
-    owner: UserId
+    owner: TenantId
     key: bytes
 
 

@@ -308,8 +308,8 @@ class House:
         routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self.embeddings, request_seconds=30).routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)
 
-    def _served(self, tenant: UserId) -> tuple[ServedModel, ...]:
-        return routing.catalogue(policy.open_to(tenant, self.directory.usable(Role.WORKER), Policy.GROUP), self.names)
+    def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
+        return routing.catalogue(policy.open_to(caller.tenant_id, self.directory.usable(Role.WORKER), Policy.GROUP), self.names)
 
     @staticmethod
     async def _validate(request: auth.ValidateApiKey) -> auth.Principal:

@@ -12,7 +12,7 @@ from shared.api.gateway import ModelPlace
 from shared.api.inference import ModelState, ModelStatus
 from shared.directory import Load
 from shared.types import ModelName, NodeId, Tier, UserRole
-from tests.services.gateway.fakes import PERSON, USER, FakeDirectory, FakeRpc, node_id
+from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, node_id
 
 ADMIN = auth.Principal(USER, "root", UserRole.ADMIN, Tier.FREE)
 M = ModelName("m")
@@ -44,24 +44,15 @@ class Site:
 
     async def load(self, model: str = "m", worker: str | None = None, pin: bool | None = None) -> tuple[ModelPlace, ...]:
         request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
-        return (await self.orders.load(ADMIN, request, 10)).places
+        return (await self.orders.load(request, 10)).places
 
     async def unload(self, model: str = "m", worker: str | None = None) -> tuple[ModelPlace, ...]:
         request = gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
-        return (await self.orders.unload(ADMIN, request, 10)).places
+        return (await self.orders.unload(request, 10)).places
 
     @property
     def nodes_asked(self) -> list[NodeId | None]:
         return [node for _, node, _ in self.rpc.asked]
-
-
-async def test_only_an_administrator_gives_orders() -> None:
-    site = Site(("m",))
-    with pytest.raises(errors.NotAllowed):
-        await site.orders.load(PERSON, gateway.LoadOnWorker(M), 10)
-    with pytest.raises(errors.NotAllowed):
-        await site.orders.unload(PERSON, gateway.UnloadOnWorkers(M), 10)
-    assert not site.rpc.asked
 
 
 async def test_the_least_busy_worker_that_has_the_model_loads_it() -> None:

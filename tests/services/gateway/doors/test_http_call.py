@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from services.gateway.admission import BadField
 from services.gateway.doors import answering, event_ids, http_call
 from services.gateway.doors.forms import Event, Form
-from services.gateway.doors.http_app import Access, HttpApp, Route
+from services.gateway.doors.http_app import HttpApp, Route
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.doors.rest_inference import RestForm
 from services.gateway.once import Again
@@ -21,7 +21,8 @@ from services.gateway.openai.completion_form import CompletionForm
 from services.gateway.openai.completions import CompletionBody
 from services.gateway.openai.response_form import ResponseForm
 from services.gateway.openai.responses import ResponseBody
-from shared import context, errors
+from shared import access, context, errors
+from shared.access import Access
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, Rest
 from shared.api.generation import Generation, Usage
@@ -356,14 +357,15 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, mon
 # --- routes ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_route_for_many_things_says_which(house: House) -> None:
+async def test_a_route_for_many_things_says_which(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast("dict[str, Access]", access.ROUTES), "GET /things/{name}", access.METHODS["auth.loginUser"])
     asked: list[str] = []
 
     async def handler(call: HttpCall) -> None:
         asked.append(call.which)
         await call.answer(ChatBody(messages=()))
 
-    route = Route(verb="GET", path="/things/{name}", access=Access.PUBLIC, handler=handler, method="x", summary="x")
+    route = Route(verb="GET", path="/things/{name}", handler=handler, method="x", summary="x")
     app = HttpApp([route], house.callers, house.metrics)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
         for path, status in (("/things/a", 200), ("/things/a/b", 200), ("/things/", 404), ("/things", 404), ("/thingsa", 404)):

@@ -84,18 +84,11 @@ async def test_what_is_left_of_a_keys_own_budget(site: Site) -> None:
     assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000))
 
 
-async def test_only_an_admin_reads_anothers_and_changes_any(site: Site) -> None:
+async def test_only_an_admin_reads_anothers(site: Site) -> None:
     assert (await site.books.read_account(ADMIN, ReadAccount(ADA.id), None)).included_micro == FREE
-    price = ModelPrice(None, MicroCredits(1), MicroCredits(1))
-    for asked in (
-        site.books.read_account(OWNER, ReadAccount(ADMIN.user_id), None),
-        site.books.top_up(OWNER, TopUp("ada", MicroCredits(1)), None),
-        site.books.set_price(OWNER, SetPrice(price)),
-        site.books.revert(OWNER, RevertRequest(RequestId(uuid4())), None),
-        site.books.verify(OWNER),
-    ):
+    for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
         with pytest.raises(errors.NotAllowed):
-            await asked
+            await site.books.read_account(nobody, ReadAccount(UserId(uuid4())), None)
 
 
 async def test_a_top_up_that_is_sent_again_happens_once(site: Site) -> None:
@@ -103,7 +96,7 @@ async def test_a_top_up_that_is_sent_again_happens_once(site: Site) -> None:
     for _ in range(3):
         assert (await site.books.top_up(ADMIN, order, None)).balance_micro == 5 * MICRO
     assert (await site.books.top_up(ADMIN, TopUp("ada", MicroCredits(-2 * MICRO)), None)).balance_micro == 3 * MICRO
-    assert (await site.books.verify(ADMIN)).findings == ()
+    assert (await site.ledger.verify()).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -144,4 +137,4 @@ async def test_what_a_request_cost_is_given_back_once(site: Site) -> None:
     assert (await site.books.revert(ADMIN, RevertRequest(request, "nonsense"), None)).free_micro == FREE
     with pytest.raises(errors.AlreadyExists):
         await site.books.revert(ADMIN, RevertRequest(request), None)
-    assert (await site.books.verify(ADMIN)).findings == ()
+    assert (await site.ledger.verify()).findings == ()

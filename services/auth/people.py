@@ -1,0 +1,113 @@
+"""The RPC methods about accounts: registering, and what administrators do with other people's."""
+
+from datetime import UTC, datetime
+
+from services.auth import acts, names, roles
+from services.auth.parts import Parts
+from shared import access, errors
+from shared.api import auth, events, gateway
+from shared.api.usage import UserUsage
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+from shared.types import TenantId
+
+_MOST_USERS_LISTED = 1000
+_USAGE_SECONDS = 5.0
+
+_log = logs.get(part="auth")
+
+
+class People:
+    """Handlers; all state is in PostgreSQL."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._settings = parts.settings
+        self._node = parts.node
+        self._store = parts.store
+        self._passwords = parts.passwords
+        self._identities = parts.identities
+        self._trail = parts.trail
+
+    @serves(auth.register_user)
+    async def register_user(self, request: auth.RegisterUser, call: Call) -> auth.User:
+        if not self._settings.open_registration:
+            await self._check_admin_registers(call)
+        asked = request.user_data
+        names.check_username(asked.username)
+        names.check_email(asked.email)
+        self._passwords.check(asked.password, username=asked.username, email=asked.email)
+        password_hash = await self._passwords.hash(asked.password)
+        async with self._store.adding_user() as transaction:
+            user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
+            await self._trail.add(transaction, acts.done_by("user.register", user.id, target=user.id))
+        self._node.metrics.registrations.inc()
+        self._node.publish(events.UserRegistered(datetime.now(UTC), user.id))
+        _log.info("user registered", user_id=user.id)
+        return user
+
+    async def _check_admin_registers(self, call: Call) -> None:
+        if call.credential is None:
+            # Whoever asks for an account has none to send; what helps is a person.
+            raise errors.NotAllowed("registration is closed here", hint="ask an administrator for an account")
+        caller = await self._identities.of(call.credential)
+        access.check(access.of_method(auth.list_users.name), caller, 0, auth.register_user.name)
+
+    @serves(auth.set_tier)
+    async def set_tier(self, request: auth.SetTier, call: Call) -> auth.User:
+        user = await self._store.get_user_called(request.user)
+        async with self._store.transaction() as transaction:
+            changed = await self._store.set_tier(transaction, user.id, request.tier)
+            act = acts.done("user.tier", call.principal, target=user.id, before=user.tier, after=changed.tier)
+            await self._trail.add(transaction, act)
+        _log.info("tier set", user_id=user.id, tier=request.tier, by=call.principal.user_id)
+        return changed
+
+    @serves(auth.set_role)
+    async def set_role(self, request: auth.SetRole, call: Call) -> auth.User:
+        user = await self._store.get_user_called(request.user)
+        if user.id == call.principal.user_id:
+            raise errors.NotAllowed("nobody changes their own role: it could be the last administrator's", hint="let another administrator")
+        async with self._store.transaction() as transaction:
+            changed = await self._store.set_role(transaction, user.id, request.role)
+            act = acts.done("user.role", call.principal, target=user.id, before=user.role, after=changed.role)
+            await self._trail.add(transaction, act)
+        _log.info("role set", user_id=user.id, role=request.role, by=call.principal.user_id)
+        return changed
+
+    @serves(auth.set_active)
+    async def set_active(self, request: auth.SetActive, call: Call) -> auth.User:
+        user = await self._store.get_user_called(request.user)
+        if user.id == call.principal.user_id and not request.is_active:
+            raise errors.NotAllowed(
+                "nobody closes their own account: it could be the last administrator's", hint="let another administrator"
+            )
+        async with self._store.transaction() as transaction:
+            changed = await self._store.set_active(transaction, user.id, request.is_active)
+            act = acts.done("user.open" if request.is_active else "user.close", call.principal, target=user.id)
+            await self._trail.add(transaction, act)
+        _log.info("account opened" if request.is_active else "account closed", user_id=user.id, by=call.principal.user_id)
+        return changed
+
+    @serves(auth.get_user)
+    async def get_user(self, request: auth.GetUser, call: Call) -> auth.User:
+        user = await self._store.find_user(request.user_id)
+        if user is None:
+            raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows them")
+        return user
+
+    @serves(auth.get_user_called)
+    async def get_user_called(self, request: auth.GetUserCalled, call: Call) -> auth.User:
+        return await self._store.get_user_called(request.user)
+
+    @serves(auth.list_users)
+    async def list_users(self, request: auth.ListUsers, call: Call) -> auth.Users:
+        if not 1 <= request.limit <= _MOST_USERS_LISTED:
+            raise errors.BadRequest(f"limit: 1 to {_MOST_USERS_LISTED}")
+        return auth.Users(await self._store.list_users(request.limit))
+
+    @serves(auth.get_user_usage)
+    async def get_user_usage(self, request: auth.GetUserUsage, call: Call) -> UserUsage:
+        tenant = call.principal.tenant_id if request.user_id is None else TenantId(roles.subject_of(call.principal, request.user_id))
+        # The gateway counts, so it is asked; auth only says who may know.
+        deadline_seconds = min(_USAGE_SECONDS, call.remaining_seconds())
+        return await self._node.rpc.call(gateway.read_usage, gateway.ReadUsage(tenant), deadline_seconds=deadline_seconds)
