@@ -229,3 +229,79 @@ WHERE (owner, key) IN (
     LIMIT $1
     FOR UPDATE SKIP LOCKED
 );
+
+-- name: sum_time
+-- One tenant's requests in each piece of a time, of everybody where no tenant is named; refusals of limits do not count.
+SELECT date_trunc($4, created_at AT TIME ZONE 'UTC') AS at,
+    count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
+    coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
+    coalesce(sum(cost_micro), 0)::bigint AS cost_micro, count(*) FILTER (WHERE cached) AS cached,
+    percentile_disc(0.5) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p50_ms,
+    percentile_disc(0.95) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p95_ms
+FROM request_logs
+WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status <> 'limited'
+GROUP BY 1
+ORDER BY 1;
+
+-- name: sum_groups
+-- The same in all, by model and by key.
+SELECT grouping(model_used) = 0 AS is_model, grouping(api_key_id) = 0 AS is_key, model_used, api_key_id,
+    count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
+    coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
+    coalesce(sum(cost_micro), 0)::bigint AS cost_micro, count(*) FILTER (WHERE cached) AS cached,
+    percentile_disc(0.5) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p50_ms,
+    percentile_disc(0.95) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p95_ms
+FROM request_logs
+WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status <> 'limited'
+GROUP BY GROUPING SETS ((), (model_used), (api_key_id))
+ORDER BY requests DESC
+LIMIT 1000;
+
+-- name: sum_feedback
+-- Thumbs for each model.
+SELECT model, count(*) FILTER (WHERE rating > 0) AS up, count(*) FILTER (WHERE rating < 0) AS down
+FROM feedback
+WHERE ($1::uuid IS NULL OR tenant_id = $1) AND at >= $2 AND at < $3
+GROUP BY model;
+
+-- name: list_requests
+-- One tenant's requests, the newest first.
+SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
+    log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
+FROM request_logs AS log
+LEFT JOIN feedback ON feedback.request_id = log.id
+WHERE log.tenant_id = $1 AND log.created_at < coalesce($2, 'infinity') AND ($3::text IS NULL OR log.status = $3)
+    AND ($4::text IS NULL OR log.model_used = $4) AND ($5::uuid IS NULL OR log.api_key_id = $5)
+ORDER BY log.created_at DESC, log.id
+LIMIT $6;
+
+-- name: export_requests
+-- The next of one tenant's requests, the oldest first, behind the last one that was read.
+SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
+    log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
+FROM request_logs AS log
+LEFT JOIN feedback ON feedback.request_id = log.id
+WHERE log.tenant_id = $1 AND (log.created_at, log.id) > ($2, $3::uuid)
+ORDER BY log.created_at, log.id
+LIMIT $4;
+
+-- name: rate_request
+-- A thumb for a request that this user made for this tenant.
+INSERT INTO feedback (request_id, tenant_id, user_id, model, rating)
+SELECT id, tenant_id, user_id, model_used, $4 FROM request_logs
+WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND model_used IS NOT NULL
+ON CONFLICT (request_id) DO UPDATE SET rating = excluded.rating, at = now();
+
+-- name: unrate_request
+-- The thumb taken back.
+DELETE FROM feedback WHERE request_id = $1 AND tenant_id = $2 AND user_id = $3;
+
+-- name: end_old_requests
+-- Rows of the request log that are older than they are kept; the sums of days stay.
+DELETE FROM request_logs
+WHERE id IN (SELECT id FROM request_logs WHERE created_at < now() - make_interval(days => $1) LIMIT $2);
+
+-- name: end_old_feedback
+-- Thumbs likewise.
+DELETE FROM feedback
+WHERE request_id IN (SELECT request_id FROM feedback WHERE at < now() - make_interval(days => $1) LIMIT $2);

@@ -43,6 +43,8 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
 from services.gateway.telling import Telling
+from services.gateway.usage_reports import UsageReports
+from services.gateway.usage_store import UsageStore
 from services.gateway.workers import Presence
 from shared import access, context, errors
 from shared.access import Permission
@@ -141,11 +143,14 @@ class GatewayService:
                 Takes().running() as takes,
                 _idempotency(settings, node, IdempotencyStore(database), takes).running() as idempotency,
             ):
+                reports = UsageReports(UsageStore(database), request_log_days=settings.request_log_days)
+                node.dispatcher.add(reports)
                 service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency))
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
                 node.tasks.create_task(service.telling.run())
+                node.tasks.create_task(reports.end_old())
                 yield service
                 await service.telling.send()
 

@@ -41,6 +41,9 @@ class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
         Meta(min_length=16),
         Variable("PROMPT_HASH_SECRET", "key of the HMAC that stands for a prompt in request_logs, at least 16 characters", secret=True),
     ]
+    request_log_days: Annotated[
+        int, Meta(ge=1, le=36500), Variable("REQUEST_LOG_DAYS", "days that rows of the request log are kept; the sums of each day stay")
+    ] = 90
     default_rate_limit: Annotated[
         int, Meta(ge=1), Variable("DEFAULT_RATE_LIMIT", "requests per hour of a user of the free tier; TIER_FREE goes before it")
     ] = 100

@@ -1,0 +1,95 @@
+"""The RPC methods about what was used: reports, the request log, thumbs; and the job that ends old rows."""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+
+from services.gateway import usage_store
+from services.gateway.usage_store import UsageStore
+from shared import access, errors
+from shared.access import Permission
+from shared.api import usage_report
+from shared.api.auth import Principal
+from shared.api.method import Nothing
+from shared.api.usage_report import Bucket, GetUsageReport, LoggedRequests, UsageBucket, UsageReport, UsageSum
+from shared.rpc import Call, StreamCall, serves
+from shared.telemetry import logs
+from shared.types import RequestId, TenantId
+
+_STEP = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), Bucket.DAY: timedelta(days=1)}
+_EXPORTED_AT_ONCE = 500
+_ENDED_AT_ONCE = 5000
+_END_EVERY_SECONDS = 3600.0
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = logs.get(part="usage")
+
+
+class UsageReports:
+    """Handlers; all state is in PostgreSQL."""
+
+    def __init__(self, store: UsageStore, *, request_log_days: int) -> None:
+        self._store = store
+        self._days = request_log_days
+
+    @serves(usage_report.get_usage_report)
+    async def get_usage_report(self, request: GetUsageReport, call: Call) -> UsageReport:
+        starts = buckets(request)
+        if request.everybody and not access.may(call.principal, Permission.EVERYTHING):
+            raise errors.NotAllowed("only an administrator sees what everybody used", hint="leave everybody out to see your own")
+        sums = await self._store.sums(None if request.everybody else _subject(call.principal, request.tenant_id), request)
+        found = {bucket.at: bucket.sum for bucket in sums.buckets}
+        each = tuple(UsageBucket(at, found.get(at, UsageSum())) for at in starts)
+        return UsageReport(sums.total, each, sums.models, sums.keys)
+
+    @serves(usage_report.list_requests)
+    async def list_requests(self, request: usage_report.ListRequests, call: Call) -> LoggedRequests:
+        return LoggedRequests(await self._store.requests(_subject(call.principal, request.tenant_id), request))
+
+    @serves(usage_report.export_requests)
+    async def export_requests(self, request: usage_report.ExportRequests, stream: StreamCall[LoggedRequests]) -> Nothing:
+        at, last, tenant = request.since or _LONG_AGO, None, stream.principal.tenant_id
+        while rows := await self._store.requests_behind(tenant, at, last, _EXPORTED_AT_ONCE):
+            await stream.send(LoggedRequests(rows))
+            at, last = usage_store.last_of(rows)
+        return Nothing()
+
+    @serves(usage_report.give_feedback)
+    async def give_feedback(self, request: usage_report.GiveFeedback, call: Call) -> Nothing:
+        tenant, user = call.principal.tenant_id, call.principal.user_id
+        if request.rating == 0:
+            await self._store.unrate(tenant, user, request.request_id)
+        elif not await self._store.rate(tenant, user, RequestId(request.request_id), request.rating):
+            raise errors.NotFound("you have no answered request with this id", hint="the id is in the answer, and in the request log")
+        return Nothing()
+
+    async def end_old(self) -> None:
+        """For ever: rows that are older than they are kept go, a few thousand at a time."""
+        while True:
+            with contextlib.suppress(errors.Unavailable):
+                while gone := await self._store.end_old(self._days, _ENDED_AT_ONCE):
+                    _log.info("old rows of the request log ended", rows=gone, older_than_days=self._days)
+            await asyncio.sleep(_END_EVERY_SECONDS)
+
+
+def buckets(asked: GetUsageReport) -> tuple[datetime, ...]:
+    """When each piece of the time begins. Raises BadRequest for a time that has too many, or none."""
+    if asked.since.tzinfo is None or asked.until.tzinfo is None or asked.since >= asked.until:
+        raise errors.BadRequest("since and until: two times with their zone, the earlier one first")
+    step, since = _STEP[asked.bucket], asked.since.astimezone(UTC)
+    first = since.replace(second=0, microsecond=0)
+    if asked.bucket is not Bucket.MINUTE:
+        first = first.replace(minute=0)
+    if asked.bucket is Bucket.DAY:
+        first = first.replace(hour=0)
+    number = -int((first - asked.until) // step)
+    if number > usage_report.MOST_BUCKETS:
+        most = usage_report.MOST_BUCKETS
+        raise errors.BadRequest(f"that is {number} {asked.bucket}s; at most {most} are shown", hint="ask for a shorter time")
+    return tuple(first + step * position for position in range(number))
+
+
+def _subject(caller: Principal, tenant: TenantId | None) -> TenantId:
+    if tenant is None or tenant == caller.tenant_id or access.may(caller, Permission.EVERYTHING):
+        return tenant or caller.tenant_id
+    raise errors.NotAllowed("that is another's", hint="leave tenantId out to mean your own; only an administrator may name others")

@@ -1,0 +1,123 @@
+"""What people ask of the request log and of feedback. Every method may raise Unavailable."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from shared import database
+from shared.api.usage_report import GetUsageReport, ListRequests, LoggedRequest, UsageBucket, UsageOfKey, UsageOfModel, UsageSum
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
+
+_FIRST = UUID(int=0)
+#: A report of a busy year sorts a million response times.
+_REPORT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A report as PostgreSQL has it: pieces without requests are missing."""
+
+    total: UsageSum
+    buckets: tuple[UsageBucket, ...]
+    models: tuple[UsageOfModel, ...]
+    keys: tuple[UsageOfKey, ...]
+
+
+class UsageStore:
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    async def sums(self, tenant: TenantId | None, asked: GetUsageReport) -> Sums:
+        """None: of everybody."""
+        time = tenant, asked.since, asked.until
+        if tenant is None:
+            async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
+                return await _sums(transaction, time, asked)
+        async with self._database.bound(tenant, deadline_seconds=_REPORT_SECONDS) as transaction:
+            return await _sums(transaction, time, asked)
+
+    async def requests(self, tenant: TenantId, asked: ListRequests) -> tuple[LoggedRequest, ...]:
+        async with self._database.bound(tenant) as transaction:
+            status = None if asked.status is None else asked.status.value
+            found = await transaction.rows("list_requests", tenant, asked.before, status, asked.model, asked.key_id, asked.limit)
+        return tuple(_logged(row) for row in found)
+
+    async def requests_behind(self, tenant: TenantId, at: datetime, last: RequestId | None, most: int) -> tuple[LoggedRequest, ...]:
+        """The next ones, the oldest first."""
+        async with self._database.bound(tenant) as transaction:
+            found = await transaction.rows("export_requests", tenant, at, last or _FIRST, most)
+        return tuple(_logged(row) for row in found)
+
+    async def rate(self, tenant: TenantId, user: UserId, request: RequestId, rating: int) -> bool:
+        """Whether there is such a request of this user."""
+        async with self._database.bound(tenant) as transaction:
+            return bool(await transaction.run("rate_request", request, tenant, user, rating))
+
+    async def unrate(self, tenant: TenantId, user: UserId, request: RequestId) -> None:
+        async with self._database.bound(tenant) as transaction:
+            await transaction.run("unrate_request", request, tenant, user)
+
+    async def end_old(self, days: int, most: int) -> int:
+        """How many rows went."""
+        gone = await self._database.run("end_old_requests", days, most, deadline_seconds=30)
+        return gone + await self._database.run("end_old_feedback", days, most, deadline_seconds=30)
+
+
+async def _sums(transaction: database.Transaction, time: tuple[TenantId | None, datetime, datetime], asked: GetUsageReport) -> Sums:
+    pieces = await transaction.rows("sum_time", *time, asked.bucket.value)
+    groups = await transaction.rows("sum_groups", *time)
+    thumbs = {row["model"]: row for row in await transaction.rows("sum_feedback", *time)}
+    total = next((_sum(row) for row in groups if not row["is_model"] and not row["is_key"]), UsageSum())
+    models = (row for row in groups if row["is_model"] and row["model_used"] is not None)
+    return Sums(
+        total,
+        tuple(UsageBucket(row["at"].replace(tzinfo=UTC), _sum(row)) for row in pieces),
+        tuple(_of_model(row, thumbs.get(row["model_used"])) for row in models),
+        tuple(UsageOfKey(_key(row["api_key_id"]), _sum(row)) for row in groups if row["is_key"]),
+    )
+
+
+def _of_model(row: database.Record, thumbs: database.Record | None) -> UsageOfModel:
+    up, down = (0, 0) if thumbs is None else (thumbs["up"], thumbs["down"])
+    return UsageOfModel(ModelName(row["model_used"]), _sum(row), up, down)
+
+
+def _sum(row: database.Record) -> UsageSum:
+    return UsageSum(
+        requests=row["requests"],
+        errors=row["errors"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        cost_micro=MicroCredits(row["cost_micro"]),
+        cached=row["cached"],
+        p50_ms=row["p50_ms"],
+        p95_ms=row["p95_ms"],
+    )
+
+
+def _logged(row: database.Record) -> LoggedRequest:
+    return LoggedRequest(
+        id=RequestId(row["id"]),
+        created_at=row["created_at"],
+        user_id=UserId(row["user_id"]),
+        key_id=_key(row["api_key_id"]),
+        model=None if row["model_used"] is None else ModelName(row["model_used"]),
+        status=RequestStatus(row["status"]),
+        error_code=row["error_code"],
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        response_time_ms=row["response_time_ms"],
+        cost_micro=MicroCredits(row["cost_micro"]),
+        cached=row["cached"],
+        rating=row["rating"],
+    )
+
+
+def _key(found: UUID | None) -> KeyId | None:
+    return None if found is None else KeyId(found)
+
+
+def last_of(rows: Sequence[LoggedRequest]) -> tuple[datetime, RequestId]:
+    """Where to go on behind these."""
+    return rows[-1].created_at, rows[-1].id
