@@ -5,48 +5,49 @@ from http import HTTPStatus
 from litestar import Litestar, MediaType
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
-from litestar.types import ExceptionHandlersMap
+from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
-from services.web import accounts, api_keys, forms, pages, problems, views, visits
-from services.web.visits import HttpRequest, Page, SignInFirst, Site, Visit
+from services.web import access, forms, problems, views, visits
+from services.web.pages import keys, landing, overview, signing_in
+from services.web.visits import HttpRequest, NotConfirmed, Page, SignInFirst, Site, StepFirst, Visit
 from shared import context, errors
+from shared.api import auth
 from shared.telemetry import logs
 
 _log = logs.get(part="pages")
 
-ROUTES = (
-    pages.landing,
-    pages.dashboard,
-    pages.static,
-    accounts.show_register,
-    accounts.register,
-    accounts.show_login,
-    accounts.login,
-    accounts.logout,
-    accounts.show_login_link,
-    accounts.redeem_login_link,
-    api_keys.show_api_keys,
-    api_keys.create_api_key,
-    api_keys.ask_revoke,
-    api_keys.revoke_api_key,
+ROUTES: tuple[ControllerRouterHandler, ...] = (
+    *landing.ROUTES,
+    *signing_in.ROUTES,
+    *overview.ROUTES,
+    *keys.ROUTES,
 )
+#: Where each step of a login is done.
+STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor", auth.Step.DONE: visits.HOME}
 
 
 def build(site: Site) -> Litestar:
-    def visit(request: HttpRequest) -> Visit:
-        return Visit(site, request)
+    """Raises ValueError for a page of which nobody has said who may open it."""
+
+    async def visit(request: HttpRequest) -> Visit:
+        request.state.visit = made = Visit(site, request)
+        await made.admit()
+        return made
 
     failures = Failures(site)
     handlers: ExceptionHandlersMap = {
         SignInFirst: failures.sign_in_first,
+        StepFirst: failures.step_first,
+        NotConfirmed: failures.not_confirmed,
         errors.NotAuthenticated: failures.sign_in_first,
+        errors.ConfirmationNeeded: failures.confirm,
         errors.AimeshError: failures.refused,
         HTTPException: failures.not_http,
         Exception: failures.bug,
     }
-    return Litestar(
+    pages = Litestar(
         route_handlers=list(ROUTES),
-        dependencies={"visit": Provide(visit, sync_to_thread=False)},
+        dependencies={"visit": Provide(visit)},
         exception_handlers=handlers,
         request_max_body_size=forms.MAX_BODY_BYTES,
         signature_types=[Visit],
@@ -54,6 +55,9 @@ def build(site: Site) -> Litestar:
         logging_config=None,
         debug=False,
     )
+    for route in pages.routes:
+        access.who_may(route.path)
+    return pages
 
 
 class Failures:
@@ -65,11 +69,35 @@ class Failures:
     def sign_in_first(self, request: HttpRequest, error: Exception) -> Page:
         if isinstance(error, errors.AimeshError) and _sent_json(request):
             return self.refused(request, error)
-        visit = Visit(self._site, request)
+        visit = self._visit(request)
         if visit.session_token is not None:
             visit.sign_out()
         path = request.scope["path"]
-        return visit.redirect(f"/login?then={path}" if path in visits.AFTER_LOGIN else "/login")
+        then = path if request.method == "GET" and visits.own_page(path) == path else ""
+        return visit.redirect(f"/login?then={then}" if then else "/login")
+
+    def step_first(self, request: HttpRequest, error: StepFirst) -> Page:
+        return self._visit(request).redirect(STEPS[error.step])
+
+    def not_confirmed(self, request: HttpRequest, error: NotConfirmed) -> Page:
+        return self._ask_to_confirm(request, error.error)
+
+    def confirm(self, request: HttpRequest, error: errors.ConfirmationNeeded) -> Page:
+        if _sent_json(request):
+            return self.refused(request, error)
+        return self._ask_to_confirm(request, None)
+
+    def _ask_to_confirm(self, request: HttpRequest, problem: errors.CallerError | None) -> Page:
+        """The same form again, with a field for the password: what was typed is kept in the page, and done once it is confirmed."""
+        visit = self._visit(request)
+        kept = {name: value for name, value in visit.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
+        view = views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem)
+        return visit.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
+
+    def _visit(self, request: HttpRequest) -> Visit:
+        """What is known of it so far."""
+        found: Visit | None = getattr(request.state, "visit", None)
+        return found or Visit(self._site, request)
 
     def refused(self, request: HttpRequest, error: errors.AimeshError) -> Page:
         if _sent_json(request):
@@ -95,7 +123,7 @@ class Failures:
         current = context.current.get()
         request_id = str(current.request_id) if current else ""
         view = views.ErrorPage(status=status, message=message, hint=hint, request_id=request_id)
-        return Visit(self._site, request).page("error.html", view, here="error", status=status)
+        return self._visit(request).page("error.html", view, here="error", status=status)
 
 
 _KIND_OF_STATUS: dict[int, type[errors.AimeshError]] = {

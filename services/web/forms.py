@@ -1,5 +1,6 @@
 """What people send, typed: form fields and JSON bodies decoded into frozen structs, or BadRequest saying what is wrong. Pure."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -11,8 +12,8 @@ from shared.types import MicroCredits
 
 F = TypeVar("F", bound=msgspec.Struct)
 
-#: The largest form has seven fields.
-MAX_FIELDS = 16
+#: The largest form has some twenty.
+MAX_FIELDS = 64
 #: A register form with the longest allowed values is under 2 KiB.
 MAX_BODY_BYTES = 16 * 1024
 
@@ -24,7 +25,6 @@ class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    token: str
     username: str
     email: str
     password: str
@@ -37,7 +37,6 @@ class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    token: str
     #: A username or an e-mail address: whichever a person remembers.
     name: str
     password: str
@@ -46,7 +45,6 @@ class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    token: str
     name: str
     #: Of each: empty for no limit of its own.
     requests_per_hour: str = ""
@@ -62,17 +60,15 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoginLinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    token: str
     link: str
 
 
 class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A button: nothing but the proof that it was pressed on our page."""
 
-    token: str
 
-
-def read_form(content: bytes, kind: type[F]) -> F:
+def read_fields(content: bytes) -> dict[str, str]:
+    """As the browser sent them. Raises BadRequest."""
     try:
         pairs = parse_qsl(
             content.decode(), keep_blank_values=True, strict_parsing=bool(content), errors="strict", max_num_fields=MAX_FIELDS
@@ -85,6 +81,11 @@ def read_form(content: bytes, kind: type[F]) -> F:
     # No field of ours has a use for NUL, and PostgreSQL cannot store it.
     if any("\0" in value for value in fields.values()):
         raise errors.BadRequest("the form has a NUL character in it", hint="type the value again")
+    return fields
+
+
+def convert(fields: Mapping[str, str], kind: type[F]) -> F:
+    """Raises BadRequest where they are not those of our form."""
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:

@@ -1,6 +1,5 @@
 """Templates and static files: read once at start, rendered with everything escaped. The templates hold all texts of the pages."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -9,44 +8,54 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from services.web import assets
+from services.web.assets import Assets
 from shared import amounts
 from shared.api.auth import KeyLimits
+from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
 _COMMAND = re.compile("`([^`]+)`")
-_MEDIA_TYPES = {".css": "text/css", ".svg": "image/svg+xml"}
-
-
-@dataclass(frozen=True, slots=True)
-class Asset:
-    content: bytes
-    media_type: str
-    #: Changes with the content, so that browsers may keep what they have.
-    version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """What stands around every page."""
 
-    #: None for a visitor.
+    #: None for a visitor, and for somebody who has not finished signing in.
     username: str | None
-    #: The page that the navigation marks as the present one: `dashboard`, `api-keys` or nothing.
+    role: UserRole | None = None
+    #: The organisation that the person acts for; None for their own.
+    team_name: str | None = None
+    #: The page that the navigation marks as the present one, by the first word of its path; or nothing.
     here: str
     #: For every form on the page.
     form_token: str
+    #: light, dark or system.
+    theme: str = "system"
+    #: What the page says at its top.
+    notice: "Notice | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that a page says at its top, such as what was just done."""
+
+    text: str
+    #: good, warn or bad.
+    kind: str = "good"
 
 
 class Renderer:
     """Pages and static files of one process; immutable after ``load``."""
 
-    def __init__(self, environment: jinja2.Environment, assets: dict[str, Asset]) -> None:
+    def __init__(self, environment: jinja2.Environment, assets: Assets) -> None:
         self._environment = environment
         self.assets = assets
 
     @classmethod
     def load(cls) -> "Renderer":
-        assets = {path.name: _read(path) for path in sorted((_PACKAGE / "static").iterdir()) if path.suffix in _MEDIA_TYPES}
+        files = assets.load()
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_PACKAGE / "templates"),
             autoescape=True,
@@ -64,19 +73,14 @@ class Renderer:
             "clock": _clock,
             "sentence": _sentence,
         }
-        environment.globals["static"] = lambda name: f"/static/{name}?v={assets[name].version}"
+        environment.globals["static"] = files.address
         for name in environment.list_templates():
             # Compiled now: a mistake in a template stops the start and not a visitor.
             environment.get_template(name)
-        return cls(environment, assets)
+        return cls(environment, files)
 
     def render(self, template: str, frame: Frame, view: object) -> bytes:
         return self._environment.get_template(template).render(frame=frame, view=view).encode()
-
-
-def _read(path: Path) -> Asset:
-    content = path.read_bytes()
-    return Asset(content, _MEDIA_TYPES[path.suffix], hashlib.sha256(content).hexdigest()[:12])
 
 
 def _number(value: int) -> str:

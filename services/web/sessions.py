@@ -44,7 +44,7 @@ class Sessions:
             return known.session
         self._remembered.pop(key, None)
         try:
-            session = await self._caller.call(auth.refresh_session, auth.RefreshSession(token), deadline_seconds=ASK_AUTH_SECONDS)
+            session = await self._caller.call(auth.resume_session, auth.ResumeSession(token), deadline_seconds=ASK_AUTH_SECONDS)
         except (errors.NotAuthenticated, errors.NotAllowed, errors.BadRequest):
             return None
         self._remember(key, session)

@@ -1,5 +1,6 @@
 """What each template is given, as one frozen record per page; and the questions of those records. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -9,7 +10,7 @@ from shared import errors
 from shared.api import auth, gateway, ledger
 from shared.types import Credential, ModelName, Tier
 
-NOTHING_TYPED = NewKeyForm(token="", name="")
+NOTHING_TYPED = NewKeyForm(name="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,14 @@ class ApiKeysPage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokePage:
     key: auth.ApiKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmPage:
+    #: Where the form goes again, and what was typed into it.
+    action: str
+    fields: Mapping[str, str]
+    problem: errors.AimeshError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

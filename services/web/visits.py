@@ -8,20 +8,27 @@ from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from litestar import MediaType, Request, Response
+from litestar import MediaType, Response
+from litestar import Request as LitestarRequest
 from litestar.datastructures import Cookie, State
 
-from services.web import csrf, forms, rendering, sessions
+from services.web import access, csrf, forms, live, rendering, sessions
+from services.web.access import Who
 from services.web.caller import Caller
 from services.web.settings import WebSettings
 from shared import errors
 from shared.api import auth
+from shared.api.method import Method, Reply, Request
 
-HttpRequest = Request[None, None, State]
+HttpRequest = LitestarRequest[None, None, State]
 Page = Response[bytes]
 
-#: The pages that a login may lead to; a `then` that is none of them is ignored, so that no link leads out of here.
-AFTER_LOGIN = ("/dashboard", "/api-keys")
+#: Where a login leads unless a page asked for it.
+HOME = "/dashboard"
+_OWN_PATH = re.compile(r"(?:/[0-9A-Za-z_-][0-9A-Za-z._-]*)+")
+#: A page rather says "not available right now" than keep somebody waiting longer.
+PAGE_CALL_SECONDS = 3.0
+_LONGEST_AGENT = 200
 
 _FORM_SESSION = re.compile(r"[0-9A-Za-z_-]{43}")
 _HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -29,6 +36,22 @@ _HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5
 
 class SignInFirst(Exception):
     """The page is personal and nobody is signed in. Caught by the application, which leads to the login."""
+
+
+class StepFirst(Exception):
+    """The password was right, and the login still lacks a step. Caught by the application, which leads there."""
+
+    def __init__(self, step: auth.Step) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class NotConfirmed(Exception):
+    """What was typed to confirm something sensitive was wrong. Caught by the application, which asks again."""
+
+    def __init__(self, error: errors.CallerError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,7 @@ class Site:
     tokens: csrf.FormTokens
     renderer: rendering.Renderer
     now: Callable[[], datetime]
+    followers: live.Followers = field(default_factory=live.Followers)
 
 
 @dataclass(slots=True)
@@ -49,6 +73,10 @@ class Visit:
 
     site: Site
     request: HttpRequest
+    #: Whose visit it is; None for a visitor, and where nobody has looked.
+    session: auth.Session | None = None
+    #: The fields of the form that came with it, once they are read.
+    posted: dict[str, str] = field(default_factory=dict)
     #: Cookies that the answer will set; a value of None deletes.
     _cookies: dict[str, str | None] = field(default_factory=dict)
 
@@ -69,35 +97,107 @@ class Visit:
     def session_token(self) -> str | None:
         return self.request.cookies.get(self._cookie_name("session"))
 
-    async def find_session(self) -> auth.Session | None:
-        return await self.site.sessions.find(self.session_token)
+    @property
+    def person(self) -> auth.Session:
+        """Of a page that is for people who have signed in."""
+        assert self.session is not None, "services/web/access.py says that nobody comes here unseen"
+        return self.session
 
-    async def get_session(self) -> auth.Session:
-        """Raises SignInFirst where there is none, and PeerError while auth is away."""
+    async def find_session(self) -> auth.Session | None:
+        """Looks, for a page that is for everybody. Raises PeerError while auth is away."""
+        if self.session is None:
+            self.session = await self.site.sessions.find(self.session_token)
+        return self.session
+
+    async def admit(self) -> None:
+        """Raises SignInFirst, StepFirst or NotAllowed for who may not open this page, and PeerError while auth is away."""
+        who = access.who_may(self.request.scope["path"])
+        if who is Who.ANYBODY:
+            return
         session = await self.find_session()
         if session is None:
             raise SignInFirst
-        return session
+        if session.step is not auth.Step.DONE and who is not Who.HALFWAY:
+            raise StepFirst(session.step)
+        access.check(who, session)
+
+    async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
+        """Ask auth or the gateway in the person's name. Raises AimeshError."""
+        credential = None if self.session is None else self.session.access_token
+        return await self.site.caller.call(method, request, deadline_seconds=deadline_seconds, credential=credential)
+
+    async def ask(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = PAGE_CALL_SECONDS) -> Reply | None:
+        """As ``call``, for a part of a page that can be missing: None where it cannot be had now."""
+        try:
+            return await self.call(method, request, deadline_seconds=deadline_seconds)
+        except errors.PeerError:
+            return None
+
+    def client(self) -> auth.Client:
+        """Where the browser is and what it is, as far as we see."""
+        seen = self.request.scope.get("client")
+        agent = "".join(letter for letter in self.request.headers.get("user-agent", "") if letter.isprintable())
+        return auth.Client(seen[0] if seen else "", agent[:_LONGEST_AGENT])
 
     def sign_in(self, session: auth.Session) -> None:
+        """From the answer on; a session that the browser had is another one now."""
+        if self.session_token is not None:
+            self.site.sessions.forget(self.session_token)
+        self.session = session
         self._cookies[self._cookie_name("session")] = session.session_token
         self._cookies[self._cookie_name("form")] = None
 
     def sign_out(self) -> None:
         if self.session_token is not None:
             self.site.sessions.forget(self.session_token)
+        self.session = None
         self._cookies[self._cookie_name("session")] = None
 
-    async def read_form(self, kind: type[forms.F]) -> forms.F:
-        """The fields of a form that the browser sent from our own origin. Its token is checked by whoever knows the session."""
+    async def read_form(self, kind: type[forms.F], *, by_visitor: bool = False) -> forms.F:
+        """The fields of a form that the browser sent from our own origin, and that we gave to it for this session; or to a visitor, before
+        there is one. With what confirms something sensitive, that is confirmed first: raises NotConfirmed."""
+        fields = await self.read_fields()
+        token = fields.pop("token", "")
+        password, code = fields.pop("confirm_password", ""), fields.pop("confirm_code", "")
+        form = forms.convert(fields, kind)
+        if by_visitor:
+            self.check_visitor(token)
+        else:
+            self.check_person(token)
+        if password or code:
+            await self._confirm(password, code)
+        return form
+
+    async def read_fields(self) -> dict[str, str]:
+        """The fields as they came, from our own origin."""
+        self._check_origin()
+        if media_type(self.request) != "application/x-www-form-urlencoded":
+            raise errors.UnsupportedMedia("this is neither a form nor JSON", hint="use the page, or send application/json")
+        self.posted = forms.read_fields(await self.request.body())
+        return dict(self.posted)
+
+    async def read_json(self, kind: type[forms.F]) -> forms.F:
+        """What a script of ours sent, with the form token in a header."""
+        self._check_origin()
+        if media_type(self.request) != "application/json":
+            raise errors.UnsupportedMedia("this is not JSON", hint="send application/json")
+        self.check_person(self.request.headers.get("x-form-token", ""))
+        return forms.read_json(await self.request.body(), kind)
+
+    async def _confirm(self, password: str, code: str) -> None:
+        try:
+            await self.call(auth.confirm_again, auth.ConfirmAgain(password or None, code.strip() or None))
+        except errors.CallerError as error:
+            raise NotConfirmed(error) from error
+        if self.session_token is not None:
+            self.site.sessions.forget(self.session_token)
+
+    def _check_origin(self) -> None:
         csrf.check_origin(
             fetch_site=self.request.headers.get("sec-fetch-site"),
             origin=self.request.headers.get("origin"),
             own_hosts=frozenset({self.request.headers.get("host", "").lower(), urlsplit(self.address).netloc.lower()}),
         )
-        if media_type(self.request) != "application/x-www-form-urlencoded":
-            raise errors.UnsupportedMedia("this is neither a form nor JSON", hint="use the page, or send application/json")
-        return forms.read_form(await self.request.body(), kind)
 
     def check_visitor(self, token: str) -> None:
         """The form was ours, for somebody who was not signed in yet."""
@@ -108,10 +208,19 @@ class Visit:
         self.site.tokens.check(token, self.session_token)
 
     def page(
-        self, template: str, view: object, *, session: auth.Session | None = None, here: str = "", status: int = HTTPStatus.OK
+        self, template: str, view: object, *, here: str = "", status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
     ) -> Page:
-        token = self.site.tokens.issue(self._session_binding() if session else self._form_session())
-        frame = rendering.Frame(username=session.user.username if session else None, here=here, form_token=token)
+        session = self.session
+        is_in = session is not None and session.step is auth.Step.DONE
+        frame = rendering.Frame(
+            username=session.user.username if session is not None and is_in else None,
+            role=session.user.role if session is not None and is_in else None,
+            team_name=session.team_name if session is not None else None,
+            here=here,
+            form_token=self.site.tokens.issue(self._session_binding() if session else self._form_session()),
+            theme=(session.theme if session is not None else None) or "system",
+            notice=notice,
+        )
         return Response(
             self.site.renderer.render(template, frame, view),
             media_type=MediaType.HTML,
@@ -149,3 +258,14 @@ class Visit:
 
 def media_type(request: HttpRequest) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def own_page(path: str) -> str:
+    """``path`` if it is one of our pages to be opened after a login; else where everybody goes, so that no link leads out of here."""
+    if len(path) > 200 or not _OWN_PATH.fullmatch(path):
+        return HOME
+    try:
+        who = access.who_may(path)
+    except ValueError:
+        return HOME
+    return path if who in (Who.PERSON, Who.NODE_OWNER, Who.ADMIN) and not path.startswith("/live") else HOME

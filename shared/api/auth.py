@@ -84,6 +84,7 @@ class Session(Body, frozen=True, omit_defaults=False):
     step: Step = Step.DONE
     #: The organisation that it acts for; None for the user's own.
     team_id: TenantId | None = None
+    team_name: str | None = None
     #: How the person set the pages up: light, dark or system; None where nothing was chosen.
     theme: str | None = None
 

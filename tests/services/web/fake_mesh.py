@@ -105,7 +105,7 @@ class FakeMesh:
                 return self._session(self.add_session(account.user))
         raise errors.NotAuthenticated("the name or the password is wrong", hint="check both and try again")
 
-    def _refresh_session(self, request: auth.RefreshSession, _: Credential | None) -> auth.Session:
+    def _resume_session(self, request: auth.ResumeSession, _: Credential | None) -> auth.Session:
         if request.session_token not in self.sessions:
             raise errors.NotAuthenticated("the session has ended", hint="log in again")
         return self._session(request.session_token)

@@ -29,7 +29,7 @@ async def test_an_answer_is_remembered_for_five_seconds(mesh: FakeMesh, clock: C
         session = await remembered.find(token)
         assert session is not None
         assert session.user.username == "alice"
-    assert mesh.names_asked() == ["auth.refreshSession"] * 2
+    assert mesh.names_asked() == ["auth.resumeSession"] * 2
 
 
 async def test_a_forgotten_session_is_asked_for_again(mesh: FakeMesh, remembered: sessions.Sessions) -> None:
@@ -66,4 +66,4 @@ async def test_the_memory_is_bounded_and_drops_the_oldest(
     await remembered.find(second)
     assert mesh.asked == []
     await remembered.find(first)
-    assert mesh.names_asked() == ["auth.refreshSession"]
+    assert mesh.names_asked() == ["auth.resumeSession"]

@@ -84,7 +84,7 @@ async def test_the_first_steps_name_this_address_and_a_served_model(alice: Brows
 async def test_web_calls_with_the_access_token_of_the_person(alice: Browser, mesh: FakeMesh) -> None:
     await alice.get("/dashboard")
     for asked in mesh.asked:
-        expected = None if asked.method == "auth.refreshSession" else "access-alice"
+        expected = None if asked.method == "auth.resumeSession" else "access-alice"
         assert asked.credential == expected, asked.method
 
 
@@ -190,7 +190,7 @@ async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(alice: 
 
 async def test_static_files_are_kept_by_browsers_and_change_their_address_with_their_content(browser: Browser) -> None:
     page = await browser.get("/")
-    path = re.findall(r'href="(/static/style\.css\?v=\w+)"', page.text)[0]
+    path = re.findall(r'href="(/static/\w{12}/style\.css)"', page.text)[0]
     answer = await browser.get(path)
     assert answer.headers["content-type"].startswith("text/css")
     assert "immutable" in answer.headers["cache-control"]
@@ -202,7 +202,7 @@ async def test_a_get_changes_nothing(alice: Browser, mesh: FakeMesh) -> None:
     for path in ("/", "/login", "/register", "/dashboard", "/api-keys", f"/api-keys/{key.id}/revoke", "/login-link?token=link-token"):
         await alice.get(path)
     reading = {
-        "auth.refreshSession",
+        "auth.resumeSession",
         "auth.listApiKeys",
         "auth.getUserUsage",
         "gateway.getUserQuota",
@@ -237,8 +237,9 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-_STYLE = (Path(__file__).parents[3] / "services/web/static/style.css").read_text(encoding="utf-8")
-_SCHEMES = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in re.findall(r":root \{(.*?)\}", _STYLE, re.S)]
+_STYLE = (Path(__file__).parents[4] / "services/web/static/style.css").read_text(encoding="utf-8")
+_COLOURS = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", _STYLE)
+_SCHEMES = [{name: light for name, light, _ in _COLOURS}, {name: dark for name, _, dark in _COLOURS}]
 _ON = {
     "text": ("page", "surface", "sunken", "good-surface", "warn-surface", "bad-surface"),
     "soft": ("page", "surface", "sunken"),
@@ -262,6 +263,6 @@ def test_text_contrast_is_wcag_aa(scheme: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("scheme", _SCHEMES, ids=["light", "dark"])
 def test_fields_bars_and_focus_stand_out_from_their_ground(scheme: dict[str, str]) -> None:
-    for name in ("field", "bar", "focus"):
+    for name in ("field", "bar", "focus", "series-1", "series-2", "series-3", "series-4"):
         assert contrast(scheme[name], scheme["surface"]) >= 3
     assert contrast(scheme["focus"], scheme["page"]) >= 3

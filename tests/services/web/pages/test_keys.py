@@ -98,7 +98,7 @@ async def test_forged_forms_change_nothing(alice: Browser, mesh: FakeMesh, path:
     mesh.asked.clear()
     answer = await alice.client.post(path, data=fields, headers=headers)
     assert answer.status_code == 403
-    assert set(mesh.names_asked()) <= {"auth.refreshSession"}
+    assert set(mesh.names_asked()) <= {"auth.resumeSession"}
 
 
 async def test_html_and_sql_in_a_key_name_are_only_text(alice: Browser) -> None:

@@ -7,7 +7,8 @@ from litestar import MediaType, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import forms, pages, problems, views, visits
+from services.web import forms, problems, views, visits
+from services.web.pages import overview
 from services.web.visits import Page, Visit
 from shared import errors
 from shared.api import auth
@@ -31,11 +32,11 @@ async def register(visit: NamedDependency[Visit]) -> Page:
         wanted = forms.read_json(await visit.request.body(), forms.Registration)
         user = await _register(visit, auth.UserData(wanted.username, wanted.email, wanted.password))
         return _json(user, HTTPStatus.CREATED)
-    form = await visit.read_form(forms.RegistrationForm)
     if await visit.find_session() is not None:
         # A reload of the answer to this form: the account is there and the key has been shown.
+        await visit.read_fields()
         return visit.redirect("/dashboard")
-    visit.check_visitor(form.token)
+    form = await visit.read_form(forms.RegistrationForm, by_visitor=True)
     try:
         user = await _register(visit, auth.UserData(form.username.strip(), form.email.strip(), form.password))
     except errors.CallerError as error:
@@ -48,7 +49,7 @@ async def register(visit: NamedDependency[Visit]) -> Page:
 async def show_login(visit: NamedDependency[Visit], then: FromQuery[str] = "") -> Page:
     if await visit.find_session() is not None:
         return visit.redirect(_after_login(then))
-    return visit.page("login.html", views.LoginPage(then=then if then in visits.AFTER_LOGIN else ""), here="login")
+    return visit.page("login.html", views.LoginPage(then=then if visits.own_page(then) == then else ""), here="login")
 
 
 @post("/login", status_code=HTTPStatus.OK)
@@ -57,8 +58,7 @@ async def login(visit: NamedDependency[Visit]) -> Page:
         wanted = forms.read_json(await visit.request.body(), forms.Login)
         credentials = auth.Credentials(wanted.password, wanted.username, wanted.email)
         return _json(await _login(visit, credentials), HTTPStatus.OK)
-    form = await visit.read_form(forms.LoginForm)
-    visit.check_visitor(form.token)
+    form = await visit.read_form(forms.LoginForm, by_visitor=True)
     try:
         session = await _login(visit, _credentials(form.name.strip(), form.password))
     except errors.CallerError as error:
@@ -69,9 +69,10 @@ async def login(visit: NamedDependency[Visit]) -> Page:
 
 @post("/logout")
 async def logout(visit: NamedDependency[Visit]) -> Page:
-    form = await visit.read_form(forms.Confirmation)
-    if visit.session_token is not None:
-        visit.check_person(form.token)
+    if visit.session_token is None:
+        await visit.read_fields()
+    else:
+        await visit.read_form(forms.Confirmation)
         try:
             await visit.site.caller.call(auth.logout_user, auth.LogoutUser(visit.session_token))
         except errors.NotAuthenticated:
@@ -89,8 +90,7 @@ async def show_login_link(visit: NamedDependency[Visit], token: FromQuery[str] =
 
 @post("/login-link")
 async def redeem_login_link(visit: NamedDependency[Visit]) -> Page:
-    form = await visit.read_form(forms.LoginLinkForm)
-    visit.check_visitor(form.token)
+    form = await visit.read_form(forms.LoginLinkForm, by_visitor=True)
     try:
         session = await visit.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link))
     except errors.CallerError as error:
@@ -107,13 +107,13 @@ async def _welcome(visit: Visit, user: auth.User, password: str) -> Page:
         view = views.LoginPage(name=user.username, registered=True, problem=error)
         return visit.page("login.html", view, here="login", status=problems.status(error))
     visit.sign_in(session)
-    return await pages.dashboard_page(visit, session, new_key=await _first_key(visit, session), welcome=True)
+    return await overview.show(visit, new_key=await _first_key(visit), welcome=True)
 
 
-async def _first_key(visit: Visit, session: auth.Session) -> Credential | None:
+async def _first_key(visit: Visit) -> Credential | None:
     request = auth.GenerateApiKey(name=FIRST_KEY_NAME)
     try:
-        return (await visit.site.caller.call(auth.generate_api_key, request, credential=session.access_token)).api_key
+        return (await visit.call(auth.generate_api_key, request)).api_key
     except errors.AimeshError:
         # The page then leads to the key page, where the next attempt says what is wrong.
         return None
@@ -144,8 +144,11 @@ def _credentials(name: str, password: str) -> auth.Credentials:
 
 
 def _after_login(then: str) -> str:
-    return then if then in visits.AFTER_LOGIN else "/dashboard"
+    return visits.own_page(then)
 
 
 def _json(answer: msgspec.Struct, status: HTTPStatus) -> Page:
     return Page(msgspec.json.encode(answer), media_type=MediaType.JSON, status_code=status)
+
+
+ROUTES = (show_register, register, show_login, login, logout, show_login_link, redeem_login_link)

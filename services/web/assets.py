@@ -1,0 +1,58 @@
+"""The static files: read once at start, packed once, and served under an address that changes with them.
+
+All of them share one version, which stands before their names: so a module that imports its neighbour gets the neighbour of the same
+version, and browsers may keep everything for a year.
+"""
+
+import gzip
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_MEDIA_TYPES = {".css": "text/css", ".svg": "image/svg+xml", ".js": "text/javascript"}
+#: name -> file: what npm brought.
+_FROM_NPM = {
+    "npm/uplot.js": "npm/node_modules/uplot/dist/uPlot.esm.js",
+    "npm/uplot.css": "npm/node_modules/uplot/dist/uPlot.min.css",
+}
+#: Below, the header costs more than is saved.
+_WORTH_PACKING = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    content: bytes
+    media_type: str
+    #: The same by gzip; None where it is no smaller.
+    packed: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Assets:
+    #: By their path below `/static/<version>/`.
+    files: Mapping[str, Asset]
+    version: str
+
+    def address(self, name: str) -> str:
+        """Raises KeyError for a file that is not there: a mistake of a template, found at the first page."""
+        if name not in self.files:
+            raise KeyError(f"there is no static file {name!r}")
+        return f"/static/{self.version}/{name}"
+
+
+def load() -> Assets:
+    root = _PACKAGE / "static"
+    found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.suffix in _MEDIA_TYPES}
+    found |= {name: path for name, place in _FROM_NPM.items() if (path := _PACKAGE / place).exists()}
+    files = {name: _read(path) for name, path in found.items()}
+    version = hashlib.sha256(b"".join(name.encode() + asset.content for name, asset in sorted(files.items()))).hexdigest()[:12]
+    return Assets(files, version)
+
+
+def _read(path: Path) -> Asset:
+    content = path.read_bytes()
+    # Without a time in it, so that two replicas serve the same bytes.
+    packed = gzip.compress(content, 9, mtime=0) if len(content) > _WORTH_PACKING else content
+    return Asset(content, _MEDIA_TYPES[path.suffix], packed if len(packed) < len(content) else None)
