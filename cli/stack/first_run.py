@@ -1,9 +1,9 @@
 """After the first start: a key for the first admin, the profile that `aicli` finds by itself, and a page for people.
 
-auth has created the user from its ADMIN_PASSWORD_FILE. All of it is idempotent: a key that still works is kept.
+auth has created the user and the key from its ADMIN_PASSWORD_FILE and ADMIN_API_KEY_FILE. All of it is idempotent: a key that still
+works is kept.
 """
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cli.stack.home import Home
 from cli.stack.settings import StackSettings
 from shared import errors
 from shared.api import auth
+from shared.types import Credential
 
 ADMIN = "admin"
 #: The mesh has just come up; its nodes still find each other.
@@ -37,7 +38,7 @@ async def ensure_profile(home: Home, settings: StackSettings, connect: Connect =
         wanted = replace(wanted, api_key=present.api_key, username=present.username)
     async with connect(wanted) as mesh:
         if not await _works(mesh, wanted):
-            wanted = await _with_new_key(mesh, home, wanted)
+            wanted = await _with_first_key(mesh, home, wanted)
     if wanted != present:
         profile.write(home.profile, wanted)
     return wanted
@@ -60,29 +61,26 @@ async def _works(mesh: Connection, wanted: Profile) -> bool:
     return True
 
 
-async def _with_new_key(mesh: Connection, home: Home, wanted: Profile) -> Profile:
-    credentials = auth.Credentials(username=ADMIN, password=secret_files.read(home, "admin_password"))
-    try:
-        session = await mesh.call(auth.login_user, auth.LoginUser(credentials), deadline_seconds=_CALL_SECONDS)
-    except errors.NotAuthenticated as error:
+async def _with_first_key(mesh: Connection, home: Home, wanted: Profile) -> Profile:
+    """With the key that auth gave to the administrator whom it made."""
+    wanted = replace(wanted, api_key=Credential(secret_files.read(home, "admin_key")), username=ADMIN)
+    if not await _works(mesh, wanted):
         # `aicli login` needs a profile to write its key into.
         profile.write(home.profile, replace(wanted, api_key=None))
         raise errors.NotAuthenticated(
-            f"everything runs, but there is no working key, and the password in {home.secrets / 'admin_password'} is not that of {ADMIN}",
-            hint="log in with the right one: aicli login",
-        ) from error
-    request = auth.GenerateApiKey(name=f"make up on {socket.gethostname()}")
-    made = await mesh.call(auth.generate_api_key, request, credential=session.access_token, deadline_seconds=_CALL_SECONDS)
-    _write_page(home, wanted, made.api_key)
-    return replace(wanted, api_key=made.api_key, username=ADMIN)
+            f"everything runs, but no key of {ADMIN} that this machine knows works any more", hint="log in as an administrator: aicli login"
+        )
+    _write_page(home, wanted)
+    return wanted
 
 
-def _write_page(home: Home, wanted: Profile, key: str) -> None:
+def _write_page(home: Home, wanted: Profile) -> None:
     text = (
         f"web:      {wanted.web_url}\n"
         f"user:     {ADMIN}\n"
         f"password: {secret_files.read(home, 'admin_password')}\n"
-        f"API key:  {key}\n\n"
+        f"API key:  {wanted.api_key}\n\n"
+        "At the first sign-in on the page you set up a second factor.\n"
         "As they were when the stack was first started. Keep this file to yourself, or delete it: aicli does not read it.\n"
     )
     homes.write_private(page(home), text)

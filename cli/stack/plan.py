@@ -32,7 +32,13 @@ _ENGINE = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_", "HTTP
 
 #: service -> secret setting -> its file.
 _SECRETS: dict[str, dict[str, str]] = {
-    "auth": {"API_KEY_PEPPER": "key_pepper", "JWT_SIGNING_KEY": "jwt_signing_key.pem", "ADMIN_PASSWORD": "admin_password"},
+    "auth": {
+        "API_KEY_PEPPER": "key_pepper",
+        "DATA_KEY": "data_key",
+        "JWT_SIGNING_KEY": "jwt_signing_key.pem",
+        "ADMIN_PASSWORD": "admin_password",
+        "ADMIN_API_KEY": "admin_key",
+    },
     "gateway": {"PROMPT_HASH_SECRET": "prompt_hash_secret"},
     "inference": {"SERVICE_TOKEN": "service_token"},
     "metrics": {},
@@ -115,7 +121,12 @@ def service_environment(home: Home, settings: StackSettings, recorded: Mapping[s
     environment |= dht.environment_of_services(settings, relay_seed(home))
     environment |= {f"{name}_FILE": str(home.secrets / file) for name, file in _SECRETS[service].items()}
     if service == "auth":
-        environment = {"MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"), **environment}
+        given = {
+            "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
+            "PUBLIC_URL": public_url("web", settings),
+            "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
+        }
+        environment = {**given, **environment}
     if service in DATABASE_ROLES:
         own = f"{service.upper()}_DATABASE_URL_FILE"
         embedded = {"DATABASE_URL_FILE": str(database_url_file(home, service))}

@@ -3,13 +3,14 @@
 A file appears whole or not at all, so an interrupted ``init`` is repaired by the next one.
 """
 
+import base64
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from cli.stack.home import Home
-from shared import identity, private_file
+from shared import credentials, identity, private_file
 from shared.types import Role
 
 #: name of the key file -> role of the node. ``echo`` is the second worker that AIMESH_ECHO=1 adds.
@@ -52,8 +53,21 @@ def _signing_key() -> bytes:
     )
 
 
+def _data_key() -> bytes:
+    return base64.b64encode(secrets.token_bytes(32))
+
+
+def _admin_key() -> bytes:
+    characters = "".join(secrets.choice(credentials.ALPHABET) for _ in range(credentials.RANDOM_CHARACTERS))
+    return (credentials.PREFIXES["adm"] + characters + credentials.checksum(characters)).encode()
+
+
 SECRETS: dict[str, Callable[[], bytes]] = {
     "key_pepper": _token,
+    #: Seals what auth must read again: seeds of second factors, keys that sign tokens. A backup must hold it.
+    "data_key": _data_key,
+    #: The first key of the first administrator, which the profile of this machine goes on with.
+    "admin_key": _admin_key,
     "jwt_signing_key.pem": _signing_key,
     "prompt_hash_secret": _token,
     "service_token": _token,

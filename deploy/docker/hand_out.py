@@ -31,6 +31,10 @@ class Recipient:
     files: Mapping[str, bytes]
 
 
+#: What auth reads its secrets from.
+_OF_AUTH = ("key_pepper", "data_key", "jwt_signing_key.pem", "admin_password", "admin_key", "mesh_ca.nk")
+
+
 def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     """What each volume holds, by the volume's name."""
     ensure_valkey_password(home)
@@ -46,7 +50,7 @@ def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
                 "node.nk": key(home, "auth"),
                 "database_url": database_url(home, "auth"),
                 "redis_url": redis_url,
-                **{name: secret(home, name) for name in ("key_pepper", "jwt_signing_key.pem", "admin_password", "mesh_ca.nk")},
+                **{name: secret(home, name) for name in _OF_AUTH},
             },
         ),
     )
