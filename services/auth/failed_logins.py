@@ -1,40 +1,76 @@
-"""How often a password may be guessed: 10 attempts for an account in 15 minutes, counted in Valkey for all replicas.
+"""How often a password or a code may be guessed, counted in Valkey for all replicas.
 
-An attempt is charged before its hash is compared and given back by a success, so that many at once get no further.
+An account has 10 guesses in 15 minutes; a window that was used up makes the next one twice as long, up to an hour. An address has 30
+in 15 minutes, for whomever. After 100 in a row the account's passwords are not compared any more before it is reset or left alone for
+three days (NIST SP 800-63B-4 §3.2.2). A guess is charged before its hash is compared and given back by a success, so that many at once
+get no further.
 """
 
 import hashlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from shared import errors
 from shared.cache import Cache
 from shared.types import UserId
 
-_ATTEMPTS = 10
-_WINDOW_SECONDS = 900
-_SCRIPT = "failed_logins"
+GUESSES = 10
+WINDOW_SECONDS = 900
+LONGEST_WINDOW_SECONDS = 3600
+MOST_IN_A_ROW = 100
+#: Bounds what names that nobody has may leave in Valkey, and makes the row no lock for ever.
+ROW_SECONDS = 3 * 24 * 3600
+ADDRESS_GUESSES = 30
+#: Of all accounts from all addresses in 15 minutes: a botnet with an address for each guess.
+MESH_GUESSES = 10_000
+
+_CHARGE, _FORGIVE = "failed_logins", "failed_logins_forgiven"
+_MESH_KEY = "auth:failed_logins:mesh"
 
 
 class FailedLogins:
-    """Without Valkey nobody logs in with a password; keys go on working."""
+    """Without Valkey nobody logs in with a password; keys go on working. Every method may raise Unavailable."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, *, clock: Callable[[], float] = time.time) -> None:
         self._cache = cache
-        cache.script(_SCRIPT, Path(__file__).with_name("failed_logins.lua").read_text(encoding="utf-8"))
+        self._clock = clock
+        for name in (_CHARGE, _FORGIVE):
+            cache.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
 
-    async def charge(self, account: str) -> None:
-        """Raises Limited when the account has had its attempts, and Unavailable."""
-        wait_ms = await self._cache.run(_SCRIPT, [_key(account)], [_ATTEMPTS, _WINDOW_SECONDS * 1000])
-        if wait_ms:
-            raise errors.Limited(
-                "too many failed logins for this account",
-                hint=f"wait, or use an API key; {_ATTEMPTS} attempts in {_WINDOW_SECONDS // 60} minutes are allowed",
-                retry_after_seconds=int(wait_ms) / 1000,
+    async def charge(self, account: str, address: str = "") -> None:
+        """``address`` empty is counted for none. Raises Limited for who has to wait, and NotAllowed after too many in a row."""
+        arguments = (
+            int(self._clock() * 1000),
+            GUESSES,
+            WINDOW_SECONDS * 1000,
+            LONGEST_WINDOW_SECONDS * 1000,
+            MOST_IN_A_ROW,
+            ROW_SECONDS * 1000,
+            ADDRESS_GUESSES,
+            MESH_GUESSES,
+            WINDOW_SECONDS * 1000,
+        )
+        full, wait_ms = await self._cache.run(_CHARGE, _keys(account, address), arguments)
+        if full == b"row":
+            raise errors.NotAllowed(
+                f"after {MOST_IN_A_ROW} failed logins in a row no password is taken for this account",
+                hint="set a new password by mail, ask an administrator, or use an API key",
             )
+        if full:
+            raise errors.Limited(f"too many failed logins {_WHERE[full]}", hint=_HINTS[full], retry_after_seconds=int(wait_ms) / 1000)
 
-    async def forgive(self, account: str) -> None:
-        """The password was right."""
-        await self._cache.delete(_key(account))
+    async def forgive(self, account: str, address: str = "") -> None:
+        """The password or the code was right, or was reset."""
+        await self._cache.run(_FORGIVE, _keys(account, address), ())
+
+
+_WHERE = {b"account": "for this account", b"address": "from your address", b"mesh": "in this mesh"}
+_HINTS = {
+    b"account": f"wait, or use an API key; {GUESSES} attempts in {WINDOW_SECONDS // 60} minutes are allowed",
+    b"address": f"wait, or use an API key; {ADDRESS_GUESSES} attempts in {WINDOW_SECONDS // 60} minutes are allowed",
+    b"mesh": "wait, or use an API key; somebody is guessing passwords here",
+}
 
 
 def account_of(user_id: UserId | None, typed: str) -> str:
@@ -42,6 +78,19 @@ def account_of(user_id: UserId | None, typed: str) -> str:
     return str(user_id or typed.lower())
 
 
-def _key(account: str) -> str:
+def codes_of(user_id: UserId) -> str:
+    """Codes are counted apart: who knows the password must not get more guesses by logging in with it."""
+    return f"codes of {user_id}"
+
+
+def _keys(account: str, address: str) -> tuple[str, str, str]:
     # Hashed, because what people type into the field for their name is now and then their password.
-    return f"auth:failed_logins:{hashlib.sha256(account.encode()).hexdigest()}"
+    return (
+        f"auth:failed_logins:{_hash(account)}",
+        f"auth:failed_logins:from:{_hash(address)}" if address else "",
+        _MESH_KEY,
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -2,21 +2,24 @@
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from services.auth import api_keys
 from services.auth.last_used import LastUsed
-from services.auth.sessions import Sessions
+from services.auth.sessions import Opened, Session, Sessions
 from services.auth.store import Store
-from services.auth.tokens import AccessTokens
+from services.auth.tokens import LIFETIME_SECONDS, AccessTokens
 from shared import errors
-from shared.api.auth import Principal, User
-from shared.types import Credential
+from shared.api import auth
+from shared.api.auth import Principal, Step, User
+from shared.types import Credential, TenantId, Tier, UserId, UserRole
 
 #: Takes the reason of a refusal, one of a short list: it becomes a metric's label.
 CountRefusal = Callable[[str], None]
 
 _KEY_HINT = "make a new one on the dashboard or with `aicli keys create`"
 _LOGIN_HINT = "log in again"
+CODE_HINT = "wait for the app's next code, and check the clock of the phone; a recovery code works once"
 _CLOSED_HINT = "ask an administrator of this mesh to open it again"
 
 
@@ -24,13 +27,23 @@ class Identities:
     """Raises NotAuthenticated for a credential that is no good, and Unavailable when that cannot be found out."""
 
     def __init__(
-        self, store: Store, sessions: Sessions, tokens: AccessTokens, last_used: LastUsed, *, pepper: str, count_refusal: CountRefusal
+        self,
+        store: Store,
+        sessions: Sessions,
+        tokens: AccessTokens,
+        last_used: LastUsed,
+        *,
+        pepper: str,
+        count_refusal: CountRefusal,
+        admin_mfa: bool = False,
     ) -> None:
+        """``admin_mfa``: an administrator's login without a second factor is good for setting one up, and nothing else."""
         self._store = store
         self._sessions = sessions
         self._tokens = tokens
         self._last_used = last_used
         self._pepper = pepper
+        self._admin_mfa = admin_mfa
         self.count_refusal = count_refusal
 
     async def of(self, credential: Credential | None) -> Principal:
@@ -53,6 +66,13 @@ class Identities:
             raise self._refused("revoked_key", "this API key was revoked", _KEY_HINT)
         if not owned.user_is_active:
             raise self.closed()
+        now = datetime.now(UTC)
+        if owned.expires_at is not None and owned.expires_at <= now:
+            expired = api_keys.ago((now - owned.expires_at).total_seconds())
+            raise self._refused("expired_key", f"this API key expired {expired}", _KEY_HINT)
+        if owned.replaced_at is not None and owned.replaced_at <= now:
+            ended = api_keys.ago((now - owned.replaced_at).total_seconds())
+            raise self._refused("rotated_key", f"this API key was rotated, and its old secret ended {ended}", "use its new secret")
         if owned.principal.key_id is not None:
             self._last_used.note(owned.principal.key_id)
         return owned.principal
@@ -69,8 +89,20 @@ class Identities:
         """The same for a name that nobody has."""
         return self._refused("wrong_password", "the user name or the password is wrong", "check both, or open an account")
 
+    def wrong_code(self) -> errors.NotAuthenticated:
+        """For whoever has shown the password."""
+        return self._refused("wrong_code", "the code is wrong, or was used before", CODE_HINT)
+
     def session_over(self) -> errors.NotAuthenticated:
         return self._refused("session_over", "the session has ended", _LOGIN_HINT)
+
+    def session_reused(self) -> errors.NotAuthenticated:
+        """Two have the same token; who of them is the thief, nobody can tell."""
+        return self._refused(
+            "session_reused",
+            "this session token was used before, so the session was ended",
+            f"{_LOGIN_HINT}; if it was not you who used it, change your password",
+        )
 
     def link_over(self) -> errors.NotAuthenticated:
         return self._refused("link_over", "this login link was used or is too old", "`aicli dashboard` makes a new one")
@@ -83,7 +115,44 @@ class Identities:
             raise self.closed()
         return session_user
 
+    async def session_of(self, credential: Credential | None) -> Session:
+        """The login behind an access token. Raises NotAllowed for a key, which has none."""
+        if credential is None or credential.startswith("aip_"):
+            raise errors.NotAllowed("this needs a login, and an API key is none", hint="log in with the password, then do it again")
+        return await self._session(credential)
+
+    def answer(self, user: User, opened: Opened) -> auth.Session:
+        """What the bearer of a session gets: its token, and an access token for the next ten minutes."""
+        access_token = self._tokens.issue(user.id, opened.session.id, time.time())
+        return opened.answer(user, access_token, LIFETIME_SECONDS, self._step(user, opened.session))
+
+    async def find_team_tier(self, user_id: UserId, team_id: TenantId) -> Tier | None:
+        """What an organisation has paid for; None where the user does not belong to it, or there is none."""
+        async with self._store.transaction() as transaction:
+            found = await transaction.value("find_membership", user_id, team_id)
+        return None if found is None else Tier(found)
+
     async def _of_token(self, token: Credential) -> Principal:
+        session = await self._session(token)
+        user = await self.active_user(await self._store.find_user(session.user_id))
+        tier = user.tier
+        if session.team_id is not None:
+            found = await self.find_team_tier(user.id, session.team_id)
+            # Who was taken out of an organisation does not silently go on as themselves, and pay for it.
+            if found is None:
+                raise self.session_over()
+            tier = found
+        return Principal(
+            user_id=user.id,
+            username=user.username,
+            role=user.role,
+            tier=tier,
+            team_id=session.team_id,
+            step=self._step(user, session),
+            confirmed_at=session.confirmed_at,
+        )
+
+    async def _session(self, token: Credential) -> Session:
         try:
             claims = self._tokens.read(token, time.time())
         except errors.NotAuthenticated:
@@ -92,8 +161,13 @@ class Identities:
         session = await self._sessions.find(claims.sid)
         if session is None or session.user_id != claims.sub:
             raise self.session_over()
-        user = await self.active_user(await self._store.find_user(claims.sub))
-        return Principal(user_id=user.id, username=user.username, role=user.role, tier=user.tier)
+        return session
+
+    def _step(self, user: User, session: Session) -> Step:
+        """Asked each time, because somebody may become an administrator in the middle of a session."""
+        if session.step is Step.DONE and not session.has_factor and user.role is UserRole.ADMIN and self._admin_mfa:
+            return Step.SET_UP_MFA
+        return session.step
 
     def _refused(self, reason: str, message: str, hint: str) -> errors.NotAuthenticated:
         self.count_refusal(reason)

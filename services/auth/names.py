@@ -1,9 +1,13 @@
-"""Which user names, addresses and key names are good. Pure; raises BadRequest with the rule that was broken."""
+"""Which user names, addresses and key names are good, and which models and networks a key can be bound to. Pure; raises BadRequest
+with the rule that was broken."""
 
 import re
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from uuid import UUID
 
 from shared import errors
+from shared.types import ModelName
 
 #: Made by auth itself at its first start, and by nobody else.
 ADMIN_USERNAME = "admin"
@@ -16,6 +20,9 @@ _EMAIL = re.compile(
 )
 _LONGEST_EMAIL = 100
 _LONGEST_KEY_NAME = 100
+_LONGEST_MODEL_NAME = 200
+#: Each is compared at every request of its key.
+_MOST_MODELS, _MOST_NETWORKS = 100, 20
 
 
 def check_username(username: str) -> None:
@@ -37,6 +44,43 @@ def check_email(email: str) -> None:
 def check_key_name(name: str) -> None:
     if not may_be_key_name(name):
         raise errors.BadRequest(f"name: 1 to {_LONGEST_KEY_NAME} printable characters", hint="choose a name to recognise the key by")
+
+
+def models_of(names: Iterable[str]) -> tuple[ModelName, ...]:
+    """Each once, in the order given."""
+    models = tuple(dict.fromkeys(ModelName(name) for name in names))
+    if len(models) > _MOST_MODELS:
+        raise errors.BadRequest(f"models: at most {_MOST_MODELS}", hint="leave it out for every model")
+    if not all(model.strip() and len(model) <= _LONGEST_MODEL_NAME and model.isprintable() for model in models):
+        raise errors.BadRequest(f"models: each is 1 to {_LONGEST_MODEL_NAME} printable characters", hint="`aicli models list` shows them")
+    return models
+
+
+def networks_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Each once, in the order given, in the form that addresses are compared with."""
+    networks = tuple(dict.fromkeys(_network(text) for text in texts))
+    if len(networks) > _MOST_NETWORKS:
+        raise errors.BadRequest(f"networks: at most {_MOST_NETWORKS}", hint="join those that lie side by side")
+    return networks
+
+
+def _network(text: str) -> str:
+    try:
+        # A zone (`fe80::1%eth0`) is this machine's own name for a link; nobody else's address can be compared with it.
+        found = None if "%" in text else ip_network(text.strip(), strict=False)
+    except ValueError:
+        found = None
+    if found is None:
+        raise errors.BadRequest(
+            f"networks: {text[:60]!r} is no network", hint="write them like 192.0.2.0/24 or 2001:db8::/32; a single address is one, too"
+        )
+    return str(_as_compared(found))
+
+
+def _as_compared(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """IPv4 in its IPv6 clothes (`::ffff:192.0.2.0/120`) is IPv4, as it is where a request comes in."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))
 
 
 def may_be_username(text: str) -> bool:

@@ -1,101 +1,373 @@
-"""Sessions and one-time login links, in Valkey under the hash of their token: a copy of Valkey opens nothing.
+"""Sessions and one-time login links, in Valkey under hashes of their tokens: a copy of Valkey opens nothing.
 
-A session's id is the SHA-256 of its token. Access tokens name it, so closing the session ends them at once.
+A session has an id of its own, which access tokens name, so closing it ends them at once. Every decision about one is one script in
+Valkey, so that replicas and callers that ask at once agree.
 """
 
-import hashlib
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
 
 import msgspec
 
-from services.auth import api_keys
+from services.auth import tokens
+from services.auth.tokens import SessionToken
+from shared.api import accounts, auth
+from shared.api.auth import SessionKind, Step
 from shared.cache import Cache
-from shared.types import UserId
+from shared.types import Credential, TenantId, UserId
 
 #: Long enough for a command to open a browser.
 LINK_SECONDS = 60
+#: For a login that lacks a step: enough to find the telephone and an app for it.
+HALFWAY_SECONDS = 600
+#: So long after its refresh a program that did not hear the answer may ask again.
+GRACE_SECONDS = 10
+#: Of one user; the oldest end. Those that lack a step have a bound of their own, so that whoever has the password alone ends no other.
+MOST_OPEN, MOST_HALFWAY = 100, 10
+#: A use is written down at most so often, and often enough that an idle time counts from the last one.
+_NOTE_SECONDS = 60.0
+_NOTES_IN_AN_IDLE_TIME = 10
 
-_SESSION_PREFIX = "aip_rt_"
 _LINK_PREFIX = "aip_link_"
+_LONGEST_ADDRESS, _LONGEST_AGENT = 60, 200
+
+_SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list")
+
+
+_UNKNOWN_CLIENT = auth.Client()
+
+
+class Over(Enum):
+    """Why a token gives no session."""
+
+    #: Unknown, ended or made up.
+    ENDED = "ended"
+    #: A browser's where a program's is wanted, or the other way round.
+    OTHER_KIND = "other kind"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Closed:
+    """A session that was ended just now."""
+
     id: str
     user_id: UserId
 
 
-class _Stored(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    id: str
     user_id: UserId
-    #: Seconds since 1970; the longest life counts from here.
+    kind: SessionKind
+    #: Seconds since 1970, as all times here.
     opened_at: float
+    last_used_at: float
+    #: When a password or a code was last shown; 0 where neither was, as by a link of a key.
+    confirmed_at: float
+    step: Step
+    #: Whether a second factor was shown.
+    has_factor: bool
+    client: auth.Client
+    team_id: TenantId | None = None
+
+    def shown(self, asking: str | None) -> accounts.OpenSession:
+        return accounts.OpenSession(
+            id=self.id,
+            kind=self.kind,
+            opened_at=datetime.fromtimestamp(self.opened_at, UTC),
+            last_used_at=datetime.fromtimestamp(self.last_used_at, UTC),
+            client=self.client,
+            is_this=self.id == asking,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session and its token, which only its bearer will know."""
+
+    token: str
+    session: Session
+
+    def answer(self, user: auth.User, access_token: Credential, seconds: int, step: Step) -> auth.Session:
+        return auth.Session(access_token, seconds, self.token, user, step=step, team_id=self.session.team_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """What a session begins with."""
+
+    user_id: UserId
+    kind: SessionKind = SessionKind.PROGRAM
+    step: Step = Step.DONE
+    has_factor: bool = False
+    #: None: now, because a password or a code was shown.
+    confirmed_at: float | None = None
+    client: auth.Client = _UNKNOWN_CLIENT
+    team_id: TenantId | None = None
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a login link lets in, and what they had shown when they asked for it."""
+
+    user_id: UserId
+    #: None where a key asked for it.
+    confirmed_at: float | None = None
+    has_factor: bool = False
+    team_id: TenantId | None = None
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """The fields of a session in Valkey that are read here; session_records.lua has all of them."""
+
+    user_id: UserId
+    kind: SessionKind
+    opened_at: float
+    last_used_at: float
+    confirmed_at: float
+    step: Step
+    has_factor: bool
+    nonce: str = ""
+    address: str = ""
+    agent: str = ""
+    team_id: TenantId | None = None
 
 
 class Sessions:
     """Every method may raise Unavailable."""
 
-    def __init__(self, cache: Cache, *, idle_seconds: float, longest_seconds: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        idle_seconds: float,
+        longest_seconds: float,
+        program_idle_seconds: float = 30 * 24 * 3600,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``idle_seconds`` and ``longest_seconds`` are a browser's; a program's session lives for as long as it is used."""
         self._cache = cache
-        self._idle_seconds = idle_seconds
+        self._idle_seconds = {SessionKind.BROWSER: idle_seconds, SessionKind.PROGRAM: program_idle_seconds}
         self._longest_seconds = longest_seconds
         self._clock = clock
+        here = Path(__file__).parent
+        records = (here / "session_records.lua").read_text(encoding="utf-8")
+        for name in _SCRIPTS:
+            cache.script(_script(name), records + (here / f"{_script(name)}.lua").read_text(encoding="utf-8"))
 
-    async def open(self, user_id: UserId) -> tuple[str, Session]:
-        """The token, which only its bearer will know, and the session."""
-        token = _SESSION_PREFIX + api_keys.random_text()
-        session = Session(_hash(token), user_id)
-        stored = msgspec.json.encode(_Stored(user_id, self._clock()))
-        await self._cache.set(_session_key(session.id), stored, ttl_seconds=self._idle_seconds)
-        return token, session
-
-    async def prolong(self, token: str) -> Session | None:
-        """The session of this token, good for another idle time; None if it has ended."""
-        session_id = _hash(token)
-        stored = await self._cache.prolong(_session_key(session_id), ttl_seconds=self._idle_seconds)
-        if stored is None:
-            return None
-        found = msgspec.json.decode(stored, type=_Stored)
-        if self._clock() >= found.opened_at + self._longest_seconds:
-            await self._cache.delete(_session_key(session_id))
-            return None
-        return Session(session_id, found.user_id)
+    async def open(self, login: Login) -> Opened:
+        now, token, session_id = self._clock(), SessionToken.new(), _new_id()
+        fields = {
+            "user_id": str(login.user_id),
+            "kind": login.kind.value,
+            "opened_at": repr(now),
+            "last_used_at": repr(now),
+            "address": _printable(login.client.address, _LONGEST_ADDRESS),
+            "agent": _printable(login.client.agent, _LONGEST_AGENT),
+            "team_id": _text(login.team_id),
+            **self._step_fields(login.kind, login.step, now),
+            **_factor_fields(now if login.confirmed_at is None else login.confirmed_at, has_factor=login.has_factor),
+            **_token_fields(token),
+        }
+        most = _most(login.step)
+        await self._run("open", now, self._idle_ms(login.kind), most, session_id, *_flat(fields))
+        return Opened(token.text, _session(session_id, _record(fields)))
 
     async def find(self, session_id: str) -> Session | None:
         """The session of this id if it is open; being looked at does not prolong it."""
-        stored = await self._cache.get(_session_key(session_id))
-        if stored is None:
+        return _found(await self._run("find", self._clock(), session_id, ""))
+
+    async def find_by_token(self, text: str) -> Session | None:
+        """The session that the token belongs to, also where it is spent; proves nothing, and changes nothing."""
+        token = SessionToken.read(text)
+        return None if token is None else _found(await self._run("find", self._clock(), "", token.family_hash))
+
+    async def resume(self, text: str) -> Opened | Over:
+        """A browser's session, good for another idle time; its token stays."""
+        token = SessionToken.read(text)
+        if token is None:
+            return Over.ENDED
+        idle = self._idle_seconds[SessionKind.BROWSER]
+        note = min(_NOTE_SECONDS, idle / _NOTES_IN_AN_IDLE_TIME)
+        reply = await self._run("resume", self._clock(), _milliseconds(idle), token.family_hash, token.hash, note)
+        if reply is None or reply[0] == b"kind":
+            return Over.ENDED if reply is None else Over.OTHER_KIND
+        return Opened(text, _session(*_read(reply[1:])))
+
+    async def refresh(self, text: str) -> Opened | Over | Closed:
+        """A program's session, good for another idle time, under a new token; the one that was sent is spent.
+
+        The same answer for whoever asks again within ten seconds: an answer may be lost, and two may ask at once. Closed where the
+        token was spent before that: two have it, and nobody can say which of them is the right one.
+        """
+        token = SessionToken.read(text)
+        if token is None:
+            return Over.ENDED
+        nonce = secrets.token_hex(32)
+        successor = token.successor(nonce)
+        idle_ms = self._idle_ms(SessionKind.PROGRAM)
+        reply = await self._run("refresh", self._clock(), idle_ms, token.family_hash, token.hash, successor.hash, nonce, GRACE_SECONDS)
+        if reply is None or reply[0] == b"kind":
+            return Over.ENDED if reply is None else Over.OTHER_KIND
+        session_id, record = _read(reply[1:])
+        if reply[0] == b"reused":
+            return Closed(session_id, record.user_id)
+        return Opened(token.successor(record.nonce).text, _session(session_id, record))
+
+    async def complete(self, session: Session) -> Opened | None:
+        """The login lacked a step, and it was taken with a second factor just now. None as for ``_replace``."""
+        now = self._clock()
+        fields = self._step_fields(session.kind, Step.DONE, now) | _factor_fields(now, has_factor=True)
+        return await self._replace(session, now, Step.DONE, fields)
+
+    async def act_for(self, session: Session, team_id: TenantId | None) -> Opened | None:
+        """Go on as an organisation, or as oneself. None as for ``_replace``."""
+        return await self._replace(session, self._clock(), session.step, {"team_id": _text(team_id)})
+
+    async def _replace(self, session: Session, now: float, step: Step, fields: Mapping[str, str]) -> Opened | None:
+        """Under another id and another token, so that nobody who knew the former ones goes along. None if it has ended: of several
+        that replace one at once, one does."""
+        token, session_id = SessionToken.new(), _new_id()
+        changed = _flat({**fields, **_token_fields(token)})
+        flat = await self._run("replace", now, self._idle_ms(session.kind), _most(step), session.id, session_id, *changed)
+        return None if flat is None else Opened(token.text, _session(session_id, _record(_fields(flat))))
+
+    async def confirm(self, session: Session, *, has_factor: bool) -> bool:
+        """A password or a code was shown just now. False if the session has ended."""
+        now = self._clock()
+        fields = _factor_fields(now, has_factor=has_factor)
+        return bool(await self._run("confirm", now, session.id, *_flat(fields)))
+
+    async def list_of(self, user_id: UserId) -> tuple[Session, ...]:
+        """Those that are open and lack no step, the newest first; at most 100."""
+        rows = await self._run("list", self._clock(), str(user_id))
+        return tuple(_session(*_read(row)) for row in rows or ())
+
+    async def end_by_token(self, text: str) -> Closed | None:
+        """What was ended, by any of its tokens; None if there was nothing."""
+        token = SessionToken.read(text)
+        if token is None:
             return None
-        found = msgspec.json.decode(stored, type=_Stored)
-        over = self._clock() >= found.opened_at + self._longest_seconds
-        return None if over else Session(session_id, found.user_id)
+        ended = _ended(await self._run("end", self._clock(), "family", token.family_hash))
+        return ended[0] if ended else None
 
-    async def close(self, token: str) -> Session | None:
-        """What was closed; None if there was nothing."""
-        session_id = _hash(token)
-        stored = await self._cache.take(_session_key(session_id))
-        return None if stored is None else Session(session_id, msgspec.json.decode(stored, type=_Stored).user_id)
+    async def end(self, user_id: UserId, session_id: str) -> bool:
+        """One of this user's; False if there is none of this id."""
+        return bool(await self._run("end", self._clock(), "id", str(user_id), session_id))
 
-    async def offer_link(self, user_id: UserId) -> str:
-        """A token that opens one session for this user within a minute."""
-        token = _LINK_PREFIX + api_keys.random_text()
-        await self._cache.set(_link_key(token), str(user_id), ttl_seconds=LINK_SECONDS)
+    async def end_all(self, user_id: UserId, but: str | None = None) -> int:
+        """How many ended. ``but``: the id of the one that stays."""
+        return len(_ended(await self._run("end", self._clock(), "user", str(user_id), but or "")))
+
+    # --- links ---------------------------------------------------------------------------------------------------------
+
+    async def offer_link(self, link: Link) -> str:
+        """A token that opens one session within a minute."""
+        token = _LINK_PREFIX + tokens.random_text()
+        await self._cache.set(_link_key(token), msgspec.json.encode(link), ttl_seconds=LINK_SECONDS)
         return token
 
-    async def take_link(self, token: str) -> UserId | None:
-        """Whom the link was for; None if it is unknown, used or too old."""
+    async def take_link(self, token: str) -> Link | None:
+        """None if it is unknown, used or too old."""
         taken = await self._cache.take(_link_key(token))
-        return None if taken is None else msgspec.convert(taken.decode(), UserId)
+        return None if taken is None else msgspec.json.decode(taken, type=Link)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    async def _run(self, name: str, now: float, *arguments: str | int | float) -> Sequence[bytes] | None:
+        reply: Sequence[bytes] | None = await self._cache.run(_script(name), (), (repr(now), *arguments))
+        return reply
+
+    def _idle_ms(self, kind: SessionKind) -> int:
+        return _milliseconds(self._idle_seconds[kind])
+
+    def _step_fields(self, kind: SessionKind, step: Step, now: float) -> dict[str, str]:
+        if step is not Step.DONE:
+            ends_at = repr(now + HALFWAY_SECONDS)
+        else:
+            ends_at = repr(now + self._longest_seconds) if kind is SessionKind.BROWSER else ""
+        return {"step": step.value, "ends_at": ends_at}
 
 
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+def _script(name: str) -> str:
+    return f"session_{name}"
 
 
-def _session_key(session_id: str) -> str:
-    return f"auth:session:{session_id}"
+def _most(step: Step) -> int:
+    return MOST_OPEN if step is Step.DONE else MOST_HALFWAY
+
+
+def _factor_fields(confirmed_at: float, *, has_factor: bool) -> dict[str, str]:
+    return {"confirmed_at": repr(confirmed_at), "has_factor": "1" if has_factor else "0"}
+
+
+def _token_fields(token: SessionToken) -> dict[str, str]:
+    return {"family": token.family_hash, "token": token.hash}
+
+
+def _flat(fields: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(word for pair in fields.items() for word in pair)
+
+
+def _fields(flat: Sequence[bytes]) -> dict[str, str]:
+    words = [word.decode() for word in flat]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _record(fields: Mapping[str, str]) -> _Record:
+    return msgspec.convert({name: value for name, value in fields.items() if value}, _Record, strict=False)
+
+
+def _read(row: Sequence[object]) -> tuple[str, _Record]:
+    session_id, flat = row
+    assert isinstance(session_id, bytes)
+    assert isinstance(flat, list)
+    return session_id.decode(), _record(_fields(flat))
+
+
+def _found(row: Sequence[object] | None) -> Session | None:
+    return None if row is None else _session(*_read(row))
+
+
+def _ended(flat: Sequence[bytes] | None) -> list[Closed]:
+    return [Closed(session_id, msgspec.convert(user, UserId)) for session_id, user in _fields(flat or ()).items()]
+
+
+def _session(session_id: str, record: _Record) -> Session:
+    return Session(
+        id=session_id,
+        user_id=record.user_id,
+        kind=record.kind,
+        opened_at=record.opened_at,
+        last_used_at=record.last_used_at,
+        confirmed_at=record.confirmed_at,
+        step=record.step,
+        has_factor=record.has_factor,
+        client=auth.Client(record.address, record.agent),
+        team_id=record.team_id,
+    )
+
+
+def _new_id() -> str:
+    return secrets.token_hex(16)
+
+
+def _printable(text: str, longest: int) -> str:
+    """For a list on a page and for logs: whatever a client calls itself."""
+    return "".join(character for character in text[:longest] if character.isprintable())
+
+
+def _text(team_id: TenantId | None) -> str:
+    return "" if team_id is None else str(team_id)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _link_key(token: str) -> str:
-    return f"auth:link:{_hash(token)}"
+    return f"auth:link:{tokens.hash_of(token)}"

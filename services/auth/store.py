@@ -6,22 +6,29 @@ What writes takes a transaction, so that an act and its row in the audit log hap
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import msgspec
 
-from services.auth import names
+from services.auth import names, roles
+from services.auth.api_keys import Mark
+from services.auth.roles import KeyTerms
 from shared import database, errors
-from shared.api.auth import ApiKey, Change, KeyLimits, Principal, User
+from shared.api.auth import ApiKey, Change, KeyBounds, KeyKind, KeyLimits, Principal, User
 from shared.api.gateway import Check
-from shared.types import KeyId, Tier, UserId, UserRole
+from shared.api.privacy import StaleKey, StaleUser
+from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
 #: Somebody who needs more active keys than this is making one per request.
 MOST_ACTIVE_KEYS = 100
 #: More missed changes than this are not worth sending one by one.
 _MOST_MISSED = 1000
+#: Of each kind, in a review of what nobody uses; the stalest come first.
+_MOST_STALE = 1000
 _CHANGES = "auth_changes"
+FIRST_KEY_NAME = "first key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,22 @@ class OwnedKey:
     principal: Principal
     key_is_active: bool
     user_is_active: bool
+    #: When the key ends; None for never.
+    expires_at: datetime | None
+    #: Until when the secret that was shown is good, where the key has another one since.
+    replaced_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that is about to be stored."""
+
+    user_id: UserId
+    #: The organisation whose key it will be; None for the user's own.
+    team_id: TenantId | None
+    name: str
+    mark: Mark
+    terms: KeyTerms
 
 
 @contextlib.asynccontextmanager
@@ -63,6 +86,10 @@ class Store:
         """For what writes."""
         return self._db.transaction()
 
+    def bound(self, tenant: TenantId) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        """For what writes one tenant's keys: PostgreSQL itself shows it no others."""
+        return self._db.bound(tenant)
+
     # --- users -------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -80,9 +107,14 @@ class Store:
         assert row is not None  # an INSERT without a condition returns its row
         return _user(row)
 
-    async def ensure_first_admin(self, password_hash: str) -> bool:
-        """Whether this call made the administrator."""
-        return bool(await self._db.run("add_first_admin", uuid4(), names.ADMIN_USERNAME, names.ADMIN_EMAIL, password_hash))
+    async def ensure_first_admin(self, password_hash: str, first_key: Mark | None = None) -> bool:
+        """Whether this call made the administrator; their first key is made with them, never expires and may do everything."""
+        async with self._db.transaction() as transaction:
+            made = await transaction.value("add_first_admin", uuid4(), names.ADMIN_USERNAME, names.ADMIN_EMAIL, password_hash)
+            if made is not None and first_key is not None:
+                terms = KeyTerms(KeyKind.ADMIN, KeyLimits(), KeyBounds(), None)
+                await self.add_key(transaction, NewKey(UserId(made), None, FIRST_KEY_NAME, first_key, terms))
+            return made is not None
 
     async def has_admin(self) -> bool:
         return bool(await self._db.value("has_admin"))
@@ -128,49 +160,93 @@ class Store:
         await self._db.run("replace_password_hash", account.user.id, account.password_hash, password_hash)
 
     # --- API keys ----------------------------------------------------------------------------------------------------
+    # What a person asks for names their tenant and is bound to it, besides.
 
-    async def add_key(
-        self, transaction: database.Transaction, user_id: UserId, *, name: str, key_hash: str, preview: str, limits: KeyLimits
-    ) -> ApiKey:
-        """Raises BadRequest for one too many."""
-        each = msgspec.structs.astuple(limits)
-        row = await transaction.row("add_key", uuid4(), user_id, key_hash, name, preview, *each, MOST_ACTIVE_KEYS)
+    async def add_key(self, transaction: database.Transaction, key: NewKey) -> ApiKey:
+        """Raises BadRequest for one too many of the tenant's, and for one of an organisation that its owner has just left."""
+        terms, bounds = key.terms, key.terms.bounds
+        row = await transaction.row(
+            "add_key", uuid4(), key.user_id, key.team_id, key.mark.key_hash, key.name, key.mark.preview, terms.kind.value,
+            bounds.scopes, bounds.models, bounds.networks, terms.expires_at, *msgspec.structs.astuple(terms.limits), MOST_ACTIVE_KEYS,
+        )  # fmt: skip
         if row is None:
             raise errors.BadRequest(f"{MOST_ACTIVE_KEYS} keys are active already", hint="revoke one that is not used any more")
         return _key(row)
 
-    async def list_keys(self, user_id: UserId) -> tuple[ApiKey, ...]:
-        return tuple(_key(row) for row in await self._db.rows("list_keys", user_id))
+    async def list_keys(self, tenant: TenantId, user_id: UserId) -> tuple[ApiKey, ...]:
+        """A tenant's keys that this user may see: an organisation's owner sees all, everybody else their own."""
+        async with self._db.bound(tenant) as transaction:
+            return tuple(_key(row) for row in await transaction.rows("list_keys_of_tenant", tenant, user_id))
 
-    async def find_key(self, key_id: KeyId) -> ApiKey | None:
+    async def list_keys_of_user(self, user_id: UserId) -> tuple[ApiKey, ...]:
+        """Of every tenant: for administrators."""
+        return tuple(_key(row) for row in await self._db.rows("list_keys_of_user", user_id))
+
+    async def find_key(self, tenant: TenantId, user_id: UserId, key_id: KeyId) -> ApiKey | None:
+        """A key of the tenant that this user may see."""
+        async with self._db.bound(tenant) as transaction:
+            row = await transaction.row("find_key_of_tenant", key_id, tenant, user_id)
+        return None if row is None else _key(row)
+
+    async def find_any_key(self, key_id: KeyId) -> ApiKey | None:
+        """Of every tenant: for administrators."""
         row = await self._db.row("find_key_by_id", key_id)
         return None if row is None else _key(row)
 
-    async def list_keys_named(self, user_id: UserId, name: str) -> tuple[ApiKey, ...]:
-        return tuple(_key(row) for row in await self._db.rows("list_keys_named", user_id, name))
+    async def list_keys_named(self, tenant: TenantId, user_id: UserId, name: str) -> tuple[ApiKey, ...]:
+        async with self._db.bound(tenant) as transaction:
+            return tuple(_key(row) for row in await transaction.rows("list_keys_named", tenant, user_id, name))
 
-    async def revoke_key(self, transaction: database.Transaction, key_id: KeyId) -> ApiKey | None:
+    async def revoke_key(self, transaction: database.Transaction, key: ApiKey) -> ApiKey | None:
         """None if it was revoked before."""
-        row = await transaction.row("revoke_key", key_id)
+        row = await transaction.row("revoke_key", key.id, _tenant(key))
+        return None if row is None else _key(row)
+
+    async def rename_key(self, transaction: database.Transaction, key: ApiKey, name: str) -> ApiKey | None:
+        """None if it was revoked before."""
+        row = await transaction.row("rename_key", key.id, _tenant(key), name)
+        return None if row is None else _key(row)
+
+    async def rotate_key(self, transaction: database.Transaction, key: ApiKey, mark: Mark, overlap_seconds: int) -> ApiKey | None:
+        """The secret of now goes on for the overlap, and those before it for no longer. None if the key has ended."""
+        await transaction.run("end_former_secrets", key.id, float(overlap_seconds))
+        if not await transaction.run("keep_former_secret", key.id, _tenant(key), float(overlap_seconds)):
+            return None
+        row = await transaction.row("replace_secret", key.id, _tenant(key), mark.key_hash, mark.preview)
         return None if row is None else _key(row)
 
     async def find_owner_of_key(self, key_hash: str) -> OwnedKey | None:
         row = await self._db.row("find_owner_of_key", key_hash, deadline_seconds=2)
         if row is None:
             return None
+        role, bounds = UserRole(row["role"]), _bounds(row)
+        ends = [time.timestamp() for time in (row["expires_at"], row["good_until"]) if time is not None]
         principal = Principal(
             user_id=UserId(row["id"]),
             username=row["username"],
-            role=UserRole(row["role"]),
+            role=role,
             tier=Tier(row["subscription_tier"]),
             key_id=KeyId(row["key_id"]),
             key_name=row["key_name"],
             key_limits=_limits(row),
+            team_id=_team(row),
+            scopes=roles.scopes_of_key(KeyKind(row["kind"]), role, bounds.scopes),
+            models=bounds.models,
+            networks=bounds.networks,
+            expires_at=min(ends, default=None),
         )
-        return OwnedKey(principal, row["key_is_active"], row["is_active"])
+        return OwnedKey(principal, row["key_is_active"], row["is_active"], row["expires_at"], row["good_until"])
 
     async def touch_keys(self, key_ids: Sequence[KeyId]) -> None:
         await self._db.run("touch_keys", key_ids)
+
+    # --- what nobody uses ----------------------------------------------------------------------------------------------
+
+    async def list_stale_keys(self, days: int) -> tuple[StaleKey, ...]:
+        return tuple(_stale_key(row, days) for row in await self._db.rows("list_stale_keys", days, _MOST_STALE))
+
+    async def list_stale_users(self, days: int) -> tuple[StaleUser, ...]:
+        return tuple(_stale_user(row, days) for row in await self._db.rows("list_stale_users", days, _MOST_STALE))
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
@@ -224,8 +300,52 @@ def _key(row: database.Record) -> ApiKey:
         created_at=row["created_at"],
         last_used_at=row["last_used_at"],
         limits=_limits(row),
+        kind=KeyKind(row["kind"]),
+        bounds=_bounds(row),
+        expires_at=row["expires_at"],
+        team_id=_team(row),
     )
 
 
 def _limits(row: database.Record) -> KeyLimits:
     return KeyLimits(**{name: row[name] for name in KeyLimits.__struct_fields__})
+
+
+def _bounds(row: database.Record) -> KeyBounds:
+    return KeyBounds(tuple(row["scopes"]), tuple(ModelName(name) for name in row["models"]), tuple(row["networks"]))
+
+
+def _team(row: database.Record) -> TenantId | None:
+    return None if row["team_id"] is None else TenantId(row["team_id"])
+
+
+def _tenant(key: ApiKey) -> TenantId:
+    return TenantId(key.user_id) if key.team_id is None else key.team_id
+
+
+def _stale_key(row: database.Record, days: int) -> StaleKey:
+    unused = "never used" if row["last_used_at"] is None else f"not used for {days} days"
+    facts = (
+        (row["is_unused"], unused),
+        (not row["owner_is_active"], "its owner's account is closed"),
+        (row["expires_at"] is None, "never expires"),
+    )
+    return StaleKey(
+        id=str(row["id"]),
+        name=row["name"],
+        owner=row["username"],
+        kind=row["kind"],
+        created_at=row["created_at"],
+        last_used_at=row["last_used_at"],
+        why=", ".join(why for holds, why in facts if holds),
+    )
+
+
+def _stale_user(row: database.Record, days: int) -> StaleUser:
+    return StaleUser(
+        username=row["username"],
+        role=row["role"],
+        created_at=row["created_at"],
+        last_seen_at=row["last_seen_at"],
+        why="never seen since it was made" if row["last_seen_at"] is None else f"not seen for {days} days",
+    )

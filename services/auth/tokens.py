@@ -1,10 +1,16 @@
-"""Access tokens: EdDSA JWTs that name a user and the session they belong to. Pure; the caller brings the clock.
+"""Access tokens and session tokens. Pure but for the randomness; the caller brings the clock.
 
-A good token alone admits nobody: its session must be open and its user active, which only `identities` can see.
+An access token is an EdDSA JWT that names a user and the session it belongs to. A good one alone admits nobody: its session must be
+open and its user active, which only `identities` can see.
+
+A session token is opaque: `aip_rt_`, 22 characters of the session's family, 43 of a secret and 6 of checksum (see
+`shared.credentials`). It gives new access tokens; only hashes of it are kept.
 """
 
 import base64
 import hashlib
+import hmac
+import secrets
 import uuid
 from dataclasses import dataclass
 
@@ -15,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.types import Options
 
-from shared import errors
+from shared import credentials, errors
 from shared.types import Credential, UserId
 
 LIFETIME_SECONDS = 600
@@ -27,6 +33,11 @@ AUDIENCE = "aimesh"
 _TYPE = "at+jwt"
 #: Ours have some 400 characters.
 _LONGEST = 4096
+
+_SESSION_PREFIX = "aip_rt_"
+#: 131 bits and 256 bits of base62.
+_FAMILY_CHARACTERS, _SECRET_CHARACTERS = 22, 43
+_SESSION_TOKEN_CHARACTERS = len(_SESSION_PREFIX) + _FAMILY_CHARACTERS + _SECRET_CHARACTERS + credentials.CHECKSUM_CHARACTERS
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,3 +130,62 @@ def _refused(message: str) -> errors.NotAuthenticated:
 
 def _base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionToken:
+    """The token of a session, taken apart. The family is the same for all tokens of a session, so that one that was spent long ago is
+    still known for what it is."""
+
+    family: str
+    secret: str
+
+    @classmethod
+    def new(cls) -> "SessionToken":
+        return cls(random_text(_FAMILY_CHARACTERS), random_text())
+
+    @classmethod
+    def read(cls, text: str) -> "SessionToken | None":
+        """None for what cannot be one: a mistyped token must not pass for a spent one."""
+        if len(text) != _SESSION_TOKEN_CHARACTERS or not text.startswith(_SESSION_PREFIX) or not text.isascii():
+            return None
+        random, checksum = text[len(_SESSION_PREFIX) : -credentials.CHECKSUM_CHARACTERS], text[-credentials.CHECKSUM_CHARACTERS :]
+        if credentials.checksum(random) != checksum:
+            return None
+        return cls(random[:_FAMILY_CHARACTERS], random[_FAMILY_CHARACTERS:])
+
+    def successor(self, nonce: str) -> "SessionToken":
+        """The same for whoever has this token and the nonce, which is nobody but a caller and Valkey together."""
+        made = hmac.digest(bytes.fromhex(nonce), self.secret.encode(), hashlib.sha256)
+        return SessionToken(self.family, _base62(made, _SECRET_CHARACTERS))
+
+    @property
+    def text(self) -> str:
+        random = self.family + self.secret
+        return _SESSION_PREFIX + random + credentials.checksum(random)
+
+    @property
+    def family_hash(self) -> str:
+        return hash_of(self.family)
+
+    @property
+    def hash(self) -> str:
+        return hash_of(self.family + self.secret)
+
+
+def hash_of(text: str) -> str:
+    """What is kept of an opaque token; 256 random bits need nothing slower."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def random_text(characters: int = _SECRET_CHARACTERS) -> str:
+    """In base62; 256 bits where nobody says otherwise."""
+    return _base62(secrets.token_bytes(32), characters)
+
+
+def _base62(raw: bytes, characters: int) -> str:
+    number, digits = int.from_bytes(raw, "big"), []
+    for _ in range(characters):
+        number, digit = divmod(number, len(credentials.ALPHABET))
+        digits.append(credentials.ALPHABET[digit])
+    return "".join(digits)

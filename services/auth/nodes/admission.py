@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shared import addresses, errors, identity, tickets
-from shared.api.membership import Member, MemberState, TicketRow, TicketState
+from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
 from shared.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
@@ -16,6 +16,8 @@ IDLE_CLIENT = timedelta(days=90)
 JOINS_AS = (Role.WORKER, Role.CLIENT, Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Labels that decide what a node is believed: from a ticket, and so from an administrator, or not at all.
 ONLY_BY_TICKET = frozenset({"trusted"})
+#: Of one owner who is no administrator; more of them would push everybody else's off the list.
+MOST_OWN_TICKETS = 50
 
 _NEW_TICKET_HINT = "ask an administrator for a new one (`aicli admin tickets create`)"
 
@@ -64,6 +66,23 @@ def check_role(role: Role) -> None:
     """Raises BadRequest for a role that no ticket gives."""
     if role not in JOINS_AS:
         raise errors.BadRequest(f"role: nobody joins as {role} with a ticket", hint=f"one of {', '.join(JOINS_AS)}")
+
+
+def check_own_ticket(request: CreateTicket, owner: UserId, username: str) -> None:
+    """What somebody who is no administrator may make: tickets by which their own machines work for the mesh. Raises NotAllowed."""
+    hint = "ask an administrator to make it"
+    if request.role is not Role.WORKER:
+        raise errors.NotAllowed(f"role: your own tickets are for workers, not for a {request.role}", hint=hint)
+    if request.owner is not None and request.owner.lower() not in {username.lower(), str(owner)}:
+        raise errors.NotAllowed("owner: you answer for what comes in with your own tickets", hint="leave owner out")
+    if given := ONLY_BY_TICKET & request.labels.keys():
+        raise errors.NotAllowed(f"label {min(given)}: only an administrator's ticket can give it", hint=hint)
+
+
+def check_own_count(good: int) -> None:
+    """Raises BadRequest where somebody who is no administrator has as many good tickets as anybody needs."""
+    if good >= MOST_OWN_TICKETS:
+        raise errors.BadRequest(f"{MOST_OWN_TICKETS} of your tickets are good already", hint="use them, or revoke some")
 
 
 def state_of(ticket: KnownTicket, now: datetime) -> TicketState:

@@ -1,7 +1,7 @@
 """auth's tables of the mesh: nodes, tickets and mesh_state. Every method may raise Unavailable."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 
 import msgspec
@@ -10,6 +10,7 @@ from services.auth.nodes.admission import KnownNode, KnownTicket
 from services.auth.nodes.ca_keys import MeshState
 from shared import certificates, database, errors
 from shared.api.membership import MemberState
+from shared.api.privacy import StaleNode
 from shared.types import NodeId, Role, UserId
 
 #: Listings end there; the newest come first.
@@ -25,14 +26,21 @@ class _NothingDoneError(Exception):
 
 
 class Members:
+    """What is listed and found is of one owner or, with None, of all. What writes takes a transaction, so that an act and its row in
+    the audit log happen together or not at all."""
+
     def __init__(self, db: database.Database) -> None:
         self._db = db
 
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        """For what writes."""
+        return self._db.transaction()
+
     # --- tickets -----------------------------------------------------------------------------------------------------
 
-    async def add_ticket(self, ticket: KnownTicket) -> None:
+    async def add_ticket(self, transaction: database.Transaction, ticket: KnownTicket) -> None:
         labels = _json(ticket.labels)
-        await self._db.run(
+        await transaction.run(
             "add_ticket", ticket.id, ticket.public_key, ticket.role, ticket.owner, labels, ticket.needs_approval, ticket.uses,
             ticket.expires_at,
         )  # fmt: skip
@@ -40,44 +48,62 @@ class Members:
     async def find_ticket(self, ticket_id: str) -> KnownTicket | None:
         if not ticket_id.isalnum():
             return None
-        rows = await self._db.rows("list_tickets_called", ticket_id)
+        rows = await self._db.rows("list_tickets_called", ticket_id, None)
         return next((_ticket(row) for row in rows if row["id"] == ticket_id), None)
 
-    async def get_ticket_called(self, beginning: str) -> KnownTicket:
+    async def get_ticket_called(self, beginning: str, owner: UserId | None) -> KnownTicket:
         """By its id or a beginning of it. Raises NotFound, and BadRequest for a beginning that several have."""
-        rows = await self._db.rows("list_tickets_called", _checked(beginning, "ticket"))
+        rows = await self._db.rows("list_tickets_called", _checked(beginning, "ticket"), owner)
         return _ticket(_one(rows, "ticket", "`aicli admin tickets list` shows them"))
 
-    async def list_tickets(self) -> tuple[KnownTicket, ...]:
-        return tuple(_ticket(row) for row in await self._db.rows("list_tickets", MOST_LISTED))
+    async def list_tickets(self, owner: UserId | None) -> tuple[KnownTicket, ...]:
+        return tuple(_ticket(row) for row in await self._db.rows("list_tickets", MOST_LISTED, owner))
 
-    async def revoke_ticket(self, ticket_id: str) -> bool:
+    async def count_good_tickets(self, owner: UserId) -> int:
+        return int(await self._db.value("count_good_tickets", owner))
+
+    async def revoke_ticket(self, transaction: database.Transaction, ticket_id: str) -> bool:
         """Whether it was not revoked before."""
-        return bool(await self._db.run("revoke_ticket", ticket_id))
+        return bool(await transaction.run("revoke_ticket", ticket_id))
 
-    async def use_ticket(self, ticket_id: str, node: NodeId, *, name: str, labels: Mapping[str, str], now: datetime) -> bool:
+    async def use_ticket(
+        self,
+        ticket_id: str,
+        node: NodeId,
+        *,
+        name: str,
+        labels: Mapping[str, str],
+        now: datetime,
+        also: Callable[[database.Transaction], Awaitable[None]] | None = None,
+    ) -> bool:
         """Let the node in, or let it wait for approval, and count the use: both or, if the ticket or the node is not good for
-        it or the node has used this ticket before, neither. Safe at any number of nodes and replicas at once."""
+        it or the node has used this ticket before, neither. Safe at any number of nodes and replicas at once. Where it is used,
+        ``also`` is done in the same transaction."""
         with contextlib.suppress(_NothingDoneError):
             async with self._db.transaction() as transaction:
                 if await transaction.row("use_ticket", ticket_id, node, name, _json(labels), now) is None:
                     raise _NothingDoneError
+                if also is not None:
+                    await also(transaction)
                 return True
         return False
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
     async def find_node(self, node: NodeId) -> KnownNode | None:
-        rows = await self._db.rows("list_nodes_called", node)
+        rows = await self._db.rows("list_nodes_called", node, None)
         return next((_node(row) for row in rows if row["id"] == node), None)
 
-    async def get_node_called(self, beginning: str) -> KnownNode:
+    async def get_node_called(self, beginning: str, owner: UserId | None) -> KnownNode:
         """By its id or a beginning of it. Raises NotFound, and BadRequest for a beginning that several have."""
-        rows = await self._db.rows("list_nodes_called", _checked(beginning, "node"))
+        rows = await self._db.rows("list_nodes_called", _checked(beginning, "node"), owner)
         return _node(_one(rows, "node", "`aicli admin nodes list` shows them"))
 
-    async def list_nodes(self) -> tuple[KnownNode, ...]:
-        return tuple(_node(row) for row in await self._db.rows("list_nodes", MOST_LISTED))
+    async def list_nodes(self, owner: UserId | None) -> tuple[KnownNode, ...]:
+        return tuple(_node(row) for row in await self._db.rows("list_nodes", MOST_LISTED, owner))
+
+    async def list_idle_nodes(self, days: int) -> tuple[StaleNode, ...]:
+        return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MOST_LISTED))
 
     async def ensure_vouched(self, node: NodeId, role: Role) -> None:
         """NATS vouches for it, so it is an active node of the house; one that was revoked stays so."""
@@ -87,13 +113,13 @@ class Members:
         """False if the node is not active any more, and must not have the certificate."""
         return bool(await self._db.run("note_certified", node, until))
 
-    async def approve(self, node: NodeId) -> bool:
+    async def approve(self, transaction: database.Transaction, node: NodeId) -> bool:
         """Whether it was waiting."""
-        return bool(await self._db.run("approve_node", node))
+        return bool(await transaction.run("approve_node", node))
 
-    async def revoke(self, node: NodeId, reason: str) -> bool:
+    async def revoke(self, transaction: database.Transaction, node: NodeId, reason: str) -> bool:
         """Whether it was not revoked before."""
-        return bool(await self._db.run("revoke_node", node, reason))
+        return bool(await transaction.run("revoke_node", node, reason))
 
     # --- the revocation list -----------------------------------------------------------------------------------------
 
@@ -165,6 +191,18 @@ def _node(row: database.Record) -> KnownNode:
         certified_until=row["certified_until"],
         revoked_at=row["revoked_at"],
         reason=row["reason"],
+    )
+
+
+def _stale_node(row: database.Record, days: int) -> StaleNode:
+    waits = row["state"] == MemberState.PENDING
+    return StaleNode(
+        id=NodeId(row["id"]),
+        name=row["name"],
+        role=row["role"],
+        owner=row["owner_name"],
+        last_seen_at=row["idle_since"],
+        why=f"waits for approval for {days} days" if waits else f"nothing heard of it for {days} days",
     )
 
 

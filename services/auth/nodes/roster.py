@@ -1,8 +1,14 @@
-"""The RPC methods by which administrators make tickets, and look at, approve and revoke nodes."""
+"""The RPC methods by which people make tickets, and look at, approve and revoke nodes.
+
+An administrator has all of them. A node owner has their own tickets, for workers alone, and their own nodes; others' are unknown to
+them. What comes in with a node owner's ticket waits until an administrator approves it: whoever lends a machine sees the prompts
+that it runs.
+"""
 
 import secrets
 from datetime import timedelta
 
+from services.auth import acts, roles
 from services.auth.nodes import admission, doorkeeper
 from services.auth.nodes.admission import KnownTicket
 from services.auth.nodes.members import Members
@@ -16,12 +22,13 @@ from shared.certificates import Subject
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.tickets import Ticket
+from shared.types import UserId
 
 _log = logs.get(part="auth")
 
 
 class Roster:
-    """Handlers; all state is in PostgreSQL. Every method is for administrators."""
+    """Handlers; all state is in PostgreSQL."""
 
     def __init__(self, parts: Parts, members: Members, ca: MeshCa | None) -> None:
         self._node = parts.node
@@ -34,12 +41,16 @@ class Roster:
 
     @serves(membership.create_ticket)
     async def create_ticket(self, request: membership.CreateTicket, call: Call) -> membership.NewTicket:
-        ca, admin = self._admitted(call)
+        ca, caller = doorkeeper.running(self._ca), call.principal
         admission.check_role(request.role)
         if not ca.meeting.is_on:
             raise errors.Unavailable("Hyperswarm is off, and a ticket is used over it", hint="set DHT_BOOTSTRAP at auth")
-        owner_id, owner_name = admin.user_id, admin.username
-        if request.owner is not None:
+        by_admin = roles.is_admin(caller)
+        owner_id, owner_name = caller.user_id, caller.username
+        if not by_admin:
+            admission.check_own_ticket(request, owner_id, owner_name)
+            admission.check_own_count(await self._members.count_good_tickets(owner_id))
+        elif request.owner is not None:
             owner = await self._store.get_user_called(request.owner)
             owner_id, owner_name = owner.id, owner.username
         meeting, now = ca.meeting, ca.now()
@@ -54,58 +65,70 @@ class Roster:
             owner=owner_id,
             owner_name=owner_name,
             labels=request.labels,
-            needs_approval=request.needs_approval,
+            needs_approval=request.needs_approval or not by_admin,
             uses=request.uses,
             used=0,
             created_at=now,
             expires_at=now + timedelta(seconds=request.ttl_seconds),
             revoked_at=None,
         )
-        await self._members.add_ticket(known)
-        _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(admin.user_id))
+        async with self._members.transaction() as transaction:
+            await self._members.add_ticket(transaction, known)
+            act = acts.of_house("ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses), owner=str(known.owner))
+            await self._trail.add(transaction, act)
+        _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))
         return membership.NewTicket(tickets.render(ticket), admission.ticket_row(known, now), admission.warnings(meeting.outside))
 
     @serves(membership.list_tickets)
     async def list_tickets(self, request: membership.ListTickets, call: Call) -> membership.Tickets:
-        ca, _ = self._admitted(call)
-        return membership.Tickets(tuple(admission.ticket_row(ticket, ca.now()) for ticket in await self._members.list_tickets()))
+        ca = doorkeeper.running(self._ca)
+        found = await self._members.list_tickets(_whose(call.principal))
+        return membership.Tickets(tuple(admission.ticket_row(ticket, ca.now()) for ticket in found))
 
     @serves(membership.revoke_ticket)
     async def revoke_ticket(self, request: membership.RevokeTicket, call: Call) -> TicketRow:
-        ca, admin = self._admitted(call)
-        ticket = await self._members.get_ticket_called(request.id)
-        if await self._members.revoke_ticket(ticket.id):
-            _log.info("ticket revoked", ticket_id=ticket.id, by=str(admin.user_id))
-        return admission.ticket_row(await self._members.get_ticket_called(ticket.id), ca.now())
+        ca, caller = doorkeeper.running(self._ca), call.principal
+        ticket = await self._members.get_ticket_called(request.id, _whose(caller))
+        async with self._members.transaction() as transaction:
+            if await self._members.revoke_ticket(transaction, ticket.id):
+                await self._trail.add(transaction, acts.of_house("ticket.revoke", caller, target=ticket.id))
+                _log.info("ticket revoked", ticket_id=ticket.id, by=str(caller.user_id))
+        return admission.ticket_row(await self._members.get_ticket_called(ticket.id, None), ca.now())
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
     @serves(membership.list_members)
     async def list_members(self, request: membership.ListMembers, call: Call) -> membership.Members:
-        self._admitted(call)
-        return membership.Members(tuple(admission.member_row(node) for node in await self._members.list_nodes()))
+        doorkeeper.running(self._ca)
+        return membership.Members(tuple(admission.member_row(node) for node in await self._members.list_nodes(_whose(call.principal))))
 
     @serves(membership.approve_member)
     async def approve_member(self, request: membership.ApproveMember, call: Call) -> Member:
-        _, admin = self._admitted(call)
-        node = await self._members.get_node_called(request.id)
-        if await self._members.approve(node.id):
-            _log.info("node approved", node_id=node.id, by=str(admin.user_id))
-        node = await self._members.get_node_called(node.id)
+        doorkeeper.running(self._ca)
+        node = await self._members.get_node_called(request.id, None)
+        async with self._members.transaction() as transaction:
+            if await self._members.approve(transaction, node.id):
+                await self._trail.add(transaction, acts.of_house("node.approve", call.principal, target=node.id))
+                _log.info("node approved", node_id=node.id, by=str(call.principal.user_id))
+        node = await self._members.get_node_called(node.id, None)
         if node.state is MemberState.REVOKED:
             raise admission.revoked(node)
         return admission.member_row(node)
 
     @serves(membership.revoke_member)
     async def revoke_member(self, request: membership.RevokeMember, call: Call) -> Member:
-        ca, admin = self._admitted(call)
-        node = await self._members.get_node_called(request.id)
+        ca, caller = doorkeeper.running(self._ca), call.principal
+        node = await self._members.get_node_called(request.id, _whose(caller))
         admission.check_revocable(node)
-        if await self._members.revoke(node.id, admission.printable(request.reason)):
-            _log.warning("node revoked", node_id=node.id, role=node.role, by=str(admin.user_id))
-        # Signed before the administrator hears that it is done; other replicas hear of it from PostgreSQL.
+        async with self._members.transaction() as transaction:
+            if await self._members.revoke(transaction, node.id, admission.printable(request.reason)):
+                await self._trail.add(transaction, acts.of_house("node.revoke", caller, target=node.id, role=node.role))
+                _log.warning("node revoked", node_id=node.id, role=node.role, by=str(caller.user_id))
+        # Signed before the caller hears that it is done; other replicas hear of it from PostgreSQL.
         await ca.refresh()
-        return admission.member_row(await self._members.get_node_called(node.id))
+        return admission.member_row(await self._members.get_node_called(node.id, None))
 
-    def _admitted(self, call: Call) -> tuple[MeshCa, Principal]:
-        return doorkeeper.running(self._ca), call.principal
+
+def _whose(caller: Principal) -> UserId | None:
+    """Whose tickets and nodes there are for this caller; None for everybody's."""
+    return None if roles.is_admin(caller) else caller.user_id

@@ -1,4 +1,4 @@
-"""POST /api/inference and POST /api/infer: a prompt in this project's own words, and its answer."""
+"""/api/inference and /api/infer: a prompt in this project's own words, its answer, and word that nobody wants it any more."""
 
 import msgspec
 
@@ -66,6 +66,12 @@ class InferenceAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     response: str | None = None
 
 
+class WithdrawnAnswer(msgspec.Struct, frozen=True):
+    """What was asked under this key is not made any further, where it still was."""
+
+    idempotency_key: str
+
+
 class TextEvent(msgspec.Struct, frozen=True):
     """A piece of the text of a streamed answer."""
 
@@ -116,7 +122,18 @@ class RestInference:
                 summary="Run a prompt, given as a model and a payload", body=InferBody, answer=InferenceAnswer,
                 streams=True, events=(TextEvent, InferenceAnswer),
             ),
+            Route(
+                verb="DELETE", path="/api/inference", handler=self._withdraw, method="cancelInference",
+                summary="End the request under an Idempotency-Key, which nobody wants any more", answer=WithdrawnAnswer,
+            ),
         )  # fmt: skip
+
+    async def _withdraw(self, call: HttpCall) -> None:
+        key = call.idempotency_key
+        if key is None:
+            raise BadField("Idempotency-Key", "is missing; it says which request is meant")
+        self._once.withdraw(call.caller, key)
+        await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:
         body = bodies.read_either_case(call.body, InferenceBody)

@@ -40,7 +40,7 @@ def test_no_text_is_taken_for_a_key(text: str) -> None:
         pytest.param(" " + KEY, id="a space before"),
         pytest.param(KEY[:-1], id="cut short"),
         pytest.param(KEY + "0", id="too long"),
-        pytest.param(KEY.replace("live", "test"), id="another kind"),
+        pytest.param(KEY.replace("live", "join"), id="a kind that is none"),
         pytest.param(KEY.swapcase(), id="wrong case"),
         pytest.param("aip_live_' OR '1'='1" + "0" * 40, id="SQL"),
         pytest.param("aip_live_" + "٣" * 49, id="digits of another script"),

@@ -1,14 +1,19 @@
-"""What a recognised caller may do."""
+"""What a recognised caller may do, and that a key never does more than who made it."""
 
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
 from uuid import UUID
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.auth import roles
-from shared import errors
-from shared.api.auth import KeyLimits, Principal
-from shared.types import MicroCredits, Tier, UserId, UserRole
+from shared import access, errors
+from shared.access import Permission
+from shared.api.auth import ApiKey, GenerateApiKey, KeyBounds, KeyKind, KeyLimits, Principal
+from shared.types import KeyId, MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 
 ME, OTHER = UserId(UUID(int=1)), UserId(UUID(int=2))
 
@@ -18,6 +23,11 @@ NONE = KeyLimits()
 
 def principal(role: UserRole = UserRole.USER, limits: KeyLimits = NONE) -> Principal:
     return Principal(ME, "me", role, Tier.FREE, key_limits=limits)
+
+
+def a_key(role: UserRole = UserRole.USER, kind: KeyKind = KeyKind.LIVE, stored: tuple[str, ...] = ()) -> Principal:
+    """Of which nothing is bounded but, by its kind and what is stored of it, its scopes."""
+    return msgspec.structs.replace(principal(role), key_id=KeyId(UUID(int=3)), scopes=roles.scopes_of_key(kind, role, stored))
 
 
 def limits(name: str, value: int | None) -> KeyLimits:
@@ -78,11 +88,26 @@ def test_a_limit_that_is_none_says_what_is_one(asked: KeyLimits, says: str) -> N
         roles.check_limits_of_new_key(principal(), asked)
 
 
-@pytest.mark.parametrize("name", KeyLimits.__struct_fields__)
-def test_a_limited_key_opens_no_session(name: str) -> None:
-    roles.check_may_open_session(principal())
+@pytest.mark.parametrize("role", UserRole)
+def test_a_key_that_may_all_that_its_owner_may_opens_a_session(role: UserRole) -> None:
+    kind = KeyKind.ADMIN if role is UserRole.ADMIN else KeyKind.LIVE
+    roles.check_may_open_session(a_key(role, kind))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *(pytest.param({"key_limits": msgspec.structs.replace(NONE, **{name: 5})}, id=name) for name in KeyLimits.__struct_fields__),
+        pytest.param({"models": (ModelName("a"),)}, id="bound to models"),
+        pytest.param({"networks": ("10.0.0.0/8",)}, id="bound to networks"),
+        pytest.param({"team_id": TenantId(UUID(int=9))}, id="of an organisation"),
+        pytest.param({"scopes": ("account:write",)}, id="of some scopes"),
+        pytest.param({"role": UserRole.ADMIN}, id="an administrator's everyday key"),
+    ],
+)
+def test_a_key_that_may_less_than_its_owner_opens_no_session(changed: dict[str, object]) -> None:
     with pytest.raises(errors.NotAllowed):
-        roles.check_may_open_session(principal(limits=limits(name, 5)))
+        roles.check_may_open_session(msgspec.structs.replace(a_key(), **changed))
 
 
 @pytest.mark.parametrize("role", UserRole)
@@ -92,3 +117,102 @@ def test_only_administrators_administer(role: UserRole) -> None:
         return
     with pytest.raises(errors.NotAllowed):
         roles.check_admin(principal(role))
+
+
+@pytest.mark.parametrize("kind", KeyKind)
+def test_an_administrators_key_is_one_only_by_its_kind(kind: KeyKind) -> None:
+    caller = a_key(UserRole.ADMIN, kind)
+    assert roles.is_admin(caller) is (kind is KeyKind.ADMIN)
+    if kind is not KeyKind.ADMIN:
+        with pytest.raises(errors.NotAllowed):
+            roles.subject_of(caller, OTHER)
+
+
+# --- no key does more than who made it ---------------------------------------------------------------------------------
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+MODELS = tuple(ModelName(name) for name in "abcd")
+NETWORKS = ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "0.0.0.0/0", "192.0.2.0/24", "::/0", "2001:db8::/32", "2001:db8:1::/48")
+ADDRESSES = ("10.1.2.3", "10.9.9.9", "192.0.2.1", "203.0.113.1", "2001:db8:1::1", "2001:db8:2::1", "2001:dead::1")
+
+scope_lists = st.lists(st.sampled_from(list(Permission)), unique=True).map(tuple)
+bounds = st.builds(
+    KeyBounds,
+    scopes=scope_lists,
+    models=st.lists(st.sampled_from(MODELS), unique=True).map(tuple),
+    networks=st.lists(st.sampled_from(NETWORKS), unique=True, max_size=3).map(tuple),
+)
+days = st.one_of(st.none(), st.integers(0, 100))
+ends = st.one_of(st.none(), st.integers(1, 100).map(lambda count: (NOW + timedelta(days=count)).timestamp()))
+
+
+@st.composite
+def makers(draw: st.DrawFn) -> Principal:
+    """A login, or a key of any kind and bounds."""
+    role = draw(st.sampled_from(UserRole))
+    if draw(st.booleans()):
+        return principal(role)
+    own = draw(bounds)
+    key = a_key(role, draw(st.sampled_from(KeyKind)), own.scopes)
+    return msgspec.structs.replace(key, models=own.models, networks=own.networks, expires_at=draw(ends))
+
+
+def all_of(granted: frozenset[Permission]) -> frozenset[Permission]:
+    return frozenset(Permission) if Permission.EVERYTHING in granted else granted
+
+
+def may(role: UserRole, kind: KeyKind, stored: tuple[str, ...]) -> frozenset[Permission]:
+    return all_of(access.permissions_of(role, roles.scopes_of_key(kind, role, stored)))
+
+
+def admits(networks: tuple[str, ...], address: str) -> bool:
+    return not networks or any(ip_address(address) in ip_network(network) for network in networks)
+
+
+@settings(max_examples=1000)
+@given(maker=makers(), kind=st.sampled_from(KeyKind), asked=bounds, how_long=days)
+def test_a_new_key_never_does_what_its_maker_may_not(maker: Principal, kind: KeyKind, asked: KeyBounds, how_long: int | None) -> None:
+    request = GenerateApiKey("k", kind=kind, bounds=asked, days=how_long)
+    try:
+        terms = roles.terms_of_new_key(maker, maker.role, request, NOW)
+    except (errors.NotAllowed, errors.BadRequest):
+        return
+    granted = all_of(access.permissions_of(maker.role, maker.scopes))
+    assert may(maker.role, kind, terms.bounds.scopes) <= granted
+    assert kind is KeyKind.ADMIN or Permission.EVERYTHING not in may(maker.role, kind, terms.bounds.scopes)
+    if maker.scopes is not None and Permission.EVERYTHING not in granted:
+        assert all(may(later, kind, terms.bounds.scopes) <= granted for later in UserRole), "nor after its owner was promoted"
+    if maker.models:
+        assert terms.bounds.models
+        assert set(terms.bounds.models) <= set(maker.models)
+    for address in ADDRESSES:
+        assert admits(maker.networks, address) or not admits(terms.bounds.networks, address)
+    if maker.expires_at is not None:
+        assert terms.expires_at is not None
+        assert terms.expires_at.timestamp() <= maker.expires_at
+
+
+@given(maker=makers(), kind=st.sampled_from(KeyKind), stored=bounds, ends_at=ends)
+def test_a_key_is_rotated_by_none_that_may_less(maker: Principal, kind: KeyKind, stored: KeyBounds, ends_at: float | None) -> None:
+    expires_at = None if ends_at is None else datetime.fromtimestamp(ends_at, UTC)
+    key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=kind, bounds=stored, expires_at=expires_at)
+    try:
+        roles.check_may_rotate(maker, key, maker.role)
+    except errors.NotAllowed:
+        assert maker.key_id is not None, "a login rotates all of its user's"
+        roles.check_may_rotate(maker, msgspec.structs.replace(key, id=KeyId(UUID(int=3))), maker.role)
+        return
+    assert may(maker.role, kind, stored.scopes) <= all_of(access.permissions_of(maker.role, maker.scopes))
+    assert maker.key_id is None or maker.expires_at is None or (ends_at is not None and ends_at <= maker.expires_at)
+    assert all(admits(maker.networks, address) or not admits(stored.networks, address) for address in ADDRESSES)
+
+
+stored_scopes = st.lists(st.one_of(st.text(max_size=20), st.sampled_from([str(permission) for permission in Permission]))).map(tuple)
+
+
+@given(role=st.sampled_from(UserRole), kind=st.sampled_from(KeyKind), stored=stored_scopes)
+def test_a_principal_carries_exactly_what_its_key_may(role: UserRole, kind: KeyKind, stored: tuple[str, ...]) -> None:
+    carried = roles.scopes_of_key(kind, role, stored)
+    assert {str(permission) for permission in access.permissions_of(role, carried)} == set(carried)
+    if stored and not set(stored) & set(Permission):
+        assert carried == (), "what this version does not know is not everything"

@@ -2,20 +2,24 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
 import services.auth
-from services.auth.store import MOST_ACTIVE_KEYS, Store
+from services.auth.api_keys import Mark
+from services.auth.roles import KeyTerms
+from services.auth.store import MOST_ACTIVE_KEYS, NewKey, Store
 from shared import errors
-from shared.api.auth import ApiKey, Change, KeyLimits, User
+from shared.api.auth import ApiKey, Change, KeyBounds, KeyKind, KeyLimits, User
 from shared.database import Database
-from shared.types import MicroCredits, Tier, UserId, UserRole
+from shared.types import MicroCredits, TenantId, Tier, UserId, UserRole
 from tests.services.auth import by_hand
 
 NO_LIMITS = KeyLimits()
@@ -39,12 +43,19 @@ async def set_tier(store: Store, user_id: UserId, tier: Tier) -> User:
 
 async def revoke(store: Store, key: ApiKey) -> ApiKey | None:
     async with store.transaction() as transaction:
-        return await store.revoke_key(transaction, key.id)
+        return await store.revoke_key(transaction, key)
 
 
-async def add_key(store: Store, user: User, key_hash: str = "k", name: str = "default", limits: KeyLimits = NO_LIMITS) -> ApiKey:
-    async with store.transaction() as transaction:
-        return await store.add_key(transaction, user.id, name=name, key_hash=key_hash, preview="aip_live_abc…wxyz", limits=limits)
+async def add_key(
+    store: Store, user: User, key_hash: str = "k", name: str = "default", limits: KeyLimits = NO_LIMITS, **changed: Any
+) -> ApiKey:
+    terms = dataclasses.replace(KeyTerms(KeyKind.LIVE, limits, KeyBounds(), None), **changed)
+    async with store.bound(TenantId(user.id)) as transaction:
+        return await store.add_key(transaction, NewKey(user.id, None, name, Mark(key_hash, "aip_live_abc…wxyz"), terms))
+
+
+async def keys_of(store: Store, user_id: UserId) -> tuple[ApiKey, ...]:
+    return await store.list_keys(TenantId(user_id), user_id)
 
 
 async def test_a_user_is_found_by_each_of_its_names(store: Store) -> None:
@@ -98,7 +109,7 @@ async def test_a_key_can_be_revoked_once(store: Store) -> None:
     assert revoked is not None
     assert not revoked.is_active
     assert await revoke(store, key) is None
-    assert [found.is_active for found in await store.list_keys(key.user_id)] == [False]
+    assert [found.is_active for found in await keys_of(store, key.user_id)] == [False]
 
 
 async def test_a_user_has_so_many_active_keys_and_no_more(store: Store) -> None:
@@ -128,7 +139,7 @@ async def test_a_key_keeps_each_of_its_limits(store: Store) -> None:
     key = await add_key(store, await add_user(store), limits=limits)
     owned = await store.find_owner_of_key("k")
     assert owned is not None
-    (listed,) = await store.list_keys(key.user_id)
+    (listed,) = await keys_of(store, key.user_id)
     assert key.limits == owned.principal.key_limits == listed.limits == limits
 
 
@@ -165,12 +176,12 @@ async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_p
 async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: Store, postgres_url: str) -> None:
     key = await add_key(store, await add_user(store))
     await store.touch_keys([key.id])
-    first = (await store.list_keys(key.user_id))[0].last_used_at
+    first = (await keys_of(store, key.user_id))[0].last_used_at
     await store.touch_keys([key.id])
-    assert (await store.list_keys(key.user_id))[0].last_used_at == first
+    assert (await keys_of(store, key.user_id))[0].last_used_at == first
     await by_hand.run(postgres_url, "UPDATE auth.api_keys SET last_used_at = now() - interval '2 minutes'")
     await store.touch_keys([key.id])
-    last = (await store.list_keys(key.user_id))[0].last_used_at
+    last = (await keys_of(store, key.user_id))[0].last_used_at
     assert first is not None
     assert last is not None
     assert last > first

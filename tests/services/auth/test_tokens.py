@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth import tokens
-from services.auth.tokens import AccessTokens
+from services.auth.tokens import AccessTokens, SessionToken
 from shared import errors
 from shared.types import UserId
 
@@ -30,6 +31,7 @@ def pem_of(key: Any) -> str:
 KEY = tokens.load_key(pem_of(Ed25519PrivateKey.generate()))
 OURS = AccessTokens(KEY, "aimesh/home")
 GOOD = OURS.issue(USER, "session", NOW)
+TOKEN = SessionToken.new()
 
 
 def forged(header: dict[str, Any] | None = None, key: Any = KEY.private, algorithm: str | None = "EdDSA", **changes: Any) -> str:
@@ -140,3 +142,37 @@ def test_the_thumbprint_is_that_of_rfc_8037_appendix_a() -> None:
 def test_a_key_of_another_kind_is_a_wrong_setting(pem: str) -> None:
     with pytest.raises(errors.BadSettings, match="JWT_SIGNING_KEY"):
         tokens.load_key(pem)
+
+
+# --- session tokens ------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_token_is_read_as_it_was_written() -> None:
+    token = SessionToken.new()
+    assert SessionToken.read(token.text) == token
+    assert re.fullmatch(r"aip_rt_[0-9A-Za-z]{22}[0-9A-Za-z]{43}[0-9A-Za-z]{6}", token.text)
+    assert len({SessionToken.new().text for _ in range(100)}) == 100
+
+
+def test_a_successor_is_of_the_same_family_and_follows_from_token_and_nonce_alone() -> None:
+    token = SessionToken.new()
+    after = token.successor("ab" * 32)
+    assert after.family_hash == token.family_hash
+    assert after.hash != token.hash
+    assert after == token.successor("ab" * 32)
+    others = {token.successor("cd" * 32), SessionToken(token.family, SessionToken.new().secret).successor("ab" * 32), token}
+    assert after not in others
+    assert SessionToken.read(after.text) == after
+
+
+@given(place=st.integers(0, 77), other=st.sampled_from("ABab01-_."))
+def test_a_mistyped_session_token_is_none(place: int, other: str) -> None:
+    text = TOKEN.text
+    if text[place] != other:
+        assert SessionToken.read(text[:place] + other + text[place + 1 :]) is None
+
+
+@given(st.text())
+def test_no_text_is_taken_for_a_session_token(text: str) -> None:
+    assert SessionToken.read(text) is None
+    assert SessionToken.read("aip_rt_" + text) is None

@@ -41,12 +41,23 @@ async def add_ticket(members: Members, ticket_id: str = "aaaa1111", **changed: A
         "labels": {"zone": "eu"}, "needs_approval": False, "uses": 1, "used": 0, "created_at": now(),
         "expires_at": now() + timedelta(hours=1), "revoked_at": None,
     }  # fmt: skip
-    await members.add_ticket(KnownTicket(**{**fields, **changed}))
+    async with members.transaction() as transaction:
+        await members.add_ticket(transaction, KnownTicket(**{**fields, **changed}))
     return ticket_id
 
 
 async def use(members: Members, ticket_id: str, node: NodeId) -> bool:
     return await members.use_ticket(ticket_id, node, name="box", labels={"zone": "eu"}, now=now())
+
+
+async def approve(members: Members, node: NodeId) -> bool:
+    async with members.transaction() as transaction:
+        return await members.approve(transaction, node)
+
+
+async def revoke(members: Members, node: NodeId, reason: str) -> bool:
+    async with members.transaction() as transaction:
+        return await members.revoke(transaction, node, reason)
 
 
 async def used(members: Members, ticket_id: str) -> int:
@@ -68,7 +79,7 @@ async def test_of_fifty_nodes_at_once_as_many_come_in_as_the_ticket_has_uses(mem
     outcomes = await asyncio.gather(*(use(members, ticket, new_node()) for _ in range(50)))
     assert outcomes.count(True) == uses
     assert await used(members, ticket) == uses
-    assert len(await members.list_nodes()) == uses
+    assert len(await members.list_nodes(None)) == uses
 
 
 async def test_one_node_that_asks_twenty_times_at_once_uses_the_ticket_once(members: Members) -> None:
@@ -103,13 +114,13 @@ async def test_a_bad_ticket_lets_nobody_in(members: Members, postgres_url: str, 
     ticket = await add_ticket(members)
     await by_hand.run(postgres_url, change)
     assert not await use(members, ticket, new_node())
-    assert await members.list_nodes() == ()
+    assert await members.list_nodes(None) == ()
 
 
 async def test_a_revoked_key_and_the_key_of_an_auth_use_no_ticket(members: Members) -> None:
     ticket, revoked, auth = await add_ticket(members, uses=9), new_node(), new_node()
     await members.ensure_vouched(revoked, Role.WORKER)
-    await members.revoke(revoked, "")
+    await revoke(members, revoked, "")
     await members.ensure_vouched(auth, Role.AUTH)
     assert not await use(members, ticket, revoked)
     assert not await use(members, ticket, auth)
@@ -123,21 +134,21 @@ async def test_what_a_ticket_gives_is_in_the_row(members: Members) -> None:
     assert found is not None
     assert (found.role, found.state, found.name, found.owner) == (Role.WORKER, MemberState.PENDING, "box", UserId(UUID(int=7)))
     assert (found.labels, found.ticket_id, found.certified_until) == ({"zone": "eu"}, ticket, None)
-    assert await members.approve(node)
-    assert not await members.approve(node)
+    assert await approve(members, node)
+    assert not await approve(members, node)
     assert await members.note_certified(node, now())
 
 
 async def test_ids_may_be_given_by_a_beginning_that_one_has(members: Members) -> None:
     await add_ticket(members, "aaaa1111")
     await add_ticket(members, "aaaa2222")
-    assert (await members.get_ticket_called("aaaa2")).id == "aaaa2222"
+    assert (await members.get_ticket_called("aaaa2", None)).id == "aaaa2222"
     for beginning, error in (("aaaa", errors.BadRequest), ("aaa", errors.BadRequest), ("", errors.BadRequest), ("bbbb", errors.NotFound)):
         with pytest.raises(error):
-            await members.get_ticket_called(beginning)
+            await members.get_ticket_called(beginning, None)
     for beginning in ("aaaa%", "a\0aa1", "' OR 1=1 --"):
         with pytest.raises(errors.BadRequest):
-            await members.get_node_called(beginning)
+            await members.get_node_called(beginning, None)
         assert await members.find_ticket(beginning) is None
 
 
@@ -151,14 +162,14 @@ async def test_a_node_that_nats_vouches_for_is_active_unless_revoked(members: Me
         found = await members.find_node(node)
         assert found is not None
         assert (found.role, found.state, found.owner) == (Role.GATEWAY, MemberState.ACTIVE, None)
-    assert await members.revoke(node, "lost")
-    assert not await members.revoke(node, "again")
+    assert await revoke(members, node, "lost")
+    assert not await revoke(members, node, "again")
     await members.ensure_vouched(node, Role.GATEWAY)
     found = await members.find_node(node)
     assert found is not None
     assert (found.state, found.reason, found.revoked_at is not None) == (MemberState.REVOKED, "lost", True)
     assert not await members.note_certified(node, now())
-    assert not await members.approve(node)
+    assert not await approve(members, node)
 
 
 # --- the list ----------------------------------------------------------------------------------------------------------
@@ -170,13 +181,13 @@ async def test_the_number_only_grows_and_the_epoch_once_an_hour(members: Members
         await members.ensure_vouched(node, Role.WORKER)
     states = [await state(members)]
     for node in nodes[:3]:
-        await members.revoke(node, "")
+        await revoke(members, node, "")
         states.append(await state(members))
     assert all(earlier.number < later.number for earlier, later in itertools.pairwise(states))
     assert [found.epoch for found in states] == [1, 2, 2, 2]
     assert set(states[-1].revoked) == set(nodes[:3])
     await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET epoch_changed_at = epoch_changed_at - interval '61 minutes'")
-    await members.revoke(nodes[3], "")
+    await revoke(members, nodes[3], "")
     assert (await state(members)).epoch == 3
 
 
@@ -184,7 +195,7 @@ async def test_a_revocation_soon_after_another_has_its_epoch_an_hour_later(membe
     for node in (new_node(), new_node()):
         await members.ensure_vouched(node, Role.WORKER)
         await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET epoch_changed_at = epoch_changed_at - interval '1 second'")
-        await members.revoke(node, "")
+        await revoke(members, node, "")
     before = await state(members)
     await members.rotate_epoch()
     assert await state(members) == before, "the hour is not over"
@@ -227,7 +238,7 @@ async def test_what_changes_no_list_has_no_number(members: Members, postgres_url
     await members.ensure_vouched(node, Role.WORKER)
     await members.note_certified(node, now())
     await by_hand.run(postgres_url, "UPDATE auth.nodes SET state = 'pending'")
-    await members.approve(node)
+    await approve(members, node)
     await by_hand.run(postgres_url, "DELETE FROM auth.nodes")
     assert await state(members) == before
 
@@ -235,7 +246,7 @@ async def test_what_changes_no_list_has_no_number(members: Members, postgres_url
 async def test_a_key_leaves_the_list_when_no_certificate_of_it_can_be_good(members: Members, postgres_url: str) -> None:
     node = new_node()
     await members.ensure_vouched(node, Role.GATEWAY)
-    await members.revoke(node, "")
+    await revoke(members, node, "")
     assert (await state(members)).revoked == (node,)
     for age, listed in (("7 days", True), ("7 days 61 minutes", False)):
         await by_hand.run(postgres_url, "UPDATE auth.nodes SET revoked_at = now() - $1::text::interval", age)

@@ -90,3 +90,10 @@ async def test_several_prompts_under_one_key_are_answered_once_each(http: httpx.
     assert len(house.worker.asked) == 2
     lost = await http.post("/v1/completions", json=body, headers={**WITH_KEY, "last-event-id": "0" * 32 + "-1"})
     assert (lost.status_code, lost.json()["error"]["param"]) == (400, "Last-Event-ID")
+
+
+async def test_a_request_that_nobody_wants_any_more_is_withdrawn_by_its_key(http: httpx.AsyncClient) -> None:
+    answer = await http.delete("/api/inference", headers=WITH_KEY)
+    assert (answer.status_code, answer.json()) == (200, {"idempotency_key": "order 17"})
+    nameless = await http.delete("/api/inference")
+    assert (nameless.status_code, nameless.json()["error"]["param"]) == (400, "Idempotency-Key")

@@ -1,0 +1,265 @@
+"""`aicli admin audit`: who did what; taking the log along; and whether it is as it was written, with a mesh or with nothing but files."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from cli.exit_codes import ExitCode
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.connection import Connection
+    from shared.api.audit import AuditReport, AuditRow, ChainState, ExportAudit
+    from shared.audit_anchors import Anchors
+    from shared.audit_chain import ChainVerifier
+    from shared.types import NodeId
+
+#: shared.api.audit.Result, spelled out so that `--help` needs no import of it; a test holds the two together.
+RESULTS = ("done", "refused", "failed")
+#: Every row is read; a log of many millions is rather exported and verified here.
+_WHOLE_LOG_SECONDS = 3600
+_MOST_LISTED = 500
+_MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"])
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def audit() -> None:
+    """Read, export and verify the log of sensitive and refused acts."""
+
+
+@audit.command("list")
+@click.option("--chain", metavar="CHAIN", help="`house`, or the id of one user or organisation.")
+@click.option("--actor", metavar="USER", help="What this user did: a name, an e-mail address or an id.")
+@click.option("--action", metavar="ACTION", help="Such as key.create, or key for all that begins so.")
+@click.option("--result", type=click.Choice(RESULTS), help="Only acts that ended so.")
+@click.option("--since", type=_MOMENT, help="Not before this time, in your own zone.")
+@click.option("--before", type=_MOMENT, help="Only before this time: to go on where a list ended.")
+@click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_obj
+def list_(
+    here: Surroundings,
+    /,
+    *,
+    chain: str | None,
+    actor: str | None,
+    action: str | None,
+    result: str | None,
+    since: datetime | None,
+    before: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List who did what, the newest first."""
+    from cli import output
+    from cli.output import Column
+    from shared.api import audit as log
+
+    asked = log.ListAudit(
+        chain=chain,
+        actor=actor,
+        action=action,
+        result=None if result is None else log.Result(result),
+        since=_aware(since),
+        before=_aware(before),
+        limit=limit,
+    )
+    columns: list[Column[AuditRow]] = [
+        Column("TIME", lambda row: output.moment(row.act.at)),
+        Column("WHO", _who),
+        Column("ACTION", lambda row: row.act.action),
+        Column("RESULT", lambda row: row.act.result, lambda row: "green" if row.act.result == log.Result.DONE else "red"),
+        Column("TIMES", lambda row: str(row.act.times)),
+        Column("TARGET", lambda row: row.act.target or "–"),
+        Column("FROM", lambda row: "erased" if row.erased else row.act.address or "–"),
+        Column("DETAILS", lambda row: output.names(f"{name}: {text}" for name, text in row.act.details.items())),
+    ]
+    output.show_rows(here.ask(log.list_audit, asked).rows, columns, as_json=as_json, empty="Nothing like that is in the log.")
+
+
+@audit.command()
+@click.option("--chain", metavar="CHAIN", help="Only this one: `house`, or the id of one user or organisation.")
+@click.option("--since", type=_MOMENT, help="Not from the beginning; `verify` then needs --partial.")
+@click.option("-o", "--output", "file", type=click.Path(dir_okay=False, path_type=Path), help="A file that only you can read, not stdout.")
+@click.pass_obj
+def export(here: Surroundings, /, *, chain: str | None, since: datetime | None, file: Path | None) -> None:
+    """Write the log as JSON lines, one for each row: for an auditor, who needs nothing else to verify it."""
+    from cli import output
+    from shared.api import audit as log
+
+    with _lines(file) as out:
+        request = log.ExportAudit(chain=chain, since=_aware(since))
+        count = here.run(lambda connection: _copy(connection, request, out))
+    output.note(f"{output.counted(count, 'row')} written{'' if file is None else f' to {file}'}.")
+
+
+@audit.command()
+@click.argument("file", type=_FILE, required=False)
+@click.option("--chain", metavar="CHAIN", help="Only this one: `house`, or the id of one user or organisation.")
+@click.option("--anchors", type=_FILE, help="The file of signed anchors (AUDIT_ANCHOR_FILE): with it, rows cut off at the end are missed.")
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="Who must have signed the anchors. May be given again.")
+@click.option("--partial", is_flag=True, help="FILE was exported with --since or --chain.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as an object.")
+@click.pass_context
+def verify(
+    context: click.Context,
+    /,
+    *,
+    file: Path | None,
+    chain: str | None,
+    anchors: Path | None,
+    keys: tuple[str, ...],
+    partial: bool,
+    as_json: bool,
+) -> None:
+    """Check every row against the chain that it is in, and name the first that is not as it was written. Exits with 1 then.
+
+    With a FILE that `export` wrote, no mesh is needed; without one, auth checks its own log and the anchors that it has.
+    """
+    from cli import output
+    from shared.api import audit as log
+
+    if file is None:
+        if anchors or keys or partial:
+            raise click.UsageError("--anchors, --key and --partial go with a FILE; auth knows its own")
+        here = context.find_object(Surroundings)
+        assert here is not None  # the group has put it there
+        request = log.VerifyAudit(chain=chain)
+        report = here.run(lambda connection: connection.call(log.verify_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS))
+    else:
+        report = _verified(file, _trusted(anchors, keys), chain, partial=partial)
+    if as_json:
+        output.show_json(output.plain(report))
+    else:
+        _show(report, with_anchors=file is None or anchors is not None, key_given=file is None or bool(keys))
+    if not report.is_whole:
+        context.exit(ExitCode.FAILED)
+
+
+def _who(row: "AuditRow") -> str:
+    """By name; by id who has none any more."""
+    return row.actor_name or ("–" if row.act.actor is None else str(row.act.actor))
+
+
+def _aware(typed: datetime | None) -> datetime | None:
+    """What was typed is of the zone of whoever typed it."""
+    return None if typed is None else typed.astimezone()
+
+
+# --- exporting -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _lines(file: Path | None) -> Iterator[BinaryIO]:
+    """A file is there when it is whole, and only then: half a log would look like one that somebody has cut."""
+    if file is None:
+        yield sys.stdout.buffer
+        return
+    from shared import private_file
+
+    with private_file.written(file, b"") as begun:
+        with begun.open("wb") as out:
+            yield out
+        begun.replace(file)
+
+
+async def _copy(connection: "Connection", request: "ExportAudit", out: BinaryIO) -> int:
+    import msgspec
+
+    from shared.api import audit as log
+
+    count = 0
+    async with connection.stream(log.export_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS) as rows:
+        async for row in rows:
+            out.write(msgspec.json.encode(row) + b"\n")
+            count += 1
+    out.flush()
+    return count
+
+
+# --- verifying files -------------------------------------------------------------------------------------------------
+
+
+def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
+    """The anchors of a file, by these keys; without any, by whoever signed them. Raises BadRequest for a line that is none."""
+    from shared import audit_anchors, errors
+    from shared.types import NodeId
+
+    if file is None:
+        return audit_anchors.Anchors((), ())
+    with file.open("rb") as lines:
+        found, unreadable = audit_anchors.read_lines(lines)
+    if unreadable:
+        raise errors.BadRequest(f"{file}: line {unreadable[0]} is no anchor", hint="remove it if a crash left it half written")
+    return audit_anchors.check(found, [NodeId(key) for key in keys] or audit_anchors.keys_of(found))
+
+
+def _verified(file: Path, anchors: "Anchors", chain: str | None, *, partial: bool) -> "AuditReport":
+    from shared.api.audit import AuditReport, ChainState
+    from shared.audit_chain import ChainVerifier
+
+    verifiers = {} if partial else {name: ChainVerifier(name, anchors.checkpoints(name)) for name in anchors.chains()}
+    unreadable: list[ChainState] = []
+    with file.open("rb") as lines:
+        for number, row in _rows(lines):
+            if row is None:
+                unreadable.append(ChainState("file", 0, number, f"line {number} is no row of an audit log", 0))
+                break
+            if row.chain not in verifiers:
+                verifiers[row.chain] = ChainVerifier(row.chain, anchors.checkpoints(row.chain), partial=partial)
+            verifiers[row.chain].take(row)
+    states = [_state(verifier, anchors) for name, verifier in sorted(verifiers.items()) if chain in (None, name)]
+    return AuditReport((*unreadable, *states), _signers(anchors))
+
+
+def _rows(lines: Iterable[bytes]) -> "Iterator[tuple[int, AuditRow | None]]":
+    import msgspec
+
+    from shared.api.audit import AuditRow
+
+    read = msgspec.json.Decoder(AuditRow).decode
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, read(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            yield number, None
+
+
+def _state(verifier: "ChainVerifier", anchors: "Anchors") -> "ChainState":
+    from msgspec.structs import replace
+
+    state, forged = verifier.state(), anchors.finding(verifier.chain)
+    if state.first_bad is None and forged is not None:
+        return replace(state, first_bad=forged.sequence, why=forged.why)
+    return state
+
+
+def _signers(anchors: "Anchors") -> "NodeId":
+    """One after the other, where a key has followed upon another."""
+    from shared import audit_anchors
+    from shared.types import NodeId
+
+    return NodeId(", ".join(audit_anchors.keys_of(anchors.good)))
+
+
+def _show(report: "AuditReport", *, with_anchors: bool, key_given: bool) -> None:
+    from cli import output
+
+    chains, rows = output.counted(len(report.chains), "chain"), output.counted(sum(state.rows for state in report.chains), "row")
+    anchors = output.counted(sum(state.anchors for state in report.chains), "signed anchor")
+    click.echo(f"The log is {'as it was written' if report.is_whole else 'NOT as it was written'}: {chains}, {rows}, {anchors}.")
+    for state in report.chains:
+        if state.first_bad is not None:
+            click.echo(f"  {output.printable(state.chain)}: row {state.first_bad}: {output.printable(state.why)}")
+    if report.anchor_key:
+        click.echo(f"The anchors are signed by {output.printable(report.anchor_key)}")
+    if not with_anchors:
+        output.note("Without --anchors nobody can tell whether rows were cut off at the end, or all of them made anew.")
+    elif not key_given:
+        output.note("Compare the key with the one that `aicli admin audit verify` shows on the mesh, or give it as --key.")

@@ -1,0 +1,96 @@
+// The client: what a program asks of an aimesh.
+
+import { AnswerStream } from './answer_stream.js'
+import { readAnswer, readEmbeddings, readModels, readQuota, readUsage } from './answers.js'
+import { Call, INFERENCE_PATH } from './calls.js'
+import { Gateway } from './gateway.js'
+import { addressOf, credentialOf, embeddingBody, ensureOptions, inferenceBody, retriesOf, timeoutOf } from './requests.js'
+
+/** @import {Answer, CallOptions, ClientOptions, Embeddings, EmbedRequest, InferenceRequest, Model, Quota, Usage} from '../index.d.ts' */
+
+/** As long as a gateway takes for a request, where nobody told it otherwise. */
+const TIMEOUT_MS = 300_000
+const MAX_RETRIES = 2
+
+/** Safe for any number of calls at once. */
+export class AIInferenceClient {
+  #gateway
+  #timeoutMs
+  #maxRetries
+
+  /** @param {ClientOptions} options */
+  constructor({ apiKey, baseUrl, timeoutMs = TIMEOUT_MS, maxRetries = MAX_RETRIES, fetch = globalThis.fetch }) {
+    this.#gateway = new Gateway(addressOf(baseUrl), credentialOf(apiKey), fetch)
+    this.#timeoutMs = timeoutOf(timeoutMs)
+    this.#maxRetries = retriesOf(maxRetries)
+  }
+
+  /**
+   * @param {InferenceRequest} request
+   * @returns {Promise<Answer>}
+   */
+  async inference(request) {
+    const body = inferenceBody(request, false)
+    return readAnswer(await this.#call(request, true).ask({ method: 'POST', path: INFERENCE_PATH, body }))
+  }
+
+  /**
+   * Asks when it is read.
+   * @param {InferenceRequest} request
+   * @returns {AnswerStream}
+   */
+  stream(request) {
+    const body = inferenceBody(request, true)
+    return new AnswerStream(this.#call(request, true), body)
+  }
+
+  /**
+   * @param {EmbedRequest} request
+   * @returns {Promise<Embeddings>}
+   */
+  async embed(request) {
+    const body = embeddingBody(request)
+    return readEmbeddings(await this.#call(request, false).ask({ method: 'POST', path: '/v1/embeddings', body }))
+  }
+
+  /**
+   * @param {CallOptions} [options]
+   * @returns {Promise<Model[]>} those that the key may use, the default first
+   */
+  async models(options = {}) {
+    return readModels(await this.#read('/v1/models', options))
+  }
+
+  /**
+   * @param {CallOptions} [options]
+   * @returns {Promise<Usage>}
+   */
+  async usage(options = {}) {
+    return readUsage(await this.#read('/api/usage', options))
+  }
+
+  /**
+   * @param {CallOptions} [options]
+   * @returns {Promise<Quota>}
+   */
+  async quota(options = {}) {
+    return readQuota(await this.#read('/api/quota', options))
+  }
+
+  /**
+   * @param {string} path
+   * @param {CallOptions} options
+   */
+  #read(path, options) {
+    ensureOptions(options)
+    return this.#call(options, false).ask({ method: 'GET', path })
+  }
+
+  /**
+   * @param {CallOptions} options
+   * @param {boolean} once
+   */
+  #call({ signal, timeoutMs = this.#timeoutMs }, once) {
+    return new Call(this.#gateway, { signal, timeoutMs: timeoutOf(timeoutMs), maxRetries: this.#maxRetries, once })
+  }
+}

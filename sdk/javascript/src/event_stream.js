@@ -1,0 +1,117 @@
+// Server-sent events out of bytes, however these were split. Pure. As the HTML standard's "event stream interpretation", with bounds.
+
+import { broken } from './answers.js'
+
+/**
+ * Of one event, its line breaks included. The gateway's are some hundred bytes; a cached answer may come in one, and has 1 MiB at most,
+ * of which JSON makes no more than six times as much.
+ */
+export const MAX_EVENT_BYTES = 8 * 1024 * 1024
+
+const LF = 10
+const CR = 13
+const BOM = '\uFEFF'
+
+/**
+ * @typedef {object} ServerEvent
+ * @property {string} data
+ * @property {string | null} id its own, and not that of an event before it, as a browser would have it
+ */
+
+export class EventStreamParser {
+  /** What is here of the line that has not ended. @type {Uint8Array[]} */
+  #parts = []
+  #eventBytes = 0
+  #afterReturn = false
+  #isFirstLine = true
+  /** @type {string[]} */
+  #data = []
+  /** @type {string | null} */
+  #id = null
+  // Not one that passes over what is no UTF-8: a text with holes would be taken for the answer.
+  #decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+  /**
+   * @param {Uint8Array} bytes
+   * @returns {Generator<ServerEvent, void, void>} those that are whole now; all of them are to be taken
+   * @throws AnswerBroken, for what is no UTF-8, or longer than an event may be; nothing can be fed after it
+   */
+  *feed(bytes) {
+    let begin = 0
+    for (let at = 0; at < bytes.length; at++) {
+      const byte = bytes[at]
+      const isSecondHalf = byte === LF && this.#afterReturn
+      this.#afterReturn = byte === CR
+      if (byte !== LF && byte !== CR) continue
+      if (!isSecondHalf) {
+        this.#keep(bytes.subarray(begin, at))
+        const event = this.#endLine()
+        if (event !== null) yield event
+      }
+      begin = at + 1
+    }
+    this.#keep(bytes.subarray(begin))
+  }
+
+  /** @param {Uint8Array} part */
+  #keep(part) {
+    if (part.length === 0) return
+    this.#eventBytes += part.length
+    if (this.#eventBytes > MAX_EVENT_BYTES) throw broken('an event of the stream has no end')
+    // A copy: the chunk that it is a part of is not kept for it.
+    this.#parts.push(part.slice())
+  }
+
+  /** @returns {ServerEvent | null} */
+  #endLine() {
+    let line = this.#decode()
+    if (this.#isFirstLine && line.startsWith(BOM)) line = line.slice(1)
+    this.#isFirstLine = false
+    if (line === '') return this.#endEvent()
+    this.#eventBytes += 1
+    const colon = line.indexOf(':')
+    const field = colon < 0 ? line : line.slice(0, colon)
+    const value = colon < 0 ? '' : line.slice(colon + (line[colon + 1] === ' ' ? 2 : 1))
+    if (field === 'data') this.#data.push(value)
+    else if (field === 'id' && !value.includes('\0')) this.#id = value || null
+    return null
+  }
+
+  /** @returns {ServerEvent | null} */
+  #endEvent() {
+    this.#eventBytes = 0
+    if (this.#data.length === 0) {
+      this.#id = null
+      return null
+    }
+    const event = { data: this.#data.join('\n'), id: this.#id }
+    this.#data = []
+    this.#id = null
+    return event
+  }
+
+  /** @returns {string} */
+  #decode() {
+    const parts = this.#parts
+    this.#parts = []
+    try {
+      return this.#decoder.decode(parts.length === 1 ? parts[0] : joined(parts))
+    } catch (error) {
+      throw broken('the stream is not UTF-8', error)
+    }
+  }
+}
+
+/**
+ * @param {Uint8Array[]} parts
+ * @returns {Uint8Array}
+ */
+export function joined(parts) {
+  const whole = new Uint8Array(parts.reduce((size, part) => size + part.length, 0))
+  let at = 0
+  for (const part of parts) {
+    whole.set(part, at)
+    at += part.length
+  }
+  return whole
+}

@@ -1,0 +1,26 @@
+// All that a program may use; the rest of this folder may change.
+
+export { AnswerStream } from './answer_stream.js'
+export { AIInferenceClient } from './client.js'
+export {
+  AimeshError,
+  AnswerBroken,
+  AnswerGone,
+  BadRequest,
+  BudgetExhausted,
+  Cancelled,
+  Conflict,
+  ConnectionFailed,
+  DeadlineExceeded,
+  IdempotencyConflict,
+  InProgress,
+  Internal,
+  NotAllowed,
+  NotAuthenticated,
+  NotFound,
+  Overloaded,
+  RateLimited,
+  TooLarge,
+  Unavailable,
+  UnknownModel,
+} from './errors.js'

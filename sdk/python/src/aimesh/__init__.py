@@ -1,0 +1,61 @@
+"""aimesh: your own models behind one address.
+
+import aimesh
+
+with aimesh.Client() as client:
+    print(client.inference("Say hello").text)
+"""
+
+from aimesh.answers import (
+    Answer,
+    ApiKey,
+    Embeddings,
+    Limit,
+    Model,
+    NewApiKey,
+    Quota,
+    Session,
+    Usage,
+    UsageDay,
+    UsageReport,
+    User,
+)
+from aimesh.async_client import AsyncClient, AsyncKeys, AsyncStream
+from aimesh.calls import KeyLimits, Message, Options
+from aimesh.client import Client, Keys, Stream
+from aimesh.errors import (
+    AimeshError,
+    AlreadyExists,
+    AnswerBroken,
+    AnswerGone,
+    BadRequest,
+    BudgetExhausted,
+    Cancelled,
+    ConfirmationNeeded,
+    Conflict,
+    ConnectionFailed,
+    DeadlineExceeded,
+    IdempotencyConflict,
+    InProgress,
+    NotAllowed,
+    NotAuthenticated,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    RateLimited,
+    SecondFactorNeeded,
+    ServerFailed,
+    TooLarge,
+    Unavailable,
+    UnknownModel,
+)
+from aimesh.version import __version__
+
+__all__ = [
+    "AimeshError", "AlreadyExists", "Answer", "AnswerBroken", "AnswerGone", "ApiKey", "AsyncClient", "AsyncKeys", "AsyncStream",
+    "BadRequest", "BudgetExhausted", "Cancelled", "Client", "ConfirmationNeeded", "Conflict", "ConnectionFailed", "DeadlineExceeded",
+    "Embeddings", "IdempotencyConflict", "InProgress", "KeyLimits", "Keys", "Limit", "Message", "Model", "NewApiKey", "NotAllowed",
+    "NotAuthenticated", "NotFound", "Options", "Overloaded", "ProtocolError", "Quota", "RateLimited", "SecondFactorNeeded",
+    "ServerFailed", "Session", "Stream", "TooLarge", "Unavailable", "UnknownModel", "Usage", "UsageDay", "UsageReport", "User",
+    "__version__",
+]  # fmt: skip

@@ -1,0 +1,122 @@
+"""Reads the JSON of answers: strictly typed, unknown fields passed over, every mistake a ProtocolError that names the field.  Pure."""
+
+import json
+import math
+from datetime import date, datetime
+from typing import NoReturn, TypeVar
+
+from aimesh.errors import ProtocolError
+
+K = TypeVar("K")
+
+
+class Fields:
+    """One object. Its methods raise ProtocolError for a field that is missing or of another type."""
+
+    __slots__ = ("_found", "_where")
+
+    def __init__(self, found: object, where: str) -> None:
+        if not isinstance(found, dict):
+            raise ProtocolError(f"{where} must be a JSON object and is {_kind(found)}", hint=_HINT)
+        self._found: dict[str, object] = found
+        self._where = where
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> "Fields":
+        try:
+            found = json.loads(content, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"{where} is not JSON: {_why(error)}", hint=_HINT) from error
+        return cls(found, where)
+
+    def has(self, name: str) -> bool:
+        """Whether it is there and not null."""
+        return self._found.get(name) is not None
+
+    def text(self, name: str) -> str:
+        return self._get(name, str)
+
+    def integer(self, name: str) -> int:
+        return self._get(name, int)
+
+    def number(self, name: str) -> float:
+        value = self._get(name, float) if isinstance(self._found.get(name), float) else float(self._small(name))
+        if not math.isfinite(value):
+            self._refuse(name, "a number of a usual size")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """False where it is absent."""
+        return self._get(name, bool) if self.has(name) else False
+
+    def maybe_text(self, name: str) -> str | None:
+        return self.text(name) if self.has(name) else None
+
+    def maybe_integer(self, name: str) -> int | None:
+        return self.integer(name) if self.has(name) else None
+
+    def moment(self, name: str) -> datetime:
+        """With its zone."""
+        try:
+            found = datetime.fromisoformat(self.text(name))
+        except ValueError:
+            self._refuse(name, "a time as in ISO 8601")
+        if found.tzinfo is None:
+            self._refuse(name, "a time with its zone")
+        return found
+
+    def day(self, name: str) -> date:
+        try:
+            return date.fromisoformat(self.text(name))
+        except ValueError:
+            self._refuse(name, "a day as in ISO 8601")
+
+    def child(self, name: str) -> "Fields":
+        return Fields(self._get(name, dict), f"{self._where}.{name}")
+
+    def children(self, name: str) -> "tuple[Fields, ...]":
+        found: list[object] = self._get(name, list)
+        return tuple(Fields(one, f"{self._where}.{name}[{index}]") for index, one in enumerate(found))
+
+    def plain(self) -> dict[str, object]:
+        """As it came."""
+        return self._found
+
+    def _get(self, name: str, kind: type[K]) -> K:
+        value = self._found.get(name)
+        # To Python True is an integer; to nobody else.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self._refuse(name, _NAMES[kind])
+        return value
+
+    def _small(self, name: str) -> int:
+        value = self.integer(name)
+        return value if abs(value) < 2**63 else self._refuse(name, "a number of a usual size")
+
+    def _refuse(self, name: str, wanted: str) -> NoReturn:
+        if name not in self._found:
+            raise ProtocolError(f"{self._where}.{name} is missing", hint=_HINT)
+        raise ProtocolError(f"{self._where}.{name} must be {wanted} and is {_kind(self._found[name])}", hint=_HINT)
+
+
+_HINT = "is base_url the address of aimesh, and is this package as new as it?"
+_NAMES: dict[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else _NAMES.get(type(value), "something else")
+
+
+def _why(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")

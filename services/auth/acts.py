@@ -1,0 +1,84 @@
+"""The rows of the audit log as auth's own methods make them. Pure but for the clock."""
+
+from datetime import UTC, datetime
+from itertools import islice
+
+import msgspec
+
+from shared import context
+from shared.api.audit import Act, Result
+from shared.api.auth import Principal
+from shared.types import TenantId, UserId
+
+_LONGEST_NAME = 100
+_LONGEST_TEXT = 500
+_MOST_DETAILS = 20
+#: What an integer of PostgreSQL holds.
+_MOST_TIMES = 2**31 - 1
+
+
+def done(action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> Act:
+    """``by`` did it; ``tenant`` is whose chain it belongs to, where that is not the tenant that they act for."""
+    return _act(action, by.tenant_id if tenant is None else tenant, by.user_id, target, details)
+
+
+def done_by(action: str, user: UserId, *, target: object = "", address: str = "", **details: str) -> Act:
+    """By somebody who had no credential yet, like one who logs in."""
+    return _act(action, TenantId(user), user, target, details, address=address)
+
+
+def of_house(action: str, by: Principal | None, *, target: object = "", **details: str) -> Act:
+    """What concerns the mesh and not one tenant: nodes, tickets, prices."""
+    return _act(action, None, None if by is None else by.user_id, target, details)
+
+
+def refused(action: str, by: Principal | None, why: str, *, target: object = "", address: str = "") -> Act:
+    tenant, actor = (None, None) if by is None else (by.tenant_id, by.user_id)
+    return _act(action, tenant, actor, target, {"why": why}, address=address, result=Result.REFUSED)
+
+
+def overlooked(times: int) -> Act:
+    """Of refusals that nobody could write down; that there were so many is itself worth a row."""
+    return msgspec.structs.replace(_act("audit.overflow", None, None, "", {}, result=Result.FAILED), times=times)
+
+
+def fitted(act: Act) -> Act:
+    """As the log takes it: cut where it is too long, without what PostgreSQL has no form for. Nothing is refused for its form."""
+    return msgspec.structs.replace(
+        act,
+        at=act.at if act.at.tzinfo is not None else act.at.replace(tzinfo=UTC),
+        action=_cut(act.action, _LONGEST_NAME),
+        target=_cut(act.target, _LONGEST_TEXT),
+        address=_cut(act.address, _LONGEST_NAME),
+        request_id=_cut(act.request_id, _LONGEST_NAME),
+        details={_cut(name, _LONGEST_NAME): _cut(value, _LONGEST_TEXT) for name, value in islice(act.details.items(), _MOST_DETAILS)},
+        times=min(max(act.times, 1), _MOST_TIMES),
+    )
+
+
+def _cut(text: str, longest: int) -> str:
+    return text[:longest].replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def _act(
+    action: str,
+    tenant: TenantId | None,
+    actor: UserId | None,
+    target: object,
+    details: dict[str, str],
+    *,
+    address: str = "",
+    result: Result = Result.DONE,
+) -> Act:
+    now = context.current.get()
+    return Act(
+        at=datetime.now(UTC),
+        action=action,
+        tenant_id=tenant,
+        actor=actor,
+        result=result,
+        target=str(target),
+        address=address,
+        request_id=str(now.request_id) if now is not None else "",
+        details=details,
+    )

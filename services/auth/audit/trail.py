@@ -1,0 +1,30 @@
+"""Where acts go: into the chain, with the act itself in one transaction, or soon, for refusals."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from shared.api.audit import Act
+
+if TYPE_CHECKING:
+    from shared.database import Transaction
+
+
+class Trail(Protocol):
+    """The audit log as those who act see it."""
+
+    async def add(self, transaction: "Transaction", act: Act) -> None:
+        """Part of the act's own transaction: both happen, or neither."""
+        ...
+
+    def note(self, act: Act) -> None:
+        """Written soon, equal ones together; never waits and never fails. For what was refused."""
+        ...
+
+
+class NoTrail:
+    """Keeps nothing; until there is a log."""
+
+    async def add(self, transaction: "Transaction", act: Act) -> None:
+        """Nothing."""
+
+    def note(self, act: Act) -> None:
+        """Nothing."""

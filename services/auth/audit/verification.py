@@ -1,0 +1,67 @@
+"""Reads the audit log from its first row and says of each chain which row is the first that is not as it was written."""
+
+from collections.abc import Iterable, Sequence
+
+from services.auth.audit.anchoring import Anchoring
+from services.auth.audit.rows import AuditRows, ChainEnd
+from shared import audit_anchors
+from shared.api.audit import AuditReport, ChainState
+from shared.audit_anchors import Anchor, Finding
+from shared.audit_chain import ChainVerifier, Checkpoint
+
+#: In place of a chain's name, for lines of the file of anchors.
+_FILE = "anchors"
+
+
+class Verification:
+    """Holds a page of rows at a time, however many there are."""
+
+    def __init__(self, rows: AuditRows, anchoring: Anchoring) -> None:
+        self._rows = rows
+        self._anchoring = anchoring
+
+    async def report(self, chain: str | None) -> AuditReport:
+        """Of one chain or of all. Raises Unavailable."""
+        filed, unreadable = await self._anchoring.read()
+        by_chain: dict[str, list[Anchor]] = {}
+        for anchor in filed:
+            by_chain.setdefault(anchor.chain, []).append(anchor)
+        states = [ChainState(_FILE, 0, line, f"line {line} of the file of anchors is none", 0) for line in unreadable[:1]]
+        names = [chain] if chain is not None else await self._chains(by_chain)
+        states += [await self._state(name, by_chain.get(name, [])) for name in names]
+        return AuditReport(tuple(states), self._anchoring.keys.current.id)
+
+    async def _chains(self, filed: Iterable[str]) -> list[str]:
+        """Also those of which nothing but an anchor is left."""
+        return sorted({*await self._rows.chains(), *await self._rows.anchored_chains(), *filed})
+
+    async def _state(self, chain: str, filed: Sequence[Anchor]) -> ChainState:
+        checked = audit_anchors.check([*await self._rows.anchors_of(chain), *filed], self._anchoring.keys.ids)
+        end = await self._rows.end_of(chain)
+        verifier = ChainVerifier(chain, [*checked.checkpoints(chain), *_head_of(end)])
+        until = end.last_row if end.head is None else end.head.sequence
+        async for page in self._rows.read_chain(chain, until=until):
+            for row in page:
+                verifier.take(row)
+            if verifier.is_over:
+                break
+        state = verifier.state()
+        return _with_findings(state, end, checked.finding(chain)) if state.first_bad is None else state
+
+
+def _head_of(end: ChainEnd) -> list[Checkpoint]:
+    if end.head is None or not end.head.sequence:
+        return []
+    return [Checkpoint(sequence=end.head.sequence, hash=end.head.hash, source="the chain's head", is_signed=False)]
+
+
+def _with_findings(state: ChainState, end: ChainEnd, forged: Finding | None) -> ChainState:
+    """What is wrong around rows that are right in themselves."""
+    first_bad, why = None, ""
+    if forged is not None:
+        first_bad, why = forged.sequence, forged.why
+    elif end.head is None and end.last_row:
+        first_bad, why = end.last_row + 1, "the chain's head is gone: rows may have followed"
+    elif end.head is not None and end.last_row > end.head.sequence:
+        first_bad, why = end.head.sequence + 1, "the row was put in behind the chain's head"
+    return ChainState(state.chain, state.rows, first_bad, why, state.anchors)

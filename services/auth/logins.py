@@ -1,0 +1,332 @@
+"""The RPC methods by which people log in, stay logged in and log out."""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from services.auth import acts, failed_logins, roles
+from services.auth.identities import CODE_HINT
+from services.auth.mfa.factors import Factors
+from services.auth.parts import Parts
+from services.auth.sessions import LINK_SECONDS, Closed, Link, Login, Opened, Over, Session
+from services.auth.store import Account
+from shared import access, errors
+from shared.api import accounts, auth
+from shared.api.audit import Act
+from shared.api.auth import SessionKind, Step
+from shared.api.method import Nothing
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+from shared.types import Role, UserId, UserRole
+
+if TYPE_CHECKING:
+    from shared.database import Transaction
+
+#: What else happens in the transaction of a login that lacks no step, like calling a deletion off.
+AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
+
+#: They see who comes to their door, and say it; what a client says of its address is its own word.
+_DOORS = frozenset({Role.WEB, Role.GATEWAY})
+
+_log = logs.get(part="auth")
+
+
+class Logins:
+    """Handlers; sessions are in Valkey, accounts in PostgreSQL."""
+
+    def __init__(self, parts: Parts, factors: Factors | None = None, *, at_login: tuple[AtLogin, ...] = ()) -> None:
+        self._settings = parts.settings
+        self._store = parts.store
+        self._sessions = parts.sessions
+        self._guesses = parts.guesses
+        self._passwords = parts.passwords
+        self._identities = parts.identities
+        self._trail = parts.trail
+        self._factors = factors or Factors.of(parts)
+        self._at_login = at_login
+
+    # --- logging in ----------------------------------------------------------------------------------------------------
+
+    @serves(auth.login_user)
+    async def login_user(self, request: auth.LoginUser, call: Call) -> auth.Session:
+        typed = request.credentials
+        if (typed.username is None) == (typed.email is None):
+            raise errors.BadRequest("credentials: give username or email, one of them, and password")
+        if request.kind is SessionKind.BROWSER and call.caller_role is not Role.WEB:
+            raise errors.NotAllowed("only the web pages open a browser's session", hint="leave kind out")
+        address = _address(request.client, call)
+        account = await self._prove(typed, address)
+        login = Login(user_id=account.user.id, kind=request.kind, client=_client(request.client, call))
+        login = await self._with_step(account.user, login, typed.code, address)
+        session = await self.open(account.user, login, password_hash=account.password_hash)
+        await self._ensure_current_hash(account, typed.password)
+        return session
+
+    @serves(auth.confirm_login)
+    async def confirm_login(self, request: auth.ConfirmLogin, call: Call) -> auth.Session:
+        session = await self._identities.session_of(call.credential)
+        if session.step is not Step.ENTER_CODE:
+            raise errors.BadRequest("this login lacks no code", hint="go on with it as it is")
+        await self._check_code(call.principal, request.code, session.client.address, "session.open")
+        user = await self._identities.active_user(await self._store.find_user(session.user_id))
+        async with self._store.transaction() as transaction:
+            opened = await self._sessions.complete(session)
+            if opened is None:
+                raise self._identities.session_over()
+            await self._record(transaction, opened.session)
+        return self._identities.answer(user, opened)
+
+    @serves(auth.confirm_again)
+    async def confirm_again(self, request: auth.ConfirmAgain, call: Call) -> Nothing:
+        session, who = await self._identities.session_of(call.credential), call.principal
+        has_factor = (await self._factors.state(who.user_id)).is_enabled
+        if not has_factor:
+            await self._check_password(who, request.password, session.client.address)
+        elif request.code is None:
+            raise errors.SecondFactorNeeded("the password is not enough here", hint="give a code of your authenticator app")
+        else:
+            await self._check_code(who, request.code, session.client.address, "session.confirm")
+        if not await self._sessions.confirm(session, has_factor=has_factor):
+            raise self._identities.session_over()
+        return Nothing()
+
+    async def begin(self, user: auth.User, login: Login) -> auth.Session:
+        """For somebody whom another than us has recognised, like an OpenID provider: with the step that the login still lacks."""
+        return await self.open(user, await self._with_step(user, login, None, ""))
+
+    async def open(self, user: auth.User, login: Login, *, password_hash: str | None = None) -> auth.Session:
+        """``password_hash`` is what the password was compared with. Raises Unavailable where that is another one by now."""
+        async with self._store.transaction() as transaction:
+            # Who changes the password or closes the account waits for us, and then ends this session with the others.
+            if await transaction.row("hold_account", user.id, password_hash) is None:
+                raise errors.Unavailable("the account was changed at this moment", hint="log in again", retry_after_seconds=0)
+            opened = await self._sessions.open(login)
+            if login.step is Step.DONE:
+                await self._record(transaction, opened.session)
+        return self._identities.answer(user, opened)
+
+    # --- staying logged in ---------------------------------------------------------------------------------------------
+
+    @serves(auth.refresh_session)
+    async def refresh_session(self, request: auth.RefreshSession, call: Call) -> auth.Session:
+        # Looked at before it is spent: a token that is spent for an error would be lost.
+        session = await self._sessions.find_by_token(request.session_token)
+        if session is None:
+            raise self._identities.session_over()
+        user = await self._bearer(session)
+        found = await self._sessions.refresh(request.session_token)
+        if isinstance(found, Closed):
+            await self._record_reuse(found)
+            raise self._identities.session_reused()
+        if found is Over.OTHER_KIND:
+            raise errors.BadRequest("this is the token of a browser's session", hint="resumeSession takes it; it stays the same")
+        return self._go_on(user, found)
+
+    @serves(auth.resume_session)
+    async def resume_session(self, request: auth.ResumeSession, call: Call) -> auth.Session:
+        found = await self._sessions.resume(request.session_token)
+        if found is Over.OTHER_KIND:
+            raise errors.BadRequest("this is the token of a program's session", hint="refreshSession takes it, and gives a new one")
+        if found is Over.ENDED:
+            raise self._identities.session_over()
+        return self._go_on(await self._bearer(found.session), found)
+
+    @serves(accounts.switch_organisation)
+    async def switch_organisation(self, request: accounts.SwitchTeam, call: Call) -> auth.Session:
+        session, who = await self._identities.session_of(call.credential), call.principal
+        if request.team_id is not None and await self._identities.find_team_tier(who.user_id, request.team_id) is None:
+            raise errors.NotFound("you belong to no organisation with this id", hint="listOrganisations shows yours")
+        user = await self._identities.active_user(await self._store.find_user(who.user_id))
+        async with self._store.transaction() as transaction:
+            opened = await self._sessions.act_for(session, request.team_id)
+            if opened is None:
+                raise self._identities.session_over()
+            await self._trail.add(transaction, acts.done("session.switch", who, target=request.team_id or who.user_id))
+        return self._identities.answer(user, opened)
+
+    @serves(accounts.list_sessions)
+    async def list_sessions(self, request: accounts.ListSessions, call: Call) -> accounts.OpenSessions:
+        this = await self._find_own_id(call)
+        sessions = await self._sessions.list_of(call.principal.user_id)
+        return accounts.OpenSessions(tuple(session.shown(this) for session in sessions))
+
+    # --- logging out ---------------------------------------------------------------------------------------------------
+
+    @serves(accounts.end_session)
+    async def end_session(self, request: accounts.EndSession, call: Call) -> Nothing:
+        who = call.principal
+        this = await self._find_own_id(call)
+        async with self._store.transaction() as transaction:
+            if request.id is None:
+                ended = await self._sessions.end_all(who.user_id, but=this)
+                act = acts.done("session.end", who, target="all others", ended=str(ended))
+            else:
+                if not await self._sessions.end(who.user_id, request.id):
+                    raise errors.NotFound("you have no open session with this id", hint="listSessions shows them")
+                act = acts.done("session.end", who, target=request.id)
+            await self._trail.add(transaction, act)
+        return Nothing()
+
+    @serves(auth.logout_user)
+    async def logout_user(self, request: auth.LogoutUser, call: Call) -> Nothing:
+        async with self._store.transaction() as transaction:
+            closed = await self._sessions.end_by_token(request.session_token)
+            if closed is not None:
+                await self._trail.add(transaction, acts.done_by("session.end", closed.user_id, target=closed.id))
+        return Nothing()
+
+    # --- links ---------------------------------------------------------------------------------------------------------
+
+    @serves(auth.create_login_link)
+    async def create_login_link(self, request: auth.CreateLoginLink, call: Call) -> auth.LoginLink:
+        who = call.principal
+        roles.check_may_open_session(who)
+        if who.key_id is None:
+            session = await self._identities.session_of(call.credential)
+            link = Link(user_id=who.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id)
+        else:
+            _check_opens_no_more(who)
+            link = Link(user_id=who.user_id)
+        return auth.LoginLink(await self._sessions.offer_link(link), LINK_SECONDS)
+
+    @serves(auth.redeem_login_link)
+    async def redeem_login_link(self, request: auth.RedeemLoginLink, call: Call) -> auth.Session:
+        link = await self._sessions.take_link(request.token)
+        if link is None:
+            raise self._identities.link_over()
+        user = await self._identities.active_user(await self._store.find_user(link.user_id))
+        login = Login(
+            user_id=user.id,
+            kind=SessionKind.BROWSER,
+            has_factor=link.has_factor,
+            # A key has shown neither password nor code, so that nothing sensitive is done before one is shown.
+            confirmed_at=link.confirmed_at or 0.0,
+            team_id=link.team_id,
+        )
+        login = await self._with_step(user, login, None, "")
+        if login.step is Step.SET_UP_MFA:
+            raise errors.SecondFactorNeeded(
+                "administrators need a second factor", hint="log in on the web page with the password and set it up"
+            )
+        return await self.open(user, login)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    async def _prove(self, typed: auth.Credentials, address: str) -> Account:
+        """Whose the password is. The work is the same for names that nobody has, and the answer is, too."""
+        name = typed.username or typed.email or ""
+        account = await self._store.find_account(name)
+        counted_as = failed_logins.account_of(account.user.id if account else None, name)
+        with self._counting():
+            await self._guesses.charge(counted_as, address)
+        if not await self._passwords.verify(typed.password, account.password_hash if account else None) or account is None:
+            refused = acts.refused("session.open", None, "wrong password")
+            self._note(refused, account.user.id if account else None, address)
+            raise self._identities.wrong_password()
+        await self._guesses.forgive(counted_as, address)
+        if not account.user.is_active:
+            raise self._identities.closed()
+        return account
+
+    async def _with_step(self, user: auth.User, login: Login, code: str | None, address: str) -> Login:
+        """Asked only once the password was right: until then nobody learns whether there is a second factor."""
+        if login.has_factor:
+            return login
+        if (await self._factors.state(user.id)).is_enabled:
+            if code is None:
+                return replace(login, step=Step.ENTER_CODE)
+            with self._counting():
+                right = await self._factors.take(user.id, code, address)
+            if not right:
+                self._note(acts.refused("session.open", None, "wrong code"), user.id, address)
+                raise self._identities.wrong_code()
+            return replace(login, has_factor=True)
+        return login
+
+    async def _check_code(self, who: auth.Principal, code: str, address: str, action: str) -> None:
+        with self._counting():
+            right = await self._factors.take(who.user_id, code, address)
+        if not right:
+            self._note(acts.refused(action, who, "wrong code"), who.user_id, address)
+            raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
+
+    async def _check_password(self, who: auth.Principal, password: str | None, address: str) -> None:
+        account = await self._store.find_account(who.username)
+        if password is None or account is None or not account.password_hash:
+            raise errors.BadRequest("password: it is needed to confirm this", hint="where the account has none, log in again instead")
+        with self._counting():
+            await self._guesses.charge(str(who.user_id), address)
+        if not await self._passwords.verify(password, account.password_hash):
+            self._note(acts.refused("session.confirm", who, "wrong password"), who.user_id, address)
+            raise errors.NotAllowed("the password is wrong", hint="type it again")
+        await self._guesses.forgive(str(who.user_id), address)
+
+    async def _bearer(self, session: Session) -> auth.User:
+        """The user of a session that wants to go on."""
+        user = await self._identities.active_user(await self._store.find_user(session.user_id))
+        if session.team_id is not None and await self._identities.find_team_tier(user.id, session.team_id) is None:
+            raise self._identities.session_over()
+        return user
+
+    def _go_on(self, user: auth.User, found: Opened | Over) -> auth.Session:
+        if isinstance(found, Over):
+            raise self._identities.session_over()
+        return self._identities.answer(user, found)
+
+    async def _find_own_id(self, call: Call) -> str | None:
+        """Of the session that asks; None where a key does."""
+        return None if call.principal.key_id is not None else (await self._identities.session_of(call.credential)).id
+
+    async def _ensure_current_hash(self, account: Account, password: str) -> None:
+        if account.password_hash and self._passwords.is_outdated(account.password_hash):
+            # The login has succeeded; if this cannot be done now, the next login will.
+            with contextlib.suppress(errors.Overloaded, errors.Unavailable):
+                await self._store.replace_password_hash(account, await self._passwords.hash(password))
+
+    # --- the record ----------------------------------------------------------------------------------------------------
+
+    async def _record(self, transaction: "Transaction", session: Session) -> None:
+        """A login that lacks no step."""
+        client = session.client
+        act = acts.done_by(
+            "session.open", session.user_id, target=session.id, address=client.address, kind=session.kind, agent=client.agent
+        )
+        await self._trail.add(transaction, act)
+        for also in self._at_login:
+            await also(transaction, session.user_id)
+
+    async def _record_reuse(self, closed: Closed) -> None:
+        _log.warning("a spent session token came again; its session was ended", session=closed.id, user_id=closed.user_id)
+        async with self._store.transaction() as transaction:
+            await self._trail.add(transaction, acts.done_by("session.reuse", closed.user_id, target=closed.id))
+
+    def _note(self, act: Act, user_id: UserId | None, address: str) -> None:
+        """Whom a refusal was about, and where it came from; who it was, nobody has shown."""
+        self._trail.note(msgspec.structs.replace(act, target="" if user_id is None else str(user_id), address=address))
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        try:
+            yield
+        except (errors.Limited, errors.NotAllowed):
+            self._identities.count_refusal("too_many_logins")
+            raise
+
+
+def _address(client: auth.Client, call: Call) -> str:
+    """What guesses are counted under besides the account: the address that a door has seen, or the node of whoever came by none."""
+    return client.address if call.caller_role in _DOORS else str(call.caller.node)
+
+
+def _client(client: auth.Client, call: Call) -> auth.Client:
+    return client if call.caller_role in _DOORS else auth.Client(agent=client.agent)
+
+
+def _check_opens_no_more(key: auth.Principal) -> None:
+    """A session may do all that its user may, so a key that may do less opens none."""
+    granted = access.permissions_of(key.role, key.scopes)
+    if granted != access.ROLES[key.role] or key.models or key.networks or key.team_id is not None:
+        raise errors.NotAllowed("this key may do less than you, so it opens no session", hint="log in with the password")

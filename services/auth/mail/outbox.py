@@ -1,0 +1,65 @@
+"""Mails that wait to be sent: how many may, which is next, and what becomes of one that failed. Pure; the caller brings the clock."""
+
+from dataclasses import dataclass
+
+from services.auth.mail.letters import Letter
+
+#: More than these are a mail server that has been away for long; each is some 2 kB.
+MOST_WAITING = 100
+#: After a failure that may pass; greylisting servers take a mail after a minute or two.
+PAUSES_SECONDS = (5.0, 30.0, 180.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    letter: Letter
+    due_at: float
+    #: Failed attempts so far.
+    tries: int = 0
+
+
+class Outbox:
+    def __init__(self) -> None:
+        self._waiting: list[Waiting] = []
+        self.sent = 0
+        #: Those that nobody will get.
+        self.lost = 0
+        #: Why the last attempt failed; empty when it did not.
+        self.last_failure = ""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, letter: Letter, now: float) -> bool:
+        """False where there is no room for it, and it is lost."""
+        if len(self._waiting) >= MOST_WAITING:
+            self.lost += 1
+            return False
+        self._waiting.append(Waiting(letter, now))
+        return True
+
+    def take_due(self, now: float) -> Waiting | None:
+        """The one that has waited longest beyond its time; it is the caller's now."""
+        due = min(self._waiting, key=lambda waiting: waiting.due_at, default=None)
+        if due is None or due.due_at > now:
+            return None
+        self._waiting.remove(due)
+        return due
+
+    def seconds_to_wait(self, now: float) -> float | None:
+        """Until the next one is due; None while there is none."""
+        return min((max(0.0, waiting.due_at - now) for waiting in self._waiting), default=None)
+
+    def succeeded(self) -> None:
+        self.sent += 1
+        self.last_failure = ""
+
+    def failed(self, tried: Waiting, now: float, *, for_good: bool, why: str) -> bool:
+        """Whether it will be tried again."""
+        self.last_failure = why
+        if for_good or tried.tries >= len(PAUSES_SECONDS):
+            self.lost += 1
+            return False
+        # Beyond the bound by at most the one that was under way.
+        self._waiting.append(Waiting(tried.letter, now + PAUSES_SECONDS[tried.tries], tried.tries + 1))
+        return True

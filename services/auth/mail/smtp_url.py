@@ -1,0 +1,89 @@
+"""What SMTP_URL says about the mail server. Pure; no message quotes it, because a password may stand in it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+
+class Security(StrEnum):
+    """What a connection is protected by."""
+
+    #: Only on this very machine.
+    NONE = "none"
+    #: RFC 3207; without it nothing is sent.
+    STARTTLS = "starttls"
+    #: From the first byte.
+    TLS = "tls"
+
+
+_PORTS = {"smtp": 587, "smtps": 465}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailServer:
+    host: str
+    port: int
+    security: Security
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    #: Who vouches for the server, in place of the system's authorities.
+    ca_file: Path | None = None
+
+
+def parse(url: str) -> MailServer:
+    """Raises ValueError, which names all mistakes at once."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        # It would quote what it could not read.
+        raise ValueError("its host or its port is none") from None
+    if mistakes := list(_mistakes(parts)):
+        raise ValueError("; ".join(mistakes))
+    options, host = parse_qs(parts.query), unquote(parts.hostname or "")
+    ca_file = Path(options["ca"][0]) if "ca" in options else None
+    return MailServer(
+        host=host,
+        port=port or _PORTS[parts.scheme],
+        security=_security(parts.scheme, host, ca_file),
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        ca_file=ca_file,
+    )
+
+
+def _mistakes(parts: SplitResult) -> Iterator[str]:
+    if parts.scheme not in _PORTS:
+        yield "it begins with neither smtp:// nor smtps://"
+    host = unquote(parts.hostname or "")
+    if not host or not host.isprintable() or " " in host:
+        yield "it names no host"
+    if parts.port == 0:
+        yield "port 0 is none"
+    if bool(parts.username) != bool(parts.password):
+        yield "a user name and a password go together"
+    if any(not text.isprintable() for text in (unquote(parts.username or ""), unquote(parts.password or ""))):
+        yield "its user name or its password has characters that cannot be printed"
+    if parts.path not in ("", "/") or parts.fragment:
+        yield "there is something after the host"
+    options = parse_qs(parts.query, keep_blank_values=True)
+    if options.keys() - {"ca"}:
+        yield "it has an option other than ca, the file of the server's authority"
+    if options.get("ca") == [""]:
+        yield "its option ca names no file"
+
+
+def _security(scheme: str, host: str, ca_file: Path | None) -> Security:
+    if scheme == "smtps":
+        return Security.TLS
+    return Security.NONE if _is_this_machine(host) and ca_file is None else Security.STARTTLS
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

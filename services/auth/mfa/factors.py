@@ -1,0 +1,93 @@
+"""Whether a code is right: the one of this moment, or a recovery code. Each is taken once, by whichever replica is asked first."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.auth import failed_logins
+from services.auth.failed_logins import FailedLogins
+from services.auth.mfa import recovery, totp
+from services.auth.mfa.store import Factor, FactorStore
+from services.auth.parts import Parts
+from services.auth.sealing import Sealer
+from shared import errors
+from shared.types import UserId
+
+_PURPOSE = "totp seed"
+
+
+@dataclass(frozen=True, slots=True)
+class FactorState:
+    """What may be shown of it."""
+
+    is_enabled: bool
+    recovery_codes_left: int
+
+
+class Factors:
+    """Every method may raise Unavailable."""
+
+    def __init__(
+        self, store: FactorStore, sealer: Sealer, guesses: FailedLogins, *, pepper: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._guesses = guesses
+        self._pepper = pepper
+        self._clock = clock
+
+    @classmethod
+    def of(cls, parts: Parts) -> "Factors":
+        """Raises BadSettings for a DATA_KEY that is none."""
+        sealer = Sealer.of(parts.settings.data_key)
+        return cls(FactorStore(parts.store), sealer, parts.guesses, pepper=parts.settings.api_key_pepper)
+
+    async def state(self, user_id: UserId) -> FactorState:
+        factor = await self._store.find(user_id)
+        return FactorState(factor.seed is not None, factor.recovery_codes_left)
+
+    async def take(self, user_id: UserId, code: str, address: str = "") -> bool:
+        """Whether it is right; then it is used up. Raises Limited and NotAllowed for who has guessed too often, from ``address`` or
+        from anywhere. Where there is no second factor no code is right."""
+        counted_as = failed_logins.codes_of(user_id)
+        await self._guesses.charge(counted_as, address)
+        factor = await self._store.find(user_id)
+        right = factor.seed is not None and await self._use(user_id, factor.seed, code)
+        if right:
+            await self._guesses.forgive(counted_as, address)
+        return right
+
+    async def begin(self, user_id: UserId) -> bytes:
+        """A new seed; not in force before ``prove`` and ``FactorStore.enable``."""
+        seed = totp.new_seed()
+        await self._store.begin(user_id, self._sealer.seal(_PURPOSE, user_id, seed))
+        return seed
+
+    def prove(self, user_id: UserId, factor: Factor, code: str) -> int | None:
+        """The step that the code of the seed that was begun is of; None if it is wrong."""
+        if factor.begun_seed is None:
+            return None
+        return totp.find_step(self._sealer.open(_PURPOSE, user_id, factor.begun_seed), code, self._clock())
+
+    def digests(self, user_id: UserId, codes: tuple[str, ...]) -> tuple[str, ...]:
+        """What is stored of recovery codes."""
+        return tuple(recovery.digest(code, user_id, self._pepper) for code in codes)
+
+    async def _use(self, user_id: UserId, sealed: bytes, code: str) -> bool:
+        if totp.may_be(code):
+            step = totp.find_step(self._sealer.open(_PURPOSE, user_id, sealed), code, self._clock())
+            if step is None or not await self._store.use_step(user_id, step):
+                return False
+            await self._ensure_current_seal(user_id, sealed)
+            return True
+        if not recovery.may_be(code):
+            return False
+        return await self._store.use_recovery_code(user_id, recovery.digest(code, user_id, self._pepper))
+
+    async def _ensure_current_seal(self, user_id: UserId, sealed: bytes) -> None:
+        if self._sealer.is_outdated(sealed):
+            newer = self._sealer.seal(_PURPOSE, user_id, self._sealer.open(_PURPOSE, user_id, sealed))
+            # The code was right; if this cannot be done now, the next one will do it.
+            with contextlib.suppress(errors.Unavailable):
+                await self._store.reseal(user_id, sealed, newer)

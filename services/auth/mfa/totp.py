@@ -1,0 +1,67 @@
+"""Codes of an authenticator app: RFC 6238 with SHA-1, six digits and steps of 30 seconds, which is what every app can. Pure.
+
+Which step a code was made for is the answer, and not whether it is right: each step is good once, and who keeps them must know.
+"""
+
+import base64
+import hashlib
+import hmac
+import os
+from urllib.parse import quote
+
+SEED_BYTES = 20
+DIGITS = 6
+STEP_SECONDS = 30
+#: How many steps the clock of a phone may be ahead or behind.
+_DRIFT_STEPS = 1
+
+
+def new_seed() -> bytes:
+    return os.urandom(SEED_BYTES)
+
+
+def code_at(seed: bytes, step: int, digits: int = DIGITS) -> str:
+    """RFC 4226 §5.3."""
+    digest = hmac.digest(seed, step.to_bytes(8, "big"), hashlib.sha1)
+    offset = digest[-1] & 0x0F
+    number = int.from_bytes(digest[offset : offset + 4], "big") & 0x7FFF_FFFF
+    return str(number % 10**digits).zfill(digits)
+
+
+def step_at(now: float) -> int:
+    return int(now // STEP_SECONDS)
+
+
+def find_step(seed: bytes, code: str, now: float) -> int | None:
+    """The step that ``code`` belongs to, of those that may be shown now; None for a wrong one. Compares with all of them."""
+    typed = normal(code).encode()
+    found = None
+    for step in range(max(0, step_at(now) - _DRIFT_STEPS), step_at(now) + _DRIFT_STEPS + 1):
+        if hmac.compare_digest(code_at(seed, step).encode(), typed):
+            found = step
+    return found
+
+
+def normal(code: str) -> str:
+    """Apps show `123 456`."""
+    return code.replace(" ", "").strip()
+
+
+def may_be(code: str) -> bool:
+    """Six digits; anything else is at most a recovery code."""
+    digits = normal(code)
+    return len(digits) == DIGITS and digits.isascii() and digits.isdecimal()
+
+
+def secret_text(seed: bytes) -> str:
+    """In base32, to be typed."""
+    return base64.b32encode(seed).decode().rstrip("=")
+
+
+def uri(seed: bytes, username: str, issuer: str) -> str:
+    """For a QR code; the form is that of the Google Authenticator wiki, which all apps read."""
+    label = f"{quote(issuer, safe='')}:{quote(username, safe='')}"
+    return (
+        f"otpauth://totp/{label}?secret={secret_text(seed)}&issuer={quote(issuer, safe='')}"
+        f"&algorithm=SHA1&digits={DIGITS}&period={STEP_SECONDS}"
+    )

@@ -1,0 +1,142 @@
+"""The RPC methods by which people log in with the provider, link it to their account, and unlink it."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from services.auth import acts
+from services.auth.oidc import admission
+from services.auth.oidc.admission import Admitted
+from services.auth.oidc.flow import Answer, Wish
+from services.auth.oidc.links import Links
+from services.auth.oidc.login import Finished, Oidc
+from services.auth.oidc.mapping import Identity, RoleTable
+from services.auth.oidc.provider_sessions import ProviderSessions
+from services.auth.parts import Parts
+from services.auth.sessions import Login, Over
+from shared import access, errors
+from shared.api import accounts, auth, events
+from shared.api.auth import SessionKind, Step
+from shared.api.method import Nothing
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+from shared.types import UserId
+
+_log = logs.get(part="auth")
+
+
+class OpensSessions(Protocol):
+    """``logins.Logins``, as far as it is needed here."""
+
+    async def begin(self, user: auth.User, login: Login) -> auth.Session:
+        """With the step that the login still lacks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equipment:
+    """What only this door has."""
+
+    #: None where no provider is set up.
+    oidc: Oidc | None
+    links: Links
+    roles: RoleTable
+    provider_sessions: ProviderSessions
+
+
+class OidcDoor:
+    """Handlers. Any of them may raise Unavailable: the provider, PostgreSQL or Valkey does not answer."""
+
+    def __init__(self, parts: Parts, equipment: Equipment, logins: OpensSessions) -> None:
+        self._node = parts.node
+        self._store = parts.store
+        self._sessions = parts.sessions
+        self._identities = parts.identities
+        self._trail = parts.trail
+        self._oidc = equipment.oidc
+        self._links = equipment.links
+        self._roles = equipment.roles
+        self._provider_sessions = equipment.provider_sessions
+        self._logins = logins
+
+    @serves(accounts.begin_oidc)
+    async def begin_oidc(self, request: accounts.BeginOidc, call: Call) -> accounts.OidcStart:
+        oidc = self._provider()
+        link_to = None if request.session_token is None else await self._check_may_link(request.session_token)
+        begun = await oidc.begin(Wish(redirect_uri=request.redirect_uri, then=request.then or "/", link_to=link_to))
+        return accounts.OidcStart(begun.url, begun.binding)
+
+    @serves(accounts.finish_oidc)
+    async def finish_oidc(self, request: accounts.FinishOidc, call: Call) -> accounts.OidcEnd:
+        answer = Answer(state=request.state, code=request.code, iss=request.issuer)
+        try:
+            finished = await self._provider().finish(answer, request.binding)
+        except errors.NotAuthenticated:
+            self._identities.count_refusal("oidc")
+            self._trail.note(acts.refused("session.open", None, "not proven by the provider", address=request.client.address))
+            raise
+        admitted = await admission.admit(finished.identity, finished.link_to, self._links, self._roles)
+        if admitted.is_new:
+            self._tell(admitted)
+        if finished.link_to is not None:
+            return accounts.OidcEnd(None, finished.then)
+        return accounts.OidcEnd(await self._open_session(admitted.user_id, finished, request.client), finished.then)
+
+    @serves(accounts.list_oidc_links)
+    async def list_oidc_links(self, request: accounts.ListOidcLinks, call: Call) -> accounts.OidcLinks:
+        linked = await self._links.list_of(call.principal.user_id)
+        return accounts.OidcLinks(tuple(accounts.OidcLink(each.issuer, each.subject, each.email or "", each.linked_at) for each in linked))
+
+    @serves(accounts.remove_oidc_link)
+    async def remove_oidc_link(self, request: accounts.RemoveOidcLink, call: Call) -> Nothing:
+        user_id = call.principal.user_id
+        if not await self._links.remove(user_id, request.issuer, request.subject):
+            linked = await self._links.list_of(user_id)
+            if any((each.issuer, each.subject) == (request.issuer, request.subject) for each in linked):
+                raise errors.NotAllowed("nothing else opens your account", hint="set a password first, then remove this")
+            raise errors.NotFound("your account has no such link", hint="listOidcLinks shows them")
+        return Nothing()
+
+    async def logout_url(self, session_token: str, then: str) -> str | None:
+        """Where to send the browser so that it is logged out at the provider, too; None for a session that came otherwise."""
+        if self._oidc is None:
+            return None
+        id_token = await self._provider_sessions.take(session_token)
+        return None if id_token is None else await self._oidc.logout_url(id_token, then)
+
+    def _provider(self) -> Oidc:
+        if self._oidc is None:
+            raise errors.NotFound("no login provider is set up here", hint="log in with a password; an administrator: set OIDC_ISSUER")
+        return self._oidc
+
+    async def _check_may_link(self, session_token: str) -> UserId:
+        """A link opens the account for good, so it needs what a new password needs."""
+        found = await self._sessions.resume(session_token)
+        if isinstance(found, Over):
+            raise self._identities.session_over()
+        session = found.session
+        user = await self._identities.active_user(await self._store.find_user(session.user_id))
+        if session.step is not Step.DONE:
+            raise errors.SecondFactorNeeded("this login still lacks its second factor", hint="enter the code, then link the provider")
+        if time.time() - session.confirmed_at > access.FRESH_SECONDS:
+            raise errors.ConfirmationNeeded("your login is too old for this", hint="confirm it with your password or a code")
+        return user.id
+
+    async def _open_session(self, user_id: UserId, finished: Finished, client: auth.Client) -> auth.Session:
+        user = await self._identities.active_user(await self._store.find_user(user_id))
+        confirmed_at = _confirmed_at(finished.identity, time.time())
+        login = Login(user_id=user.id, kind=SessionKind.BROWSER, confirmed_at=confirmed_at, client=client)
+        session = await self._logins.begin(user, login)
+        await self._provider_sessions.keep(session.session_token, finished.identity.id_token)
+        return session
+
+    def _tell(self, admitted: Admitted) -> None:
+        self._node.metrics.registrations.inc()
+        self._node.publish(events.UserRegistered(datetime.now(UTC), admitted.user_id))
+        _log.info("user registered", user_id=admitted.user_id, by="oidc")
+
+
+def _confirmed_at(identity: Identity, now: float) -> float:
+    """When the password was shown at the provider; long ago where it does not say, because the browser may have been known there."""
+    return 0.0 if identity.authenticated_at is None else min(identity.authenticated_at, now)

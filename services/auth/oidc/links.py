@@ -1,0 +1,94 @@
+"""auth's table oidc_identities, and the users that come with it. What changes is in the audit log in the same transaction.
+
+Every method may raise Unavailable.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import uuid4
+
+from services.auth import acts, names
+from services.auth.audit.trail import Trail
+from services.auth.oidc.accounts import Found
+from services.auth.oidc.admission import Taken
+from services.auth.oidc.mapping import Identity
+from shared import database
+from shared.types import UserId, UserRole
+
+#: Constraint -> what it keeps from being there twice.
+_TAKEN = {"users_username_key": Taken.USERNAME, "users_email_key": Taken.EMAIL, "oidc_identities_pkey": Taken.IDENTITY}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedIdentity:
+    """A login at a provider that opens this account."""
+
+    issuer: str
+    subject: str
+    email: str | None
+    linked_at: datetime
+    last_login_at: datetime | None
+
+
+class Links:
+    """``admission.Accounts`` on PostgreSQL."""
+
+    def __init__(self, db: database.Database, trail: Trail) -> None:
+        self._db = db
+        self._trail = trail
+
+    async def find(self, identity: Identity) -> Found:
+        row = await self._db.row("find_oidc_user", identity.issuer, identity.subject, _email(identity))
+        assert row is not None  # a SELECT without FROM has one row
+        return Found(_user_id(row["known"]), _user_id(row["same_email"]))
+
+    async def add(self, username: str, email: str, role: UserRole, identity: Identity) -> UserId | Taken:
+        user_id = UserId(uuid4())
+        try:
+            async with self._db.transaction() as transaction:
+                await transaction.run("add_oidc_user", user_id, username, email, role.value, identity.issuer, identity.subject)
+                act = acts.done_by("user.register", user_id, target=user_id, issuer=identity.issuer, role=role)
+                await self._trail.add(transaction, act)
+        except database.UniqueViolation as error:
+            taken = _TAKEN.get(str(error.constraint_name))
+            if taken is None:
+                raise
+            return taken
+        return user_id
+
+    async def link(self, user_id: UserId, identity: Identity) -> bool:
+        async with self._db.transaction() as transaction:
+            linked = await transaction.run("link_oidc_identity", identity.issuer, identity.subject, user_id, _email(identity))
+            if linked:
+                await self._trail.add(transaction, acts.done_by("oidc.link", user_id, target=identity.subject, issuer=identity.issuer))
+        return bool(linked)
+
+    async def note_login(self, user_id: UserId, identity: Identity, role: UserRole | None) -> None:
+        async with self._db.transaction() as transaction:
+            await transaction.run("note_oidc_login", identity.issuer, identity.subject, _email(identity))
+            if role is not None and await transaction.run("set_oidc_role", user_id, role.value):
+                act = acts.done_by("user.role", user_id, target=user_id, after=role, issuer=identity.issuer)
+                await self._trail.add(transaction, act)
+
+    async def list_of(self, user_id: UserId) -> tuple[LinkedIdentity, ...]:
+        return tuple(
+            LinkedIdentity(row["issuer"], row["subject"], row["email"], row["linked_at"], row["last_login_at"])
+            for row in await self._db.rows("list_oidc_identities", user_id)
+        )
+
+    async def remove(self, user_id: UserId, issuer: str, subject: str) -> bool:
+        """False if there is no such link, or nothing else opens the account: no password, and no other link."""
+        async with self._db.transaction() as transaction:
+            removed = await transaction.run("remove_oidc_identity", user_id, issuer, subject)
+            if removed:
+                await self._trail.add(transaction, acts.done_by("oidc.unlink", user_id, target=subject, issuer=issuer))
+        return bool(removed)
+
+
+def _email(identity: Identity) -> str | None:
+    """What cannot be an address here is nobody's."""
+    return identity.email if identity.email is not None and names.may_be_email(identity.email) else None
+
+
+def _user_id(value: object) -> UserId | None:
+    return None if value is None else UserId(value)  # type: ignore[arg-type]  # asyncpg gives a UUID

@@ -1,0 +1,1 @@
+"""Organisations: tenants that several people share, who belongs to them, and invitations."""

@@ -1,0 +1,79 @@
+"""The RPC methods by which people are invited to an organisation and come in."""
+
+import secrets
+from datetime import UTC, datetime
+
+import msgspec
+
+from services.auth import acts, names
+from services.auth.mail import texts
+from services.auth.mail.postman import Postman
+from services.auth.organisations import rules
+from services.auth.organisations.store import OrganisationStore
+from services.auth.parts import Parts
+from shared import errors
+from shared.api import organisations as api
+from shared.api.method import Nothing
+from shared.api.organisations import Organisation
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+
+_log = logs.get(part="auth")
+
+
+class Invitations:
+    """Handlers; all state is in PostgreSQL. The token is in the mail and in the answer, and nowhere else."""
+
+    def __init__(self, parts: Parts, organisations: OrganisationStore, postman: Postman) -> None:
+        self._public_url = parts.settings.public_url
+        self._trail = parts.trail
+        self._organisations = organisations
+        self._postman = postman
+
+    @serves(api.invite_member)
+    async def invite_member(self, request: api.InviteMember, call: Call) -> api.NewInvitation:
+        caller, id_, email = call.principal, request.organisation, rules.check_invited(request.email)
+        rules.check_in_reach(caller, id_)
+        token = secrets.token_urlsafe(32)
+        async with self._organisations.bound(id_) as transaction:
+            found = await self._organisations.lock(transaction, id_, rules.asker(caller))
+            rules.check_owner(caller, found.role)
+            if await self._organisations.has_member_with(transaction, id_, email):
+                raise errors.AlreadyExists("somebody with this address is a member already", hint="`getOrganisation` lists its members")
+            invitation = await self._organisations.invite(
+                transaction, id_, by=caller.user_id, email=email, role=request.role, token_hash=rules.digest(token)
+            )
+            act = acts.done("organisation.invite", caller, tenant=id_, target=invitation.id, role=request.role, email=email)
+            await self._trail.add(transaction, act)
+        page = f"{self._public_url.rstrip('/')}/invitation" if self._public_url else ""
+        letter = texts.invitation(found.name, caller.username, page, token, rules.INVITATION_DAYS)
+        await self._postman.send(email, letter.subject, letter.text)
+        _log.info("member invited", organisation=id_, invitation=invitation.id, by=caller.user_id)
+        return api.NewInvitation(msgspec.structs.replace(invitation, invited_by=caller.username), token)
+
+    @serves(api.withdraw_invitation)
+    async def withdraw_invitation(self, request: api.WithdrawInvitation, call: Call) -> Nothing:
+        caller, id_ = call.principal, request.organisation
+        rules.check_in_reach(caller, id_)
+        async with self._organisations.bound(id_) as transaction:
+            found = await self._organisations.lock(transaction, id_, rules.asker(caller))
+            rules.check_owner(caller, found.role)
+            invitation = names.find_uuid(request.id)
+            if invitation is None or not await self._organisations.withdraw(transaction, id_, invitation):
+                raise errors.NotFound("there is no open invitation with this id", hint="`getOrganisation` lists them")
+            await self._trail.add(transaction, acts.done("organisation.withdraw", caller, tenant=id_, target=invitation))
+        return Nothing()
+
+    @serves(api.accept_invitation)
+    async def accept_invitation(self, request: api.AcceptInvitation, call: Call) -> Organisation:
+        caller, token_hash = call.principal, rules.digest(request.token.strip())
+        if caller.key_id is not None and caller.team_id is not None:
+            raise errors.NotAllowed("a key of an organisation joins no other", hint="log in, or use a key of your own")
+        async with self._organisations.transaction() as transaction:
+            joined = await self._organisations.accept(transaction, token_hash, rules.asker(caller))
+            if joined is not None:
+                await self._trail.add(transaction, acts.done("organisation.join", caller, tenant=joined.id, target=caller.user_id))
+        if joined is None:
+            raise rules.why_not_accepted(await self._organisations.find_invitation(token_hash), datetime.now(UTC))
+        _log.info("organisation joined", organisation=joined.id, user_id=caller.user_id)
+        return joined

@@ -1,0 +1,95 @@
+"""auth's tables preferences and password_resets, and what people change of their own row in users. Every method may raise Unavailable."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from shared import database, errors
+from shared.api.accounts import Preferences
+from shared.types import ModelName, UserId
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRow:
+    """What only its owner sees of an account."""
+
+    preferences: Preferences
+    has_password: bool
+    erase_at: datetime | None
+
+
+class AccountStore:
+    def __init__(self, db: database.Database) -> None:
+        self._db = db
+
+    # --- profile and preferences -------------------------------------------------------------------------------------
+
+    async def get(self, user_id: UserId) -> OwnRow:
+        """Raises NotFound."""
+        async with self._db.bound(user_id) as transaction:
+            row = await transaction.row("find_own_account", user_id)
+        if row is None:
+            raise _deleted()
+        return OwnRow(_preferences(row), row["has_password"], row["erase_at"])
+
+    @contextlib.asynccontextmanager
+    async def renaming(self) -> AsyncIterator[database.Transaction]:
+        """Raises AlreadyExists where a name or an address that is written in it is another's."""
+        try:
+            async with self._db.transaction() as transaction:
+                yield transaction
+        except database.UniqueViolation as error:
+            what = "e-mail address" if "email" in str(error.constraint_name) else "user name"
+            raise errors.AlreadyExists(f"this {what} is taken", hint="choose another") from error
+
+    async def change_profile(self, transaction: database.Transaction, user_id: UserId, username: str | None, email: str | None) -> None:
+        """None leaves it as it is. Raises NotFound."""
+        if not await transaction.run("change_profile", user_id, username, email):
+            raise _deleted()
+
+    async def find_preferences(self, user_id: UserId) -> Preferences | None:
+        """None where nothing was ever chosen."""
+        async with self._db.bound(user_id) as transaction:
+            row = await transaction.row("find_preferences", user_id)
+        return None if row is None else _preferences(row)
+
+    async def set_preferences(self, user_id: UserId, chosen: Preferences) -> None:
+        async with self._db.bound(user_id) as transaction:
+            await transaction.run("set_preferences", user_id, chosen.default_model, chosen.theme, chosen.notify_by_mail)
+
+    # --- passwords ---------------------------------------------------------------------------------------------------
+
+    async def find_password_hash(self, user_id: UserId) -> str | None:
+        found: str | None = await self._db.value("find_password_hash", user_id)
+        return found
+
+    async def set_password(self, transaction: database.Transaction, user_id: UserId, password_hash: str) -> None:
+        """What was mailed to set one is good for nothing then. Raises NotFound for an account that was closed meanwhile."""
+        if not await transaction.run("set_password_hash", user_id, password_hash):
+            raise _deleted()
+        await self.drop_reset(transaction, user_id)
+
+    async def put_reset(self, transaction: database.Transaction, user_id: UserId, token_hash: str, seconds: float) -> None:
+        await transaction.run("put_password_reset", user_id, token_hash, seconds)
+
+    async def find_reset(self, token_hash: str) -> UserId | None:
+        found = await self._db.value("find_password_reset", token_hash)
+        return None if found is None else UserId(found)
+
+    async def use_reset(self, transaction: database.Transaction, token_hash: str) -> UserId | None:
+        """Of several that use one token at once, one."""
+        found = await transaction.value("use_password_reset", token_hash)
+        return None if found is None else UserId(found)
+
+    async def drop_reset(self, transaction: database.Transaction, user_id: UserId) -> None:
+        await transaction.run("drop_password_reset", user_id)
+
+
+def _preferences(row: database.Record) -> Preferences:
+    model = row["default_model"]
+    return Preferences(None if model is None else ModelName(model), row["theme"], row["notify_by_mail"])
+
+
+def _deleted() -> errors.NotFound:
+    return errors.NotFound("this account was closed or deleted a moment ago", hint="ask an administrator of this mesh")

@@ -1,0 +1,1 @@
+"""One's own data, out and away; and how long the rest is kept."""

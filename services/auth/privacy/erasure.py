@@ -1,0 +1,147 @@
+"""The RPC methods by which people have their account deleted, and the job that does it when the time has come.
+
+Nobody is deleted who is needed: the last administrator, and at the time of the wish the only owner of an organisation with others
+in it. What is left is a pseudonym, so that what was used and paid still adds up.
+"""
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from services.auth import acts
+from services.auth.mail import texts
+from services.auth.mail.postman import Postman
+from services.auth.own_account.session_ends import OpenSessions
+from services.auth.parts import Parts
+from services.auth.privacy.store import Due, PrivacyStore
+from shared import errors
+from shared.api import privacy
+from shared.api.auth import User
+from shared.api.method import Nothing
+from shared.node import lifecycle
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+from shared.types import TenantId, UserId, UserRole
+
+if TYPE_CHECKING:  # only stores talk to PostgreSQL; this hands a transaction on
+    from shared.database import Transaction
+
+_EVERY_SECONDS = 600
+
+_log = logs.get(part="privacy")
+
+
+class AuditDetails(Protocol):
+    """The audit log as erasure sees it."""
+
+    async def shred_of(self, transaction: "Transaction", user_id: UserId) -> int:
+        """The personal parts of all that this user did; the chain still verifies. Safe to call again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What erasure needs besides what all handlers share."""
+
+    rows: PrivacyStore
+    sessions: OpenSessions
+    postman: Postman
+    #: None until there is an audit log.
+    audit: AuditDetails | None = None
+
+
+class Erasures:
+    """Handlers, and ``run``, the job. Any number of replicas may run it: each account is one replica's."""
+
+    def __init__(self, parts: Parts, needs: Needs) -> None:
+        self._settings = parts.settings
+        self._store = parts.store
+        self._identities = parts.identities
+        self._trail = parts.trail
+        self._rows = needs.rows
+        self._sessions = needs.sessions
+        self._postman = needs.postman
+        self._audit = needs.audit
+
+    @serves(privacy.request_erasure)
+    async def request_erasure(self, request: privacy.RequestErasure, call: Call) -> privacy.Erasure:
+        caller = call.principal
+        user = await self._identities.active_user(await self._store.find_user(caller.user_id))
+        async with self._store.transaction() as transaction:
+            await self._check_not_needed(transaction, user.id, user.role)
+            at = await self._rows.plan_erasure(transaction, user.id, self._settings.erasure_days)
+            is_new = at is not None
+            if is_new:
+                await self._trail.add(transaction, acts.done("account.ask_erasure", caller, tenant=TenantId(user.id), target=user.id))
+            else:
+                at = await self._rows.find_erasure(transaction, user.id)
+        if at is None:
+            raise self._identities.session_over()
+        if is_new:
+            _log.info("erasure planned", user_id=user.id, at=at.isoformat())
+            await self._postman.send(user.email, *texts.erasure_planned(user.username, at, self._settings.public_url))
+        return privacy.Erasure(at)
+
+    @serves(privacy.cancel_erasure)
+    async def cancel_erasure(self, request: privacy.CancelErasure, call: Call) -> Nothing:
+        """Nothing to call off is no error: logging in has done it already."""
+        caller = call.principal
+        user = await self._identities.active_user(await self._store.find_user(caller.user_id))
+        async with self._store.transaction() as transaction:
+            was_planned = await self._rows.call_off(transaction, user.id)
+            if was_planned:
+                await self._trail.add(transaction, acts.done("account.keep", caller, tenant=TenantId(user.id), target=user.id))
+        if was_planned:
+            await self._tell_of_keeping(user)
+        return Nothing()
+
+    async def call_off_at_login(self, transaction: "Transaction", user_id: UserId) -> None:
+        """Part of a login that lacks no step: who comes back stays."""
+        if await self._rows.call_off(transaction, user_id):
+            await self._trail.add(transaction, acts.done_by("account.keep", user_id, target=user_id))
+            if user := await self._store.find_user(user_id):
+                await self._tell_of_keeping(user)
+
+    async def _tell_of_keeping(self, user: User) -> None:
+        _log.info("erasure called off", user_id=user.id)
+        await self._postman.send(user.email, *texts.erasure_called_off(user.username))
+
+    # --- the job -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await lifecycle.every(_EVERY_SECONDS, self.erase_due)
+
+    async def erase_due(self) -> None:
+        """Everybody whose time has come. Raises Unavailable; what is done by then stays done."""
+        for user_id in await self._rows.due():
+            await self._erase(user_id)
+
+    async def _erase(self, user_id: UserId) -> None:
+        async with self._store.transaction() as transaction:
+            due = await self._rows.take_due(transaction, user_id)
+            if due is None:
+                return
+            if await self._is_last_administrator(transaction, due):
+                _log.error("the last administrator is not deleted: make another one, or call it off", user_id=user_id)
+                return
+            await self._rows.erase(transaction, user_id, secrets.token_hex(4))
+            if self._audit is not None:
+                await self._audit.shred_of(transaction, user_id)
+            # Before the commit, so that nothing is deleted while Valkey is away; and after it, for who logged in until then.
+            await self._sessions.end_all(user_id)
+            await self._trail.add(transaction, acts.of_house("user.erased", None, target=user_id))
+        await self._sessions.end_all(user_id)
+        _log.info("account erased", user_id=user_id)
+
+    async def _is_last_administrator(self, transaction: "Transaction", due: Due) -> bool:
+        """``due`` is not among those that stay: its own time has come."""
+        return due.role is UserRole.ADMIN and not await self._rows.administrators(transaction)
+
+    async def _check_not_needed(self, transaction: "Transaction", user_id: UserId, role: UserRole) -> None:
+        if role is UserRole.ADMIN and not await self._rows.administrators(transaction) - {user_id}:
+            raise errors.NotAllowed("you are the last administrator of this mesh", hint="make somebody else one first")
+        if orphans := await self._rows.orphans_of(transaction, user_id):
+            raise errors.NotAllowed(
+                "others are in an organisation that only you own: " + ", ".join(orphans), hint="make one of its members an owner first"
+            )

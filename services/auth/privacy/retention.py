@@ -1,0 +1,83 @@
+"""How long auth keeps what, in one table, and the job that forgets the rest, in batches."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from services.auth.privacy.store import PrivacyStore
+from shared.node import lifecycle
+from shared.telemetry import logs
+
+#: Rows of one statement: locks are held for milliseconds, and caches hear of few keys at once.
+BATCH = 500
+#: Of one class in one round; the next one goes on.
+_MOST_BATCHES = 200
+_EVERY_SECONDS = 3600
+
+_log = logs.get(part="privacy")
+
+#: Forgets up to so many of what ended before then, and says how many it were.
+Forget = Callable[[datetime, int], Awaitable[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Days:
+    """How many days each class is kept after its end."""
+
+    password_resets: int = 1
+    former_secrets: int = 1
+    invitations: int = 90
+    tickets: int = 90
+    ended_keys: int = 365
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One class of what is kept: for so many days, by whom it is then forgotten."""
+
+    name: str
+    days: int
+    forget: Forget
+
+
+def own(store: PrivacyStore, days: Days) -> tuple[Kept, ...]:
+    """The classes of auth's own tables but for the audit log; sessions and counts of guesses end by themselves in Valkey."""
+
+    def by(query: str) -> Forget:
+        return lambda before, most: store.forget(query, before, most)
+
+    return (
+        Kept("password_resets", days.password_resets, by("forget_resets")),
+        Kept("former_secrets", days.former_secrets, by("forget_former_hashes")),
+        Kept("invitations", days.invitations, by("forget_invitations")),
+        Kept("tickets", days.tickets, by("forget_tickets")),
+        Kept("ended_keys", days.ended_keys, by("forget_ended_keys")),
+    )
+
+
+class Retention:
+    """``run`` is the task; any number of replicas may run it, each takes the rows that no other has."""
+
+    def __init__(self, kept: tuple[Kept, ...], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._kept = kept
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await lifecycle.every(_EVERY_SECONDS, self.enforce)
+
+    async def enforce(self) -> None:
+        """Once, for every class. Raises Unavailable; what is done by then stays done."""
+        for kept in self._kept:
+            if rows := await self._forget(kept):
+                _log.info("kept long enough and forgotten", what=kept.name, rows=rows, days=kept.days)
+
+    async def _forget(self, kept: Kept) -> int:
+        before = self._clock() - timedelta(days=kept.days)
+        rows = 0
+        for _ in range(_MOST_BATCHES):
+            found = await kept.forget(before, BATCH)
+            rows += found
+            if found < BATCH:
+                break
+        return rows

@@ -1,0 +1,193 @@
+-- name: lock_audit_head
+-- The last row of a chain; nobody else adds to the chain before the transaction ends.
+SELECT sequence, hash FROM audit_heads WHERE chain = $1 FOR UPDATE;
+
+-- name: ensure_audit_head
+-- The head of a chain that has no row yet.
+INSERT INTO audit_heads (chain, sequence, hash) VALUES ($1, 0, $2) ON CONFLICT DO NOTHING;
+
+-- name: add_audit_rows
+-- Rows of one chain, their personal parts where they have one, and the chain's new head.
+WITH added AS (
+    SELECT
+        $1::text AS chain,
+        $2::uuid AS tenant_id,
+        sequence,
+        at,
+        actor,
+        action,
+        result,
+        target,
+        request_id,
+        times,
+        details_digest,
+        prev_hash,
+        hash,
+        salt,
+        address,
+        details
+    FROM
+        unnest(
+            $3::bigint [],
+            $4::timestamptz [],
+            $5::uuid [],
+            $6::text [],
+            $7::text [],
+            $8::text [],
+            $9::text [],
+            $10::integer [],
+            $11::bytea [],
+            $12::bytea [],
+            $13::bytea [],
+            $14::bytea [],
+            $15::text [],
+            $16::text []
+        ) AS row (
+            sequence, at, actor, action, result, target, request_id, times, details_digest, prev_hash, hash, salt, address, details
+        )
+),
+
+logged AS (
+    INSERT INTO audit_log (
+        chain, tenant_id, sequence, at, actor, action, result, target, request_id, times, details_digest, prev_hash, hash
+    )
+    SELECT
+        chain,
+        tenant_id,
+        sequence,
+        at,
+        actor,
+        action,
+        result,
+        target,
+        request_id,
+        times,
+        details_digest,
+        prev_hash,
+        hash
+    FROM added
+),
+
+kept_apart AS (
+    INSERT INTO audit_details (chain, tenant_id, sequence, at, actor, salt, address, details)
+    SELECT
+        chain,
+        tenant_id,
+        sequence,
+        at,
+        actor,
+        salt,
+        address,
+        details::jsonb
+    FROM added
+    WHERE length(details_digest) > 0
+)
+
+UPDATE audit_heads
+SET sequence = $17, hash = $18
+WHERE chain = $1;
+
+-- name: list_audit_rows
+-- The newest of those asked for; all that share the time of the last one, so that a list can go on before it.
+SELECT
+    l.*,
+    d.salt,
+    d.address,
+    d.details,
+    u.username
+FROM audit_log AS l
+LEFT JOIN audit_details AS d ON l.chain = d.chain AND l.sequence = d.sequence
+LEFT JOIN users AS u ON l.actor = u.id
+WHERE
+    ($1::text IS NULL OR l.chain = $1)
+    AND ($2::uuid IS NULL OR l.actor = $2)
+    -- `key` finds `key.create`, too.
+    AND ($3::text IS NULL OR l.action = $3 OR starts_with(l.action, $3 || '.'))
+    AND ($4::text IS NULL OR l.result = $4)
+    AND ($5::timestamptz IS NULL OR l.at >= $5)
+    AND ($6::timestamptz IS NULL OR l.at < $6)
+ORDER BY l.at DESC
+FETCH FIRST ($7::bigint) ROWS WITH TIES;
+
+-- name: read_audit_chain
+-- The next rows of one chain, up to one of them.
+SELECT
+    l.*,
+    d.salt,
+    d.address,
+    d.details,
+    u.username
+FROM audit_log AS l
+LEFT JOIN audit_details AS d ON l.chain = d.chain AND l.sequence = d.sequence
+LEFT JOIN users AS u ON l.actor = u.id
+WHERE l.chain = $1 AND l.sequence > $2 AND l.sequence <= $3
+ORDER BY l.sequence
+LIMIT $4;
+
+-- name: list_audit_chains
+-- Every chain that has a head or a row; a chain without its head was tampered with.
+WITH RECURSIVE found AS (
+    (SELECT chain FROM audit_log ORDER BY chain LIMIT 1)
+    UNION ALL
+    -- One step of the index for each chain, and not one for each row.
+    SELECT (SELECT l.chain FROM audit_log AS l WHERE l.chain > f.chain ORDER BY l.chain LIMIT 1) FROM found AS f WHERE f.chain IS NOT NULL
+)
+
+SELECT chain FROM found WHERE chain IS NOT NULL
+UNION
+SELECT chain FROM audit_heads WHERE sequence > 0
+ORDER BY chain;
+
+-- name: find_audit_head
+-- The head of a chain as it says itself, and the last row that is there, both of one moment.
+SELECT
+    (SELECT h.sequence FROM audit_heads AS h WHERE h.chain = $1) AS sequence,
+    (SELECT h.hash FROM audit_heads AS h WHERE h.chain = $1) AS hash,
+    (SELECT max(l.sequence) FROM audit_log AS l WHERE l.chain = $1) AS last_row;
+
+-- name: find_audit_row_since
+-- The first row of a chain that is as new as this; times need not grow with the numbers.
+SELECT min(sequence) AS sequence FROM audit_log WHERE chain = $1 AND at >= $2;
+
+-- name: list_unanchored_heads
+-- Heads of chains that have grown since their last anchor.
+SELECT h.chain, h.sequence, h.hash FROM audit_heads AS h
+WHERE
+    h.sequence > 0
+    AND NOT EXISTS (
+        SELECT FROM audit_anchors AS a
+        WHERE a.chain = h.chain AND a.sequence = h.sequence AND a.hash = h.hash
+    )
+ORDER BY h.chain;
+
+-- name: add_audit_anchors
+-- Anchors that no other replica has added a moment ago.
+INSERT INTO audit_anchors (chain, sequence, hash, anchor)
+SELECT chain, sequence, hash, anchor
+FROM unnest($1::text [], $2::bigint [], $3::bytea [], $4::text []) AS row (chain, sequence, hash, anchor)
+ON CONFLICT DO NOTHING;
+
+-- name: list_anchors_after
+-- Anchors by their number, the oldest first.
+SELECT number, anchor FROM audit_anchors WHERE number > $1 ORDER BY number LIMIT $2;
+
+-- name: last_anchor_number
+-- The number of the newest anchor; 0 where there is none.
+SELECT coalesce(max(number), 0) AS number FROM audit_anchors;
+
+-- name: list_anchors_of_chain
+-- Every anchor of one chain.
+SELECT anchor FROM audit_anchors WHERE chain = $1 ORDER BY sequence;
+
+-- name: list_anchored_chains
+-- Every chain that has an anchor.
+SELECT DISTINCT chain FROM audit_anchors ORDER BY chain;
+
+-- name: shred_audit_details_before
+-- Erase a batch of the oldest personal parts.
+DELETE FROM audit_details
+WHERE (chain, sequence) IN (SELECT d.chain, d.sequence FROM audit_details AS d WHERE d.at < $1 ORDER BY d.at LIMIT $2);
+
+-- name: shred_audit_details_of
+-- Erase the personal parts of all that somebody did.
+DELETE FROM audit_details WHERE actor = $1;

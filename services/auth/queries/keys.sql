@@ -1,0 +1,131 @@
+-- What a person asks for names its tenant here and runs bound to it besides: row-level security is the second wall, not the only one.
+
+-- name: add_key
+-- A new key; nothing if the user has $17 active ones, or does not belong to the organisation.
+INSERT INTO api_keys (
+    id, user_id, team_id, key_hash, name, preview, kind, scopes, models, networks, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+)
+SELECT $1, $2::uuid, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $17
+    AND ($3 IS NULL OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $3 AND user_id = $2))
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+
+-- name: find_key_of_tenant
+-- One key of tenant $2 that user $3 may see: their own, or any of an organisation that is theirs.
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+FROM api_keys
+WHERE id = $1 AND tenant_id = $2 AND (
+    user_id = $3 OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $2 AND user_id = $3 AND role = 'owner')
+);
+
+-- name: find_key_by_id
+-- One key, whosever it is: for administrators.
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+FROM api_keys
+WHERE id = $1;
+
+-- name: list_keys_named
+-- A user's active keys of that name, of tenant $1.
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+FROM api_keys
+WHERE tenant_id = $1 AND user_id = $2 AND name = $3 AND is_active;
+
+-- name: list_keys_of_tenant
+-- What user $2 may see of the keys of tenant $1, the newest first, revoked ones included.
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+FROM api_keys
+WHERE tenant_id = $1 AND (
+    user_id = $2 OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $1 AND user_id = $2 AND role = 'owner')
+)
+ORDER BY created_at DESC, id
+LIMIT 1000;
+
+-- name: list_keys_of_user
+-- All keys of a user, those of organisations included, the newest first: for administrators.
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+FROM api_keys
+WHERE user_id = $1
+ORDER BY created_at DESC, id
+LIMIT 1000;
+
+-- name: revoke_key
+-- End a key for ever; nothing if it has ended already.
+UPDATE api_keys SET is_active = false WHERE id = $1 AND tenant_id = $2 AND is_active
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+
+-- name: rename_key
+-- Another name; nothing if the key has ended.
+UPDATE api_keys SET name = $3 WHERE id = $1 AND tenant_id = $2 AND is_active
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+
+-- name: end_former_secrets
+-- No secret that a key had before goes on for longer than the overlap of $2 seconds.
+UPDATE former_key_hashes SET good_until = now() + make_interval(secs => $2)
+WHERE key_id = $1 AND good_until > now() + make_interval(secs => $2);
+
+-- name: keep_former_secret
+-- The secret of now goes on for $3 seconds; nothing if the key has ended. Locked, so that each of two rotations keeps its own.
+INSERT INTO former_key_hashes (key_hash, key_id, good_until)
+SELECT key_hash, id, now() + make_interval(secs => $3) FROM api_keys
+WHERE id = $1 AND tenant_id = $2 AND is_active AND (expires_at IS NULL OR expires_at > now())
+FOR UPDATE;
+
+-- name: replace_secret
+-- Another secret for the same key.
+UPDATE api_keys SET key_hash = $3, preview = $4 WHERE id = $1 AND tenant_id = $2
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+
+-- name: find_owner_of_key
+-- The key with this hash, now or until it was rotated, its owner, and the organisation that it acts for. A key of an organisation is
+-- good for as long as its owner is a member.
+SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.team_id, api_keys.kind, api_keys.scopes, api_keys.models,
+    api_keys.networks, api_keys.expires_at, found.good_until,
+    api_keys.requests_per_hour, api_keys.requests_per_minute, api_keys.tokens_per_minute, api_keys.concurrency, api_keys.budget_micro,
+    api_keys.is_active AND (api_keys.team_id IS NULL OR organisation_members.user_id IS NOT NULL) AS key_is_active,
+    users.id, users.username, users.role, users.is_active,
+    coalesce(organisations.subscription_tier, users.subscription_tier) AS subscription_tier
+FROM (
+    SELECT id, NULL::timestamptz AS good_until FROM api_keys WHERE key_hash = $1
+    UNION ALL
+    SELECT key_id, good_until FROM former_key_hashes WHERE key_hash = $1
+) AS found
+JOIN api_keys ON api_keys.id = found.id
+JOIN users ON users.id = api_keys.user_id
+LEFT JOIN organisations ON organisations.id = api_keys.team_id
+LEFT JOIN organisation_members
+    ON organisation_members.organisation_id = api_keys.team_id AND organisation_members.user_id = api_keys.user_id
+LIMIT 1;
+
+-- name: touch_keys
+-- These keys were used; at most one write a minute for each. Who is locked is being written by another one.
+UPDATE api_keys SET last_used_at = now()
+WHERE id IN (
+    SELECT id FROM api_keys
+    WHERE id = ANY ($1::uuid []) AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+    FOR UPDATE SKIP LOCKED
+);
+
+-- name: list_stale_keys
+-- Active keys that somebody should look at: not used for $1 days, of a closed account, or good for ever.
+SELECT api_keys.id, api_keys.name, api_keys.kind, api_keys.created_at, api_keys.last_used_at, api_keys.expires_at,
+    users.username, users.is_active AS owner_is_active,
+    coalesce(api_keys.last_used_at, api_keys.created_at) < now() - make_interval(days => $1) AS is_unused
+FROM api_keys
+JOIN users ON users.id = api_keys.user_id
+WHERE api_keys.is_active AND (api_keys.expires_at IS NULL OR api_keys.expires_at > now()) AND (
+    coalesce(api_keys.last_used_at, api_keys.created_at) < now() - make_interval(days => $1)
+    OR NOT users.is_active
+    OR api_keys.expires_at IS NULL
+)
+ORDER BY api_keys.last_used_at NULLS FIRST, api_keys.created_at, api_keys.id
+LIMIT $2;

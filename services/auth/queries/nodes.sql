@@ -1,0 +1,109 @@
+-- name: add_ticket
+-- A new ticket.
+INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- name: count_good_tickets
+-- How many tickets of this owner still let somebody in.
+SELECT count(*) FROM tickets WHERE owner = $1 AND revoked_at IS NULL AND expires_at > now() AND used < uses;
+
+-- name: list_tickets_called
+-- The ticket of this id, or those whose ids begin like this; two are enough to see that it is not one. Of owner $2, or (null) of all.
+SELECT tickets.*, coalesce(users.username, '') AS owner_name
+FROM tickets
+LEFT JOIN users ON users.id = tickets.owner
+WHERE starts_with(tickets.id, $1) AND ($2::uuid IS NULL OR tickets.owner = $2)
+LIMIT 2;
+
+-- name: list_tickets
+-- The newest tickets, of owner $2 or (null) of all.
+SELECT tickets.*, coalesce(users.username, '') AS owner_name
+FROM tickets
+LEFT JOIN users ON users.id = tickets.owner
+WHERE $2::uuid IS NULL OR tickets.owner = $2
+ORDER BY tickets.created_at DESC, tickets.id
+LIMIT $1;
+
+-- name: revoke_ticket
+-- End a ticket; the nodes that came in with it stay.
+UPDATE tickets SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL;
+
+-- name: use_ticket
+-- One use of ticket $1 for node $2, and its row. Without a row it must be rolled back: the use was counted for nothing.
+WITH ticket AS (
+    UPDATE tickets SET used = used + 1
+    WHERE id = $1 AND revoked_at IS NULL AND expires_at > $5 AND used < uses
+        AND NOT EXISTS (SELECT 1 FROM nodes WHERE nodes.id = $2 AND (ticket_id = $1 OR state = 'revoked' OR nodes.role = 'auth'))
+    RETURNING id, role, owner, needs_approval
+)
+INSERT INTO nodes (id, role, state, name, owner, labels, ticket_id)
+SELECT $2, ticket.role, CASE WHEN ticket.needs_approval THEN 'pending' ELSE 'active' END, $3, ticket.owner, $4, ticket.id
+FROM ticket
+-- The same machine with another ticket. The conditions again, because the row may be newer than what was looked at above.
+ON CONFLICT (id) DO UPDATE SET
+    role = EXCLUDED.role, state = EXCLUDED.state, name = EXCLUDED.name, owner = EXCLUDED.owner, labels = EXCLUDED.labels,
+    ticket_id = EXCLUDED.ticket_id, joined_at = now(), idle_since = now()
+WHERE nodes.state <> 'revoked' AND nodes.role <> 'auth' AND nodes.ticket_id IS DISTINCT FROM EXCLUDED.ticket_id
+RETURNING id;
+
+-- name: list_nodes_called
+-- The node of this id, or those whose ids begin like this; two are enough to see that it is not one. Of owner $2, or (null) of all.
+SELECT nodes.*, coalesce(users.username, '') AS owner_name
+FROM nodes
+LEFT JOIN users ON users.id = nodes.owner
+WHERE starts_with(nodes.id, $1) AND ($2::uuid IS NULL OR nodes.owner = $2)
+LIMIT 2;
+
+-- name: list_nodes
+-- Those who wait for approval first, then the newest; the revoked last. Of owner $2, or (null) of all.
+SELECT nodes.*, coalesce(users.username, '') AS owner_name
+FROM nodes
+LEFT JOIN users ON users.id = nodes.owner
+WHERE $2::uuid IS NULL OR nodes.owner = $2
+ORDER BY array_position(ARRAY['pending', 'active', 'revoked'], nodes.state), nodes.joined_at DESC, nodes.id
+LIMIT $1;
+
+-- name: add_vouched_node
+-- A node that NATS vouches for: of the house, and active, unless it was revoked; then nothing.
+INSERT INTO nodes (id, role) VALUES ($1, $2)
+ON CONFLICT (id) DO UPDATE SET role = EXCLUDED.role, state = 'active', idle_since = now()
+WHERE nodes.state <> 'revoked'
+RETURNING id;
+
+-- name: note_certified
+-- A certificate is about to be given out; nothing if the node is not active any more.
+UPDATE nodes SET renewed_at = now(), idle_since = now(), certified_until = $2 WHERE id = $1 AND state = 'active';
+
+-- name: approve_node
+-- Let a waiting node in; nothing if it does not wait.
+UPDATE nodes SET state = 'active', idle_since = now() WHERE id = $1 AND state = 'pending';
+
+-- name: revoke_node
+-- Cut a node off for ever; triggers number the list and begin the epoch. Nothing if it was revoked before.
+UPDATE nodes SET state = 'revoked', reason = $2 WHERE id = $1 AND state <> 'revoked';
+
+-- name: read_mesh_state
+-- What the revocation list is made from, as of one moment: its number, and at most $2 nodes that were revoked after $1.
+SELECT number, epoch, epoch_changed_at, ARRAY(
+    SELECT id FROM nodes WHERE state = 'revoked' AND revoked_at > $1 ORDER BY revoked_at DESC LIMIT $2
+) AS revoked
+FROM mesh_state;
+
+-- name: rotate_epoch
+-- A new epoch, if the one of now is known to a revoked node and is an hour old.
+UPDATE mesh_state SET
+    epoch = epoch + 1, epoch_changed_at = now(), number = greatest(number + 1, extract(epoch FROM now())::bigint)
+WHERE last_revoked_at > epoch_changed_at AND epoch_changed_at <= now() - interval '1 hour';
+
+-- name: raise_list_number
+-- The list goes on above number $1, if that was given out and is not known here any more.
+UPDATE mesh_state SET number = greatest($1 + 1, extract(epoch FROM now())::bigint) WHERE number < $1;
+
+-- name: list_idle_nodes
+-- Nodes of which nothing was heard for $1 days and that were not cut off.
+SELECT nodes.id, nodes.name, nodes.role, nodes.state, nodes.idle_since, coalesce(users.username, '') AS owner_name
+FROM nodes
+LEFT JOIN users ON users.id = nodes.owner
+WHERE nodes.state <> 'revoked' AND nodes.idle_since < now() - make_interval(days => $1)
+ORDER BY nodes.idle_since, nodes.id
+LIMIT $2;

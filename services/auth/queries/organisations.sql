@@ -1,0 +1,146 @@
+-- What concerns one organisation runs bound to it; what concerns one person in all of theirs cannot, and names the person.
+
+-- name: lock_founder
+-- Each founds one after the other, so that counting theirs counts.
+SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE;
+
+-- name: add_organisation
+-- A new organisation, owned by user $3; nothing if they own $4 already.
+WITH made AS (
+    INSERT INTO organisations (id, name)
+    SELECT $1, $2
+    WHERE (SELECT count(*) FROM organisation_members WHERE user_id = $3 AND role = 'owner') < $4
+    RETURNING id, name, subscription_tier, created_at
+), founder AS (
+    INSERT INTO organisation_members (organisation_id, user_id, role) SELECT id, $3, 'owner' FROM made
+)
+SELECT id, name, subscription_tier, created_at, 1::bigint AS members, 'owner' AS role FROM made;
+
+-- name: list_organisations_of
+-- Those that a user belongs to, by name.
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.created_at, mine.role,
+    (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
+FROM organisation_members AS mine
+JOIN organisations ON organisations.id = mine.organisation_id
+WHERE mine.user_id = $1
+ORDER BY lower(organisations.name), organisations.id
+LIMIT 1000;
+
+-- name: list_all_organisations
+-- The newest, for administrators; whether user $1 is among their members.
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.created_at, mine.role,
+    (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
+FROM organisations
+LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $1
+ORDER BY organisations.created_at DESC, organisations.id
+LIMIT $2;
+
+-- name: find_organisation
+-- One organisation, if user $2 belongs to it or $3 says that they need not.
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.created_at, mine.role,
+    (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
+FROM organisations
+LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $2
+WHERE organisations.id = $1 AND (mine.user_id IS NOT NULL OR $3::boolean);
+
+-- name: lock_organisation
+-- As ``find_organisation``, and whatever else changes who belongs to it waits: so that the last owner is the last also a moment later.
+SELECT organisations.id, mine.role
+FROM organisations
+LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $2
+WHERE organisations.id = $1 AND (mine.user_id IS NOT NULL OR $3::boolean)
+FOR NO KEY UPDATE OF organisations;
+
+-- name: list_team_members
+-- Who belongs to an organisation: owners first, then by name.
+SELECT users.id, users.username, users.email, organisation_members.role, organisation_members.joined_at
+FROM organisation_members
+JOIN users ON users.id = organisation_members.user_id
+WHERE organisation_members.organisation_id = $1
+ORDER BY organisation_members.role DESC, lower(users.username)
+LIMIT 1000;
+
+-- name: rename_organisation
+-- Another name.
+UPDATE organisations SET name = $2 WHERE id = $1;
+
+-- name: set_organisation_tier
+-- What an organisation has paid for.
+UPDATE organisations SET subscription_tier = $2 WHERE id = $1;
+
+-- name: set_team_role
+-- Another role for a member.
+UPDATE organisation_members SET role = $3 WHERE organisation_id = $1 AND user_id = $2;
+
+-- name: remove_team_member
+-- One member less.
+DELETE FROM organisation_members WHERE organisation_id = $1 AND user_id = $2;
+
+-- name: has_team_owner
+-- Whether anybody with an open account still owns it.
+SELECT EXISTS (
+    SELECT 1 FROM organisation_members
+    JOIN users ON users.id = organisation_members.user_id
+    WHERE organisation_members.organisation_id = $1 AND organisation_members.role = 'owner' AND users.is_active
+);
+
+-- name: revoke_keys_of_team_member
+-- Their keys of this organisation end for ever.
+UPDATE api_keys SET is_active = false WHERE team_id = $1 AND user_id = $2 AND is_active
+RETURNING id;
+
+-- name: is_team_member
+-- Whether somebody with this address belongs to it.
+SELECT EXISTS (
+    SELECT 1 FROM organisation_members
+    JOIN users ON users.id = organisation_members.user_id
+    WHERE organisation_members.organisation_id = $1 AND lower(users.email) = lower($2)
+);
+
+-- name: withdraw_invitations_to
+-- The open invitations to this address: a new one takes their place.
+UPDATE invitations SET withdrawn_at = now()
+WHERE organisation_id = $1 AND lower(email) = lower($2) AND accepted_at IS NULL AND withdrawn_at IS NULL;
+
+-- name: add_invitation
+-- A new invitation, for 7 days; nothing if the organisation has sent $7 within a day.
+INSERT INTO invitations (id, organisation_id, email, role, token_hash, invited_by, expires_at)
+SELECT $1, $2, $3, $4, $5, $6, now() + interval '7 days'
+WHERE (SELECT count(*) FROM invitations WHERE organisation_id = $2 AND created_at > now() - interval '1 day') < $7
+RETURNING id, email, role, created_at, expires_at, '' AS invited_by;
+
+-- name: list_invitations
+-- The open ones, the newest first.
+SELECT invitations.id, invitations.email, invitations.role, invitations.created_at, invitations.expires_at, users.username AS invited_by
+FROM invitations
+JOIN users ON users.id = invitations.invited_by
+WHERE invitations.organisation_id = $1 AND invitations.accepted_at IS NULL AND invitations.withdrawn_at IS NULL
+    AND invitations.expires_at > now()
+ORDER BY invitations.created_at DESC, invitations.id
+LIMIT 1000;
+
+-- name: withdraw_invitation
+-- End an invitation; nothing if it is not open.
+UPDATE invitations SET withdrawn_at = now()
+WHERE id = $1 AND organisation_id = $2 AND accepted_at IS NULL AND withdrawn_at IS NULL AND expires_at > now();
+
+-- name: accept_invitation
+-- Whoever has this token and the invited address becomes a member; of any number at once, one. Nothing where it is not theirs or not
+-- open. Who is a member already keeps what they may.
+WITH taken AS (
+    UPDATE invitations SET accepted_at = now()
+    FROM users
+    WHERE invitations.token_hash = $1 AND invitations.accepted_at IS NULL AND invitations.withdrawn_at IS NULL
+        AND invitations.expires_at > now()
+        AND users.id = $2 AND users.is_active AND lower(users.email) = lower(invitations.email)
+    RETURNING invitations.organisation_id, invitations.role
+)
+INSERT INTO organisation_members (organisation_id, user_id, role)
+SELECT organisation_id, $2, role FROM taken
+ON CONFLICT (organisation_id, user_id) DO UPDATE SET
+    role = CASE WHEN EXCLUDED.role = 'owner' THEN 'owner' ELSE organisation_members.role END
+RETURNING organisation_id, role;
+
+-- name: find_invitation_by_token
+-- Why it could not be accepted; its holder may know.
+SELECT email, accepted_at, withdrawn_at, expires_at FROM invitations WHERE token_hash = $1;

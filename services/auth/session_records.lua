@@ -1,0 +1,100 @@
+-- What every script about sessions begins with. A session is a hash under its id; the family of its tokens leads to the id; two sorted
+-- sets hold the ids of a user's sessions, whole ones and those that lack a step, by the time that they were opened.
+-- Keys are made from what is read, so this is for one Valkey and not for a cluster.
+--
+-- Fields: user_id, kind, opened_at, last_used_at, confirmed_at, step, has_factor, address, agent, family; team_id and ends_at where there
+-- are any; token, previous, spent_at and nonce: hashes of the token that is good and of the one before it. Times in s since 1970.
+
+local function record_key(id)
+    return 'auth:session:' .. id
+end
+
+local function family_key(family)
+    return 'auth:session_family:' .. family
+end
+
+local function index_key(user, step)
+    return (step == 'done' and 'auth:sessions_of:' or 'auth:halfway_of:') .. user
+end
+
+-- Fields and values in turn -> table; an empty value is none.
+local function fields_of(flat, from)
+    local record = {}
+    for n = from, #flat, 2 do
+        if flat[n + 1] ~= '' then
+            record[flat[n]] = flat[n + 1]
+        end
+    end
+    return record
+end
+
+local function flat_of(record)
+    local flat = {}
+    for field, value in pairs(record) do
+        flat[#flat + 1] = field
+        flat[#flat + 1] = value
+    end
+    return flat
+end
+
+local function drop(id, record)
+    redis.call('DEL', record_key(id), family_key(record.family))
+    redis.call('ZREM', index_key(record.user_id, record.step), id)
+end
+
+-- The session if it is open; nil if it has ended.
+local function read(id, now)
+    local flat = redis.call('HGETALL', record_key(id))
+    if #flat == 0 then
+        return nil
+    end
+    local record = fields_of(flat, 1)
+    if record.ends_at and now >= tonumber(record.ends_at) then
+        drop(id, record)
+        return nil
+    end
+    return record
+end
+
+-- By the family of a token: id, record.
+local function read_family(family, now)
+    local id = redis.call('GET', family_key(family))
+    if not id then
+        return nil, nil
+    end
+    return id, read(id, now)
+end
+
+-- Let it live for another idle time, but not beyond its end.
+local function prolong(id, record, now, idle_ms)
+    local life = idle_ms
+    if record.ends_at then
+        life = math.min(life, math.ceil((tonumber(record.ends_at) - now) * 1000))
+    end
+    local index = index_key(record.user_id, record.step)
+    redis.call('PEXPIRE', record_key(id), life)
+    redis.call('PEXPIRE', family_key(record.family), life)
+    if redis.call('PTTL', index) < life then
+        redis.call('PEXPIRE', index, life)
+    end
+end
+
+-- A new one. Of more than `most` the oldest end; ids whose session has ended go, too.
+local function write(id, record, now, idle_ms, most)
+    local index = index_key(record.user_id, record.step)
+    redis.call('HSET', record_key(id), unpack(flat_of(record)))
+    redis.call('SET', family_key(record.family), id)
+    for _, other in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+        if redis.call('EXISTS', record_key(other)) == 0 then
+            redis.call('ZREM', index, other)
+        end
+    end
+    redis.call('ZADD', index, record.opened_at, id)
+    prolong(id, record, now, idle_ms)
+    for _, oldest in ipairs(redis.call('ZRANGE', index, 0, -1 - most)) do
+        local other = read(oldest, now)
+        if other then
+            drop(oldest, other)
+        end
+    end
+end

@@ -1,0 +1,203 @@
+// Draws a `<table data-chart="bars|lines">` with uPlot and follows its changes; without JavaScript the table itself is there.
+
+import { TEXTS } from './texts.js'
+
+const HEIGHT = 220
+const COLOURS = ['var(--series-1)', 'var(--series-2)', 'var(--series-3)', 'var(--series-4)']
+const COMPACT = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
+/** Steps between labels of rows without a time: whole rows only. */
+const ROW_STEPS = [1, 2, 5, 7, 10, 14, 20, 30, 50, 100, 200, 500, 1000]
+/** The class of the library, from its own script before this one. */
+const uPlot = /** @type {any} */ (globalThis).uPlot
+
+/**
+ * @typedef {{label: string, unit: string, column: number, isDrawn: boolean}} Series
+ * @typedef {{isTime: boolean, rows: HTMLTableRowElement[], series: Series[], values: (number | null)[][]}} Facts
+ */
+
+/** What a table says: a number is its cell's `data-value` or text; a row's place is its header's `data-value`, in Unix seconds. @param {HTMLTableElement} table @returns {Facts} */
+export function readTable(table) {
+  const rows = [...table.tBodies].flatMap((body) => [...body.rows])
+  const heads = [...(table.tHead?.rows[0].cells ?? [])]
+  // What is measured in something else has no place on the same scale, and bars hide each other: those are read and not drawn.
+  const unit = heads.find((head, column) => column > 0 && head.dataset.chart !== 'off')?.dataset.unit ?? ''
+  /** @type {Series[]} */
+  const series = []
+  for (const [column, head] of heads.entries()) {
+    if (column === 0 || head.dataset.chart === 'off') continue
+    const isDrawn = (head.dataset.unit ?? '') === unit && (table.dataset.chart !== 'bars' || series.length === 0)
+    series.push({ label: head.textContent?.trim() ?? '', unit: head.dataset.unit ?? '', column, isDrawn })
+  }
+  const times = rows.map((row) => toNumber(row.cells[0]))
+  const isTime = rows.length > 0 && rows.every((row) => row.cells[0].dataset.value) && !times.includes(null)
+  const places = isTime ? times : rows.map((_, index) => index)
+  return { isTime, rows, series, values: [places, ...series.map(({ column }) => rows.map((row) => toNumber(row.cells[column])))] }
+}
+
+/** @param {HTMLTableCellElement | undefined} cell */
+function toNumber(cell) {
+  const written = (cell?.dataset.value ?? cell?.textContent ?? '').replaceAll(/[^0-9.eE+-]/g, '')
+  const value = written === '' ? Number.NaN : Number(written)
+  return Number.isFinite(value) ? value : null
+}
+
+class Chart {
+  /** @type {any} */
+  #plot = null
+  #isPlanned = false
+
+  /** @param {HTMLTableElement} table */
+  constructor(table) {
+    this.table = table
+    this.facts = readTable(table)
+    this.colours = COLOURS
+    this.figure = document.createElement('figure')
+    this.figure.className = 'plot'
+    this.field = document.createElement('div')
+    this.field.tabIndex = 0
+    this.field.role = 'group'
+    this.field.ariaRoleDescription = 'chart'
+    this.field.ariaLabel = `${table.caption?.textContent?.trim() ?? ''}. ${TEXTS.chartHint}`
+    this.reading = document.createElement('output')
+    this.figure.append(this.reading, this.field)
+  }
+
+  start() {
+    this.table.before(this.figure)
+    if (this.table.dataset.chartTable !== 'shown') {
+      const details = document.createElement('details')
+      const summary = document.createElement('summary')
+      summary.textContent = TEXTS.chartTable
+      this.table.before(details)
+      details.append(summary, this.table)
+    }
+    this.field.addEventListener('keydown', (event) => this.#key(event))
+    new MutationObserver(() => this.#plan()).observe(this.table, { subtree: true, childList: true, characterData: true, attributes: true })
+    new ResizeObserver(() => this.#plot?.setSize({ width: this.field.clientWidth, height: HEIGHT })).observe(this.field)
+    const redraw = () => this.#draw()
+    matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw)
+    new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ['data-theme'] })
+    this.#draw()
+  }
+
+  #plan() {
+    if (this.#isPlanned) return
+    this.#isPlanned = true
+    requestAnimationFrame(() => {
+      this.#isPlanned = false
+      const { isTime, series } = this.facts
+      this.facts = readTable(this.table)
+      if (!this.#plot || isTime !== this.facts.isTime || series.length !== this.facts.series.length) this.#draw()
+      else this.#plot.setData(this.facts.values)
+      this.#read(this.#plot?.cursor.idx ?? null)
+    })
+  }
+
+  #draw() {
+    this.#plot?.destroy()
+    this.#plot = null
+    this.figure.hidden = this.facts.rows.length === 0
+    if (this.figure.hidden) return
+    this.#plot = new uPlot(this.#options(), this.facts.values, this.field)
+    this.#read(null)
+  }
+
+  #options() {
+    const [text, line, ...colours] = resolve(this.field, ['var(--soft)', 'var(--line)', ...COLOURS])
+    this.colours = colours
+    const isBars = this.table.dataset.chart === 'bars'
+    const { isTime, series } = this.facts
+    const axis = { stroke: text, font: '12px system-ui, sans-serif', grid: { stroke: line, width: 1 }, ticks: { show: false } }
+    return {
+      width: this.field.clientWidth,
+      height: HEIGHT,
+      legend: { show: false },
+      cursor: { drag: { x: false, y: false }, y: false, points: { show: !isBars } },
+      tzDate: (/** @type {number} */ seconds) => uPlot.tzDate(new Date(seconds * 1000), 'Etc/UTC'),
+      scales: {
+        x: { time: isTime, range: isBars ? pad : undefined },
+        y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => [0, most > 0 ? most * 1.08 : 1] },
+      },
+      axes: [
+        {
+          ...axis,
+          grid: { show: false },
+          ...(isTime
+            ? {}
+            : { incrs: ROW_STEPS, values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((each) => this.#name(each)) }),
+        },
+        {
+          ...axis,
+          size: 60,
+          values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((each) => COMPACT.format(each) + (series[0]?.unit ?? '')),
+        },
+      ],
+      series: [
+        {},
+        ...series.map(({ label, isDrawn }, index) => ({
+          label,
+          show: isDrawn,
+          stroke: colours[index % colours.length],
+          fill: isBars ? colours[index % colours.length] : undefined,
+          width: isBars ? 0 : 2,
+          points: isBars ? { show: false } : { fill: colours[index % colours.length] },
+          paths: isBars ? uPlot.paths.bars({ size: [0.7, 60] }) : undefined,
+        })),
+      ],
+      hooks: { setCursor: [(/** @type {any} */ plot) => this.#read(plot.cursor.idx ?? null)] },
+    }
+  }
+
+  /** @param {number} row */
+  #name(row) {
+    return this.facts.rows[row]?.cells[0].textContent?.trim() ?? ''
+  }
+
+  /** Shows the legend, with the values of one row if there is one. @param {number | null} row */
+  #read(row) {
+    const parts = this.facts.series.map(({ label, column, isDrawn }, index) => {
+      const part = document.createElement('span')
+      const mark = document.createElement('i')
+      mark.style.background = this.colours[index % this.colours.length]
+      const value = row === null ? '' : (this.facts.rows[row]?.cells[column].textContent?.trim() ?? '')
+      part.append(...(isDrawn ? [mark] : []), value ? `${label}: ${value}` : label)
+      part.hidden = !isDrawn && value === ''
+      return part
+    })
+    const when = document.createElement('strong')
+    when.textContent = row === null ? '' : this.#name(row)
+    this.reading.replaceChildren(...(row === null ? [] : [when, ' ']), ...parts)
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    const last = this.facts.rows.length - 1
+    const now = this.#plot?.cursor.idx ?? null
+    const to = { ArrowLeft: (now ?? last + 1) - 1, ArrowRight: (now ?? -1) + 1, Home: 0, End: last }[event.key]
+    if (!this.#plot || to === undefined) return
+    event.preventDefault()
+    const row = Math.max(0, Math.min(last, to))
+    this.#plot.setCursor({ left: this.#plot.valToPos(this.facts.values[0][row], 'x'), top: 0 })
+  }
+}
+
+/** Half a row of room on both sides, so that the first and the last bar are whole. @param {any} plot @param {number} least @param {number} most */
+function pad(plot, least, most) {
+  const half = plot.data[0].length > 1 ? (most - least) / (plot.data[0].length - 1) / 2 : 0.5
+  return [least - half, most + half]
+}
+
+/** Colours as a canvas knows them, whatever variables and functions they are written with. @param {HTMLElement} parent @param {string[]} names */
+function resolve(parent, names) {
+  const probe = document.createElement('span')
+  parent.append(probe)
+  const found = names.map((name) => {
+    probe.style.color = name
+    return getComputedStyle(probe).color
+  })
+  probe.remove()
+  return found
+}
+
+if (uPlot)
+  for (const table of /** @type {NodeListOf<HTMLTableElement>} */ (document.querySelectorAll('table[data-chart]'))) new Chart(table).start()

@@ -1,0 +1,85 @@
+// One chat: its messages, and what each event does to them. Pure: every function returns a new conversation.
+
+/**
+ * @typedef {{prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number}} Usage
+ * @typedef {{code: string, message: string, hint: string}} Problem
+ * @typedef {{role: 'user' | 'assistant', text: string, state: 'done' | 'writing' | 'stopped' | 'failed',
+ *   waiting: string, usage: Usage | null, problem: Problem | null, requestId: string, rating: '' | 'up' | 'down'}} Message
+ * @typedef {{messages: readonly Message[]}} Conversation
+ */
+
+/** @type {Conversation} */
+export const EMPTY = Object.freeze({ messages: [] })
+/** @type {Message} */
+const BLANK = { role: 'assistant', text: '', state: 'done', waiting: '', usage: null, problem: null, requestId: '', rating: '' }
+
+/** @param {Conversation} chat */
+export const isWriting = (chat) => chat.messages.at(-1)?.state === 'writing'
+
+/** @param {Conversation} chat @param {string} text @returns {Conversation} */
+export function ask(chat, text) {
+  if (isWriting(chat) || !text.trim()) return chat
+  return { messages: [...chat.messages, { ...BLANK, role: 'user', text }, { ...BLANK, state: 'writing' }] }
+}
+
+/** The last question again, without its answer. @param {Conversation} chat @returns {Conversation} */
+export function regenerate(chat) {
+  if (isWriting(chat) || chat.messages.length < 2) return chat
+  return { messages: [...chat.messages.slice(0, -1), { ...BLANK, state: 'writing' }] }
+}
+
+/** @param {Conversation} chat @param {Partial<Message>} changes @returns {Conversation} */
+function changeLast(chat, changes) {
+  const last = chat.messages.at(-1)
+  return last ? { messages: [...chat.messages.slice(0, -1), { ...last, ...changes }] } : chat
+}
+
+/**
+ * An event of the answer that is being written; one that this version does not know changes nothing.
+ * @param {Conversation} chat
+ * @param {string} event
+ * @param {any} facts
+ * @returns {Conversation}
+ */
+export function receive(chat, event, facts) {
+  const last = chat.messages.at(-1)
+  if (last?.state !== 'writing') return chat
+  switch (event) {
+    case 'chunk':
+      return changeLast(chat, { text: last.text + facts.text, waiting: '' })
+    case 'waiting':
+      return changeLast(chat, { waiting: facts.message })
+    case 'usage':
+      return changeLast(chat, { usage: facts })
+    case 'problem':
+      return changeLast(chat, {
+        state: 'failed',
+        waiting: '',
+        problem: { code: facts.code, message: facts.message, hint: facts.hint ?? '' },
+      })
+  }
+  return chat
+}
+
+/** @param {Conversation} chat @param {string} requestId */
+export const identify = (chat, requestId) => changeLast(chat, { requestId })
+
+/** @param {Conversation} chat @param {Message['state']} state @returns {Conversation} */
+export const end = (chat, state) => (isWriting(chat) ? changeLast(chat, { state, waiting: '' }) : chat)
+
+/** @param {Conversation} chat @param {string} requestId @param {Message['rating']} rating @returns {Conversation} */
+export function rate(chat, requestId, rating) {
+  return { messages: chat.messages.map((each) => (requestId && each.requestId === requestId ? { ...each, rating } : each)) }
+}
+
+/** What the model is sent: questions without an answer and answers without text are left out. @param {Conversation} chat */
+export function toMessages(chat) {
+  const { messages } = chat
+  return messages.flatMap(({ role, text }, index) => {
+    const answer = messages[index + 1]
+    const isUnanswered = role === 'user' && answer && !answer.text && answer.state !== 'writing'
+    return text && !isUnanswered && !(role === 'assistant' && index === messages.length - 1 && isWriting(chat))
+      ? [{ role, content: text }]
+      : []
+  })
+}

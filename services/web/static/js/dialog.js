@@ -1,0 +1,66 @@
+// Native dialogs: opens and closes those of the page, and asks before a form with `data-confirm` is sent.
+
+import { TEXTS } from './texts.js'
+
+/** Forms whose person has said yes, until they are sent. @type {WeakSet<HTMLFormElement>} */
+const confirmed = new WeakSet()
+
+document.addEventListener('submit', async (event) => {
+  const form = /** @type {HTMLFormElement} */ (event.target)
+  const submitter = /** @type {HTMLElement | null} */ (event.submitter)
+  const asking = submitter?.dataset.confirm ? submitter : form
+  if (event.defaultPrevented || !asking.dataset.confirm || confirmed.delete(form)) return
+  event.preventDefault()
+  if (await ask(asking.dataset.confirm, asking.dataset.confirmButton || submitter?.textContent?.trim() || TEXTS.proceed)) {
+    confirmed.add(form)
+    form.requestSubmit(submitter)
+    // Not sent, when a field did not pass: ask again then.
+    confirmed.delete(form)
+  }
+})
+
+document.addEventListener('click', (event) => {
+  const button = event.target instanceof Element && event.target.closest('[data-dialog], [data-close]')
+  if (!(button instanceof HTMLElement)) return
+  const dialog = button.dataset.dialog ? document.querySelector(button.dataset.dialog) : button.closest('dialog')
+  if (!(dialog instanceof HTMLDialogElement)) return
+  if (button.dataset.dialog) dialog.showModal()
+  else dialog.close()
+})
+
+/**
+ * Asks in a dialog of its own; Escape and Cancel mean no.
+ * @param {string} question
+ * @param {string} yes  The word on the button that goes on.
+ * @returns {Promise<boolean>}
+ */
+export function ask(question, yes) {
+  const dialog = document.createElement('dialog')
+  const text = document.createElement('p')
+  text.id = 'confirm-question'
+  text.textContent = question
+  dialog.className = 'confirm'
+  dialog.setAttribute('aria-labelledby', text.id)
+  const form = document.createElement('form')
+  form.method = 'dialog'
+  form.className = 'actions'
+  form.append(toButton('', TEXTS.cancel, 'quiet'), toButton('yes', yes, 'danger'))
+  dialog.append(text, form)
+  document.body.append(dialog)
+  return new Promise((resolve) => {
+    dialog.addEventListener('close', () => {
+      dialog.remove()
+      resolve(dialog.returnValue === 'yes')
+    })
+    dialog.showModal()
+  })
+}
+
+/** @param {string} value @param {string} label @param {string} look */
+function toButton(value, label, look) {
+  const button = document.createElement('button')
+  button.value = value
+  button.textContent = label
+  button.className = look
+  return button
+}

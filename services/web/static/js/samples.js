@@ -1,0 +1,82 @@
+// The present request as code: for curl, Python, JavaScript and aicli. Pure; keys are never part of it.
+
+/**
+ * @typedef {{role: string, content: string}} ChatMessage
+ * @typedef {{model: string, messages: ChatMessage[], temperature?: number, max_tokens?: number, top_p?: number, seed?: number}} Request
+ */
+
+const OPTIONS = /** @type {const} */ (['temperature', 'max_tokens', 'top_p', 'seed'])
+
+/**
+ * @param {string} address  Where the API is, without `/v1`.
+ * @param {Request} request
+ * @returns {{curl: string, python: string, javascript: string, aicli: string}}
+ */
+export function toSamples(address, request) {
+  return {
+    curl: toCurl(address, request),
+    python: toPython(address, request),
+    javascript: toJavascript(address, request),
+    aicli: toAicli(request),
+  }
+}
+
+/** As a word of a POSIX shell. @param {string} text */
+const quote = (text) => (/^[\w./:@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`)
+/** @param {string} text @param {number} spaces */
+const indent = (text, spaces) => text.replaceAll('\n', `\n${' '.repeat(spaces)}`)
+
+/** @param {string} address @param {Request} request */
+function toCurl(address, request) {
+  const body = JSON.stringify({ ...request, stream: true }, null, 2)
+  return [
+    `curl ${quote(`${address}/v1/chat/completions`)} \\`,
+    '  -H "Authorization: Bearer $AIMESH_API_KEY" \\',
+    '  -H "Content-Type: application/json" \\',
+    `  -d '${indent(body.replaceAll("'", `'\\''`), 2)}'`,
+  ].join('\n')
+}
+
+/** JSON strings and numbers are Python's, too. @param {string} address @param {Request} request */
+function toPython(address, request) {
+  const given = OPTIONS.flatMap((name) => (request[name] === undefined ? [] : [`    ${name}=${request[name]},`]))
+  return [
+    'import os',
+    'from openai import OpenAI',
+    '',
+    `client = OpenAI(base_url=${JSON.stringify(`${address}/v1`)}, api_key=os.environ["AIMESH_API_KEY"])`,
+    'stream = client.chat.completions.create(',
+    `    model=${JSON.stringify(request.model)},`,
+    `    messages=${indent(JSON.stringify(request.messages, null, 4), 4)},`,
+    ...given,
+    '    stream=True,',
+    ')',
+    'for chunk in stream:',
+    '    if chunk.choices:',
+    '        print(chunk.choices[0].delta.content or "", end="", flush=True)',
+  ].join('\n')
+}
+
+/** @param {string} address @param {Request} request */
+function toJavascript(address, { max_tokens, top_p, ...request }) {
+  const asked = { ...request, maxTokens: max_tokens, topP: top_p }
+  return [
+    "import { AIInferenceClient } from 'aimesh-client'",
+    '',
+    `const client = new AIInferenceClient({ apiKey: process.env.AIMESH_API_KEY, baseUrl: ${JSON.stringify(address)} })`,
+    `for await (const piece of client.stream(${JSON.stringify(asked, null, 2)})) {`,
+    '  process.stdout.write(piece)',
+    '}',
+  ].join('\n')
+}
+
+/** aicli asks one question: the last one. @param {Request} request */
+function toAicli(request) {
+  const { messages } = request
+  const system = messages.find((message) => message.role === 'system')
+  const question = messages.findLast((message) => message.role === 'user')?.content ?? ''
+  const given = OPTIONS.flatMap((name) => (request[name] === undefined ? [] : [`--${name.replace('_', '-')} ${request[name]}`]))
+  // Two dashes before a question that begins with one, or it would be taken for an option.
+  const words = ['aicli infer', `-m ${quote(request.model)}`, ...given, ...(system ? [`-s ${quote(system.content)}`] : [])]
+  return [...words, `${question.startsWith('-') ? '-- ' : ''}${quote(question)}`].join(' ')
+}

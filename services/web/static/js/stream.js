@@ -1,0 +1,108 @@
+// Server-sent events over fetch: cuts text into events, and reads an answer as it comes. Bounded; ends with its signal.
+
+/** @typedef {{event: string, data: string, id: string}} ServerEvent */
+
+/** One event of ours has a few hundred characters, a snapshot of a page some ten thousand. */
+export const MAX_EVENT_CHARACTERS = 1_000_000
+const MAX_ERROR_CHARACTERS = 65_536
+
+/** What the server said when it did not do what was asked; `status` is 0 when it said nothing. */
+export class Refused extends Error {
+  /** @param {number} status @param {{code?: string, message?: string, hint?: string}} problem */
+  constructor(status, { code = '', message = '', hint = '' } = {}) {
+    super(message)
+    this.status = status
+    this.code = code
+    this.hint = hint
+  }
+}
+
+/** Cuts a stream of text into events, wherever its pieces are cut themselves. */
+export class EventParser {
+  #rest = ''
+  #size = 0
+  #afterReturn = false
+  #event = ''
+  #id = ''
+  /** @type {string[]} */
+  #data = []
+
+  /**
+   * @param {string} text
+   * @returns {ServerEvent[]}
+   */
+  push(text) {
+    const lines = (this.#rest + (this.#afterReturn ? text.replace(/^\n/, '') : text)).split(/\r\n|\r|\n/)
+    this.#afterReturn = text ? text.endsWith('\r') : this.#afterReturn
+    this.#rest = lines.pop() ?? ''
+    const events = lines.flatMap((line) => this.#take(line))
+    if (this.#size + this.#rest.length > MAX_EVENT_CHARACTERS) throw new Refused(0, { code: 'event_too_long' })
+    return events
+  }
+
+  /** @param {string} line @returns {ServerEvent[]} */
+  #take(line) {
+    if (line === '') {
+      const whole = { event: this.#event || 'message', data: this.#data.join('\n'), id: this.#id }
+      const isEvent = this.#data.length > 0
+      this.#event = ''
+      this.#data = []
+      this.#size = 0
+      return isEvent ? [whole] : []
+    }
+    this.#size += line.length
+    const [, field, value] = /** @type {RegExpExecArray} */ (/^([^:]*):? ?(.*)$/s.exec(line))
+    if (field === 'data') this.#data.push(value)
+    else if (field === 'event') this.#event = value
+    else if (field === 'id') this.#id = value
+    return []
+  }
+}
+
+/**
+ * Asks, and gives the answer's events one by one; `onOpen` sees the answer's head first.
+ * Raises Refused (status 0 when the network failed), or the signal's reason.
+ * @param {string} address
+ * @param {RequestInit & {onOpen?: (response: Response) => void}} request
+ * @returns {AsyncGenerator<ServerEvent>}
+ */
+export async function* readEvents(address, { onOpen, ...request }) {
+  const headers = { Accept: 'text/event-stream', ...request.headers }
+  const response = await orRefused(fetch(address, { ...request, headers, redirect: 'manual' }), request.signal)
+  if (!response.ok || !response.headers.get('content-type')?.startsWith('text/event-stream')) throw await toRefused(response)
+  onOpen?.(response)
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader()
+  const decoder = new TextDecoder()
+  const parser = new EventParser()
+  try {
+    for (;;) {
+      const { value, done } = await orRefused(reader.read(), request.signal)
+      if (done) return
+      yield* parser.push(decoder.decode(value, { stream: true }))
+    }
+  } finally {
+    // Who stops reading closes the connection, and with it ends the work behind it.
+    reader.cancel().catch(() => {})
+  }
+}
+
+/** A network that fails is a TypeError of the browser's, as mistakes in a program are. @template T @param {Promise<T>} promise @param {AbortSignal | null} [signal] */
+async function orRefused(promise, signal) {
+  try {
+    return await promise
+  } catch (error) {
+    throw signal?.aborted ? error : new Refused(0, { code: 'unreachable' })
+  }
+}
+
+/** The error object of ours in an answer, if there is one. @param {Response} response */
+export async function toRefused(response) {
+  // The only place that pages send somebody to instead of answering is the login.
+  const status = response.type === 'opaqueredirect' ? 401 : response.status
+  try {
+    const text = await response.text()
+    return new Refused(status, JSON.parse(text.slice(0, MAX_ERROR_CHARACTERS)).error ?? {})
+  } catch {
+    return new Refused(status)
+  }
+}

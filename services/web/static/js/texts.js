@@ -1,0 +1,27 @@
+// Every text that the scripts show; what the pages show stands in the templates.
+
+export const TEXTS = {
+  copy: 'Copy',
+  copied: 'Copied',
+  copyByHand: 'Selected – press Ctrl+C',
+  code: 'code',
+  table: 'Table',
+  cancel: 'Cancel',
+  proceed: 'Continue',
+  chartTable: 'The numbers as a table',
+  chartHint: 'Left and right arrow keys read the values.',
+  stopped: 'Stopped.',
+  unreachable: 'The connection to aimesh was lost.',
+  unreachableHint: 'Check your network, then send the message again.',
+  signedOut: 'You are signed out.',
+  signedOutHint: 'Sign in again in another tab, then send the message again.',
+  refused: 'The server refused this.',
+  refusedHint: 'Reload the page and try again.',
+  brokenStream: 'The answer broke off.',
+  thanks: 'Thank you.',
+  tokens: 'tokens',
+  tokensPerSecond: 'tokens/s',
+  credits: 'credits',
+  example: 'Say hello',
+  notSaved: 'This could not be saved.',
+}

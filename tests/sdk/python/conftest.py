@@ -1,0 +1,39 @@
+"""One stack for all tests of this folder: up with the first of them that asks for it, down before the tests of any other folder."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared.types import Tier
+from tests import people, stacks
+from tests.people import Desk, Person
+from tests.stacks import RunningStack
+
+#: So that an answer of some hundred words is long enough to be cut off in its middle.
+ECHO_TOKEN_MS = "5"
+#: The limits of an hour stay; a minute's would slow the tests down.
+WITHIN_A_MINUTE = "requests_per_minute=unlimited,concurrency=unlimited"
+
+_shared = stacks.OfFolder(Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, TIER_PRO=WITHIN_A_MINUTE)
+
+
+@pytest.fixture
+def stack(pytestconfig: pytest.Config) -> RunningStack:
+    return _shared.get(pytestconfig)
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    _shared.leave(nextitem)
+
+
+@pytest.fixture
+async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
+    async with people.desk(stack) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def ann(desk: Desk) -> Person:
+    """Somebody new, with room for every test's requests."""
+    return await desk.register("ann", Tier.PRO)

@@ -1,0 +1,186 @@
+"""What is sent fits the gateway's own types, and what the gateway answers is read."""
+
+import json
+import struct
+from datetime import UTC, date, datetime
+from uuid import uuid4
+
+import msgspec
+import pytest
+from aimesh import answers, calls
+from aimesh.calls import Call, KeyLimits
+from aimesh.errors import BadRequest, ProtocolError
+from aimesh.json_fields import Fields
+
+from services.gateway.doors import bodies, rest, rest_inference
+from services.gateway.doors.key_bodies import ApiKeyBody
+from services.gateway.doors.rest import LoginBody, RegisterBody
+from services.gateway.doors.rest_inference import InferenceBody
+from services.gateway.openai import answers as openai_answers
+from services.gateway.openai import embeddings as openai_embeddings
+from services.gateway.openai.embeddings import EmbeddingBody
+from shared.types import FinishReason, KeyId, ModelName, RequestId, Tier, UserId, UserRole
+
+
+def sent(call: Call[object]) -> bytes:
+    assert call.body is not None
+    return call.body
+
+
+# --- what is sent ---------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_with_every_option() -> None:
+    call = calls.inference(
+        "grüße 🐘",
+        {"model": "m", "system": "s", "max_tokens": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 0, "stop": ["a", "b"], "seed": 7},
+        stream=True,
+    )
+    body = bodies.read_either_case(sent(call), InferenceBody)
+    assert body == InferenceBody(
+        prompt="grüße 🐘", model=ModelName("m"), system="s", max_tokens=1, temperature=0.5, top_p=0.9, top_k=0, stop=("a", "b"), seed=7,
+        stream=True,
+    )  # fmt: skip
+    assert (call.verb, call.path, call.runs_a_model) == ("POST", "/api/inference", True)
+
+
+def test_what_is_left_out_or_none_is_not_sent() -> None:
+    assert sent(calls.inference("hi", {"model": None, "seed": None})) == b'{"prompt":"hi"}'
+
+
+def test_a_chat() -> None:
+    call = calls.inference(None, {"messages": ({"role": "user", "content": "hi"},), "stop": "x"})
+    body = bodies.read_either_case(sent(call), InferenceBody)
+    assert body.messages == (rest_inference.Message("user", "hi"),)
+    assert (body.prompt, body.stop) == (None, "x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": float("nan")}, {"temperature": float("inf")}, {"seed": {1, 2}}, {"system": "half a \ud83d"}, {"stop": object()},
+        {"model": b"m"},
+    ],
+)  # fmt: skip
+def test_what_json_has_no_words_for_is_a_bad_request_before_it_is_sent(options: dict[str, object]) -> None:
+    with pytest.raises(BadRequest, match="cannot be sent as JSON"):
+        calls.inference("hi", options)  # type: ignore[arg-type]
+
+
+def test_texts_for_vectors() -> None:
+    several = bodies.convert(bodies.read_object(sent(calls.embed(("a", "b"), "m", 16))), EmbeddingBody)
+    assert several == EmbeddingBody(input=("a", "b"), model=ModelName("m"), encoding_format="base64", dimensions=16)
+    one = bodies.convert(bodies.read_object(sent(calls.embed("a", None, None))), EmbeddingBody)
+    assert one == EmbeddingBody(input=("a",), encoding_format="base64")
+
+
+def test_accounts_and_keys() -> None:
+    assert bodies.read_either_case(sent(calls.register("ann", "ann@example.org", "pw")), RegisterBody) == RegisterBody(
+        "ann", "ann@example.org", "pw"
+    )
+    assert bodies.read_either_case(sent(calls.login("ann", "pw")), LoginBody) == LoginBody("pw", username="ann")
+    assert bodies.read_either_case(sent(calls.login("ann@example.org", "pw")), LoginBody) == LoginBody("pw", email="ann@example.org")
+    limits = KeyLimits(requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget="1.5")
+    body = bodies.read_either_case(sent(calls.create_key("laptop", limits)), ApiKeyBody)
+    assert body == ApiKeyBody(
+        name="laptop", requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget="1.5"
+    )  # fmt: skip
+    assert bodies.read_either_case(sent(calls.create_key("laptop", {})), ApiKeyBody) == ApiKeyBody(name="laptop")
+
+
+def test_only_what_can_be_repeated_is_repeated() -> None:
+    once = {call.path for call in (calls.register("a", "b", "c"), calls.login("a", "b"), calls.create_key("a", {})) if not call.repeatable}
+    assert once == {"/api/auth/register", "/api/auth/login", "/api/auth/api-keys"}
+    assert all(
+        call.repeatable for call in (calls.models(), calls.usage(), calls.quota(), calls.inference("a", {}), calls.embed("a", None, None))
+    )
+
+
+# --- what is answered -----------------------------------------------------------------------------------------------
+
+
+def read(answer: object) -> Fields:
+    return Fields.parse(msgspec.json.encode(answer), "the answer")
+
+
+REQUEST, USER, KEY, NOW = RequestId(uuid4()), UserId(uuid4()), KeyId(uuid4()), datetime.now(UTC)
+ANSWER = rest_inference.InferenceAnswer(
+    REQUEST, ModelName("m"), FinishReason.LENGTH, rest_inference.UsageView(1, 2, 3), 40, "text"
+)  # fmt: skip
+MADE = rest.UserAnswer(USER, "ann", "ann@example.org", UserRole.USER, Tier.PRO, is_active=True, created_at=NOW)
+
+
+def test_an_answer() -> None:
+    expected = answers.Answer("text", "m", answers.Usage(1, 2, 3), "length", str(REQUEST), 40)
+    assert calls.inference("x", {}).read(read(ANSWER)) == expected
+
+
+def test_models() -> None:
+    served = openai_answers.Models((openai_answers.Model(ModelName("a"), 1), openai_answers.Model(ModelName("b"), 1, only_embeds=True)))
+    assert calls.models().read(read(served)) == (answers.Model("a", False), answers.Model("b", True))
+
+
+def test_vectors_whatever_their_order() -> None:
+    rows = [(1.0, -0.5), (0.25, 3.0)]
+    body = EmbeddingBody(input=("a", "b"), encoding_format="base64")
+    result = openai_embeddings.EmbeddingResult(RequestId(uuid4()), ModelName("m"), 2, 9, 5)
+    made = openai_embeddings.answer(body, [struct.pack("<2f", *row) for row in rows], result)
+    turned = msgspec.structs.replace(made, data=made.data[::-1])
+    for one in (made, turned):
+        found = calls.embed(["a", "b"], None, None).read(read(one))
+        assert (found.vectors, found.model, found.prompt_tokens) == (tuple(rows), "m", result.prompt_tokens)
+    with pytest.raises(ProtocolError, match="3 texts were sent, and there are vectors of 2"):
+        calls.embed(["a", "b", "c"], None, None).read(read(made))
+
+
+def test_usage_and_quota() -> None:
+    day = rest.UsageDayAnswer(date(2026, 1, 2), None, 3, 4)
+    usage = calls.usage().read(read(rest.UsageAnswer(USER, 3, 4, (day,))))
+    assert usage == answers.UsageReport(str(USER), 3, 4, (answers.UsageDay(date(2026, 1, 2), None, 3, 4),))
+    limit = rest.LimitAnswer("key", "concurrency", 5, 4, 0.0)
+    quota = calls.quota().read(read(rest.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (limit,))))
+    assert quota == answers.Quota(str(USER), "free", 100, 1, 99, 12.5, (answers.Limit("key", "concurrency", 5, 4, 0.0),))
+
+
+def test_a_user_a_login_and_a_key() -> None:
+    user = answers.User(str(USER), "ann", "ann@example.org", "user", "pro")
+    assert calls.register("a", "b", "c").read(read(MADE)) == user
+    session = calls.login("a", "b").read(read({"access_token": "hidden", "token_type": "bearer", "expires_in": 600, "user": MADE}))
+    assert session == answers.Session("hidden", 600, user)
+    key = {
+        "id": KEY, "name": "laptop", "preview": "aip_live_…abcd", "created_at": NOW, "requests_per_hour": 1, "requests_per_minute": None,
+        "tokens_per_minute": None, "concurrency": 2, "budget": "0.5",
+    }  # fmt: skip
+    made = calls.create_key("laptop", {}).read(read({"api_key": "aip_live_hidden", "key": key}))
+    assert made == answers.NewApiKey("aip_live_hidden", answers.ApiKey(str(KEY), "laptop", "aip_live_…abcd", NOW, 1, None, None, 2, "0.5"))
+    assert "hidden" not in repr(session) + repr(made)
+
+
+GOOD: dict[str, tuple[Call[object], object]] = {
+    "an answer": (calls.inference("x", {}), ANSWER),
+    "models": (calls.models(), openai_answers.Models((openai_answers.Model(ModelName("a"), 1),))),
+    "usage": (calls.usage(), rest.UsageAnswer(USER, 3, 4, (rest.UsageDayAnswer(date(2026, 1, 2), None, 3, 4),))),
+    "quota": (calls.quota(), rest.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (rest.LimitAnswer("key", "x", 5, 4, 0.0),))),
+    "a user": (calls.register("a", "b", "c"), MADE),
+}
+#: Absent in answers of another version, or of no use here.
+MAY_BE_ABSENT = {"created", "owned_by", "object", "only_embeds", "limits", "api_key_id", "is_active", "created_at"}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_field_more_is_passed_over(name: str) -> None:
+    call, answer = GOOD[name]
+    found = json.loads(msgspec.json.encode(answer))
+    assert call.read(Fields({**found, "of_next_year": [1]}, "it")) == call.read(Fields(found, "it"))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_field_less_or_of_another_type_is_named(name: str) -> None:
+    call, answer = GOOD[name]
+    found = json.loads(msgspec.json.encode(answer))
+    for field in set(found) - MAY_BE_ABSENT:
+        with pytest.raises(ProtocolError, match=f"it.{field} is missing"):
+            call.read(Fields({key: value for key, value in found.items() if key != field}, "it"))
+        for wrong in (None, object(), True, [1], {"a": 1}):
+            with pytest.raises(ProtocolError, match=rf"it\.{field}"):
+                call.read(Fields({**found, field: wrong}, "it"))

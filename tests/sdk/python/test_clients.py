@@ -1,0 +1,456 @@
+"""Both clients against a server that does as it is told: sockets, breaks, aborts, and hostile answers."""
+
+import asyncio
+import contextlib
+import gzip
+import inspect
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import aimesh
+import pytest
+from aimesh.tries import Patience
+
+from tests.sdk.python import scripted_server
+from tests.sdk.python.scripted_server import ANSWER, COMMENT, END, ID, Reply, Server, Then, event, events, failed, text, whole
+
+QUICK = Patience(max_retries=2, first_pause_seconds=0.01, longest_pause_seconds=0.02)
+KEY = "aip_live_x"
+CANCEL = "/api/inference/cancel"
+
+
+@dataclass
+class Got:
+    texts: list[str]
+    answer: aimesh.Answer | None
+
+
+class Asker(Protocol):
+    """Either client, as these tests use it."""
+
+    async def inference(self, prompt: str, **more: Any) -> aimesh.Answer: ...
+
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got: ...
+
+    async def do(self, name: str, *arguments: Any) -> Any: ...
+
+
+class WithThreads:
+    def __init__(self, client: aimesh.Client) -> None:
+        client._around = replace(client._around, patience=QUICK)
+        self._client = client
+
+    async def inference(self, prompt: str, **more: Any) -> aimesh.Answer:
+        return await asyncio.to_thread(self._client.inference, prompt, **more)
+
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got:
+        return await asyncio.to_thread(self._read, prompt, most, dawdle, **more)
+
+    def _read(self, prompt: str, most: int | None, dawdle: int, **more: Any) -> Got:
+        texts = []
+        with self._client.stream(prompt, **more) as stream:
+            for piece in stream:
+                texts.append(piece)
+                if len(texts) == most:
+                    return Got(texts, None)
+                for _ in range(dawdle):
+                    time.sleep(0.05)
+            assert stream.text == "".join(texts)
+            return Got(texts, stream.answer)
+
+    async def do(self, name: str, *arguments: Any) -> Any:
+        return await asyncio.to_thread(getattr(self._client, name), *arguments)
+
+
+class WithAsyncio:
+    def __init__(self, client: aimesh.AsyncClient) -> None:
+        client._around = replace(client._around, patience=QUICK)
+        self._client = client
+
+    async def inference(self, prompt: str, **more: Any) -> aimesh.Answer:
+        return await self._client.inference(prompt, **more)
+
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got:
+        texts = []
+        async with self._client.stream(prompt, **more) as stream:
+            async for piece in stream:
+                texts.append(piece)
+                if len(texts) == most:
+                    return Got(texts, None)
+                for _ in range(dawdle):
+                    await asyncio.sleep(0.05)
+            assert stream.text == "".join(texts)
+            return Got(texts, stream.answer)
+
+    async def do(self, name: str, *arguments: Any) -> Any:
+        return await getattr(self._client, name)(*arguments)
+
+
+@dataclass
+class Stage:
+    kind: str
+    server: Server
+    ask: Asker
+
+
+@contextlib.asynccontextmanager
+async def staged(kind: str, *replies: Reply) -> AsyncIterator[Stage]:
+    with scripted_server.serving(*replies) as server:
+        if kind == "threads":
+            with aimesh.Client(KEY, server.url) as client:
+                yield Stage(kind, server, WithThreads(client))
+        else:
+            async with aimesh.AsyncClient(KEY, server.url) as async_client:
+                yield Stage(kind, server, WithAsyncio(async_client))
+
+
+both = pytest.mark.parametrize("kind", ["threads", "asyncio"])
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+@both
+async def test_an_answer_and_a_stream_over_one_connection(kind: str) -> None:
+    async with staged(kind, whole(), events(COMMENT, text(1, "three"), text(2, " words"), END), whole()) as stage:
+        answer = await stage.ask.inference("hi", model="echo", max_tokens=5, temperature=0.0, seed=1, system="be brief")
+        assert (answer.text, answer.model, answer.usage) == ("three small words", "echo", aimesh.Usage(3, 3, 6))
+        got = await stage.ask.read("hi")
+        assert got == Got(["three", " words"], replace(answer, text="three words"))
+        await stage.ask.inference("hi")
+        assert stage.server.connections == 1
+        first, second, third = stage.server.asked
+        assert first.body == {"prompt": "hi", "model": "echo", "max_tokens": 5, "temperature": 0.0, "seed": 1, "system": "be brief"}
+        assert second.body == {"prompt": "hi", "stream": True}
+        assert (first.headers["authorization"], second.headers["accept"]) == ("Bearer aip_live_x", "text/event-stream")
+        assert len({one.headers["idempotency-key"] for one in (first, second, third)}) == 3
+
+
+@both
+async def test_what_the_account_is_asked(kind: str) -> None:
+    model = {"data": [{"id": "echo", "only_embeds": False}]}
+    usage = {"user_id": "u", "request_count": 1, "tokens_used": 2, "days": []}
+    quota = {"user_id": "u", "tier": "free", "limit_per_hour": 1, "used_this_hour": 1, "remaining": 0, "resets_in_seconds": 1.5}
+    vectors = {"data": [{"embedding": "AACAPw==", "index": 0}], "model": "m", "usage": {"prompt_tokens": 1}}
+    user = {"id": "u", "username": "ann", "email": "a@b.c", "role": "user", "tier": "free"}
+    replies = [Reply([json.dumps(one).encode()]) for one in (model, usage, quota, vectors)]
+    replies += [Reply([json.dumps(user).encode()], status=201)]
+    replies += [Reply([json.dumps({"access_token": "t", "expires_in": 600, "user": user}).encode()])]
+    async with staged(kind, *replies) as stage:
+        assert await stage.ask.do("models") == (aimesh.Model("echo", False),)
+        assert (await stage.ask.do("usage")).tokens_used == 2
+        assert (await stage.ask.do("quota")).resets_in_seconds == 1.5
+        assert (await stage.ask.do("embed", "one")).vectors == ((1.0,),)
+        assert (await stage.ask.do("register", "ann", "a@b.c", "pw")).username == "ann"
+        assert (await stage.ask.do("login", "ann", "pw")).access_token == "t"
+        assert [(one.verb, one.path) for one in stage.server.asked] == [
+            ("GET", "/v1/models"), ("GET", "/api/usage"), ("GET", "/api/quota"), ("POST", "/v1/embeddings"),
+            ("POST", "/api/auth/register"), ("POST", "/api/auth/login"),
+        ]  # fmt: skip
+
+
+@both
+async def test_a_key_is_made(kind: str) -> None:
+    key = {"id": "k", "name": "laptop", "preview": "aip_…", "created_at": "2026-01-02T03:04:05Z", "budget": None}
+    with scripted_server.serving(Reply([json.dumps({"api_key": "aip_live_y", "key": key}).encode()], status=201)) as server:
+        if kind == "threads":
+            with aimesh.Client("token", server.url) as client:
+                made = client.keys.create("laptop", requests_per_hour=10)
+        else:
+            async with aimesh.AsyncClient("token", server.url) as async_client:
+                made = await async_client.keys.create("laptop", requests_per_hour=10)
+        assert (made.secret, made.key.name, made.key.budget) == ("aip_live_y", "laptop", None)
+        assert server.asked[0].body == {"name": "laptop", "requests_per_hour": 10}
+
+
+# --- trying again ---------------------------------------------------------------------------------------------------
+
+
+@both
+async def test_a_server_that_drops_and_refuses_is_asked_again_under_the_same_key(kind: str) -> None:
+    async with staged(kind, Reply(head=b"", then=Then.BREAK), failed(503, "overloaded", retry_after_ms="20"), whole()) as stage:
+        assert (await stage.ask.inference("hi")).text == "three small words"
+        assert len(stage.server.asked) == 3
+        assert len({one.headers["idempotency-key"] for one in stage.server.asked}) == 1
+
+
+@both
+async def test_an_answer_cut_in_its_middle_is_read_again(kind: str) -> None:
+    content = whole().parts[0]
+    cut = Reply([content[:20]], then=Then.BREAK)
+    short = Reply([content[:20]], head=b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n", then=Then.BREAK)
+    async with staged(kind, cut, short, whole()) as stage:
+        assert (await stage.ask.inference("hi")).text == "three small words"
+
+
+@both
+async def test_a_stream_that_breaks_goes_on_without_a_gap_or_a_repeat(kind: str) -> None:
+    replies = [
+        events(then=Then.BREAK),
+        events(text(1, "three"), text(2, " sm")[:-1], then=Then.BREAK),
+        events(text(2, " small"), then=Then.BREAK),
+        events(text(3, " words"), END),
+    ]
+    async with staged(kind, *replies) as stage:
+        got = await stage.ask.read("hi")
+        assert got.texts == ["three", " small", " words"]
+        assert got.answer is not None
+        assert got.answer.text == "three small words"
+        assert [one.headers.get("last-event-id") for one in stage.server.asked] == [None, None, f"{ID}-1", f"{ID}-2"]
+        assert len({one.headers["idempotency-key"] for one in stage.server.asked}) == 1
+        assert not stage.server.asked_for(CANCEL)
+
+
+@both
+async def test_nobody_at_the_address(kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with within(5), pytest.raises(aimesh.ConnectionFailed, match="is http://127") as failure:
+        if kind == "threads":
+            with aimesh.Client(KEY, url) as client:
+                await WithThreads(client).inference("hi")
+        else:
+            async with aimesh.AsyncClient(KEY, url) as async_client:
+                await WithAsyncio(async_client).inference("hi")
+    assert not failure.value.may_have_arrived
+
+
+@both
+async def test_errors_are_what_the_gateway_says(kind: str) -> None:
+    async with staged(kind, failed(401, "not_authenticated"), failed(429, "rate_limited", retry_after="3000")) as stage:
+        with pytest.raises(aimesh.NotAuthenticated) as bad_key:
+            await stage.ask.inference("hi")
+        assert (bad_key.value.code, bad_key.value.hint, bad_key.value.request_id) == ("not_authenticated", "do this", "r-1")
+        with within(5), pytest.raises(aimesh.RateLimited) as limited:
+            await stage.ask.inference("hi")
+        assert limited.value.retry_after == 3000
+        assert len(stage.server.asked) == 2
+
+
+# --- leaving --------------------------------------------------------------------------------------------------------
+
+
+@both
+async def test_leaving_a_stream_closes_its_connection_and_says_so(kind: str) -> None:
+    async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
+        with within(3):
+            assert await stage.ask.read("hi", most=1) == Got(["three"], None)
+        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        (said,) = stage.server.asked_for(CANCEL)
+        assert said.body == {"idempotency_key": stage.server.asked[0].headers["idempotency-key"]}
+
+
+@both
+async def test_without_a_key_closing_the_connection_is_all(kind: str) -> None:
+    async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
+        await stage.ask.read("hi", most=1, resume=False)
+        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        assert "idempotency-key" not in stage.server.asked[0].headers
+        assert not stage.server.asked_for(CANCEL)
+
+
+@both
+async def test_a_gateway_that_is_gone_does_not_keep_anybody_from_leaving(kind: str) -> None:
+    async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
+        if kind == "threads":
+            with aimesh.Client(KEY, stage.server.url) as client, client.stream("hi") as stream:
+                assert next(stream) == "three"
+                stage.server.stop()
+        else:
+            async with aimesh.AsyncClient(KEY, stage.server.url) as async_client, async_client.stream("hi") as async_stream:
+                assert await anext(async_stream) == "three"
+                await asyncio.to_thread(stage.server.stop)
+
+
+@both
+async def test_the_time_of_a_call_ends_it(kind: str) -> None:
+    async with staged(kind, Reply(then=Then.HANG)) as stage:
+        with within(2), pytest.raises(aimesh.DeadlineExceeded, match=r"no answer within 0.3 s"):
+            await stage.ask.inference("hi", timeout=0.3)
+        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        assert len(stage.server.asked_for(CANCEL)) == 1
+
+
+@both
+@pytest.mark.parametrize("part", [COMMENT, text(1, "again")], ids=["comments", "what was said already"])
+async def test_a_stream_that_never_ends_is_ended_by_its_time(kind: str, part: bytes) -> None:
+    async with staged(kind, events(part, then=Then.ENDLESS)) as stage:
+        with within(2), pytest.raises(aimesh.DeadlineExceeded):
+            await stage.ask.read("hi", timeout=0.3)
+        assert await asyncio.to_thread(stage.server.left.wait, 5)
+
+
+@both
+async def test_the_time_is_for_the_whole_stream_not_for_each_silence(kind: str) -> None:
+    async with staged(kind, events(text(1, "a"), then=Then.HANG)) as stage:
+        with within(1.7), pytest.raises(aimesh.DeadlineExceeded):
+            await stage.ask.read("hi", timeout=1.0, dawdle=17)
+
+
+@both
+async def test_an_answer_that_is_there_is_not_held_up_by_a_connection_that_does_not_end(kind: str) -> None:
+    async with staged(kind, events(text(1, "three"), END, then=Then.HANG)) as stage:
+        with within(2):
+            got = await stage.ask.read("hi")
+        assert got.answer is not None
+        assert got.texts == ["three"]
+        assert not stage.server.asked_for(CANCEL)
+
+
+async def test_a_task_that_is_cancelled_leaves() -> None:
+    async with staged("asyncio", Reply(then=Then.HANG)) as stage:
+        task = asyncio.ensure_future(stage.ask.inference("hi"))
+        assert await asyncio.to_thread(stage.server.hanging.wait, 5)
+        task.cancel()
+        with within(3), pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(stage.server.left.wait, 5)
+        assert len(stage.server.asked_for(CANCEL)) == 1
+
+
+async def test_a_stream_that_fails_is_left_also_without_a_block() -> None:
+    with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server:
+        async with aimesh.AsyncClient(KEY, server.url) as client:
+            stream = client.stream("hi", timeout=0.2)
+            with pytest.raises(aimesh.DeadlineExceeded):
+                _ = [piece async for piece in stream]
+            assert stream.text == "a"
+            assert len(server.asked_for(CANCEL)) == 1
+
+
+def test_ctrl_c_leaves() -> None:
+    main = threading.get_ident()
+
+    def press(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, press)
+    with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server, aimesh.Client(KEY, server.url) as client:
+
+        def press_when_it_hangs() -> None:
+            if server.hanging.wait(5):
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+        presser = threading.Thread(target=press_when_it_hangs)
+        presser.start()
+        stream = client.stream("hi")
+        try:
+            with within(4), pytest.raises(KeyboardInterrupt):
+                list(stream)
+        finally:
+            presser.join()
+            signal.signal(signal.SIGUSR1, before)
+        assert stream.text in {"", "a"}
+        assert server.left.wait(5)
+        assert len(server.asked_for(CANCEL)) == 1
+        assert list(stream) == []
+
+
+def test_a_closed_stream_is_over_and_may_be_closed_again() -> None:
+    with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server, aimesh.Client(KEY, server.url) as client:
+        stream = client.stream("hi")
+        assert next(stream) == "a"
+        stream.close()
+        stream.close()
+        assert list(stream) == []
+        with pytest.raises(RuntimeError, match="not over"):
+            _ = stream.answer
+        assert client.stream("never read").close() is None  # type: ignore[func-returns-value]
+        assert [one.path for one in server.asked] == ["/api/inference", CANCEL]
+
+
+# --- hostile answers ------------------------------------------------------------------------------------------------
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@both
+@pytest.mark.parametrize(
+    ("reply", "kinds"),
+    [
+        pytest.param(Reply([b"x" * 1000], head=b"not HTTP at all\r\n\r\n"), aimesh.ConnectionFailed, id="not HTTP"),
+        pytest.param(Reply([b"x-a: " + b"y" * 1000 + b"\r\n"], head=OK, then=Then.ENDLESS), aimesh.ConnectionFailed, id="endless headers"),
+        pytest.param(Reply([b"y" * 65_536], head=OK + b"x-a: ", then=Then.ENDLESS), aimesh.ConnectionFailed, id="an endless header"),
+        pytest.param(Reply([], head=b"HTTP/1.1 101 X\r\n\r\n", then=Then.BREAK), aimesh.AimeshError, id="another protocol"),
+        pytest.param(Reply([b"zz\r\n"], head=OK + b"transfer-encoding: chunked\r\n\r\n"), aimesh.ConnectionFailed, id="bad chunks"),
+        pytest.param(Reply([b"\xff\xfe\xfd"]), aimesh.ProtocolError, id="no UTF-8"),
+        pytest.param(Reply([b"[" * 100_000]), aimesh.ProtocolError, id="deep nesting"),
+        pytest.param(Reply([b"x" * 1_000_000], then=Then.ENDLESS), aimesh.ProtocolError, id="an endless answer"),
+        pytest.param(Reply([gzip.compress(b"0" * 10_000_000)], headers={"content-encoding": "gzip"}), aimesh.ProtocolError, id="a bomb"),
+        pytest.param(Reply([], status=302, headers={"location": "http://127.0.0.1:1/"}), aimesh.ProtocolError, id="a redirect"),
+        pytest.param(Reply([b"x" * 65_536], status=500, then=Then.ENDLESS), aimesh.ProtocolError, id="an endless error"),
+        pytest.param(Reply([b"<html>"], status=403), aimesh.NotAllowed, id="a page of a proxy"),
+        pytest.param(Reply([json.dumps({**ANSWER, "response": 1}).encode()]), aimesh.ProtocolError, id="a text that is a number"),
+    ],
+)
+async def test_hostile_answers_end_in_an_error_of_ours(kind: str, reply: Reply, kinds: type[Exception]) -> None:
+    async with staged(kind, reply) as stage:
+        with within(10), pytest.raises(kinds) as failure:
+            await stage.ask.inference("hi", timeout=8)
+        assert isinstance(failure.value, aimesh.AimeshError)
+        assert not isinstance(failure.value, aimesh.DeadlineExceeded)
+
+
+@both
+@pytest.mark.parametrize(
+    ("reply", "kinds"),
+    [
+        pytest.param(events(b"x" * 100_000, then=Then.ENDLESS), aimesh.ProtocolError, id="an endless line"),
+        pytest.param(events(b"data: " + b"x" * 100_000 + b"\n", then=Then.ENDLESS), aimesh.ProtocolError, id="an endless event"),
+        pytest.param(events(b"data: \xff\xfe\n\n"), aimesh.ProtocolError, id="no UTF-8"),
+        pytest.param(events(event({"text": None, "finish_reason": 1})), aimesh.ProtocolError, id="wrong types"),
+        pytest.param(events(event({"error": {"code": [], "message": {}}})), aimesh.Unavailable, id="an error of wrong types"),
+        pytest.param(events(b"id: 1\r\x00\ndata: {}\n\n"), aimesh.ConnectionFailed, id="only what nobody knows"),
+        pytest.param(whole(), aimesh.ProtocolError, id="no stream"),
+    ],
+)
+async def test_hostile_streams_end_in_an_error_of_ours(kind: str, reply: Reply, kinds: type[Exception]) -> None:
+    async with staged(kind, reply) as stage:
+        with within(10), pytest.raises(kinds):
+            await stage.ask.read("hi", timeout=8)
+
+
+# --- both are one ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(aimesh.Client, aimesh.AsyncClient), (aimesh.Keys, aimesh.AsyncKeys), (aimesh.Stream, aimesh.AsyncStream)]
+)
+def test_both_clients_take_the_same(one: type, other: type) -> None:
+    def public(kind: type) -> dict[str, list[str]]:
+        methods = {name: value for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
+        return {name: [str(each) for each in inspect.signature(value).parameters.values()] for name, value in methods.items()}
+
+    assert public(one) == public(other)
+    assert len(public(one)) >= 1
+
+
+@pytest.mark.parametrize("kind", [aimesh.Client, aimesh.AsyncClient])
+def test_mistakes_are_told_at_once(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ({"base_url": "nowhere"}, {"api_key": "two words"}, {"max_retries": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            kind(**wrong)
+    monkeypatch.setenv("AIMESH_API_KEY", "aip_live_hidden")
+    monkeypatch.setenv("AIMESH_BASE_URL", "http://mesh.example:3000/v1")
+    assert "http://mesh.example:3000" in repr(kind())
+    assert "hidden" not in repr(kind())
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    with scripted_server.serving(whole()) as server, aimesh.Client(KEY, server.url) as client:
+        assert client.inference("hi").text == "three small words"

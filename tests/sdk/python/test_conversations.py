@@ -1,0 +1,403 @@
+"""One call from its first try to its end, played against a script: no socket, no clock, no chance."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import aimesh
+import pytest
+from aimesh import calls, conversations
+from aimesh.actions import Head, Open, Pause, Read, Say, WireLost
+from aimesh.answers import Answer
+from aimesh.conversations import Conversation, Surroundings, Terms
+from aimesh.settings import Settings
+from aimesh.tries import Patience
+
+from tests.sdk.python.scripted_server import ANSWER, COMMENT, END, ID, event, text
+
+T = TypeVar("T")
+
+LOST = WireLost("reset")
+JSON, EVENTS = {"content-type": "application/json"}, {"content-type": "text/event-stream; charset=utf-8"}
+WHOLE = json.dumps({**ANSWER, "response": "hi"}).encode()
+CALL = calls.inference("hi", {})
+STREAM = calls.inference("hi", {}, stream=True)
+TERMS = Terms(seconds=100)
+
+
+@dataclass
+class Try:
+    """What one Open gets: a head, or a loss; then pieces, or losses among them."""
+
+    status: int = 200
+    pieces: Sequence[bytes | WireLost] = ()
+    headers: Mapping[str, str] = field(default_factory=lambda: EVENTS)
+    #: In place of a head.
+    lost: WireLost | None = None
+
+
+@dataclass
+class Played:
+    opened: list[Open] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[str | None]:
+        return [one.headers.get("idempotency-key") for one in self.opened]
+
+    @property
+    def last_event_ids(self) -> list[str | None]:
+        return [one.headers.get("last-event-id") for one in self.opened]
+
+
+class Stage:
+    """Time passes by pauses, and by what a script says that it takes."""
+
+    def __init__(self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x") -> None:
+        self._tries = list(tries)
+        self._seconds_each = seconds_each
+        self.now = 1000.0
+        self.played = Played()
+        self._made = 0
+        settings = Settings("http://mesh", api_key)
+        patience = Patience(max_retries=2, first_pause_seconds=1.0)
+        self.around = Surroundings(settings=settings, patience=patience, clock=lambda: self.now, draw=lambda: 1.0, make_key=self._key)
+
+    def run(self, conversation: Conversation[T]) -> T:
+        pieces: list[bytes | WireLost] = []
+        action = conversation.reply(None)
+        while action is not None:
+            match action:
+                case Open():
+                    self.played.opened.append(action)
+                    self.now += self._seconds_each
+                    this = self._tries.pop(0)
+                    pieces = list(this.pieces)
+                    action = conversation.fail(this.lost) if this.lost is not None else conversation.reply(Head(this.status, this.headers))
+                case Read():
+                    piece = pieces.pop(0) if pieces else b""
+                    action = conversation.fail(piece) if isinstance(piece, WireLost) else conversation.reply(piece)
+                case Pause(seconds):
+                    self.played.pauses.append(seconds)
+                    self.now += seconds
+                    action = conversation.reply(None)
+                case Say(said):
+                    self.played.said.append(said)
+                    action = conversation.reply(None)
+        return conversation.result
+
+    def ask(self, terms: Terms = TERMS) -> Answer:
+        return self.run(conversations.whole(CALL, self.around, terms))
+
+    def stream(self, terms: Terms = TERMS) -> Answer:
+        return self.run(conversations.streamed(STREAM, self.around, terms))
+
+    def _key(self) -> str:
+        self._made += 1
+        return f"key-{self._made}"
+
+
+def refusal(status: int, code: str, **headers: str) -> Try:
+    body = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    return Try(status, [body], {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}})
+
+
+# --- an answer in one piece -----------------------------------------------------------------------------------------
+
+
+def test_what_a_request_carries() -> None:
+    stage = Stage(Try(pieces=[WHOLE[:10], WHOLE[10:]], headers=JSON))
+    assert stage.ask().text == "hi"
+    (opened,) = stage.played.opened
+    assert (opened.verb, opened.path, opened.body, opened.seconds) == ("POST", "/api/inference", b'{"prompt":"hi"}', 100.0)
+    assert opened.headers == {
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "authorization": "Bearer aip_live_x",
+        "content-type": "application/json",
+        "idempotency-key": "key-1",
+        "user-agent": f"aimesh-client/{aimesh.__version__}",
+    }
+
+
+def test_the_same_key_goes_with_every_try_and_another_with_every_request() -> None:
+    stage = Stage(Try(lost=LOST), refusal(503, "overloaded"), Try(pieces=[WHOLE], headers=JSON), Try(pieces=[WHOLE], headers=JSON))
+    stage.ask()
+    stage.ask()
+    assert stage.played.keys == ["key-1", "key-1", "key-1", "key-2"]
+    assert stage.played.pauses == [1.0, 2.0]
+
+
+def test_a_key_of_the_callers_own_goes_with_the_request_also_without_resume() -> None:
+    stage = Stage(Try(pieces=[WHOLE], headers=JSON), Try(pieces=[text(1, "a"), END]))
+    stage.ask(replace(TERMS, idempotency_key="mine"))
+    stage.stream(replace(TERMS, idempotency_key="mine too", resume=False))
+    assert stage.played.keys == ["mine", "mine too"]
+
+
+def test_an_answer_that_breaks_in_its_middle_is_asked_for_again() -> None:
+    stage = Stage(Try(pieces=[WHOLE[:10], LOST], headers=JSON), Try(pieces=[WHOLE], headers=JSON))
+    assert stage.ask().text == "hi"
+    assert stage.played.keys == ["key-1", "key-1"]
+
+
+def test_retry_after_is_waited_for() -> None:
+    stage = Stage(refusal(429, "rate_limited", retry_after="7"), refusal(409, "in_progress", retry_after_ms="2500"), Try(pieces=[WHOLE]))
+    stage.ask()
+    assert stage.played.pauses == [7.0, 2.5]
+
+
+def test_what_stays_wrong_is_raised_at_once() -> None:
+    stage = Stage(refusal(404, "unknown_model"))
+    with pytest.raises(aimesh.UnknownModel):
+        stage.ask()
+    assert not stage.played.pauses
+
+
+def test_retries_end() -> None:
+    stage = Stage(*[Try(lost=WireLost("refused", may_have_arrived=False))] * 3)
+    with pytest.raises(aimesh.ConnectionFailed, match=r"refused \(is http://mesh the right address") as failed:
+        stage.ask()
+    assert isinstance(failed.value.__cause__, WireLost)
+    assert len(stage.played.opened) == 3
+
+
+def test_nothing_is_asked_when_the_time_is_over() -> None:
+    stage = Stage(*[Try(lost=LOST)] * 3, seconds_each=60)
+    with pytest.raises(aimesh.DeadlineExceeded, match="no answer within 100 s"):
+        stage.ask()
+    assert [one.seconds for one in stage.played.opened] == [100.0, 39.0]
+
+
+def test_what_is_not_repeatable_is_asked_once_where_it_may_have_arrived() -> None:
+    stage = Stage(Try(lost=WireLost("refused", may_have_arrived=False)), Try(lost=LOST))
+    with pytest.raises(aimesh.ConnectionFailed, match="reset"):
+        stage.run(conversations.whole(calls.register("a", "b", "c"), stage.around, TERMS))
+    assert stage.played.keys == [None, None]
+
+
+def test_without_a_key_nothing_is_sent_that_needs_one() -> None:
+    stage = Stage(api_key=None)
+    with pytest.raises(aimesh.NotAuthenticated, match="AIMESH_API_KEY"):
+        stage.ask()
+    stage = Stage(Try(201, [json.dumps({"id": "1", "username": "a", "email": "b", "role": "user", "tier": "free"}).encode()]), api_key=None)
+    assert stage.run(conversations.whole(calls.register("a", "b", "c"), stage.around, TERMS)).username == "a"
+    assert "authorization" not in stage.played.opened[0].headers
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        pytest.param(Try(pieces=[b"<html>"]), "is not JSON", id="a page"),
+        pytest.param(Try(pieces=[]), "is not JSON", id="nothing"),
+        pytest.param(Try(pieces=[b'{"text": "\xff"}']), "is not JSON", id="no UTF-8"),
+        pytest.param(Try(pieces=[b"{}"]), "the answer.response is missing", id="another object"),
+        pytest.param(Try(302, [b""], {"location": "http://elsewhere"}), "answered 302", id="a redirect, which is not followed"),
+        pytest.param(Try(400, [b"x" * 65_536] * 3), "more than 65536 bytes", id="an endless error"),
+        pytest.param(Try(pieces=[b"x" * (32 * 1024 * 1024)] * 3), "more than 67108864 bytes", id="an endless answer"),
+    ],
+)
+def test_no_answer_of_aimesh(reply: Try, why: str) -> None:
+    with pytest.raises(aimesh.ProtocolError, match=why):
+        Stage(reply).ask()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 10**9])
+def test_a_timeout_that_cannot_be_meant(seconds: float) -> None:
+    with pytest.raises(aimesh.BadRequest, match="timeout must be above 0"):
+        Terms(seconds=seconds)
+
+
+@pytest.mark.parametrize("key", ["", " a", "a ", "a\n", "ä", "x" * 256])
+def test_a_key_that_no_header_can_carry(key: str) -> None:
+    with pytest.raises(aimesh.BadRequest, match="idempotency_key"):
+        Terms(seconds=1, idempotency_key=key)
+
+
+# --- an answer in pieces --------------------------------------------------------------------------------------------
+
+
+def test_a_stream() -> None:
+    stage = Stage(Try(pieces=[COMMENT, text(1, "three"), text(2, " small") + text(3, " words"), END]))
+    answer = stage.stream()
+    assert stage.played.said == ["three", " small", " words"]
+    assert (answer.text, answer.model, answer.usage.total_tokens) == ("three small words", "echo", 6)
+    assert stage.played.opened[0].body == b'{"prompt":"hi","stream":true}'
+
+
+@pytest.mark.parametrize("breaks", [[LOST], []], ids=["lost", "ended too early"])
+def test_a_stream_that_breaks_goes_on_behind_its_last_piece(breaks: list[bytes | WireLost]) -> None:
+    stage = Stage(
+        Try(pieces=[*breaks]),
+        Try(pieces=[text(1, "three"), *breaks]),
+        Try(pieces=[text(2, " small"), text(3, " wo")[:-1], *breaks]),
+        Try(pieces=[text(3, " words"), *breaks]),
+        Try(pieces=[END]),
+    )
+    assert stage.stream().text == "three small words"
+    assert "".join(stage.played.said) == "three small words"
+    assert stage.played.last_event_ids == [None, None, f"{ID}-1", f"{ID}-2", f"{ID}-3"]
+    assert set(stage.played.keys) == {"key-1"}
+    assert stage.played.pauses == [1.0] * 4, "what came through ends a row of failures"
+
+
+def test_at_every_byte_at_which_it_may_break() -> None:
+    pieces = [text(1, "grü"), text(2, "ße"), text(3, " 🐘")]
+    content = b"".join(pieces) + END
+    ends = [sum(map(len, pieces[:count])) for count in range(4)]
+    for cut in range(len(content)):
+        known = sum(cut >= end for end in ends[1:])
+        stage = Stage(Try(pieces=[content[:cut], LOST]), Try(pieces=[b"".join(pieces[known:]) + END]))
+        assert stage.stream().text == "".join(stage.played.said) == "grüße 🐘", f"cut at {cut}"
+
+
+def test_what_is_told_again_is_not_said_again() -> None:
+    """A proxy that drops Last-Event-ID makes the gateway begin anew."""
+    stage = Stage(Try(pieces=[text(1, "a"), text(2, "b"), LOST]), Try(pieces=[text(1, "a"), text(2, "b"), text(3, "c"), END]))
+    assert stage.stream().text == "abc"
+    assert stage.played.said == ["a", "b", "c"]
+
+
+def test_a_gateway_that_stops_is_asked_again() -> None:
+    stage = Stage(Try(pieces=[text(1, "a"), event({"error": {"code": "draining", "message": "bye"}})]), Try(pieces=[text(2, "b"), END]))
+    assert stage.stream().text == "ab"
+
+
+def test_what_the_gateway_says_of_the_end_is_raised_as_it_is() -> None:
+    stage = Stage(Try(pieces=[text(1, "a"), event({"error": {"code": "worker_lost", "message": "gone", "request_id": "r"}})]))
+    with pytest.raises(aimesh.Unavailable, match="gone") as failed:
+        stage.stream()
+    assert (failed.value.code, failed.value.request_id) == ("worker_lost", "r")
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        pytest.param([Try(lost=LOST)] * 2, id="nobody is there"),
+        pytest.param([refusal(410, "answer_gone")], id="the rest is gone"),
+        pytest.param([refusal(401, "not_authenticated")], id="the key was revoked meanwhile"),
+        pytest.param([refusal(503, "overloaded")] * 2, id="it stays full"),
+    ],
+)
+def test_a_rest_that_cannot_be_had(later: list[Try]) -> None:
+    stage = Stage(Try(pieces=[text(1, "some"), LOST]), *later)
+    conversation = conversations.streamed(STREAM, stage.around, TERMS)
+    with pytest.raises(aimesh.AnswerBroken, match="the answer broke off") as failed:
+        stage.run(conversation)
+    assert isinstance(failed.value.__cause__, aimesh.AimeshError)
+    assert conversation.text == "some"
+    with pytest.raises(RuntimeError, match="not over"):
+        _ = conversation.result
+
+
+def test_without_ids_or_without_resume_a_broken_stream_is_broken() -> None:
+    stage = Stage(Try(pieces=[event({"text": "a"}), LOST]))
+    with pytest.raises(aimesh.AnswerBroken):
+        stage.stream()
+    stage = Stage(Try(pieces=[text(1, "a"), LOST]))
+    with pytest.raises(aimesh.AnswerBroken):
+        stage.stream(replace(TERMS, resume=False))
+    assert stage.played.keys == [None]
+
+
+def test_a_loss_behind_the_answer_changes_nothing() -> None:
+    assert Stage(Try(pieces=[text(1, "a"), END, LOST])).stream().text == "a"
+
+
+def test_events_of_a_newer_gateway_are_passed_over() -> None:
+    assert Stage(Try(pieces=[event({"waiting": "for a model"}), text(1, "a"), event({"thought": "x"}), END])).stream().text == "a"
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        pytest.param(Try(headers=JSON, pieces=[WHOLE]), "not a stream of events", id="an answer in one piece"),
+        pytest.param(Try(headers={}), "of no type", id="nothing"),
+        pytest.param(Try(pieces=[b"data: {\n\n"]), "an event is not JSON", id="no JSON"),
+        pytest.param(Try(pieces=[b"data: \xff\n\n"]), "an event is not JSON", id="no UTF-8"),
+        pytest.param(Try(pieces=[event({"text": 7})]), "an event.text must be a text", id="a text that is none"),
+        pytest.param(Try(pieces=[event([1])]), "must be a JSON object", id="a list"),
+        pytest.param(Try(pieces=[event({"finish_reason": "stop"})]), "is missing", id="half of an answer"),
+        pytest.param(Try(pieces=[event({"error": "text"})]), "an event.error must be an object", id="an error that is none"),
+        pytest.param(Try(pieces=[b"x" * 1_000_000] * 3), "more than 1048576 bytes", id="an endless line"),
+        pytest.param(Try(pieces=[event({"text": "x" * 1_000_000})] * 80), "more than 67108864 bytes", id="an endless text"),
+    ],
+)
+def test_no_stream_of_aimesh(reply: Try, why: str) -> None:
+    stage = Stage(reply)
+    with pytest.raises(aimesh.ProtocolError, match=why):
+        stage.stream()
+    assert len(stage.played.opened) == 1
+
+
+# --- leaving --------------------------------------------------------------------------------------------------------
+
+
+def begun(stage: Stage, terms: Terms = TERMS) -> Conversation[Answer]:
+    conversation = conversations.streamed(STREAM, stage.around, terms)
+    opening = conversation.reply(None)
+    assert isinstance(opening, Open)
+    return conversation
+
+
+def test_leaving_early_says_so_once_under_the_same_key() -> None:
+    stage = Stage()
+    conversation = begun(stage)
+    assert isinstance(conversation.reply(Head(200, EVENTS)), Read)
+    assert isinstance(conversation.reply(text(1, "a")), Say)
+    farewell = conversation.take_farewell()
+    assert farewell is not None
+    said = farewell.reply(None)
+    assert isinstance(said, Open)
+    assert (said.path, said.body, said.seconds) == ("/api/inference/cancel", b'{"idempotency_key":"key-1"}', 1.0)
+    assert farewell.take_farewell() is None
+    assert conversation.take_farewell() is None
+
+
+def test_nothing_is_to_be_said_before_the_request_behind_the_end_and_of_a_key_of_the_callers_own() -> None:
+    stage = Stage(Try(pieces=[text(1, "a"), END]), refusal(401, "not_authenticated"))
+    assert conversations.streamed(STREAM, stage.around, TERMS).take_farewell() is None
+    over = conversations.streamed(STREAM, stage.around, TERMS)
+    stage.run(over)
+    assert over.take_farewell() is None
+    refused = conversations.streamed(STREAM, stage.around, TERMS)
+    with pytest.raises(aimesh.NotAuthenticated):
+        stage.run(refused)
+    assert refused.take_farewell() is None
+    assert begun(stage, replace(TERMS, idempotency_key="mine")).take_farewell() is None
+    assert begun(stage, replace(TERMS, resume=False)).take_farewell() is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_owed"),
+    [
+        (Try(lost=LOST), True), (refusal(503, "link_lost"), True), (refusal(409, "in_progress", retry_after="1"), True),
+        (refusal(504, "deadline_exceeded"), True), (refusal(503, "overloaded"), False),
+        (refusal(429, "rate_limited", retry_after="1"), False), (refusal(400, "bad_request"), False),
+    ],
+)  # fmt: skip
+def test_giving_up_says_so_where_the_gateway_may_still_be_at_work(reply: Try, is_owed: bool) -> None:
+    stage = Stage(*[reply] * 3)
+    conversation = conversations.whole(CALL, stage.around, TERMS)
+    with pytest.raises(aimesh.AimeshError):
+        stage.run(conversation)
+    assert (conversation.take_farewell() is not None) == is_owed
+
+
+def test_a_stream_that_is_left_because_it_is_none_is_still_left() -> None:
+    stage = Stage(Try(pieces=[text(1, "a"), b"data: {\n\n"]))
+    conversation = conversations.streamed(STREAM, stage.around, TERMS)
+    with pytest.raises(aimesh.ProtocolError):
+        stage.run(conversation)
+    assert conversation.take_farewell() is not None
+
+
+def test_a_call_that_ends_with_its_connection_owes_nothing() -> None:
+    stage = Stage(*[Try(lost=LOST)] * 3)
+    conversation = conversations.whole(calls.embed("a", None, None), stage.around, TERMS)
+    with pytest.raises(aimesh.ConnectionFailed):
+        stage.run(conversation)
+    assert conversation.take_farewell() is None
+    assert set(stage.played.keys) == {"key-1"}

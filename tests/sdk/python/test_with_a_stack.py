@@ -1,0 +1,218 @@
+"""Both clients against a whole stack, at the gateway's address and at the one for everything; and what the README shows."""
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aimesh
+import httpx
+import pytest
+
+from tests import stacks
+from tests.people import Person
+from tests.sdk.python import cutting_proxy
+from tests.stacks import RunningStack, until
+
+SDK = Path(__file__).resolve().parents[3] / "sdk" / "python"
+LONG = " ".join(f"word{number}" for number in range(300))
+#: Takes 5 s, so whoever leaves is seen to.
+LONGER = "word " * 1000
+#: 100 ms are promised; a machine that is busy with others gets more.
+FREE_WITHIN_SECONDS = 1.0
+
+doors = pytest.mark.parametrize("door", ["gateway", "web"])
+
+
+@doors
+async def test_an_answer_plain_and_streamed(stack: RunningStack, ann: Person, door: str) -> None:
+    with aimesh.Client(ann.key.secret, stack.url(door)) as client:
+        plain = await asyncio.to_thread(client.inference, "three small words", model="echo", system="be brief")
+        assert (plain.text, plain.model, plain.finish_reason) == ("three small words", "echo", "stop")
+        assert plain.usage == aimesh.Usage(5, 3, 8)
+        assert plain.request_id
+    async with aimesh.AsyncClient(ann.key.secret, stack.url(door) + "/v1") as client_of_a_loop:
+        async with client_of_a_loop.stream(
+            messages=[{"role": "user", "content": "three small words"}], model="echo", max_tokens=2
+        ) as stream:
+            assert [piece async for piece in stream] == ["three", " small"]
+        assert (stream.answer.text, stream.answer.finish_reason, stream.answer.usage) == ("three small", "length", aimesh.Usage(3, 2, 5))
+
+
+@doors
+async def test_errors_have_their_class_and_their_words(stack: RunningStack, ann: Person, door: str) -> None:
+    async with aimesh.AsyncClient("aip_live_" + "x" * 49, stack.url(door)) as nobody:
+        with pytest.raises(aimesh.NotAuthenticated) as bad_key:
+            await nobody.inference("hi", model="echo")
+        assert (bad_key.value.code, bad_key.value.status) == ("not_authenticated", 401)
+        with pytest.raises(aimesh.NotAuthenticated):
+            await nobody.models()
+    async with aimesh.AsyncClient(ann.key.secret, stack.url(door)) as client:
+        with pytest.raises(aimesh.UnknownModel, match="smollm2") as unknown:
+            await client.inference("hi", model="gpt-9")
+        assert (unknown.value.param, bool(unknown.value.request_id)) == ("model", True)
+        with pytest.raises(aimesh.BadRequest, match="temperature"):
+            await client.inference("hi", model="echo", temperature=5)
+        with pytest.raises(aimesh.BadRequest):
+            async with client.stream(model="echo") as stream:
+                await anext(stream)
+        with pytest.raises(aimesh.IdempotencyConflict):
+            for prompt in ("one", "another"):
+                await client.inference(prompt, model="echo", idempotency_key="the same for both")
+
+
+async def test_what_there_is_and_what_was_used(stack: RunningStack, ann: Person) -> None:
+    async with aimesh.AsyncClient(ann.key.secret, stack.url("web")) as client:
+        assert {"smollm2", "echo"} <= {model.name for model in await client.models()}
+        await client.inference("one two three", model="echo")
+
+        async def counted() -> bool:
+            return (await client.usage()).request_count == 1
+
+        await until(counted, what="the request is in the usage")
+        usage, quota = await client.usage(), await client.quota()
+        assert (usage.tokens_used, [day.request_count for day in usage.days]) == (6, [1])
+        assert (quota.tier, quota.used_this_hour, quota.user_id) == ("pro", 1, str(ann.id))
+        assert "requests_per_hour" in {limit.kind for limit in quota.limits}
+
+
+async def test_vectors(stack: RunningStack, ann: Person) -> None:
+    async with aimesh.AsyncClient(ann.key.secret, stack.url("web")) as client:
+        made = await client.embed(["a cat sat", "a cat sat", "quite another thing"], model="echo", dimensions=8)
+        first, second, third = made.vectors
+        assert (len(first), made.model, made.prompt_tokens) == (8, "echo", 9)
+        assert first == second != third
+        assert sum(value * value for value in first) == pytest.approx(1, abs=1e-5)
+        assert len((await client.embed("one", model="smollm2")).vectors) == 1
+
+
+async def test_from_an_account_to_an_answer(stack: RunningStack) -> None:
+    name = f"carol-{time.monotonic_ns()}"
+    async with aimesh.AsyncClient(base_url=stack.url("web")) as nobody:
+        user = await nobody.register(name, f"{name}@example.org", "a long enough passphrase")
+        session = await nobody.login(f"{name}@example.org", "a long enough passphrase")
+        with pytest.raises(aimesh.NotAuthenticated):
+            await nobody.login(name, "another passphrase")
+    assert session.user == user
+    async with aimesh.AsyncClient(session.access_token, stack.url("web")) as logged_in:
+        made = await logged_in.keys.create("laptop", requests_per_minute=60, budget="1.5")
+    assert (made.key.name, made.key.requests_per_minute, made.key.budget) == ("laptop", 60, "1.5")
+    async with aimesh.AsyncClient(made.secret, stack.url("web")) as client:
+        assert (await client.inference("hello", model="echo")).text == "hello"
+
+
+# --- breaks and leaving ---------------------------------------------------------------------------------------------
+
+
+@doors
+async def test_a_stream_over_a_way_that_breaks_has_no_gap_and_no_repeat_and_is_paid_once(
+    stack: RunningStack, ann: Person, door: str
+) -> None:
+    async with (
+        cutting_proxy.before(stack.url(door), [0, 900, 5000, 2500]) as broken,
+        aimesh.AsyncClient(ann.key.secret, broken.url, max_retries=4) as client,
+        client.stream(LONG, model="echo", max_tokens=300) as stream,
+    ):
+        pieces = [piece async for piece in stream]
+        assert broken.cuts >= 3
+        assert "".join(pieces) == stream.answer.text == LONG
+        assert len(pieces) == stream.answer.usage.completion_tokens == 300
+
+        async def counted() -> bool:
+            return bool((await client.usage()).request_count)
+
+        await until(counted, what="the request is in the usage")
+        assert ((await client.usage()).request_count, (await client.usage()).tokens_used) == (1, 600)
+
+
+#: Asks for much, and goes away once the event is set.
+Leave = Callable[[aimesh.AsyncClient, asyncio.Event], Awaitable[None]]
+
+
+async def _close(client: aimesh.AsyncClient, seen: asyncio.Event, *, resume: bool = True) -> None:
+    async with client.stream(LONGER, model="echo", resume=resume) as stream:
+        async for _ in stream:
+            if seen.is_set():
+                return
+
+
+async def _close_without_a_key(client: aimesh.AsyncClient, seen: asyncio.Event) -> None:
+    await _close(client, seen, resume=False)
+
+
+async def _close_in_a_thread(client: aimesh.AsyncClient, seen: asyncio.Event) -> None:
+    def close(plain: aimesh.Client) -> None:
+        with plain, plain.stream(LONGER, model="echo") as stream:
+            for _ in stream:
+                if seen.is_set():
+                    return
+
+    await asyncio.to_thread(close, aimesh.Client(client._around.settings.api_key, client.base_url))
+
+
+async def _run_out_of_time(client: aimesh.AsyncClient, seen: asyncio.Event) -> None:
+    with pytest.raises(aimesh.DeadlineExceeded):
+        await client.inference(LONGER, model="echo", timeout=1)
+
+
+async def _be_cancelled(client: aimesh.AsyncClient, seen: asyncio.Event) -> None:
+    asking = asyncio.ensure_future(client.inference(LONGER, model="echo"))
+    await seen.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+@doors
+@pytest.mark.parametrize("leave", [_close, _close_without_a_key, _close_in_a_thread, _run_out_of_time, _be_cancelled])
+async def test_whoever_leaves_frees_the_slot(stack: RunningStack, ann: Person, door: str, leave: Leave) -> None:
+    url = (await stack.programs())["inference-echo"].url
+    async with httpx.AsyncClient(trust_env=False) as looking, aimesh.AsyncClient(ann.key.secret, stack.url(door)) as client:
+
+        async def busy() -> float:
+            return stacks.total((await looking.get(f"{url}/metrics")).text, "ai_platform_worker_slots", state="busy", model="echo")
+
+        async def free() -> bool:
+            return not await busy()
+
+        seen = asyncio.Event()
+        leaving = asyncio.ensure_future(leave(client, seen))
+        await until(busy, what="the worker runs it")
+        seen.set()
+        await leaving
+        left_at = time.monotonic()
+        await until(free, what="the slot is free")
+        assert time.monotonic() - left_at < FREE_WITHIN_SECONDS
+
+
+# --- the README -----------------------------------------------------------------------------------------------------
+
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (SDK / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+async def test_what_the_readme_shows_runs(stack: RunningStack, ann: Person, tmp_path: Path, number: int) -> None:
+    file = tmp_path / f"block_{number}.py"
+    file.write_text(BLOCKS[number], encoding="utf-8")
+    environment = {
+        **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+        "AIMESH_API_KEY": ann.key.secret,
+        "AIMESH_BASE_URL": stack.url("web"),
+        "AIMESH_ACCESS_TOKEN": ann.access_token,
+        "PYTHONPATH": str(SDK / "src"),
+        "PYTHONWARNINGS": "error",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(file), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment, cwd=tmp_path
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (0, "")
+    assert out.decode().strip(), "every example shows something"
+
+
+def test_the_readme_has_examples() -> None:
+    assert len(BLOCKS) >= 5

@@ -1,0 +1,35 @@
+"""The tables of the audit log on a real PostgreSQL."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.auth import store
+from services.auth.audit.anchoring import Anchoring, AnchorKeys
+from services.auth.audit.rows import AuditRows
+from services.auth.audit.verification import Verification
+from shared.types import MeshName
+
+KEYS = AnchorKeys.of(bytes(range(32)))
+
+
+@pytest.fixture
+async def rows(postgres_url: str) -> AsyncIterator[AuditRows]:
+    async with store.opened(postgres_url) as database:
+        yield AuditRows(database)
+
+
+@pytest.fixture
+def anchor_file(tmp_path: Path) -> Path:
+    return tmp_path / "anchors.jsonl"
+
+
+@pytest.fixture
+def anchoring(rows: AuditRows, anchor_file: Path) -> Anchoring:
+    return Anchoring(rows, KEYS, MeshName("test"), anchor_file)
+
+
+@pytest.fixture
+def verification(rows: AuditRows, anchoring: Anchoring) -> Verification:
+    return Verification(rows, anchoring)

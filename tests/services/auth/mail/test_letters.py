@@ -1,0 +1,72 @@
+"""Nothing that a person chose becomes a header of a mail, or another recipient."""
+
+from datetime import UTC, datetime
+from email.parser import BytesParser
+from email.policy import default
+
+import pytest
+
+from services.auth.mail import letters
+from services.auth.mail.letters import Letter, Sender
+from shared import errors
+
+AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+SENDER = Sender("aimesh", "noreply@example.com")
+
+
+def test_what_is_written_can_be_read_again() -> None:
+    letter = Letter("anna@example.com", "Grüße – ein neues Passwort", "Hallo Änna,\n\n" + "x" * 300 + "\n.\nEnde\n")
+    read = BytesParser(policy=default).parsebytes(letters.written(letter, SENDER, AT, "abc"))
+    assert (read["To"], read["From"], read["Subject"]) == (letter.to, "aimesh <noreply@example.com>", letter.subject)
+    assert read["Message-ID"] == "<abc@example.com>"
+    assert read["Auto-Submitted"] == "auto-generated"
+    assert read["Date"].datetime == AT
+    assert read.get_content().replace("\r\n", "\n") == letter.text
+
+
+@pytest.mark.parametrize("bad", ["\n", "\r", "\r\n", "\0", "\v", "\f", "\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize("where", ["to", "subject"])
+def test_no_newline_of_any_kind_gets_into_a_header(bad: str, where: str) -> None:
+    injected = f"anna@example.com{bad}Bcc: everybody@example.com"
+    with pytest.raises(errors.BadRequest):
+        Letter(injected if where == "to" else "anna@example.com", injected if where == "subject" else "hello", "text")
+
+
+@pytest.mark.parametrize("to", ["", "anna", "anna@example.com, eve@example.com", "Anna <anna@example.com>", "<anna@example.com>", "ä@b.c"])
+def test_one_address_and_nothing_else(to: str) -> None:
+    with pytest.raises(errors.BadRequest):
+        Letter(to, "hello", "text")
+
+
+@pytest.mark.parametrize("subject", ["", "x" * 201])
+def test_a_subject_has_a_length(subject: str) -> None:
+    with pytest.raises(errors.BadRequest):
+        Letter("anna@example.com", subject, "text")
+
+
+@pytest.mark.parametrize("hostile", ["\nBcc: a@b.c", "x@y.z>\r\nBcc: <a@b.c", '"', "<script>", "=?utf-8?q?=0ABcc:_a@b.c?="])
+def test_a_text_is_only_a_text(hostile: str) -> None:
+    letter = Letter("anna@example.com", "hello", f"Hello {hostile}")
+    read = BytesParser(policy=default).parsebytes(letters.written(letter, SENDER, AT, "abc"))
+    assert read["Bcc"] is None
+    assert set(read.keys()) <= {
+        "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "Content-Type", "Content-Transfer-Encoding", "MIME-Version",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "sender"),
+    [
+        ("aimesh <noreply@localhost>", Sender("aimesh", "noreply@localhost")),
+        ("noreply@example.com", Sender("", "noreply@example.com")),
+        ('"A, B" <noreply@example.com>', Sender("A, B", "noreply@example.com")),
+    ],
+)
+def test_senders(text: str, sender: Sender) -> None:
+    assert letters.parse_sender(text) == sender
+
+
+@pytest.mark.parametrize("text", ["", "aimesh", "aimesh <>", "a <b@c.d>\nBcc: x@y.z", "aimesh <no reply@localhost>"])
+def test_bad_senders(text: str) -> None:
+    with pytest.raises(ValueError, match="say Name"):
+        letters.parse_sender(text)

@@ -1,0 +1,58 @@
+"""What mails say: whatever a person is called, a mail has its shape and no line of theirs."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from services.auth.mail import texts
+from services.auth.mail.letters import Letter
+from services.auth.mail.texts import Text
+
+AT = datetime(2026, 12, 21, 7, 5, tzinfo=UTC)
+
+
+def every_text(name: str) -> list[Text]:
+    return [
+        texts.reset("anna", "https://ai.example.com/reset", "TOKEN", 30),
+        texts.reset("anna", "", "TOKEN", 30),
+        texts.reset_at_provider("anna", name),
+        texts.password_changed("anna"),
+        texts.address_changed_to("anna"),
+        texts.address_changed_from("anna"),
+        texts.new_login("anna", name, name, AT),
+        texts.invitation(name, name, "https://ai.example.com/invitation", "TOKEN", 7),
+        texts.invitation(name, name, "", "TOKEN", 7),
+        texts.erasure_planned("anna", AT, "https://ai.example.com"),
+        texts.erasure_called_off("anna"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["Acme", "a\r\nBcc: x@y.z", "x" * 5000, "Win! https://evil.example/login now", "\u2028two\u2029lines", "", "\0\x1b[31m"]
+)
+def test_a_name_is_one_short_line_without_a_link(name: str) -> None:
+    for text in every_text(name):
+        Letter("anna@example.com", text.subject, text.text)
+        assert text.text.startswith("Hello")
+        assert text.text.endswith("\n")
+        assert "://evil" not in text.text
+        assert "\nBcc" not in text.text
+        assert "\0" not in text.text
+        assert max(map(len, text.text.splitlines())) < 300
+
+
+def test_a_link_carries_its_token_where_no_server_sees_it() -> None:
+    text = texts.reset("anna", "https://ai.example.com/reset", "TOKEN", 30).text
+    assert "https://ai.example.com/reset#TOKEN\n" in text
+    assert "30 minutes" in text
+    assert "\n\nTOKEN\n\n" in text, "for a page without scripts"
+
+
+def test_without_an_address_of_the_pages_there_is_the_code_alone() -> None:
+    text = texts.reset("anna", "", "TOKEN", 30).text
+    assert "#" not in text
+    assert "\n\nTOKEN\n\n" in text
+
+
+def test_the_day_of_an_erasure_is_named() -> None:
+    assert "21 December 2026, 07:05 UTC" in texts.erasure_planned("anna", AT, "").text

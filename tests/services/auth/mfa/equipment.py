@@ -1,0 +1,138 @@
+"""A telephone with an authenticator app, a clock that moves, and an audit log to look at."""
+
+import base64
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from services.auth.logins import Logins
+from services.auth.mfa import totp
+from services.auth.mfa.enrolment import Enrolment
+from services.auth.mfa.factors import Factors
+from services.auth.parts import Parts
+from services.auth.service import AuthService
+from shared.api import accounts, auth
+from shared.api.audit import Act
+from shared.database import Transaction
+from shared.types import NodeId, Peer, Role
+from tests.services.auth.surroundings import CLIENT, PASSWORD, Surroundings
+
+WEB = Peer(Role.WEB, NodeId("U" + "W" * 55))
+
+
+@dataclass
+class Clock:
+    """The real one, moved; Valkey and PostgreSQL go on with their own."""
+
+    ahead: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@dataclass
+class KeptTrail:
+    acts: list[Act] = field(default_factory=list)
+
+    async def add(self, transaction: Transaction, act: Act) -> None:
+        self.acts.append(act)
+
+    def note(self, act: Act) -> None:
+        self.acts.append(act)
+
+    def actions(self, *wanted: str) -> list[str]:
+        return [act.action for act in self.acts if act.action in wanted]
+
+
+@dataclass
+class Phone:
+    """Shows a code; another one every thirty seconds."""
+
+    seed: bytes
+    clock: Clock
+
+    def code(self, steps: int = 0) -> str:
+        return totp.code_at(self.seed, totp.step_at(self.clock()) + steps)
+
+    def next_code(self) -> str:
+        """One that was not used yet, because time has passed."""
+        self.clock.ahead += totp.STEP_SECONDS
+        return self.code()
+
+
+@dataclass
+class Desk:
+    """A running auth with methods for the second factor, and the people in front of it."""
+
+    world: Surroundings
+    clock: Clock = field(default_factory=Clock)
+    trail: KeptTrail = field(default_factory=KeptTrail)
+
+    def __post_init__(self) -> None:
+        logins = self.logins
+        logins._trail = self.trail
+        logins._factors._clock = self.clock
+        enrolment = self._enrolment()
+        enrolment._trail = self.trail
+        enrolment._factors._clock = self.clock
+
+    @property
+    def logins(self) -> Logins:
+        return cast("Logins", self.world.dispatcher.find(auth.login_user.name, CLIENT).function.__self__)  # type: ignore[attr-defined]
+
+    def _enrolment(self) -> Enrolment:
+        served = {handler.method.name: handler for handler in self.world.dispatcher.handlers}
+        if accounts.begin_mfa.name in served:
+            return cast("Enrolment", served[accounts.begin_mfa.name].function.__self__)  # type: ignore[attr-defined]
+        parts = parts_of(self.world.service, self.logins)
+        enrolment = Enrolment(parts, Factors.of(parts))
+        self.world.dispatcher.add(enrolment)
+        return enrolment
+
+    async def login(
+        self, name: str = "anna", password: str = PASSWORD, code: str | None = None, *, peer: Peer | None = None, **changed: object
+    ) -> auth.Session:
+        request = auth.LoginUser(auth.Credentials(password, username=name, code=code), **changed)  # type: ignore[arg-type]
+        return await self.world.ask(auth.login_user, request, peer=peer)
+
+    async def browse(self, name: str = "anna", password: str = PASSWORD, code: str | None = None) -> auth.Session:
+        """A login on the web page."""
+        client = auth.Client("203.0.113.7", "Mozilla/5.0")
+        return await self.login(name, password, code, peer=WEB, kind=auth.SessionKind.BROWSER, client=client)
+
+    async def identify(self, session: auth.Session) -> auth.Principal:
+        return await self.world.ask(auth.identify, auth.Identify(session.access_token))
+
+    async def begin(self, session: auth.Session) -> Phone:
+        made = await self.world.ask(accounts.begin_mfa, accounts.BeginMfa(), session.access_token)
+        return Phone(base64.b32decode(made.secret + "=" * (-len(made.secret) % 8)), self.clock)
+
+    async def enable(self, session: auth.Session, code: str) -> accounts.RecoveryCodes:
+        return await self.world.ask(accounts.enable_mfa, accounts.EnableMfa(code), session.access_token)
+
+    async def confirm(self, session: auth.Session, code: str) -> auth.Session:
+        return await self.world.ask(auth.confirm_login, auth.ConfirmLogin(code), session.access_token)
+
+    async def confirm_again(self, session: auth.Session, password: str | None = None, code: str | None = None) -> None:
+        await self.world.ask(auth.confirm_again, auth.ConfirmAgain(password, code), session.access_token)
+
+    async def with_factor(self, name: str = "anna") -> tuple[auth.Session, Phone, tuple[str, ...]]:
+        """Somebody new who has set one up, their login, their phone, and their recovery codes."""
+        await self.world.register(name)
+        session = await self.login(name)
+        phone = await self.begin(session)
+        return session, phone, (await self.enable(session, phone.code())).codes
+
+
+def parts_of(service: AuthService, logins: Logins) -> Parts:
+    return Parts(
+        settings=service._settings,
+        node=service._node,
+        store=service._store,
+        passwords=service._opened.passwords,
+        sessions=service._sessions,
+        tokens=service._tokens,
+        guesses=logins._guesses,
+        identities=service._identities,
+        trail=service._opened.trail,
+    )

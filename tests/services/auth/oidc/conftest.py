@@ -1,0 +1,41 @@
+"""What a login with a provider needs on this side: a real Valkey, and Oidc with a clock of its own."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.auth.oidc.login import Oidc
+from services.auth.oidc.pending import PendingLogins
+from services.auth.oidc.provider import Provider
+from services.auth.oidc.registration import Registration
+from shared.cache import Cache
+from tests.services.auth.oidc.scripted_provider import ScriptedProvider, scripted_provider
+from tests.services.auth.oidc.surroundings import Clock, OpenOidc
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def cache(valkey_url: str) -> AsyncIterator[Cache]:
+    async with Cache.open(valkey_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_oidc(cache: Cache, clock: Clock) -> OpenOidc:
+    @contextlib.asynccontextmanager
+    async def open_it(registration: Registration) -> AsyncIterator[Oidc]:
+        async with Provider.open(registration, clock) as provider:
+            yield Oidc(registration, provider, PendingLogins(cache), clock=clock)
+
+    return open_it
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedProvider]:
+    async with scripted_provider() as provider:
+        yield provider

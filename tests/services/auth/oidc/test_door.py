@@ -1,0 +1,229 @@
+"""The calls of web: begin, finish, list and remove, at a running auth with a provider that says what a test wants."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pytest
+
+from services.auth.audit.trail import NoTrail
+from services.auth.failed_logins import FailedLogins
+from services.auth.logins import Logins
+from services.auth.oidc.door import Equipment, OidcDoor
+from services.auth.oidc.links import Links
+from services.auth.oidc.login import Oidc
+from services.auth.oidc.mapping import RoleTable
+from services.auth.oidc.pending import PendingLogins
+from services.auth.oidc.provider import Provider
+from services.auth.oidc.provider_sessions import ProviderSessions
+from services.auth.oidc.registration import Registration
+from services.auth.parts import Parts
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import accounts, auth
+from shared.api.audit import Act, Result
+from shared.api.auth import SessionKind, Step
+from shared.types import NodeId, Peer, Role, UserRole
+from tests.services.auth import by_hand
+from tests.services.auth.oidc.scripted_provider import CLIENT_ID, CLIENT_SECRET, ScriptedProvider
+from tests.services.auth.oidc.surroundings import ensure_table
+from tests.services.auth.surroundings import Surroundings
+
+CALLBACK = "https://ai.example.org/oidc"
+WEB = Peer(Role.WEB, NodeId("U" + "W" * 55))
+
+
+class Remembered(NoTrail):
+    def __init__(self) -> None:
+        self.acts: list[Act] = []
+
+    async def add(self, transaction: object, act: Act) -> None:
+        self.acts.append(act)
+
+    def note(self, act: Act) -> None:
+        self.acts.append(act)
+
+
+@dataclass
+class Web:
+    """What web asks, for one browser."""
+
+    #: auth as it is, and beside it what serves the door: the same gate, but a trail to look at.
+    world: Surroundings
+    beside: Surroundings
+    provider: ScriptedProvider
+    door: OidcDoor
+    trail: Remembered
+
+    async def begin(self, session: auth.Session | None = None, then: str = "/keys") -> accounts.FinishOidc:
+        """What the provider's answer will be sent on as."""
+        token = None if session is None else session.session_token
+        start = await self.beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK, then, token))
+        asked = {name: values[0] for name, values in parse_qs(urlsplit(start.url).query).items()}
+        self.provider.nonce = asked["nonce"]
+        return accounts.FinishOidc(asked["state"], start.binding, "code", client=auth.Client("203.0.113.7", "Firefox"))
+
+    async def log_in(self, session: auth.Session | None = None) -> accounts.OidcEnd:
+        return await self.beside.ask(accounts.finish_oidc, await self.begin(session))
+
+    async def session(self) -> auth.Session:
+        session = (await self.log_in()).session
+        assert session is not None
+        return session
+
+    async def password_session(self, name: str = "anna") -> auth.Session:
+        """A browser's, by password."""
+        await self.world.register(name)
+        request = auth.LoginUser(auth.Credentials("secure_password", username=name), kind=SessionKind.BROWSER)
+        return await self.world.ask(auth.login_user, request, peer=WEB)
+
+    async def links(self, session: auth.Session) -> list[str]:
+        listed = await self.beside.ask(accounts.list_oidc_links, accounts.ListOidcLinks(), session.access_token)
+        return [link.subject for link in listed.links]
+
+    async def remove(self, session: auth.Session, subject: str = "ann-1") -> None:
+        request = accounts.RemoveOidcLink(self.provider.issuer, subject)
+        await self.beside.ask(accounts.remove_oidc_link, request, session.access_token)
+
+    def actions(self) -> list[str]:
+        return [act.action for act in self.trail.acts]
+
+
+def parts_of(service: AuthService, trail: Remembered) -> Parts:
+    return Parts(
+        settings=service._settings,
+        node=service._node,
+        store=service._store,
+        passwords=service._opened.passwords,
+        sessions=service._sessions,
+        tokens=service._tokens,
+        guesses=FailedLogins(service._opened.cache),
+        identities=service._identities,
+        trail=trail,
+    )
+
+
+def equipment(world: Surroundings, provider: Provider | None, registration: Registration, trail: Remembered) -> Equipment:
+    cache = world.service._opened.cache
+    return Equipment(
+        oidc=None if provider is None else Oidc(registration, provider, PendingLogins(cache)),
+        links=Links(world.service._store._db, trail),
+        roles=RoleTable({"makers": UserRole.DEVELOPER}),
+        provider_sessions=ProviderSessions(cache, longest_seconds=3600),
+    )
+
+
+def open_door(world: Surroundings, made: Equipment, trail: Remembered) -> tuple[OidcDoor, Surroundings]:
+    logins = world.dispatcher.find(auth.login_user.name, WEB).function.__self__  # type: ignore[attr-defined]
+    assert isinstance(logins, Logins)
+    beside = Surroundings(metrics=world.metrics, published=world.published)
+    beside.dispatcher.gate = world.dispatcher.gate
+    door = OidcDoor(parts_of(world.service, trail), made, logins)
+    beside.dispatcher.add(door)
+    return door, beside
+
+
+@pytest.fixture
+async def web(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider) -> AsyncIterator[Web]:
+    await ensure_table(settings.database_url)
+    registration = Registration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
+    trail = Remembered()
+    async with Provider.open(registration) as provider:
+        door, beside = open_door(world, equipment(world, provider, registration, trail), trail)
+        yield Web(world, beside, scripted, door, trail)
+
+
+async def test_somebody_new_logs_in(web: Web) -> None:
+    web.provider.claims = {"groups": ["makers"]}
+    end = await web.log_in()
+    assert end.then == "/keys"
+    assert end.session is not None
+    user = end.session.user
+    assert (user.username, user.email, user.role, end.session.step) == ("ann", "ann@example.com", UserRole.DEVELOPER, Step.DONE)
+    assert (await web.world.ask(auth.identify, auth.Identify(end.session.access_token))).user_id == user.id
+    assert [type(event).__name__ for event in web.world.published] == ["UserRegistered"]
+    assert (await web.session()).user.id == user.id
+    assert len(web.world.published) == 1
+    assert web.actions() == ["user.register"]
+
+
+async def test_a_login_that_is_not_proven_is_counted_and_written_down(web: Web) -> None:
+    web.provider.claims = {"aud": "another"}
+    with pytest.raises(errors.NotAuthenticated):
+        await web.log_in()
+    [act] = web.trail.acts
+    assert (act.action, act.result, act.address) == ("session.open", Result.REFUSED, "203.0.113.7")
+    assert web.world.refusals("oidc") == 1
+
+
+async def test_a_closed_account_stays_closed(web: Web, settings: AuthSettings) -> None:
+    user = (await web.session()).user
+    await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
+    with pytest.raises(errors.NotAuthenticated, match="closed"):
+        await web.log_in()
+
+
+async def test_an_account_with_a_password_is_linked_by_its_owner(web: Web) -> None:
+    anna = await web.password_session("anna")
+    web.provider.claims = {"email": anna.user.email}
+    with pytest.raises(errors.AlreadyExists, match="with your e-mail address"):
+        await web.log_in()
+    assert (await web.log_in(anna)).session is None
+    assert await web.links(anna) == ["ann-1"]
+    assert (await web.session()).user.id == anna.user.id
+    await web.remove(anna)
+    assert await web.links(anna) == []
+    with pytest.raises(errors.NotFound):
+        await web.remove(anna)
+    assert web.actions() == ["oidc.link", "oidc.unlink"]
+
+
+async def test_the_only_way_in_is_not_removed(web: Web) -> None:
+    web.provider.claims = {"auth_time": int(time.time())}
+    session = await web.session()
+    with pytest.raises(errors.NotAllowed, match="nothing else opens"):
+        await web.remove(session)
+    assert await web.links(session) == ["ann-1"]
+
+
+async def test_a_login_that_showed_no_password_just_now_is_good_for_nothing_sensitive(web: Web) -> None:
+    for auth_time in (None, int(time.time()) - 3600):
+        web.provider.claims = {"auth_time": auth_time}
+        session = await web.session()
+        with pytest.raises(errors.ConfirmationNeeded):
+            await web.remove(session)
+        with pytest.raises(errors.ConfirmationNeeded):
+            await web.begin(session)
+
+
+async def test_an_ended_session_links_nothing(web: Web) -> None:
+    anna = await web.password_session()
+    await web.world.ask(auth.logout_user, auth.LogoutUser(anna.session_token))
+    for token in (anna.session_token, "", "aip_rt_invented"):
+        with pytest.raises(errors.NotAuthenticated):
+            await web.begin(msgspec.structs.replace(anna, session_token=token))
+
+
+async def test_whoever_came_by_the_provider_is_logged_out_there_too(web: Web) -> None:
+    session, by_password = await web.session(), await web.password_session()
+    url = await web.door.logout_url(session.session_token, "https://ai.example.org/")
+    assert url is not None
+    assert url.startswith(f"{web.provider.issuer}/logout?")
+    assert "id_token_hint=eyJ" in url
+    assert await web.door.logout_url(session.session_token, "https://ai.example.org/") is None
+    assert await web.door.logout_url(by_password.session_token, "https://ai.example.org/") is None
+
+
+async def test_without_a_provider_there_is_none(world: Surroundings, settings: AuthSettings) -> None:
+    await ensure_table(settings.database_url)
+    trail = Remembered()
+    registration = Registration(issuer="https://nobody.example", client_id=CLIENT_ID)
+    door, beside = open_door(world, equipment(world, None, registration, trail), trail)
+    with pytest.raises(errors.NotFound, match="no login provider"):
+        await beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK))
+    with pytest.raises(errors.NotFound, match="no login provider"):
+        await beside.ask(accounts.finish_oidc, accounts.FinishOidc("state", "binding", "code"))
+    assert await door.logout_url("token", "https://ai.example.org/") is None

@@ -1,0 +1,137 @@
+"""What a browser is sent away with, and which errors mean what. The rest of an answer is in test_hostile_answers."""
+
+import itertools
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from services.auth.oidc import flow
+from services.auth.oidc.discovery import Metadata
+from services.auth.oidc.flow import Answer, Begun, Wish
+from services.auth.oidc.registration import Registration
+from shared import errors
+
+ISSUER = "https://login.example.org"
+METADATA = Metadata(
+    issuer=ISSUER,
+    authorization_endpoint=f"{ISSUER}/authorize",
+    token_endpoint=f"{ISSUER}/token",
+    jwks_uri=f"{ISSUER}/keys",
+    end_session_endpoint=f"{ISSUER}/logout?all=1",
+)
+REGISTRATION = Registration(issuer=ISSUER, client_id="mesh & more", client_secret="secret")
+WISH = Wish(redirect_uri="https://ai.example.org/oidc")
+
+
+def begin(wish: Wish = WISH, registration: Registration = REGISTRATION, metadata: Metadata = METADATA) -> Begun:
+    counted = itertools.count()
+    return flow.begin(metadata, registration, wish, 1000.0, lambda: f"random-{next(counted)}")
+
+
+def asked(url: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(url).query, strict_parsing=True).items()}
+
+
+def test_what_the_provider_is_asked() -> None:
+    begun = begin()
+    assert begun.url.startswith(f"{ISSUER}/authorize?")
+    assert asked(begun.url) == {
+        "response_type": "code",
+        "client_id": "mesh & more",
+        "redirect_uri": "https://ai.example.org/oidc",
+        "scope": "openid profile email",
+        "state": begun.state,
+        "nonce": begun.pending.nonce,
+        "code_challenge": flow.challenge_of(begun.pending.verifier),
+        "code_challenge_method": "S256",
+    }
+    secrets = (begun.state, begun.binding, begun.pending.nonce, begun.pending.verifier)
+    assert len(set(secrets)) == 4
+    assert begun.binding not in begun.url
+    assert begun.pending.verifier not in begun.url
+
+
+def test_the_challenge_is_that_of_the_specification() -> None:
+    # RFC 7636, appendix B.
+    assert flow.challenge_of("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk") == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+
+
+def test_openid_is_asked_for_even_where_the_setting_forgets_it() -> None:
+    registration = Registration(issuer=ISSUER, client_id="mesh", scopes=("email", "groups"))
+    assert asked(begin(registration=registration).url)["scope"] == "openid email groups"
+
+
+def test_a_fresh_login_is_asked_for() -> None:
+    begun = begin(Wish(redirect_uri=WISH.redirect_uri, max_age_seconds=0))
+    assert (asked(begun.url)["max_age"], asked(begun.url)["prompt"], begun.pending.max_age_seconds) == ("0", "login", 0)
+
+
+@pytest.mark.parametrize("then", ["/", "/keys?new=1", "/a/b#c"])
+def test_a_login_ends_on_one_of_our_pages(then: str) -> None:
+    assert begin(Wish(redirect_uri=WISH.redirect_uri, then=then)).pending.then == then
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["", "keys", "//evil.example", "/\\evil.example", "\\\\evil.example", "https://evil.example", "/\tb", "/\n", "/ü", "/" + "a" * 2048],
+)
+def test_a_login_ends_nowhere_else(then: str) -> None:
+    with pytest.raises(errors.BadRequest):
+        begin(Wish(redirect_uri=WISH.redirect_uri, then=then))
+
+
+@pytest.mark.parametrize("address", ["", "/oidc", "javascript:alert(1)", "https://", "https://a/#b", "https://[::1"])
+def test_nobody_is_sent_back_to_what_is_no_page(address: str) -> None:
+    with pytest.raises(errors.BadRequest):
+        begin(Wish(redirect_uri=address))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("access_denied", errors.NotAllowed),
+        ("login_required", errors.NotAuthenticated),
+        ("server_error", errors.Unavailable),
+        ("invalid_scope", errors.Unavailable),
+        ("<b>call 555</b>", errors.NotAuthenticated),
+    ],
+)
+def test_an_error_of_the_provider(error: str, kind: type[errors.AimeshError]) -> None:
+    begun = begin()
+    with pytest.raises(kind) as refused:
+        flow.check_answer(Answer(state=begun.state, error=error, code="c"), begun.pending, begun.binding, METADATA)
+    assert "<b>" not in refused.value.message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("code", [None, "", "a" * 4097, "a\r\nb", "ü"])
+def test_an_answer_without_a_usable_code(code: str | None) -> None:
+    begun = begin()
+    with pytest.raises(errors.NotAuthenticated, match="has no code"):
+        flow.check_answer(Answer(state=begun.state, code=code, iss=ISSUER), begun.pending, begun.binding, METADATA)
+
+
+def test_a_login_that_began_at_another_provider_ends_there() -> None:
+    begun = begin()
+    other = Metadata(issuer="https://b.example", authorization_endpoint="https://b", token_endpoint="https://b", jwks_uri="https://b")
+    with pytest.raises(errors.NotAuthenticated, match="changed meanwhile"):
+        flow.check_answer(Answer(state=begun.state, code="c"), begun.pending, begun.binding, other)
+
+
+def test_logging_out_keeps_what_the_address_had() -> None:
+    url = flow.logout_url(METADATA, REGISTRATION, "a.b.c", "https://ai.example.org/")
+    assert url is not None
+    assert asked(url) == {
+        "all": "1",
+        "client_id": "mesh & more",
+        "post_logout_redirect_uri": "https://ai.example.org/",
+        "id_token_hint": "a.b.c",
+    }
+    without = flow.logout_url(METADATA, REGISTRATION, None, "https://ai.example.org/")
+    assert without is not None
+    assert "id_token_hint" not in without
+
+
+def test_a_provider_without_a_way_out() -> None:
+    plain = Metadata(issuer=ISSUER, authorization_endpoint="https://a", token_endpoint="https://a", jwks_uri="https://a")
+    assert flow.logout_url(plain, REGISTRATION, None, "https://ai.example.org/") is None

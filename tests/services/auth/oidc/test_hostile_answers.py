@@ -1,0 +1,422 @@
+"""Providers, browsers and networks that lie: a login ends with a proven identity, or with an error that says what to do."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import jwt
+import msgspec
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from services.auth.oidc import provider as provider_module
+from services.auth.oidc.flow import Answer, Begun, Wish
+from services.auth.oidc.login import Finished, Oidc
+from services.auth.oidc.registration import Registration
+from shared import errors
+from shared.cache import Cache
+from shared.types import UserId
+from tests.services.auth.oidc import keys
+from tests.services.auth.oidc.scripted_provider import ACCESS_TOKEN, CLIENT_ID, CLIENT_SECRET, SIGNING_KEY, Reply, ScriptedProvider
+from tests.services.auth.oidc.surroundings import Clock, OpenOidc
+
+WISH = Wish(redirect_uri="http://127.0.0.1:3000/oidc", then="/keys")
+CODE = "the-code"
+OTHER_KEY = keys.make("ES256", SIGNING_KEY.kid)
+
+
+@dataclass
+class World:
+    provider: ScriptedProvider
+    oidc: Oidc
+
+    async def begin(self, wish: Wish = WISH) -> Begun:
+        begun = await self.oidc.begin(wish)
+        self.provider.nonce = parse_qs(urlsplit(begun.url).query)["nonce"][0]
+        return begun
+
+    async def log_in(self, wish: Wish = WISH) -> Finished:
+        begun = await self.begin(wish)
+        return await self.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+
+    async def refused(self, kind: type[errors.AimeshError] = errors.NotAuthenticated, wish: Wish = WISH) -> str:
+        """What is said to a login; nothing secret, and always with a hint."""
+        with pytest.raises(kind) as caught:
+            await self.log_in(wish)
+        said = f"{caught.value.message} {caught.value.hint}"
+        assert caught.value.hint
+        for secret in (CODE, CLIENT_SECRET, ACCESS_TOKEN, self.provider.nonce, "eyJ"):
+            assert secret not in said
+        return said
+
+
+@pytest.fixture
+async def world(scripted: ScriptedProvider, open_oidc: OpenOidc) -> AsyncIterator[World]:
+    registration = Registration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
+    async with open_oidc(registration) as oidc:
+        yield World(scripted, oidc)
+
+
+async def test_a_right_answer_is_taken(world: World) -> None:
+    finished = await world.log_in(replace(WISH, link_to=UserId(msgspec.convert("00000000-0000-4000-8000-000000000001", UserId))))
+    assert (finished.identity.subject, finished.identity.groups, finished.then) == ("ann-1", ("staff",), "/keys")
+    assert str(finished.link_to).endswith("0001")
+    assert world.provider.form["code"] == CODE
+    assert world.provider.asked["/userinfo"] == 0
+
+
+# --- ID tokens ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        pytest.param({"iss": "https://evil.example"}, "of another provider", id="another issuer"),
+        pytest.param({"aud": "another"}, "for somebody else", id="another audience"),
+        pytest.param({"aud": []}, "for somebody else", id="no audience"),
+        pytest.param({"aud": [CLIENT_ID, "another"]}, "issued to somebody else", id="two audiences and no party"),
+        pytest.param({"aud": [CLIENT_ID, "another"], "azp": "another"}, "issued to somebody else", id="two audiences, another party"),
+        pytest.param({"azp": "another"}, "issued to somebody else", id="another party"),
+        pytest.param({"exp": int(time.time()) - 3600}, "expired", id="expired"),
+        pytest.param({"exp": None}, "lacks claims", id="no end"),
+        pytest.param({"exp": "tomorrow"}, "another form", id="an end that is no time"),
+        pytest.param({"iat": int(time.time()) + 3600}, "not valid yet", id="of the future"),
+        pytest.param({"iat": int(time.time()) - 3600}, "older than this login", id="of an earlier login"),
+        pytest.param({"nbf": int(time.time()) + 3600}, "not valid yet", id="for later"),
+        pytest.param({"nonce": "another"}, "of another login", id="another nonce"),
+        pytest.param({"nonce": None}, "of another login", id="no nonce"),
+        pytest.param({"nonce": "ü"}, "of another login", id="a nonce that is not ASCII"),
+        pytest.param({"at_hash": "AAAA"}, "access token", id="another access token"),
+        pytest.param({"sub": ""}, "whose it is", id="nobody"),
+        pytest.param({"sub": "a" * 256}, "whose it is", id="too long a name"),
+        pytest.param({"sub": "a\0b"}, "whose it is", id="a name that no table takes"),
+    ],
+)
+async def test_a_token_that_does_not_fit_is_refused(world: World, claims: dict[str, Any], said: str) -> None:
+    world.provider.claims = claims
+    assert said in await world.refused()
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        pytest.param({"aud": [CLIENT_ID]}, id="its audience in a list"),
+        pytest.param({"aud": [CLIENT_ID, "another"], "azp": CLIENT_ID}, id="for several, issued to us"),
+        pytest.param({"exp": int(time.time()) + 3600, "iat": time.time() + 30.5}, id="a clock that is half a minute ahead"),
+    ],
+)
+async def test_a_token_that_fits_in_another_way_is_taken(world: World, claims: dict[str, Any]) -> None:
+    world.provider.claims = claims
+    assert (await world.log_in()).identity.subject == "ann-1"
+
+
+def unsigned(claims: dict[str, Any]) -> str:
+    return jwt.encode(claims, "", algorithm="none", headers={"kid": SIGNING_KEY.kid})
+
+
+def signed_with_the_public_key(claims: dict[str, Any]) -> str:
+    """As a shared secret: by hand, because PyJWT refuses to do it."""
+    pem = SIGNING_KEY.private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    head = _part({"alg": "HS256", "kid": SIGNING_KEY.kid})
+    text = f"{head}.{_part(claims)}"
+    return f"{text}.{_base64url(hmac.digest(pem, text.encode(), hashlib.sha256))}"
+
+
+def without_its_signature(claims: dict[str, Any]) -> str:
+    return SIGNING_KEY.sign(claims).rpartition(".")[0] + "."
+
+
+def with_another_subject(claims: dict[str, Any]) -> str:
+    head, _, signature = SIGNING_KEY.sign(claims).split(".")
+    return f"{head}.{_part({**claims, 'sub': 'the-admin'})}.{signature}"
+
+
+def bringing_its_own_key(claims: dict[str, Any]) -> str:
+    return OTHER_KEY.sign(claims, jwk=OTHER_KEY.jwk(), jku="http://evil.example/keys")
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        unsigned,
+        signed_with_the_public_key,
+        without_its_signature,
+        with_another_subject,
+        bringing_its_own_key,
+        pytest.param(OTHER_KEY.sign, id="signed with another key of the same name"),
+        pytest.param(lambda claims: SIGNING_KEY.sign(claims, crit=["exp"]), id="with an extension that must be understood"),
+        pytest.param(lambda claims: SIGNING_KEY.sign(claims) + ".x.y", id="encrypted"),
+        pytest.param(lambda claims: "x", id="no token"),
+        pytest.param(lambda claims: "x" * 300_000, id="a very long one"),
+        pytest.param(lambda claims: "\u00fc.\u00fc.\u00fc", id="not ASCII"),
+        pytest.param(lambda claims: f"{_part(['ES256'])}.{_part(claims)}.x", id="a head that is a list"),
+    ],
+)
+async def test_a_forged_token_is_refused(world: World, forge: Callable[[dict[str, Any]], str]) -> None:
+    begun = await world.begin()
+    world.provider.id_token = forge(world.provider.usual_claims())
+    with pytest.raises(errors.NotAuthenticated, match="not accepted"):
+        await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+
+
+def _part(value: object) -> str:
+    return _base64url(json.dumps(value).encode())
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+async def test_a_login_that_must_be_fresh_is_refused_with_an_old_one(world: World) -> None:
+    fresh = replace(WISH, max_age_seconds=0)
+    world.provider.claims = {"auth_time": int(time.time()) - 3600}
+    assert "too long ago" in await world.refused(wish=fresh)
+    world.provider.claims = {}
+    assert "too long ago" in await world.refused(wish=fresh)
+    world.provider.claims = {"auth_time": int(time.time())}
+    assert (await world.log_in(fresh)).identity.subject == "ann-1"
+
+
+async def test_the_userinfo_of_somebody_else_is_refused(world: World) -> None:
+    world.provider.claims = {"email": None}
+    world.provider.userinfo = {"sub": "the-admin", "email": "admin@example.com", "groups": ["admins"]}
+    assert "about somebody else" in await world.refused()
+
+
+async def test_userinfo_never_overrules_the_token(world: World) -> None:
+    world.provider.claims = {"email": None}
+    world.provider.userinfo = {"sub": "ann-1", "email": "new@example.com", "groups": ["admins"]}
+    identity = (await world.log_in()).identity
+    assert (identity.email, identity.groups) == ("new@example.com", ("staff",))
+
+
+async def test_a_claim_that_is_null_in_the_token_is_looked_for_in_the_userinfo(world: World) -> None:
+    world.provider.userinfo = {"sub": "ann-1", "email": "ann@example.org"}
+    begun = await world.begin()
+    world.provider.id_token = SIGNING_KEY.sign({**world.provider.usual_claims(), "email": None})
+    finished = await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+    assert finished.identity.email == "ann@example.org"
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_flood_of_unknown_keys_asks_the_provider_once_in_ten_seconds(world: World, clock: Clock) -> None:
+    await world.log_in()
+    assert world.provider.asked["/keys"] == 1
+    clock.ahead = 11
+    world.provider.key = keys.make("ES256", "unknown")
+    world.provider.published = [SIGNING_KEY.jwk()]
+    begun = [await world.begin() for _ in range(20)]
+    answers = (world.oidc.finish(Answer(state=each.state, code=CODE), each.binding) for each in begun)
+    refused = await asyncio.gather(*answers, return_exceptions=True)
+    assert all(isinstance(each, errors.NotAuthenticated) for each in refused), refused
+    assert world.provider.asked["/keys"] == 2
+    clock.ahead = 22
+    await world.refused()
+    assert world.provider.asked["/keys"] == 3
+
+
+async def test_document_and_keys_are_kept_for_an_hour(world: World, clock: Clock) -> None:
+    for ahead in (0, 1800, 3590):
+        clock.ahead = ahead
+        world.provider.claims = {"iat": int(clock()), "exp": int(clock()) + 300}
+        await world.log_in()
+    assert (world.provider.asked["/keys"], world.provider.asked["/.well-known/openid-configuration"]) == (1, 1)
+    clock.ahead = 3601
+    world.provider.claims = {"iat": int(clock()), "exp": int(clock()) + 300}
+    await world.log_in()
+    assert (world.provider.asked["/keys"], world.provider.asked["/.well-known/openid-configuration"]) == (2, 2)
+
+
+async def test_many_logins_at_once_ask_for_the_document_once(world: World) -> None:
+    await asyncio.gather(*(world.oidc.begin(WISH) for _ in range(20)))
+    assert world.provider.asked["/.well-known/openid-configuration"] == 1
+
+
+async def test_those_who_wait_for_a_provider_that_is_away_learn_it_together(world: World) -> None:
+    world.provider.replies["/.well-known/openid-configuration"] = Reply("", 503)
+    refused = await asyncio.gather(*(world.oidc.begin(WISH) for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(each, errors.Unavailable) for each in refused)
+    assert world.provider.asked["/.well-known/openid-configuration"] == 1
+
+
+# --- states and browsers ----------------------------------------------------------------------------------------------
+
+
+async def test_a_state_is_good_once_however_many_bring_it(world: World) -> None:
+    begun = await world.begin()
+    answers = [world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding) for _ in range(10)]
+    finished = await asyncio.gather(*answers, return_exceptions=True)
+    assert sum(isinstance(each, Finished) for each in finished) == 1
+    assert world.provider.asked["/token"] == 1
+
+
+@pytest.mark.parametrize("state", ["", "unknown", "x" * 10_000, "*", "ü"])
+async def test_an_invented_state_is_refused(world: World, state: str) -> None:
+    await world.begin()
+    with pytest.raises(errors.NotAuthenticated):
+        await world.oidc.finish(Answer(state=state, code=CODE), "")
+    assert world.provider.asked["/token"] == 0
+
+
+async def test_an_answer_in_another_browser_is_refused(world: World) -> None:
+    """Somebody sends a link with the answer to their own login, and who follows it works in their account from then on."""
+    attackers, victims = await world.begin(), await world.begin()
+    for binding in (victims.binding, ""):
+        attackers = await world.begin()
+        with pytest.raises(errors.NotAuthenticated, match="another browser"):
+            await world.oidc.finish(Answer(state=attackers.state, code=CODE), binding)
+    assert world.provider.asked["/token"] == 0
+
+
+async def test_the_store_of_begun_logins_finishes_none(world: World, cache: Cache) -> None:
+    begun = await world.begin()
+    key = "auth:oidc:" + hashlib.sha256(begun.state.encode()).hexdigest()
+    stored = await cache.get(key)
+    assert stored is not None
+    assert begun.state.encode() not in stored
+    assert begun.binding.encode() not in stored
+
+
+async def test_a_login_from_before_an_upgrade_begins_anew(world: World, cache: Cache) -> None:
+    begun = await world.begin()
+    key = "auth:oidc:" + hashlib.sha256(begun.state.encode()).hexdigest()
+    await cache.set(key, b'{"another": "form"}', ttl_seconds=60)
+    with pytest.raises(errors.NotAuthenticated):
+        await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+
+
+async def test_an_answer_of_another_provider_is_not_redeemed_here(world: World) -> None:
+    """RFC 9207, the mix-up attack."""
+    begun = await world.begin()
+    with pytest.raises(errors.NotAuthenticated, match="not of the login provider"):
+        await world.oidc.finish(Answer(state=begun.state, code=CODE, iss="https://evil.example"), begun.binding)
+    assert world.provider.asked["/token"] == 0
+
+
+async def test_a_provider_that_names_itself_always_does(scripted: ScriptedProvider, open_oidc: OpenOidc) -> None:
+    scripted.metadata = {"authorization_response_iss_parameter_supported": True}
+    async with open_oidc(Registration(issuer=scripted.issuer, client_id=CLIENT_ID)) as oidc:
+        begun = await oidc.begin(WISH)
+        with pytest.raises(errors.NotAuthenticated, match="not of the login provider"):
+            await oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+
+
+# --- a provider that cannot be worked with ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        pytest.param(Reply('{"id_token": '), "ID token", id="half of JSON"),
+        pytest.param(Reply("[" * 100_000), "ID token", id="a bomb of brackets"),
+        pytest.param(Reply(b"\xff\xfe"), "ID token", id="not UTF-8"),
+        pytest.param(Reply({"access_token": ACCESS_TOKEN}), "ID token", id="no ID token"),
+        pytest.param(Reply("x" * (1024 * 1024 + 1)), "more than", id="a huge answer"),
+        pytest.param(Reply("x" * 65536, repeat_every_seconds=0), "more than", id="an answer without end"),
+        pytest.param(Reply("", 302, {"Location": "/elsewhere"}), "302", id="a redirect"),
+        pytest.param(Reply("", 307, {"Location": "/elsewhere"}), "307", id="a redirect that takes the code along"),
+        pytest.param(Reply("oops", 500), "500", id="a failure"),
+        pytest.param(Reply("", headers={"Content-Encoding": "gzip"}), "packs", id="a packed answer"),
+        pytest.param(Reply({"error": "invalid_client"}, 401), "OIDC_CLIENT_SECRET", id="a client that it does not know"),
+        pytest.param(Reply("", 401), "OIDC_CLIENT_SECRET", id="a client that it does not know, without a word"),
+        pytest.param(Reply({"error": "unauthorized_client"}, 400), "OIDC_CLIENT_SECRET", id="a client that may not"),
+    ],
+)
+async def test_an_unusable_token_endpoint(world: World, reply: Reply, said: str) -> None:
+    world.provider.replies["/token"] = reply
+    assert said in await world.refused(errors.Unavailable)
+    assert world.provider.asked["/elsewhere"] == 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(Reply("{", repeat_every_seconds=0.02), id="a byte now and then"),
+        pytest.param(Reply("", headers={"Content-Length": "10"}), id="nothing at all"),
+    ],
+)
+async def test_a_slow_provider_is_not_waited_for(world: World, reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = await world.begin()
+    monkeypatch.setattr(provider_module, "ANSWER_SECONDS", 0.2)
+    world.provider.replies["/token"] = reply
+    with pytest.raises(errors.Unavailable, match=r"within 0\.2 s"):
+        await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+
+
+async def test_a_code_that_the_provider_refuses(world: World) -> None:
+    world.provider.replies["/token"] = Reply({"error": "invalid_grant", "error_description": CODE}, 400)
+    assert "start the login again" in await world.refused()
+
+
+async def test_a_provider_that_is_not_there(open_oidc: OpenOidc) -> None:
+    async with open_oidc(Registration(issuer="http://127.0.0.1:1", client_id=CLIENT_ID)) as oidc:
+        with pytest.raises(errors.Unavailable, match="cannot be reached"):
+            await oidc.begin(WISH)
+
+
+@pytest.mark.parametrize("issuer", ["https://evil.example", "{issuer}/", "{issuer}/tenant"])
+async def test_a_document_of_another_issuer(world: World, issuer: str) -> None:
+    world.provider.metadata = {"issuer": issuer.format(issuer=world.provider.issuer)}
+    with pytest.raises(errors.Unavailable, match="names itself otherwise"):
+        await world.oidc.begin(WISH)
+
+
+@pytest.mark.parametrize("keys_reply", [Reply("{}"), Reply('{"keys": 1}'), Reply("", 404), Reply("", 302, {"Location": "/elsewhere"})])
+async def test_keys_that_cannot_be_read(world: World, keys_reply: Reply) -> None:
+    world.provider.replies["/keys"] = keys_reply
+    await world.refused(errors.Unavailable)
+    assert world.provider.asked["/elsewhere"] == 0
+
+
+@pytest.mark.parametrize("reply", [Reply("[]"), Reply("eyJ"), Reply("", 401), Reply("", 302, {"Location": "/elsewhere"})])
+async def test_a_userinfo_that_cannot_be_read(world: World, reply: Reply) -> None:
+    world.provider.userinfo = {"sub": "ann-1"}
+    world.provider.claims = {"email": None}
+    world.provider.replies["/userinfo"] = reply
+    await world.refused(errors.Unavailable)
+    assert world.provider.asked["/elsewhere"] == 0
+
+
+async def test_neither_a_proxy_nor_a_netrc_is_asked(scripted: ScriptedProvider, open_oidc: OpenOidc, monkeypatch: Any) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with open_oidc(Registration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)) as oidc:
+        assert (await World(scripted, oidc).log_in()).identity.subject == "ann-1"
+
+
+# --- who we say that we are ---------------------------------------------------------------------------------------------
+
+
+async def test_the_secret_is_in_the_header_where_the_provider_takes_it(world: World) -> None:
+    await world.log_in()
+    scheme, _, encoded = world.provider.authorization.partition(" ")
+    assert (scheme, base64.b64decode(encoded).decode()) == ("Basic", "mesh:a+client%27s+secret%3A+with+a+colon+%26+more")
+    assert "client_secret" not in world.provider.form
+
+
+async def test_the_secret_is_in_the_form_where_the_provider_takes_nothing_else(world: World) -> None:
+    world.provider.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
+    await world.log_in()
+    assert world.provider.authorization == ""
+    assert (world.provider.form["client_id"], world.provider.form["client_secret"]) == (CLIENT_ID, CLIENT_SECRET)
+
+
+async def test_what_is_sent_along_shows_no_secret_in_a_log(world: World) -> None:
+    begun = await world.begin()
+    finished = await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+    shown = repr(
+        (begun, finished, Answer(state=begun.state, code=CODE), Registration(issuer="i", client_id="c", client_secret=CLIENT_SECRET))
+    )
+    for secret in (begun.binding, begun.pending.verifier, CODE, CLIENT_SECRET, finished.identity.id_token):
+        assert secret not in shown

@@ -1,0 +1,17 @@
+"""A desk for one's own data, with the real sessions and the real audit log."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from services.auth.settings import AuthSettings
+from tests.services.auth.own_account.surroundings import opened_desk
+from tests.services.auth.privacy.surroundings import PrivacyDesk
+
+
+@pytest.fixture
+async def desk(settings: AuthSettings) -> AsyncIterator[PrivacyDesk]:
+    own = msgspec.structs.replace(settings, public_url="https://ai.example.com", erasure_days=30)
+    async with opened_desk(own) as opened:
+        yield PrivacyDesk(opened)

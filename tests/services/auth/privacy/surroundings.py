@@ -1,0 +1,208 @@
+"""Export and erasure on real stores, and somebody of whom every table and Valkey know something."""
+
+import asyncio
+import dataclasses
+import secrets
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from services.auth import acts
+from services.auth.audit.log import AuditLog
+from services.auth.audit.rows import AuditRows
+from services.auth.privacy import sources
+from services.auth.privacy.erasure import Erasures, Needs
+from services.auth.privacy.export import Exports
+from services.auth.privacy.store import PrivacyStore
+from services.auth.sessions import Login, Sessions
+from shared import errors
+from shared.api import accounts, auth, privacy
+from shared.api.method import Method, Reply, Request
+from shared.rpc import StreamCall
+from shared.types import ModelName, UserId, UserRole
+from tests.services.auth.own_account.surroundings import CLIENT, Desk, Person, by_hand
+from tests.services.auth.surroundings import call
+
+
+class AwaySessions:
+    """Sessions while Valkey is away."""
+
+    async def end_all(self, user_id: UserId, but: str | None = None) -> int:
+        raise errors.Unavailable("Valkey does not answer")
+
+
+class _Collected:
+    """Where the items of a stream go."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def send_item(self, call_id: int, body: bytes) -> None:
+        self.bodies.append(body)
+
+    def accept(self, call_id: int, body: bytes) -> None:
+        """Nothing."""
+
+
+class PrivacyDesk:
+    """A desk whose sessions and audit log are the real ones."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.url = desk.settings.database_url
+        self.sessions = Sessions(desk.cache, idle_seconds=3600, longest_seconds=43_200)
+        self.audit = AuditRows(desk.database)
+        self.log = AuditLog(self.audit)
+        self.rows = PrivacyStore(desk.database)
+        self.erasures = self.replica()
+        self.exports = Exports(self._parts(), self.rows, (sources.sessions(self.sessions), sources.audit(self.audit)))
+        desk.dispatcher.add(self.erasures)
+        desk.dispatcher.add(self.exports)
+
+    def replica(self, sessions: Any = None) -> Erasures:
+        needs = Needs(rows=self.rows, sessions=sessions or self.sessions, postman=self.desk.postman, audit=self.audit)
+        return Erasures(self._parts(), needs)
+
+    def _parts(self) -> Any:
+        return dataclasses.replace(self.desk.parts, trail=self.log)
+
+    async def ask(self, method: Method[Request, Reply], request: Request, credential: str) -> Reply:
+        return await self.desk.ask(method, request, credential)
+
+    async def plan(self, person: Person) -> privacy.Erasure:
+        return await self.ask(privacy.request_erasure, privacy.RequestErasure(), person.login())
+
+    async def sql(self, text: str, *arguments: object) -> list[Any]:
+        return await by_hand(self.url, text, *arguments)
+
+    async def let_time_pass(self, person: Person) -> None:
+        """The grace is over."""
+        await self.sql("UPDATE users SET erase_at = now() - interval '1 second' WHERE id = $1 AND erase_at IS NOT NULL", person.id)
+
+    async def erase(self, person: Person) -> None:
+        await self.plan(person)
+        await self.let_time_pass(person)
+        await self.erasures.erase_due()
+
+    async def export(self, credential: str) -> dict[str, bytes]:
+        """The files, as whoever saves the stream gets them."""
+        import msgspec
+
+        desk, collected = self.desk, _Collected()
+        handler, asked = desk.dispatcher.find("auth.exportAccount", CLIENT), call(credential, peer=CLIENT)
+        assert desk.dispatcher.gate is not None
+        request = privacy.ExportAccount()
+        stream: StreamCall[privacy.ExportedFile] = StreamCall(asked, collected, 1)
+        stream.found = await desk.dispatcher.gate.admit(handler.method, request, asked)
+        await handler.function(request, stream)
+        files: dict[str, bytes] = {}
+        for body in collected.bodies:
+            piece = msgspec.msgpack.decode(body, type=privacy.ExportedFile)
+            assert len(piece.content) <= 65_536
+            assert piece.name not in files or list(files)[-1] == piece.name, "pieces of one file come one after the other"
+            files[piece.name] = files.get(piece.name, b"") + piece.content
+        return files
+
+    async def team(self, owner: Person, name: str, *members: tuple[Person, str]) -> UUID:
+        team = uuid4()
+        await self.sql("INSERT INTO organisations (id, name) VALUES ($1, $2)", team, name)
+        for member, role in ((owner, "owner"), *members):
+            sql = "INSERT INTO organisation_members (organisation_id, user_id, role, joined_at) VALUES ($1, $2, $3, clock_timestamp())"
+            await self.sql(sql, team, member.id, role)
+        return team
+
+    async def every_cell(self) -> str:
+        """All that is stored: each column of each row of each table of the schema, and each key and value in Valkey."""
+        tables = await self.sql(
+            "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = 'auth' AND c.relkind IN ('r', 'p', 'm')"
+        )
+        assert len(tables) > 15
+        cells = [repr(await self.sql(f'SELECT x::text FROM "{row["relname"]}" AS x')) for row in tables]
+        return "\n".join([*cells, *await asyncio.to_thread(_every_value, self.desk.settings.redis_url)])
+
+
+def _every_value(url: str) -> list[str]:
+    import redis
+
+    found = []
+    with redis.Redis.from_url(url) as client:
+        for key in cast("list[bytes]", client.keys("*")):
+            kind = cast("bytes", client.type(key)).decode()
+            value: object = {
+                "string": lambda key=key: client.get(key),
+                "hash": lambda key=key: client.hgetall(key),
+                "set": lambda key=key: client.smembers(key),
+                "zset": lambda key=key: client.zrange(key, 0, -1),
+                "list": lambda key=key: client.lrange(key, 0, -1),
+            }[kind]()
+            found.append(f"{key!r} {value!r}")
+    return found
+
+
+class Canaries:
+    """Twenty words that stand for what is known of a person, each in its place."""
+
+    NAMES = (
+        "username", "email", "key", "key_preview", "key_hash", "key_network", "key_model", "former_hash", "model", "organisation",
+        "team_key", "invited_from", "subject", "oidc_email", "recovery", "node", "label", "ticket_label", "address", "agent",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.words = {name: f"canary{number}x{secrets.token_hex(6)}" for number, name in enumerate(self.NAMES)}
+        assert len(self.words) == 20
+
+    def __getattr__(self, name: str) -> str:
+        return self.words[name]
+
+    def left_in(self, text: str) -> list[str]:
+        return [name for name, word in self.words.items() if word in text]
+
+
+async def somebody_well_known(desk: PrivacyDesk, canaries: Canaries) -> Person:
+    """Of whom every table knows something."""
+    person = await desk.desk.person(canaries.username)
+    sql, known = desk.sql, canaries
+    email = f"{known.email}@example.com"
+    await sql("UPDATE users SET email = $2 WHERE id = $1", person.id, email)
+    chosen = accounts.Preferences(ModelName(known.model), "dark")
+    await desk.ask(accounts.set_preferences, accounts.SetPreferences(chosen), person.login())
+    key = "INSERT INTO api_keys (id, user_id, name, preview, key_hash, networks, models, team_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+    key_id = uuid4()
+    await sql(key, key_id, person.id, known.key, known.key_preview, known.key_hash, [known.key_network], [known.key_model], None)
+    await sql("INSERT INTO former_key_hashes (key_hash, key_id, good_until) VALUES ($1, $2, now())", known.former_hash, key_id)
+    team = await desk.team(person, known.organisation)
+    await sql(key, uuid4(), person.id, known.team_key, "p", "h2", [], [], team)
+    invitation = (
+        "INSERT INTO invitations (id, organisation_id, email, role, token_hash, invited_by, expires_at)"
+        " VALUES ($1, $2, $3, 'member', $4, $5, now() + interval '1 day')"
+    )
+    await sql(invitation, uuid4(), team, f"{known.invited_from}@example.com", "t1", person.id)
+    other = await desk.desk.person("inviter")
+    await sql(invitation, uuid4(), await desk.team(other, "others"), email.upper(), "t2", other.id)
+    await sql(
+        "INSERT INTO oidc_identities (issuer, subject, user_id, email) VALUES ('https://idp', $1, $2, $3)",
+        known.subject, person.id, f"{known.oidc_email}@example.com",
+    )  # fmt: skip
+    await sql(
+        "INSERT INTO second_factors (user_id, sealed_seed, enabled_at, recovery_hashes) VALUES ($1, 'seed', now(), $2)",
+        person.id, [known.recovery],
+    )  # fmt: skip
+    await sql(
+        "INSERT INTO nodes (id, role, name, owner, labels) VALUES ($1, 'worker', $2, $3, jsonb_build_object('at', $4::text))",
+        "U" + "A" * 55, known.node, person.id, known.label,
+    )  # fmt: skip
+    await sql(
+        "INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at)"
+        " VALUES ('t', 'k', 'worker', $1, jsonb_build_object('at', $2::text), false, 1, now() + interval '1 day')",
+        person.id, known.ticket_label,
+    )  # fmt: skip
+    await desk.sessions.open(Login(user_id=person.id, client=auth.Client(known.address, known.agent)))
+    async with desk.audit.transaction() as transaction:
+        await desk.log.add(transaction, acts.done_by("session.open", person.id, address=known.address, agent=known.agent))
+    await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset(email), "")
+    await desk.desk.changes.settled()
+    return Person(desk.desk, await person.again())
+
+
+async def administrator(desk: PrivacyDesk, name: str) -> Person:
+    return await desk.desk.person(name, role=UserRole.ADMIN)

@@ -1,0 +1,75 @@
+"""As in a stack that runs: auth's role owns its schema and is no superuser, so that row-level security holds for it, too."""
+
+import secrets
+from collections.abc import AsyncIterator
+
+import asyncpg
+import msgspec
+import pytest
+
+from services.auth.privacy import retention
+from services.auth.privacy.retention import Days, Retention
+from services.auth.settings import AuthSettings
+from shared.api import accounts
+from tests.servers import PostgresServer
+from tests.services.auth.own_account.surroundings import opened_desk
+from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
+
+
+@pytest.fixture
+async def desk(settings: AuthSettings, postgres: PostgresServer) -> AsyncIterator[PrivacyDesk]:
+    role = f"auth_{secrets.token_hex(4)}"
+    connection = await asyncpg.connect(settings.database_url)
+    try:
+        await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'of_a_test'")
+        await connection.execute(f"CREATE SCHEMA auth AUTHORIZATION {role}")
+    finally:
+        await connection.close()
+    own = settings.database_url.replace(postgres.server.url("admin", postgres.server.admin_password.read_text()).partition("@")[0], "")
+    url = f"postgresql://{role}:of_a_test{own}"
+    async with opened_desk(msgspec.structs.replace(settings, database_url=url)) as opened:
+        yield PrivacyDesk(opened)
+
+
+async def test_erasure_reaches_every_table(desk: PrivacyDesk) -> None:
+    canaries = Canaries()
+    person = await somebody_well_known(desk, canaries)
+    assert set(canaries.left_in(await desk.every_cell())) == set(canaries.NAMES)
+    await desk.erase(person)
+    assert canaries.left_in(await desk.every_cell()) == []
+
+
+async def test_an_export_has_all_files_filled(desk: PrivacyDesk) -> None:
+    person = await somebody_well_known(desk, Canaries())
+    files = await desk.export(person.login())
+    assert [name for name, content in files.items() if content == b"[]\n"] == []
+
+
+async def test_retention_is_allowed_to_forget(desk: PrivacyDesk) -> None:
+    await somebody_well_known(desk, Canaries())
+    await desk.sql("UPDATE password_resets SET expires_at = now() - interval '2 days'")
+    await Retention(retention.own(desk.rows, Days())).enforce()
+    assert await desk.sql("SELECT 1 FROM password_resets") == []
+
+
+async def test_a_query_that_forgets_whose_rows_it_wants_gets_none_of_anothers(desk: PrivacyDesk) -> None:
+    anna = await somebody_well_known(desk, Canaries())
+    bert = await desk.desk.person("bert")
+    await desk.ask(accounts.set_preferences, accounts.SetPreferences(accounts.Preferences(theme="light")), bert.login())
+    seen: dict[str, list[object]] = {}
+    connection = await asyncpg.connect(desk.url, server_settings={"search_path": "auth"})
+    try:
+        for tenant in (None, str(anna.id), str(bert.id), "*"):
+            if tenant is not None:
+                await connection.execute("SELECT set_config('aimesh.tenant', $1, false)", tenant)
+            for table in ("preferences", "password_resets"):
+                rows = await connection.fetch(f"SELECT user_id FROM {table}")
+                seen[f"{table} {tenant}"] = sorted(row["user_id"] for row in rows)
+    finally:
+        await connection.close()
+    assert seen == {
+        "preferences None": [], "password_resets None": [],
+        f"preferences {anna.id}": [anna.id], f"password_resets {anna.id}": [anna.id],
+        f"preferences {bert.id}": [bert.id], f"password_resets {bert.id}": [],
+        "preferences *": sorted([anna.id, bert.id]), "password_resets *": [anna.id],
+    }  # fmt: skip

@@ -1,0 +1,77 @@
+"""What people get when they ask for all that is kept of them: theirs, whole, and nothing that opens anything."""
+
+import json
+
+import pytest
+
+from services.auth import acts
+from shared import access, errors
+from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
+from tests.services.auth.surroundings import PASSWORD
+
+#: What stands for a secret, and what is another person's.
+_NOT_EXPORTED = {"key_hash", "former_hash", "recovery", "invited_from"}
+
+
+async def test_all_that_is_known_is_in_it_and_no_secret(desk: PrivacyDesk) -> None:
+    canaries = Canaries()
+    person = await somebody_well_known(desk, canaries)
+    files = await desk.export(person.login())
+    assert list(files) == [
+        "README.txt", "account.json", "preferences.json", "keys.json", "organisations.json", "invitations.json",
+        "logins-at-providers.json", "nodes.json", "tickets.json", "sessions.json", "audit.json",
+    ]  # fmt: skip
+    everything = b"\n".join(files.values()).decode()
+    assert set(canaries.left_in(everything)) == set(canaries.NAMES) - _NOT_EXPORTED
+    assert PASSWORD not in everything
+    assert "argon2" not in everything
+    for name, content in files.items():
+        assert name == "README.txt" or isinstance(json.loads(content), list)
+
+
+async def test_the_read_me_says_what_each_file_is(desk: PrivacyDesk) -> None:
+    anna = await desk.desk.person()
+    files = await desk.export(anna.login())
+    for name in files:
+        assert name in files["README.txt"].decode() or name == "README.txt"
+
+
+async def test_nothing_of_anybody_else_is_in_it(desk: PrivacyDesk) -> None:
+    theirs = Canaries()
+    anna = await somebody_well_known(desk, theirs)
+    bert = await desk.desk.person("bert")
+    await desk.team(anna, "shared team", (bert, "member"))
+    files = await desk.export(bert.login())
+    everything = b"\n".join(files.values()).decode()
+    assert theirs.left_in(everything) == []
+    assert str(anna.id) not in everything
+    assert "shared team" in everything
+    assert json.loads(files["keys.json"]) == []
+
+
+async def test_who_acts_for_an_organisation_gets_what_is_their_own(desk: PrivacyDesk) -> None:
+    canaries = Canaries()
+    anna = await somebody_well_known(desk, canaries)
+    bert = await desk.desk.person("bert")
+    team = await desk.team(anna, "shared team", (bert, "member"))
+    files = await desk.export(bert.login(team_id=team))
+    assert canaries.left_in(b"\n".join(files.values()).decode()) == []
+    assert json.loads(files["account.json"])[0]["username"] == "bert"
+
+
+async def test_a_long_file_comes_in_pieces_and_whole(desk: PrivacyDesk) -> None:
+    anna = await desk.desk.person()
+    async with desk.audit.transaction() as transaction:
+        await desk.audit.append(transaction, [acts.done_by("session.open", anna.id, target=number) for number in range(1200)])
+    rows = json.loads((await desk.export(anna.login()))["audit.json"])
+    targets = {row["act"]["target"] for row in rows if row["act"]["action"] == "session.open"}
+    assert targets == {str(number) for number in range(1200)}
+
+
+async def test_it_is_recorded_and_needs_a_login_of_the_last_minutes(desk: PrivacyDesk) -> None:
+    anna = await desk.desk.person()
+    with pytest.raises(errors.ConfirmationNeeded):
+        await desk.export(anna.login(seconds_ago=access.FRESH_SECONDS + 1))
+    assert await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'") == []
+    await desk.export(anna.login())
+    assert len(await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'")) == 1

@@ -1,0 +1,143 @@
+"""What is kept long enough is forgotten, in batches, and nothing else."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from services.auth.privacy import retention
+from services.auth.privacy.retention import BATCH, Days, Kept, Retention
+from tests.services.auth.own_account.surroundings import Person
+from tests.services.auth.privacy.surroundings import PrivacyDesk
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+async def test_each_class_is_forgotten_by_its_own_days_and_in_batches() -> None:
+    asked: list[tuple[str, datetime, int]] = []
+    left = {"few": 3, "many": 2 * BATCH + 1}
+
+    def forgets(name: str) -> retention.Forget:
+        async def forget(before: datetime, most: int) -> int:
+            asked.append((name, before, most))
+            gone = min(most, left[name])
+            left[name] -= gone
+            return gone
+
+        return forget
+
+    await Retention((Kept("few", 7, forgets("few")), Kept("many", 90, forgets("many"))), clock=lambda: NOW).enforce()
+    assert left == {"few": 0, "many": 0}
+    week, quarter = NOW - timedelta(days=7), NOW - timedelta(days=90)
+    assert asked == [("few", week, BATCH), *[("many", quarter, BATCH)] * 3]
+
+
+async def test_a_class_that_grows_faster_than_it_is_forgotten_ends_the_round_all_the_same() -> None:
+    calls = 0
+
+    async def endless(before: datetime, most: int) -> int:
+        nonlocal calls
+        calls += 1
+        return most
+
+    await Retention((Kept("endless", 1, endless),), clock=lambda: NOW).enforce()
+    assert calls == 200
+
+
+async def somebody_with_a_past(desk: PrivacyDesk, age: str) -> Person:
+    """Everything of theirs ended so long ago."""
+    person = await desk.desk.person(f"p{uuid4().hex[:8]}")
+    sql = desk.sql
+    await sql(
+        f"INSERT INTO password_resets (user_id, token_hash, expires_at) VALUES ($1, $2, now() - interval '{age}')", person.id, uuid4().hex
+    )
+    team = await desk.team(person, "team")
+    for column in ("accepted_at", "withdrawn_at", "expires_at"):
+        ends = {
+            "accepted_at": "NULL",
+            "withdrawn_at": "NULL",
+            "expires_at": "now() + interval '7 days'",
+            column: f"now() - interval '{age}'",
+        }
+        await sql(
+            "INSERT INTO invitations (id, organisation_id, email, role, token_hash, invited_by, accepted_at, withdrawn_at, expires_at)"
+            f" VALUES ($1, $2, 'a@b.c', 'member', $3, $4, {ends['accepted_at']}, {ends['withdrawn_at']}, {ends['expires_at']})",
+            uuid4(), team, uuid4().hex, person.id,
+        )  # fmt: skip
+    key = "INSERT INTO api_keys (id, user_id, name, preview, key_hash, is_active, expires_at) VALUES ($1, $2, $3, 'p', $4, $5, {})"
+    await sql(key.format("NULL"), uuid4(), person.id, "revoked", uuid4().hex, False)
+    await sql(f"UPDATE api_keys SET revoked_at = now() - interval '{age}' WHERE name = 'revoked' AND user_id = $1", person.id)
+    await sql(key.format(f"now() - interval '{age}'"), uuid4(), person.id, "expired", uuid4().hex, True)
+    active = uuid4()
+    await sql(key.format("NULL"), active, person.id, "active", uuid4().hex, True)
+    await sql(
+        f"INSERT INTO former_key_hashes (key_hash, key_id, good_until) VALUES ($1, $2, now() - interval '{age}')", uuid4().hex, active
+    )
+    await sql(
+        "INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at)"
+        f" VALUES ($1, $1, 'worker', $2, '{{}}', false, 1, now() - interval '{age}')",
+        uuid4().hex, person.id,
+    )  # fmt: skip
+    return person
+
+
+async def counts(desk: PrivacyDesk, person: Person) -> dict[str, int]:
+    tables = {
+        "resets": "SELECT 1 FROM password_resets WHERE user_id = $1",
+        "invitations": "SELECT 1 FROM invitations WHERE invited_by = $1",
+        "former": "SELECT 1 FROM former_key_hashes JOIN api_keys ON id = key_id WHERE user_id = $1",
+        "tickets": "SELECT 1 FROM tickets WHERE owner = $1",
+        "named keys": "SELECT 1 FROM api_keys WHERE user_id = $1 AND name <> 'ended'",
+        "keys": "SELECT 1 FROM api_keys WHERE user_id = $1",
+    }
+    return {name: len(await desk.sql(text, person.id)) for name, text in tables.items()}
+
+
+@pytest.mark.parametrize(
+    ("age", "left"),
+    [
+        pytest.param(
+            "12 hours", {"resets": 1, "invitations": 3, "former": 1, "tickets": 1, "named keys": 3, "keys": 3}, id="half a day: all is kept"
+        ),
+        pytest.param(
+            "89 days", {"resets": 0, "invitations": 3, "former": 0, "tickets": 1, "named keys": 3, "keys": 3}, id="89 days: what has a day"
+        ),
+        pytest.param(
+            "91 days", {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 3, "keys": 3}, id="91 days: what has 90"
+        ),
+        pytest.param(
+            "366 days", {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}, id="a year: names of keys"
+        ),
+    ],
+)
+async def test_how_long_what_is_kept(desk: PrivacyDesk, age: str, left: dict[str, int]) -> None:
+    person = await somebody_with_a_past(desk, age)
+    job = Retention(retention.own(desk.rows, Days()))
+    await job.enforce()
+    assert await counts(desk, person) == left
+    await job.enforce()
+    assert await counts(desk, person) == left, "again changes nothing"
+
+
+async def test_an_ended_key_keeps_its_id_and_nothing_that_says_whose_it_was(desk: PrivacyDesk) -> None:
+    person = await somebody_with_a_past(desk, "366 days")
+    before = {row["id"] for row in await desk.sql("SELECT id FROM api_keys WHERE user_id = $1", person.id)}
+    await Retention(retention.own(desk.rows, Days())).enforce()
+    keys = await desk.sql("SELECT id, name, preview, key_hash, is_active FROM api_keys WHERE user_id = $1", person.id)
+    assert {row["id"] for row in keys} == before
+    ended = [row for row in keys if row["name"] == "ended"]
+    assert {(row["preview"], row["is_active"], row["key_hash"]) for row in ended} == {("", False, f"ended:{row['id']}") for row in ended}
+    assert [row["name"] for row in keys if row["is_active"]] == ["active"]
+
+
+async def test_the_days_of_each_class_can_be_set(desk: PrivacyDesk) -> None:
+    person = await somebody_with_a_past(desk, "2 days")
+    await Retention(retention.own(desk.rows, Days(invitations=1, tickets=1, ended_keys=1))).enforce()
+    assert await counts(desk, person) == {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}
+
+
+async def test_a_key_that_is_revoked_by_hand_is_dated_too(desk: PrivacyDesk) -> None:
+    person = await somebody_with_a_past(desk, "1 hour")
+    await desk.sql("UPDATE api_keys SET is_active = false WHERE name = 'active' AND user_id = $1", person.id)
+    dated = await desk.sql("SELECT revoked_at FROM api_keys WHERE name = 'active' AND user_id = $1", person.id)
+    assert abs(dated[0]["revoked_at"] - datetime.now(UTC)) < timedelta(minutes=1)

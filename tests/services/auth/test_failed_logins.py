@@ -1,0 +1,131 @@
+"""How often may be guessed, on a real Valkey and with a clock of our own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from services.auth import failed_logins
+from services.auth.failed_logins import FailedLogins
+from shared import errors
+from shared.cache import Cache
+from shared.types import UserId
+from tests.services.auth.test_sessions import Clock
+
+MINUTE = 60
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def failed(valkey_url: str, clock: Clock) -> AsyncIterator[FailedLogins]:
+    async with Cache.open(valkey_url) as cache:
+        yield FailedLogins(cache, clock=clock)
+
+
+async def charged(failed: FailedLogins, times: int, account: str = "anna", address: str = "") -> int:
+    """How many of so many guesses may be made."""
+    outcomes = await asyncio.gather(*(failed.charge(account, address) for _ in range(times)), return_exceptions=True)
+    assert all(outcome is None or isinstance(outcome, errors.Limited | errors.NotAllowed) for outcome in outcomes)
+    return outcomes.count(None)
+
+
+async def wait_of(failed: FailedLogins, account: str = "anna") -> float:
+    with pytest.raises(errors.Limited) as refused:
+        await failed.charge(account)
+    assert refused.value.retry_after_seconds is not None
+    return refused.value.retry_after_seconds
+
+
+async def test_of_many_guesses_at_once_ten_are_allowed(failed: FailedLogins) -> None:
+    assert await charged(failed, 200) == 10
+    assert await wait_of(failed) == 15 * MINUTE
+    assert await charged(failed, 1, "ben") == 1
+    await failed.forgive("anna")
+    assert await charged(failed, 200) == 10
+
+
+async def test_each_window_that_was_used_up_is_followed_by_a_longer_one_up_to_an_hour(failed: FailedLogins, clock: Clock) -> None:
+    waits = []
+    for _ in range(6):
+        assert await charged(failed, 11) == 10
+        waits.append(await wait_of(failed) / MINUTE)
+        clock.now += waits[-1] * MINUTE - 1
+        assert await charged(failed, 1) == 0
+        clock.now += 1
+    assert waits == [15, 30, 60, 60, 60, 60]
+
+
+async def test_who_guesses_less_than_a_window_allows_goes_on_in_short_ones(failed: FailedLogins, clock: Clock) -> None:
+    for _ in range(5):
+        assert await charged(failed, 9) == 9
+        clock.now += 15 * MINUTE
+    assert await charged(failed, 20) == 10
+    assert await wait_of(failed) == 15 * MINUTE
+
+
+async def test_after_a_hundred_in_a_row_it_needs_a_reset(failed: FailedLogins, clock: Clock) -> None:
+    made = 0
+    for _ in range(30):
+        made += await charged(failed, 20)
+        clock.now += 60 * MINUTE
+    assert made == 100
+    with pytest.raises(errors.NotAllowed, match="100 failed logins in a row") as refused:
+        await failed.charge("anna")
+    assert "by mail" in refused.value.hint
+    await failed.forgive("anna")
+    assert await charged(failed, 1) == 1
+
+
+async def test_a_row_is_no_lock_for_ever(failed: FailedLogins, valkey_url: str) -> None:
+    import redis
+
+    await failed.charge("anna")
+    with redis.Redis.from_url(valkey_url) as client:
+        lives = [client.pttl(key) for key in client.keys("*")]
+    assert all(0 < life <= 3 * 86_400_000 for life in lives)
+
+
+async def test_an_address_has_thirty_guesses_for_whomever(failed: FailedLogins) -> None:
+    made = [await charged(failed, 1, f"user{n}", "203.0.113.7") for n in range(200)]
+    assert sum(made) == 30
+    with pytest.raises(errors.Limited, match="from your address"):
+        await failed.charge("anna", "203.0.113.7")
+    assert await charged(failed, 1, "anna", "203.0.113.8") == 1
+    assert await charged(failed, 1, "anna") == 1
+
+
+async def test_a_right_guess_gives_back_its_own_charge_and_no_more(failed: FailedLogins) -> None:
+    """Who has one account of their own must not wipe out what they guessed at others."""
+    for n in range(29):
+        await failed.charge(f"user{n}", "203.0.113.7")
+    for _ in range(5):
+        await failed.charge("mine", "203.0.113.7")
+        await failed.forgive("mine", "203.0.113.7")
+    assert await charged(failed, 5, "another", "203.0.113.7") == 1
+
+
+async def test_what_is_refused_for_one_reason_is_charged_to_none(failed: FailedLogins) -> None:
+    assert await charged(failed, 50, "anna", "203.0.113.7") == 10
+    made = [await charged(failed, 1, f"user{n}", "203.0.113.7") for n in range(50)]
+    assert sum(made) == 20
+
+
+async def test_all_together_have_a_bound(failed: FailedLogins, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failed_logins, "MESH_GUESSES", 50)
+    made = [await charged(failed, 1, f"user{n}", f"203.0.113.{n}") for n in range(60)]
+    assert sum(made) == 50
+    with pytest.raises(errors.Limited, match="in this mesh"):
+        await failed.charge("anna")
+    await failed.forgive("user1", "203.0.113.1")
+    assert await charged(failed, 1, "anna") == 1
+
+
+def test_codes_are_counted_apart_and_names_without_their_case() -> None:
+    user = UserId(uuid4())
+    assert failed_logins.codes_of(user) != failed_logins.account_of(user, "anna")
+    assert failed_logins.account_of(None, "ANNA") == failed_logins.account_of(None, "anna")

@@ -1,0 +1,474 @@
+"""Logging in, staying logged in and logging out, on real PostgreSQL and Valkey; with a second factor in the folder mfa."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal
+from uuid import uuid4
+
+import argon2
+import pytest
+
+from services.auth.sessions import GRACE_SECONDS, Login
+from services.auth.settings import AuthSettings
+from shared import access, errors
+from shared.api import accounts, auth
+from shared.api.audit import Result
+from shared.api.auth import SessionKind, Step
+from shared.api.organisations import TeamRole
+from shared.types import NodeId, Peer, Role, TenantId, UserId
+from tests.services.auth import by_hand
+from tests.services.auth.mfa.equipment import WEB, Clock, Desk
+from tests.services.auth.surroundings import PASSWORD, Surroundings
+
+GATEWAY = Peer(Role.GATEWAY, NodeId("U" + "G" * 55))
+
+
+@pytest.fixture
+def desk(world: Surroundings) -> Desk:
+    return Desk(world)
+
+
+class CheapHasher(argon2.PasswordHasher):
+    """Counts what is compared, at a thousandth of the cost."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self.compared = 0
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002
+        self.compared += 1
+        return super().verify(hash, password)
+
+
+@pytest.fixture
+def hasher(desk: Desk) -> CheapHasher:
+    made = CheapHasher()
+    passwords = desk.world.service._opened.passwords
+    passwords._hasher = made
+    passwords._nobodys_hash = made.hash("nobody's")
+    return made
+
+
+async def refresh(desk: Desk, token: str) -> auth.Session:
+    return await desk.world.ask(auth.refresh_session, auth.RefreshSession(token))
+
+
+async def resume(desk: Desk, token: str) -> auth.Session:
+    return await desk.world.ask(auth.resume_session, auth.ResumeSession(token))
+
+
+async def listed(desk: Desk, credential: str) -> tuple[accounts.OpenSession, ...]:
+    return (await desk.world.ask(accounts.list_sessions, accounts.ListSessions(), credential)).sessions
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_programs_login_is_refreshed_and_a_browsers_is_resumed(desk: Desk) -> None:
+    await desk.world.register("anna")
+    program, browser = await desk.login(), await desk.browse()
+    second = await refresh(desk, program.session_token)
+    assert second.session_token != program.session_token
+    assert (await resume(desk, browser.session_token)).session_token == browser.session_token
+    for session in (second, browser):
+        assert (await desk.identify(session)).username == "anna"
+
+
+async def test_a_token_of_the_other_kind_is_refused_with_the_method_that_takes_it(desk: Desk) -> None:
+    await desk.world.register("anna")
+    program, browser = await desk.login(), await desk.browse()
+    with pytest.raises(errors.BadRequest) as refused:
+        await resume(desk, program.session_token)
+    assert "refreshSession" in refused.value.hint
+    with pytest.raises(errors.BadRequest) as refused:
+        await refresh(desk, browser.session_token)
+    assert "resumeSession" in refused.value.hint
+    await refresh(desk, program.session_token)
+    await resume(desk, browser.session_token)
+
+
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.GATEWAY, Role.OPERATOR])
+async def test_only_web_opens_a_browsers_session(desk: Desk, role: Role) -> None:
+    await desk.world.register("anna")
+    with pytest.raises(errors.NotAllowed, match="only the web pages"):
+        await desk.login(kind=SessionKind.BROWSER, peer=Peer(role, NodeId("U" * 56)))
+
+
+# --- refreshing ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_spent_token_ends_the_session_and_is_written_down(desk: Desk) -> None:
+    user = await desk.world.register("anna")
+    stolen = await desk.login()
+    thief = await refresh(desk, stolen.session_token)
+    sessions = desk.world.service._sessions
+    sessions._clock = Clock(GRACE_SECONDS + 1.0)
+    with pytest.raises(errors.NotAuthenticated, match="used before") as refused:
+        await refresh(desk, stolen.session_token)
+    assert "change your password" in refused.value.hint
+    assert desk.world.refusals("session_reused") == 1
+    reuse = [act for act in desk.trail.acts if act.action == "session.reuse"]
+    assert [act.tenant_id for act in reuse] == [user.id]
+    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        await refresh(desk, thief.session_token)
+    for token in (stolen, thief):
+        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+            await desk.identify(token)
+
+
+async def test_two_hundred_refreshes_at_once_leave_one_good_session(desk: Desk) -> None:
+    await desk.world.register("anna")
+    first = await desk.login()
+    found = await asyncio.gather(*(refresh(desk, first.session_token) for _ in range(200)))
+    assert len({session.session_token for session in found}) == 1
+    await asyncio.gather(*(desk.identify(session) for session in found))
+    await refresh(desk, found[0].session_token)
+    assert desk.trail.actions("session.reuse") == []
+
+
+async def test_a_refresh_that_fails_spends_nothing(desk: Desk, settings: AuthSettings) -> None:
+    user = await desk.world.register("anna")
+    session = await desk.login()
+    await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
+    with pytest.raises(errors.NotAuthenticated, match="closed"):
+        await refresh(desk, session.session_token)
+    await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = true WHERE id = $1", user.id)
+    desk.world.service._sessions._clock = Clock(GRACE_SECONDS + 1.0)
+    await refresh(desk, session.session_token)
+
+
+# --- the list ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_user_sees_where_they_are_logged_in_and_ends_what_they_do_not_know(desk: Desk) -> None:
+    await desk.world.register("anna")
+    await desk.world.register("ben")
+    mine, other = await desk.login(), await desk.browse()
+    bens = await desk.login("ben")
+    sessions = await listed(desk, mine.access_token)
+    assert [(each.kind, each.is_this) for each in sessions] == [(SessionKind.BROWSER, False), (SessionKind.PROGRAM, True)]
+    assert sessions[0].client == auth.Client("203.0.113.7", "Mozilla/5.0")
+    with pytest.raises(errors.NotFound):
+        await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), bens.access_token)
+    await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
+    with pytest.raises(errors.NotAuthenticated):
+        await desk.identify(other)
+    with pytest.raises(errors.NotFound):
+        await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
+    assert [each.is_this for each in await listed(desk, mine.access_token)] == [True]
+
+
+async def test_all_others_end_at_once_and_a_key_ends_all(desk: Desk) -> None:
+    _, new = await desk.world.user_with_key("anna")
+    mine, others = await desk.login(), [await desk.login() for _ in range(3)]
+    assert not any(each.is_this for each in await listed(desk, new.api_key))
+    await desk.world.ask(accounts.end_session, accounts.EndSession(), mine.access_token)
+    for other in others:
+        with pytest.raises(errors.NotAuthenticated):
+            await desk.identify(other)
+    await desk.identify(mine)
+    await desk.world.ask(accounts.end_session, accounts.EndSession(), new.api_key)
+    with pytest.raises(errors.NotAuthenticated):
+        await desk.identify(mine)
+    assert desk.trail.actions("session.end") == ["session.end"] * 2
+
+
+@pytest.mark.parametrize("kind", SessionKind)
+async def test_a_logout_ends_either_kind_by_any_of_its_tokens_and_only_once(desk: Desk, kind: SessionKind) -> None:
+    await desk.world.register("anna")
+    session = await (desk.login() if kind is SessionKind.PROGRAM else desk.browse())
+    if kind is SessionKind.PROGRAM:
+        await refresh(desk, session.session_token)
+    for _ in range(2):
+        await desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
+    with pytest.raises(errors.NotAuthenticated):
+        await desk.identify(session)
+    assert desk.trail.actions("session.end") == ["session.end"]
+    for token in ("", "nonsense", "aip_rt_" + "0" * 71):
+        await desk.world.ask(auth.logout_user, auth.LogoutUser(token))
+
+
+async def test_where_a_client_says_it_comes_from_is_its_own_word(desk: Desk) -> None:
+    await desk.world.register("anna")
+    session = await desk.login(client=auth.Client("198.51.100.1", "aicli/1"))
+    assert (await listed(desk, session.access_token))[0].client == auth.Client("", "aicli/1")
+    seen = await desk.login(client=auth.Client("198.51.100.1", "curl"), peer=GATEWAY)
+    assert (await listed(desk, seen.access_token))[0].client == auth.Client("198.51.100.1", "curl")
+
+
+# --- guessing ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_of_five_thousand_guesses_from_everywhere_ten_are_compared(desk: Desk, hasher: CheapHasher) -> None:
+    await desk.world.register("anna")
+    hasher.compared = 0
+
+    async def guess(number: int) -> None:
+        client = auth.Client(f"203.{number // 250}.113.{number % 250}")
+        with pytest.raises((errors.NotAuthenticated, errors.Limited)):
+            await desk.login("anna", f"wrong_password{number}", client=client, peer=WEB)
+
+    for began in range(0, 5000, 250):
+        await asyncio.gather(*(guess(number) for number in range(began, began + 250)))
+    assert hasher.compared == 10
+    refused = [act for act in desk.trail.acts if act.result is Result.REFUSED]
+    assert len(refused) == 10
+    assert all(act.address.startswith("203.") and act.action == "session.open" for act in refused)
+
+
+async def test_an_address_guesses_thirty_times_at_whomever(desk: Desk, hasher: CheapHasher) -> None:
+    for number in range(10):
+        await desk.world.register(f"user{number}")
+    hasher.compared = 0
+    for number in range(100):
+        with pytest.raises((errors.NotAuthenticated, errors.Limited)):
+            await desk.login(f"user{number % 20}", "wrong_password", client=auth.Client("203.0.113.7"), peer=WEB)
+    assert hasher.compared == 30
+    await desk.login("user0", client=auth.Client("203.0.113.8"), peer=WEB)
+    with pytest.raises(errors.Limited, match="from your address"):
+        await desk.login("user0", client=auth.Client("203.0.113.7"), peer=GATEWAY)
+
+
+async def test_a_client_that_names_other_addresses_is_counted_all_the_same(desk: Desk, hasher: CheapHasher) -> None:
+    hasher.compared = 0
+    for number in range(60):
+        with pytest.raises((errors.NotAuthenticated, errors.Limited)):
+            await desk.login(f"nobody{number}", "wrong_password", client=auth.Client(f"203.0.113.{number}"))
+    assert hasher.compared == 30
+
+
+async def test_a_login_asks_the_same_of_the_stores_for_names_that_nobody_has(
+    desk: Desk, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes time is the same for every wrong password; a clock would only say so on average."""
+    await desk.world.register("anna")
+    asked: list[str] = []
+
+    def counting(owner: object, name: str) -> None:
+        found: Callable[..., Awaitable[object]] = getattr(owner, name)
+
+        async def counted(*args: object, **named: object) -> object:
+            asked.append(name)
+            return await found(*args, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    service = desk.world.service
+    counting(service._store, "find_account")
+    counting(service._opened.cache, "run")
+    counting(service._opened.passwords, "_run")
+    work = []
+    for name in ("anna", "nobody", "anna@example.com", "nobody@example.com"):
+        asked.clear()
+        with pytest.raises(errors.NotAuthenticated):
+            await desk.login(name, "wrong_password") if "@" not in name else await _by_address(desk, name)
+        work.append(tuple(asked))
+    assert set(work) == {("find_account", "run", "_run")}
+
+
+async def _by_address(desk: Desk, email: str) -> None:
+    await desk.world.ask(auth.login_user, auth.LoginUser(auth.Credentials("wrong_password", email=email)))
+
+
+async def test_an_account_without_a_password_takes_none_and_looks_like_any_other(
+    desk: Desk, settings: AuthSettings, hasher: CheapHasher
+) -> None:
+    """One that came by a provider."""
+    await desk.world.register("anna")
+    await by_hand.run(settings.database_url, "ALTER TABLE auth.users ALTER COLUMN password_hash DROP NOT NULL")
+    await by_hand.run(settings.database_url, "UPDATE auth.users SET password_hash = NULL")
+    hasher.compared = 0
+    for password in (PASSWORD, "", "None"):
+        with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+            await desk.login(password=password)
+    assert hasher.compared == 3
+    user = await desk.world.service._store.find_account("anna")
+    assert user is not None
+    session = await desk.logins.begin(user.user, Login(user_id=user.user.id))
+    with pytest.raises(errors.BadRequest, match="password"):
+        await desk.confirm_again(session, "None")
+
+
+# --- while something else changes ---------------------------------------------------------------------------------------------
+
+
+async def test_a_login_with_a_password_that_was_just_changed_opens_nothing(desk: Desk, settings: AuthSettings) -> None:
+    await desk.world.register("anna")
+    verify = desk.logins._passwords.verify
+
+    async def changed_meanwhile(password: str, password_hash: str | None) -> bool:
+        right = await verify(password, password_hash)
+        await by_hand.run(settings.database_url, "UPDATE auth.users SET password_hash = 'another' WHERE username = 'anna'")
+        return right
+
+    desk.logins._passwords.verify = changed_meanwhile  # type: ignore[method-assign]
+    try:
+        with pytest.raises(errors.Unavailable, match="changed at this moment"):
+            await desk.login()
+    finally:
+        desk.logins._passwords.verify = verify  # type: ignore[method-assign]
+
+
+async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(desk: Desk) -> None:
+    called: list[UserId] = []
+
+    async def call_off(transaction: object, user_id: UserId) -> None:
+        called.append(user_id)
+
+    session, phone, _ = await desk.with_factor()
+    desk.logins._at_login = (call_off,)
+    half = await desk.login()
+    assert called == []
+    await desk.confirm(half, phone.next_code())
+    assert called == [session.user.id]
+    await desk.login(code=phone.next_code())
+    assert len(called) == 2
+
+
+# --- links ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(desk: Desk) -> None:
+    _, new = await desk.world.user_with_key("anna")
+    link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
+    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
+    assert (await resume(desk, session.session_token)).step is Step.DONE
+    assert (await desk.identify(session)).confirmed_at == 0
+    with pytest.raises(errors.ConfirmationNeeded):
+        await desk.world.new_key(session.access_token, "another")
+    await desk.confirm_again(session, PASSWORD)
+    await desk.world.new_key(session.access_token, "another")
+
+
+async def test_a_link_of_a_login_is_as_fresh_as_the_login(desk: Desk) -> None:
+    await desk.world.register("anna")
+    mine = await desk.login()
+    link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), mine.access_token)
+    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
+    assert (await desk.identify(session)).confirmed_at == (await desk.identify(mine)).confirmed_at
+    await desk.world.new_key(session.access_token)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        pytest.param({"scopes": ("account:write",)}, id="scopes"),
+        pytest.param({"scopes": ("account:write", "key:write", "usage:read", "inference:execute"), "models": ("llama",)}, id="models"),
+        pytest.param(
+            {"scopes": ("account:write", "key:write", "usage:read", "inference:execute"), "networks": ("10.0.0.0/8",)}, id="networks"
+        ),
+        pytest.param(
+            {"scopes": ("account:write", "key:write", "usage:read", "inference:execute"), "team_id": TenantId(uuid4())},
+            id="an organisation's",
+        ),
+    ],
+)
+async def test_a_key_that_may_do_less_than_its_owner_opens_no_session(
+    desk: Desk, bounds: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msgspec
+
+    _, new = await desk.world.user_with_key("anna")
+    principal = await desk.world.ask(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
+    whole = msgspec.structs.replace(principal, scopes=("account:write", "key:write", "usage:read", "inference:execute"))
+    gate = desk.world.dispatcher.gate
+    assert gate is not None
+    for found, opens in ((whole, True), (msgspec.structs.replace(principal, **bounds), False)):
+
+        async def identified(credential: object, found: auth.Principal = found) -> auth.Principal:
+            return found
+
+        monkeypatch.setattr(gate, "_identify", identified)
+        monkeypatch.setattr(access, "check_network", lambda *_: None)
+        asking = desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
+        if opens:
+            await asking
+            continue
+        with pytest.raises(errors.NotAllowed, match="opens no session"):
+            await asking
+
+
+# --- organisations --------------------------------------------------------------------------------------------------------------
+
+
+async def organisation(settings: AuthSettings, *members: UserId, tier: str = "enterprise") -> TenantId:
+    team = TenantId(uuid4())
+    await by_hand.run(
+        settings.database_url, "INSERT INTO auth.organisations (id, name, subscription_tier) VALUES ($1, 'Team', $2)", team, tier
+    )
+    for member in members:
+        await by_hand.run(
+            settings.database_url,
+            "INSERT INTO auth.organisation_members (organisation_id, user_id, role) VALUES ($1, $2, $3)",
+            team,
+            member,
+            TeamRole.MEMBER.value,
+        )
+    return team
+
+
+async def switch(desk: Desk, session: auth.Session, team: TenantId | None) -> auth.Session:
+    return await desk.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), session.access_token)
+
+
+async def test_a_member_goes_on_as_the_organisation_under_another_token_and_back(desk: Desk, settings: AuthSettings) -> None:
+    user = await desk.world.register("anna")
+    team = await organisation(settings, user.id)
+    before = await desk.login()
+    as_team = await switch(desk, before, team)
+    assert (as_team.team_id, as_team.step) == (team, Step.DONE)
+    principal = await desk.identify(as_team)
+    assert (principal.tenant_id, principal.tier.value, principal.user_id) == (team, "enterprise", user.id)
+    with pytest.raises(errors.NotAuthenticated):
+        await desk.identify(before)
+    with pytest.raises(errors.NotAuthenticated):
+        await refresh(desk, before.session_token)
+    refreshed = await refresh(desk, as_team.session_token)
+    assert refreshed.team_id == team
+    alone = await switch(desk, refreshed, None)
+    assert (await desk.identify(alone)).tenant_id == user.id
+    assert desk.trail.actions("session.switch") == ["session.switch"] * 2
+
+
+async def test_another_organisation_is_not_found(desk: Desk, settings: AuthSettings) -> None:
+    ben = await desk.world.register("ben")
+    team = await organisation(settings, ben.id)
+    await desk.world.register("anna")
+    session = await desk.login()
+    for other in (team, TenantId(uuid4()), TenantId(ben.id)):
+        with pytest.raises(errors.NotFound):
+            await switch(desk, session, other)
+    assert (await desk.identify(session)).team_id is None, "and the session is as it was"
+
+
+async def test_who_was_taken_out_of_an_organisation_does_not_go_on_for_it(desk: Desk, settings: AuthSettings) -> None:
+    user = await desk.world.register("anna")
+    team = await organisation(settings, user.id)
+    session = await switch(desk, await desk.login(), team)
+    await by_hand.run(settings.database_url, "DELETE FROM auth.organisation_members WHERE user_id = $1", user.id)
+    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        await desk.identify(session)
+    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        await refresh(desk, session.session_token)
+
+
+async def test_a_key_switches_nothing(desk: Desk, settings: AuthSettings) -> None:
+    user, new = await desk.world.user_with_key("anna")
+    team = await organisation(settings, user.id)
+    with pytest.raises(errors.NotAllowed, match="needs a login"):
+        await desk.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), new.api_key)
+
+
+# --- what is written down ---------------------------------------------------------------------------------------------------
+
+
+async def test_every_login_and_every_end_is_in_the_log_with_where_it_came_from(desk: Desk) -> None:
+    user = await desk.world.register("anna")
+    session = await desk.browse()
+    await desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
+    opened, ended = [act for act in desk.trail.acts if act.action.startswith("session.")]
+    assert (opened.action, opened.tenant_id, opened.actor, opened.address) == ("session.open", user.id, user.id, "203.0.113.7")
+    assert opened.details == {"kind": "browser", "agent": "Mozilla/5.0"}
+    assert (ended.action, ended.target) == ("session.end", opened.target)
+    assert abs(opened.at.timestamp() - time.time()) < 60

@@ -1,0 +1,135 @@
+// What the chat page knows apart from the page: the conversation, its code samples, and events cut from a stream.
+
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import * as conversation from '../../../../services/web/static/js/conversation.js'
+import { toSamples } from '../../../../services/web/static/js/samples.js'
+import { EventParser, MAX_EVENT_CHARACTERS } from '../../../../services/web/static/js/stream.js'
+
+const texts = (chat) => chat.messages.map(({ role, text, state }) => [role, text, state])
+
+test('a question is followed by an answer that grows', () => {
+  let chat = conversation.ask(conversation.EMPTY, 'Why?')
+  chat = conversation.receive(chat, 'waiting', { message: 'The model is loading' })
+  assert.equal(chat.messages[1].waiting, 'The model is loading')
+  for (const text of ['Be', 'cause']) chat = conversation.receive(chat, 'chunk', { text })
+  chat = conversation.end(conversation.receive(chat, 'usage', { prompt_tokens: 3, completion_tokens: 2 }), 'done')
+  assert.deepEqual(texts(chat), [
+    ['user', 'Why?', 'done'],
+    ['assistant', 'Because', 'done'],
+  ])
+  assert.equal(chat.messages[1].waiting, '')
+  assert.equal(chat.messages[1].usage.completion_tokens, 2)
+})
+
+test('nothing is asked while an answer is written, and nothing blank', () => {
+  const chat = conversation.ask(conversation.EMPTY, 'one')
+  assert.equal(conversation.ask(chat, 'two'), chat)
+  assert.equal(conversation.regenerate(chat), chat)
+  assert.equal(conversation.ask(conversation.EMPTY, ' \n'), conversation.EMPTY)
+})
+
+test('what comes after the end changes nothing, and neither does an unknown event', () => {
+  const chat = conversation.ask(conversation.EMPTY, 'one')
+  assert.equal(conversation.receive(chat, 'new-kind', {}), chat)
+  const stopped = conversation.end(chat, 'stopped')
+  assert.equal(conversation.receive(stopped, 'chunk', { text: 'late' }), stopped)
+  assert.equal(conversation.end(stopped, 'done'), stopped)
+})
+
+test('a problem keeps the text before it and is not overwritten by the end', () => {
+  let chat = conversation.receive(conversation.ask(conversation.EMPTY, 'q'), 'chunk', { text: 'half' })
+  chat = conversation.end(conversation.receive(chat, 'problem', { code: 'worker_lost', message: 'gone', hint: 'again' }), 'done')
+  assert.deepEqual(texts(chat)[1], ['assistant', 'half', 'failed'])
+  assert.equal(chat.messages[1].problem.hint, 'again')
+})
+
+test('regenerating asks the same question again', () => {
+  let chat = conversation.end(conversation.receive(conversation.ask(conversation.EMPTY, 'q'), 'chunk', { text: 'a' }), 'done')
+  chat = conversation.regenerate(chat)
+  assert.deepEqual(texts(chat), [
+    ['user', 'q', 'done'],
+    ['assistant', '', 'writing'],
+  ])
+  assert.deepEqual(conversation.toMessages(chat), [{ role: 'user', content: 'q' }])
+})
+
+test('a question whose answer failed without a word is not sent again with the next', () => {
+  let chat = conversation.receive(conversation.ask(conversation.EMPTY, 'lost'), 'problem', { code: 'x', message: 'y' })
+  chat = conversation.ask(chat, 'next')
+  assert.deepEqual(conversation.toMessages(chat), [{ role: 'user', content: 'next' }])
+  chat = conversation.ask(conversation.end(conversation.receive(chat, 'chunk', { text: 'part' }), 'stopped'), 'more')
+  assert.deepEqual(
+    conversation.toMessages(chat).map(({ content }) => content),
+    ['next', 'part', 'more'],
+  )
+})
+
+test('a rating finds its answer by its request', () => {
+  let chat = conversation.end(conversation.identify(conversation.ask(conversation.EMPTY, 'q'), 'req_1'), 'done')
+  chat = conversation.rate(chat, 'req_1', 'up')
+  assert.equal(chat.messages[1].rating, 'up')
+  assert.deepEqual(conversation.rate(chat, '', 'down'), chat)
+})
+
+const REQUEST = {
+  model: 'llama-3',
+  messages: [
+    { role: 'system', content: 'Be brief' },
+    { role: 'user', content: 'It\'s "hot"\n$(echo gone) `x` \\ – ü' },
+  ],
+  temperature: 0.2,
+  max_tokens: 64,
+}
+
+test('the samples name model, address and parameters, and no key', () => {
+  const samples = toSamples('https://ai.example', REQUEST)
+  for (const code of [samples.curl, samples.python, samples.javascript]) assert.match(code, /https:\/\/ai\.example/)
+  for (const code of Object.values(samples)) {
+    assert.match(code, /llama-3/)
+    assert.match(code, /0\.2/)
+    assert.doesNotMatch(code, /aip_/)
+  }
+  assert.match(samples.javascript, /"maxTokens": 64/)
+  assert.match(samples.aicli, /^aicli infer -m llama-3 --temperature 0\.2 --max-tokens 64 -s 'Be brief' /)
+  assert.match(toSamples('x', { model: 'm', messages: [{ role: 'user', content: '-v' }] }).aicli, / -- -v$/)
+})
+
+if (process.env.SAMPLES_TO) {
+  const { writeFileSync } = await import('node:fs')
+  writeFileSync(process.env.SAMPLES_TO, JSON.stringify({ request: REQUEST, samples: toSamples('https://ai.example', REQUEST) }))
+}
+
+const STREAM =
+  ': hello\n\nevent: chunk\nid: 7\ndata: {"text":\ndata: "x"}\n\r\ndata:no space\r\n\r\nevent: nothing\n\ndata\rdata: y\r\rretry: 5\ndata: ü🙂\n\ndata: cut off'
+const EVENTS = [
+  { event: 'chunk', data: '{"text":\n"x"}', id: '7' },
+  { event: 'message', data: 'no space', id: '7' },
+  { event: 'message', data: '\ny', id: '7' },
+  { event: 'message', data: 'ü🙂', id: '7' },
+]
+
+test('events are the same wherever the stream is cut', () => {
+  assert.deepEqual(new EventParser().push(STREAM), EVENTS)
+  for (let cut = 0; cut <= STREAM.length; cut += 1) {
+    const parser = new EventParser()
+    assert.deepEqual([...parser.push(STREAM.slice(0, cut)), ...parser.push(STREAM.slice(cut))], EVENTS, `cut at ${cut}`)
+  }
+  const parser = new EventParser()
+  assert.deepEqual(
+    [...STREAM].flatMap((char) => parser.push(char)),
+    EVENTS,
+  )
+})
+
+test('an endless event is refused, in one line or in many', () => {
+  const line = 'x'.repeat(10_000)
+  assert.throws(() => {
+    const parser = new EventParser()
+    for (let count = 0; count <= MAX_EVENT_CHARACTERS / 10_000; count += 1) parser.push(line)
+  })
+  assert.throws(() => {
+    const parser = new EventParser()
+    for (let count = 0; count <= MAX_EVENT_CHARACTERS / 10_000; count += 1) parser.push(`data: ${line}\n`)
+  })
+})

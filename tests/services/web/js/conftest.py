@@ -1,0 +1,14 @@
+"""One Chromium for all tests of a file: every page in it has a profile of its own."""
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from tests.acceptance import chromium
+from tests.acceptance.chromium import Browser
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chrome() -> AsyncIterator[Browser]:
+    async with chromium.launch() as running:
+        yield running

@@ -1,0 +1,55 @@
+"""The markup that playground.js works on, as the template of the page has to have it."""
+
+MODELS = '<option value="small">small</option><option value="large">large</option>'
+NUMBERS = (("temperature", "Temperature"), ("max_tokens", "Most tokens"), ("top_p", "Top p"), ("seed", "Seed"))
+SAMPLES = (("curl", "curl"), ("python", "Python"), ("javascript", "JavaScript"), ("aicli", "aicli"))
+
+
+def _code(name: str, label: str) -> str:
+    button = '<button type="button" class="quiet" data-copy="">Copy</button>'
+    code = f'<pre tabindex="0" role="region" aria-label="{label}"><code data-chat="sample-{name}"></code></pre>'
+    return f'<figure class="code"><figcaption><span>{label}</span>{button}</figcaption>{code}</figure>'
+
+
+def playground() -> str:
+    fields = "".join(f'<label>{label} <input name="{name}" form="chat" inputmode="decimal"></label>' for name, label in NUMBERS)
+    return f"""
+<section class="chat" data-playground data-form-token="form-token" data-address="https://ai.example" aria-label="Chat">
+  <details><summary>Settings</summary>
+    <label>Model <select name="model" form="chat">{MODELS}</select></label>
+    <label>System <textarea name="system" form="chat"></textarea></label>{fields}
+  </details>
+  <p class="actions">
+    <button type="button" class="quiet" data-chat-act="clear">New chat</button>
+    <button type="button" class="quiet" data-chat-act="code">View as code</button>
+  </p>
+  <div class="chat-log" data-chat="log" tabindex="0" role="region" aria-label="Messages">
+    <p data-chat="empty">Ask something.</p>
+    <ol class="chat-messages" data-chat="messages"></ol>
+    <button type="button" class="quiet chat-latest" data-chat="latest" hidden>To the end</button>
+  </div>
+  <div class="unseen" data-chat="announcement" role="status"></div>
+  <form id="chat" data-chat="form">
+    <label class="unseen" for="message">Message</label>
+    <textarea id="message" name="message" rows="1" required placeholder="Ask something"></textarea>
+    <button type="submit" data-chat="send">Send</button>
+    <button type="button" data-chat-act="stop" hidden>Stop</button>
+  </form>
+  <template data-chat="user-template"><li class="chat-question" data-chat="text"></li></template>
+  <template data-chat="answer-template"><li>
+    <div class="markdown" data-chat="text"></div>
+    <p class="chat-note" data-chat="waiting" hidden></p>
+    <p class="chat-problem" data-chat="problem" role="alert" hidden></p>
+    <p class="chat-note" data-chat="usage" hidden></p>
+    <p class="actions">
+      <button type="button" class="quiet" data-chat-act="regenerate" hidden>Again</button>
+      <button type="button" class="quiet" data-chat-act="up" aria-pressed="false">Good</button>
+      <button type="button" class="quiet" data-chat-act="down" aria-pressed="false">Bad</button>
+    </p>
+  </li></template>
+  <dialog data-chat="code" aria-label="This chat as code">
+    {"".join(_code(*sample) for sample in SAMPLES)}
+    <p class="actions"><button type="button" class="quiet" data-close>Close</button></p>
+  </dialog>
+</section>
+"""

@@ -1,0 +1,30 @@
+"""The accessibility check itself: it runs under our policy, it finds what is wrong, and it finds nothing where nothing is."""
+
+import pytest
+
+from tests.acceptance.chromium import Browser
+from tests.services.web.js import axe
+from tests.services.web.js.site import Site, opened
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_page_with_faults_is_told_which(chrome: Browser) -> None:
+    site = Site()
+    site.show('<img src="data:,"><input id="nameless"><p class="soft">text</p><button></button>')
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        found = await axe.violations(page)
+        assert {"image-alt", "label", "button-name"} <= {each.rule for each in found if each.is_serious}
+        assert any("nameless" in place for each in found for place in each.places)
+
+
+async def test_a_good_page_has_no_violations(chrome: Browser) -> None:
+    site = Site()
+    site.show('<form><label for="name">Name</label><input id="name"><button>Save</button></form>')
+    for dark in (False, True):
+        async with opened(chrome, site, dark=dark) as page:
+            await page.goto(f"{site.origin}/")
+            assert await axe.violations(page) == []
+            # The engine is still there and is not put in again.
+            assert await axe.violations(page) == []

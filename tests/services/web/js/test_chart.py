@@ -1,0 +1,163 @@
+"""Charts in a real page: uPlot under the strict policy and trusted types, read by pointer, by keyboard and as a table."""
+
+import pytest
+
+from tests.acceptance.chromium import Browser, Page
+from tests.services.web.js import axe
+from tests.services.web.js.site import Site, Visit, key, opened, wait_for
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HEAD = '<link rel="stylesheet" href="/uplot.css"><script defer src="/uplot.js"></script>'
+#: The text of what the chart says above itself, the day first.
+READING = "document.querySelector('.plot output').textContent"
+
+
+def table(kind: str, rows: list[tuple[str, str, str]], unit: str = "ms") -> str:
+    row = '<tr data-id="{0}"><th scope="row">{0}</th><td>{1}</td><td data-value="{2}">{2} ms</td></tr>'
+    cells = "".join(row.format(*each) for each in rows)
+    return (
+        f'<table data-chart="{kind}"><caption>Tokens by day</caption><thead><tr><th scope="col">Day</th><th scope="col">Tokens</th>'
+        f'<th scope="col" data-unit="{unit}">Latency</th></tr></thead><tbody>{cells}</tbody></table>'
+    )
+
+
+ROWS = [("1 Nov", "1,200", "35"), ("2 Nov", "", "40"), ("3 Nov", "900", "45")]
+#: Whether the drawing has more than a few dots in this colour.
+PIXELS = """
+(() => {
+  const canvas = document.querySelector('.uplot canvas')
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true })
+  copy.drawImage(canvas, 0, 0)
+  const dots = copy.getImageData(0, 0, canvas.width, canvas.height).data
+  let count = 0
+  for (let at = 0; at < dots.length; at += 4) if (dots[at + 3] > 200 && dots.slice(at, at + 3).join() === COLOUR) count += 1
+  return count > 20
+})()
+"""
+
+
+async def colour(page: Page, name: str) -> str:
+    """A colour of the style sheet as `r,g,b`."""
+    script = f"(() => {{ const probe = document.createElement('i'); probe.style.color = 'var({name})'; document.body.append(probe);"
+    return str(await page.evaluate(script + " return getComputedStyle(probe).color.match(/\\d+/g).slice(0, 3).join() })()"))
+
+
+def dots_in(rgb: str) -> str:
+    return PIXELS.strip().replace("COLOUR", f"'{rgb}'")
+
+
+async def drawn_in(page: Page, name: str) -> None:
+    await wait_for(page, dots_in(await colour(page, name)))
+
+
+async def test_a_table_becomes_a_chart_that_keyboard_and_pointer_read(chrome: Browser) -> None:
+    site = Site()
+    for kind, dark in (("bars", False), ("lines", True)):
+        site.show(table(kind, ROWS), "chart", head=HEAD)
+        # Latency has another unit, so it is read out and not drawn.
+        async with opened(chrome, site, dark=dark) as page:
+            await page.goto(f"{site.origin}/")
+            await wait_for(page, "document.querySelector('.uplot canvas')")
+            await wait_for(page, f"{READING} === 'TokensLatency'")
+            await drawn_in(page, "--series-1")
+            await page.evaluate("document.querySelector('[aria-roledescription=chart]').focus()")
+            for name, wanted in (
+                ("ArrowRight", "1 Nov Tokens: 1,200Latency: 35 ms"),
+                # A day without a number says none.
+                ("ArrowRight", "2 Nov TokensLatency: 40 ms"),
+                ("End", "3 Nov Tokens: 900Latency: 45 ms"),
+                ("ArrowRight", "3 Nov Tokens: 900Latency: 45 ms"),
+                ("ArrowLeft", "2 Nov TokensLatency: 40 ms"),
+                ("Home", "1 Nov Tokens: 1,200Latency: 35 ms"),
+            ):
+                await key(page, name)
+                await wait_for(page, f"{READING} === '{wanted}'")
+            box = await page.evaluate(
+                "(({right, top}) => ({x: right - 20, y: top + 50}))(document.querySelector('.u-over').getBoundingClientRect())"
+            )
+            await page.send("Input.dispatchMouseEvent", type="mouseMoved", **box)
+            await wait_for(page, f"{READING}.startsWith('3 Nov')")
+            # The table is still there, folded away.
+            assert await page.evaluate("document.querySelector('details table').rows.length") == 4
+            assert [each for each in await axe.violations(page) if each.is_serious] == []
+
+
+async def test_lines_of_one_unit_are_drawn_together_and_bars_one_by_one(chrome: Browser) -> None:
+    site = Site()
+    rows = [("1", "10", "20"), ("2", "30", "10"), ("3", "20", "40")]
+    for kind, drawn in (("lines", [True, True]), ("bars", [True, False])):
+        site.show(table(kind, rows, unit=""), "chart", head=HEAD)
+        async with opened(chrome, site) as page:
+            await page.goto(f"{site.origin}/")
+            await drawn_in(page, "--series-1")
+            found = [await page.evaluate(dots_in(await colour(page, name))) for name in ("--series-1", "--series-2")]
+            assert found == drawn, kind
+            # A line has a mark beside its name.
+            assert await page.evaluate("document.querySelectorAll('.plot output i').length") == sum(drawn)
+
+
+async def test_a_chart_follows_its_table_and_the_choice_of_colours(chrome: Browser) -> None:
+    site = Site()
+    site.show(f'<section data-live-source="/live">{table("lines", ROWS)}</section>', "chart", "live", head=HEAD)
+
+    async def live(visit: Visit) -> None:
+        await visit.begin()
+        await visit.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "day": "4 Nov", "tokens": "7"}]})
+        await visit.gone()
+
+    site.answers["/live"] = live
+    row = '<template><tr><th scope="row" data-live="day"></th><td data-live="tokens"></td><td></td></tr></template>'
+    site.pages["/"] = site.pages["/"].replace("<tbody>", f'<tbody data-live-list="days">{row}')
+    site.pages["/"] = site.pages["/"].replace("<td>900</td>", '<td data-live="tokens">900</td>')
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        await wait_for(page, "document.querySelector('.uplot canvas') && document.querySelectorAll('tbody tr').length === 2")
+        await page.evaluate("document.querySelector('[aria-roledescription=chart]').focus()")
+        await key(page, "End")
+        await wait_for(page, f"{READING} === '4 Nov Tokens: 7Latency'")
+        await key(page, "Home")
+        await wait_for(page, f"{READING}.startsWith('3 Nov Tokens: 5')")
+        before = await colour(page, "--series-1")
+        await page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        await wait_for(page, "matchMedia('(prefers-color-scheme: dark)').matches")
+        assert await colour(page, "--series-1") != before
+        await drawn_in(page, "--series-1")
+
+
+async def test_times_are_utc_and_a_table_without_rows_draws_when_they_come(chrome: Browser) -> None:
+    site = Site()
+    hours = [(f"{hour:02}:00", str(hour), "1") for hour in range(24)]
+    made = table("lines", hours)
+    for hour in range(24):
+        made = made.replace(f'<th scope="row">{hour:02}:00', f'<th scope="row" data-value="{1_793_491_200 + hour * 3600}">{hour:02}:00')
+    empty = '<table data-chart="bars"><caption>None</caption><thead><tr><th>Day</th><th>n</th></tr></thead><tbody></tbody></table>'
+    site.show(made + empty, "chart", head=HEAD)
+    async with opened(chrome, site, width=400) as page:
+        await page.send("Emulation.setTimezoneOverride", timezoneId="Asia/Tokyo")
+        await page.goto(f"{site.origin}/")
+        await wait_for(page, "document.querySelector('.uplot canvas')")
+        assert await page.evaluate("document.querySelectorAll('.plot')[1].hidden")
+        # On a telephone it is as wide as the page, and not wider.
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await page.evaluate("document.querySelector('.uplot').parentElement.focus()")
+        await key(page, "Home")
+        await wait_for(page, f"{READING}.startsWith('00:00')")
+        await page.evaluate(
+            "(() => { const row = document.querySelectorAll('table')[1].tBodies[0].insertRow();"
+            " row.append(document.createElement('th'), document.createElement('td'));"
+            " row.cells[0].textContent = 'x'; row.cells[1].textContent = '5' })()"
+        )
+        await wait_for(page, "document.querySelectorAll('.uplot').length === 2")
+        assert await page.evaluate("document.querySelectorAll('.plot')[1].hidden") is False
+
+
+async def test_without_the_library_the_table_stays_as_it_is(chrome: Browser) -> None:
+    site = Site()
+    site.show(table("bars", ROWS), "chart")
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        assert await page.evaluate("[document.querySelector('main > table').rows.length, document.querySelectorAll('.plot').length]") == [
+            4,
+            0,
+        ]

@@ -1,0 +1,90 @@
+"""The parts of the scripts that know no page, run under Node.js; and the code samples of the playground, run as what they are."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.hyperswarm import find_node
+
+HERE = Path(__file__).parent
+SECONDS = 100
+CURL = 'curl() { for word in "$@"; do printf "%s\\0" "$word"; done; }\n'
+AICLI = 'aicli() { for word in "$@"; do printf "%s\\0" "$word"; done; }\n'
+OPENAI = """
+import json, sys, types
+class OpenAI:
+    def __init__(self, **given):
+        print(json.dumps(given))
+        self.chat = types.SimpleNamespace(completions=types.SimpleNamespace(create=lambda **given: print(json.dumps(given)) or []))
+sys.modules["openai"] = types.SimpleNamespace(OpenAI=OpenAI)
+"""
+
+
+async def run(*command: str, given: str = "", **environment: str) -> str:
+    """What the program says; its output is the message when it fails."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env={"PATH": "/usr/bin:/bin", **environment}
+    )
+    async with asyncio.timeout(SECONDS):
+        said, _ = await process.communicate(given.encode())
+    assert process.returncode == 0, said.decode()[-8000:]
+    return said.decode()
+
+
+@pytest.mark.parametrize("file", sorted(HERE.glob("*.test.js")), ids=lambda path: path.name)
+async def test_the_pure_parts(file: Path) -> None:
+    said = await run(str(find_node()), "--test", "--test-reporter=tap", str(file))
+    assert "\n# fail 0" in said
+    assert "\n# skipped 0" in said
+    assert "\n# pass 0" not in said
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The request and the samples of it that chat.test.js writes down."""
+    file = tmp_path_factory.mktemp("samples") / "samples.json"
+    environment = {"PATH": "/usr/bin:/bin", "SAMPLES_TO": str(file)}
+    subprocess.run([str(find_node()), str(HERE / "chat.test.js")], env=environment, check=True, capture_output=True, timeout=SECONDS)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+async def test_the_curl_sample_sends_the_request_whatever_is_in_it(made: Any) -> None:
+    said = await run("bash", given=CURL + made["samples"]["curl"], AIMESH_API_KEY="aip_x")
+    words = said.split("\0")
+    assert words[0] == "https://ai.example/v1/chat/completions"
+    assert "Authorization: Bearer aip_x" in words
+    assert json.loads(words[words.index("-d") + 1]) == {**made["request"], "stream": True}
+
+
+async def test_the_python_sample_sends_the_request_whatever_is_in_it(made: Any) -> None:
+    said = await run(sys.executable, "-", given=OPENAI + made["samples"]["python"], AIMESH_API_KEY="aip_x")
+    client, request = map(json.loads, said.splitlines())
+    assert client == {"base_url": "https://ai.example/v1", "api_key": "aip_x"}
+    assert request == {**made["request"], "stream": True}
+
+
+async def test_the_javascript_sample_sends_the_request_whatever_is_in_it(made: Any, tmp_path: Path) -> None:
+    package = tmp_path / "node_modules" / "aimesh-client"
+    package.mkdir(parents=True)
+    (package / "package.json").write_text('{"type": "module", "exports": "./index.js"}', encoding="utf-8")
+    client = "export class AIInferenceClient { constructor(given) { this.given = given }\n"
+    client += "async *stream(asked) { yield JSON.stringify([this.given, asked]) } }"
+    (package / "index.js").write_text(client, encoding="utf-8")
+    sample = tmp_path / "sample.mjs"
+    sample.write_text(made["samples"]["javascript"], encoding="utf-8")
+    given, asked = json.loads(await run(str(find_node()), str(sample), AIMESH_API_KEY="aip_x"))
+    assert given == {"apiKey": "aip_x", "baseUrl": "https://ai.example"}
+    expected = dict(made["request"])
+    assert asked == {"maxTokens": expected.pop("max_tokens"), **expected}
+
+
+async def test_the_aicli_sample_asks_the_question_whatever_is_in_it(made: Any) -> None:
+    words = (await run("bash", given=AICLI + made["samples"]["aicli"])).split("\0")[:-1]
+    system, question = (message["content"] for message in made["request"]["messages"])
+    assert words == ["infer", "-m", "llama-3", "--temperature", "0.2", "--max-tokens", "64", "-s", system, question]

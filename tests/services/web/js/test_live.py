@@ -1,0 +1,238 @@
+"""A page that follows its server: values, attributes and rows change in place, and a lost connection comes back by itself."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.acceptance.chromium import Browser, Page
+from tests.services.web.js import axe
+from tests.services.web.js.site import PATIENCE_SECONDS, Site, Visit, opened, press, wait_for
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BODY = """
+<section data-live-source="/live" aria-label="Nodes">
+  <p data-live-note="reconnecting" role="status" hidden>Reconnecting …</p>
+  <p data-live-note="ended" role="status" hidden>You are signed out.</p>
+  <p id="total" data-live="requests.today">7</p>
+  <time id="time" datetime="then" data-live="seen.text"
+    data-live-attr="datetime:seen.at title:seen.at onclick:bad style:bad src:bad">then</time>
+  <a id="link" href="/old" data-live-attr="href:link">more</a>
+  <svg width="10" height="10" aria-hidden="true">
+    <rect id="bar" x="0" y="0" width="1" height="1" data-live-attr="height:bar y:top"/>
+  </svg>
+  <p id="none" data-live-show="no_nodes" hidden>No nodes yet.</p>
+  <ul id="list" data-live-list="nodes">
+    <template><li><b data-live="name"></b> <span data-live="state" data-live-attr="data-state:state"></span>
+      <input aria-label="Note" data-live-attr="aria-label:label"></li></template>
+    <li data-id="a"><b data-live="name">Node A</b> <span data-live="state" data-live-attr="data-state:state">up</span>
+      <input aria-label="Note"></li>
+  </ul>
+</section>
+"""
+
+
+#: Nobody waits for real seconds here: attempts follow at once, and silence is a function that the test calls.
+CLOCK = """
+Math.random = () => -0.98
+const wait = window.setTimeout
+window.setTimeout = (then, ms) => ms === 45000 ? (window.silence = then, 0) : wait(then, ms)
+"""
+
+
+@dataclass
+class Server:
+    """Every connection of a page, and its end."""
+
+    visits: asyncio.Queue[Visit] = field(default_factory=asyncio.Queue)
+    gone: asyncio.Queue[Visit] = field(default_factory=asyncio.Queue)
+    over: dict[int, asyncio.Event] = field(default_factory=dict)
+    refuses: int = 0
+
+    async def __call__(self, visit: Visit) -> None:
+        if self.refuses:
+            await visit.answer(self.refuses, '{"error": {"code": "unauthorized", "message": "no"}}', "application/json")
+            self.gone.put_nowait(visit)
+            return
+        over = self.over[id(visit)] = asyncio.Event()
+        await visit.begin()
+        self.visits.put_nowait(visit)
+        async with asyncio.TaskGroup() as tasks:
+            ended = tasks.create_task(over.wait())
+            left = tasks.create_task(visit.gone())
+            await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
+            if over.is_set():
+                await visit.end()
+            ended.cancel()
+            left.cancel()
+        self.gone.put_nowait(visit)
+
+    async def next(self) -> Visit:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.visits.get()
+
+    def close(self, visit: Visit) -> None:
+        self.over[id(visit)].set()
+
+
+@asynccontextmanager
+async def followed(chrome: Browser) -> AsyncIterator[tuple[Page, Server, Visit]]:
+    """The page, the server that it follows, and its first connection."""
+    site, server = Site(), Server()
+    site.show(BODY, "live")
+    site.answers["/live"] = server
+    async with opened(chrome, site) as page:
+        await page.send("Page.addScriptToEvaluateOnNewDocument", source=CLOCK)
+        await page.goto(f"{site.origin}/")
+        yield page, server, await server.next()
+
+
+async def text(page: Page, selector: str) -> str:
+    return str(await page.evaluate(f"document.querySelector('{selector}').textContent"))
+
+
+async def state(page: Page, wanted: str) -> None:
+    await wait_for(page, f"document.querySelector('section').dataset.liveState === '{wanted}'")
+
+
+async def test_values_and_allowed_attributes_follow(chrome: Browser) -> None:
+    async with followed(chrome) as (page, _, visit):
+        await visit.event({"requests.today": 12, "seen.text": "now", "seen.at": "2026-01-02T03:04:05Z", "bad": "alert(1)"})
+        await visit.event({"bar": 8, "top": 2, "no_nodes": True, "link": "/new"})
+        await wait_for(page, "document.getElementById('total').textContent === '12' && !document.getElementById('none').hidden")
+        attributes = await page.evaluate(
+            "Object.fromEntries([...document.getElementById('time').attributes].map(each => [each.name, each.value]))"
+        )
+        assert attributes["datetime"] == attributes["title"] == "2026-01-02T03:04:05Z"
+        assert {"onclick", "style", "src"}.isdisjoint(attributes)
+        assert await page.evaluate("[...'xy'].map(each => document.getElementById('bar').getAttribute(each))") == ["0", "2"]
+        assert await page.evaluate("document.getElementById('link').getAttribute('href')") == "/new"
+        for elsewhere in ("javascript:alert(1)", "//evil.example/", "/\\evil.example", "https://evil.example/", ""):
+            await visit.event({"link": elsewhere, "requests.today": elsewhere})
+            await wait_for(page, f"document.getElementById('total').textContent === {json.dumps(elsewhere)}")
+            assert await page.evaluate("document.getElementById('link').getAttribute('href')") == "/new"
+        await visit.event({"requests.today": "<img src=x onerror=alert(1)>"})
+        await wait_for(page, "document.getElementById('total').textContent.startsWith('<img')")
+
+
+async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(chrome: Browser) -> None:
+    async with followed(chrome) as (page, _, visit):
+        ids = "[...document.querySelectorAll('#list > [data-id]')].map(each => each.dataset.id).join('')"
+        await page.evaluate("window.first = document.querySelector('[data-id=a]'); first.querySelector('input').focus()")
+        await page.evaluate(
+            "window.touched = []; new MutationObserver(all => touched.push(...all.map(each => each.type)))"
+            ".observe(first, {subtree: true, childList: true, attributes: true, characterData: true})"
+        )
+        node = {"id": "a", "name": "Node A", "state": "up"}
+        await visit.event({"nodes": [{"id": "c", "name": "Node C", "state": "down"}, node, {"id": "b", "name": "Node B", "state": "up"}]})
+        await wait_for(page, f"{ids} === 'cab'")
+        assert await text(page, "[data-id=c] span") == "down"
+        assert await page.evaluate("document.querySelector('[data-id=c] span').dataset.state") == "down"
+        # Only its state attribute is new: the row itself was not drawn again, and what has the focus keeps it.
+        assert await page.evaluate("touched") == ["attributes"]
+        assert await page.evaluate("document.activeElement === first.querySelector('input')")
+        await visit.event({"nodes": [node, {"id": "b", "name": "<i>B</i>", "state": "up"}]})
+        await wait_for(page, f"{ids} === 'ab'")
+        assert await text(page, "[data-id=b] b") == "<i>B</i>"
+        assert await page.evaluate(
+            "document.querySelector('[data-id=a]') === first && document.activeElement === first.querySelector('input')"
+        )
+        await visit.event({"nodes": [{"id": "b", "name": "B"}, node]})
+        await wait_for(page, f"{ids} === 'ba'")
+        await visit.event({"nodes": []})
+        await wait_for(page, f"{ids} === ''")
+
+
+async def test_a_connection_that_is_lost_comes_back_and_the_page_says_so(chrome: Browser) -> None:
+    async with followed(chrome) as (page, server, visit):
+        await visit.event({"requests.today": 1})
+        await state(page, "live")
+        assert [each for each in await axe.violations(page) if each.is_serious] == []
+        server.close(visit)
+        # Either the sign is there, or the connection is back already.
+        again = await server.next()
+        await state(page, "reconnecting")
+        assert not await page.evaluate("document.querySelector('[data-live-note=reconnecting]').hidden")
+        await again.event({"requests.today": 2})
+        await state(page, "live")
+        assert await page.evaluate("document.querySelector('[data-live-note=reconnecting]').hidden")
+        assert await text(page, "#total") == "2"
+
+
+async def test_a_connection_that_fell_silent_is_given_up_for_a_new_one(chrome: Browser) -> None:
+    async with followed(chrome) as (page, server, visit):
+        await visit.event({})
+        await state(page, "live")
+        # The three quarters of a minute without a word, at once.
+        await page.evaluate("silence()")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await server.gone.get() is visit
+        await (await server.next()).event({"requests.today": "heard"})
+        await wait_for(page, "document.getElementById('total').textContent === 'heard'")
+
+
+async def test_a_page_that_nobody_looks_at_holds_no_connection(chrome: Browser) -> None:
+    async with followed(chrome) as (page, server, visit):
+        await visit.event({})
+        await state(page, "live")
+        await page.evaluate(
+            "Object.defineProperty(document, 'hidden', {value: true, configurable: true});"
+            " document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await server.gone.get() is visit
+        await state(page, "paused")
+        await page.evaluate(
+            "Object.defineProperty(document, 'hidden', {value: false}); document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        await (await server.next()).event({"requests.today": "back"})
+        await wait_for(page, "document.getElementById('total').textContent === 'back'")
+
+
+async def test_somebody_who_is_signed_out_is_told_and_asks_no_more(chrome: Browser) -> None:
+    async with followed(chrome) as (page, server, visit):
+        server.refuses = 401
+        server.close(visit)
+        await state(page, "ended")
+        assert await page.evaluate("document.querySelector('[data-live-note=ended]').hidden") is False
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        assert server.visits.empty()
+        # The browser itself notes a refused request; nothing else may be there.
+        assert [problem for problem in page.problems if "401" not in problem] == []
+        page.problems.clear()
+
+
+async def test_waits_double_up_to_half_a_minute_and_are_spread(chrome: Browser) -> None:
+    async with followed(chrome) as (page, _, __):
+        waits = await page.evaluate(
+            "import('/js/live.js').then(live => [1, 2, 3, 6, 50].map(attempt => [live.waitMs(attempt, 0), live.waitMs(attempt, 1)]))"
+        )
+        assert waits == [[500, 1000], [1000, 2000], [2000, 4000], [15000, 30000], [15000, 30000]]
+
+
+async def test_an_event_that_makes_no_sense_is_noted_and_the_next_one_counts(chrome: Browser) -> None:
+    async with followed(chrome) as (page, _, visit):
+        await visit.write("data: {broken\n\n")
+        await visit.event({"requests.today": "next"})
+        await wait_for(page, "document.getElementById('total').textContent === 'next'")
+        assert len(page.problems) == 1
+        assert "SyntaxError" in page.problems[0]
+        page.problems.clear()
+
+
+async def test_a_button_in_a_new_row_works_as_one_of_the_page(chrome: Browser) -> None:
+    site, server = Site(), Server()
+    form = '<form method="post" data-live-attr="action:revoke" data-confirm="Sure?"><button>Revoke</button></form>'
+    row = f'<li><code data-live="key"></code> {form}</li>'
+    site.show(f'<ul data-live-source="/live" data-live-list="keys"><template>{row}</template></ul>', "live", "dialog")
+    site.answers["/live"] = server
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        await (await server.next()).event({"keys": [{"id": "1", "key": "aip_x", "revoke": "/keys/1/revoke"}]})
+        await wait_for(page, "document.querySelector('li form')?.getAttribute('action') === '/keys/1/revoke'")
+        await press(page, "li button")
+        await wait_for(page, "document.querySelector('dialog[open]')")

@@ -1,0 +1,235 @@
+"""Answers of a model in a real page: a hundred that attack the reader do nothing, and a long one keeps the page usable."""
+
+import json
+
+import pytest
+
+from tests.acceptance.chromium import Browser, Page
+from tests.services.web.js import axe
+from tests.services.web.js.payloads import nested, payloads
+from tests.services.web.js.site import Site, Visit, opened
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+#: Draws each text in an article of its own: whole, and a second time letter by letter, as it would be streamed.
+DRAW = """
+import { show, Writing } from '/js/markdown_view.js'
+window.runs = []
+window.ran = (name) => window.runs.push(name)
+window.draw = (texts) => {
+  for (const text of texts) {
+    const whole = document.createElement('article')
+    const grown = document.createElement('article')
+    document.querySelector('main').append(whole, grown)
+    show(text, whole)
+    const writing = new Writing(grown, { schedule: (turn) => turn(), now: () => 0 })
+    for (const letter of text) writing.append(letter)
+    writing.finish()
+  }
+}
+"""
+#: What a page without our care does with the same texts: HTML as HTML, each in a frame of its own.
+CARELESS = """
+window.runs = []
+window.ran = (name) => window.runs.push(name)
+window.draw = (texts) => {
+  for (const text of texts) {
+    const frame = document.createElement('iframe')
+    const pictures = text.replace(/!\\[[^\\]]*\\]\\(<?([^) >]*)[^)]*\\)/g, '<img src="$1">')
+    frame.srcdoc = pictures.replace(/\\[[^\\]]*\\]\\(([^)]*)\\)/g, '<a href="$1">')
+    document.querySelector('main').append(frame)
+  }
+}
+"""
+TAGS = """P BR H3 H4 H5 H6 PRE CODE FIGURE FIGCAPTION SPAN BUTTON HR BLOCKQUOTE UL OL LI DIV TABLE THEAD TBODY TR TH TD A EM STRONG DEL"""
+#: Of everything that was drawn, by article: elements, attributes, and where links lead.
+DRAWN = """
+[...document.querySelectorAll('article')].map(article => [...article.querySelectorAll('*')].map(each =>
+  [each.tagName, each.getAttributeNames(), each.tagName === 'A' ? [each.protocol, each.rel, each.target] : null]))
+"""
+
+
+async def draw(page: Page, site: Site, script: str, texts: list[str]) -> None:
+    """Returns when everything that the texts could have set off has had its time."""
+
+    async def answer(visit: Visit) -> None:
+        await visit.answer(200, script, "text/javascript")
+
+    async def ping(visit: Visit) -> None:
+        await visit.answer(200, "pong", "text/plain")
+
+    site.answers |= {"/draw.js": answer, "/ping": ping}
+    await page.goto(f"{site.origin}/")
+    await page.evaluate(f"draw({json.dumps(texts)})")
+    frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 40))))"
+    for _ in range(3):
+        await page.evaluate(frames)
+        # Behind everything else that was asked for.
+        assert await page.evaluate("fetch('/ping').then(answer => answer.text())") == "pong"
+
+
+async def test_a_hundred_attacks_run_nothing_and_ask_for_nothing(chrome: Browser) -> None:
+    site = Site()
+    site.show("", head='<script type="module" src="/draw.js"></script>')
+    texts = [*payloads(), nested()]
+    async with opened(chrome, site) as page:
+        await draw(page, site, DRAW, texts)
+        modules = {f"/js/{name}.js" for name in ("markdown_view", "markdown", "markdown_text", "texts")}
+        expected = modules | {"/", "/style.css", "/scripts.css", "/draw.js", "/ping"}
+        assert set(site.asked) == expected
+        assert {url.removeprefix(site.origin) for url in page.requests if not url.startswith("data:")} == expected
+        assert await page.evaluate("window.runs") == []
+        articles = await page.evaluate(DRAWN)
+        assert len(articles) == 2 * len(texts) == 202
+        for number, elements in enumerate(articles):
+            text = texts[number // 2]
+            for tag, attributes, link in elements:
+                assert tag in TAGS.split(), text
+                assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset", "srcdoc", "background")], text
+                if link:
+                    assert link[0] in ("http:", "https:", "mailto:"), text
+                    assert link[1:] == ["noopener noreferrer nofollow", "_blank"], text
+            # What cannot be shown as markdown is shown as what it is, to the letter.
+            shown = await page.evaluate(f"document.querySelectorAll('article')[{number}].textContent")
+            assert ("onerror" in shown) == ("onerror" in text and not text.startswith("```")), text
+        # Both ways of drawing give the same.
+        assert await page.evaluate(
+            "[...document.querySelectorAll('article')].every((e, n, all) => n % 2 || e.innerHTML === all[n + 1].innerHTML)"
+        )
+
+
+async def test_the_same_attacks_do_harm_in_a_page_that_takes_html(chrome: Browser) -> None:
+    """So the test above can fail: without our care, most of them run or ask for something."""
+    site = Site()
+
+    async def loose(visit: Visit) -> None:
+        page = '<!doctype html><title>x</title><link rel="icon" href="data:,"><main></main><script type="module" src="/draw.js"></script>'
+        await visit.begin(200, "text/html", content_security_policy="img-src 'self' data:; connect-src 'self'")
+        await visit.write(page)
+        await visit.end()
+
+    site.answers["/"] = loose
+    async with opened(chrome, site) as page:
+        await draw(page, site, CARELESS, payloads())
+        ran = {int(name) for name in await page.evaluate("window.runs")}
+        asked = {int(path.rpartition("/")[2]) for path in site.asked if path.startswith("/beacon/") and path.rpartition("/")[2].isdigit()}
+        assert len(ran) >= 25
+        assert len(asked) >= 25
+        # This page is made to have faults; they are not for the check at its end.
+        page.problems.clear()
+        page.requests.clear()
+        await page.evaluate("window.violations = []")
+
+
+SAMPLE = """# Title
+
+A *paragraph* with **all** `kinds` of ~~text~~ and [a link](https://example.org/).
+
+- one
+  1. two
+- three
+
+> quoted
+
+```python
+print("a very long line of code that scrolls" + "in its own box and not with the page, because it is wider than a telephone is" * 3)
+```
+
+| name | value |
+|---|--:|
+| a | 1 |
+
+---
+"""
+
+
+async def test_an_answer_is_readable_for_everybody(chrome: Browser) -> None:
+    site = Site()
+    site.show("<h2>Answers</h2>", head='<script type="module" src="/draw.js"></script>')
+    for dark, width in ((False, 1280), (True, 400)):
+        async with opened(chrome, site, dark=dark, width=width) as page:
+            await draw(page, site, DRAW, [SAMPLE])
+            # The second drawing of the same would have regions of the same name.
+            await page.evaluate("document.querySelectorAll('article')[1].remove()")
+            assert [each for each in await axe.violations(page) if each.rule != "heading-order"] == []
+            headings = await page.evaluate("[...document.querySelectorAll('article :is(h1, h2, h3, h4)')].map(each => each.tagName)")
+            assert headings == ["H3"]
+
+
+#: Tokens of an answer in pieces of one frame each, drawn when the frame comes; how long drawing took, in all.
+GROW = """
+(async () => {
+  const { Writing } = await import('/js/markdown_view.js')
+  const article = document.createElement('article')
+  document.querySelector('main').append(article)
+  let waiting = null, spent = 0, frames = 0, began = 0, draws = 0
+  const onDrawn = () => {
+    draws += 1
+    // The layout is part of what it takes, as it is for the page that keeps the end in sight.
+    article.getBoundingClientRect()
+  }
+  const writing = new Writing(article, { schedule: (turn) => { waiting = turn }, now: () => frames + performance.now() - began, onDrawn })
+  began = performance.now()
+  for (let token = 0; token < COUNT; token += 1) {
+    writing.append(TEXT)
+    if (token % 16) continue
+    // The next frame comes 16 ms later, as a clock sees it that also sees what drawing takes.
+    frames += 16
+    const turn = waiting
+    waiting = null
+    const before = performance.now()
+    turn?.()
+    spent += performance.now() - before
+  }
+  const before = performance.now()
+  writing.finish()
+  spent += performance.now() - before
+  const length = article.textContent.length
+  article.remove()
+  return { spent, length, draws, seconds: (frames + performance.now() - began) / 1000 }
+})()
+"""
+GROWING = {
+    "paragraphs": "token % 60 ? 'word ' : 'end.\\n\\n'",
+    "one endless list": "token % 12 ? 'word ' : '\\n- **item** '",
+    "one endless block of code": "token % 12 ? 'word ' : token ? '\\n' : '```js\\n'",
+    "one endless table": "token % 12 ? 'word ' : token ? '| `2` |\\n|' : 'a | b |\\n|--|--|\\n|'",
+}
+
+
+async def test_twenty_thousand_tokens_take_a_share_of_the_time_and_not_its_square(chrome: Browser) -> None:
+    site = Site()
+    site.show("")
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        for name, text in GROWING.items():
+            took = await page.evaluate(GROW.replace("COUNT", "20000").replace("TEXT", f"({text})"))
+            print(f"{name}: {took['spent']:.0f} ms in {took['draws']} drawings of {took['seconds']:.0f} s, {took['length']:,} characters")
+            assert took["length"] > 60_000, name
+            # An eighth of the time goes into drawing at most, and one whole drawing at the end.
+            assert took["spent"] < took["seconds"] * 1000 * 0.2, (name, took)
+            assert took["draws"] > 20, (name, took)
+
+
+#: Whether the first two paragraphs are the same elements before and after a fourth one comes.
+KEPT = """
+(async () => {
+  const { Writing } = await import('/js/markdown_view.js')
+  const article = document.createElement('article')
+  const writing = new Writing(article, { schedule: (turn) => turn(), now: () => 0 })
+  writing.append('first\\n\\nsecond\\n\\nthird\\n\\n')
+  const [first, second] = article.children
+  writing.append('fourth')
+  writing.finish()
+  return [article.children[0] === first, article.children[1] === second, article.children.length]
+})()
+"""
+
+
+async def test_what_is_settled_is_never_drawn_again(chrome: Browser) -> None:
+    site = Site()
+    site.show("")
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        kept = await page.evaluate(KEPT)
+        assert kept == [True, True, 4]

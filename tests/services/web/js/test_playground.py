@@ -1,0 +1,317 @@
+"""The chat page in a real browser: what a person types, sees, hears and stops, and what the server gets of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.acceptance.chromium import Browser, Page
+from tests.services.web.js import axe
+from tests.services.web.js.playground_page import playground
+from tests.services.web.js.site import PATIENCE_SECONDS, Site, Visit, key, opened, press, wait_for, write
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+USAGE = {"prompt_tokens": 1200, "completion_tokens": 34, "cost": "0.0012", "tokens_per_second": 41.26}
+LAST = "[...document.querySelectorAll('[data-chat-message=answer]')].at(-1)"
+
+
+@dataclass
+class Answers:
+    """Each question as it comes; the test writes the answer and opens the gate that ends it."""
+
+    asked: asyncio.Queue[Visit] = field(default_factory=asyncio.Queue)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    numbers: int = 0
+
+    async def __call__(self, visit: Visit) -> None:
+        self.over.clear()
+        self.left.clear()
+        self.numbers += 1
+        await visit.begin(x_request_id=f"req_{self.numbers}")
+        self.asked.put_nowait(visit)
+        async with asyncio.TaskGroup() as tasks:
+            over = tasks.create_task(self.over.wait())
+            gone = tasks.create_task(visit.gone())
+            await asyncio.wait((over, gone), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                self.left.set()
+            else:
+                await visit.end()
+            over.cancel()
+            gone.cancel()
+
+    async def next(self) -> Visit:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.asked.get()
+
+
+@dataclass
+class Chat:
+    page: Page
+    answers: Answers
+    site: Site
+    feedback: list[Visit]
+
+    async def ask(self, text: str) -> Visit:
+        await self.page.evaluate("document.getElementById('message').focus()")
+        await write(self.page, text)
+        await key(self.page, "Enter", text="\r")
+        return await self.answers.next()
+
+    async def say(self, visit: Visit, *pieces: str, usage: bool = True) -> None:
+        """The whole answer, and its end."""
+        for piece in pieces:
+            await visit.event({"text": piece}, "chunk")
+        if usage:
+            await visit.event(USAGE, "usage")
+        self.answers.over.set()
+        await self.state("ready")
+
+    async def state(self, wanted: str) -> None:
+        await wait_for(self.page, f"document.querySelector('[data-playground]').dataset.chatState === '{wanted}'")
+
+    async def part(self, name: str) -> str:
+        """The text of a part of the last answer; empty when it is not to be seen."""
+        found = f"{LAST}.querySelector('[data-chat={name}]')"
+        return str(await self.page.evaluate(f"{found}.hidden ? '' : {found}.textContent"))
+
+
+@asynccontextmanager
+async def chatting(chrome: Browser, *, dark: bool = False, width: int = 1280) -> AsyncIterator[Chat]:
+    site, answers, feedback = Site(), Answers(), list[Visit]()
+
+    async def rate(visit: Visit) -> None:
+        feedback.append(visit)
+        status = 204 if len(feedback) < 3 else 503
+        await visit.answer(status, "", "application/json")
+
+    site.show(playground(), "playground", "copy", "dialog")
+    site.answers |= {"/playground/answer": answers, "/api/feedback": rate}
+    async with opened(chrome, site, dark=dark, width=width) as page:
+        await page.goto(f"{site.origin}/")
+        await wait_for(page, "document.querySelector('[data-chat-state]')")
+        yield Chat(page, answers, site, feedback)
+
+
+async def test_a_question_is_answered_in_markdown_as_it_comes(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.page.evaluate("document.querySelector('details').open = true")
+        await chat.page.evaluate(
+            "for (const [name, value] of Object.entries("
+            "{model: 'large', temperature: '0.5', max_tokens: '64', seed: 'x', system: ' Be brief '}))"
+            " document.querySelector(`[name=${name}]`).value = value"
+        )
+        visit = await chat.ask("What is *this*?")
+        assert visit.headers["x-form-token"] == "form-token"
+        assert visit.sent == {
+            "model": "large",
+            "messages": [{"role": "user", "content": "What is *this*?"}],
+            "temperature": 0.5,
+            "max_tokens": 64,
+            "system": "Be brief",
+        }
+        await visit.event({"message": "The model is loading, 5 s"}, "waiting")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=waiting]').textContent.includes('loading')")
+        await visit.event({"text": "It is **bo"}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is **bo'")
+        assert await chat.part("waiting") == ""
+        # A screen reader is not told of every piece.
+        assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == ""
+        await chat.say(visit, "ld** <b>x</b>", "\n\n```py\nx\n```")
+        assert await chat.page.evaluate(f"{LAST}.querySelector('strong').textContent") == "bold"
+        assert "<b>x</b>" in await chat.part("text")
+        assert await chat.part("usage") == "1,200 + 34 tokens · 41.3 tokens/s · 0.0012 credits"
+        assert "It is bold" in await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent")
+        # The question stands there as it was typed, and the next one knows the whole chat.
+        assert await chat.page.evaluate("document.querySelector('.chat-question').textContent") == "What is *this*?"
+        visit = await chat.ask("And?")
+        assert [message["role"] for message in visit.sent["messages"]] == ["user", "assistant", "user"]
+        await chat.say(visit, "So.")
+
+
+async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.page.evaluate("document.getElementById('message').focus()")
+        await key(chat.page, "Enter", text="\r")
+        await write(chat.page, "one")
+        await key(chat.page, "Enter", shift=True, text="\r")
+        await write(chat.page, "two")
+        assert chat.answers.asked.empty()
+        await key(chat.page, "Enter", text="\r")
+        visit = await chat.answers.next()
+        assert visit.sent["messages"][0]["content"] == "one\ntwo"
+        # Nothing is sent while an answer is written; what is typed meanwhile stays.
+        await write(chat.page, "next")
+        await key(chat.page, "Enter", text="\r")
+        assert await chat.page.evaluate("document.getElementById('message').value") == "next"
+        await chat.say(visit, "ok")
+        assert chat.answers.numbers == 1
+
+
+@pytest.mark.parametrize("way", ["button", "Escape"])
+async def test_stopping_closes_the_connection_and_keeps_what_came(chrome: Browser, way: str) -> None:
+    async with chatting(chrome) as chat:
+        visit = await chat.ask("Tell me everything")
+        await visit.event({"text": "Once upon"}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'Once upon'")
+        if way == "button":
+            await press(chat.page, "[data-chat-act=stop]")
+        else:
+            await key(chat.page, "Escape")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await chat.answers.left.wait()
+        await chat.state("ready")
+        assert await chat.part("text") == "Once upon"
+        assert await chat.part("usage") == "Stopped."
+        assert await chat.part("problem") == ""
+        assert await chat.page.evaluate("document.activeElement.id") == "message"
+        visit = await chat.ask("Go on")
+        assert [message["content"] for message in visit.sent["messages"]] == ["Tell me everything", "Once upon", "Go on"]
+        await chat.say(visit, "a time")
+
+
+async def test_an_answer_can_be_had_again_and_a_chat_begun_anew(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.say(await chat.ask("q"), "first")
+        await press(chat.page, "[data-chat-act=regenerate]")
+        visit = await chat.answers.next()
+        assert visit.sent["messages"] == [{"role": "user", "content": "q"}]
+        await chat.say(visit, "second")
+        assert await chat.page.evaluate(
+            "[...document.querySelectorAll('[data-chat-message]')].map(each => each.querySelector('p') ? 1 : 0)"
+        ) == [0, 1]
+        assert await chat.part("text") == "second"
+        visit = await chat.ask("more")
+        # In the middle of an answer: it ends, and nothing of it comes after.
+        await press(chat.page, "[data-chat-act=clear]")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await chat.answers.left.wait()
+        await chat.state("empty")
+        assert await chat.page.evaluate("document.querySelectorAll('[data-chat-message]').length") == 0
+        assert await chat.page.evaluate("document.querySelector('[data-chat=empty]').hidden") is False
+        visit = await chat.ask("new")
+        assert [message["content"] for message in visit.sent["messages"]] == ["new"]
+        await chat.say(visit, "fresh")
+
+
+async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        visit = await chat.ask("one")
+        await visit.event({"text": "half an"}, "chunk")
+        await visit.event({"code": "worker_lost", "message": "The worker went away.", "hint": "Send it again."}, "problem")
+        await chat.say(visit, usage=False)
+        assert await chat.part("text") == "half an"
+        assert await chat.part("problem") == "The worker went away. Send it again."
+        visit = await chat.ask("none")
+        await visit.event({"code": "no_worker", "message": "No worker.", "hint": ""}, "problem")
+        await chat.say(visit, usage=False)
+        # Nothing came that one could rate; it can be asked again.
+        acts = "[...document.querySelectorAll('[data-chat-message]:last-child [data-chat-act]')].map(each => each.hidden)"
+        assert await chat.page.evaluate(acts) == [False, True, True]
+        visit = await chat.ask("two")
+        # An end without a word about tokens.
+        await chat.say(visit, "cut o", usage=False)
+        assert (await chat.part("problem")).startswith("The answer broke off.")
+
+        async def refuse(visit: Visit) -> None:
+            body = '{"error": {"code": "rate_limited", "message": "Too many requests.", "hint": "Wait 20 s."}}'
+            await visit.answer(429, body, "application/json")
+
+        chat.site.answers["/playground/answer"] = refuse
+        await chat.page.evaluate("document.getElementById('message').focus()")
+        await write(chat.page, "three")
+        await key(chat.page, "Enter", text="\r")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=problem]').textContent === 'Too many requests. Wait 20 s.'")
+
+        async def to_login(visit: Visit) -> None:
+            await visit.begin(303, location="/login")
+            await visit.end()
+
+        chat.site.answers["/playground/answer"] = to_login
+        await write(chat.page, "four")
+        await key(chat.page, "Enter", text="\r")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=problem]').textContent.startsWith('You are signed out.')")
+        assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == "You are signed out."
+        chat.page.problems[:] = [problem for problem in chat.page.problems if "429" not in problem]
+
+
+async def test_a_server_that_is_gone_is_told(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.page.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        await chat.page.evaluate("document.getElementById('message').focus()")
+        await write(chat.page, "hello?")
+        await key(chat.page, "Enter", text="\r")
+        await wait_for(
+            chat.page, f"{LAST}?.querySelector('[data-chat=problem]').textContent.startsWith('The connection to aimesh was lost.')"
+        )
+        chat.page.problems[:] = [problem for problem in chat.page.problems if "ERR_INTERNET_DISCONNECTED" not in problem]
+
+
+async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.say(await chat.ask("one"), "1")
+        await chat.say(await chat.ask("two"), "2")
+        pressed = "[...document.querySelectorAll('[data-chat-act=up]')].map(each => each.ariaPressed).join()"
+        await press(chat.page, "[data-chat-act=up]")
+        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Thank you.'")
+        assert chat.feedback[0].sent == {"request_id": "req_1", "rating": "up"}
+        assert chat.feedback[0].headers["x-form-token"] == "form-token"
+        assert await chat.page.evaluate(pressed) == "true,false"
+        await press(chat.page, "[data-chat-message]:last-child [data-chat-act=down]")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat-act=down]').ariaPressed === 'true'")
+        # The third is not taken: the button goes back to what is saved, and says so.
+        await press(chat.page, "[data-chat-act=down]")
+        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'This could not be saved.'")
+        assert await chat.page.evaluate(pressed) == "true,false"
+        assert [visit.sent["request_id"] for visit in chat.feedback] == ["req_1", "req_2", "req_1"]
+        chat.page.problems[:] = [problem for problem in chat.page.problems if "503" not in problem]
+
+
+async def test_the_chat_as_code_names_the_present_settings(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.say(await chat.ask("It's <b>"), "answer")
+        await chat.page.evaluate("document.querySelector('[name=temperature]').value = '0.7'")
+        await press(chat.page, "[data-chat-act=code]")
+        await wait_for(chat.page, "document.querySelector('dialog').open")
+        codes = await chat.page.evaluate("[...document.querySelectorAll('dialog code')].map(each => each.textContent)")
+        assert len(codes) == 4
+        for code in codes:
+            assert "small" in code
+            assert "0.7" in code
+        assert "https://ai.example/v1/chat/completions" in codes[0]
+        # The code asks for the answer that is there: it ends with the question.
+        assert "answer" not in codes[1].partition("messages=")[2].partition("]")[0]
+        assert [each for each in await axe.violations(chat.page) if each.is_serious] == []
+        # Escape closes the dialog.
+        await key(chat.page, "Escape")
+        await wait_for(chat.page, "!document.querySelector('dialog').open")
+
+
+async def test_the_end_stays_in_sight_until_the_reader_scrolls_away(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        distance = "(box => box.scrollHeight - box.scrollTop - box.clientHeight)(document.querySelector('[data-chat=log]'))"
+        visit = await chat.ask("long")
+        await visit.event({"text": "line\n\n" * 100}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 100 && {distance} <= 1")
+        assert await chat.page.evaluate("document.querySelector('[data-chat=latest]').hidden")
+        await chat.page.evaluate("document.querySelector('[data-chat=log]').scrollTop = 300")
+        await wait_for(chat.page, "!document.querySelector('[data-chat=latest]').hidden")
+        await visit.event({"text": "more\n\n" * 100}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 200")
+        assert await chat.page.evaluate("document.querySelector('[data-chat=log]').scrollTop") == 300
+        await press(chat.page, "[data-chat=latest]")
+        await visit.event({"text": "end\n\n" * 50}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 250 && {distance} <= 1")
+        await chat.say(visit, "done")
+
+
+async def test_the_page_is_usable_for_everybody_and_on_a_telephone(chrome: Browser) -> None:
+    for dark, width in ((False, 1280), (True, 400)):
+        async with chatting(chrome, dark=dark, width=width) as chat:
+            await chat.say(await chat.ask("q"), "text with `code` and [a link](https://example.org/)\n\n```\ncode\n```")
+            assert await axe.violations(chat.page) == []
+            assert await chat.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
