@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.access_review import access_review
 from cli.credits import credits_
 from cli.ledger import ledger
 from cli.members import nodes
 from cli.prices import prices
+from cli.signing_keys import signing_keys
 from cli.surroundings import Surroundings
 from cli.tickets import tickets
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 #: shared.types.Tier, spelled out so that `--help` needs no import of it; a test holds the two together.
 TIERS = ("free", "pro", "enterprise")
+#: shared.types.UserRole likewise.
+ROLES = ("admin", "developer", "user", "node-owner")
 
 
 class _Tier(click.Choice[str]):
@@ -37,11 +41,13 @@ admin.add_command(nodes)
 admin.add_command(credits_, "credits")
 admin.add_command(prices)
 admin.add_command(ledger)
+admin.add_command(access_review)
+admin.add_command(signing_keys)
 
 
 @admin.group()
 def users() -> None:
-    """List accounts, change their tier, close and open them."""
+    """List accounts, change their tier and role, close and open them."""
 
 
 @users.command("list")
@@ -82,6 +88,22 @@ def set_tier(here: Surroundings, /, user: str, tier: str, *, as_json: bool) -> N
     _show(here.ask(auth.set_tier, auth.SetTier(user, Tier(tier))), as_json=as_json)
 
 
+@users.command("set-role")
+@click.argument("user")
+@click.argument("role", type=click.Choice(ROLES))
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.pass_obj
+def set_role(here: Surroundings, /, user: str, role: str, *, as_json: bool) -> None:
+    """Say what USER, a username, e-mail address or id, may do.
+
+    developer: load and unload models. node-owner: bring machines of their own. admin: everything.
+    """
+    from shared.api import auth
+    from shared.types import UserRole
+
+    _show(here.ask(auth.set_role, auth.SetRole(user, UserRole(role))), as_json=as_json)
+
+
 @users.command()
 @click.argument("user")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
@@ -111,4 +133,4 @@ def _show(user: "User", *, as_json: bool) -> None:
         output.show_json(output.plain(user))
     else:
         state = "open" if user.is_active else "closed"
-        click.echo(f"{output.printable(user.username)}: tier {user.tier}, {state}")
+        click.echo(f"{output.printable(user.username)}: {user.role}, tier {user.tier}, {state}")

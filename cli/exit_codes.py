@@ -67,6 +67,8 @@ BY_ERROR: dict[str, ExitCode] = {
     "unknown_model": ExitCode.NOTHING_SERVES,
     "unsupported_media_type": ExitCode.USAGE,
     "worker_lost": ExitCode.FAILED,
+    "confirmation_needed": ExitCode.NOT_AUTHENTICATED,
+    "second_factor_needed": ExitCode.NOT_AUTHENTICATED,
     "wrong_role": ExitCode.FAILED,
 }
 

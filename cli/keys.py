@@ -1,6 +1,8 @@
-"""`aicli keys`: make, list and revoke API keys."""
+"""`aicli keys`: make, list, rename, rotate and revoke API keys, and find those that lie about."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +11,12 @@ from cli import amounts
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from shared.api.auth import ApiKey, KeyLimits
+    from cli.connection import Connection
+    from cli.output import Json
+    from shared.api.auth import ApiKey, GenerateApiKey, KeyLimits
+
+    #: What an option gives.
+    Wish = int | str | tuple[str, ...] | None
 
 #: What the columns of auth hold.
 _LIMIT = click.IntRange(1, 2**31 - 1)
@@ -17,7 +24,7 @@ _LIMIT = click.IntRange(1, 2**31 - 1)
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys."""
+    """Make, list, rotate and revoke API keys, and find leaked ones."""
 
 
 @keys.command()
@@ -33,25 +40,140 @@ def keys() -> None:
     metavar="CREDITS",
     help="What all its requests may cost, such as 2.5.",
 )
+@click.option("--kind", type=click.Choice(["live", "test", "adm"]), default="live", help="test: for CI. adm: an administrator's rights.")
+@click.option("--scope", "scopes", multiple=True, help="Only this, such as inference:execute; may be given again.")
+@click.option("--model", "models", multiple=True, help="Only this model; may be given again.")
+@click.option("--network", "networks", multiple=True, metavar="CIDR", help="Only from there, such as 192.0.2.0/24; may be given again.")
+@click.option("--days", type=click.IntRange(0, 3650), help="How long it is good; 0 for ever. Without it 90, and 30 for a test key.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
-def create(here: Surroundings, /, name: str, *, as_json: bool, **limits: int | None) -> None:
+def create(here: Surroundings, /, name: str, *, as_json: bool, **wishes: "Wish") -> None:
     """Make a key called NAME and print it: now, and never again.
 
-    Limits of the key hold besides the account's: the tightest one counts.
+    Limits of the key hold besides the account's: the tightest one counts. A live key never has an administrator's rights.
     """
-    import msgspec
-
     from cli import output
     from shared.api import auth
 
-    wanted = auth.GenerateApiKey(name=name, limits=msgspec.structs.replace(auth.KeyLimits(), **limits))
-    made = here.ask(auth.generate_api_key, wanted)
+    made = here.ask(auth.generate_api_key, _request(name, wishes))
     if as_json:
         output.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
     click.echo(made.api_key)
     output.note(f"This is the only time that the key {made.key.name!r} is shown; keep it where secrets are kept.")
+    output.note(_expiry(made.key))
+
+
+def _request(name: str, wishes: "dict[str, Wish]") -> "GenerateApiKey":
+    from typing import Any, cast
+
+    import msgspec
+
+    from shared.api import auth
+    from shared.types import ModelName
+
+    each = cast("dict[str, Any]", wishes)
+    kind = auth.KeyKind(each.pop("kind"))
+    models = tuple(ModelName(model) for model in each.pop("models"))
+    bounds = auth.KeyBounds(each.pop("scopes"), models, each.pop("networks"))
+    days = each.pop("days")
+    return auth.GenerateApiKey(name=name, limits=msgspec.structs.replace(auth.KeyLimits(), **each), kind=kind, bounds=bounds, days=days)
+
+
+def _expiry(key: "ApiKey") -> str:
+    if key.expires_at is None:
+        return "It never expires."
+    return f"It is good until {key.expires_at:%Y-%m-%d}; `aicli keys rotate` makes its successor."
+
+
+@keys.command()
+@click.argument("key", metavar="NAME_OR_ID")
+@click.argument("name", metavar="NEW_NAME")
+@click.pass_obj
+def rename(here: Surroundings, /, key: str, name: str) -> None:
+    """Give a key another name."""
+    from cli import output
+    from shared.api import auth
+
+    renamed = here.ask(auth.rename_api_key, auth.RenameApiKey(_no_secret(key), name))
+    click.echo(f"{output.printable(renamed.preview)} is called {output.printable(renamed.name)} now.")
+
+
+@keys.command()
+@click.argument("key", metavar="NAME_OR_ID")
+@click.option("--overlap-hours", type=click.IntRange(0, 168), default=24, show_default=True, help="How long the old one goes on.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
+@click.pass_obj
+def rotate(here: Surroundings, /, key: str, *, overlap_hours: int, as_json: bool) -> None:
+    """Make a new secret for a key and print it; the old one ends after the overlap."""
+    from cli import output
+    from shared.api import auth
+
+    made = here.ask(auth.rotate_api_key, auth.RotateApiKey(_no_secret(key), overlap_hours * 3600))
+    if as_json:
+        output.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
+        return
+    click.echo(made.api_key)
+    ends = "has ended" if overlap_hours == 0 else f"goes on for {overlap_hours} h"
+    output.note(f"This is the only time that the new secret of {made.key.name!r} is shown; the old one {ends}.")
+
+
+@keys.command()
+@click.argument("places", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--revoke", "revokes", is_flag=True, help="Revoke every key that still works, with the key itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects, without the secrets.")
+@click.pass_obj
+def scan(here: Surroundings, /, places: tuple[Path, ...], *, revokes: bool, as_json: bool) -> None:
+    """Find keys, tickets and tokens that lie about in PLACES: files or folders, this one if none is named.
+
+    Exits with 1 where there are any, so that a hook or a CI job can refuse what holds them. Nothing leaves this machine
+    without --revoke.
+    """
+    import sys
+
+    from cli import leaks, output
+
+    found = [leak for place in places or (Path(),) for leak in leaks.find(place)]
+    ended = {leak.secret: _revoke_by_itself(here, leak.secret) for leak in found if revokes and leak.is_key}
+    if as_json:
+        rows: list[Json] = [
+            {"path": str(leak.path), "line": leak.line, "kind": leak.kind, "key": leak.preview, "now": ended.get(leak.secret, "")}
+            for leak in found
+        ]
+        output.show_json(rows)
+    else:
+        for leak in found:
+            state = f"  {ended[leak.secret]}" if leak.secret in ended else ""
+            click.echo(f"{output.printable(str(leak.path))}:{leak.line}: {leak.kind} {leak.preview}{state}")
+        if found and not revokes:
+            output.note("Whoever can read these files can use them: revoke each (aicli keys revoke, or scan --revoke), then make new ones.")
+        elif not found:
+            output.note("Nothing found.")
+    sys.exit(1 if found else 0)
+
+
+def _revoke_by_itself(here: Surroundings, secret: str) -> str:
+    """What became of a key that was found, in words."""
+    from cli.login import is_shown_as
+    from shared import errors
+    from shared.api import auth
+    from shared.types import Credential
+
+    key = Credential(secret)
+
+    async def work(connection: "Connection") -> str:
+        listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=key)
+        for entry in listed.keys:
+            if entry.is_active and is_shown_as(key, entry.preview):
+                await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=key)
+        return "revoked now"
+
+    try:
+        return here.run(work, key_needed=False)
+    except errors.NotAuthenticated:
+        return "does not work any more"
+    except errors.NotAllowed:
+        return "STILL WORKS, and may not revoke itself: aicli keys revoke"
 
 
 @keys.command("list")
@@ -67,9 +189,11 @@ def list_(here: Surroundings, /, *, as_json: bool) -> None:
     columns: list[Column[ApiKey]] = [
         Column("NAME", lambda key: key.name),
         Column("KEY", lambda key: key.preview),
-        Column("STATE", lambda key: "active" if key.is_active else "revoked", lambda key: "green" if key.is_active else "dim"),
+        Column("STATE", _state, lambda key: "green" if _state(key) == "active" else "dim"),
+        Column("MAY", lambda key: output.names(_bounds(key))),
         Column("LIMITS", lambda key: output.names(_in_words(key.limits))),
         Column("AGE", lambda key: output.ago(key.created_at)),
+        Column("EXPIRES", lambda key: "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d}"),
         Column("LAST USED", lambda key: "–" if key.last_used_at is None else f"{output.ago(key.last_used_at)} ago"),
     ]
     output.show_rows(listed.keys, columns, as_json=as_json, empty="No keys yet: aicli keys create NAME")
@@ -82,17 +206,37 @@ def list_(here: Surroundings, /, *, as_json: bool) -> None:
 def revoke(here: Surroundings, /, key: str, *, as_json: bool) -> None:
     """Revoke a key, by its name or its id. It stops working at once, for good."""
     from cli import output
-    from shared import errors
     from shared.api import auth
 
-    if key.startswith("aip_"):
-        # A whole key on the command line is in the shell's history and in ps by now: revoking it is right, pasting it was not.
-        raise errors.BadRequest("that is a key itself, which does not belong on a command line", hint="name it; see aicli keys list")
-    gone = here.ask(auth.revoke_api_key, auth.RevokeApiKey(key))
+    gone = here.ask(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key)))
     if as_json:
         output.show_json(output.plain(gone))
     else:
         click.echo(f"Revoked {output.printable(gone.name)} ({output.printable(gone.preview)}).")
+
+
+def _no_secret(key: str) -> str:
+    from shared import errors
+
+    if key.startswith("aip_"):
+        # A whole key on the command line is in the shell's history and in ps by now: revoking it is right, pasting it was not.
+        raise errors.BadRequest("that is a key itself, which does not belong on a command line", hint="name it; see aicli keys list")
+    return key
+
+
+def _state(key: "ApiKey") -> str:
+    if not key.is_active:
+        return "revoked"
+    return "active" if key.expires_at is None or key.expires_at > datetime.now(UTC) else "expired"
+
+
+def _bounds(key: "ApiKey") -> Iterator[str]:
+    """What it may be used for; nothing for all that its kind may."""
+    if key.kind != "live":
+        yield {"test": "test", "adm": "administer"}.get(key.kind, key.kind)
+    yield from key.bounds.scopes
+    yield from key.bounds.models
+    yield from (f"from {network}" for network in key.bounds.networks)
 
 
 def _in_words(limits: "KeyLimits") -> Iterator[str]:

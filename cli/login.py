@@ -4,6 +4,7 @@ The password and the session that it opens are dropped at once; what stays is a 
 under the machine's name and can revoke from anywhere.
 """
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from cli.profile import Profile
-    from shared.api.auth import Credentials, NewApiKey, User
+    from shared.api.auth import Credentials, NewApiKey, Session, User
     from shared.types import Credential
 
 
@@ -64,23 +65,42 @@ def login(here: Surroundings, /, name: str | None, *, password_stdin: bool, key_
 async def _exchange(connection: "Connection", credentials: "Credentials", title: str, old: "Credential | None") -> "tuple[User, NewApiKey]":
     """A session for the password, a key for the session, and the session closed again."""
     from shared.api import auth
+    from shared.types import UserRole
 
     session = await connection.call(auth.login_user, auth.LoginUser(credentials))
+    session = await _finish(connection, session)
     token = session.access_token
+    # An administrator's key administers: that is what this machine is used for. Others have no such kind.
+    kind = auth.KeyKind.ADMIN if session.user.role is UserRole.ADMIN else auth.KeyKind.LIVE
     try:
-        made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title), credential=token)
+        made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind), credential=token)
         if old is not None:
             # The key that this profile forgets now would else stay valid, and nobody would know where it is.
             listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=token)
             for key in listed.keys:
-                if key.is_active and _is_shown_as(old, key.preview):
+                if key.is_active and is_shown_as(old, key.preview):
                     await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(key.id)), credential=token)
     finally:
         await connection.call(auth.logout_user, auth.LogoutUser(session.session_token), credential=token)
     return session.user, made
 
 
-def _is_shown_as(key: "Credential", preview: str) -> bool:
+async def _finish(connection: "Connection", session: "Session") -> "Session":
+    """The second step of the login, where there is one. Raises SecondFactorNeeded for one that only the web page can do."""
+    from shared import errors
+    from shared.api import auth
+
+    if session.step is auth.Step.SET_UP_MFA:
+        raise errors.SecondFactorNeeded(
+            "administrators need a second factor, and this account has none yet", hint="sign in on the web page once and set it up"
+        )
+    if session.step is auth.Step.DONE:
+        return session
+    code = await asyncio.to_thread(asked, "code of your authenticator app, or a recovery code", "a terminal to type it")
+    return await connection.call(auth.confirm_login, auth.ConfirmLogin(code.strip()), credential=session.access_token)
+
+
+def is_shown_as(key: "Credential", preview: str) -> bool:
     """Whether a preview, the first 12 and the last 4 characters with something between, may be this key's."""
     return len(key) > 16 and preview.startswith(key[:12]) and preview.endswith(key[-4:])
 
@@ -114,7 +134,7 @@ def logout(here: Surroundings) -> None:
     async def work(connection: "Connection") -> None:
         listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=key)
         for entry in listed.keys:
-            if entry.is_active and _is_shown_as(key, entry.preview):
+            if entry.is_active and is_shown_as(key, entry.preview):
                 await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=key)
 
     # A key that was revoked elsewhere is refused; what is left to do is to forget it.

@@ -37,6 +37,10 @@ def test_json_has_every_field_under_its_python_name() -> None:
             "concurrency": None,
             "budget_micro": None,
         },
+        "kind": "live",
+        "bounds": {"scopes": [], "models": [], "networks": []},
+        "expires_at": None,
+        "team_id": None,
     }
 
 

@@ -147,14 +147,15 @@ def test_an_npm_that_was_interrupted_is_found(tmp_path: Path) -> None:
 
 
 def test_another_lock_of_the_sidecar_is_another_setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "SIDECAR", _sidecar(tmp_path))
+    monkeypatch.setattr(setup, "NPM_FOLDERS", {_sidecar(tmp_path): ("runtime", "the sidecar")})
     before = setup.digest_of("runtime")
     (tmp_path / "package-lock.json").write_text("{}")
     assert setup.digest_of("runtime") != before
 
 
-def test_the_sidecars_lock_names_no_registry_and_every_hash() -> None:
-    text = (setup.SIDECAR / "package-lock.json").read_text(encoding="utf-8")
+@pytest.mark.parametrize("folder", setup.NPM_FOLDERS, ids=lambda folder: folder.name)
+def test_a_lock_of_npm_names_no_registry_and_every_hash(folder: Path) -> None:
+    text = (folder / "package-lock.json").read_text(encoding="utf-8")
     packages = json.loads(text)["packages"]
     assert '"resolved"' not in text
     assert all(each["integrity"].startswith("sha512-") for name, each in packages.items() if name)
