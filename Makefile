@@ -43,6 +43,7 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy shared services cli tools
+	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
 	@$(BIN)/lint-imports
 	@cd shared/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@cd sdk/javascript && ../../shared/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .

@@ -115,6 +115,8 @@ METHODS: Mapping[str, Access] = {
     # --- an OpenID provider
     "auth.beginOidc": _NODE,
     "auth.finishOidc": _NODE,
+    "auth.leaveOidc": _NODE,
+    "auth.getSignInOptions": _NODE,
     "auth.listOidcLinks": _ACCOUNT,
     "auth.removeOidcLink": _ACCOUNT_FRESH,
     # --- API keys

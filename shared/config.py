@@ -137,6 +137,8 @@ def _convert(raw: str, kind: Any) -> Any:
         return Path(raw).expanduser()
     if get_origin(kind) is tuple:
         return tuple(_convert(part.strip(), get_args(kind)[0]) for part in raw.split(",") if part.strip())
+    if get_origin(kind) is dict and raw.startswith("{"):
+        return msgspec.json.decode(raw, type=kind)
     if get_origin(kind) is dict:
         return dict(_pair(part) for part in raw.split(",") if part.strip())
     # DEBUG is what many write for debug.

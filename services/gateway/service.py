@@ -15,7 +15,9 @@ from services.gateway import admission
 from services.gateway.callers import Callers
 from services.gateway.doors.http_app import HttpApp
 from services.gateway.doors.reference import Reference
-from services.gateway.doors.rest import Rest
+from services.gateway.doors.rest_accounts import RestAccounts
+from services.gateway.doors.rest_inference import RestInference
+from services.gateway.doors.rest_usage import RestUsage
 from services.gateway.embeddings import Embeddings
 from services.gateway.limiting import limits
 from services.gateway.limiting.quotas import Quotas, Rules
@@ -73,6 +75,7 @@ class Opened:
     ledger: Ledger
     takes: Takes
     idempotency: Idempotency
+    reports: UsageReports
 
 
 #: Who says no name is shown what everybody may use.
@@ -124,6 +127,7 @@ class GatewayService:
         )
         self._pipeline = Pipeline(parts, patience_seconds=_FINDING_SECONDS)
         self._idempotency = opened.idempotency
+        self.reports = opened.reports
         self._once = Once(self._pipeline, opened.idempotency)
         self._embeddings = Embeddings(self._pipeline, parts)
         self._http = self._http_app()
@@ -145,7 +149,7 @@ class GatewayService:
             ):
                 reports = UsageReports(UsageStore(database), request_log_days=settings.request_log_days)
                 node.dispatcher.add(reports)
-                service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency))
+                service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports))
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
@@ -184,9 +188,15 @@ class GatewayService:
         return self._http
 
     def _http_app(self) -> HttpApp:
-        rest = Rest(self._once, self._node.rpc, self._store, self._quotas, request_seconds=self._seconds)
-        chat = OpenAi(self._once, self._catalogue, request_seconds=self._seconds)
-        routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self._embeddings, request_seconds=self._seconds).routes())
+        seconds = self._seconds
+        parts = (
+            RestAccounts(self._node.rpc),
+            RestInference(self._once, request_seconds=seconds),
+            RestUsage(self._store, self.reports, self._quotas),
+            OpenAi(self._once, self._catalogue, request_seconds=seconds),
+            OpenAiEmbeddings(self._embeddings, request_seconds=seconds),
+        )
+        routes = tuple(route for part in parts for route in part.routes())
         every = (*routes, *Reference.routes_for(routes))
         return HttpApp(every, self.callers, self._node.metrics, limits_of=self._quotas.limits_of, on_refusal=self.telling.refused)
 

@@ -44,7 +44,10 @@ class UsageReports:
 
     @serves(usage_report.list_requests)
     async def list_requests(self, request: usage_report.ListRequests, call: Call) -> LoggedRequests:
-        return LoggedRequests(await self._store.requests(_subject(call.principal, request.tenant_id), request))
+        return LoggedRequests(await self.requests(call.principal, request))
+
+    async def requests(self, caller: Principal, asked: usage_report.ListRequests) -> tuple[usage_report.LoggedRequest, ...]:
+        return await self._store.requests(_subject(caller, asked.tenant_id), asked)
 
     @serves(usage_report.export_requests)
     async def export_requests(self, request: usage_report.ExportRequests, stream: StreamCall[LoggedRequests]) -> Nothing:
@@ -56,12 +59,15 @@ class UsageReports:
 
     @serves(usage_report.give_feedback)
     async def give_feedback(self, request: usage_report.GiveFeedback, call: Call) -> Nothing:
-        tenant, user = call.principal.tenant_id, call.principal.user_id
-        if request.rating == 0:
-            await self._store.unrate(tenant, user, request.request_id)
-        elif not await self._store.rate(tenant, user, RequestId(request.request_id), request.rating):
-            raise errors.NotFound("you have no answered request with this id", hint="the id is in the answer, and in the request log")
+        await self.rate(call.principal, request.request_id, request.rating)
         return Nothing()
+
+    async def rate(self, caller: Principal, request: RequestId, rating: int) -> None:
+        """Raises NotFound for a request that is not the caller's, or has no answer."""
+        if rating == 0:
+            await self._store.unrate(caller.tenant_id, caller.user_id, request)
+        elif not await self._store.rate(caller.tenant_id, caller.user_id, request, rating):
+            raise errors.NotFound("you have no answered request with this id", hint="the id is in the answer, and in the request log")
 
     async def end_old(self) -> None:
         """For ever: rows that are older than they are kept go, a few thousand at a time."""

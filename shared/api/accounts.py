@@ -137,6 +137,8 @@ class BeginOidc(Body, frozen=True):
     then: Text = ""
     #: A session that shall be linked to the provider's account, in place of logging in.
     session_token: str | None = None
+    #: The provider shall ask for the password anew: how somebody without one here confirms something sensitive.
+    fresh: bool = False
 
 
 class OidcStart(Body, frozen=True):
@@ -149,7 +151,9 @@ class OidcStart(Body, frozen=True):
 class FinishOidc(Body, frozen=True):
     state: Text
     binding: Text
-    code: Annotated[str, msgspec.Meta(max_length=4096)]
+    code: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    #: What the provider says in place of a code, such as access_denied.
+    error: Text | None = None
     #: As it came, RFC 9207; None where the provider sends none.
     issuer: str | None = None
     client: Client = Client()
@@ -159,6 +163,32 @@ class OidcEnd(Body, frozen=True, omit_defaults=False):
     #: None where an account was linked.
     session: Session | None
     then: str
+
+
+class LeaveOidc(Body, frozen=True):
+    """Before ``logoutUser``: where to send the browser so that the provider's session ends, too."""
+
+    session_token: str
+    #: Where the provider shall send the browser back to.
+    then: str
+
+
+class LeftOidc(Body, frozen=True, omit_defaults=False):
+    #: None where the session did not begin at a provider, or it has no such place.
+    url: str | None
+
+
+class GetSignInOptions(Body, frozen=True):
+    pass
+
+
+class SignInOptions(Body, frozen=True, omit_defaults=False):
+    """What the pages for visitors have to know."""
+
+    open_registration: bool
+    password_min_length: int
+    #: The name on the button of the provider; None where there is none.
+    oidc_name: str | None = None
 
 
 class ListOidcLinks(Body, frozen=True):
@@ -201,6 +231,8 @@ list_sessions = Method("auth.listSessions", ListSessions, OpenSessions, callers=
 end_session = Method("auth.endSession", EndSession, Nothing, callers=PEOPLE)
 begin_oidc = Method("auth.beginOidc", BeginOidc, OidcStart, callers={Role.WEB})
 finish_oidc = Method("auth.finishOidc", FinishOidc, OidcEnd, callers={Role.WEB})
+leave_oidc = Method("auth.leaveOidc", LeaveOidc, LeftOidc, callers={Role.WEB})
+get_sign_in_options = Method("auth.getSignInOptions", GetSignInOptions, SignInOptions, callers=PEOPLE)
 list_oidc_links = Method("auth.listOidcLinks", ListOidcLinks, OidcLinks, callers=PEOPLE)
 remove_oidc_link = Method("auth.removeOidcLink", RemoveOidcLink, Nothing, callers=PEOPLE)
 switch_organisation = Method("auth.switchOrganisation", SwitchTeam, Session, callers=PEOPLE)

@@ -1,24 +1,31 @@
 """The RPC methods by which people log in with the provider, link it to their account, and unlink it."""
 
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from services.auth import acts
-from services.auth.oidc import admission
+from services.auth.oidc import admission, discovery
 from services.auth.oidc.admission import Admitted
 from services.auth.oidc.flow import Answer, Wish
 from services.auth.oidc.links import Links
 from services.auth.oidc.login import Finished, Oidc
 from services.auth.oidc.mapping import Identity, RoleTable
+from services.auth.oidc.pending import PendingLogins
+from services.auth.oidc.provider import Provider
 from services.auth.oidc.provider_sessions import ProviderSessions
+from services.auth.oidc.registration import Registration
 from services.auth.parts import Parts
 from services.auth.sessions import Login, Over
+from services.auth.settings import AuthSettings
 from shared import access, errors
 from shared.api import accounts, auth, events
 from shared.api.auth import SessionKind, Step
 from shared.api.method import Nothing
+from shared.cache import Cache
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.types import UserId
@@ -44,6 +51,18 @@ class Equipment:
     roles: RoleTable
     provider_sessions: ProviderSessions
 
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: AuthSettings, cache: Cache, links: Links) -> AsyncIterator["Equipment"]:
+        """Does not ask the provider: auth starts without it. Raises BadSettings."""
+        async with contextlib.AsyncExitStack() as stack:
+            oidc = None
+            if (registration := _registration(settings)) is not None:
+                provider = await stack.enter_async_context(Provider.open(registration))
+                oidc = Oidc(registration, provider, PendingLogins(cache))
+            kept = ProviderSessions(cache, longest_seconds=settings.session_longest_seconds)
+            yield cls(oidc=oidc, links=links, roles=RoleTable(settings.oidc_roles), provider_sessions=kept)
+
 
 class OidcDoor:
     """Handlers. Any of them may raise Unavailable: the provider, PostgreSQL or Valkey does not answer."""
@@ -64,12 +83,15 @@ class OidcDoor:
     async def begin_oidc(self, request: accounts.BeginOidc, call: Call) -> accounts.OidcStart:
         oidc = self._provider()
         link_to = None if request.session_token is None else await self._check_may_link(request.session_token)
-        begun = await oidc.begin(Wish(redirect_uri=request.redirect_uri, then=request.then or "/", link_to=link_to))
+        max_age = 0 if request.fresh else None
+        begun = await oidc.begin(
+            Wish(redirect_uri=request.redirect_uri, then=request.then or "/", link_to=link_to, max_age_seconds=max_age)
+        )
         return accounts.OidcStart(begun.url, begun.binding)
 
     @serves(accounts.finish_oidc)
     async def finish_oidc(self, request: accounts.FinishOidc, call: Call) -> accounts.OidcEnd:
-        answer = Answer(state=request.state, code=request.code, iss=request.issuer)
+        answer = Answer(state=request.state, code=request.code or None, error=request.error, iss=request.issuer)
         try:
             finished = await self._provider().finish(answer, request.binding)
         except errors.NotAuthenticated:
@@ -98,12 +120,12 @@ class OidcDoor:
             raise errors.NotFound("your account has no such link", hint="listOidcLinks shows them")
         return Nothing()
 
-    async def logout_url(self, session_token: str, then: str) -> str | None:
-        """Where to send the browser so that it is logged out at the provider, too; None for a session that came otherwise."""
+    @serves(accounts.leave_oidc)
+    async def leave_oidc(self, request: accounts.LeaveOidc, call: Call) -> accounts.LeftOidc:
         if self._oidc is None:
-            return None
-        id_token = await self._provider_sessions.take(session_token)
-        return None if id_token is None else await self._oidc.logout_url(id_token, then)
+            return accounts.LeftOidc(None)
+        id_token = await self._provider_sessions.take(request.session_token)
+        return accounts.LeftOidc(None if id_token is None else await self._oidc.logout_url(id_token, request.then))
 
     def _provider(self) -> Oidc:
         if self._oidc is None:
@@ -135,6 +157,24 @@ class OidcDoor:
         self._node.metrics.registrations.inc()
         self._node.publish(events.UserRegistered(datetime.now(UTC), admitted.user_id))
         _log.info("user registered", user_id=admitted.user_id, by="oidc")
+
+
+def _registration(settings: AuthSettings) -> Registration | None:
+    """None where no provider is set up."""
+    if settings.oidc_issuer is None:
+        return None
+    if fault := discovery.find_fault(settings.oidc_issuer):
+        raise errors.BadSettings(f"OIDC_ISSUER: {fault}", hint="copy it from the provider's own settings")
+    if not settings.oidc_client_id:
+        raise errors.BadSettings("OIDC_CLIENT_ID is not set, and OIDC_ISSUER is", hint="the provider shows it where the client was made")
+    return Registration(
+        issuer=settings.oidc_issuer,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret,
+        scopes=settings.oidc_scopes,
+        groups_claim=settings.oidc_groups_claim,
+        ca_file=settings.oidc_ca_file,
+    )
 
 
 def _confirmed_at(identity: Identity, now: float) -> float:

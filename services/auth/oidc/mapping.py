@@ -5,8 +5,6 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
 from services.auth import names
 from shared import errors
 from shared.types import UserRole
@@ -52,15 +50,6 @@ class RoleTable:
             return None
         given = {self.roles[group] for group in groups if group in self.roles}
         return next((role for role in BY_POWER if role in given), UserRole.USER)
-
-
-def read_roles(text: str) -> RoleTable:
-    """Of a setting: a JSON object of group -> role, because names of groups may have commas and equal signs. Raises ValueError."""
-    try:
-        return RoleTable(msgspec.json.decode(text, type=dict[str, UserRole]))
-    except msgspec.DecodeError as error:
-        roles = ", ".join(role.value for role in BY_POWER)
-        raise ValueError(f'say {{"group": "role"}}, with one of the roles {roles}') from error
 
 
 def read_identity(issuer: str, subject: str, said: Mapping[str, object], groups_claim: str, id_token: str = "") -> Identity:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -53,6 +54,23 @@ def snake_names(found: Mapping[str, object]) -> dict[str, object]:
             raise BadField(snake, "is there twice")
         renamed[snake] = value
     return renamed
+
+
+def read_query(query: bytes, kind: type[S]) -> S:
+    """The fields behind the question mark, with numbers and times read from their text. Raises BadRequest or BadField."""
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=20)
+    except ValueError as error:
+        raise errors.BadRequest("what stands behind the question mark cannot be read", hint="name=value, joined by &") from error
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise BadField(name, "is there twice")
+        fields[name] = value
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise _mistake(str(error)) from error
 
 
 def _mistake(message: str) -> errors.BadRequest:

@@ -44,6 +44,8 @@ class Route:
     #: The method of the contract that it amounts to: the label in the metrics.
     method: str
     summary: str
+    #: None where there is nothing behind the question mark.
+    query: type[msgspec.Struct] | None = None
     #: None where the request has no body, and where the answer is not JSON.
     body: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | None = None

@@ -44,6 +44,7 @@ _SINGLE = frozenset(
     {b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"last-event-id"}
 )
 
+_LONGEST_AGENT = 200
 _COMMON: Headers = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -104,6 +105,18 @@ class HttpCall:
         """Whence it comes, behind trusted proxies."""
         client = self._scope.get("client")
         return client[0] if client else None
+
+    @property
+    def agent(self) -> str:
+        """What the client calls itself, as far as it can be shown."""
+        said = self._headers.get(b"user-agent", b"").decode("latin-1")
+        return "".join(letter for letter in said if letter.isprintable())[:_LONGEST_AGENT]
+
+    @property
+    def query(self) -> bytes:
+        """What stands behind the question mark."""
+        found: bytes = self._scope.get("query_string", b"")
+        return found
 
     @property
     def idempotency_key(self) -> str | None:

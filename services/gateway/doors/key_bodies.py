@@ -8,10 +8,11 @@ import msgspec
 from services.gateway.admission import BadField
 from shared import amounts
 from shared.api import auth
-from shared.types import Credential, KeyId, MicroCredits, UserId
+from shared.types import Credential, KeyId, MicroCredits, ModelName, UserId
 
 #: What the columns of auth hold; and no message carries an integer that is longer than 64 bits.
 Limit = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Days = Annotated[int, msgspec.Meta(ge=0, le=3650)]
 
 
 class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +27,16 @@ class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: Limit | None = None
     #: What all requests of the key may cost, in credits; as a string where it has more than 15 digits.
     budget: str | int | float | None = None
+    #: live, test or adm.
+    kind: auth.KeyKind = auth.KeyKind.LIVE
+    #: Such as `inference:execute`; empty for all that the kind may have.
+    scopes: tuple[str, ...] = ()
+    #: Only these; empty for all.
+    models: tuple[ModelName, ...] = ()
+    #: Only from there, in CIDR form; empty for everywhere.
+    networks: tuple[str, ...] = ()
+    #: Days until it expires, 0 for never; without it 90, and 30 for a test key.
+    days: Days | None = None
 
 
 class ApiKeyView(msgspec.Struct, frozen=True):
@@ -41,6 +52,17 @@ class ApiKeyView(msgspec.Struct, frozen=True):
     concurrency: int | None
     #: In credits; a string, so that it is exact everywhere.
     budget: str | None
+    kind: auth.KeyKind
+    scopes: tuple[str, ...]
+    models: tuple[ModelName, ...]
+    networks: tuple[str, ...]
+    last_used_at: datetime | None
+    #: null for never.
+    expires_at: datetime | None
+
+
+class ApiKeysAnswer(msgspec.Struct, frozen=True):
+    keys: tuple[ApiKeyView, ...]
 
 
 class ApiKeyAnswer(msgspec.Struct, frozen=True):
@@ -53,12 +75,17 @@ class ApiKeyAnswer(msgspec.Struct, frozen=True):
 def to_request(body: ApiKeyBody) -> auth.GenerateApiKey:
     """Raises BadField for a budget that is no amount; what a limit may be, auth knows."""
     limits = auth.KeyLimits(body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget))
-    return auth.GenerateApiKey(body.name, body.user_id, limits)
+    bounds = auth.KeyBounds(body.scopes, body.models, body.networks)
+    return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days)
 
 
 def to_answer(made: auth.NewApiKey) -> ApiKeyAnswer:
-    key, limits = made.key, made.key.limits
-    view = ApiKeyView(
+    return ApiKeyAnswer(made.api_key, to_view(made.key))
+
+
+def to_view(key: auth.ApiKey) -> ApiKeyView:
+    limits = key.limits
+    return ApiKeyView(
         id=key.id,
         user_id=key.user_id,
         name=key.name,
@@ -70,8 +97,13 @@ def to_answer(made: auth.NewApiKey) -> ApiKeyAnswer:
         tokens_per_minute=limits.tokens_per_minute,
         concurrency=limits.concurrency,
         budget=None if limits.budget_micro is None else amounts.written(limits.budget_micro),
+        kind=key.kind,
+        scopes=key.bounds.scopes,
+        models=key.bounds.models,
+        networks=key.bounds.networks,
+        last_used_at=key.last_used_at,
+        expires_at=key.expires_at,
     )
-    return ApiKeyAnswer(made.api_key, view)
 
 
 def _micro(budget: str | int | float | None) -> MicroCredits | None:

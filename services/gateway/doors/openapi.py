@@ -64,7 +64,7 @@ _OPERATIONS = (
 
 def document(routes: Sequence[Route]) -> Json:
     """OpenAPI 3.1."""
-    kinds = {kind: None for route in routes for kind in (route.body, route.answer, *route.events) if kind is not None}
+    kinds = {kind: None for route in routes for kind in (route.query, route.body, route.answer, *route.events) if kind is not None}
     _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REFERENCE)
     paths: dict[str, Json] = {}
     for route in routes:
@@ -119,6 +119,7 @@ def _responses(route: Route) -> Json:
         *_OF_EVERYONE,
         *(_OF_CALLERS if route.access.who is Who.PERSON else ()),
         *(_OF_BODIES if route.body is not None else ()),
+        *((400,) if route.query is not None else ()),
         *(_OF_MODELS if _runs(route) else ()),
         *((404,) if "{" in route.path else ()),
     }
@@ -142,10 +143,17 @@ def _parameters(route: Route) -> list[Json]:
     _, brace, name = route.path.partition("{")
     if brace:
         found.append({"name": name.rstrip("}"), "in": "path", "required": True, "schema": {"type": "string"}})
+    if route.query is not None:
+        found += [_query_parameter(route.query, field) for field in msgspec.structs.fields(route.query)]
     if route.streams:
         schema: Json = {"type": "string", "minLength": 1, "maxLength": 255}
         found += [{"name": header, "in": "header", "description": what, "schema": schema} for header, what in _RUN_HEADERS]
     return found
+
+
+def _query_parameter(query: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> Json:
+    schema, _ = msgspec.json.schema_components([field.type], ref_template=_REFERENCE)
+    return {"name": field.encode_name, "in": "query", "required": field.required, "schema": schema[0]}
 
 
 def _own(path: str, summary: str, media_type: str) -> Json:

@@ -3,7 +3,8 @@
     with scripted_server.serving(Reply(…), Reply(…)) as server:
         aimesh.Client("aip_live_x", server.url)…
 
-One reply for each request, in order; the last one for ever. It runs in threads, so it serves clients with and without asyncio.
+One reply for each request, in order; the last one for ever. What is withdrawn (DELETE) takes none. It runs in threads, so it serves
+clients with and without asyncio.
 """
 
 import contextlib
@@ -104,9 +105,11 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def asked_for(self, path: str) -> list[Asked]:
+    @property
+    def withdrawn(self) -> list[str]:
+        """The idempotency keys of what nobody wants any more."""
         with self._lock:
-            return [one for one in self.asked if one.path == path]
+            return [one.headers["idempotency-key"] for one in self.asked if (one.verb, one.path) == ("DELETE", "/api/inference")]
 
     def start(self) -> None:
         self._run(self._accept)
@@ -151,14 +154,16 @@ class Server:
         """Whether the connection may be used again."""
         with self._lock:
             self.asked.append(asked)
-            if asked.path == "/api/inference/cancel":
-                reply = Reply([b"{}"])
-            else:
-                reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+            reply = self._reply_to(asked)
         connection.sendall(_head(reply))
         for part in reply.parts:
             connection.sendall(_chunk(reply, part))
         return self._end(connection, reply)
+
+    def _reply_to(self, asked: Asked) -> Reply:
+        if asked.verb == "DELETE":
+            return Reply([b"{}"])
+        return self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
 
     def _end(self, connection: socket.socket, reply: Reply) -> bool:
         if reply.then is Then.END:
@@ -166,8 +171,9 @@ class Server:
                 connection.sendall(b"0\r\n\r\n")
             return reply.head is None
         if reply.then is Then.BREAK:
-            # A reset, as of a program that was killed; what was sent is read first, because the client is waiting for it.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)) if not reply.parts else None
+            if not reply.parts:
+                # A reset, as of a program that was killed; it would also take what was sent and not read yet.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
         self.hanging.set()
         try:

@@ -41,7 +41,7 @@ def test_a_prompt_with_every_option() -> None:
         prompt="grüße 🐘", model=ModelName("m"), system="s", max_tokens=1, temperature=0.5, top_p=0.9, top_k=0, stop=("a", "b"), seed=7,
         stream=True,
     )  # fmt: skip
-    assert (call.verb, call.path, call.runs_a_model) == ("POST", "/api/inference", True)
+    assert (call.verb, call.path, call.under_a_key) == ("POST", "/api/inference", True)
 
 
 def test_what_is_left_out_or_none_is_not_sent() -> None:

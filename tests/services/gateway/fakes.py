@@ -12,7 +12,9 @@ from uuid import UUID
 from services.gateway.callers import Callers
 from services.gateway.doors.http_app import HttpApp
 from services.gateway.doors.reference import Reference
-from services.gateway.doors.rest import Rest
+from services.gateway.doors.rest_accounts import RestAccounts
+from services.gateway.doors.rest_inference import RestInference
+from services.gateway.doors.rest_usage import RestUsage
 from services.gateway.embeddings import Embeddings
 from services.gateway.limiting import tiers
 from services.gateway.limiting.quotas import Quotas, Rules
@@ -42,6 +44,7 @@ from shared.api.generation import Generation, Usage
 from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.api.usage import UserUsage
+from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.directory import Announcement, Directory, Load, ModelOffer
 from shared.telemetry import Metrics
 from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
@@ -230,6 +233,24 @@ class FakeStore:
         return row
 
 
+class FakeReports:
+    """The request log of one caller."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[LoggedRequest, ...] = ()
+        self.asked: list[ListRequests] = []
+        self.ratings: dict[RequestId, int] = {}
+
+    async def requests(self, caller: auth.Principal, asked: ListRequests) -> tuple[LoggedRequest, ...]:
+        self.asked.append(asked)
+        return tuple(row for row in self.rows if row.user_id == caller.user_id)
+
+    async def rate(self, caller: auth.Principal, request: RequestId, rating: int) -> None:
+        if not any(row.id == request and row.user_id == caller.user_id for row in self.rows):
+            raise errors.NotFound("you have no answered request with this id")
+        self.ratings[request] = rating
+
+
 class FakeKeys(IdempotencyStore):
     """Idempotency keys of one gateway that lives for ever."""
 
@@ -280,6 +301,7 @@ class House:
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc)
+        self.reports = FakeReports()
         self.parts = parts = Parts(
             quotas=self.quotas,
             ledger=ledger,
@@ -303,9 +325,14 @@ class House:
         self.directory.worker(number, *models, load=load, **more)
 
     def app(self) -> HttpApp:
-        rest = Rest(self.once, self.rpc, self.store, self.quotas, request_seconds=30)
-        chat = OpenAi(self.once, self._served, request_seconds=30)
-        routes = (*rest.routes(), *chat.routes(), *OpenAiEmbeddings(self.embeddings, request_seconds=30).routes())
+        parts = (
+            RestAccounts(self.rpc),
+            RestInference(self.once, request_seconds=30),
+            RestUsage(self.store, self.reports, self.quotas),
+            OpenAi(self.once, self._served, request_seconds=30),
+            OpenAiEmbeddings(self.embeddings, request_seconds=30),
+        )
+        routes = tuple(route for part in parts for route in part.routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:

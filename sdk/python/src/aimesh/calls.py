@@ -66,8 +66,8 @@ class Call(Generic[T]):
     read: Callable[[Fields], T]
     #: Of JSON; None for none.
     body: bytes | None = None
-    #: Runs a model: goes under an idempotency key, so that asking again costs nothing twice.
-    runs_a_model: bool = False
+    #: Goes with an idempotency key, so that asking again costs nothing twice.
+    under_a_key: bool = False
     #: Goes on for a while when its caller has left, so leaving early has to be said.
     goes_on: bool = False
     #: Asking again does no harm.
@@ -78,21 +78,20 @@ class Call(Generic[T]):
 def inference(prompt: str | None, options: Options, *, stream: bool = False) -> Call[Answer]:
     body = {"prompt": prompt, **options, "stream": stream or None}
     return Call(
-        verb="POST", path="/api/inference", read=answers.read_answer, body=_json(body), runs_a_model=True, goes_on=True
+        verb="POST", path="/api/inference", read=answers.read_answer, body=_json(body), under_a_key=True, goes_on=True
     )  # fmt: skip
 
 
-def cancel(idempotency_key: str) -> Call[None]:
-    """Nobody wants the rest of what was asked under this key."""
-    body = _json({"idempotency_key": idempotency_key})
-    return Call(verb="POST", path="/api/inference/cancel", read=lambda _: None, body=body)
+def cancel() -> Call[None]:
+    """Nobody wants the rest of what was asked under the key that this goes with."""
+    return Call(verb="DELETE", path="/api/inference", read=lambda _: None, under_a_key=True)
 
 
 def embed(texts: str | Sequence[str], model: str | None, dimensions: int | None) -> Call[Embeddings]:
     inputs = [texts] if isinstance(texts, str) else list(texts)
     body = _json({"input": inputs, "model": model, "dimensions": dimensions, "encoding_format": "base64"})
     read = partial(answers.read_embeddings, count=len(inputs))
-    return Call(verb="POST", path="/v1/embeddings", read=read, body=body, runs_a_model=True)
+    return Call(verb="POST", path="/v1/embeddings", read=read, body=body, under_a_key=True)
 
 
 def models() -> Call[tuple[Model, ...]]:

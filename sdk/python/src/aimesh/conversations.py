@@ -65,7 +65,7 @@ class Terms:
 
     #: For all of it, pauses and repeats included.
     seconds: float
-    #: The caller's own; None makes one where the call runs a model.
+    #: The caller's own; None makes one where the call goes with one.
     idempotency_key: str | None = None
     #: Ask for the rest of a stream that broke. Without it there is no idempotency key.
     resume: bool = True
@@ -171,9 +171,9 @@ class _Exchange(Generic[T]):
         self._call = call
         self._around = around
         self.progress = progress
-        keyed = call.runs_a_model and (terms.resume or terms.idempotency_key is not None)
+        keyed = call.under_a_key and (terms.resume or terms.idempotency_key is not None)
         self._key = (terms.idempotency_key or around.make_key()) if keyed else None
-        self._repeatable = call.repeatable and (keyed or not call.runs_a_model)
+        self._repeatable = call.repeatable and (keyed or not call.under_a_key)
         #: A key of the caller's own is there to come back with.
         self._ends_with_us = call.goes_on and keyed and terms.idempotency_key is None
         self._seconds = terms.seconds
@@ -300,7 +300,7 @@ def _piece(exchange: _Exchange[T], most_seconds: float = math.inf) -> Steps[byte
 
 def _cancelling(idempotency_key: str, around: Surroundings) -> Conversation[None]:
     once = replace(around, patience=Patience(max_retries=0))
-    return whole(calls.cancel(idempotency_key), once, Terms(seconds=CANCEL_SECONDS))
+    return whole(calls.cancel(), once, Terms(seconds=CANCEL_SECONDS, idempotency_key=idempotency_key))
 
 
 # --- an answer in pieces --------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from pathlib import Path
 import services.auth
 from services.auth.oidc.login import Oidc
 from services.auth.oidc.registration import Registration
-from tests.services.auth import by_hand
 
 AUTH = Path(services.auth.__file__).parent
 
@@ -23,9 +22,3 @@ class Clock:
 
     def __call__(self) -> float:
         return time.time() + self.ahead
-
-
-async def ensure_table(url: str) -> None:
-    if await by_hand.value(url, "SELECT to_regclass('auth.oidc_identities')") is None:
-        migration = (AUTH / "oidc" / "migration.sql").read_text(encoding="utf-8")
-        await by_hand.run(url, f"SET search_path TO auth; {migration}")

@@ -1,8 +1,11 @@
 """The calls of web: begin, finish, list and remove, at a running auth with a provider that says what a test wants."""
 
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -13,23 +16,18 @@ from services.auth.failed_logins import FailedLogins
 from services.auth.logins import Logins
 from services.auth.oidc.door import Equipment, OidcDoor
 from services.auth.oidc.links import Links
-from services.auth.oidc.login import Oidc
-from services.auth.oidc.mapping import RoleTable
-from services.auth.oidc.pending import PendingLogins
-from services.auth.oidc.provider import Provider
-from services.auth.oidc.provider_sessions import ProviderSessions
-from services.auth.oidc.registration import Registration
 from services.auth.parts import Parts
 from services.auth.service import AuthService
+from services.auth.sessions import Login
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import accounts, auth
 from shared.api.audit import Act, Result
 from shared.api.auth import SessionKind, Step
+from shared.cache import Cache
 from shared.types import NodeId, Peer, Role, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.oidc.scripted_provider import CLIENT_ID, CLIENT_SECRET, ScriptedProvider
-from tests.services.auth.oidc.surroundings import ensure_table
 from tests.services.auth.surroundings import Surroundings
 
 CALLBACK = "https://ai.example.org/oidc"
@@ -106,16 +104,6 @@ def parts_of(service: AuthService, trail: Remembered) -> Parts:
     )
 
 
-def equipment(world: Surroundings, provider: Provider | None, registration: Registration, trail: Remembered) -> Equipment:
-    cache = world.service._opened.cache
-    return Equipment(
-        oidc=None if provider is None else Oidc(registration, provider, PendingLogins(cache)),
-        links=Links(world.service._store._db, trail),
-        roles=RoleTable({"makers": UserRole.DEVELOPER}),
-        provider_sessions=ProviderSessions(cache, longest_seconds=3600),
-    )
-
-
 def open_door(world: Surroundings, made: Equipment, trail: Remembered) -> tuple[OidcDoor, Surroundings]:
     logins = world.dispatcher.find(auth.login_user.name, WEB).function.__self__  # type: ignore[attr-defined]
     assert isinstance(logins, Logins)
@@ -126,14 +114,21 @@ def open_door(world: Surroundings, made: Equipment, trail: Remembered) -> tuple[
     return door, beside
 
 
+@contextlib.asynccontextmanager
+async def opened_web(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider, **changed: object) -> AsyncIterator[Web]:
+    chosen = msgspec.structs.replace(settings, **changed)
+    trail = Remembered()
+    links = Links(world.service._store._db, trail)
+    async with Equipment.open(chosen, world.service._opened.cache, links) as equipment:
+        door, beside = open_door(world, equipment, trail)
+        yield Web(world, beside, scripted, door, trail)
+
+
 @pytest.fixture
 async def web(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider) -> AsyncIterator[Web]:
-    await ensure_table(settings.database_url)
-    registration = Registration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
-    trail = Remembered()
-    async with Provider.open(registration) as provider:
-        door, beside = open_door(world, equipment(world, provider, registration, trail), trail)
-        yield Web(world, beside, scripted, door, trail)
+    own = {"oidc_issuer": scripted.issuer, "oidc_client_id": CLIENT_ID, "oidc_client_secret": CLIENT_SECRET}
+    async with opened_web(world, settings, scripted, oidc_roles={"makers": UserRole.DEVELOPER}, **own) as opened:
+        yield opened
 
 
 async def test_somebody_new_logs_in(web: Web) -> None:
@@ -199,6 +194,13 @@ async def test_a_login_that_showed_no_password_just_now_is_good_for_nothing_sens
             await web.begin(session)
 
 
+async def test_a_login_that_lacks_its_second_factor_links_nothing(web: Web) -> None:
+    user = await web.world.register("anna")
+    halfway = await web.world.service._sessions.open(Login(user_id=user.id, kind=SessionKind.BROWSER, step=Step.ENTER_CODE))
+    with pytest.raises(errors.SecondFactorNeeded):
+        await web.beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK, "", halfway.token))
+
+
 async def test_an_ended_session_links_nothing(web: Web) -> None:
     anna = await web.password_session()
     await web.world.ask(auth.logout_user, auth.LogoutUser(anna.session_token))
@@ -209,21 +211,37 @@ async def test_an_ended_session_links_nothing(web: Web) -> None:
 
 async def test_whoever_came_by_the_provider_is_logged_out_there_too(web: Web) -> None:
     session, by_password = await web.session(), await web.password_session()
-    url = await web.door.logout_url(session.session_token, "https://ai.example.org/")
+    url = (await web.door.leave_oidc(accounts.LeaveOidc(session.session_token, "https://ai.example.org/"), call(role=Role.WEB))).url
     assert url is not None
     assert url.startswith(f"{web.provider.issuer}/logout?")
     assert "id_token_hint=eyJ" in url
-    assert await web.door.logout_url(session.session_token, "https://ai.example.org/") is None
-    assert await web.door.logout_url(by_password.session_token, "https://ai.example.org/") is None
+    assert (
+        await web.door.leave_oidc(accounts.LeaveOidc(session.session_token, "https://ai.example.org/"), call(role=Role.WEB))
+    ).url is None
+    assert (
+        await web.door.leave_oidc(accounts.LeaveOidc(by_password.session_token, "https://ai.example.org/"), call(role=Role.WEB))
+    ).url is None
 
 
-async def test_without_a_provider_there_is_none(world: Surroundings, settings: AuthSettings) -> None:
-    await ensure_table(settings.database_url)
-    trail = Remembered()
-    registration = Registration(issuer="https://nobody.example", client_id=CLIENT_ID)
-    door, beside = open_door(world, equipment(world, None, registration, trail), trail)
-    with pytest.raises(errors.NotFound, match="no login provider"):
-        await beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK))
-    with pytest.raises(errors.NotFound, match="no login provider"):
-        await beside.ask(accounts.finish_oidc, accounts.FinishOidc("state", "binding", "code"))
-    assert await door.logout_url("token", "https://ai.example.org/") is None
+async def test_without_a_provider_there_is_none(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider) -> None:
+    async with opened_web(world, settings, scripted) as web:
+        with pytest.raises(errors.NotFound, match="no login provider"):
+            await web.begin()
+        with pytest.raises(errors.NotFound, match="no login provider"):
+            await web.beside.ask(accounts.finish_oidc, accounts.FinishOidc("state", "binding", "code"))
+        assert (await web.door.leave_oidc(accounts.LeaveOidc("token", "https://ai.example.org/"), call(role=Role.WEB))).url is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        pytest.param({"oidc_issuer": "http://login.example.org"}, "OIDC_ISSUER", id="over plain HTTP"),
+        pytest.param({"oidc_client_id": ""}, "OIDC_CLIENT_ID", id="no client"),
+        pytest.param({"oidc_ca_file": Path("/nowhere/ca.pem")}, "OIDC_CA_FILE", id="no file of authorities"),
+    ],
+)
+async def test_settings_that_cannot_work(settings: AuthSettings, cache: Cache, changed: dict[str, object], named: str) -> None:
+    chosen = msgspec.structs.replace(settings, **{"oidc_issuer": "https://a.example", "oidc_client_id": "mesh", **changed})
+    with pytest.raises(errors.BadSettings, match=named):
+        async with Equipment.open(chosen, cache, cast("Links", None)):
+            pass

@@ -21,7 +21,7 @@ from shared.database import Database
 from shared.types import UserId, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.oidc.real_provider import PEOPLE, REDIRECT_URI, SECRET, Browser, real_provider
-from tests.services.auth.oidc.surroundings import AUTH, OpenOidc, ensure_table
+from tests.services.auth.oidc.surroundings import AUTH, OpenOidc
 
 ANN = Identity("https://a", "1", "ann@example.com", email_verified=True, username="ann")
 
@@ -44,7 +44,6 @@ def acts() -> list[Act]:
 @pytest.fixture
 async def links(postgres_url: str, acts: list[Act]) -> AsyncIterator[Links]:
     async with Database.open(postgres_url, schema="auth", package=AUTH) as db:
-        await ensure_table(postgres_url)
         yield Links(db, Kept(acts))
 
 

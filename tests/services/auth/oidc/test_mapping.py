@@ -39,17 +39,6 @@ def test_without_a_table_the_provider_has_no_say() -> None:
     assert RoleTable().role_of(("makers",)) is None
 
 
-def test_a_table_is_read_from_its_setting() -> None:
-    read = mapping.read_roles('{"makers": "developer", "cn=chiefs,ou=x": "admin", "everybody": "user"}')
-    assert read == TABLE
-
-
-@pytest.mark.parametrize("text", ["", "makers=developer", "[]", '{"makers": "root"}', '{"makers": ["admin"]}'])
-def test_a_table_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(ValueError, match="with one of the roles admin, developer"):
-        mapping.read_roles(text)
-
-
 @pytest.mark.parametrize(
     ("said", "changed"),
     [

@@ -1,0 +1,113 @@
+"""Both clients behind one interface, so that each story is told once and holds for both."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import aimesh
+import pytest
+from aimesh.tries import Patience
+
+from tests.sdk.python import scripted_server
+from tests.sdk.python.scripted_server import Reply, Server
+
+QUICK = Patience(max_retries=2, first_pause_seconds=0.01, longest_pause_seconds=0.02)
+KEY = "aip_live_x"
+
+
+@dataclass
+class Got:
+    texts: list[str]
+    answer: aimesh.Answer | None
+
+
+class Asker(Protocol):
+    """Either client, as these tests use it."""
+
+    async def inference(self, prompt: str, **more: Any) -> aimesh.Answer: ...
+
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got: ...
+
+    async def do(self, name: str, *arguments: Any) -> Any: ...
+
+
+class WithThreads:
+    def __init__(self, client: aimesh.Client) -> None:
+        client._around = replace(client._around, patience=QUICK)
+        self._client = client
+
+    async def inference(self, prompt: str, **more: Any) -> aimesh.Answer:
+        return await asyncio.to_thread(self._client.inference, prompt, **more)
+
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got:
+        return await asyncio.to_thread(self._read, prompt, most, dawdle, **more)
+
+    def _read(self, prompt: str, most: int | None, dawdle: int, **more: Any) -> Got:
+        texts = []
+        with self._client.stream(prompt, **more) as stream:
+            for piece in stream:
+                texts.append(piece)
+                if len(texts) == most:
+                    return Got(texts, None)
+                for _ in range(dawdle):
+                    time.sleep(0.05)
+            assert stream.text == "".join(texts)
+            return Got(texts, stream.answer)
+
+    async def do(self, name: str, *arguments: Any) -> Any:
+        return await asyncio.to_thread(getattr(self._client, name), *arguments)
+
+
+class WithAsyncio:
+    def __init__(self, client: aimesh.AsyncClient) -> None:
+        client._around = replace(client._around, patience=QUICK)
+        self._client = client
+
+    async def inference(self, prompt: str, **more: Any) -> aimesh.Answer:
+        return await self._client.inference(prompt, **more)
+
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got:
+        texts = []
+        async with self._client.stream(prompt, **more) as stream:
+            async for piece in stream:
+                texts.append(piece)
+                if len(texts) == most:
+                    return Got(texts, None)
+                for _ in range(dawdle):
+                    await asyncio.sleep(0.05)
+            assert stream.text == "".join(texts)
+            return Got(texts, stream.answer)
+
+    async def do(self, name: str, *arguments: Any) -> Any:
+        return await getattr(self._client, name)(*arguments)
+
+
+@dataclass
+class Stage:
+    kind: str
+    server: Server
+    ask: Asker
+
+
+@contextlib.asynccontextmanager
+async def staged(kind: str, *replies: Reply) -> AsyncIterator[Stage]:
+    with scripted_server.serving(*replies) as server:
+        if kind == "threads":
+            with aimesh.Client(KEY, server.url) as client:
+                yield Stage(kind, server, WithThreads(client))
+        else:
+            async with aimesh.AsyncClient(KEY, server.url) as async_client:
+                yield Stage(kind, server, WithAsyncio(async_client))
+
+
+both = pytest.mark.parametrize("kind", ["threads", "asyncio"])
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds

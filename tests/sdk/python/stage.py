@@ -1,0 +1,102 @@
+"""A stage on which one conversation is played against a script: no socket, no clock, no chance."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from aimesh import calls, conversations
+from aimesh.actions import Head, Open, Pause, Read, Say, WireLost
+from aimesh.answers import Answer
+from aimesh.conversations import Conversation, Surroundings, Terms
+from aimesh.settings import Settings
+from aimesh.tries import Patience
+
+from tests.sdk.python.scripted_server import ANSWER
+
+T = TypeVar("T")
+
+LOST = WireLost("reset")
+JSON, EVENTS = {"content-type": "application/json"}, {"content-type": "text/event-stream; charset=utf-8"}
+WHOLE = json.dumps({**ANSWER, "response": "hi"}).encode()
+CALL = calls.inference("hi", {})
+STREAM = calls.inference("hi", {}, stream=True)
+TERMS = Terms(seconds=100)
+
+
+@dataclass
+class Try:
+    """What one Open gets: a head, or a loss; then pieces, or losses among them."""
+
+    status: int = 200
+    pieces: Sequence[bytes | WireLost] = ()
+    headers: Mapping[str, str] = field(default_factory=lambda: EVENTS)
+    #: In place of a head.
+    lost: WireLost | None = None
+
+
+@dataclass
+class Played:
+    opened: list[Open] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[str | None]:
+        return [one.headers.get("idempotency-key") for one in self.opened]
+
+    @property
+    def last_event_ids(self) -> list[str | None]:
+        return [one.headers.get("last-event-id") for one in self.opened]
+
+
+class Stage:
+    """Time passes by pauses, and by what a script says that it takes."""
+
+    def __init__(self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x") -> None:
+        self._tries = list(tries)
+        self._seconds_each = seconds_each
+        self.now = 1000.0
+        self.played = Played()
+        self._made = 0
+        settings = Settings("http://mesh", api_key)
+        patience = Patience(max_retries=2, first_pause_seconds=1.0)
+        self.around = Surroundings(settings=settings, patience=patience, clock=lambda: self.now, draw=lambda: 1.0, make_key=self._key)
+
+    def run(self, conversation: Conversation[T]) -> T:
+        pieces: list[bytes | WireLost] = []
+        action = conversation.reply(None)
+        while action is not None:
+            match action:
+                case Open():
+                    self.played.opened.append(action)
+                    self.now += self._seconds_each
+                    this = self._tries.pop(0)
+                    pieces = list(this.pieces)
+                    action = conversation.fail(this.lost) if this.lost is not None else conversation.reply(Head(this.status, this.headers))
+                case Read():
+                    piece = pieces.pop(0) if pieces else b""
+                    action = conversation.fail(piece) if isinstance(piece, WireLost) else conversation.reply(piece)
+                case Pause(seconds):
+                    self.played.pauses.append(seconds)
+                    self.now += seconds
+                    action = conversation.reply(None)
+                case Say(said):
+                    self.played.said.append(said)
+                    action = conversation.reply(None)
+        return conversation.result
+
+    def ask(self, terms: Terms = TERMS) -> Answer:
+        return self.run(conversations.whole(CALL, self.around, terms))
+
+    def stream(self, terms: Terms = TERMS) -> Answer:
+        return self.run(conversations.streamed(STREAM, self.around, terms))
+
+    def _key(self) -> str:
+        self._made += 1
+        return f"key-{self._made}"
+
+
+def refusal(status: int, code: str, **headers: str) -> Try:
+    body = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    return Try(status, [body], {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}})
