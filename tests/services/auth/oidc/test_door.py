@@ -211,16 +211,12 @@ async def test_an_ended_session_links_nothing(web: Web) -> None:
 
 async def test_whoever_came_by_the_provider_is_logged_out_there_too(web: Web) -> None:
     session, by_password = await web.session(), await web.password_session()
-    url = (await web.door.leave_oidc(accounts.LeaveOidc(session.session_token, "https://ai.example.org/"), call(role=Role.WEB))).url
+    url = (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(session.session_token, "https://ai.example.org/"))).url
     assert url is not None
     assert url.startswith(f"{web.provider.issuer}/logout?")
     assert "id_token_hint=eyJ" in url
-    assert (
-        await web.door.leave_oidc(accounts.LeaveOidc(session.session_token, "https://ai.example.org/"), call(role=Role.WEB))
-    ).url is None
-    assert (
-        await web.door.leave_oidc(accounts.LeaveOidc(by_password.session_token, "https://ai.example.org/"), call(role=Role.WEB))
-    ).url is None
+    assert (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(session.session_token, "https://ai.example.org/"))).url is None
+    assert (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(by_password.session_token, "https://ai.example.org/"))).url is None
 
 
 async def test_without_a_provider_there_is_none(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider) -> None:
@@ -229,7 +225,7 @@ async def test_without_a_provider_there_is_none(world: Surroundings, settings: A
             await web.begin()
         with pytest.raises(errors.NotFound, match="no login provider"):
             await web.beside.ask(accounts.finish_oidc, accounts.FinishOidc("state", "binding", "code"))
-        assert (await web.door.leave_oidc(accounts.LeaveOidc("token", "https://ai.example.org/"), call(role=Role.WEB))).url is None
+        assert (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc("token", "https://ai.example.org/"))).url is None
 
 
 @pytest.mark.parametrize(
