@@ -118,7 +118,7 @@ class Erasures:
             await self._erase(user_id)
 
     async def _erase(self, user_id: UserId) -> None:
-        async with self._store.transaction() as transaction:
+        async with self._rows.erasing() as transaction:
             due = await self._rows.take_due(transaction, user_id)
             if due is None:
                 return

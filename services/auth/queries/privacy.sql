@@ -122,6 +122,20 @@ UPDATE nodes SET
     reason = CASE WHEN state = 'revoked' THEN reason ELSE 'its owner was deleted' END
 WHERE owner = $1;
 
+-- name: erase_refusals
+-- From where somebody failed to log in as this person; who it was nobody has shown, and mostly it was this person.
+DELETE FROM audit_details AS details
+USING audit_log AS log
+WHERE details.actor IS NULL AND log.chain = details.chain AND log.sequence = details.sequence AND log.target = ($1::uuid)::text;
+
+-- name: erase_mentions
+-- Where others did something that names this person, such as an invitation.
+DELETE FROM audit_details
+WHERE EXISTS (
+    SELECT 1 FROM users, jsonb_each_text(audit_details.details) AS detail
+    WHERE users.id = $1 AND lower(detail.value) IN (lower(users.email), lower(users.username))
+);
+
 -- name: erase_user
 -- A pseudonym is left, for the ledger; nobody can log in as it.
 UPDATE users SET

@@ -6,6 +6,8 @@ import secrets
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import msgspec
+
 from services.auth import acts
 from services.auth.audit.log import AuditLog
 from services.auth.audit.rows import AuditRows
@@ -85,8 +87,6 @@ class PrivacyDesk:
 
     async def export(self, credential: str) -> dict[str, bytes]:
         """The files, as whoever saves the stream gets them."""
-        import msgspec
-
         desk, collected = self.desk, _Collected()
         handler, asked = desk.dispatcher.find("auth.exportAccount", CLIENT), call(credential, peer=CLIENT)
         assert desk.dispatcher.gate is not None
@@ -140,16 +140,17 @@ def _every_value(url: str) -> list[str]:
 
 
 class Canaries:
-    """Twenty words that stand for what is known of a person, each in its place."""
+    """Words that stand for what is known of a person, each in its place."""
 
     NAMES = (
         "username", "email", "key", "key_preview", "key_hash", "key_network", "key_model", "former_hash", "model", "organisation",
         "team_key", "invited_from", "subject", "oidc_email", "recovery", "node", "label", "ticket_label", "address", "agent",
+        "refused_from", "mention",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.words = {name: f"canary{number}x{secrets.token_hex(6)}" for number, name in enumerate(self.NAMES)}
-        assert len(self.words) == 20
+        assert len(self.words) >= 20
 
     def __getattr__(self, name: str) -> str:
         return self.words[name]
@@ -199,6 +200,12 @@ async def somebody_well_known(desk: PrivacyDesk, canaries: Canaries) -> Person:
     await desk.sessions.open(Login(user_id=person.id, client=auth.Client(known.address, known.agent)))
     async with desk.audit.transaction() as transaction:
         await desk.log.add(transaction, acts.done_by("session.open", person.id, address=known.address, agent=known.agent))
+    async with desk.audit.transaction() as transaction:
+        await desk.log.add(transaction, acts.done_by("organisation.invite", other.id, email=email.upper(), note=known.mention))
+        await desk.log.add(transaction, acts.done_by("organisation.invite", other.id, email="somebody.else@example.com"))
+    refused = acts.refused("session.open", None, "wrong password")
+    desk.log.note(msgspec.structs.replace(refused, target=str(person.id), address=known.refused_from))
+    await desk.log.write()
     await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset(email), "")
     await desk.desk.changes.settled()
     return Person(desk.desk, await person.again())

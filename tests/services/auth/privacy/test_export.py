@@ -9,8 +9,8 @@ from shared import access, errors
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
 from tests.services.auth.surroundings import PASSWORD
 
-#: What stands for a secret, and what is another person's.
-_NOT_EXPORTED = {"key_hash", "former_hash", "recovery", "invited_from"}
+#: What stands for a secret, what is another person's, and where somebody was who could not show who they are.
+_NOT_EXPORTED = {"key_hash", "former_hash", "recovery", "invited_from", "refused_from", "mention"}
 
 
 async def test_all_that_is_known_is_in_it_and_no_secret(desk: PrivacyDesk) -> None:
