@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.access_review import access_review
+from cli.audit import audit
 from cli.credits import credits_
 from cli.ledger import ledger
 from cli.members import nodes
@@ -42,6 +43,7 @@ admin.add_command(credits_, "credits")
 admin.add_command(prices)
 admin.add_command(ledger)
 admin.add_command(access_review)
+admin.add_command(audit)
 admin.add_command(signing_keys)
 
 

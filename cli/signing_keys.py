@@ -11,7 +11,7 @@ def signing_keys() -> None:
 
 
 @signing_keys.command()
-@click.option("--at-once", is_flag=True, help="The present one has leaked: forget it now, and end every login.")
+@click.option("--at-once", is_flag=True, help="The present one has leaked: forget it now, and every access token with it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the public keys as a list.")
 @click.pass_obj
 def rotate(here: Surroundings, /, *, at_once: bool, as_json: bool) -> None:
@@ -25,4 +25,8 @@ def rotate(here: Surroundings, /, *, at_once: bool, as_json: bool) -> None:
         return
     for key in found.keys:
         click.echo(key.kid)
-    output.note("Every login has ended." if at_once else "The new key signs in a quarter of an hour.")
+    output.note(
+        "Every access token has ended; who is logged in gets a new one by itself."
+        if at_once
+        else "The new key signs in a quarter of an hour."
+    )

@@ -35,7 +35,6 @@ _SECRETS: dict[str, dict[str, str]] = {
     "auth": {
         "API_KEY_PEPPER": "key_pepper",
         "DATA_KEY": "data_key",
-        "JWT_SIGNING_KEY": "jwt_signing_key.pem",
         "ADMIN_PASSWORD": "admin_password",
         "ADMIN_API_KEY": "admin_key",
     },

@@ -44,15 +44,6 @@ def _password() -> bytes:
     return "-".join("".join(secrets.choice(letters) for _ in range(5)) for _ in range(5)).encode()
 
 
-def _signing_key() -> bytes:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    return Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
 def _data_key() -> bytes:
     return base64.b64encode(secrets.token_bytes(32))
 
@@ -68,7 +59,6 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     "data_key": _data_key,
     #: The first key of the first administrator, which the profile of this machine goes on with.
     "admin_key": _admin_key,
-    "jwt_signing_key.pem": _signing_key,
     "prompt_hash_secret": _token,
     "service_token": _token,
     "web_secret": _token,

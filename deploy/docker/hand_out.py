@@ -32,7 +32,7 @@ class Recipient:
 
 
 #: What auth reads its secrets from.
-_OF_AUTH = ("key_pepper", "data_key", "jwt_signing_key.pem", "admin_password", "admin_key", "mesh_ca.nk")
+_OF_AUTH = ("key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk")
 
 
 def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:

@@ -154,7 +154,7 @@ class Identities:
 
     async def _session(self, token: Credential) -> Session:
         try:
-            claims = self._tokens.read(token, time.time())
+            claims = await self._tokens.read(token, time.time())
         except errors.NotAuthenticated:
             self.count_refusal("bad_token")
             raise

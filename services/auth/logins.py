@@ -20,7 +20,7 @@ from shared.api.auth import SessionKind, Step
 from shared.api.method import Nothing
 from shared.rpc import Call, serves
 from shared.telemetry import logs
-from shared.types import Role, UserId, UserRole
+from shared.types import Role, UserId
 
 if TYPE_CHECKING:
     from shared.database import Transaction
@@ -30,6 +30,9 @@ AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
 
 #: They see who comes to their door, and say it; what a client says of its address is its own word.
 _DOORS = frozenset({Role.WEB, Role.GATEWAY})
+
+#: The query after which the gateways forget what they knew of a user's tokens, which is else good there for a minute.
+_TELL = "tell_of_user"
 
 _log = logs.get(part="auth")
 
@@ -89,8 +92,11 @@ class Logins:
             raise errors.SecondFactorNeeded("the password is not enough here", hint="give a code of your authenticator app")
         else:
             await self._check_code(who, request.code, session.client.address, "session.confirm")
-        if not await self._sessions.confirm(session, has_factor=has_factor):
-            raise self._identities.session_over()
+        async with self._store.transaction() as transaction:
+            if not await self._sessions.confirm(session, has_factor=has_factor):
+                raise self._identities.session_over()
+            await self._trail.add(transaction, acts.done("session.confirm", who, target=session.id))
+            await transaction.run(_TELL, who.user_id)
         return Nothing()
 
     async def begin(self, user: auth.User, login: Login) -> auth.Session:
@@ -145,6 +151,7 @@ class Logins:
             if opened is None:
                 raise self._identities.session_over()
             await self._trail.add(transaction, acts.done("session.switch", who, target=request.team_id or who.user_id))
+            await transaction.run(_TELL, who.user_id)
         return self._identities.answer(user, opened)
 
     @serves(accounts.list_sessions)
@@ -168,6 +175,7 @@ class Logins:
                     raise errors.NotFound("you have no open session with this id", hint="listSessions shows them")
                 act = acts.done("session.end", who, target=request.id)
             await self._trail.add(transaction, act)
+            await transaction.run(_TELL, who.user_id)
         return Nothing()
 
     @serves(auth.logout_user)
@@ -176,6 +184,7 @@ class Logins:
             closed = await self._sessions.end_by_token(request.session_token)
             if closed is not None:
                 await self._trail.add(transaction, acts.done_by("session.end", closed.user_id, target=closed.id))
+                await transaction.run(_TELL, closed.user_id)
         return Nothing()
 
     # --- links ---------------------------------------------------------------------------------------------------------
@@ -302,6 +311,7 @@ class Logins:
         _log.warning("a spent session token came again; its session was ended", session=closed.id, user_id=closed.user_id)
         async with self._store.transaction() as transaction:
             await self._trail.add(transaction, acts.done_by("session.reuse", closed.user_id, target=closed.id))
+            await transaction.run(_TELL, closed.user_id)
 
     def _note(self, act: Act, user_id: UserId | None, address: str) -> None:
         """Whom a refusal was about, and where it came from; who it was, nobody has shown."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from services.auth import passwords
 from shared import identity, node
@@ -16,12 +16,6 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "the port of auth's health and metrics")] = 3001
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="AUTH_DATABASE_URL")]
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, for sessions and failed logins", secret=True)]
-    jwt_signing_key: Annotated[
-        str,
-        Variable(
-            "JWT_SIGNING_KEY", "the Ed25519 private key that signs access tokens, PEM (PKCS8); rather JWT_SIGNING_KEY_FILE", secret=True
-        ),
-    ]
     api_key_pepper: Annotated[
         str,
         Meta(min_length=32),
@@ -29,6 +23,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ]
     session_timeout_seconds: Annotated[int, Meta(ge=1), Variable("SESSION_TIMEOUT", "seconds after which an unused session ends")] = 3600
     session_longest_seconds: Annotated[int, Variable("SESSION_LONGEST", "seconds after which every session ends, used or not")] = 43_200
+    session_program_days: Annotated[
+        int, Meta(ge=1, le=365), Variable("SESSION_PROGRAM_DAYS", "days after which an unused login of a program ends")
+    ] = 30
     password_min_length: Annotated[
         int,
         Meta(ge=passwords.SHORTEST_MINIMUM, le=passwords.LONGEST),
@@ -81,7 +78,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     oidc_groups_claim: Annotated[str, Variable("OIDC_GROUPS_CLAIM", "the claim that lists a person's groups")] = "groups"
     oidc_roles: Annotated[
         dict[str, UserRole], Variable("OIDC_ROLES", 'the role of each group, as JSON: {"ml-team": "developer"}; others are users')
-    ] = {}
+    ] = field(default_factory=dict)
     oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, where it is an own one")] = None
 
     audit_anchor_file: Annotated[
@@ -91,9 +88,11 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     audit_days: Annotated[
         int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days that addresses and details of the audit log are kept; the chain stays")
     ] = 365
-    erasure_days: Annotated[
-        int, Meta(ge=0, le=365), Variable("ERASURE_DAYS", "days between the wish to be deleted and the deletion")
-    ] = 30
+    invitation_days: Annotated[int, Meta(ge=1, le=3650), Variable("INVITATION_DAYS", "days that invitations are kept after their end")] = 90
+    ended_key_days: Annotated[
+        int, Meta(ge=1, le=36500), Variable("ENDED_KEY_DAYS", "days that names of ended keys are kept; their ids stay")
+    ] = 365
+    erasure_days: Annotated[int, Meta(ge=0, le=365), Variable("ERASURE_DAYS", "days between the wish to be deleted and the deletion")] = 30
 
     mesh_ca_key_file: Annotated[
         Path | None,

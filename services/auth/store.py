@@ -34,7 +34,8 @@ FIRST_KEY_NAME = "first key"
 @dataclass(frozen=True, slots=True)
 class Account:
     user: User
-    password_hash: str
+    #: None for an account without a password, which a login at a provider opens.
+    password_hash: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ class Store:
             bounds.scopes, bounds.models, bounds.networks, terms.expires_at, *msgspec.structs.astuple(terms.limits), MOST_ACTIVE_KEYS,
         )  # fmt: skip
         if row is None:
-            raise errors.BadRequest(f"{MOST_ACTIVE_KEYS} keys are active already", hint="revoke one that is not used any more")
+            where = "" if key.team_id is None else " here, or you do not belong to this organisation any more"
+            raise errors.BadRequest(f"{MOST_ACTIVE_KEYS} keys are active already{where}", hint="revoke one that is not used any more")
         return _key(row)
 
     async def list_keys(self, tenant: TenantId, user_id: UserId) -> tuple[ApiKey, ...]:

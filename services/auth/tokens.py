@@ -1,4 +1,4 @@
-"""Access tokens and session tokens. Pure but for the randomness; the caller brings the clock.
+"""Access tokens and session tokens. Pure but for the randomness, and for keys that may have to be looked for; the caller brings the clock.
 
 An access token is an EdDSA JWT that names a user and the session it belongs to. A good one alone admits nobody: its session must be
 open and its user active, which only `identities` can see.
@@ -7,7 +7,6 @@ A session token is opaque: `aip_rt_`, 22 characters of the session's family, 43 
 `shared.credentials`). It gives new access tokens; only hashes of it are kept.
 """
 
-import base64
 import hashlib
 import hmac
 import secrets
@@ -16,11 +15,9 @@ from dataclasses import dataclass
 
 import jwt
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.types import Options
 
+from services.auth.signing.keys import Keys
 from shared import credentials, errors
 from shared.types import Credential, UserId
 
@@ -52,45 +49,18 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     exp: int
 
 
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    private: Ed25519PrivateKey
-    public: Ed25519PublicKey
-    #: RFC 7638 thumbprint.
-    kid: str
-
-
-def load_key(pem: str) -> SigningKey:
-    """Raises BadSettings for anything but an Ed25519 private key."""
-    try:
-        private = serialization.load_pem_private_key(pem.encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise errors.BadSettings("JWT_SIGNING_KEY is not a private key in PEM", hint="aicli stack init makes one") from error
-    if not isinstance(private, Ed25519PrivateKey):
-        raise errors.BadSettings("JWT_SIGNING_KEY is not an Ed25519 key", hint="openssl genpkey -algorithm ed25519")
-    public = private.public_key()
-    return SigningKey(private, public, thumbprint(public))
-
-
-def thumbprint(public: Ed25519PublicKey) -> str:
-    """RFC 7638, with the members that RFC 8037 §2 requires of an Ed25519 key."""
-    x = _base64url(public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw))
-    return _base64url(hashlib.sha256(f'{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}'.encode()).digest())
-
-
 class AccessTokens:
-    """Signs and reads the tokens of one mesh."""
+    """Signs and reads the tokens of one mesh. The `kid` of a token can only choose among our own keys."""
 
-    def __init__(self, key: SigningKey, issuer: str) -> None:
-        self._key = key
+    def __init__(self, keys: Keys, issuer: str) -> None:
+        self._keys = keys
         self._issuer = issuer
-        # A dict, so that the `kid` of a token can only choose among our own keys. A second one comes with rotation.
-        self._known = {key.kid: key.public}
 
     def issue(self, user_id: UserId, session_id: str, now: float) -> Credential:
         issued_at = int(now)
+        key = self._keys.signer()
         claims = Claims(
-            iss=self._issuer,
+            iss=key.issuer(self._issuer),
             aud=AUDIENCE,
             sub=user_id,
             sid=session_id,
@@ -99,21 +69,24 @@ class AccessTokens:
             nbf=issued_at,
             exp=issued_at + LIFETIME_SECONDS,
         )
-        headers = {"typ": _TYPE, "kid": self._key.kid}
-        return Credential(jwt.encode(msgspec.to_builtins(claims), self._key.private, algorithm="EdDSA", headers=headers))
+        headers = {"typ": _TYPE, "kid": key.kid}
+        return Credential(jwt.encode(msgspec.to_builtins(claims), key.private, algorithm="EdDSA", headers=headers))
 
-    def read(self, token: str, now: float) -> Claims:
-        """Raises NotAuthenticated for a token that is not ours, not for us, or not valid now."""
+    async def read(self, token: str, now: float) -> Claims:
+        """Raises NotAuthenticated for a token that is not ours, not for us, or not valid now, and Unavailable where its key is not
+        known and cannot be looked for."""
         if len(token) > _LONGEST:
             raise _refused("the credential is neither an API key nor an access token")
         try:
             header = jwt.get_unverified_header(token)
-            public = self._known.get(str(header.get("kid")))
-            if public is None or header.get("typ") != _TYPE:
+            key = await self._keys.find(str(header.get("kid"))) if header.get("typ") == _TYPE else None
+            if key is None:
                 raise _refused("the access token was not made by this mesh")
             # The times are compared below, with our clock.
             options: Options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
-            payload = jwt.decode(token, public, algorithms=["EdDSA"], audience=AUDIENCE, issuer=self._issuer, options=options)
+            payload = jwt.decode(
+                token, key.public, algorithms=["EdDSA"], audience=AUDIENCE, issuer=key.issuer(self._issuer), options=options
+            )
             claims = msgspec.convert(payload, Claims)
         except (jwt.InvalidTokenError, msgspec.ValidationError, UnicodeError) as error:
             raise _refused("the credential is neither an API key nor an access token of this mesh") from error
@@ -126,10 +99,6 @@ class AccessTokens:
 
 def _refused(message: str) -> errors.NotAuthenticated:
     return errors.NotAuthenticated(message, hint="log in, or make a key with `aicli keys create`")
-
-
-def _base64url(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from services.auth import acts, names
 from services.auth.audit.rows import Asked, AuditRows
+from services.auth.audit.trail import Trail
 from services.auth.audit.verification import Verification
-from services.auth.parts import Parts
+from services.auth.store import Store
 from shared.api import audit
 from shared.api.method import Nothing
 from shared.rpc import Call, StreamCall, serves
@@ -16,9 +17,9 @@ _log = logs.get(part="audit")
 class Archive:
     """Handlers; all state is in PostgreSQL."""
 
-    def __init__(self, parts: Parts, rows: AuditRows, verification: Verification) -> None:
-        self._store = parts.store
-        self._trail = parts.trail
+    def __init__(self, store: Store, trail: Trail, rows: AuditRows, verification: Verification) -> None:
+        self._store = store
+        self._trail = trail
         self._rows = rows
         self._verification = verification
 

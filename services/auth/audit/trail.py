@@ -18,13 +18,3 @@ class Trail(Protocol):
     def note(self, act: Act) -> None:
         """Written soon, equal ones together; never waits and never fails. For what was refused."""
         ...
-
-
-class NoTrail:
-    """Keeps nothing; until there is a log."""
-
-    async def add(self, transaction: "Transaction", act: Act) -> None:
-        """Nothing."""
-
-    def note(self, act: Act) -> None:
-        """Nothing."""

@@ -39,7 +39,8 @@ class FactorStore:
             await transaction.run("begin_factor", user_id, sealed)
 
     async def enable(self, transaction: Transaction, user_id: UserId, begun: bytes, step: int, hashes: tuple[str, ...]) -> bool:
-        """False if another one was begun meanwhile."""
+        """False if another one was begun meanwhile. Logins that were remembered elsewhere are asked about again."""
+        await transaction.run("tell_of_user", user_id)
         return bool(await transaction.run("enable_factor", user_id, begun, step, hashes))
 
     async def use_step(self, user_id: UserId, step: int) -> bool:

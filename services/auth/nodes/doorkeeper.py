@@ -1,13 +1,14 @@
 """The RPC methods by which nodes come into the mesh and stay in it: enrolment with a ticket, and renewal with nothing but a key."""
 
+from services.auth import acts
 from services.auth.nodes import admission
 from services.auth.nodes.admission import KnownNode, KnownTicket
 from services.auth.nodes.members import Members
 from services.auth.nodes.mesh_ca import MeshCa
+from services.auth.parts import Parts
 from shared import errors
 from shared.api import membership
 from shared.api.membership import Membership, MemberState
-from shared.node import Node
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.types import Peer, Role
@@ -25,8 +26,9 @@ def running(ca: MeshCa | None) -> MeshCa:
 class Doorkeeper:
     """Handlers; all state is in PostgreSQL."""
 
-    def __init__(self, node: Node, members: Members, ca: MeshCa | None) -> None:
-        self._node = node
+    def __init__(self, parts: Parts, members: Members, ca: MeshCa | None) -> None:
+        self._node = parts.node
+        self._trail = parts.trail
         self._members = members
         self._ca = ca
 
@@ -57,7 +59,10 @@ class Doorkeeper:
             raise admission.unknown_ticket()
         admission.check_signed(ticket, text, by_ticket=request.ticket_signature, newcomer=newcomer.node, by_newcomer=request.node_signature)
         labels, name = admission.join_labels(ticket, request.labels), admission.printable(request.name)
-        used = await self._members.use_ticket(ticket.id, newcomer.node, name=name, labels=labels, now=ca.now())
+        act = acts.of_house("node.enroll", None, target=newcomer.node, ticket=ticket.id, owner=str(ticket.owner))
+        used = await self._members.use_ticket(
+            ticket.id, newcomer.node, name=name, labels=labels, now=ca.now(), also=lambda transaction: self._trail.add(transaction, act)
+        )
         node = await self._members.find_node(newcomer.node)
         if used and node is not None:
             _log.info("node enrolled", node_id=node.id, role=node.role, state=node.state, ticket_id=ticket.id, owner=str(ticket.owner))

@@ -52,3 +52,7 @@ SELECT organisations.subscription_tier
 FROM organisation_members
 JOIN organisations ON organisations.id = organisation_members.organisation_id
 WHERE organisation_members.user_id = $1 AND organisation_members.organisation_id = $2;
+
+-- name: tell_of_user
+-- Whoever remembers this user's credentials asks again, as after a change of the user's row.
+WITH told AS MATERIALIZED (SELECT log_change($1)) SELECT count(*) FROM told;

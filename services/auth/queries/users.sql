@@ -61,11 +61,15 @@ RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2;
 
 -- name: list_stale_users
--- Open accounts of which nothing was seen for $1 days: no key was used; where none ever was, since they were made.
+-- Open accounts of which nothing was seen for $1 days: no key was used and nothing was done by a login; where nothing ever was, since
+-- they were made.
 SELECT users.username, users.role, users.created_at, seen.last_seen_at
 FROM users
 LEFT JOIN LATERAL (
-    SELECT max(api_keys.last_used_at) AS last_seen_at FROM api_keys WHERE api_keys.user_id = users.id
+    SELECT greatest(
+        (SELECT max(api_keys.last_used_at) FROM api_keys WHERE api_keys.user_id = users.id),
+        (SELECT max(audit_log.at) FROM audit_log WHERE audit_log.actor = users.id AND audit_log.result = 'done')
+    ) AS last_seen_at
 ) AS seen ON true
 WHERE users.is_active AND coalesce(seen.last_seen_at, users.created_at) < now() - make_interval(days => $1)
 ORDER BY coalesce(seen.last_seen_at, users.created_at), users.id

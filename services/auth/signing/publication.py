@@ -1,7 +1,7 @@
 """The RPC methods about the keys that sign access tokens: publishing them, and making another."""
 
 from services.auth import acts
-from services.auth.parts import Parts
+from services.auth.audit.trail import Trail
 from services.auth.signing.signers import Signers
 from shared.api import auth
 from shared.rpc import Call, serves
@@ -13,8 +13,8 @@ _log = logs.get(part="signing")
 class Publication:
     """Handlers; the keys are in PostgreSQL, and in ``signers`` for the moment."""
 
-    def __init__(self, parts: Parts, signers: Signers) -> None:
-        self._trail = parts.trail
+    def __init__(self, trail: Trail, signers: Signers) -> None:
+        self._trail = trail
         self._signers = signers
 
     @serves(auth.get_signing_keys)

@@ -59,8 +59,9 @@ def signer_of(keys: Sequence[KnownKey], now: datetime) -> KnownKey | None:
 def plan(keys: Sequence[KnownKey], now: datetime, lifetime: timedelta) -> Plan:
     """What time alone asks for."""
     over = tuple(key.kid for key in keys if key.is_over(now))
-    signer = signer_of(keys, now)
-    if signer is None:
+    signer = signer_of([key for key in keys if not key.is_over(now)], now)
+    # One that was retired for a key that is gone, which nothing of ours does, has nobody to hand over to.
+    if signer is None or (signer.retired_at is not None and not _has_successor(keys, signer)):
         return Plan(make=now, epoch=_last_epoch(keys), drop=over)
     due = signer.signs_from + lifetime
     if _has_successor(keys, signer) or now < due - PUBLISHED:

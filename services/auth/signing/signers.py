@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ class Signers:
         self._opened: dict[str, SigningKey] = {}
         #: One at a time, so that none puts an older state in the place of a newer one.
         self._refreshing = asyncio.Lock()
+        self._looking = asyncio.Lock()
         self._looked_at = -float(_LOOK_AGAIN_SECONDS)
 
     async def begin(self) -> None:
@@ -66,9 +67,8 @@ class Signers:
         return self._opened[chosen.kid]
 
     async def find(self, kid: str) -> SigningKey | None:
-        if kid not in self._opened and self._clock() - self._looked_at >= _LOOK_AGAIN_SECONDS:
-            self._looked_at = self._clock()
-            await self._read()
+        if kid not in self._opened:
+            await self._look_again(kid)
         now = self._now()
         return next((self._opened[kid] for key in self._known if key.kid == kid and not key.is_over(now)), None)
 
@@ -82,7 +82,8 @@ class Signers:
         stored = await self._read()
         if rotation.plan([one.known for one in stored], self._now(), self._lifetime).is_empty and not self._outdated(stored):
             return
-        async with self._rows.changing() as (change, locked):
+        async with self._rows.changing() as (change, found):
+            locked = self._readable(found)
             # Again under the lock: another replica may have done it a moment ago.
             plan = rotation.plan([one.known for one in locked], self._now(), self._lifetime)
             await self._do(change, plan)
@@ -94,11 +95,13 @@ class Signers:
     @contextlib.asynccontextmanager
     async def rotating(self, *, at_once: bool) -> AsyncIterator["Transaction"]:
         """Another key, with what the block writes or not at all; ``at_once`` forgets all others. Raises Unavailable."""
-        async with self._rows.changing() as (change, locked):
-            known = [one.known for one in locked]
+        async with self._rows.changing() as (change, found):
+            known = [one.known for one in self._readable(found)]
             await self._do(change, (rotation.plan_emergency if at_once else rotation.plan_rotation)(known, self._now()))
             yield change.transaction
-        await self._read()
+        # It is done; where they cannot be read now, ``run`` will.
+        with contextlib.suppress(errors.Unavailable):
+            await self._read()
 
     async def _do(self, change: Change, plan: Plan) -> None:
         if plan.drop:
@@ -113,19 +116,34 @@ class Signers:
             await change.retire(kid, plan.make)
         _log.info("signing key made", kid=key.kid, epoch=key.epoch, signs_from=plan.make.isoformat())
 
-    async def _read(self) -> tuple[StoredKey, ...]:
+    async def _look_again(self, kid: str) -> None:
+        """One looks for all who ask meanwhile."""
+        async with self._looking:
+            if kid not in self._opened and self._clock() - self._looked_at >= _LOOK_AGAIN_SECONDS:
+                self._looked_at = self._clock()
+                await self._read()
+
+    async def _read(self) -> list[StoredKey]:
         async with self._refreshing:
-            stored = await self._rows.list()
+            stored = self._readable(await self._rows.list())
             opened = {one.known.kid: self._opened.get(one.known.kid) or self._open(one) for one in stored}
             # Together, so that a key that is chosen is one that is open.
             self._known, self._opened = tuple(one.known for one in stored), opened
             return stored
 
+    def _readable(self, stored: Iterable[StoredKey]) -> list[StoredKey]:
+        """Without rows that somebody has put there or changed: what they name signs nothing, and holds nothing up."""
+        return [one for one in stored if one.known.kid in self._opened or self._is_ours(one)]
+
+    def _is_ours(self, stored: StoredKey) -> bool:
+        try:
+            return self._open(stored).kid == stored.known.kid
+        except (errors.Internal, ValueError) as error:
+            _log.error("a row of signing_keys is none of ours", kid=stored.known.kid, reason=str(error))
+            return False
+
     def _open(self, stored: StoredKey) -> SigningKey:
-        key = SigningKey.of(self._sealer.open(_PURPOSE, stored.known.kid, stored.sealed), stored.known.epoch)
-        if key.kid != stored.known.kid:
-            raise errors.Internal("a signing key is not the one that its row names", hint="restore auth.signing_keys from a backup")
-        return key
+        return SigningKey.of(self._sealer.open(_PURPOSE, stored.known.kid, stored.sealed), stored.known.epoch)
 
     def _sealed(self, key: SigningKey) -> bytes:
         return self._sealer.seal(_PURPOSE, key.kid, key.private.private_bytes_raw())

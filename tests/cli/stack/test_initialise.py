@@ -1,11 +1,12 @@
-from pathlib import Path
+from pathlib import base64
 
+import Path
 import pytest
 
 from cli.stack import home as homes
 from cli.stack import initialise, nats_users, secret_files
 from cli.stack.home import Home
-from shared import errors, identity
+from shared import credentials, errors, identity
 from shared.types import Role
 
 
@@ -48,7 +49,8 @@ def test_secrets_are_long_and_differ(home: Home, tmp_path: Path) -> None:
     values += [home.key(name).read_text() for name in secret_files.NODES]
     assert len(set(values)) == len(values)
     assert min(len(value) for value in values) >= 29
-    assert secret_files.read(home, "jwt_signing_key.pem").startswith("-----BEGIN PRIVATE KEY-----")
+    assert len(base64.b64decode(secret_files.read(home, "data_key"))) == 32
+    assert credentials.kind_of(secret_files.read(home, "admin_key")) == "adm"
 
 
 def test_wrong_settings_are_not_kept(home: Home, tmp_path: Path) -> None:

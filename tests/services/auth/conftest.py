@@ -6,8 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
@@ -15,19 +13,13 @@ from shared import identity
 from tests.services.auth.surroundings import ADMIN_PASSWORD, Surroundings
 
 
-@pytest.fixture(scope="session")
-def signing_key() -> str:
-    key = Ed25519PrivateKey.generate()
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
-
-
 @pytest.fixture
-def settings(postgres_url: str, valkey_url: str, signing_key: str) -> AuthSettings:
+def settings(postgres_url: str, valkey_url: str) -> AuthSettings:
     return AuthSettings(
         node_key_file=Path("/nowhere"),
         database_url=postgres_url,
         redis_url=valkey_url,
-        jwt_signing_key=signing_key,
+        admin_mfa=False,
         api_key_pepper="p" * 32,
         admin_password=ADMIN_PASSWORD,
         data_key=base64.b64encode(bytes(range(32))).decode(),

@@ -38,8 +38,8 @@ class Gateway:
         assert method is gateway.read_usage
         assert isinstance(request, gateway.ReadUsage)
         assert deadline_seconds > 0
-        self.asked.append(request.user_id)
-        return cast("Reply", UserUsage(request.user_id, 3, 30))
+        self.asked.append(UserId(request.tenant_id))
+        return cast("Reply", UserUsage(UserId(request.tenant_id), 3, 30))
 
 
 def _no_tasks() -> Dispatcher:

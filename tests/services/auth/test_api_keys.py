@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from services.auth import api_keys
 from shared import credentials, errors
+from shared.api.auth import KeyKind
 from shared.types import Credential
 
 KEY = api_keys.generate()
@@ -61,3 +62,26 @@ def test_the_digest_depends_on_the_pepper_and_on_the_key() -> None:
     assert api_keys.digest(KEY, "a") == api_keys.digest(Credential(KEY), "a")
     assert len({api_keys.digest(KEY, "a"), api_keys.digest(KEY, "b"), api_keys.digest(api_keys.generate(), "a")}) == 3
     assert len(api_keys.digest(KEY, "a")) == 64
+
+
+@pytest.mark.parametrize("kind", KeyKind)
+def test_every_kind_is_made_and_known(kind: KeyKind) -> None:
+    key = api_keys.generate(kind)
+    api_keys.check(key)
+    assert credentials.kind_of(key) == kind
+    assert api_keys.mark(key, "a") == api_keys.Mark(api_keys.digest(key, "a"), api_keys.preview(key))
+
+
+def test_a_key_under_another_prefix_is_another_key() -> None:
+    assert api_keys.digest(Credential(KEY.replace("live", "test")), "a") != api_keys.digest(KEY, "a")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "just now"), (1, "1 second ago"), (60, "1 minute ago"), (3_599, "59 minutes ago"), (7_200, "2 hours ago"),
+        (86_400, "1 day ago"), (3 * 86_400 + 5, "3 days ago"),
+    ],
+)  # fmt: skip
+def test_how_long_ago_something_ended(seconds: float, said: str) -> None:
+    assert api_keys.ago(seconds) == said

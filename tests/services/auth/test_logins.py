@@ -460,6 +460,36 @@ async def test_a_key_switches_nothing(desk: Desk, settings: AuthSettings) -> Non
         await desk.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), new.api_key)
 
 
+# --- what others remember -------------------------------------------------------------------------------------------------
+
+
+async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(desk: Desk, settings: AuthSettings) -> None:
+    """A gateway believes for a minute what it was told, unless it hears otherwise."""
+    user = await desk.world.register("anna")
+    team = await organisation(settings, user.id)
+
+    async def told() -> int:
+        found: int = await by_hand.value(settings.database_url, "SELECT count(*) FROM auth.changes WHERE user_id = $1", user.id)
+        return found
+
+    async def reuse(session: auth.Session) -> None:
+        await refresh(desk, (await refresh(desk, session.session_token)).session_token)
+        with pytest.raises(errors.NotAuthenticated):
+            await refresh(desk, session.session_token)
+
+    ways: list[Callable[[auth.Session], Awaitable[object]]] = [
+        lambda session: desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token)),
+        lambda session: desk.world.ask(accounts.end_session, accounts.EndSession(), session.access_token),
+        lambda session: switch(desk, session, team),
+        lambda session: desk.confirm_again(session, PASSWORD),
+        reuse,
+    ]
+    for way in ways:
+        session, before = await desk.login(), await told()
+        await way(session)
+        assert await told() == before + 1
+
+
 # --- what is written down ---------------------------------------------------------------------------------------------------
 
 
@@ -468,7 +498,8 @@ async def test_every_login_and_every_end_is_in_the_log_with_where_it_came_from(d
     session = await desk.browse()
     await desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
     opened, ended = [act for act in desk.trail.acts if act.action.startswith("session.")]
-    assert (opened.action, opened.tenant_id, opened.actor, opened.address) == ("session.open", user.id, user.id, "203.0.113.7")
+    assert (opened.action, opened.actor, opened.address) == ("session.open", user.id, "203.0.113.7")
+    assert opened.tenant_id == TenantId(user.id)
     assert opened.details == {"kind": "browser", "agent": "Mozilla/5.0"}
     assert (ended.action, ended.target) == ("session.end", opened.target)
     assert abs(opened.at.timestamp() - time.time()) < 60

@@ -79,3 +79,36 @@ def test_bad_key_names(name: str) -> None:
 
 def test_a_key_may_be_called_in_any_language() -> None:
     names.check_key_name("Schlüssel für Bücher 书")
+
+
+@pytest.mark.parametrize(
+    ("written", "compared"),
+    [
+        pytest.param("192.0.2.0/24", "192.0.2.0/24", id="as it is"),
+        pytest.param(" 192.0.2.77/24 ", "192.0.2.0/24", id="an address in it"),
+        pytest.param("192.0.2.7", "192.0.2.7/32", id="one address"),
+        pytest.param("2001:DB8:0::/32", "2001:db8::/32", id="IPv6 in other letters"),
+        pytest.param("::ffff:192.0.2.0/120", "192.0.2.0/24", id="IPv4 in its IPv6 clothes"),
+        pytest.param("::ffff:0:0/64", "::/64", id="more than IPv4"),
+    ],
+)
+def test_networks_are_kept_as_they_are_compared(written: str, compared: str) -> None:
+    assert names.networks_of([written, written]) == (compared,)
+
+
+@pytest.mark.parametrize(
+    "written", ["", "10", "10.0.0.0/33", "300.0.0.1", "example.com", "10.0.0.0/8,11.0.0.0/8", "fe80::1%eth0/64", "١٠.0.0.0"]
+)
+def test_what_is_no_network(written: str) -> None:
+    with pytest.raises(errors.BadRequest, match="networks"):
+        names.networks_of([written])
+
+
+def test_a_key_is_bound_to_so_many_models_and_networks() -> None:
+    assert len(names.models_of([str(n) for n in range(100)] * 2)) == 100
+    assert len(names.networks_of([f"10.0.{n}.0/24" for n in range(20)])) == 20
+    for many in ([str(n) for n in range(101)], ["a\nb"], [""], ["x" * 201]):
+        with pytest.raises(errors.BadRequest, match="models"):
+            names.models_of(many)
+    with pytest.raises(errors.BadRequest, match="networks"):
+        names.networks_of([f"10.0.{n}.0/24" for n in range(21)])

@@ -16,7 +16,7 @@ from shared import errors
 from shared.api import auth, events
 from shared.types import Credential, MicroCredits, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
-from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, call, fields_of
+from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, fields_of
 
 LIMITS = auth.KeyLimits(50, 5, 10_000, 2, MicroCredits(2_500_000))
 

@@ -68,9 +68,11 @@ async def everything_in(valkey_url: str) -> str:
     found: list[object] = []
     async with redis.Redis.from_url(valkey_url) as client:
         for key in await client.keys("*"):
-            kind = (await client.type(key)).decode()
-            read = {"string": client.get, "hash": client.hgetall}.get(kind)
-            found += [key, await read(key) if read else await client.zrange(key, 0, -1)]
+            kind = await client.type(key)
+            if kind == b"zset":
+                found += [key, await client.zrange(key, 0, -1)]
+            else:
+                found += [key, await (client.hgetall(key) if kind == b"hash" else client.get(key))]
     return repr(found)
 
 

@@ -9,7 +9,6 @@ GOOD = {
     "NODE_KEY_FILE": "/keys/auth.nk",
     "DATABASE_URL": "postgresql://u:p@localhost/db",
     "REDIS_URL": "redis://localhost",
-    "JWT_SIGNING_KEY": "PEM",
     "DATA_KEY": "d" * 43,
     "API_KEY_PEPPER": "p" * 32,
 }
@@ -32,7 +31,7 @@ def test_auth_may_have_a_database_of_its_own() -> None:
     [
         pytest.param({"DATABASE_URL": ""}, "DATABASE_URL", id="no database"),
         pytest.param({"REDIS_URL": ""}, "REDIS_URL", id="no Valkey"),
-        pytest.param({"JWT_SIGNING_KEY": ""}, "JWT_SIGNING_KEY", id="no signing key"),
+        pytest.param({"DATA_KEY": ""}, "DATA_KEY", id="no key to seal with"),
         pytest.param({"API_KEY_PEPPER": "changeme"}, "API_KEY_PEPPER", id="a short pepper"),
         pytest.param({"SESSION_TIMEOUT": "0"}, "SESSION_TIMEOUT", id="no session at all"),
         pytest.param({"SESSION_TIMEOUT": "50000"}, "SESSION_LONGEST", id="longer unused than at all"),

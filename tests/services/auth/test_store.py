@@ -5,11 +5,13 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import msgspec
 import pytest
 
 import services.auth
@@ -19,7 +21,7 @@ from services.auth.store import MOST_ACTIVE_KEYS, NewKey, Store
 from shared import errors
 from shared.api.auth import ApiKey, Change, KeyBounds, KeyKind, KeyLimits, User
 from shared.database import Database
-from shared.types import MicroCredits, TenantId, Tier, UserId, UserRole
+from shared.types import MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 from tests.services.auth import by_hand
 
 NO_LIMITS = KeyLimits()
@@ -143,6 +145,51 @@ async def test_a_key_keeps_each_of_its_limits(store: Store) -> None:
     assert key.limits == owned.principal.key_limits == listed.limits == limits
 
 
+async def test_a_key_keeps_its_kind_its_bounds_and_its_end(store: Store) -> None:
+    bounds = KeyBounds(("model:read",), (ModelName("llama"), ModelName("qwen")), ("10.0.0.0/8",))
+    ends = datetime.now(UTC) + timedelta(days=3)
+    key = await add_key(store, await add_user(store), kind=KeyKind.TEST, bounds=bounds, expires_at=ends)
+    assert (key.kind, key.bounds, key.expires_at, key.team_id) == (KeyKind.TEST, bounds, ends, None)
+    assert await keys_of(store, key.user_id) == (key,)
+    owned = await store.find_owner_of_key("k")
+    assert owned is not None
+    assert (owned.principal.models, owned.principal.networks, owned.principal.expires_at) == (
+        bounds.models,
+        bounds.networks,
+        ends.timestamp(),
+    )
+    assert (owned.expires_at, owned.replaced_at) == (ends, None)
+
+
+async def test_the_key_of_one_tenant_is_not_anothers_to_find_change_or_end(store: Store) -> None:
+    anna, ben = await add_user(store, "anna"), await add_user(store, "ben")
+    key = await add_key(store, anna)
+    for tenant, user in ((ben.id, ben.id), (anna.id, ben.id), (ben.id, anna.id)):
+        assert await store.find_key(TenantId(tenant), user, key.id) is None
+        assert await store.list_keys(TenantId(tenant), user) == ()
+        assert await store.list_keys_named(TenantId(tenant), user, "default") == ()
+    claimed = msgspec.structs.replace(key, user_id=ben.id)
+    async with store.transaction() as transaction:
+        assert await store.revoke_key(transaction, claimed) is None
+        assert await store.rename_key(transaction, claimed, "mine") is None
+        assert await store.rotate_key(transaction, claimed, Mark("stolen", "…"), 60) is None
+    assert await store.find_key(TenantId(anna.id), anna.id, key.id) == key == await store.find_any_key(key.id)
+    assert await store.find_owner_of_key("stolen") is None
+
+
+async def test_a_secret_that_was_replaced_leads_to_the_same_key_until_its_time(store: Store) -> None:
+    key = await add_key(store, await add_user(store), "old")
+    async with store.transaction() as transaction:
+        assert await store.rotate_key(transaction, key, Mark("new", "aip_live_new…wxyz"), 60) is not None
+    old, new = await store.find_owner_of_key("old"), await store.find_owner_of_key("new")
+    assert old is not None
+    assert new is not None
+    assert old.principal.key_id == new.principal.key_id == key.id
+    assert old.replaced_at is not None
+    assert old.principal.expires_at == old.replaced_at.timestamp()
+    assert (new.replaced_at, new.principal.expires_at) == (None, None)
+
+
 async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_path: Path) -> None:
     package = Path(services.auth.__file__).parent
     (tmp_path / "migrations").mkdir()
@@ -211,6 +258,11 @@ async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: Store, p
         "UPDATE auth.api_keys SET tokens_per_minute = 5",
         "UPDATE auth.api_keys SET concurrency = 5",
         "UPDATE auth.api_keys SET budget_micro = 5",
+        "UPDATE auth.api_keys SET scopes = '{model:read}'",
+        "UPDATE auth.api_keys SET models = '{llama}'",
+        "UPDATE auth.api_keys SET networks = '{10.0.0.0/8}'",
+        "UPDATE auth.api_keys SET expires_at = now()",
+        "UPDATE auth.api_keys SET kind = 'test'",
         "DELETE FROM auth.api_keys",
     ],
 )

@@ -17,7 +17,6 @@ from services.auth.audit.archive import Archive
 from services.auth.audit.log import AuditLog
 from services.auth.audit.rows import AuditRows
 from services.auth.audit.verification import Verification
-from services.auth.parts import Parts
 from services.auth.store import Store
 from shared import errors
 from shared.api import audit, auth
@@ -55,22 +54,10 @@ class Office:
     dispatcher: Dispatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        nothing = cast("Any", None)
-        parts = Parts(
-            settings=nothing,
-            node=nothing,
-            store=self.store,
-            passwords=nothing,
-            sessions=nothing,
-            tokens=nothing,
-            guesses=nothing,
-            identities=nothing,
-            trail=AuditLog(self.rows),
-        )
         verification = Verification(self.rows, Anchoring(self.rows, KEYS, MeshName("test"), None))
         self.dispatcher = Dispatcher(cast("asyncio.TaskGroup", None), lambda *_: None, lambda *_: None)
         self.dispatcher.gate = Gate(self._identify, lambda *_: None)
-        self.dispatcher.add(Archive(parts, self.rows, verification))
+        self.dispatcher.add(Archive(self.store, AuditLog(self.rows), self.rows, verification))
 
     async def _identify(self, credential: Credential | None) -> auth.Principal:
         if credential is None:

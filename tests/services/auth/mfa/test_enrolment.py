@@ -2,9 +2,13 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
+from services.auth import sealing
 from services.auth.mfa import totp
+from services.auth.sealing import Sealer
+from services.auth.sessions import Login
 from services.auth.settings import AuthSettings
 from shared import access, errors
 from shared.api import accounts, auth
@@ -112,7 +116,7 @@ async def test_a_login_from_before_the_factor_cannot_replace_it_either(desk: Des
     """One that slipped through while the others were ended."""
     session, _, _ = await desk.with_factor()
     user = session.user
-    stale = await desk.world.service._sessions.open(_login_of(user))
+    stale = await desk.world.service._sessions.open(Login(user_id=user.id))
     token = desk.world.service._identities.answer(user, stale)
     with pytest.raises(errors.SecondFactorNeeded):
         await desk.begin(token)
@@ -120,23 +124,17 @@ async def test_a_login_from_before_the_factor_cannot_replace_it_either(desk: Des
         await desk.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), token.access_token)
 
 
-def _login_of(user: auth.User) -> object:
-    from services.auth.sessions import Login
-
-    return Login(user_id=user.id)
-
-
 async def test_a_key_sets_nothing_up(desk: Desk) -> None:
     """Nor takes it away: who found a key must not put their own phone in place of its owner's."""
     _, new = await desk.world.user_with_key("anna")
-    for method, request in (
-        (accounts.begin_mfa, accounts.BeginMfa()),
-        (accounts.enable_mfa, accounts.EnableMfa("123456")),
-        (accounts.disable_mfa, accounts.DisableMfa("123456")),
-        (accounts.renew_recovery_codes, accounts.RenewRecoveryCodes()),
+    for attempt in (
+        desk.world.ask(accounts.begin_mfa, accounts.BeginMfa(), new.api_key),
+        desk.world.ask(accounts.enable_mfa, accounts.EnableMfa("123456"), new.api_key),
+        desk.world.ask(accounts.disable_mfa, accounts.DisableMfa("123456"), new.api_key),
+        desk.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), new.api_key),
     ):
         with pytest.raises(errors.NotAllowed, match="needs a login"):
-            await desk.world.ask(method, request, new.api_key)
+            await attempt
 
 
 async def test_changing_it_needs_a_fresh_login(desk: Desk) -> None:
@@ -249,8 +247,6 @@ async def test_who_becomes_an_administrator_in_the_middle_of_a_session_needs_one
 
 
 async def test_where_it_is_switched_off_administrators_log_in_with_their_password(desk: Desk, settings: AuthSettings) -> None:
-    import msgspec
-
     desk.logins._settings = msgspec.structs.replace(settings, admin_mfa=False)
     desk.world.service._identities._admin_mfa = False
     session = await desk.login("admin", ADMIN_PASSWORD)
@@ -273,9 +269,6 @@ async def test_a_row_that_was_copied_to_another_user_opens_nothing(desk: Desk, s
 
 
 async def test_a_seed_is_sealed_anew_under_a_newer_key_when_it_is_used(desk: Desk, settings: AuthSettings) -> None:
-    from services.auth import sealing
-    from services.auth.sealing import Sealer
-
     _, phone, _ = await desk.with_factor()
     old, new = sealing.read_key(settings.data_key), bytes(32)
     desk.logins._factors._sealer = Sealer(new, old)

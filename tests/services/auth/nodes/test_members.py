@@ -268,3 +268,41 @@ async def test_psql_cannot_write_a_node_that_is_none(members: Members, postgres_
     for row in ("('gpu-box', 'worker', 'active')", f"('{new_node()}', 'operator', 'active')", f"('{new_node()}', 'worker', 'gone')"):
         with pytest.raises(asyncpg.CheckViolationError):
             await by_hand.run(postgres_url, f"INSERT INTO auth.nodes (id, role, state) VALUES {row}")
+
+
+# --- owners and acts ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_listed_and_found_is_its_owners(members: Members) -> None:
+    anna, ben = UserId(UUID(int=7)), UserId(UUID(int=8))
+    annas, bens = await add_ticket(members, "aaaa1111", uses=9), await add_ticket(members, "aaaa2222", owner=ben)
+    node = new_node()
+    await use(members, annas, node)
+    for owner, tickets, nodes in ((anna, {annas}, {node}), (ben, {bens}, set()), (None, {annas, bens}, {node})):
+        assert {ticket.id for ticket in await members.list_tickets(owner)} == tickets
+        assert {found.id for found in await members.list_nodes(owner)} == nodes
+    assert (await members.get_ticket_called("aaaa", anna)).id == annas, "a beginning that another's has, too"
+    for asking in (members.get_ticket_called(bens, anna), members.get_node_called(node, ben)):
+        with pytest.raises(errors.NotFound):
+            await asking
+    assert (await members.count_good_tickets(anna), await members.count_good_tickets(UserId(UUID(int=9)))) == (1, 0)
+    async with members.transaction() as transaction:
+        assert await members.revoke_ticket(transaction, annas)
+    assert await members.count_good_tickets(anna) == 0
+
+
+async def test_what_goes_with_a_use_happens_only_with_it(members: Members, postgres_url: str) -> None:
+    ticket, node, written = await add_ticket(members), new_node(), []
+
+    async def full(transaction: object) -> None:
+        raise errors.Unavailable("the log is away")
+
+    async def write(transaction: object) -> None:
+        written.append(1)
+
+    with pytest.raises(errors.Unavailable):
+        await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=full)
+    assert (await used(members, ticket), await members.find_node(node)) == (0, None)
+    assert await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=write)
+    assert not await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=write)
+    assert written == [1]

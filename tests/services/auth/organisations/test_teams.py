@@ -136,7 +136,8 @@ async def test_two_owners_who_demote_each_other_at_once_leave_one(town: Town) ->
 async def test_who_is_removed_loses_their_keys_of_the_organisation_and_no_others(town: Town) -> None:
     anna, ben = await town.person("anna"), await town.person("ben")
     acme, other = await town.found(anna), await town.found(anna, "Other")
-    team_keys = [await town.key(await town.join(anna, acme, ben), f"key {n}") for n in range(3)]
+    member = await town.join(anna, acme, ben)
+    team_keys = [await town.key(member, f"key {n}") for n in range(3)]
     kept = [await town.key(await town.join(anna, other, ben)), await town.key(ben.login), await town.key(town.login(anna.user, acme.id))]
     await remove(town, acme, ben, anna.login)
     for made in team_keys:
@@ -260,14 +261,14 @@ async def test_a_change_of_tier_or_members_reaches_every_cache(town: Town, postg
     assert (await town.store.missed_changes(0))[-1].sequence == before + 1
     await set_role(town, acme, ben, TeamRole.OWNER, anna.login)
     await remove(town, acme, ben, anna.login)
-    assert {change.user_id for change in await town.store.missed_changes(before + 1)} == {None, ben.user.id}
+    told = [change.user_id for change in await town.store.missed_changes(before + 1) if change.sequence > before]
+    assert told == [None, ben.user.id, ben.user.id]
 
 
-async def test_usernames_and_keys_are_not_needed_to_be_shown_twice(town: Town) -> None:
-    """A key's listing is the tenant's: what a member made for the organisation is not among their own."""
+async def test_a_key_of_an_organisation_is_not_among_ones_own(town: Town) -> None:
     anna = await town.person("anna")
     acme = await town.found(anna)
     made = await town.key(town.login(anna.user, acme.id), "team")
-    assert made.key.id not in {key.id for key in await town.keys(anna.login)}
+    assert await town.keys(anna.login) == ()
     with pytest.raises(errors.NotFound):
         await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(made.key.id)), anna.login)

@@ -1,0 +1,217 @@
+"""Joins the parts of auth at its start: what is opened, what runs beside the calls, and what answers them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+
+from services.auth import api_keys, names, sealing
+from services.auth.access_review import AccessReviews
+from services.auth.audit.anchoring import Anchoring, AnchorKeys
+from services.auth.audit.archive import Archive
+from services.auth.audit.log import AuditLog
+from services.auth.audit.rows import AuditRows
+from services.auth.audit.upkeep import Upkeep
+from services.auth.audit.verification import Verification
+from services.auth.changes import Changes
+from services.auth.failed_logins import FailedLogins
+from services.auth.identities import CountRefusal, Identities
+from services.auth.keyring import Keyring
+from services.auth.last_used import LastUsed
+from services.auth.logins import Logins
+from services.auth.mail import postman as mail
+from services.auth.mail.postman import Postman
+from services.auth.mfa.enrolment import Enrolment
+from services.auth.mfa.factors import Factors
+from services.auth.nodes.doorkeeper import Doorkeeper
+from services.auth.nodes.members import Members
+from services.auth.nodes.mesh_ca import MeshCa
+from services.auth.nodes.roster import Roster
+from services.auth.oidc.door import Equipment, OidcDoor
+from services.auth.organisations.invitations import Invitations
+from services.auth.organisations.store import OrganisationStore
+from services.auth.organisations.teams import Teams
+from services.auth.own_account import passwords as own_passwords
+from services.auth.own_account.mail_limits import MailLimits
+from services.auth.own_account.passwords import PasswordChanges
+from services.auth.own_account.profile import Profile
+from services.auth.own_account.session_ends import SessionEnds
+from services.auth.own_account.store import AccountStore
+from services.auth.parts import Parts
+from services.auth.passwords import Passwords
+from services.auth.people import People
+from services.auth.privacy import erasure, retention, sources
+from services.auth.privacy.erasure import Erasures
+from services.auth.privacy.export import Exports
+from services.auth.privacy.retention import Days, Retention
+from services.auth.privacy.store import PrivacyStore
+from services.auth.sealing import Sealer
+from services.auth.sessions import Sessions
+from services.auth.settings import AuthSettings
+from services.auth.signing.key_rows import KeyRows
+from services.auth.signing.publication import Publication
+from services.auth.signing.signers import Signers
+from services.auth.store import Store
+from services.auth.store import opened as database_of
+from services.auth.tokens import AccessTokens
+from shared import errors
+from shared.api.gateway import Check
+from shared.cache import Cache
+from shared.database import Database
+from shared.node import Node
+from shared.telemetry import logs
+from shared.types import Credential
+
+_log = logs.get(part="auth")
+
+
+#: A task that runs beside the calls, until it is cancelled.
+Work = Callable[[], Coroutine[None, None, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What auth opens at its start."""
+
+    database: Database
+    cache: Cache
+    passwords: Passwords
+    postman: Postman
+    signers: Signers
+
+    async def checks(self) -> tuple[Check, ...]:
+        database, cache = await asyncio.gather(self.database.check(), self.cache.check())
+        return database, cache, self.postman.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What answers the calls, and what runs beside them."""
+
+    handlers: tuple[object, ...]
+    work: tuple[Work, ...]
+
+
+class Assembly:
+    """The parts of one auth service, made of what it opened."""
+
+    def __init__(self, settings: AuthSettings, node: Node, opened: Opened, count_refusal: CountRefusal) -> None:
+        self._settings = settings
+        self._node = node
+        self._opened = opened
+        self._members = Members(opened.database)
+        self._audit_rows = AuditRows(opened.database)
+        store, cache = Store(opened.database), opened.cache
+        tokens = AccessTokens(opened.signers, issuer=f"aimesh/{settings.mesh}")
+        sessions = _sessions(settings, cache)
+        self.trail = AuditLog(self._audit_rows)
+        self.last_used = LastUsed(store)
+        self.changes = Changes(store, node.drain_started)
+        self.identities = Identities(
+            store, sessions, tokens, self.last_used,
+            pepper=settings.api_key_pepper, count_refusal=count_refusal, admin_mfa=settings.admin_mfa,
+        )  # fmt: skip
+        self._parts = Parts(
+            settings=settings,
+            node=node,
+            store=store,
+            passwords=opened.passwords,
+            sessions=sessions,
+            tokens=tokens,
+            guesses=FailedLogins(cache),
+            identities=self.identities,
+            trail=self.trail,
+        )
+        seed = sealing.derive(sealing.read_key(settings.data_key), "audit-anchor")
+        anchoring = Anchoring(self._audit_rows, AnchorKeys.of(seed), settings.mesh, settings.audit_anchor_file)
+        self._verification = Verification(self._audit_rows, anchoring)
+        self.upkeep = Upkeep(self.trail, self._audit_rows, anchoring, days=settings.audit_days)
+
+    def join(self, ca: MeshCa | None, equipment: Equipment) -> Joined:
+        factors = Factors.of(self._parts)
+        groups = (self._of_logins(factors, equipment), self._of_accounts(factors), self._of_organisations(), self._of_house(ca))
+        beside: tuple[Work, ...] = (self.changes.run, self.last_used.run, self.upkeep.run, self._opened.signers.run)
+        return Joined(
+            tuple(handler for group in groups for handler in group.handlers),
+            (*beside, *(work for group in groups for work in group.work), *((ca.run,) if ca is not None else ())),
+        )
+
+    def _of_logins(self, factors: Factors, equipment: Equipment) -> Joined:
+        rows = PrivacyStore(self._opened.database)
+        needs = erasure.Needs(rows=rows, sessions=self._parts.sessions, postman=self._opened.postman, audit=self._audit_rows)
+        erasures = Erasures(self._parts, needs)
+        logins = Logins(self._parts, factors, at_login=(erasures.call_off_at_login,))
+        exports = Exports(self._parts, rows, (sources.sessions(self._parts.sessions), sources.audit(self._audit_rows)))
+        days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
+        kept = Retention(retention.own(rows, days))
+        return Joined(
+            (logins, Enrolment(self._parts, factors), OidcDoor(self._parts, equipment, logins), erasures, exports),
+            (erasures.run, kept.run),
+        )
+
+    def _of_accounts(self, factors: Factors) -> Joined:
+        rows, postman = AccountStore(self._opened.database), self._opened.postman
+        ends = SessionEnds(self._parts.store, self._parts.sessions)
+        needs = own_passwords.Needs(rows=rows, ends=ends, limits=MailLimits(self._opened.cache), postman=postman)
+        changes = PasswordChanges(self._parts, needs)
+        return Joined((People(self._parts), changes, Profile(self._parts, rows, factors, postman)), (changes.run,))
+
+    def _of_organisations(self) -> Joined:
+        teams = OrganisationStore(self._opened.database)
+        invitations = Invitations(self._parts, teams, self._opened.postman)
+        return Joined((Keyring(self._parts), Teams(self._parts, teams), invitations), ())
+
+    def _of_house(self, ca: MeshCa | None) -> Joined:
+        archive = Archive(self._parts.store, self.trail, self._audit_rows, self._verification)
+        nodes = (Doorkeeper(self._parts, self._members, ca), Roster(self._parts, self._members, ca))
+        published = Publication(self.trail, self._opened.signers)
+        return Joined((*nodes, archive, published, AccessReviews(self._parts, self._members)), ())
+
+    def mesh_ca(self) -> MeshCa | None:
+        """None where auth is no CA."""
+        return MeshCa.load(self._settings, self._node, self._members)
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: AuthSettings) -> AsyncIterator[Opened]:
+    """Raises BadSettings, and Unavailable where PostgreSQL or Valkey does not come."""
+    async with contextlib.AsyncExitStack() as stack:
+        passwords = stack.enter_context(Passwords.open(min_length=settings.password_min_length))
+        post = mail.parse(settings.smtp_url, settings.mail_from)
+        sealer = Sealer.of(settings.data_key)
+        database = await stack.enter_async_context(database_of(settings.database_url))
+        cache = await stack.enter_async_context(Cache.open(settings.redis_url))
+        postman = await stack.enter_async_context(mail.opened(post))
+        await ensure_first_admin(settings, Store(database), passwords)
+        signers = Signers(KeyRows(database), sealer, timedelta(days=settings.signing_key_days))
+        await signers.begin()
+        yield Opened(database, cache, passwords, postman, signers)
+
+
+async def ensure_first_admin(settings: AuthSettings, store: Store, passwords: Passwords) -> None:
+    """Raises BadSettings for a password or a key that cannot be."""
+    password, key = settings.admin_password, settings.admin_api_key
+    if password is None or await store.has_admin():
+        return
+    try:
+        passwords.check(password, username=names.ADMIN_USERNAME, email=names.ADMIN_EMAIL)
+    except errors.BadRequest as error:
+        raise errors.BadSettings(f"ADMIN_PASSWORD: {error.message}", hint=error.hint) from error
+    try:
+        if key is not None:
+            api_keys.check_first(key)
+    except errors.BadRequest as error:
+        raise errors.BadSettings(f"ADMIN_API_KEY: {error.message}", hint=error.hint) from error
+    mark = None if key is None else api_keys.mark(Credential(key), settings.api_key_pepper)
+    if await store.ensure_first_admin(await passwords.hash(password), mark):
+        _log.info("first administrator made", username=names.ADMIN_USERNAME)
+
+
+def _sessions(settings: AuthSettings, cache: Cache) -> Sessions:
+    return Sessions(
+        cache,
+        idle_seconds=settings.session_timeout_seconds,
+        longest_seconds=settings.session_longest_seconds,
+        program_idle_seconds=settings.session_program_days * 24 * 3600,
+    )

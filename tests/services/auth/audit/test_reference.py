@@ -1,0 +1,46 @@
+"""docs/reference/audit.md names every act that the services record."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[4]
+PAGE = ROOT / "docs" / "reference" / "audit.md"
+#: What makes an act; its first argument is the action.
+MAKES = re.compile(r"(^|\.)(acts\.(done|done_by|of_house|refused)|telling\.act)$")
+ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
+
+
+def recorded(text: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and node.args and MAKES.search(ast.unparse(node.func)):
+            for part in ast.walk(node.args[0]):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.value
+
+
+def all_recorded() -> set[str]:
+    return {action for path in sorted((ROOT / "services").rglob("*.py")) for action in recorded(path.read_text(encoding="utf-8"))}
+
+
+def described() -> set[str]:
+    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    return {action for row in rows for action in re.findall(r"`([a-z_]+\.[a-z_]+)`", row.split("|")[1])}
+
+
+def test_every_act_is_described_and_none_that_is_not_recorded() -> None:
+    assert described() == all_recorded() | {"audit.overflow"}
+
+
+def test_actions_have_the_form_that_lists_are_filtered_by() -> None:
+    assert [action for action in all_recorded() if not ACTION.fullmatch(action)] == []
+
+
+@pytest.mark.parametrize(
+    "line", ['acts.done("key.burn", who)', 'acts.of_house("key.burn" if hot else "key.burn", None)', 'self.telling.act("key.burn", who)']
+)
+def test_an_act_that_nobody_described_would_be_found(line: str) -> None:
+    assert set(recorded(line)) == {"key.burn"}
