@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
+from services.auth.parts import Parts
 from services.auth.service import AuthService
 from shared import identity, tickets
 from shared.api import auth, events, gateway, membership
@@ -81,6 +82,11 @@ class Surroundings:
         self._service = service
         self.dispatcher.add(service)
         self.dispatcher.check_declared()
+
+    @property
+    def parts(self) -> Parts:
+        """What the handlers of the running service share."""
+        return self._service._assembly._parts
 
     @property
     def id(self) -> NodeId:

@@ -238,13 +238,13 @@ async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings)
 )
 async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    find = world.service._store.find_owner_of_key
+    find = world.parts.store.find_owner_of_key
 
     async def counting(key_hash: str) -> object:
         asked.append(key_hash)
         return await find(key_hash)
 
-    monkeypatch.setattr(world.service._store, "find_owner_of_key", counting)
+    monkeypatch.setattr(world.parts.store, "find_owner_of_key", counting)
     with pytest.raises(errors.NotAuthenticated):
         await world.ask(auth.validate_api_key, auth.ValidateApiKey(Credential(key)))
     assert asked == []
@@ -318,7 +318,7 @@ async def test_the_last_use_of_a_key_is_noted(world: Surroundings) -> None:
     _, new = await world.user_with_key()
     assert new.key.last_used_at is None
     await identify(world, new.api_key)
-    await world.service._last_used.write()
+    await world.service._assembly.last_used.write()
     listed = await world.ask(auth.list_api_keys, auth.ListApiKeys(), new.api_key)
     assert listed.keys[0].last_used_at is not None
 
@@ -384,7 +384,7 @@ async def test_a_bad_first_password_is_a_wrong_setting(settings: AuthSettings) -
 
 async def test_a_watcher_hears_of_a_change_made_by_hand(world: Surroundings, settings: AuthSettings) -> None:
     user, _ = await world.user_with_key()
-    async with contextlib.aclosing(world.service._changes.watch(0)) as changes:
+    async with contextlib.aclosing(world.service._assembly.changes.watch(0)) as changes:
         assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
         connection = await asyncpg.connect(settings.database_url)
         try:
@@ -395,12 +395,12 @@ async def test_a_watcher_hears_of_a_change_made_by_hand(world: Surroundings, set
         while change.user_id is None:  # the service's own "I listen now" may come between
             change = await asyncio.wait_for(anext(changes), 5)
         assert change.user_id == user.id
-    assert world.service._changes._watchers == set()
+    assert world.service._assembly.changes._watchers == set()
 
 
 async def test_a_watch_ends_when_the_service_drains(world: Surroundings) -> None:
     async def watch() -> int:
-        async with contextlib.aclosing(world.service._changes.watch(0)) as changes:
+        async with contextlib.aclosing(world.service._assembly.changes.watch(0)) as changes:
             return len([change async for change in changes])
 
     watching = asyncio.ensure_future(watch())
@@ -410,10 +410,10 @@ async def test_a_watch_ends_when_the_service_drains(world: Surroundings) -> None
 
 async def test_a_slow_watcher_is_told_to_forget_everything(world: Surroundings) -> None:
     user = await world.register()
-    async with contextlib.aclosing(world.service._changes.watch(0)) as changes:
+    async with contextlib.aclosing(world.service._assembly.changes.watch(0)) as changes:
         await anext(changes)
         for number in range(1, 150):
-            world.service._changes._tell(auth.Change(number, user.id))
+            world.service._assembly.changes._tell(auth.Change(number, user.id))
         heard = [await anext(changes) for _ in range(40)]
     assert auth.Change(101) in heard
     assert heard[-1].sequence > 101

@@ -27,7 +27,7 @@ async def test_a_machine_joins_with_a_ticket(house: Surroundings) -> None:
     newcomer, before = Newcomer(), house.trust.list_body
     reply = await newcomer.enroll(house, made.ticket, labels={"gpu": "4090"})
     found = read(reply)
-    admin = await house.service._identities.of(house._admin)
+    admin = await house.parts.identities.of(house._admin)
     assert (found.node, found.role, found.owner) == (newcomer.key.id, Role.WORKER, str(admin.user_id))
     assert dict(found.labels) == {"zone": "eu", "gpu": "4090"}
     assert (reply.mesh, reply.role, reply.revocations) == (house.mesh, Role.WORKER, before)

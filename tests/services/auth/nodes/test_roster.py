@@ -121,8 +121,8 @@ async def test_loopback_in_a_ticket_is_warned_of_and_no_hyperswarm_makes_none(ca
 async def node_owner(house: Surroundings, name: str = "olga") -> Credential:
     """A login of somebody who lends machines."""
     user = await house.register(name)
-    async with house.service._store.transaction() as transaction:
-        await house.service._store.set_role(transaction, user.id, UserRole.NODE_OWNER)
+    async with house.parts.store.transaction() as transaction:
+        await house.parts.store.set_role(transaction, user.id, UserRole.NODE_OWNER)
     return (await house.login(name)).access_token
 
 

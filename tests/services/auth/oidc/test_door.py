@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 from urllib.parse import parse_qs, urlsplit
@@ -11,13 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import pytest
 
-from services.auth.audit.trail import NoTrail
-from services.auth.failed_logins import FailedLogins
 from services.auth.logins import Logins
 from services.auth.oidc.door import Equipment, OidcDoor
 from services.auth.oidc.links import Links
-from services.auth.parts import Parts
-from services.auth.service import AuthService
 from services.auth.sessions import Login
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -34,7 +30,7 @@ CALLBACK = "https://ai.example.org/oidc"
 WEB = Peer(Role.WEB, NodeId("U" + "W" * 55))
 
 
-class Remembered(NoTrail):
+class Remembered:
     def __init__(self) -> None:
         self.acts: list[Act] = []
 
@@ -90,26 +86,12 @@ class Web:
         return [act.action for act in self.trail.acts]
 
 
-def parts_of(service: AuthService, trail: Remembered) -> Parts:
-    return Parts(
-        settings=service._settings,
-        node=service._node,
-        store=service._store,
-        passwords=service._opened.passwords,
-        sessions=service._sessions,
-        tokens=service._tokens,
-        guesses=FailedLogins(service._opened.cache),
-        identities=service._identities,
-        trail=trail,
-    )
-
-
 def open_door(world: Surroundings, made: Equipment, trail: Remembered) -> tuple[OidcDoor, Surroundings]:
     logins = world.dispatcher.find(auth.login_user.name, WEB).function.__self__  # type: ignore[attr-defined]
     assert isinstance(logins, Logins)
     beside = Surroundings(metrics=world.metrics, published=world.published)
     beside.dispatcher.gate = world.dispatcher.gate
-    door = OidcDoor(parts_of(world.service, trail), made, logins)
+    door = OidcDoor(replace(world.parts, trail=trail), made, logins)
     beside.dispatcher.add(door)
     return door, beside
 
@@ -118,7 +100,7 @@ def open_door(world: Surroundings, made: Equipment, trail: Remembered) -> tuple[
 async def opened_web(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider, **changed: object) -> AsyncIterator[Web]:
     chosen = msgspec.structs.replace(settings, **changed)
     trail = Remembered()
-    links = Links(world.service._store._db, trail)
+    links = Links(world.parts.store._db, trail)
     async with Equipment.open(chosen, world.service._opened.cache, links) as equipment:
         door, beside = open_door(world, equipment, trail)
         yield Web(world, beside, scripted, door, trail)
@@ -196,7 +178,7 @@ async def test_a_login_that_showed_no_password_just_now_is_good_for_nothing_sens
 
 async def test_a_login_that_lacks_its_second_factor_links_nothing(web: Web) -> None:
     user = await web.world.register("anna")
-    halfway = await web.world.service._sessions.open(Login(user_id=user.id, kind=SessionKind.BROWSER, step=Step.ENTER_CODE))
+    halfway = await web.world.parts.sessions.open(Login(user_id=user.id, kind=SessionKind.BROWSER, step=Step.ENTER_CODE))
     with pytest.raises(errors.SecondFactorNeeded):
         await web.beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK, "", halfway.token))
 
