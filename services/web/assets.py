@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).parent
 _MEDIA_TYPES = {".css": "text/css", ".svg": "image/svg+xml", ".js": "text/javascript"}
 #: name -> file: what npm brought.
 _FROM_NPM = {
-    "npm/uplot.js": "npm/node_modules/uplot/dist/uPlot.esm.js",
+    "npm/uplot.js": "npm/node_modules/uplot/dist/uPlot.iife.min.js",
     "npm/uplot.css": "npm/node_modules/uplot/dist/uPlot.min.css",
 }
 #: Below, the header costs more than is saved.

@@ -19,6 +19,8 @@ _ALWAYS: tuple[Header, ...] = (
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
+    # Where a page has links that a model wrote, their hosts are not looked up before somebody follows one.
+    (b"x-dns-prefetch-control", b"off"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
     # Pages are personal and answers are private; what may be kept (static files) says so itself.
     (b"cache-control", b"no-store"),

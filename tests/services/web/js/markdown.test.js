@@ -223,6 +223,7 @@ const HOSTILE = {
   'opening stars': (n) => '*a '.repeat(n / 3),
   'mixed marks': (n) => '*a _b ~~c '.repeat(n / 10),
   'closing marks': (n) => 'a* b_ '.repeat(n / 6),
+  'marks that open between codes': (n) => '*a `c` '.repeat(n / 7),
   'backticks of all lengths': (n) => Array.from({ length: Math.sqrt(n) }, (_, index) => '`'.repeat(index + 1)).join(' '),
   backslashes: (n) => '\\'.repeat(n),
   quotes: (n) => '>'.repeat(n),
@@ -255,6 +256,8 @@ for (const [name, make] of Object.entries(HOSTILE)) {
 }
 
 test('nesting has a bottom', () => {
+  const deepest = (nodes) => 1 + Math.max(0, ...(nodes ?? []).map((node) => deepest(node.children)))
+  assert.ok(deepest(parse(`${'*a _b '.repeat(500)}x${' c_ d*'.repeat(500)}`)) < 40)
   const depth = (blocks) => 1 + Math.max(0, ...blocks.flatMap((block) => [block.blocks, ...(block.items ?? [])].filter(Boolean).map(depth)))
   assert.ok(depth(parse(`${'> '.repeat(500)}x`)) < 20)
   assert.ok(depth(parse(`${'- '.repeat(500)}x`)) < 20)

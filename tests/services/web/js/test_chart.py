@@ -1,5 +1,7 @@
 """Charts in a real page: uPlot under the strict policy and trusted types, read by pointer, by keyboard and as a table."""
 
+import asyncio
+
 import pytest
 
 from tests.acceptance.chromium import Browser, Page
@@ -104,8 +106,11 @@ async def test_a_chart_follows_its_table_and_the_choice_of_colours(chrome: Brows
     async def live(visit: Visit) -> None:
         await visit.begin()
         await visit.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "day": "4 Nov", "tokens": "7"}]})
+        await looked.wait()
+        await visit.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "tokens": "8"}]})
         await visit.gone()
 
+    looked = asyncio.Event()
     site.answers["/live"] = live
     row = '<template><tr><th scope="row" data-live="day"></th><td data-live="tokens"></td><td></td></tr></template>'
     site.pages["/"] = site.pages["/"].replace("<tbody>", f'<tbody data-live-list="days">{row}')
@@ -116,6 +121,9 @@ async def test_a_chart_follows_its_table_and_the_choice_of_colours(chrome: Brows
         await page.evaluate("document.querySelector('[aria-roledescription=chart]').focus()")
         await key(page, "End")
         await wait_for(page, f"{READING} === '4 Nov Tokens: 7Latency'")
+        # What is read is read again when it changes, at the same place.
+        looked.set()
+        await wait_for(page, f"{READING} === '4 Nov Tokens: 8Latency'")
         await key(page, "Home")
         await wait_for(page, f"{READING}.startsWith('3 Nov Tokens: 5')")
         before = await colour(page, "--series-1")

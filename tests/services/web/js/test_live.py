@@ -40,7 +40,7 @@ BODY = """
 CLOCK = """
 Math.random = () => -0.98
 const wait = window.setTimeout
-window.setTimeout = (then, ms) => ms === 45000 ? (window.silence = then, 0) : wait(then, ms)
+window.setTimeout = (then, ms) => ms === 45000 ? (window.silences = 1 + (window.silences ?? 0), window.silence = then, 0) : wait(then, ms)
 """
 
 
@@ -129,6 +129,8 @@ async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(
         )
         node = {"id": "a", "name": "Node A", "state": "up"}
         await visit.event({"nodes": [{"id": "c", "name": "Node C", "state": "down"}, node, {"id": "b", "name": "Node B", "state": "up"}]})
+        # A value of the page is not one of its rows.
+        await visit.event({"name": "page", "state": "page"})
         await wait_for(page, f"{ids} === 'cab'")
         assert await text(page, "[data-id=c] span") == "down"
         assert await page.evaluate("document.querySelector('[data-id=c] span').dataset.state") == "down"
@@ -143,6 +145,7 @@ async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(
         )
         await visit.event({"nodes": [{"id": "b", "name": "B"}, node]})
         await wait_for(page, f"{ids} === 'ba'")
+        assert await text(page, "[data-id=b] b") == "B"
         await visit.event({"nodes": []})
         await wait_for(page, f"{ids} === ''")
 
@@ -167,6 +170,10 @@ async def test_a_connection_that_fell_silent_is_given_up_for_a_new_one(chrome: B
     async with followed(chrome) as (page, server, visit):
         await visit.event({})
         await state(page, "live")
+        await visit.event({"requests.today": "still"})
+        await wait_for(page, "document.getElementById('total').textContent === 'still'")
+        # Each word begins the waiting anew.
+        assert await page.evaluate("silences") == 3
         # The three quarters of a minute without a word, at once.
         await page.evaluate("silence()")
         async with asyncio.timeout(PATIENCE_SECONDS):

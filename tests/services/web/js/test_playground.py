@@ -198,6 +198,34 @@ async def test_an_answer_can_be_had_again_and_a_chat_begun_anew(chrome: Browser)
         await chat.say(visit, "fresh")
 
 
+async def test_a_new_chat_begins_before_the_old_answer_has_ended(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        visit = await chat.ask("old")
+        await visit.event({"text": "old"}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'old'")
+        await chat.page.evaluate(
+            "document.querySelector('[data-chat-act=clear]').click();"
+            " document.getElementById('message').value = 'new'; document.getElementById('chat').requestSubmit()"
+        )
+        visit = await chat.answers.next()
+        await visit.event({"text": "fresh"}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'fresh'")
+        assert await chat.page.evaluate("document.querySelector('[data-playground]').dataset.chatState") == "writing"
+        assert await chat.part("usage") == ""
+        await chat.say(visit, " text")
+        assert await chat.part("text") == "fresh text"
+
+
+async def test_an_answer_in_an_endless_event_is_given_up(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        visit = await chat.ask("endless")
+        await visit.write("data: " + "x" * 1_100_000)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await chat.answers.left.wait()
+        await chat.state("ready")
+        assert (await chat.part("problem")).startswith("The server refused this.")
+
+
 async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         visit = await chat.ask("one")
