@@ -164,9 +164,9 @@ class RunningStack:
 
     @asynccontextmanager
     async def database(self, service: str) -> AsyncIterator[asyncpg.Connection]:
-        """PostgreSQL as the role of one service."""
+        """PostgreSQL as the role of one service, which sees all tenants."""
         url = plan.database_url_file(self.place, service).read_text(encoding="utf-8").strip()
-        connection = await asyncpg.connect(url, timeout=5, server_settings={"search_path": service})
+        connection = await asyncpg.connect(url, timeout=5, server_settings={"search_path": service, "aimesh.tenant": "*"})
         try:
             yield connection
         finally:

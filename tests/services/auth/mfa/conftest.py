@@ -21,7 +21,6 @@ async def desk(settings: AuthSettings) -> AsyncIterator[Desk]:
     world = Surroundings()
     async with AuthService.open(settings, world.as_node()) as service:
         world.service = service
-        service._identities._admin_mfa = settings.admin_mfa
         yield Desk(world)
 
 

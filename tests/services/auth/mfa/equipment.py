@@ -8,9 +8,7 @@ from typing import cast
 from services.auth.logins import Logins
 from services.auth.mfa import totp
 from services.auth.mfa.enrolment import Enrolment
-from services.auth.mfa.factors import Factors
 from services.auth.parts import Parts
-from services.auth.service import AuthService
 from shared.api import accounts, auth
 from shared.api.audit import Act
 from shared.database import Transaction
@@ -69,25 +67,21 @@ class Desk:
     trail: KeptTrail = field(default_factory=KeptTrail)
 
     def __post_init__(self) -> None:
-        logins = self.logins
-        logins._trail = self.trail
-        logins._factors._clock = self.clock
-        enrolment = self._enrolment()
-        enrolment._trail = self.trail
-        enrolment._factors._clock = self.clock
+        enrolment = cast("Enrolment", self._serving(accounts.begin_mfa.name))
+        for handler in (self.logins, enrolment):
+            handler._trail = self.trail
+            handler._factors._clock = self.clock
 
     @property
     def logins(self) -> Logins:
-        return cast("Logins", self.world.dispatcher.find(auth.login_user.name, CLIENT).function.__self__)  # type: ignore[attr-defined]
+        return cast("Logins", self._serving(auth.login_user.name))
 
-    def _enrolment(self) -> Enrolment:
-        served = {handler.method.name: handler for handler in self.world.dispatcher.handlers}
-        if accounts.begin_mfa.name in served:
-            return cast("Enrolment", served[accounts.begin_mfa.name].function.__self__)  # type: ignore[attr-defined]
-        parts = parts_of(self.world.service, self.logins)
-        enrolment = Enrolment(parts, Factors.of(parts))
-        self.world.dispatcher.add(enrolment)
-        return enrolment
+    @property
+    def parts(self) -> Parts:
+        return self.world.service._assembly._parts
+
+    def _serving(self, method: str) -> object:
+        return self.world.dispatcher.find(method, CLIENT).function.__self__  # type: ignore[attr-defined]
 
     async def login(
         self, name: str = "anna", password: str = PASSWORD, code: str | None = None, *, peer: Peer | None = None, **changed: object
@@ -122,17 +116,3 @@ class Desk:
         session = await self.login(name)
         phone = await self.begin(session)
         return session, phone, (await self.enable(session, phone.code())).codes
-
-
-def parts_of(service: AuthService, logins: Logins) -> Parts:
-    return Parts(
-        settings=service._settings,
-        node=service._node,
-        store=service._store,
-        passwords=service._opened.passwords,
-        sessions=service._sessions,
-        tokens=service._tokens,
-        guesses=logins._guesses,
-        identities=service._identities,
-        trail=service._opened.trail,
-    )

@@ -116,8 +116,8 @@ async def test_a_login_from_before_the_factor_cannot_replace_it_either(desk: Des
     """One that slipped through while the others were ended."""
     session, _, _ = await desk.with_factor()
     user = session.user
-    stale = await desk.world.service._sessions.open(Login(user_id=user.id))
-    token = desk.world.service._identities.answer(user, stale)
+    stale = await desk.parts.sessions.open(Login(user_id=user.id))
+    token = desk.parts.identities.answer(user, stale)
     with pytest.raises(errors.SecondFactorNeeded):
         await desk.begin(token)
     with pytest.raises(errors.SecondFactorNeeded):
@@ -142,7 +142,7 @@ async def test_changing_it_needs_a_fresh_login(desk: Desk) -> None:
     gate = desk.world.dispatcher.gate
     assert gate is not None
     gate._clock = desk.clock
-    desk.world.service._sessions._clock = desk.clock
+    desk.parts.sessions._clock = desk.clock
     desk.clock.ahead += access.FRESH_SECONDS + 1
     for attempt in (
         desk.begin(session),
@@ -248,7 +248,7 @@ async def test_who_becomes_an_administrator_in_the_middle_of_a_session_needs_one
 
 async def test_where_it_is_switched_off_administrators_log_in_with_their_password(desk: Desk, settings: AuthSettings) -> None:
     desk.logins._settings = msgspec.structs.replace(settings, admin_mfa=False)
-    desk.world.service._identities._admin_mfa = False
+    desk.parts.identities._admin_mfa = False
     session = await desk.login("admin", ADMIN_PASSWORD)
     assert session.step is Step.DONE
     assert (await desk.world.ask(auth.list_users, auth.ListUsers(), session.access_token)).users

@@ -207,8 +207,8 @@ async def test_a_key_needs_no_confirmation_and_gets_none(desk: Desk) -> None:
 
 
 async def _make_stale(desk: Desk, session: auth.Session) -> None:
-    sessions = desk.world.service._sessions
-    found = await desk.world.service._identities.session_of(session.access_token)
+    sessions = desk.parts.sessions
+    found = await desk.parts.identities.session_of(session.access_token)
     real = sessions._clock
     sessions._clock = lambda: real() - access.FRESH_SECONDS - 1
     await sessions.confirm(found, has_factor=found.has_factor)
