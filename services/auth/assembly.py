@@ -123,8 +123,7 @@ class Assembly:
             identities=self.identities,
             trail=self.trail,
         )
-        seed = sealing.derive(sealing.read_key(settings.data_key), "audit-anchor")
-        anchoring = Anchoring(self._audit_rows, AnchorKeys.of(seed), settings.mesh, settings.audit_anchor_file)
+        anchoring = Anchoring(self._audit_rows, _anchor_keys(settings), settings.mesh, settings.audit_anchor_file)
         self._verification = Verification(self._audit_rows, anchoring)
         self.upkeep = Upkeep(self.trail, self._audit_rows, anchoring, days=settings.audit_days)
 
@@ -179,7 +178,7 @@ async def opened(settings: AuthSettings) -> AsyncIterator[Opened]:
     async with contextlib.AsyncExitStack() as stack:
         passwords = stack.enter_context(Passwords.open(min_length=settings.password_min_length))
         post = mail.parse(settings.smtp_url, settings.mail_from)
-        sealer = Sealer.of(settings.data_key)
+        sealer = Sealer.of(settings.data_key, settings.data_key_old)
         database = await stack.enter_async_context(database_of(settings.database_url))
         cache = await stack.enter_async_context(Cache.open(settings.redis_url))
         postman = await stack.enter_async_context(mail.opened(post))
@@ -206,6 +205,11 @@ async def ensure_first_admin(settings: AuthSettings, store: Store, passwords: Pa
     mark = None if key is None else api_keys.mark(Credential(key), settings.api_key_pepper)
     if await store.ensure_first_admin(await passwords.hash(password), mark):
         _log.info("first administrator made", username=names.ADMIN_USERNAME)
+
+
+def _anchor_keys(settings: AuthSettings) -> AnchorKeys:
+    former = () if settings.data_key_old is None else (sealing.read_key(settings.data_key_old, "DATA_KEY_OLD"),)
+    return AnchorKeys.of(*(sealing.derive(key, "audit-anchor") for key in (sealing.read_key(settings.data_key), *former)))
 
 
 def _sessions(settings: AuthSettings, cache: Cache) -> Sessions:

@@ -35,7 +35,7 @@ class Identities:
         *,
         pepper: str,
         count_refusal: CountRefusal,
-        admin_mfa: bool = False,
+        admin_mfa: bool,
     ) -> None:
         """``admin_mfa``: an administrator's login without a second factor is good for setting one up, and nothing else."""
         self._store = store

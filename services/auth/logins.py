@@ -138,7 +138,9 @@ class Logins:
             raise errors.BadRequest("this is the token of a program's session", hint="refreshSession takes it, and gives a new one")
         if found is Over.ENDED:
             raise self._identities.session_over()
-        return self._go_on(await self._bearer(found.session), found)
+        answer = self._go_on(await self._bearer(found.session), found)
+        theme, team_name = await self._store.find_look(answer.user.id, answer.team_id)
+        return msgspec.structs.replace(answer, theme=theme, team_name=team_name)
 
     @serves(accounts.switch_organisation)
     async def switch_organisation(self, request: accounts.SwitchTeam, call: Call) -> auth.Session:

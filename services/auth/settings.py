@@ -48,6 +48,11 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             secret=True,
         ),
     ]
+    data_key_old: Annotated[
+        str | None,
+        Meta(min_length=43, max_length=64),
+        Variable("DATA_KEY_OLD", "the former DATA_KEY, while what it sealed is sealed anew; rather DATA_KEY_OLD_FILE", secret=True),
+    ] = None
     admin_mfa: Annotated[bool, Variable("ADMIN_MFA", "administrators who log in need a second factor; false is for tests alone")] = True
     signing_key_days: Annotated[
         int, Meta(ge=1, le=3650), Variable("SIGNING_KEY_DAYS", "days after which another key signs access tokens")

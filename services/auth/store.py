@@ -145,6 +145,12 @@ class Store:
             raise errors.NotFound(f"there is no user {text[:100]!r}", hint="give a user name, an e-mail address or a user id")
         return user
 
+    async def find_look(self, user_id: UserId, team_id: TenantId | None) -> tuple[str | None, str | None]:
+        """The theme that the user chose, and the organisation's name; None for each that is not there."""
+        row = await self._db.row("find_look", user_id, team_id)
+        assert row is not None  # a SELECT without FROM has one row
+        return row["theme"], row["team_name"]
+
     async def list_users(self, limit: int) -> tuple[User, ...]:
         return tuple(_user(row) for row in await self._db.rows("list_users", limit))
 

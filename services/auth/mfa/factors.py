@@ -40,7 +40,7 @@ class Factors:
     @classmethod
     def of(cls, parts: Parts) -> "Factors":
         """Raises BadSettings for a DATA_KEY that is none."""
-        sealer = Sealer.of(parts.settings.data_key)
+        sealer = Sealer.of(parts.settings.data_key, parts.settings.data_key_old)
         return cls(FactorStore(parts.store), sealer, parts.guesses, pepper=parts.settings.api_key_pepper)
 
     async def state(self, user_id: UserId) -> FactorState:

@@ -29,4 +29,5 @@ class SessionEnds:
         async with self._store.transaction() as transaction:
             yield transaction
             await self._sessions.end_all(user_id, but)
+            await transaction.run("tell_of_user", user_id)
         await self._sessions.end_all(user_id, but)

@@ -17,7 +17,7 @@ NEW = "another good password"
 async def desk(world: Surroundings) -> AsyncIterator[Desk]:
     """Beside the running service, on its sessions and its identities."""
     service = world.service
-    sessions, identities = cast("FakeSessions", service._sessions), cast("FakeIdentities", service._identities)
+    sessions, identities = cast("FakeSessions", service._assembly._parts.sessions), cast("FakeIdentities", service._identities)
     async with opened_desk(service._settings, sessions=sessions, identities=identities) as opened:
         yield opened
 

@@ -56,3 +56,9 @@ WHERE organisation_members.user_id = $1 AND organisation_members.organisation_id
 -- name: tell_of_user
 -- Whoever remembers this user's credentials asks again, as after a change of the user's row.
 WITH told AS MATERIALIZED (SELECT log_change($1)) SELECT count(*) FROM told;
+
+-- name: find_look
+-- How a user set up the pages, and the name of the organisation that they act for.
+SELECT
+    (SELECT theme FROM preferences WHERE user_id = $1) AS theme,
+    (SELECT name FROM organisations WHERE id = $2) AS team_name;
