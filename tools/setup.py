@@ -232,7 +232,7 @@ def _is_whole(info: Path) -> bool:
 
 
 def npm_folders(level: str) -> list[Path]:
-    return [folder for folder, (least, _) in NPM_FOLDERS.items() if level == "dev" or least == level]
+    return [folder for folder, (least, _) in NPM_FOLDERS.items() if level in ("dev", least)]
 
 
 def find_missing(folder: Path, level: str) -> list[str]:

@@ -29,7 +29,7 @@ MAX_CONNECTIONS = 2000
 KEEPALIVE_SECONDS = 3.0
 
 _PREFIXES = ("/api/", "/v1/", "/docs/")
-_EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json"})
+_EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json", "/.well-known/jwks.json"})
 
 #: RFC 9110 §7.6.1, and `expect`, which the server on our side has already answered.
 _HOP_BY_HOP = frozenset(
