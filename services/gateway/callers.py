@@ -126,8 +126,6 @@ def _is_key(credential: Credential) -> bool:
 def _check_form(credential: Credential) -> None:
     if _is_key(credential):
         if not credentials.looks_like_api_key(credential):
-            raise errors.NotAuthenticated(
-                "this is not an API key: its checksum or its length is wrong", hint="copy it again, whole"
-            )
+            raise errors.NotAuthenticated("this is not an API key: its checksum or its length is wrong", hint="copy it again, whole")
     elif len(credential) > _MAX_TOKEN_CHARACTERS or not _ACCESS_TOKEN.match(credential):
         raise errors.NotAuthenticated("the credential is neither an API key (aip_live_…) nor an access token", hint=_KEY_HINT)
