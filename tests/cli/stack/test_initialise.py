@@ -1,6 +1,6 @@
-from pathlib import base64
+import base64
+from pathlib import Path
 
-import Path
 import pytest
 
 from cli.stack import home as homes

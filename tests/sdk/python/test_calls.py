@@ -12,9 +12,9 @@ from aimesh.calls import Call, KeyLimits
 from aimesh.errors import BadRequest, ProtocolError
 from aimesh.json_fields import Fields
 
-from services.gateway.doors import bodies, rest, rest_inference
+from services.gateway.doors import bodies, rest_inference
 from services.gateway.doors.key_bodies import ApiKeyBody
-from services.gateway.doors.rest import LoginBody, RegisterBody
+from services.gateway.doors.rest_accounts import LoginBody, RegisterBody
 from services.gateway.doors.rest_inference import InferenceBody
 from services.gateway.openai import answers as openai_answers
 from services.gateway.openai import embeddings as openai_embeddings
@@ -107,7 +107,7 @@ REQUEST, USER, KEY, NOW = RequestId(uuid4()), UserId(uuid4()), KeyId(uuid4()), d
 ANSWER = rest_inference.InferenceAnswer(
     REQUEST, ModelName("m"), FinishReason.LENGTH, rest_inference.UsageView(1, 2, 3), 40, "text"
 )  # fmt: skip
-MADE = rest.UserAnswer(USER, "ann", "ann@example.org", UserRole.USER, Tier.PRO, is_active=True, created_at=NOW)
+MADE = rest_accounts.UserAnswer(USER, "ann", "ann@example.org", UserRole.USER, Tier.PRO, is_active=True, created_at=NOW)
 
 
 def test_an_answer() -> None:
@@ -134,11 +134,11 @@ def test_vectors_whatever_their_order() -> None:
 
 
 def test_usage_and_quota() -> None:
-    day = rest.UsageDayAnswer(date(2026, 1, 2), None, 3, 4)
-    usage = calls.usage().read(read(rest.UsageAnswer(USER, 3, 4, (day,))))
+    day = rest_usage.UsageDayAnswer(date(2026, 1, 2), None, 3, 4)
+    usage = calls.usage().read(read(rest_usage.UsageAnswer(USER, 3, 4, (day,))))
     assert usage == answers.UsageReport(str(USER), 3, 4, (answers.UsageDay(date(2026, 1, 2), None, 3, 4),))
-    limit = rest.LimitAnswer("key", "concurrency", 5, 4, 0.0)
-    quota = calls.quota().read(read(rest.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (limit,))))
+    limit = rest_usage.LimitAnswer("key", "concurrency", 5, 4, 0.0)
+    quota = calls.quota().read(read(rest_usage.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (limit,))))
     assert quota == answers.Quota(str(USER), "free", 100, 1, 99, 12.5, (answers.Limit("key", "concurrency", 5, 4, 0.0),))
 
 
@@ -159,8 +159,8 @@ def test_a_user_a_login_and_a_key() -> None:
 GOOD: dict[str, tuple[Call[object], object]] = {
     "an answer": (calls.inference("x", {}), ANSWER),
     "models": (calls.models(), openai_answers.Models((openai_answers.Model(ModelName("a"), 1),))),
-    "usage": (calls.usage(), rest.UsageAnswer(USER, 3, 4, (rest.UsageDayAnswer(date(2026, 1, 2), None, 3, 4),))),
-    "quota": (calls.quota(), rest.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (rest.LimitAnswer("key", "x", 5, 4, 0.0),))),
+    "usage": (calls.usage(), rest_usage.UsageAnswer(USER, 3, 4, (rest_usage.UsageDayAnswer(date(2026, 1, 2), None, 3, 4),))),
+    "quota": (calls.quota(), rest_usage.QuotaAnswer(USER, Tier.FREE, 100, 1, 99, 12.5, (rest_usage.LimitAnswer("key", "x", 5, 4, 0.0),))),
     "a user": (calls.register("a", "b", "c"), MADE),
 }
 #: Absent in answers of another version, or of no use here.
