@@ -12,7 +12,7 @@ from aimesh.calls import Call, KeyLimits
 from aimesh.errors import BadRequest, ProtocolError
 from aimesh.json_fields import Fields
 
-from services.gateway.doors import bodies, rest_inference
+from services.gateway.doors import bodies, rest_accounts, rest_inference, rest_usage
 from services.gateway.doors.key_bodies import ApiKeyBody
 from services.gateway.doors.rest_accounts import LoginBody, RegisterBody
 from services.gateway.doors.rest_inference import InferenceBody
