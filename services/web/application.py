@@ -8,7 +8,22 @@ from litestar.exceptions import HTTPException
 from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
 from services.web import access, forms, problems, views, visits
-from services.web.pages import keys, landing, overview, signing_in
+from services.web.pages import (
+    export,
+    forgotten,
+    invitation,
+    keys,
+    landing,
+    login_steps,
+    nodes,
+    overview,
+    provider_login,
+    security,
+    settings,
+    signing_in,
+)
+from services.web.pages import organisations as teams
+from services.web.pages.admin import audit_log, health, mesh_settings, organisations, prices, tickets, users
 from services.web.visits import HttpRequest, NotConfirmed, Page, SignInFirst, Site, StepFirst, Visit
 from shared import context, errors
 from shared.api import auth
@@ -19,8 +34,24 @@ _log = logs.get(part="pages")
 ROUTES: tuple[ControllerRouterHandler, ...] = (
     *landing.ROUTES,
     *signing_in.ROUTES,
+    *login_steps.ROUTES,
+    *provider_login.ROUTES,
+    *forgotten.ROUTES,
     *overview.ROUTES,
     *keys.ROUTES,
+    *settings.ROUTES,
+    *security.ROUTES,
+    *export.ROUTES,
+    *teams.ROUTES,
+    *invitation.ROUTES,
+    *nodes.ROUTES,
+    *health.ROUTES,
+    *tickets.ROUTES,
+    *users.ROUTES,
+    *organisations.ROUTES,
+    *prices.ROUTES,
+    *audit_log.ROUTES,
+    *mesh_settings.ROUTES,
 )
 #: Where each step of a login is done.
 STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor", auth.Step.DONE: visits.HOME}

@@ -13,13 +13,12 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from services.web import forms, live, rendering
-from services.web.pages.admin import node_lines
+from services.web.pages.admin import machine_paths, node_lines
 from services.web.pages.admin.node_lines import NodeLine, NodeList
-from services.web.visits import Page, Visit
+from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
 from shared import errors
 from shared.api import gateway, membership
-from shared.api.membership import Member
-from shared.types import UserRole
+from shared.api.membership import Member, MemberState
 
 #: The words that a redirect may bring.
 _DONE = {
@@ -53,25 +52,107 @@ class NodeQuestion:
     is_admin: bool
     member: Member
     short: str
-    typed: str = ""
+    reason: str = ""
     problem: errors.AimeshError | None = None
-
-
-def root_of(visit: Visit) -> str:
-    """Where this person's machines are."""
-    return "/admin/nodes" if visit.person.user.role is UserRole.ADMIN else "/nodes"
-
-
-def here_of(visit: Visit) -> str:
-    return root_of(visit).split("/")[1]
 
 
 @get(["/nodes", "/admin/nodes"])
 async def show_nodes(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
-    root = root_of(visit)
+    root = machine_paths.root_of(visit)
     if visit.request.scope["path"] != root:
         return visit.redirect(root)
-    problem: errors.AimeshError | None = None
-    members: tuple[Member, ...] = ()
-    rows = asyncio.create_task(_rows(visit)) if False else None
-    return visit.redirect(root)
+    is_admin = root != "/nodes"
+    answer, problem = await _members(visit)
+    rows = await visit.ask(gateway.list_nodes, gateway.ListNodes())
+    view = NodesPage(
+        root=root,
+        is_admin=is_admin,
+        nodes=node_lines.join(answer, rows.nodes if rows else None, root, only_members=not is_admin),
+        blank=NodeLine(),
+        is_seen=rows is not None,
+        problem=problem,
+    )
+    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    return visit.page("nodes.html", view, here=machine_paths.here_of(visit), notice=notice)
+
+
+@get("/live/nodes")
+async def follow_nodes(visit: NamedDependency[Visit]) -> Stream:
+    """The same rows again and again, for a page that is open."""
+    root = machine_paths.root_of(visit)
+
+    async def read() -> live.Values:
+        members, rows = await asyncio.gather(
+            visit.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS),
+            visit.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS),
+        )
+        found = node_lines.join(members.members, rows.nodes, root, only_members=root == "/nodes")
+        return {
+            "nodes": [node_lines.plain(line) for line in found.lines],
+            "summary": found.summary,
+            "no_nodes": not found.lines,
+            "connection": "",
+        }
+
+    return live.answer(visit.site.followers, str(visit.person.user.id), read)
+
+
+@get("/admin/nodes/{node_id:str}/approve")
+async def ask_approve(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
+    member = await _member(visit, node_id)
+    if member.state is not MemberState.PENDING:
+        raise errors.NotFound("this machine does not wait for approval", hint="open the list of machines and choose one there")
+    return visit.page("admin/node_approve.html", _question(visit, member), here=machine_paths.here_of(visit))
+
+
+@post("/admin/nodes/{node_id:str}/approve")
+async def approve(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    await visit.call(membership.approve_member, membership.ApproveMember(node_id))
+    return visit.redirect(f"{machine_paths.root_of(visit)}?done=approved")
+
+
+@get(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
+async def ask_revoke(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
+    return visit.page("admin/node_revoke.html", _question(visit, await _member(visit, node_id)), here=machine_paths.here_of(visit))
+
+
+@post(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
+async def revoke(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
+    form = await visit.read_form(RevokeForm)
+    member = await _member(visit, node_id)
+    try:
+        await visit.call(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
+    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
+        raise
+    except errors.CallerError as error:
+        view = _question(visit, member, form.reason, error)
+        return visit.page("admin/node_revoke.html", view, here=machine_paths.here_of(visit), status=error.status)
+    return visit.redirect(f"{machine_paths.root_of(visit)}?done=revoked")
+
+
+async def _members(visit: Visit) -> tuple[tuple[Member, ...], errors.PeerError | None]:
+    """Those that auth knows; or none, and why."""
+    try:
+        answer = await visit.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS)
+    except errors.PeerError as error:
+        return (), error
+    return answer.members, None
+
+
+async def _member(visit: Visit, node_id: str) -> Member:
+    """One that is this person's, and still in. Raises NotFound."""
+    answer = await visit.call(membership.list_members, membership.ListMembers())
+    member = next((member for member in answer.members if member.id == node_id and member.state is not MemberState.REVOKED), None)
+    if member is None:
+        raise errors.NotFound("there is no such machine in the mesh", hint="open the list of machines and choose one there")
+    return member
+
+
+def _question(visit: Visit, member: Member, reason: str = "", problem: errors.AimeshError | None = None) -> NodeQuestion:
+    root = machine_paths.root_of(visit)
+    short = member.id[: node_lines.SHOWN_OF_ID]
+    return NodeQuestion(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
+
+
+ROUTES = (show_nodes, follow_nodes, ask_approve, approve, ask_revoke, revoke)

@@ -1,5 +1,7 @@
 """Register, log in, log out: by form for people, by JSON for programs."""
 
+import contextlib
+from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
@@ -7,23 +9,59 @@ from litestar import MediaType, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import forms, problems, views, visits
-from services.web.pages import overview
+from services.web import forms, problems, rendering, visits
+from services.web.pages import leaving, overview
 from services.web.visits import Page, Visit
 from shared import errors
-from shared.api import auth
+from shared.api import accounts, auth
 from shared.types import Credential
 
 #: argon2 may have to wait for its turn in auth's queue.
 PASSWORD_CALL_SECONDS = 10.0
 FIRST_KEY_NAME = "first key"
 
+#: The words that a redirect may bring.
+_DONE = {
+    "reset": "Your new password is set. Sign in with it.",
+    "late": "That took too long, so that the sign-in ended. Please begin again.",
+}
+#: Where each step that a login still lacks is done.
+_STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterPage:
+    #: None where anybody may; otherwise the page says whom to ask.
+    is_open: bool
+    password_min_length: int
+    #: The provider's name; None where there is none.
+    oidc_name: str | None
+    username: str = ""
+    email: str = ""
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginPage:
+    oidc_name: str | None
+    is_open: bool
+    name: str = ""
+    then: str = ""
+    problem: errors.AimeshError | None = None
+    #: The account was made just now, but the session could not be.
+    registered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginLinkPage:
+    link: str
+
 
 @get("/register")
 async def show_register(visit: NamedDependency[Visit]) -> Page:
     if await visit.find_session() is not None:
-        return visit.redirect("/dashboard")
-    return visit.page("register.html", _register_page(visit), here="register")
+        return visit.redirect(visits.HOME)
+    return visit.page("register.html", await _register_page(visit), here="register")
 
 
 @post("/register")
@@ -35,21 +73,24 @@ async def register(visit: NamedDependency[Visit]) -> Page:
     if await visit.find_session() is not None:
         # A reload of the answer to this form: the account is there and the key has been shown.
         await visit.read_fields()
-        return visit.redirect("/dashboard")
+        return visit.redirect(visits.HOME)
     form = await visit.read_form(forms.RegistrationForm, by_visitor=True)
     try:
         user = await _register(visit, auth.UserData(form.username.strip(), form.email.strip(), form.password))
     except errors.CallerError as error:
-        view = _register_page(visit, form, error)
+        view = await _register_page(visit, form, error)
         return visit.page("register.html", view, here="register", status=error.status)
     return await _welcome(visit, user, form.password)
 
 
 @get("/login")
-async def show_login(visit: NamedDependency[Visit], then: FromQuery[str] = "") -> Page:
-    if await visit.find_session() is not None:
-        return visit.redirect(_after_login(then))
-    return visit.page("login.html", views.LoginPage(then=then if visits.own_page(then) == then else ""), here="login")
+async def show_login(visit: NamedDependency[Visit], then: FromQuery[str] = "", done: FromQuery[str] = "") -> Page:
+    session = await visit.find_session()
+    if session is not None:
+        return visit.redirect(after_login(session, then))
+    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    view = await _login_page(visit, then=then if visits.own_page(then) == then else "")
+    return visit.page("login.html", view, here="login", notice=notice)
 
 
 @post("/login", status_code=HTTPStatus.OK)
@@ -57,35 +98,38 @@ async def login(visit: NamedDependency[Visit]) -> Page:
     if visits.media_type(visit.request) == "application/json":
         wanted = forms.read_json(await visit.request.body(), forms.Login)
         credentials = auth.Credentials(wanted.password, wanted.username, wanted.email)
-        return _json(await _login(visit, credentials), HTTPStatus.OK)
+        return _json(await _login(visit, credentials, auth.SessionKind.PROGRAM), HTTPStatus.OK)
     form = await visit.read_form(forms.LoginForm, by_visitor=True)
     try:
-        session = await _login(visit, _credentials(form.name.strip(), form.password))
+        session = await _login(visit, _credentials(form.name.strip(), form.password), auth.SessionKind.BROWSER)
     except errors.CallerError as error:
-        return visit.page("login.html", views.LoginPage(name=form.name, then=form.then, problem=error), here="login", status=error.status)
+        view = await _login_page(visit, name=form.name, then=form.then, problem=error)
+        return visit.page("login.html", view, here="login", status=error.status)
     visit.sign_in(session)
-    return visit.redirect(_after_login(form.then))
+    return visit.redirect(after_login(session, form.then))
 
 
 @post("/logout")
 async def logout(visit: NamedDependency[Visit]) -> Page:
     if visit.session_token is None:
         await visit.read_fields()
-    else:
-        await visit.read_form(forms.Confirmation)
-        try:
-            await visit.site.caller.call(auth.logout_user, auth.LogoutUser(visit.session_token))
-        except errors.NotAuthenticated:
-            # It had ended by itself; the browser forgets it all the same.
-            pass
+        return visit.redirect("/")
+    await visit.read_form(forms.Confirmation)
+    token = visit.session_token
+    ends_at = await _end_at_provider(visit, token)
+    try:
+        await visit.site.caller.call(auth.logout_user, auth.LogoutUser(token))
+    except errors.NotAuthenticated:
+        # It had ended by itself; the browser forgets it all the same.
+        pass
     visit.sign_out()
-    return visit.redirect("/")
+    return visit.redirect("/") if ends_at is None else leaving.page(visit, ends_at, leaving.Why.LOG_OUT)
 
 
 @get("/login-link")
 async def show_login_link(visit: NamedDependency[Visit], token: FromQuery[str] = "") -> Page:
     """Only shows a button: a mail scanner or a prefetch that opens the link must not use it up."""
-    return visit.page("login_link.html", views.LoginLinkPage(link=token))
+    return visit.page("login_link.html", LoginLinkPage(link=token))
 
 
 @post("/login-link")
@@ -94,19 +138,56 @@ async def redeem_login_link(visit: NamedDependency[Visit]) -> Page:
     try:
         session = await visit.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link))
     except errors.CallerError as error:
-        return visit.page("login.html", views.LoginPage(problem=error), here="login", status=error.status)
+        return visit.page("login.html", await _login_page(visit, problem=error), here="login", status=error.status)
     visit.sign_in(session)
-    return visit.redirect("/dashboard")
+    return visit.redirect(after_login(session, ""))
+
+
+def after_login(session: auth.Session, then: str) -> str:
+    """To the step that it still lacks, or else to the page that asked for it."""
+    step, page = _STEPS.get(session.step), visits.own_page(then)
+    if step is None:
+        return page
+    return step if page == visits.HOME else f"{step}?then={page}"
+
+
+async def end_session(visit: Visit) -> None:
+    """Of a session that the browser forgets anyhow: where auth does not answer it ends by itself within the hour."""
+    if visit.session_token is not None:
+        with contextlib.suppress(errors.AimeshError):
+            await visit.site.caller.call(auth.logout_user, auth.LogoutUser(visit.session_token))
+
+
+async def find_options(visit: Visit) -> accounts.SignInOptions:
+    """What these pages have to know of auth; where it does not answer they stand as if it were set up as usual."""
+    try:
+        return await visit.site.caller.call(
+            accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=visits.PAGE_CALL_SECONDS
+        )
+    except errors.AimeshError:
+        return accounts.SignInOptions(open_registration=True, password_min_length=visit.site.settings.password_min_length)
+
+
+async def _end_at_provider(visit: Visit, token: str) -> str | None:
+    """Where the provider ends its session; None where there is none, or it cannot be had: the session here ends all the same."""
+    request = accounts.LeaveOidc(token, f"{visit.address}/")
+    try:
+        left = await visit.site.caller.call(accounts.leave_oidc, request, deadline_seconds=visits.PAGE_CALL_SECONDS)
+    except errors.AimeshError:
+        return None
+    return left.url
 
 
 async def _welcome(visit: Visit, user: auth.User, password: str) -> Page:
     """The new account's first page, with its first key. From here on the account exists, so whatever fails is said and not undone."""
     try:
-        session = await _login(visit, auth.Credentials(password, username=user.username))
+        session = await _login(visit, auth.Credentials(password, username=user.username), auth.SessionKind.BROWSER)
     except errors.AimeshError as error:
-        view = views.LoginPage(name=user.username, registered=True, problem=error)
+        view = await _login_page(visit, name=user.username, registered=True, problem=error)
         return visit.page("login.html", view, here="login", status=problems.status(error))
     visit.sign_in(session)
+    if session.step is not auth.Step.DONE:
+        return visit.redirect(after_login(session, ""))
     return await overview.show(visit, new_key=await _first_key(visit), welcome=True)
 
 
@@ -123,28 +204,37 @@ async def _register(visit: Visit, user: auth.UserData) -> auth.User:
     return await visit.site.caller.call(auth.register_user, auth.RegisterUser(user), deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
-async def _login(visit: Visit, credentials: auth.Credentials) -> auth.Session:
-    return await visit.site.caller.call(auth.login_user, auth.LoginUser(credentials), deadline_seconds=PASSWORD_CALL_SECONDS)
+async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.Session:
+    request = auth.LoginUser(credentials, kind, visit.client())
+    return await visit.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
-def _register_page(
+async def _register_page(
     visit: Visit, form: forms.RegistrationForm | None = None, problem: errors.AimeshError | None = None
-) -> views.RegisterPage:
-    return views.RegisterPage(
+) -> RegisterPage:
+    options = await find_options(visit)
+    return RegisterPage(
+        is_open=options.open_registration,
+        password_min_length=options.password_min_length,
+        oidc_name=options.oidc_name,
         username=form.username if form else "",
         email=form.email if form else "",
-        password_min_length=visit.site.settings.password_min_length,
         problem=problem,
+    )
+
+
+async def _login_page(
+    visit: Visit, *, name: str = "", then: str = "", problem: errors.AimeshError | None = None, registered: bool = False
+) -> LoginPage:
+    options = await find_options(visit)
+    return LoginPage(
+        oidc_name=options.oidc_name, is_open=options.open_registration, name=name, then=then, problem=problem, registered=registered
     )
 
 
 def _credentials(name: str, password: str) -> auth.Credentials:
     # Usernames have no @, addresses always do.
     return auth.Credentials(password, email=name) if "@" in name else auth.Credentials(password, username=name)
-
-
-def _after_login(then: str) -> str:
-    return visits.own_page(then)
 
 
 def _json(answer: msgspec.Struct, status: HTTPStatus) -> Page:

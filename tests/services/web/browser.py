@@ -19,7 +19,10 @@ class _Forms(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         present = dict(attrs)
         if tag == "form":
-            assert present.get("method") == "post", "every form of ours changes something"
+            if present.get("method") == "get":
+                # Finds something: its fields stand in the address, and it needs no token.
+                return
+            assert present.get("method") == "post", "a form says whether it changes something"
             self._open = self.found.setdefault(present["action"] or "", {})
         elif tag == "input" and self._open is not None and present.get("name"):
             self._open[present["name"] or ""] = present.get("value") or ""

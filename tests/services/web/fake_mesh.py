@@ -1,10 +1,11 @@
 """Auth and the gateway in memory, behind the one method that web calls them by. Passwords stand there as they are."""
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Generic
 from uuid import UUID, uuid4
 
 import msgspec
@@ -12,9 +13,10 @@ import msgspec
 from services.web import caller
 from shared import errors
 from shared.api import auth, gateway, ledger
-from shared.api.method import Method, Nothing, Reply, Request
+from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.api.usage import UsageDay, UserUsage
 from shared.types import Credential, KeyId, ModelName, Tier, UserId, UserRole
+from tests.services.web.fake_accounts import FakeAccounts
 
 NO_LIMITS = auth.KeyLimits()
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
@@ -33,15 +35,27 @@ class Asked:
 
 
 @dataclass(slots=True)
+class FakeAnswer(Generic[Item, End]):
+    """A stream whose items come from a generator; ``end`` is there from the start."""
+
+    items: AsyncIterator[Item]
+    end: End
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self.items
+
+
+@dataclass(slots=True)
 class Account:
     user: auth.User
     password: str
 
 
-class FakeMesh:
+class FakeMesh(FakeAccounts):
     """Implements services.web.caller.Caller. A test reads ``asked`` and writes the rest."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.accounts: dict[str, Account] = {}
         self.sessions: dict[str, auth.User] = {}
         self.links: dict[str, auth.User] = {}
@@ -67,6 +81,24 @@ class FakeMesh:
         reply = answer(request, credential)
         assert isinstance(reply, method.reply)
         return reply
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: StreamMethod[Request, Item, End],
+        request: Request,
+        *,
+        deadline_seconds: float = 300,
+        credential: Credential | None = None,
+    ) -> AsyncIterator[FakeAnswer[Item, End]]:
+        """The handler is an async generator of items, called `_` and the method's name; the end has no content."""
+        self.asked.append(Asked(method.name, request, credential))
+        service, _, name = method.name.partition(".")
+        if error := self.broken.get(service) or self.broken.get(method.name):
+            raise error
+        handler = "_" + re.sub("[A-Z]", lambda capital: "_" + capital[0].lower(), name)
+        make: Callable[[Any, Credential | None], AsyncIterator[Item]] = getattr(self, handler)
+        yield FakeAnswer(make(request, credential), method.end())
 
     def names_asked(self) -> list[str]:
         return [asked.method for asked in self.asked]
@@ -167,7 +199,7 @@ class FakeMesh:
 
     def _session(self, token: str) -> auth.Session:
         user = self.sessions[token]
-        return auth.Session(Credential(f"access-{user.username}"), 600, token, user)
+        return self.dressed(token, auth.Session(Credential(f"access-{user.username}"), 600, token, user))
 
 
 _: type[caller.Caller] = FakeMesh

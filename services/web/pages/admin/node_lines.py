@@ -81,7 +81,8 @@ def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[in
 def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *, is_seen: bool) -> NodeLine:
     state, tone, why = _state(member, row, is_seen=is_seen)
     short = node[:SHOWN_OF_ID]
-    name = member.name if member is not None and member.name else short
+    # What has no name of its own is called by what it does.
+    name = member.name if member is not None and member.name else _role(member, row)
     can_go = member is not None and member.state is not MemberState.REVOKED and member.role is not Role.AUTH
     waits = member is not None and member.state is MemberState.PENDING and root.startswith("/admin")
     return NodeLine(
@@ -94,14 +95,14 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *
         tone=tone,
         why=why,
         path=(row.path if row is not None else "") or wording.NOTHING,
-        round_trip=wording.round_trip(row.round_trip_ms if row is not None else None),
+        round_trip=wording.round_trip(row.round_trip_ms) if row is not None else "",
         load=_load(row),
         models=", ".join(row.models) if row is not None and row.models else wording.NOTHING,
         until=_until(member),
         approve=f"{root}/{node}/approve" if waits else "",
         revoke=f"{root}/{node}/revoke" if can_go else "",
-        approve_label=f"Approve {name}",
-        revoke_label=f"Revoke {name}",
+        approve_label=f"Approve {name} {short}",
+        revoke_label=f"Revoke {name} {short}",
     )
 
 
@@ -140,7 +141,7 @@ def _load(row: NodeRow | None) -> str:
 def _until(member: Member | None) -> str:
     if member is None or member.certified_until is None:
         return wording.NOTHING
-    return wording.moment(member.certified_until)
+    return wording.soon(member.certified_until)
 
 
 def _summary(lines: tuple[NodeLine, ...]) -> str:

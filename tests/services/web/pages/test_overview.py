@@ -177,7 +177,13 @@ async def test_head_is_get_without_the_body(browser: Browser) -> None:
     assert int(answer.headers["content-length"]) > 500
 
 
-@pytest.mark.parametrize("path", ["/", "/login", "/register", "/dashboard", "/api-keys", "/login-link?token=abc"])
+ACCOUNT_PATHS = (
+    "/settings", "/settings/preferences", "/settings/security", "/settings/data", "/organisations", "/invitation?token=abc", "/forgot",
+    "/forgot?done=sent", "/reset?token=abc", "/login/oidc",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/register", "/dashboard", "/api-keys", "/login-link?token=abc", *ACCOUNT_PATHS])
 async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(alice: Browser, path: str) -> None:
     text = (await alice.get(path)).text
     assert text.count("<script") == len(re.findall(r'<script(?: type="module")? src="/static/[^"]+"></script>', text))

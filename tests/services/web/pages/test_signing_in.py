@@ -2,9 +2,11 @@ import json
 from http.cookies import SimpleCookie
 
 import httpx
+import msgspec
 import pytest
 
 from shared import errors
+from shared.api import auth
 from tests.services.web.browser import Browser, forms_of, shown_key
 from tests.services.web.fake_mesh import FakeMesh
 
@@ -136,6 +138,74 @@ async def test_logging_out_ends_the_session_here_and_at_auth(browser: Browser, m
     assert (await browser.get("/dashboard")).status_code == 303
 
 
+async def test_a_login_says_that_it_is_a_browsers_and_which(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    browser.client.headers["user-agent"] = "Firefox/140"
+    await browser.sign_in("alice", "correct horse")
+    (asked,) = [each.request for each in mesh.asked if each.method == "auth.loginUser"]
+    assert isinstance(asked, auth.LoginUser)
+    assert (asked.kind, asked.client.agent) == (auth.SessionKind.BROWSER, "Firefox/140")
+    assert asked.client.address
+
+
+async def test_json_login_opens_a_programs_session(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    await browser.client.post("/login", json={"username": "alice", "password": "correct horse"})
+    asked = mesh.asked[-1].request
+    assert isinstance(asked, auth.LoginUser)
+    assert asked.kind is auth.SessionKind.PROGRAM
+
+
+async def test_where_registration_is_closed_the_pages_say_whom_to_ask(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
+    page = await browser.get("/register")
+    assert "An administrator of this mesh can make one for you" in page.text
+    assert "/register" not in forms_of(page)
+    assert "Ask an administrator of this mesh for one" in (await browser.get("/login")).text
+
+
+async def test_the_rule_for_passwords_is_auths(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.options = msgspec.structs.replace(mesh.options, password_min_length=15)
+    page = await browser.get("/register")
+    assert 'minlength="15"' in page.text
+    assert "At least 15 characters" in page.text
+
+
+@pytest.mark.parametrize("path", ["/login", "/register"])
+async def test_the_forms_stand_while_auth_is_away(browser: Browser, mesh: FakeMesh, path: str) -> None:
+    mesh.broken["auth"] = errors.NotReachable("no node of that role is alive")
+    page = await browser.get(path)
+    assert page.status_code == 200
+    assert path in forms_of(page)
+
+
+async def test_a_word_that_a_redirect_brings_is_ours_or_nobodys(browser: Browser) -> None:
+    assert "Your new password is set" in (await browser.get("/login?done=reset")).text
+    assert 'role="status"' not in (await browser.get("/login?done=%3Cscript%3E")).text
+
+
+async def test_logging_out_ends_the_session_at_the_provider_too(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    mesh.ends_at = "https://login.example/logout?client_id=a&id_token_hint=b"
+    await browser.sign_in("alice", "correct horse")
+    answer = await browser.submit(await browser.get("/dashboard"), "/logout")
+    assert answer.status_code == 200
+    assert 'content="0;url=https://login.example/logout?client_id=a&amp;id_token_hint=b"' in answer.text
+    assert mesh.sessions == {}
+    assert cookies_set(answer)["aimesh_session"].value == ""
+    # It is asked while the session is still there.
+    assert mesh.names_asked().index("auth.leaveOidc") < mesh.names_asked().index("auth.logoutUser")
+
+
+async def test_logging_out_needs_no_provider(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    mesh.broken["auth.leaveOidc"] = errors.Unavailable("the provider does not answer")
+    answer = await browser.submit(await browser.get("/dashboard"), "/logout")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert mesh.sessions == {}
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -169,7 +239,7 @@ async def test_a_visitors_form_without_its_cookie_or_token_is_refused(browser: B
     browser.client.cookies.clear()
     no_cookie = await browser.submit(page, path, **values)
     assert no_cookie.status_code == 403
-    assert mesh.asked == []
+    assert set(mesh.names_asked()) <= {"auth.getSignInOptions"}
 
 
 async def test_a_token_of_another_session_is_refused(browser: Browser, mesh: FakeMesh, tls_browser: Browser) -> None:

@@ -1,0 +1,61 @@
+"""A ZIP archive that is made while it is sent: files one after the other, a piece at a time; keeps what is being packed. Pure."""
+
+import io
+import zipfile
+from datetime import datetime
+from typing import IO
+
+
+class _Sink(io.RawIOBase):
+    """Takes what the archive writes, and hands it on."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, piece: object) -> int:
+        content = bytes(memoryview(piece))  # type: ignore[arg-type]
+        self._pieces.append(content)
+        return len(content)
+
+    def take(self) -> bytes:
+        content = b"".join(self._pieces)
+        self._pieces.clear()
+        return content
+
+
+class Archive:
+    """``add`` and ``close`` answer with what can be sent by now, which may be nothing."""
+
+    def __init__(self, now: datetime) -> None:
+        """``now`` is the time of all files."""
+        self._date_time = (now.year, now.month, now.day, now.hour, now.minute, now.second)
+        self._sink = _Sink()
+        # It cannot seek, so that the sizes of each file stand behind it.
+        self._zip = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_DEFLATED)
+        self._name = ""
+        self._file: IO[bytes] | None = None
+
+    def add(self, name: str, piece: bytes) -> bytes:
+        """A piece of the file ``name``; all pieces of a file come one after the other."""
+        if self._file is None or name != self._name:
+            self._end_file()
+            entry = zipfile.ZipInfo(name, self._date_time)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            # Readable by whoever unpacks it, and by nobody else.
+            entry.external_attr = 0o600 << 16
+            self._name, self._file = name, self._zip.open(entry, "w")
+        self._file.write(piece)
+        return self._sink.take()
+
+    def close(self) -> bytes:
+        self._end_file()
+        self._zip.close()
+        return self._sink.take()
+
+    def _end_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

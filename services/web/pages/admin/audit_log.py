@@ -1,0 +1,180 @@
+"""The audit log: who did what and who was refused; taking it along; and whether it is as it was written."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from urllib.parse import urlencode
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+from litestar.response import Stream
+
+from services.web.pages.admin import choices
+from services.web.visits import Page, Visit
+from shared import errors
+from shared.api import audit
+from shared.api.audit import AuditReport, AuditRow, Result
+
+ROWS_OF_A_PAGE = 100
+#: Every row is read; a log that takes longer is exported, and verified where it then is.
+VERIFY_SECONDS = 60.0
+EXPORT_SECONDS = 3600.0
+_LONGEST = 200
+
+
+class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """As they stand in the address and in the fields; empty where all are wanted."""
+
+    chain: str = ""
+    actor: str = ""
+    action: str = ""
+    result: str = ""
+    since: str = ""
+
+
+class ExportForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    chain: str = ""
+    since: str = ""
+
+
+class VerifyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    chain: str = ""
+
+
+EVERYTHING = Filters()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    rows: tuple[AuditRow, ...]
+    filters: Filters
+    results: tuple[Result, ...]
+    #: Where the list goes on; empty at its end.
+    older: str = ""
+    #: Not the newest rows.
+    is_later_page: bool = False
+    #: On the answer to the verification.
+    report: AuditReport | None = None
+    problem: errors.AimeshError | None = None
+
+    @property
+    def is_filtered(self) -> bool:
+        return self.filters != EVERYTHING
+
+
+@get("/admin/audit")
+async def show_audit(
+    visit: NamedDependency[Visit],
+    *,
+    chain: FromQuery[str] = "",
+    actor: FromQuery[str] = "",
+    action: FromQuery[str] = "",
+    result: FromQuery[str] = "",
+    since: FromQuery[str] = "",
+    before: FromQuery[str] = "",
+) -> Page:
+    typed = [text.strip()[:_LONGEST] for text in (chain, actor, action, result, since)]
+    filters = Filters(*typed)
+    try:
+        answer = await visit.call(audit.list_audit, asked_for(filters, before))
+    except errors.NotAuthenticated:
+        raise
+    except errors.CallerError as error:
+        view = AuditPage(rows=(), filters=filters, results=tuple(Result), problem=error)
+        return visit.page("admin/audit.html", view, here="admin", status=error.status)
+    view = AuditPage(
+        rows=answer.rows, filters=filters, results=tuple(Result), older=older_than(answer.rows, filters), is_later_page=bool(before)
+    )
+    return visit.page("admin/audit.html", view, here="admin")
+
+
+@post("/admin/audit/verify")
+async def verify(visit: NamedDependency[Visit]) -> Page:
+    """Answers with the page itself: what was found is nowhere else."""
+    form = await visit.read_form(VerifyForm)
+    filters = Filters(chain=form.chain.strip())
+    report: AuditReport | None = None
+    problem: errors.AimeshError | None = None
+    try:
+        report = await visit.call(audit.verify_audit, audit.VerifyAudit(filters.chain or None), deadline_seconds=VERIFY_SECONDS)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.DeadlineExceeded:
+        hint = "run `aicli admin audit verify`, which has no such limit"
+        problem = errors.DeadlineExceeded(f"the log is too long to be verified in {VERIFY_SECONDS:.0f} s", hint=hint)
+    except (errors.CallerError, errors.PeerError) as error:
+        problem = error
+    answer = await visit.ask(audit.list_audit, asked_for(filters, ""))
+    rows = answer.rows if answer else ()
+    view = AuditPage(rows=rows, filters=filters, results=tuple(Result), older=older_than(rows, filters), report=report, problem=problem)
+    return visit.page("admin/audit.html", view, here="admin", status=HTTPStatus.OK if problem is None else problem.status)
+
+
+@post("/admin/audit/export", status_code=HTTPStatus.OK)
+async def export(visit: NamedDependency[Visit]) -> Stream:
+    """Changes nothing but the log, which says who took it along: a form, so that no link elsewhere can do it."""
+    form = await visit.read_form(ExportForm)
+    lines = _lines(visit, audit.ExportAudit(form.chain.strip() or None, read_since(form.since)))
+    # What is wrong from the start is a page that says so, and not a file that is cut.
+    first = await anext(lines, b"")
+    name = f"aimesh-audit-{visit.site.now():%Y-%m-%d}.jsonl"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Stream(_with_first(first, lines), media_type="application/x-ndjson", headers=headers)
+
+
+def asked_for(filters: Filters, before: str) -> audit.ListAudit:
+    """Raises BadRequest."""
+    return audit.ListAudit(
+        chain=filters.chain or None,
+        actor=filters.actor or None,
+        action=filters.action or None,
+        result=choices.read(Result, filters.result, "result") if filters.result else None,
+        since=read_since(filters.since),
+        before=_read_moment(before, "before"),
+        limit=ROWS_OF_A_PAGE,
+    )
+
+
+def read_since(text: str) -> datetime | None:
+    return _read_moment(text, "since")
+
+
+def older_than(rows: tuple[AuditRow, ...], filters: Filters) -> str:
+    """The address of the rows before these; empty where there are none."""
+    if len(rows) < ROWS_OF_A_PAGE:
+        return ""
+    chosen = {name: value for name, value in msgspec.structs.asdict(filters).items() if value}
+    return "/admin/audit?" + urlencode(chosen | {"before": rows[-1].act.at.isoformat()})
+
+
+def _read_moment(text: str, what: str) -> datetime | None:
+    """A day or a moment; in UTC where it says no zone. Raises BadRequest."""
+    if not text.strip():
+        return None
+    try:
+        found = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise errors.BadRequest(f"{what}: not a day such as 2026-02-01", hint="leave it empty for all of the log") from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+async def _lines(visit: Visit, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
+    credential = visit.person.access_token
+    async with visit.site.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
+        async for row in rows:
+            yield msgspec.json.encode(row) + b"\n"
+
+
+async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    try:
+        yield first
+        async for line in rest:
+            yield line
+    finally:
+        await rest.aclose()
+
+
+ROUTES = (show_audit, verify, export)

@@ -1,0 +1,47 @@
+"""How the whole is: every part, since when and why; kept up to date while the page is open."""
+
+import asyncio
+from dataclasses import dataclass
+
+from litestar import get
+from litestar.di import NamedDependency
+from litestar.response import Stream
+
+from services.web import live
+from services.web.pages.admin import health_lines
+from services.web.pages.admin.health_lines import HealthLines, PartLine
+from services.web.visits import Page, Visit
+from shared.api import gateway, metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthPage:
+    lines: HealthLines
+    #: What the row of a part that comes later is made from.
+    blank: PartLine
+
+
+@get("/admin")
+async def show_health(visit: NamedDependency[Visit]) -> Page:
+    return visit.page("admin/health.html", HealthPage(lines=await _lines(visit), blank=PartLine()), here="admin")
+
+
+@get("/live/health")
+async def follow_health(visit: NamedDependency[Visit]) -> Stream:
+    async def read() -> live.Values:
+        return health_lines.values(await _lines(visit))
+
+    return live.answer(visit.site.followers, str(visit.person.user.id), read)
+
+
+async def _lines(visit: Visit) -> HealthLines:
+    """What can be had: this page is opened when something is away."""
+    whole, door, nodes = await asyncio.gather(
+        visit.ask(metrics.get_system_health, metrics.GetSystemHealth()),
+        visit.ask(gateway.get_service_health, gateway.GetServiceHealth()),
+        visit.ask(gateway.list_nodes, gateway.ListNodes()),
+    )
+    return health_lines.describe(whole, door, nodes.nodes if nodes else None)
+
+
+ROUTES = (show_health, follow_health)

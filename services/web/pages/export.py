@@ -1,0 +1,179 @@
+"""One's own data: all of it in one archive, and the account's end, which is thirty days away and can be called off."""
+
+import asyncio
+import csv
+import io
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+from litestar.response import Stream
+
+from services.web import forms, rendering
+from services.web.archive import Archive
+from services.web.pages import settings
+from services.web.visits import Page, Visit
+from shared import amounts, errors
+from shared.api import accounts, privacy, usage_report
+from shared.api.accounts import OwnAccount
+from shared.api.usage_report import LoggedRequest
+
+#: As much as one report is about: two years, and some days.
+_USAGE_DAYS = usage_report.MOST_BUCKETS - 1
+_EXPORT_SECONDS = 300.0
+_COLUMNS = (
+    "id", "created_at", "key_id", "model", "status", "error_code", "prompt_tokens", "completion_tokens", "response_time_ms",
+    "cost_credits", "cached", "rating",
+)  # fmt: skip
+_MISSING = (
+    "The gateway did not answer while this archive was made, so that {name} is not in it, or not whole.\n"
+    "Ask for the archive again in a few minutes.\n"
+)
+
+#: The words that a redirect may bring.
+_DONE = {"kept": "Your account stays."}
+
+
+class DeleteForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: What a ticked box sends.
+    sure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPage:
+    account: OwnAccount
+    #: Somebody who acts for an organisation has its requests before them, and not their own.
+    team_name: str | None
+    problem: errors.AimeshError | None = None
+
+
+@get("/settings/data")
+async def show_data(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
+    return await _page(visit, notice=settings.notice_of(done, _DONE))
+
+
+@post("/settings/data/export")
+async def send_archive(visit: NamedDependency[Visit]) -> Page | Stream:
+    """The archive is made while it is sent, a piece at a time. What auth refuses, it refuses before the first piece."""
+    await visit.read_form(forms.Confirmation)
+    if visit.person.team_id is not None:
+        error = errors.BadRequest(
+            "you act for an organisation, and its requests are not yours alone", hint="act as yourself first: the page Organisations"
+        )
+        return await _page(visit, problem=error)
+    pieces = archive_of(visit, visit.site.now())
+    try:
+        first = await anext(pieces)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    name = f"aimesh-{visit.site.now():%Y-%m-%d}.zip"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Stream(_chained(first, pieces), media_type="application/zip", status_code=HTTPStatus.OK, headers=headers)
+
+
+@post("/settings/data/delete")
+async def delete_account(visit: NamedDependency[Visit]) -> Page:
+    form = await visit.read_form(DeleteForm)
+    try:
+        if not form.sure:
+            raise errors.BadRequest("the box is not ticked", hint="tick it if you are sure that your account shall be deleted")
+        await visit.call(privacy.request_erasure, privacy.RequestErasure())
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    return visit.redirect("/settings/data")
+
+
+@post("/settings/data/keep")
+async def keep_account(visit: NamedDependency[Visit]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    await visit.call(privacy.cancel_erasure, privacy.CancelErasure())
+    return visit.redirect("/settings/data?done=kept")
+
+
+async def archive_of(visit: Visit, now: datetime) -> AsyncIterator[bytes]:
+    """All pieces of the archive. Raises what ``exportAccount`` raises; a gateway that is away leaves a word in place of its files."""
+    archive = Archive(now)
+    token = visit.person.access_token
+    asked = visit.site.caller.stream(privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token)
+    async with asked as files:
+        async for file in files:
+            yield archive.add(file.name, file.content)
+    try:
+        async for piece in _requests(visit):
+            yield archive.add("requests.csv", piece)
+    except errors.PeerError:
+        yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
+    try:
+        yield archive.add("usage.json", await _usage(visit, now))
+    except errors.PeerError:
+        yield archive.add("usage-MISSING.txt", _MISSING.format(name="usage.json").encode())
+    yield archive.close()
+
+
+async def _requests(visit: Visit) -> AsyncIterator[bytes]:
+    """The request log as CSV (RFC 4180)."""
+    asked = visit.site.caller.stream(
+        usage_report.export_requests,
+        usage_report.ExportRequests(),
+        deadline_seconds=_EXPORT_SECONDS,
+        credential=visit.person.access_token,
+    )
+    async with asked as batches:
+        yield ",".join(_COLUMNS).encode() + b"\r\n"
+        async for batch in batches:
+            yield csv_rows(batch.requests)
+            # The next batch may be there already; others shall have their turn all the same.
+            await asyncio.sleep(0)
+
+
+def csv_rows(requests: tuple[LoggedRequest, ...]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    for request in requests:
+        row = (
+            request.id, request.created_at.astimezone(UTC).isoformat(), request.key_id, request.model, request.status.value,
+            request.error_code, request.prompt_tokens, request.completion_tokens, request.response_time_ms,
+            amounts.written(request.cost_micro), request.cached, request.rating,
+        )  # fmt: skip
+        writer.writerow(["" if value is None else _harmless(str(value)) for value in row])
+    return text.getvalue().encode()
+
+
+def _harmless(cell: str) -> str:
+    """A spreadsheet runs what begins like a formula; the name of a model is its maker's choice."""
+    is_formula = cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not cell.lstrip("-").replace(".", "", 1).isdigit()
+    return f"'{cell}" if is_formula else cell
+
+
+async def _usage(visit: Visit, now: datetime) -> bytes:
+    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    wanted = usage_report.GetUsageReport(since=day - timedelta(days=_USAGE_DAYS - 1), until=day + timedelta(days=1))
+    report = await visit.call(usage_report.get_usage_report, wanted, deadline_seconds=30)
+    return msgspec.json.format(msgspec.json.encode(report), indent=2)
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        # Most pieces are kept until there is enough to be packed.
+        if piece:
+            yield piece
+
+
+async def _page(visit: Visit, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
+    account = await visit.call(accounts.get_account, accounts.GetAccount())
+    view = DataPage(account=account, team_name=visit.person.team_name if visit.person.team_id else None, problem=problem)
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("settings/data.html", view, here="settings", status=status, notice=notice)
+
+
+ROUTES = (show_data, send_archive, delete_account, keep_account)

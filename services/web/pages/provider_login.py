@@ -1,0 +1,95 @@
+"""Logging in with the OpenID provider: off to it, and back. Auth proves what comes back; the cookie binds it to this browser."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import visits
+from services.web.pages import leaving, signing_in
+from services.web.visits import Page, Visit
+from shared import errors
+from shared.api import accounts
+
+#: Auth may have to ask the provider twice.
+PROVIDER_CALL_SECONDS = 15.0
+
+
+class BeginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    then: str = ""
+    #: Anything: the provider shall ask for the password however recently it was shown.
+    fresh: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderPage:
+    #: None where no provider is set up.
+    oidc_name: str | None
+    then: str
+    #: It is to confirm that it is still the same person.
+    is_fresh: bool
+    is_signed_in: bool
+    problem: errors.AimeshError | None = None
+
+
+@get("/login/oidc")
+async def show_provider(visit: NamedDependency[Visit], then: FromQuery[str] = "", fresh: FromQuery[str] = "") -> Page:
+    """The button alone: to try again, and to confirm something sensitive where there is no password here."""
+    await visit.find_session()
+    return await _page(visit, BeginForm(visits.own_page(then), fresh))
+
+
+@post("/login/oidc")
+async def begin(visit: NamedDependency[Visit]) -> Page:
+    is_person = await visit.find_session() is not None
+    form = await visit.read_form(BeginForm, by_visitor=not is_person)
+    wanted = accounts.BeginOidc(leaving.way_back(visit), then=visits.own_page(form.then), fresh=bool(form.fresh))
+    try:
+        start = await visit.site.caller.call(accounts.begin_oidc, wanted, deadline_seconds=PROVIDER_CALL_SECONDS)
+    except errors.CallerError as error:
+        return await _page(visit, form, error)
+    return leaving.begin(visit, start)
+
+
+@get("/login/oidc/back")
+async def finish(visit: NamedDependency[Visit]) -> Page:
+    """What the provider sends the browser back with. Whatever else it says in the address, it says to nobody."""
+    await visit.find_session()
+    said = visit.request.query_params
+    answer = accounts.FinishOidc(
+        state=said.get("state", ""),
+        binding=leaving.binding(visit),
+        code=said.get("code", ""),
+        error=said.get("error"),
+        issuer=said.get("iss"),
+        client=visit.client(),
+    )
+    try:
+        end = await visit.site.caller.call(accounts.finish_oidc, answer, deadline_seconds=PROVIDER_CALL_SECONDS)
+    except errors.CallerError as refused:
+        return leaving.forget(visit, await _page(visit, BeginForm(), refused))
+    if end.session is None:
+        return leaving.forget(visit, visit.redirect("/settings/security?done=linked"))
+    # The browser forgets the session that it had, and nobody could end that any more.
+    await signing_in.end_session(visit)
+    visit.sign_in(end.session)
+    return leaving.forget(visit, visit.redirect(signing_in.after_login(end.session, end.then)))
+
+
+async def _page(visit: Visit, form: BeginForm, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(visit)
+    view = ProviderPage(
+        oidc_name=options.oidc_name,
+        then=form.then,
+        is_fresh=bool(form.fresh),
+        is_signed_in=visit.session is not None,
+        problem=problem,
+    )
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("login_oidc.html", view, here="login", status=status)
+
+
+ROUTES = (show_provider, begin, finish)

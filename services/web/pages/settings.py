@@ -1,0 +1,144 @@
+"""The settings of one's own account: profile and preferences. Security and one's own data have files of their own."""
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import rendering
+from services.web.visits import Page, Visit
+from shared import errors
+from shared.api import accounts, gateway
+from shared.api.accounts import OwnAccount
+from shared.types import ModelName
+
+#: The words that a redirect may bring.
+_DONE = {"saved": "Your changes are saved."}
+#: What may be chosen -> what the page calls it.
+THEMES = {"system": "As this device", "light": "Light", "dark": "Dark"}
+
+
+class ProfileForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str
+    email: str
+
+
+class PreferencesForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Empty for the mesh's own.
+    default_model: str = ""
+    theme: str = "system"
+    #: What a ticked box sends; nothing where it is not ticked.
+    notify_by_mail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilePage:
+    account: OwnAccount
+    username: str
+    email: str
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencesPage:
+    typed: PreferencesForm
+    #: Those that are served, and the chosen one; None where the gateway did not answer.
+    models: tuple[ModelName, ...] | None
+    themes: dict[str, str]
+    problem: errors.AimeshError | None = None
+
+
+@get("/settings")
+async def show_profile(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
+    return await _profile(visit, notice=notice_of(done, _DONE))
+
+
+@post("/settings")
+async def change_profile(visit: NamedDependency[Visit]) -> Page:
+    form = await visit.read_form(ProfileForm)
+    try:
+        await visit.call(accounts.change_profile, accounts.ChangeProfile(form.username.strip(), form.email.strip()))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _profile(visit, typed=form, problem=error)
+    forget_session(visit)
+    return visit.redirect("/settings?done=saved")
+
+
+@get("/settings/preferences")
+async def show_preferences(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
+    account, models = await asyncio.gather(
+        visit.call(accounts.get_account, accounts.GetAccount()), visit.ask(gateway.list_models, gateway.ListModels())
+    )
+    chosen = account.preferences
+    typed = PreferencesForm(chosen.default_model or "", chosen.theme, "yes" if chosen.notify_by_mail else "")
+    return _preferences(visit, typed, models, notice=notice_of(done, _DONE))
+
+
+@post("/settings/preferences")
+async def set_preferences(visit: NamedDependency[Visit]) -> Page:
+    form = await visit.read_form(PreferencesForm)
+    chosen = accounts.Preferences(ModelName(form.default_model) if form.default_model else None, form.theme, bool(form.notify_by_mail))
+    try:
+        await visit.call(accounts.set_preferences, accounts.SetPreferences(chosen))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return _preferences(visit, form, await visit.ask(gateway.list_models, gateway.ListModels()), problem=error)
+    forget_session(visit)
+    return visit.redirect("/settings/preferences?done=saved")
+
+
+def notice_of(done: str, words: dict[str, str]) -> rendering.Notice | None:
+    """Words that are none of ours are nobody's."""
+    return rendering.Notice(words[done]) if done in words else None
+
+
+def forget_session(visit: Visit) -> None:
+    """It says how the pages look and who somebody is; the next page asks for it anew."""
+    if visit.session_token is not None:
+        visit.site.sessions.forget(visit.session_token)
+
+
+async def _profile(
+    visit: Visit,
+    *,
+    typed: ProfileForm | None = None,
+    problem: errors.CallerError | None = None,
+    notice: rendering.Notice | None = None,
+) -> Page:
+    account = await visit.call(accounts.get_account, accounts.GetAccount())
+    view = ProfilePage(
+        account=account,
+        username=typed.username if typed else account.user.username,
+        email=typed.email if typed else account.user.email,
+        problem=problem,
+    )
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("settings/profile.html", view, here="settings", status=status, notice=notice)
+
+
+def _preferences(
+    visit: Visit,
+    typed: PreferencesForm,
+    served: gateway.ServedModels | None,
+    *,
+    problem: errors.CallerError | None = None,
+    notice: rendering.Notice | None = None,
+) -> Page:
+    models = None
+    if served is not None:
+        names = [model.name for model in served.models if not model.only_embeds]
+        chosen = ModelName(typed.default_model)
+        models = (*names, *([chosen] if chosen and chosen not in names else []))
+    view = PreferencesPage(typed=typed, models=models, themes=THEMES, problem=problem)
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("settings/preferences.html", view, here="settings", status=status, notice=notice)
+
+
+ROUTES = (show_profile, change_profile, show_preferences, set_preferences)

@@ -1,0 +1,416 @@
+"""Auth's part of the fake mesh that is about one's own account: second factor, provider, settings, organisations, one's data."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import msgspec
+
+from shared import access, errors
+from shared.api import accounts as contract
+from shared.api import auth, privacy, usage_report
+from shared.api import organisations as api
+from shared.api.auth import Step
+from shared.api.method import Nothing
+from shared.api.organisations import TeamRole
+from shared.types import Credential, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, Tier
+
+if TYPE_CHECKING:
+    from tests.services.web.fake_mesh import Account
+
+NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
+#: The code of everybody's authenticator app, at all times.
+CODE = "123456"
+RECOVERY_CODES = tuple(f"0000-0000-{number:04}" for number in range(10))
+SEED = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"
+URI = f"otpauth://totp/aimesh%20test:alice?secret={SEED}&issuer=aimesh%20test&algorithm=SHA1&digits=6&period=30"
+#: What the provider gives for a login that went well.
+GOOD_CODE = "code-of-the-provider"
+WRONG_CODE = errors.NotAllowed("the code is wrong, or was used before", hint="wait for the next one, or use a recovery code")
+
+
+class FakeAccounts:
+    """Handlers, mixed into ``FakeMesh``. A test reads and writes the attributes."""
+
+    accounts: dict[str, "Account"]
+    sessions: dict[str, auth.User]
+
+    def __init__(self) -> None:
+        self.options = contract.SignInOptions(open_registration=True, password_min_length=8)
+        #: Of those session tokens whose login still lacks one.
+        self.steps: dict[str, Step] = {}
+        self.acting: dict[str, TenantId] = {}
+        self.themes: dict[str, str] = {}
+        #: User names.
+        self.with_factor: set[str] = set()
+        self.without_password: set[str] = set()
+        #: Every login is too old for what is sensitive, until it is confirmed.
+        self.is_stale = False
+        self.seeds_begun = 0
+        self.others: list[contract.OpenSession] = []
+        self.provider_links: list[contract.OidcLink] = []
+        #: Logins with the provider that have begun: state -> what was asked for.
+        self.begun: dict[str, contract.BeginOidc] = {}
+        #: Whom the provider vouches for; a user name.
+        self.vouched_for = ""
+        #: Where the provider ends its session.
+        self.ends_at: str | None = None
+        self.mails: list[str] = []
+        #: Codes of those mails -> user name.
+        self.reset_codes: dict[str, str] = {}
+        self.preferences = contract.Preferences()
+        self.erased_at: datetime | None = None
+        self.teams: dict[TenantId, api.OrganisationPage] = {}
+        self.invitations: dict[str, TenantId] = {}
+        self.logged: list[usage_report.LoggedRequest] = []
+
+    # --- for tests -------------------------------------------------------------------------------------------------------
+
+    def add_team(self, name: str, *members: auth.User, tier: Tier = Tier.PRO) -> TenantId:
+        """The first member is its owner."""
+        id_ = TenantId(uuid4())
+        rows = tuple(
+            api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER if place else TeamRole.OWNER, NOW)
+            for place, user in enumerate(members)
+        )
+        self.teams[id_] = api.OrganisationPage(api.Organisation(id_, name, tier, NOW, len(members)), rows, ())
+        return id_
+
+    def add_other_session(self, agent: str, address: str = "192.0.2.7", kind: auth.SessionKind = auth.SessionKind.BROWSER) -> str:
+        id_ = uuid4().hex
+        since = NOW - timedelta(days=2)
+        self.others.append(contract.OpenSession(id_, kind, since, NOW - timedelta(hours=1), auth.Client(address, agent), is_this=False))
+        return id_
+
+    def add_logged_request(self, model: str, cost: int = 1_500_000) -> None:
+        self.logged.append(
+            usage_report.LoggedRequest(
+                id=RequestId(UUID(int=len(self.logged))), created_at=NOW, user_id=next(iter(self.sessions.values())).id, key_id=None,
+                model=ModelName(model), status=RequestStatus.SUCCESS, error_code=None, prompt_tokens=7, completion_tokens=9,
+                response_time_ms=120, cost_micro=MicroCredits(cost), cached=False,
+            )
+        )  # fmt: skip
+
+    def dressed(self, token: str, session: auth.Session) -> auth.Session:
+        """With what this part knows of it."""
+        team = self.acting.get(token)
+        return msgspec.structs.replace(
+            session,
+            step=self.steps.get(token, Step.DONE),
+            team_id=team,
+            team_name=self.teams[team].organisation.name if team is not None else None,
+            theme=self.themes.get(session.user.username),
+        )
+
+    # --- signing in --------------------------------------------------------------------------------------------------------
+
+    def _get_sign_in_options(self, _: contract.GetSignInOptions, __: Credential | None) -> contract.SignInOptions:
+        return self.options
+
+    def _confirm_login(self, request: auth.ConfirmLogin, credential: Credential | None) -> auth.Session:
+        token = self._token(credential)
+        if request.code not in (CODE, *RECOVERY_CODES):
+            raise WRONG_CODE
+        return self._exchanged(token, Step.DONE)
+
+    def _confirm_again(self, request: auth.ConfirmAgain, credential: Credential | None) -> Nothing:
+        user = self._user(credential)
+        if request.password != self.accounts[user.username].password and request.code != CODE:
+            raise errors.NotAllowed("the password is wrong", hint="type it again")
+        self.is_stale = False
+        return Nothing()
+
+    def _request_password_reset(self, request: contract.RequestPasswordReset, _: Credential | None) -> Nothing:
+        self.mails.append(request.name)
+        return Nothing()
+
+    def _reset_password(self, request: contract.ResetPassword, _: Credential | None) -> Nothing:
+        if len(request.new_password) < self.options.password_min_length:
+            raise errors.BadRequest("the password is shorter than 8 characters", hint="choose a longer one")
+        username = self.reset_codes.pop(request.token, None)
+        if username is None:
+            raise errors.NotAuthenticated("this code is wrong, was used, or is too old", hint="ask for another one")
+        self.accounts[username].password = request.new_password
+        return Nothing()
+
+    def _begin_oidc(self, request: contract.BeginOidc, _: Credential | None) -> contract.OidcStart:
+        if self.options.oidc_name is None:
+            raise errors.NotFound("no login provider is set up here", hint="log in with a password")
+        if request.session_token is not None:
+            self._check_fresh("auth.changePassword")
+        state = f"state-{len(self.begun)}"
+        self.begun[state] = request
+        return contract.OidcStart(f"https://login.example/authorize?state={state}&x=1", f"binding-{state}")
+
+    def _finish_oidc(self, request: contract.FinishOidc, _: Credential | None) -> contract.OidcEnd:
+        wanted = self.begun.pop(request.state, None)
+        if wanted is None or request.binding != f"binding-{request.state}":
+            raise errors.NotAuthenticated("this login was begun in another browser", hint="start the login again")
+        if request.error is not None:
+            raise errors.NotAllowed("the login provider was not allowed to say who you are", hint="start the login again")
+        assert (request.code, request.issuer) == (GOOD_CODE, "https://login.example")
+        if wanted.session_token is not None:
+            self.provider_links.append(contract.OidcLink("https://login.example", "subject-1", "alice@corp.example", NOW))
+            return contract.OidcEnd(None, wanted.then)
+        token = self.add_session(self.accounts[self.vouched_for].user)
+        if self.vouched_for in self.with_factor:
+            self.steps[token] = Step.ENTER_CODE
+        return contract.OidcEnd(self._session(token), wanted.then)
+
+    def _leave_oidc(self, _: contract.LeaveOidc, __: Credential | None) -> contract.LeftOidc:
+        return contract.LeftOidc(self.ends_at)
+
+    # --- settings ----------------------------------------------------------------------------------------------------------
+
+    def _get_account(self, _: contract.GetAccount, credential: Credential | None) -> contract.OwnAccount:
+        user = self._user(credential)
+        has_factor = user.username in self.with_factor
+        return contract.OwnAccount(
+            user=user,
+            preferences=self.preferences,
+            has_password=user.username not in self.without_password,
+            mfa_enabled=has_factor,
+            recovery_codes_left=10 if has_factor else 0,
+            erased_at=self.erased_at,
+            oidc_name=self.options.oidc_name,
+        )
+
+    def _change_profile(self, request: contract.ChangeProfile, credential: Credential | None) -> auth.User:
+        user = self._user(credential)
+        if request.username in self.accounts and request.username != user.username:
+            raise errors.AlreadyExists(f"the username {request.username!r} is taken", hint="choose another one")
+        if request.email != user.email:
+            self._check_fresh("auth.changePassword")
+        changed = msgspec.structs.replace(user, username=request.username or user.username, email=request.email or user.email)
+        account = self.accounts.pop(user.username)
+        account.user = self.accounts.setdefault(changed.username, account).user = changed
+        self.sessions.update({token: changed for token, each in self.sessions.items() if each.id == user.id})
+        return changed
+
+    def _set_preferences(self, request: contract.SetPreferences, credential: Credential | None) -> contract.Preferences:
+        if request.preferences.theme not in ("light", "dark", "system"):
+            raise errors.BadRequest("theme: light, dark, system", hint="system follows the setting of the device")
+        self.preferences = request.preferences
+        self.themes[self._user(credential).username] = request.preferences.theme
+        return self.preferences
+
+    def _change_password(self, request: contract.ChangePassword, credential: Credential | None) -> Nothing:
+        self._check_fresh("auth.changePassword")
+        if len(request.new_password) < self.options.password_min_length:
+            raise errors.BadRequest("the password is shorter than 8 characters", hint="choose a longer one")
+        self.accounts[self._user(credential).username].password = request.new_password
+        self.others.clear()
+        return Nothing()
+
+    def _begin_mfa(self, _: contract.BeginMfa, credential: Credential | None) -> contract.MfaSeed:
+        self._check_fresh("auth.beginMfa")
+        self._user(credential)
+        self.seeds_begun += 1
+        return contract.MfaSeed(SEED, URI)
+
+    def _enable_mfa(self, request: contract.EnableMfa, credential: Credential | None) -> contract.RecoveryCodes:
+        self._check_fresh("auth.enableMfa")
+        if request.code != CODE:
+            raise errors.BadRequest("code: it is not the one that this seed gives now", hint="wait for the next one")
+        token = self._token(credential)
+        self.with_factor.add(self.sessions[token].username)
+        session = self._exchanged(token, Step.DONE) if token in self.steps else None
+        return contract.RecoveryCodes(RECOVERY_CODES, session)
+
+    def _disable_mfa(self, request: contract.DisableMfa, credential: Credential | None) -> Nothing:
+        self._check_fresh("auth.disableMfa")
+        if request.code not in (CODE, *RECOVERY_CODES):
+            raise WRONG_CODE
+        self.with_factor.discard(self._user(credential).username)
+        return Nothing()
+
+    def _renew_recovery_codes(self, _: contract.RenewRecoveryCodes, credential: Credential | None) -> contract.RecoveryCodes:
+        self._check_fresh("auth.renewRecoveryCodes")
+        if self._user(credential).username not in self.with_factor:
+            raise errors.NotFound("this account has no second factor", hint="beginMfa sets one up")
+        return contract.RecoveryCodes(RECOVERY_CODES)
+
+    def _list_sessions(self, _: contract.ListSessions, credential: Credential | None) -> contract.OpenSessions:
+        self._user(credential)
+        agent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+        this = contract.OpenSession("this", auth.SessionKind.BROWSER, NOW, NOW, auth.Client("127.0.0.1", agent), is_this=True)
+        return contract.OpenSessions((*self.others, this))
+
+    def _end_session(self, request: contract.EndSession, _: Credential | None) -> Nothing:
+        if request.id is not None and all(each.id != request.id for each in self.others):
+            raise errors.NotFound("you have no open session with this id", hint="listSessions shows them")
+        self.others = [each for each in self.others if request.id not in (None, each.id)]
+        return Nothing()
+
+    def _list_oidc_links(self, _: contract.ListOidcLinks, __: Credential | None) -> contract.OidcLinks:
+        return contract.OidcLinks(tuple(self.provider_links))
+
+    def _remove_oidc_link(self, request: contract.RemoveOidcLink, credential: Credential | None) -> Nothing:
+        if self._user(credential).username in self.without_password:
+            raise errors.NotAllowed("nothing else opens your account", hint="set a password first, then remove this")
+        self.provider_links = [link for link in self.provider_links if link.subject != request.subject]
+        return Nothing()
+
+    # --- one's own data ----------------------------------------------------------------------------------------------------
+
+    async def _export_account(self, _: privacy.ExportAccount, credential: Credential | None) -> AsyncIterator[privacy.ExportedFile]:
+        self._check_fresh("auth.exportAccount")
+        user = self._user(credential)
+        yield privacy.ExportedFile("README.txt", b"What is in here.\n")
+        yield privacy.ExportedFile("account.json", b'[\n{"username": "')
+        yield privacy.ExportedFile("account.json", user.username.encode() + b'"}\n]\n')
+
+    async def _export_requests(
+        self, _: usage_report.ExportRequests, credential: Credential | None
+    ) -> AsyncIterator[usage_report.LoggedRequests]:
+        self._user(credential)
+        for request in self.logged:
+            yield usage_report.LoggedRequests((request,))
+
+    def _get_usage_report(self, _: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageReport:
+        self._user(credential)
+        return usage_report.UsageReport(usage_report.UsageSum(requests=len(self.logged)), (), (), ())
+
+    def _request_erasure(self, _: privacy.RequestErasure, __: Credential | None) -> privacy.Erasure:
+        self._check_fresh("auth.requestErasure")
+        self.erased_at = NOW + timedelta(days=30)
+        return privacy.Erasure(self.erased_at)
+
+    def _cancel_erasure(self, _: privacy.CancelErasure, __: Credential | None) -> Nothing:
+        self.erased_at = None
+        return Nothing()
+
+    # --- organisations -----------------------------------------------------------------------------------------------------
+
+    def _list_organisations(self, _: api.ListOrganisations, credential: Credential | None) -> api.Organisations:
+        return api.Organisations(tuple(page.organisation for page in self._teams_of(self._user(credential))))
+
+    def _create_organisation(self, request: api.CreateOrganisation, credential: Credential | None) -> api.Organisation:
+        if not request.name.isprintable() or not request.name:
+            raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognise")
+        user = self._user(credential)
+        return self._seen_by(user, self.teams[self.add_team(request.name, user)]).organisation
+
+    def _get_organisation(self, request: api.GetOrganisation, credential: Credential | None) -> api.OrganisationPage:
+        user = self._user(credential)
+        for page in self._teams_of(user):
+            if page.organisation.id == request.id:
+                is_owner = page.organisation.role is TeamRole.OWNER
+                return page if is_owner else msgspec.structs.replace(page, invitations=())
+        raise errors.NotFound("you belong to no organisation with this id", hint="`listOrganisations` shows yours")
+
+    def _rename_organisation(self, request: api.RenameOrganisation, credential: Credential | None) -> api.Organisation:
+        page = self._owned(request.id, credential)
+        renamed = msgspec.structs.replace(page.organisation, name=request.name)
+        self.teams[request.id] = msgspec.structs.replace(page, organisation=renamed)
+        return renamed
+
+    def _invite_member(self, request: api.InviteMember, credential: Credential | None) -> api.NewInvitation:
+        self._check_fresh("auth.inviteMember")
+        page = self._owned(request.organisation, credential)
+        if "@" not in request.email:
+            raise errors.BadRequest("email: an address such as you@example.com", hint="check the address")
+        made = api.Invitation(uuid4().hex, request.email, request.role, self._user(credential).username, NOW, NOW + timedelta(days=7))
+        self.teams[request.organisation] = msgspec.structs.replace(page, invitations=(*page.invitations, made))
+        self.invitations["invitation-token"] = request.organisation
+        return api.NewInvitation(made, "invitation-token")
+
+    def _withdraw_invitation(self, request: api.WithdrawInvitation, credential: Credential | None) -> Nothing:
+        page = self._owned(request.organisation, credential)
+        left = tuple(each for each in page.invitations if each.id != request.id)
+        if len(left) == len(page.invitations):
+            raise errors.NotFound("there is no open invitation with this id", hint="`getOrganisation` lists them")
+        self.teams[request.organisation] = msgspec.structs.replace(page, invitations=left)
+        return Nothing()
+
+    def _accept_invitation(self, request: api.AcceptInvitation, credential: Credential | None) -> api.Organisation:
+        team = self.invitations.pop(request.token, None)
+        if team is None:
+            raise errors.NotFound("there is no such invitation", hint="copy the whole code from the mail")
+        user, page = self._user(credential), self.teams[team]
+        member = api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER, NOW)
+        self.teams[team] = msgspec.structs.replace(page, members=(*page.members, member))
+        return page.organisation
+
+    def _set_organisation_role(self, request: api.SetTeamRole, credential: Credential | None) -> api.OrganisationPage:
+        self._check_fresh("auth.setOrganisationRole")
+        page = self._owned(request.organisation, credential)
+        changed = tuple(
+            msgspec.structs.replace(member, role=request.role) if member.user_id == request.user_id else member for member in page.members
+        )
+        self._keep_members(request.organisation, changed)
+        return self.teams[request.organisation]
+
+    def _remove_organisation_member(self, request: api.RemoveTeamMember, credential: Credential | None) -> Nothing:
+        user = self._user(credential)
+        if request.user_id != user.id:
+            self._owned(request.organisation, credential)
+        # A session that acts for it ends with the membership.
+        self.sessions = {
+            token: each
+            for token, each in self.sessions.items()
+            if each.id != request.user_id or self.acting.get(token) != request.organisation
+        }
+        members = self.teams[request.organisation].members
+        self._keep_members(request.organisation, tuple(member for member in members if member.user_id != request.user_id))
+        return Nothing()
+
+    def _switch_organisation(self, request: contract.SwitchTeam, credential: Credential | None) -> auth.Session:
+        user = self._user(credential)
+        if request.team_id is not None and all(page.organisation.id != request.team_id for page in self._teams_of(user)):
+            raise errors.NotFound("you belong to no organisation with this id", hint="listOrganisations shows yours")
+        old = self._token(credential)
+        token = self.add_session(self.sessions.pop(old))
+        if request.team_id is not None:
+            self.acting[token] = request.team_id
+        return self._session(token)
+
+    # --- parts -------------------------------------------------------------------------------------------------------------
+
+    def add_session(self, user: auth.User) -> str:
+        raise NotImplementedError
+
+    def _user(self, credential: Credential | None) -> auth.User:
+        raise NotImplementedError
+
+    def _session(self, token: str) -> auth.Session:
+        raise NotImplementedError
+
+    def _token(self, credential: Credential | None) -> str:
+        """The newest session of whoever asks."""
+        user = self._user(credential)
+        return [token for token, each in self.sessions.items() if each.id == user.id][-1]
+
+    def _exchanged(self, token: str, step: Step) -> auth.Session:
+        """The same login under another token."""
+        newer = self.add_session(self.sessions.pop(token))
+        self.steps.pop(token, None)
+        self.steps[newer] = step
+        return self._session(newer)
+
+    def _check_fresh(self, method: str) -> None:
+        if self.is_stale and access.of_method(method).fresh:
+            raise errors.ConfirmationNeeded("this is sensitive", hint="confirm it")
+
+    def _teams_of(self, user: auth.User) -> Iterator[api.OrganisationPage]:
+        for page in self.teams.values():
+            if any(member.user_id == user.id for member in page.members):
+                yield self._seen_by(user, page)
+
+    def _seen_by(self, user: auth.User, page: api.OrganisationPage) -> api.OrganisationPage:
+        role = next(member.role for member in page.members if member.user_id == user.id)
+        return msgspec.structs.replace(page, organisation=msgspec.structs.replace(page.organisation, role=role))
+
+    def _owned(self, team: TenantId, credential: Credential | None) -> api.OrganisationPage:
+        page = self._get_organisation(api.GetOrganisation(team), credential)
+        if page.organisation.role is not TeamRole.OWNER:
+            raise errors.NotAllowed("only an owner of the organisation does this", hint="ask one of its owners")
+        return self.teams[team]
+
+    def _keep_members(self, team: TenantId, members: tuple[api.TeamMember, ...]) -> None:
+        if not any(member.role is TeamRole.OWNER for member in members):
+            raise errors.NotAllowed("an organisation keeps at least one owner", hint="make another member an owner first")
+        page = self.teams[team]
+        organisation = msgspec.structs.replace(page.organisation, members=len(members))
+        self.teams[team] = msgspec.structs.replace(page, organisation=organisation, members=members)

@@ -1,0 +1,26 @@
+"""Follows a page over a real server, because a stream that never ends is nothing for a client within the process."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+
+from tests.services.web import servers
+from tests.services.web.browser import Browser
+
+_PATIENCE_SECONDS = 10
+
+
+async def first_event(app: object, path: str, username: str, password: str = "correct horse") -> dict[str, Any]:
+    """What the stream at ``path`` says first to somebody who has signed in."""
+    async with servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client:
+        await Browser(client).sign_in(username, password)
+        async with asyncio.timeout(_PATIENCE_SECONDS), client.stream("GET", path) as answer:
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    found: dict[str, Any] = json.loads(line.removeprefix("data: "))
+                    return found
+    raise AssertionError("the stream ended without an event")

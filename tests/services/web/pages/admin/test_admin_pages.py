@@ -1,0 +1,81 @@
+"""What holds for every page of administrators."""
+
+import re
+
+import pytest
+
+from shared.api.membership import MemberState
+from shared.types import Role, UserRole
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.pages.admin.admin_mesh import GATEWAY, WAITING, WORKER, AdminMesh
+
+PATHS = (
+    "/admin",
+    "/admin/nodes",
+    f"/admin/nodes/{WAITING}/approve",
+    f"/admin/nodes/{WORKER}/revoke",
+    "/admin/nodes/tickets",
+    "/admin/users",
+    "/admin/users/{user}",
+    "/admin/organisations",
+    "/admin/prices?history=yes",
+    "/admin/audit",
+    "/admin/settings",
+)
+#: No other method may be called by a GET.
+_READING = {
+    "auth.loginUser", "auth.resumeSession", "auth.listNodes", "auth.listTickets", "auth.listUsers", "auth.getUserCalled",
+    "auth.listAllOrganisations", "auth.listAudit", "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes",
+    "gateway.getServiceHealth", "gateway.listModels", "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota",
+    "gateway.getUsageReport", "metrics.getSystemHealth",
+}  # fmt: skip
+
+
+@pytest.fixture
+def dana(mesh: AdminMesh) -> str:
+    """A mesh with something on every page; the id of a user."""
+    mesh.add_member(WORKER)
+    mesh.add_member(WAITING, MemberState.PENDING)
+    mesh.add_node(WORKER)
+    mesh.add_node(GATEWAY, Role.GATEWAY)
+    mesh.add_ticket("abcd")
+    mesh.add_organisation("Acme")
+    mesh.add_row(1)
+    return str(mesh.add_person("dana", UserRole.USER).id)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(root: Browser, dana: str, path: str) -> None:
+    page = await root.get(path.format(user=dana))
+    text = page.text
+    assert page.status_code == 200
+    assert text.count("<script") == len(re.findall(r'<script(?: type="module")? src="/static/[^"]+"></script>', text))
+    assert " style=" not in text
+    assert not re.search(r' on\w+="', text)
+    for address in re.findall(r'(?:src|href|action)="([^"]*)"', text):
+        assert address == "" or address.startswith(("/", "#")), address
+        assert not address.startswith("//")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_headings_tabs_and_tables_are_in_order(root: Browser, dana: str, path: str) -> None:
+    text = (await root.get(path.format(user=dana))).text
+    assert text.count("<h1") == 1
+    assert text.index("<h1") < text.find("<h2") or "<h2" not in text
+    assert text.count("<table") == text.count('<caption class="unseen">')
+    assert "<th>" not in text
+    assert ('aria-label="Administration"' in text) == ("narrow" not in text)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_form_that_changes_something_carries_a_token(root: Browser, dana: str, path: str) -> None:
+    for fields in forms_of(await root.get(path.format(user=dana))).values():
+        assert len(fields["token"]) == 97
+
+
+async def test_a_get_changes_nothing(root: Browser, mesh: AdminMesh, dana: str) -> None:
+    for path in PATHS:
+        await root.get(path.format(user=dana))
+    assert set(mesh.names_asked()) <= _READING

@@ -1,0 +1,111 @@
+import re
+from datetime import timedelta
+
+import pytest
+
+from shared import errors
+from shared.api.ledger import ModelPrice
+from shared.types import MicroCredits, ModelName
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.fake_mesh import NOW
+from tests.services.web.pages.admin.admin_mesh import AdminMesh
+
+PATH = "/admin/prices"
+
+
+def price(model: str | None, input_: int, output: int, *, days_ago: int = 0) -> ModelPrice:
+    named = None if model is None else ModelName(model)
+    return ModelPrice(named, MicroCredits(input_), MicroCredits(output), since=NOW - timedelta(days=days_ago))
+
+
+async def test_prices_are_shown_in_credits_with_an_example(root: Browser, mesh: AdminMesh) -> None:
+    mesh.prices = [price(None, 100_000_000, 200_000_000)]
+    text = (await root.get(PATH)).text
+    cells = re.findall(r'data-label="([^"]+)">([^<]+)</td>', text)
+    assert cells == [
+        ("Million tokens in", "100"), ("Million tokens out", "200"), ("Request", "0"), ("Second of compute", "0"), ("Example", "0.2"),
+    ]  # fmt: skip
+    assert "Default" in text
+    assert f'<a href="{PATH}?model=smollm2#set">smollm2</a>' in text
+
+
+async def test_a_model_without_a_price_is_one_click_from_its_own(root: Browser) -> None:
+    page = await root.get(f"{PATH}?model=smollm2")
+    assert forms_of(page)[PATH]["model"] == "smollm2"
+
+
+async def test_a_model_with_a_price_is_not_among_those_without(root: Browser, mesh: AdminMesh) -> None:
+    mesh.prices = [price(None, 1, 1), price("smollm2", 2, 2)]
+    assert "Without a price of their own" not in (await root.get(PATH)).text
+
+
+async def test_the_past_is_shown_where_it_is_asked_for(root: Browser, mesh: AdminMesh) -> None:
+    mesh.prices, mesh.past_prices = [price("smollm2", 3_000_000, 0)], [price("smollm2", 7_770_000, 0, days_ago=3)]
+    assert "7.77" not in (await root.get(PATH)).text
+    text = (await root.get(f"{PATH}?history=yes")).text
+    assert text.index(">3</td>") < text.index(">7.77</td>")
+    assert text.count('<span class="tag">before</span>') == 1
+
+
+async def test_a_price_is_set_by_the_million_as_it_is_read(root: Browser, mesh: AdminMesh) -> None:
+    typed = {"model": " smollm2 ", "input": "100", "output": "0.5", "request": "", "compute_second": "0.000001"}
+    done = await root.submit(await root.get(PATH), PATH, **typed)
+    assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=set")
+    assert mesh.prices == [
+        ModelPrice(ModelName("smollm2"), MicroCredits(100_000_000), MicroCredits(500_000), compute_second_micro=MicroCredits(1))
+    ]
+    assert "The price holds from now on." in (await root.get(done.headers["location"])).text
+
+
+async def test_the_default_is_the_price_without_a_model(root: Browser, mesh: AdminMesh) -> None:
+    await root.submit(await root.get(PATH), PATH, input="1", output="2")
+    assert [each.model for each in mesh.prices] == [None]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        pytest.param({"output": "1"}, "Tokens in: no price.", id="nothing typed"),
+        pytest.param({"input": "1", "output": "cheap"}, "Tokens out: &#39;cheap&#39; is no amount", id="no number"),
+        pytest.param({"input": "-1", "output": "1"}, "Tokens in: less than 0.", id="below zero"),
+        pytest.param(
+            {"input": "1", "output": "1", "request": "0.0000001"}, "A request: 0.0000001 has more than 6 decimals.", id="too fine"
+        ),
+        pytest.param({"input": "99999999", "output": "1"}, "The price of input tokens is out of range.", id="the gateway refuses"),
+    ],
+)
+async def test_a_refused_price_keeps_what_was_typed(root: Browser, mesh: AdminMesh, typed: dict[str, str], said: str) -> None:
+    page = await root.submit(await root.get(PATH), PATH, model="smollm2", **typed)
+    assert page.status_code == 400
+    assert said in page.text
+    fields = forms_of(page)[PATH]
+    assert {name: fields[name] for name in typed} == typed
+    assert fields["model"] == "smollm2"
+    assert mesh.prices == []
+
+
+async def test_no_prices_and_no_models_are_said(root: Browser, mesh: AdminMesh) -> None:
+    mesh.broken["gateway.listModels"] = errors.NotReachable("no")
+    text = (await root.get(PATH)).text
+    assert "No prices yet" in text
+    assert "The gateway did not say which models are served." in text
+    mesh.broken["gateway"] = errors.NotReachable("no gateway is reachable")
+    assert (await root.get(PATH)).status_code == 503
+
+
+async def test_setting_is_sensitive_and_only_from_our_own_page(root: Browser, mesh: AdminMesh) -> None:
+    page = await root.get(PATH)
+    assert (await root.submit(page, PATH, {"Sec-Fetch-Site": "cross-site"}, input="1", output="1")).status_code == 403
+    assert (await root.submit(page, PATH, token="forged", input="1", output="1")).status_code == 403
+    mesh.is_stale = True
+    asked = await root.submit(page, PATH, input="1", output="2")
+    assert "Confirm it is you" in asked.text
+    assert mesh.prices == []
+
+
+async def test_hostile_names_of_models_are_texts(root: Browser, mesh: AdminMesh) -> None:
+    mesh.prices = [price('"><script>alert(1)</script>', 1, 1)]
+    for path in (PATH, f"{PATH}?model=%22%3E%3Cscript%3Ealert(1)"):
+        text = (await root.get(path)).text
+        assert "<script>alert" not in text
+        assert "&lt;script&gt;alert(1)" in text

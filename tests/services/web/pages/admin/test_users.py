@@ -1,0 +1,209 @@
+import re
+
+import pytest
+
+from services.web.pages.admin import users
+from shared import errors
+from shared.types import Tier, UserRole
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.pages.admin.admin_mesh import AdminMesh
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def names(text: str) -> list[str]:
+    return re.findall(r'<a href="/admin/users/[0-9a-f-]{36}"><bdi>([^<]+)</bdi></a>', text)
+
+
+async def test_everybody_is_listed_with_role_tier_and_state(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_person("dana", UserRole.DEVELOPER)
+    text = (await root.get("/admin/users")).text
+    assert names(text) == ["root", "dana"]
+    for word in ("developer", "free", "open", "dana@example.com", "2 users"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        pytest.param("DAN", ["dana", "jordan"], id="a part of the name, in any case"),
+        pytest.param("jordan@example", ["jordan"], id="an address"),
+        pytest.param("%", [], id="no pattern"),
+    ],
+)
+async def test_somebody_is_found(root: Browser, mesh: AdminMesh, search: str, found: list[str]) -> None:
+    for name in ("dana", "jordan", "lee"):
+        mesh.add_account(name, "x")
+    page = await root.client.get("/admin/users", params={"search": search})
+    assert names(page.text) == found
+    assert ("Nobody like that." in page.text) == (not found)
+    assert f'value="{search}"' in page.text
+
+
+async def test_whom_the_list_does_not_reach_is_found_by_the_whole_name(
+    root: Browser, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(users, "MOST_USERS", 2)
+    for name in ("dana", "jordan"):
+        mesh.add_account(name, "x")
+    assert names((await root.get("/admin/users?search=jordan")).text) == ["jordan"]
+    assert names((await root.get("/admin/users?search=jord")).text) == []
+    assert "of the newest 1,000" in (await root.get("/admin/users")).text
+
+
+async def test_a_page_of_one_has_their_credits_quota_and_usage(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    text = (await root.get(f"/admin/users/{dana.id}")).text
+    for word in ("dana@example.com", str(dana.id), ">1.5<", "1,234", "5 failed", "2.5", "smollm2", "of 100 requests"):
+        assert word in text
+    report = mesh.requests_of("gateway.getUsageReport")[0]
+    assert (report.tenant_id, (report.until - report.since).days) == (dana.id, 30)  # type: ignore[attr-defined]
+
+
+async def test_without_the_gateway_the_account_can_still_be_changed(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    mesh.broken["gateway"] = errors.NotReachable("nobody there")
+    page = await root.get(f"/admin/users/{dana.id}")
+    assert page.status_code == 200
+    assert "The gateway does not answer right now." in page.text
+    done = await root.submit(page, f"/admin/users/{dana.id}/role", role="developer")
+    assert done.status_code == 303
+    assert mesh.accounts["dana"].user.role is UserRole.DEVELOPER
+
+
+@pytest.mark.parametrize(
+    ("what", "typed", "word", "said"),
+    [
+        pytest.param("role", {"role": "node-owner"}, "role", "The role is changed.", id="role"),
+        pytest.param("tier", {"tier": "pro"}, "tier", "The tier is changed.", id="tier"),
+        pytest.param("active", {}, "closed", "The account is closed.", id="close"),
+        pytest.param("credits", {"amount": "25.5", "note": " gift "}, "credits", "The credits are booked.", id="credits"),
+    ],
+)
+async def test_what_is_set_is_done_and_said(
+    root: Browser, mesh: AdminMesh, *, what: str, typed: dict[str, str], word: str, said: str
+) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    path = f"/admin/users/{dana.id}"
+    done = await root.submit(await root.get(path), f"{path}/{what}", **typed)
+    assert (done.status_code, done.headers["location"]) == (303, f"{path}?done={word}")
+    now = mesh.accounts["dana"].user
+    assert (now.role, now.tier, now.is_active) == (
+        UserRole.NODE_OWNER if what == "role" else UserRole.USER, Tier.PRO if what == "tier" else Tier.FREE, what != "active",
+    )  # fmt: skip
+    assert [(each.user, each.amount_micro, each.note) for each in mesh.moved.values()] == (
+        [(str(dana.id), 25_500_000, "gift")] if what == "credits" else []
+    )
+    assert said in (await root.get(done.headers["location"])).text
+
+
+async def test_a_closed_account_is_opened_again(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    path = f"/admin/users/{dana.id}"
+    await root.submit(await root.get(path), f"{path}/active")
+    closed = await root.get(path)
+    assert "Open account" in closed.text
+    done = await root.submit(closed, f"{path}/active")
+    assert done.headers["location"] == f"{path}?done=opened"
+    assert mesh.accounts["dana"].user.is_active
+
+
+async def test_the_same_form_twice_books_once(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    path = f"/admin/users/{dana.id}"
+    page = await root.get(path)
+    for _ in range(2):
+        await root.submit(page, f"{path}/credits", amount="5")
+    assert len(mesh.requests_of("gateway.topUp")) == 2
+    assert len(mesh.moved) == 1
+    await root.submit(await root.get(path), f"{path}/credits", amount="5")
+    assert len(mesh.moved) == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "typed", "said"),
+    [
+        pytest.param("role", {"role": "emperor"}, "Role: not one of those that there are.", id="no role"),
+        pytest.param("tier", {"tier": ""}, "Tier: not one of those that there are.", id="no tier"),
+        pytest.param("credits", {"amount": "many"}, "Credits: &#39;many&#39; is no amount", id="no amount"),
+        pytest.param("credits", {"amount": "0"}, "Credits: 0 changes nothing.", id="nothing"),
+        pytest.param("credits", {"amount": "99999999"}, "That is too much.", id="the gateway refuses"),
+        pytest.param("credits", {"amount": "1", "transfer": "x"}, "The form has lost its number.", id="no transfer"),
+    ],
+)
+async def test_what_cannot_be_meant_is_said(root: Browser, mesh: AdminMesh, what: str, typed: dict[str, str], said: str) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    path = f"/admin/users/{dana.id}"
+    form = await root.get(path)
+    page = await root.submit(form, f"{path}/{what}", **typed)
+    assert page.status_code == 400
+    assert said in page.text
+    assert (mesh.accounts["dana"].user, mesh.moved) == (dana, {})
+    if what == "credits":
+        # With its number: a second try of what was perhaps booked is booked once.
+        kept = {name: value for name, value in (forms_of(form)[f"{path}/credits"] | typed).items() if name != "token"}
+        assert forms_of(page)[f"{path}/credits"].items() >= kept.items()
+
+
+async def test_nobody_closes_their_own_account_here(root: Browser, mesh: AdminMesh) -> None:
+    path = f"/admin/users/{mesh.accounts['root'].user.id}"
+    page = await root.get(path)
+    assert "This is your own account" in page.text
+    refused = await root.submit(page, f"{path}/active")
+    assert refused.status_code == 400
+    assert "You cannot close your own account." in refused.text
+
+
+async def test_the_password_is_asked_for_and_the_form_goes_on(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    path = f"/admin/users/{dana.id}"
+    mesh.is_stale = True
+    asked = await root.submit(await root.get(path), f"{path}/credits", amount="5", note="x")
+    assert asked.status_code == 403
+    assert "Confirm it is you" in asked.text
+    assert mesh.moved == {}
+    done = await root.submit(asked, f"{path}/credits", confirm_password="correct horse")
+    assert done.status_code == 303
+    assert [each.amount_micro for each in mesh.moved.values()] == [5_000_000]
+
+
+@pytest.mark.parametrize("what", ["role", "tier", "active", "credits"])
+async def test_a_form_from_elsewhere_changes_nothing(root: Browser, mesh: AdminMesh, what: str) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    path = f"/admin/users/{dana.id}"
+    page = await root.get(path)
+    typed = {"role": "admin", "tier": "pro", "active": "no", "credits": "5"}
+    fields = {"amount" if what == "credits" else what: typed[what]}
+    assert (await root.submit(page, f"{path}/{what}", {"Sec-Fetch-Site": "cross-site"}, **fields)).status_code == 403
+    assert (await root.submit(page, f"{path}/{what}", token="forged", **fields)).status_code == 403
+    assert (mesh.accounts["dana"].user, mesh.moved) == (dana, {})
+
+
+async def test_nobody_else_may(browser: Browser, mesh: AdminMesh) -> None:
+    bob = mesh.add_person("bob", UserRole.DEVELOPER)
+    await browser.sign_in("bob", "correct horse")
+    token = forms_of(await browser.get("/dashboard"))["/logout"]["token"]
+    for what, typed in (("role", "admin"), ("tier", "pro"), ("active", "yes")):
+        answer = await browser.client.post(f"/admin/users/{bob.id}/{what}", data={what: typed, "token": token})
+        assert answer.status_code == 403
+    assert mesh.accounts["bob"].user == bob
+
+
+async def test_a_user_that_is_not_there_is_a_page_that_says_so(root: Browser) -> None:
+    page = await root.get("/admin/users/00000000-0000-0000-0000-000000000001")
+    assert page.status_code == 404
+    assert (await root.get("/admin/users/somebody")).status_code == 404
+
+
+async def test_hostile_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
+    odd = mesh.add_person(HOSTILE, UserRole.USER)
+    mesh.add_person("x" * 200, UserRole.USER)
+    for path in ("/admin/users", f"/admin/users/{odd.id}", "/admin/users?search=%3Cscript%3Ealert(1)"):
+        text = (await root.get(path)).text
+        assert "<script>alert" not in text
+        assert "&lt;script&gt;alert(1)" in text
+
+
+async def test_auth_away_is_a_page_that_says_so(root: Browser, mesh: AdminMesh) -> None:
+    mesh.broken["auth.listUsers"] = errors.NotReachable("no auth is reachable", hint="start it")
+    assert (await root.get("/admin/users")).status_code == 503

@@ -1,0 +1,127 @@
+import csv
+import io
+import json
+import zipfile
+
+import httpx
+import pytest
+
+from services.web.pages import export as pages
+from shared import errors
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.fake_mesh import FakeMesh
+
+AWAY = errors.NotReachable("no node of that role is alive")
+HERE = "/settings/data"
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    return browser
+
+
+async def export(browser: Browser) -> httpx.Response:
+    return await browser.submit(await browser.get(HERE), f"{HERE}/export")
+
+
+def unpacked(answer: httpx.Response) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+async def test_the_archive_has_what_auth_and_the_gateway_keep(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.add_logged_request("smollm2")
+    mesh.add_logged_request('=HYPERLINK("https://evil.example")')
+    answer = await export(alice)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-2026-11-20.zip"'
+    assert answer.headers["cache-control"] == "no-store"
+    files = unpacked(answer)
+    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json"]
+    assert json.loads(files["account.json"]) == [{"username": "alice"}]
+    rows = list(csv.DictReader(io.StringIO(files["requests.csv"].decode(), newline="")))
+    assert [row["model"] for row in rows] == ["smollm2", '\'=HYPERLINK("https://evil.example")']
+    assert (rows[0]["cost_credits"], rows[0]["completion_tokens"], rows[0]["created_at"]) == ("1.5", "9", "2026-11-20T14:05:00+00:00")
+    assert json.loads(files["usage.json"])["total"]["requests"] == 2
+
+
+async def test_the_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.is_stale = True
+    asked = await export(alice)
+    assert asked.status_code == 403
+    assert "Confirm it is you" in asked.text
+    answer = await alice.submit(asked, f"{HERE}/export", confirm_password="correct horse")
+    assert "README.txt" in unpacked(answer)
+
+
+async def test_a_gateway_that_is_away_leaves_word_of_what_is_missing(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway"] = AWAY
+    files = unpacked(await export(alice))
+    assert list(files) == ["README.txt", "account.json", "requests-MISSING.txt", "usage-MISSING.txt"]
+    assert b"Ask for the archive again" in files["usage-MISSING.txt"]
+
+
+async def test_auth_being_away_is_a_503_and_no_archive(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["auth.exportAccount"] = AWAY
+    answer = await export(alice)
+    assert answer.status_code == 503
+    assert answer.headers["content-type"].startswith("text/html")
+
+
+async def test_nobody_exports_the_requests_of_a_whole_organisation(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.get(HERE)
+    team = mesh.add_team("Acme", mesh.accounts["alice"].user)
+    mesh.acting[alice.client.cookies["aimesh_session"]] = team
+    answer = await alice.submit(page, f"{HERE}/export")
+    assert answer.status_code == 400
+    assert "You act for an organisation" in answer.text
+    assert f"{HERE}/export" not in forms_of(answer)
+    assert "auth.exportAccount" not in mesh.names_asked()
+
+
+async def test_deleting_the_account_is_thirty_days_away_and_can_be_called_off(alice: Browser, mesh: FakeMesh) -> None:
+    answer = await alice.submit(await alice.get(HERE), f"{HERE}/delete")
+    assert answer.headers["location"] == HERE
+    page = await alice.get(HERE)
+    assert "20 Dec 2026" in page.text
+    assert f"{HERE}/delete" not in forms_of(page)
+    kept = await alice.submit(page, f"{HERE}/keep")
+    assert kept.headers["location"] == f"{HERE}?done=kept"
+    assert mesh.erased_at is None
+    assert "Your account stays." in (await alice.get(f"{HERE}?done=kept")).text
+
+
+async def test_a_box_that_is_not_ticked_deletes_nothing(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.submit(await alice.get(HERE), f"{HERE}/delete", sure="")
+    assert page.status_code == 400
+    assert "The box is not ticked." in page.text
+    assert mesh.erased_at is None
+
+
+async def test_who_is_needed_cannot_be_deleted_and_reads_why(alice: Browser, mesh: FakeMesh) -> None:
+    why = "others are in an organisation that only you own: Acme"
+    mesh.broken["auth.requestErasure"] = errors.NotAllowed(why, hint="make one of its members an owner first")
+    page = await alice.submit(await alice.get(HERE), f"{HERE}/delete")
+    assert page.status_code == 403
+    assert "only you own: Acme" in page.text
+
+
+@pytest.mark.parametrize("act", ["export", "delete"])
+async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, act: str) -> None:
+    page = await alice.get(HERE)
+    assert (await alice.submit(page, f"{HERE}/{act}", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
+    assert (await alice.submit(page, f"{HERE}/{act}", token="")).status_code == 403
+    assert mesh.erased_at is None
+    assert "auth.exportAccount" not in mesh.names_asked()
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [("=1+1", "'=1+1"), ("@SUM(A1)", "'@SUM(A1)"), ("-1", "-1"), ("-0.5", "-0.5"), ("-cmd", "'-cmd"), ("smollm2", "smollm2"), ("", "")],
+)
+def test_no_cell_is_a_formula(cell: str, written: str) -> None:
+    assert pages._harmless(cell) == written

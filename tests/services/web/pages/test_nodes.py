@@ -1,0 +1,202 @@
+import pytest
+from litestar.types import ASGIApp
+
+from shared import errors
+from shared.api import membership
+from shared.api.membership import MemberState
+from shared.types import Role, UserRole
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.pages.admin import followed
+from tests.services.web.pages.admin.admin_mesh import GATEWAY, WAITING, WORKER, AdminMesh
+
+HOSTILE = "<script>alert(1)</script>\u202egnp"
+
+
+@pytest.fixture
+def mesh() -> AdminMesh:
+    return AdminMesh()
+
+
+@pytest.fixture
+async def root(mesh: AdminMesh, browser: Browser) -> Browser:
+    mesh.add_person("root", UserRole.ADMIN)
+    await browser.sign_in("root", "correct horse")
+    return browser
+
+
+@pytest.fixture
+async def alice(mesh: AdminMesh, browser: Browser) -> Browser:
+    """Lends machines."""
+    mesh.add_person("alice", UserRole.NODE_OWNER)
+    await browser.sign_in("alice", "correct horse")
+    return browser
+
+
+async def test_an_administrator_sees_every_machine_with_its_path_load_and_models(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, name="rig-1")
+    mesh.add_node(WORKER)
+    mesh.add_node(GATEWAY, Role.GATEWAY)
+    page = await root.get("/admin/nodes")
+    assert page.status_code == 200
+    for text in ("rig-1", "alice · gpu=a100", "punched", "23 ms", "2 of 4, 1 wait", "smollm2", "the house", "2 machines, 2 used"):
+        assert text in page.text
+    assert f'href="/admin/nodes/{WORKER}/revoke"' in page.text
+    assert f'href="/admin/nodes/{GATEWAY}/revoke"' not in page.text
+
+
+async def test_why_a_machine_is_not_used_is_on_the_page(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_node(WORKER, why_not="its clock is 40 s off")
+    page = await root.get("/admin/nodes")
+    assert "not used" in page.text
+    assert "its clock is 40 s off" in page.text
+
+
+async def test_no_machines_yet_leads_to_a_ticket(root: Browser) -> None:
+    page = await root.get("/admin/nodes")
+    assert '<p class="card empty" data-live-show="no_nodes">No machines yet.' in page.text
+    assert '<div class="card table wide nodes" hidden' in page.text
+
+
+async def test_an_owner_has_a_page_with_their_own_machines_alone(alice: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, name="mine")
+    mesh.add_member(WAITING, name="of somebody else", owner="bob")
+    mesh.add_node(WORKER)
+    mesh.add_node(GATEWAY, Role.GATEWAY)
+    page = await alice.get("/nodes")
+    assert page.status_code == 200
+    assert "mine" in page.text
+    for text in ("of somebody else", WAITING, GATEWAY, "Administration", "Approve"):
+        assert text not in page.text
+    assert f'href="/nodes/{WORKER}/revoke"' in page.text
+    assert (await alice.get("/admin/nodes")).status_code == 403
+
+
+async def test_an_administrator_has_one_list_and_not_two(root: Browser) -> None:
+    for path, there in (("/nodes", "/admin/nodes"), ("/nodes/tickets", "/admin/nodes/tickets")):
+        answer = await root.get(path)
+        assert (answer.status_code, answer.headers["location"]) == (303, there)
+
+
+async def test_others_do_not_come_in(browser: Browser, mesh: AdminMesh) -> None:
+    mesh.add_person("bob", UserRole.USER)
+    await browser.sign_in("bob", "correct horse")
+    for path in ("/nodes", "/nodes/tickets", "/live/nodes", f"/nodes/{WORKER}/revoke"):
+        assert (await browser.get(path)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("away", "said"),
+    [
+        pytest.param("gateway", "The gateway does not answer,", id="gateway"),
+        pytest.param("auth.listNodes", "This mesh has no CA", id="a mesh without certificates"),
+    ],
+)
+async def test_the_list_stands_with_what_can_be_had(root: Browser, mesh: AdminMesh, away: str, said: str) -> None:
+    mesh.add_member(WORKER, name="rig-1")
+    mesh.add_node(WORKER)
+    mesh.broken[away] = errors.Unavailable("this mesh has no CA", hint="set MESH_CA_KEY_FILE at auth")
+    page = await root.get("/admin/nodes")
+    assert page.status_code == 200
+    assert said in page.text
+    assert WORKER in page.text
+
+
+async def test_a_waiting_machine_is_approved_after_a_look_at_its_facts(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WAITING, MemberState.PENDING, name="new rig")
+    listed = await root.get("/admin/nodes")
+    assert f'href="/admin/nodes/{WAITING}/approve" aria-label="Approve new rig {WAITING[:9]}"' in listed.text
+    asked = await root.get(f"/admin/nodes/{WAITING}/approve")
+    assert WAITING in asked.text
+    assert "gpu=a100" in asked.text
+    assert mesh.states()[0] is MemberState.PENDING
+    done = await root.submit(asked, f"/admin/nodes/{WAITING}/approve")
+    assert (done.status_code, done.headers["location"]) == (303, "/admin/nodes?done=approved")
+    assert mesh.states()[0] is MemberState.ACTIVE
+    assert "The machine is approved." in (await root.get("/admin/nodes?done=approved")).text
+    assert (await root.get(f"/admin/nodes/{WAITING}/approve")).status_code == 404
+
+
+async def test_an_owner_cannot_approve(alice: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WAITING, MemberState.PENDING)
+    assert (await alice.get(f"/admin/nodes/{WAITING}/approve")).status_code == 403
+    assert (await alice.client.post(f"/admin/nodes/{WAITING}/approve", data={"token": "x"})).status_code == 403
+    assert (await alice.get(f"/nodes/{WAITING}/approve")).status_code == 404
+    assert mesh.states()[0] is MemberState.PENDING
+
+
+async def test_revoking_is_asked_first_and_keeps_the_reason(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, name="rig-1")
+    asked = await root.get(f"/admin/nodes/{WORKER}/revoke")
+    assert "Cut off “<bdi>rig-1</bdi>”?" in asked.text
+    assert mesh.states()[0] is MemberState.ACTIVE
+    done = await root.submit(asked, f"/admin/nodes/{WORKER}/revoke", reason=" sold ")
+    assert done.headers["location"] == "/admin/nodes?done=revoked"
+    assert (mesh.states()[0], mesh.members[0].reason) == (MemberState.REVOKED, "sold")
+    page = await root.get("/admin/nodes?done=revoked")
+    assert "The machine is cut off." in page.text
+    assert "sold" in page.text
+    assert (await root.get(f"/admin/nodes/{WORKER}/revoke")).status_code == 404
+
+
+async def test_a_refused_revocation_keeps_what_was_typed(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER)
+    page = await root.submit(await root.get(f"/admin/nodes/{WORKER}/revoke"), f"/admin/nodes/{WORKER}/revoke", reason="refuse")
+    assert page.status_code == 403
+    assert "An auth service cannot be revoked" in page.text
+    assert forms_of(page)[f"/admin/nodes/{WORKER}/revoke"]["reason"] == "refuse"
+
+
+async def test_an_owner_revokes_their_own_and_nobody_elses(alice: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER)
+    mesh.add_member(WAITING, owner="bob")
+    await alice.submit(await alice.get(f"/nodes/{WORKER}/revoke"), f"/nodes/{WORKER}/revoke")
+    assert mesh.states()[0] is MemberState.REVOKED
+    assert (await alice.get(f"/nodes/{WAITING}/revoke")).status_code == 404
+
+
+@pytest.mark.parametrize("action", ["approve", "revoke"])
+async def test_a_form_from_elsewhere_changes_nothing(root: Browser, mesh: AdminMesh, action: str) -> None:
+    mesh.add_member(WAITING, MemberState.PENDING)
+    path = f"/admin/nodes/{WAITING}/{action}"
+    page = await root.get(path)
+    assert (await root.submit(page, path, {"Sec-Fetch-Site": "cross-site"})).status_code == 403
+    assert (await root.submit(page, path, token="forged")).status_code == 403
+    assert mesh.states()[0] is MemberState.PENDING
+
+
+async def test_hostile_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, name=HOSTILE)
+    mesh.add_node(WORKER, why_not="<img src=x>")
+    mesh.add_member(WAITING, MemberState.PENDING, name="x" * 100, owner=HOSTILE)
+    for path in ("/admin/nodes", f"/admin/nodes/{WORKER}/revoke", f"/admin/nodes/{WAITING}/approve"):
+        text = (await root.get(path)).text
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert "&lt;script&gt;alert(1)" in text
+
+
+async def test_a_word_that_no_redirect_brings_says_nothing(root: Browser) -> None:
+    assert 'role="status"><p>' not in (await root.get("/admin/nodes?done=<b>pwned</b>")).text
+
+
+async def test_the_stream_brings_the_rows_of_the_page(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.add_person("alice", UserRole.NODE_OWNER)
+    mesh.add_member(WORKER, name="rig-1")
+    mesh.add_node(WORKER)
+    mesh.add_node(GATEWAY, Role.GATEWAY)
+    values = await followed.first_event(app, "/live/nodes", "alice")
+    assert [(row["id"], row["state"], row["revoke"]) for row in values["nodes"]] == [(WORKER, "used", f"/nodes/{WORKER}/revoke")]
+    assert (values["summary"], values["no_nodes"], values["connection"]) == ("1 machine, 1 used", False, "")
+
+
+async def test_a_stream_without_the_gateway_says_that_it_is_stale(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.add_person("root", UserRole.ADMIN)
+    mesh.broken["gateway"] = errors.NotReachable("nobody there")
+    assert await followed.first_event(app, "/live/nodes", "root") == {"connection": "stale"}
+
+
+async def test_approving_asks_auth_in_the_persons_name(root: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WAITING, MemberState.PENDING)
+    await root.submit(await root.get(f"/admin/nodes/{WAITING}/approve"), f"/admin/nodes/{WAITING}/approve")
+    asked = [each for each in mesh.asked if each.method == "auth.approveNode"]
+    assert [(each.request, each.credential) for each in asked] == [(membership.ApproveMember(WAITING), "access-root")]
