@@ -270,7 +270,7 @@ SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.
     log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
 LEFT JOIN feedback ON feedback.request_id = log.id
-WHERE log.tenant_id = $1 AND log.created_at < coalesce($2, 'infinity') AND ($3::text IS NULL OR log.status = $3)
+WHERE log.tenant_id = $1 AND log.created_at < coalesce($2::timestamptz, 'infinity'::timestamptz) AND ($3::text IS NULL OR log.status = $3)
     AND ($4::text IS NULL OR log.model_used = $4) AND ($5::uuid IS NULL OR log.api_key_id = $5)
 ORDER BY log.created_at DESC, log.id
 LIMIT $6;

@@ -2,7 +2,9 @@
 it is away, within a bound."""
 
 import asyncio
+import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -23,14 +25,21 @@ _MOST_KEPT = 5000
 
 _log = logs.get(part="audit")
 
+#: What is equal of refusals that are one row: method, tenant, actor, address, target, why. What was done is one row each, and has a
+#: number in place of the reason: its request's id will not do, which the caller chooses.
+_Key = tuple[str, TenantId | None, UserId | None, str, str, str | int]
+
 
 class Telling:
     """``act`` and ``refused`` never wait; ``run`` is the task that sends."""
 
     def __init__(self, rpc: mesh.Rpc) -> None:
         self._rpc = rpc
-        self._kept: OrderedDict[tuple[str, TenantId | None, UserId | None, str, str, str], Act] = OrderedDict()
+        self._kept: OrderedDict[_Key, Act] = OrderedDict()
+        self._numbers = itertools.count()
         self._dropped = 0
+        # One batch at a time: the last ``send`` of a stop has to know what became of the one that is on its way.
+        self._sending = asyncio.Lock()
 
     def act(self, action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> None:
         """``by`` did it; ``tenant`` None: it concerns the house."""
@@ -48,22 +57,30 @@ class Telling:
             await self.send()
 
     async def send(self) -> None:
-        """Now; what cannot be sent stays."""
-        while self._kept:
-            batch = [self._kept.popitem(last=False) for _ in range(min(_AT_ONCE, len(self._kept)))]
-            try:
-                request = audit.RecordActs(tuple(act for _, act in batch))
-                await self._rpc.call(audit.record_acts, request, deadline_seconds=_SEND_SECONDS)
-            except errors.AimeshError as error:
-                for key, act in reversed(batch):
-                    self._kept.setdefault(key, act)
-                    self._kept.move_to_end(key, last=False)
-                _log.info("the audit log was not told", waiting=len(self._kept), reason=error.message)
-                return
+        """Now; what cannot be sent stays, also where this is cancelled."""
+        async with self._sending:
+            while self._kept:
+                batch = [self._kept.popitem(last=False) for _ in range(min(_AT_ONCE, len(self._kept)))]
+                try:
+                    request = audit.RecordActs(tuple(act for _, act in batch))
+                    await self._rpc.call(audit.record_acts, request, deadline_seconds=_SEND_SECONDS)
+                except errors.AimeshError as error:
+                    self._give_back(batch)
+                    _log.info("the audit log was not told", waiting=len(self._kept), reason=error.message)
+                    return
+                except asyncio.CancelledError:
+                    self._give_back(batch)
+                    raise
+
+    def _give_back(self, batch: Sequence[tuple[_Key, Act]]) -> None:
+        """To the front; equal ones may have come meanwhile."""
+        for key, act in reversed(batch):
+            since = self._kept.get(key)
+            self._kept[key] = act if since is None else msgspec.structs.replace(act, times=act.times + since.times)
+            self._kept.move_to_end(key, last=False)
 
     def _keep(self, act: Act) -> None:
-        # What was done is one row each; refusals that are equal but for their time are counted.
-        distinct = act.request_id if act.result is Result.DONE else act.details.get("why", "")
+        distinct = next(self._numbers) if act.result is Result.DONE else act.details.get("why", "")
         key = (act.action, act.tenant_id, act.actor, act.address, act.target, distinct)
         if (before := self._kept.get(key)) is not None:
             self._kept[key] = msgspec.structs.replace(before, times=before.times + 1)

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from services.gateway import usage_store
 from services.gateway.usage_store import UsageStore
 from shared import access, errors
@@ -47,11 +49,14 @@ class UsageReports:
         return LoggedRequests(await self.requests(call.principal, request))
 
     async def requests(self, caller: Principal, asked: usage_report.ListRequests) -> tuple[usage_report.LoggedRequest, ...]:
-        return await self._store.requests(_subject(caller, asked.tenant_id), asked)
+        """Raises BadRequest for a ``before`` that is no moment."""
+        before = None if asked.before is None else _moment("before", asked.before)
+        return await self._store.requests(_subject(caller, asked.tenant_id), msgspec.structs.replace(asked, before=before))
 
     @serves(usage_report.export_requests)
     async def export_requests(self, request: usage_report.ExportRequests, stream: StreamCall[LoggedRequests]) -> Nothing:
-        at, last, tenant = request.since or _LONG_AGO, None, stream.principal.tenant_id
+        since = _LONG_AGO if request.since is None else _moment("since", request.since)
+        at, last, tenant = since, None, stream.principal.tenant_id
         while rows := await self._store.requests_behind(tenant, at, last, _EXPORTED_AT_ONCE):
             await stream.send(LoggedRequests(rows))
             at, last = usage_store.last_of(rows)
@@ -80,19 +85,29 @@ class UsageReports:
 
 def buckets(asked: GetUsageReport) -> tuple[datetime, ...]:
     """When each piece of the time begins. Raises BadRequest for a time that has too many, or none."""
-    if asked.since.tzinfo is None or asked.until.tzinfo is None or asked.since >= asked.until:
+    step, since, until = _STEP[asked.bucket], _moment("since", asked.since), _moment("until", asked.until)
+    if since >= until:
         raise errors.BadRequest("since and until: two times with their zone, the earlier one first")
-    step, since = _STEP[asked.bucket], asked.since.astimezone(UTC)
     first = since.replace(second=0, microsecond=0)
     if asked.bucket is not Bucket.MINUTE:
         first = first.replace(minute=0)
     if asked.bucket is Bucket.DAY:
         first = first.replace(hour=0)
-    number = -int((first - asked.until) // step)
+    number = -int((first - until) // step)
     if number > usage_report.MOST_BUCKETS:
         most = usage_report.MOST_BUCKETS
         raise errors.BadRequest(f"that is {number} {asked.bucket}s; at most {most} are shown", hint="ask for a shorter time")
     return tuple(first + step * position for position in range(number))
+
+
+def _moment(field: str, at: datetime) -> datetime:
+    """In UTC. Raises BadRequest for a time without a zone, which is another one for everybody, and for one that no calendar has."""
+    if at.tzinfo is None:
+        raise errors.BadRequest(f"{field}: a time without its zone", hint="such as 2026-03-01T12:00:00Z")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise errors.BadRequest(f"{field}: a time between the years 1 and 9999", hint="such as 2026-03-01T12:00:00Z") from error
 
 
 def _subject(caller: Principal, tenant: TenantId | None) -> TenantId:

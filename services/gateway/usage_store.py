@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from shared import database
@@ -12,6 +12,8 @@ from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatu
 _FIRST = UUID(int=0)
 #: A report of a busy year sorts a million response times.
 _REPORT_SECONDS = 20.0
+#: What PostgreSQL tells moments apart by, and more requests than one tenant has in one of them.
+_NEXT_MOMENT, _MOST_AT_ONCE = timedelta(microseconds=1), 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,20 @@ class UsageStore:
             return await _sums(transaction, time, asked)
 
     async def requests(self, tenant: TenantId, asked: ListRequests) -> tuple[LoggedRequest, ...]:
+        """A few more than asked for where the last of them have one time: who goes on ``before`` that time misses none."""
+        status = None if asked.status is None else asked.status.value
+
+        async def newest(before: datetime | None, most: int) -> list[database.Record]:
+            return await transaction.rows("list_requests", tenant, before, status, asked.model, asked.key_id, most)
+
         async with self._database.bound(tenant) as transaction:
-            status = None if asked.status is None else asked.status.value
-            found = await transaction.rows("list_requests", tenant, asked.before, status, asked.model, asked.key_id, asked.limit)
-        return tuple(_logged(row) for row in found)
+            found = await newest(asked.before, asked.limit + 1)
+            page, behind = found[: asked.limit], found[asked.limit :]
+            if behind and behind[0]["created_at"] == page[-1]["created_at"]:
+                last = page[-1]["created_at"]
+                of_that_time = await newest(last + _NEXT_MOMENT, _MOST_AT_ONCE)
+                page = [row for row in page if row["created_at"] != last] + [row for row in of_that_time if row["created_at"] == last]
+        return tuple(_logged(row) for row in page)
 
     async def requests_behind(self, tenant: TenantId, at: datetime, last: RequestId | None, most: int) -> tuple[LoggedRequest, ...]:
         """The next ones, the oldest first."""

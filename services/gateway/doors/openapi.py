@@ -51,6 +51,8 @@ _RUN_HEADERS = (
     ("Idempotency-Key", "The same request under the same key again is answered once and paid once"),
     ("Last-Event-ID", "The id of the last event that was seen of a streamed answer: the rest of it comes"),
 )
+#: Method -> a header without which there is no call.
+_NEEDED_HEADERS = {"cancelInference": ("Idempotency-Key", "Which request is meant: the one that was asked for under this key")}
 
 #: What the node answers before its service's own routes.
 _OPERATIONS = (
@@ -119,7 +121,7 @@ def _responses(route: Route) -> Json:
         *_OF_EVERYONE,
         *(_OF_CALLERS if route.access.who is Who.PERSON else ()),
         *(_OF_BODIES if route.body is not None else ()),
-        *((400,) if route.query is not None else ()),
+        *((400,) if route.query is not None or route.method in _NEEDED_HEADERS else ()),
         *(_OF_MODELS if _runs(route) else ()),
         *((404,) if "{" in route.path else ()),
     }
@@ -146,9 +148,15 @@ def _parameters(route: Route) -> list[Json]:
     if route.query is not None:
         found += [_query_parameter(route.query, field) for field in msgspec.structs.fields(route.query)]
     if route.streams:
-        schema: Json = {"type": "string", "minLength": 1, "maxLength": 255}
-        found += [{"name": header, "in": "header", "description": what, "schema": schema} for header, what in _RUN_HEADERS]
+        found += [_header(name, what, required=False) for name, what in _RUN_HEADERS]
+    if (needed := _NEEDED_HEADERS.get(route.method)) is not None:
+        found.append(_header(*needed, required=True))
     return found
+
+
+def _header(name: str, what: str, *, required: bool) -> Json:
+    schema: Json = {"type": "string", "minLength": 1, "maxLength": 255}
+    return {"name": name, "in": "header", "description": what, "required": required, "schema": schema}
 
 
 def _query_parameter(query: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> Json:

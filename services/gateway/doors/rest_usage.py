@@ -1,16 +1,17 @@
 """The /api routes about what was used: by day, what is left, one by one, and what people thought of it."""
 
 from datetime import date, datetime
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from services.gateway.doors import bodies
 from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.limiting import limits
 from services.gateway.limiting.quotas import Quotas
-from shared import amounts, errors
+from shared import amounts
 from shared.api.auth import Principal
 from shared.api.usage import UserUsage
 from shared.api.usage_report import ListRequests, LoggedRequest
@@ -59,8 +60,8 @@ class QuotaAnswer(msgspec.Struct, frozen=True):
 class RequestsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The newest first; ``before`` goes on with a list."""
 
-    limit: int = 50
-    before: datetime | None = None
+    limit: Annotated[int, Meta(ge=1, le=500)] = 50
+    before: Annotated[datetime, Meta(tz=True)] | None = None
     status: RequestStatus | None = None
     model: ModelName | None = None
 
@@ -91,7 +92,7 @@ class RequestsAnswer(msgspec.Struct, frozen=True):
 class FeedbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: RequestId
     #: 1 or -1; 0 takes it back.
-    rating: int
+    rating: Annotated[int, Meta(ge=-1, le=1)]
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -152,16 +153,12 @@ class RestUsage:
 
     async def _requests(self, call: HttpCall) -> None:
         query = bodies.read_query(call.query, RequestsQuery)
-        if not 1 <= query.limit <= 500:
-            raise errors.BadRequest("limit: 1 to 500")
         asked = ListRequests(status=query.status, model=query.model, before=query.before, limit=query.limit)
         found = await self._reports.requests(call.caller, asked)
         await call.answer(RequestsAnswer(tuple(_answer(request) for request in found)))
 
     async def _feedback(self, call: HttpCall) -> None:
         body = bodies.read_either_case(call.body, FeedbackBody)
-        if body.rating not in (-1, 0, 1):
-            raise errors.BadRequest("rating: 1, -1, or 0 to take it back")
         await self._reports.rate(call.caller, body.request_id, body.rating)
         await call.answer(Given(body.rating))
 

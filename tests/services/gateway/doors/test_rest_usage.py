@@ -1,0 +1,160 @@
+"""What was used, over HTTP: quota, the request log in pages, and thumbs. On the fakes."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from shared.api.usage_report import ListRequests, LoggedRequest
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import USER, House
+from tests.services.gateway.http_answers import BEARER, problem
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+OWN, ANOTHERS = RequestId(UUID(int=31)), RequestId(UUID(int=32))
+
+
+def logged(number: RequestId, user: UserId = USER, **changed: Any) -> LoggedRequest:
+    fields: dict[str, Any] = {
+        "id": number, "created_at": NOON, "user_id": user, "key_id": KeyId(UUID(int=2)), "model": ModelName("smollm2"),
+        "status": RequestStatus.SUCCESS, "error_code": None, "prompt_tokens": 3, "completion_tokens": 2, "response_time_ms": 41,
+        "cost_micro": MicroCredits(1_500_000), "cached": False, "rating": None,
+    }  # fmt: skip
+    return LoggedRequest(**{**fields, **changed})
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        made.reports.rows = (logged(OWN, rating=-1), logged(ANOTHERS, UserId(UUID(int=99))))
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+# --- the request log ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_shown_without_who_asked_and_what(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/api/requests")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "requests": [
+            {
+                "id": str(OWN), "created_at": "2026-03-02T12:00:00Z", "api_key_id": str(UUID(int=2)), "model": "smollm2",
+                "status": "success", "error_code": None, "prompt_tokens": 3, "completion_tokens": 2, "response_time_ms": 41,
+                "cost": "1.5", "cached": False, "rating": -1,
+            }
+        ]
+    }  # fmt: skip
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_what_stands_behind_the_question_mark_is_what_is_asked(house: House, http: httpx.AsyncClient) -> None:
+    query: dict[str, str | int] = {"limit": 7, "before": "2026-03-02T13:00:00+01:00", "status": "limited", "model": "qwen 2"}
+    assert (await http.get("/api/requests", params=query)).status_code == 200
+    assert (await http.get("/api/requests?")).status_code == 200
+    assert house.reports.asked == [
+        ListRequests(status=RequestStatus.LIMITED, model=ModelName("qwen 2"), before=NOON, limit=7),
+        ListRequests(limit=50),
+    ]
+
+
+async def test_the_time_of_the_last_one_goes_on_with_the_list(house: House, http: httpx.AsyncClient) -> None:
+    exact = NOON + timedelta(microseconds=123_456)
+    house.reports.rows = (logged(OWN, created_at=exact),)
+    shown = (await http.get("/api/requests")).json()["requests"][-1]["created_at"]
+    assert (await http.get("/api/requests", params={"before": shown})).status_code == 200
+    assert house.reports.asked[-1].before == exact
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        pytest.param("limit=0", "limit", id="none at all"),
+        pytest.param("limit=501", "limit", id="more than a page has"),
+        pytest.param("limit=-1", "limit", id="fewer than none"),
+        pytest.param("limit=99999999999999999999", "limit", id="more than a number"),
+        pytest.param("limit=1.5", "limit", id="half a request"),
+        pytest.param("limit=", "limit", id="an empty number"),
+        pytest.param("limit=5&limit=6", "limit", id="two numbers"),
+        pytest.param("status=fine", "status", id="a status that there is not"),
+        pytest.param("before=yesterday", "before", id="no time"),
+        pytest.param("before=2026-13-01T00:00:00Z", "before", id="a thirteenth month"),
+        pytest.param("user_id=1", "user_id", id="a field that there is not"),
+        pytest.param("tenant_id=00000000-0000-0000-0000-000000000063", "tenant_id", id="another's"),
+        pytest.param("limit", "question mark", id="no value"),
+        pytest.param("&".join(f"a{number}=1" for number in range(21)), "question mark", id="a great many"),
+        pytest.param("model=%ff", "question mark", id="no UTF-8"),
+    ],
+)
+async def test_a_query_that_does_not_fit_names_its_field(house: House, http: httpx.AsyncClient, query: str, named: str) -> None:
+    error = problem(await http.get(f"/api/requests?{query}"), 400, "bad_request")
+    assert named in error["message"]
+    assert house.reports.asked == []
+
+
+async def test_a_time_without_a_zone_is_refused_not_guessed(house: House, http: httpx.AsyncClient) -> None:
+    error = problem(await http.get("/api/requests?before=2026-03-02T12:00:00"), 400, "bad_request")
+    assert (error["param"], "zone" in error["message"]) == ("before", True)
+    assert house.reports.asked == []
+
+
+# --- thumbs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rating", [1, -1, 0])
+@pytest.mark.parametrize("name", ["request_id", "requestId"])
+async def test_a_thumb_is_given_and_taken_back(house: House, http: httpx.AsyncClient, rating: int, name: str) -> None:
+    answer = await http.post("/api/feedback", json={name: str(OWN), "rating": rating})
+    assert (answer.status_code, answer.json()) == (200, {"rating": rating})
+    assert house.reports.ratings == {OWN: rating}
+
+
+async def test_a_thumb_for_what_is_not_ones_own_is_a_404(house: House, http: httpx.AsyncClient) -> None:
+    for request in (ANOTHERS, UUID(int=404)):
+        problem(await http.post("/api/feedback", json={"request_id": str(request), "rating": 1}), 404, "not_found")
+    assert house.reports.ratings == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"request_id": str(OWN), "rating": 2}, "rating"),
+        ({"request_id": str(OWN), "rating": -2}, "rating"),
+        ({"request_id": str(OWN), "rating": True}, "rating"),
+        ({"request_id": str(OWN), "rating": "1"}, "rating"),
+        ({"request_id": str(OWN), "rating": 10**30}, "rating"),
+        ({"request_id": str(OWN), "rating": None}, "rating"),
+        ({"request_id": str(OWN)}, "rating"),
+        ({"rating": 1}, "request_id"),
+        ({"request_id": "mine", "rating": 1}, "request_id"),
+        ({"request_id": str(OWN), "rating": 1, "user_id": str(USER)}, "user_id"),
+        ({"request_id": str(OWN), "requestId": str(OWN), "rating": 1}, "request_id"),
+    ],
+)
+async def test_what_is_no_thumb_names_its_field(house: House, http: httpx.AsyncClient, body: dict[str, object], named: str) -> None:
+    assert named in problem(await http.post("/api/feedback", json=body), 400, "bad_request")["message"]
+    assert house.reports.ratings == {}
+
+
+# --- usage and quota ------------------------------------------------------------------------------------------------------
+
+
+async def test_usage_and_quota_are_the_callers_own(house: House, http: httpx.AsyncClient) -> None:
+    usage = (await http.get("/api/usage")).json()
+    assert usage == {"user_id": str(USER), "request_count": 0, "tokens_used": 0, "days": []}
+    quota = (await http.get("/api/quota")).json()
+    assert (quota["user_id"], quota["tier"], quota["limit_per_hour"], quota["remaining"]) == (str(USER), "free", 100, 100)
+    assert (await http.post("/api/inference", json={"prompt": "hi"})).status_code == 200
+    after = (await http.get("/api/quota")).json()
+    assert (after["used_this_hour"], after["remaining"]) == (1, 99)
+    assert [(one["scope"], one["kind"], one["limit"]) for one in after["limits"]] == [("user", "requests_per_hour", 100)]

@@ -1,0 +1,346 @@
+"""A key with bounds: what it may do, with which models and from where, at the HTTP door and over RPC; and what is said to who may not."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from shared import errors
+from shared.api import auth, gateway, ledger, usage_report
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest, ProcessInferenceRequest
+from shared.node import http as node_http
+from shared.node.settings import NodeSettings
+from shared.rpc.gate import Gate
+from shared.types import Credential, ModelName, Role, UserRole
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, House
+from tests.services.gateway.http_answers import BEARER, CHAT, problem
+
+SMOLLM2, QWEN = ModelName("smollm2"), ModelName("qwen")
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        made.add_worker(2, FakeWorker(), "qwen")
+        yield made
+
+
+def bind(house: House, **bounds: Any) -> Principal:
+    """From now on the key has these bounds."""
+    principal = msgspec.structs.replace(OWNER, **bounds)
+
+    async def validate(_request: auth.ValidateApiKey) -> Principal:
+        return principal
+
+    house.rpc.answers[auth.validate_api_key.name] = validate
+    return principal
+
+
+@asynccontextmanager
+async def client(house: House, address: str = "192.0.2.7") -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(house.app(), client=(address, 50_000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as http:
+        yield http
+
+
+# --- models ---------------------------------------------------------------------------------------------------------------
+
+#: Path -> a body for this model.
+BODIES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "/v1/chat/completions": lambda model: {**CHAT, "model": model},
+    "/v1/completions": lambda model: {"prompt": "hi", "model": model},
+    "/v1/responses": lambda model: {"input": "hi", "model": model},
+    "/v1/embeddings": lambda model: {"input": "hi", "model": model},
+    "/api/inference": lambda model: {"prompt": "hi", "model": model},
+    "/api/infer": lambda model: {"payload": "hi", "model": model},
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_that_the_key_is_not_for_is_refused_before_a_worker_hears_of_it(house: House, path: str, *, stream: bool) -> None:
+    bind(house, models=(SMOLLM2,))
+    can_stream = path not in {"/v1/embeddings", "/api/infer"}
+    body = BODIES[path]("qwen") | ({"stream": True} if stream and can_stream else {})
+    async with client(house) as http:
+        error = problem(await http.post(path, json=body), 403, "not_allowed")
+    assert error["message"] == "this key may not use qwen"
+    assert "smollm2" in error["hint"]
+    assert house.worker.asked == []
+    assert house.books.reserved == [], "nothing is held for it"
+
+
+@pytest.mark.parametrize("path", [path for path in BODIES if path != "/v1/embeddings"])
+@pytest.mark.parametrize("name", ["smollm2", "llama3"], ids=["by its name", "by another name of it"])
+async def test_a_model_that_the_key_is_for_answers(house: House, path: str, name: str) -> None:
+    bind(house, models=(SMOLLM2,))
+    async with client(house) as http:
+        assert (await http.post(path, json=BODIES[path](name))).status_code == 200
+
+
+async def test_the_default_model_is_no_way_around(house: House) -> None:
+    bind(house, models=(SMOLLM2,))
+    async with client(house) as http:
+        # The first that is served, by name: qwen.
+        error = problem(await http.post("/api/inference", json={"prompt": "hi"}), 403, "not_allowed")
+        assert "qwen" in error["message"]
+
+
+async def test_a_key_for_a_model_that_nobody_serves_is_told_of_the_model_it_named(house: House) -> None:
+    bind(house, models=(ModelName("gone"),))
+    async with client(house) as http:
+        problem(await http.post("/api/inference", json={"prompt": "hi", "model": "gone"}), 404, "unknown_model")
+        problem(await http.post("/api/inference", json={"prompt": "hi", "model": "qwen"}), 403, "not_allowed")
+
+
+async def test_over_rpc_the_bound_of_models_is_the_same(house: House) -> None:
+    caller = bind(house, models=(SMOLLM2,))
+    with pytest.raises(errors.NotAllowed, match="this key may not use qwen"):
+        async with house.once.run(caller, InferenceRequest(prompt="hi", model=QWEN), seconds=5):
+            raise AssertionError("it ran")
+    async with house.once.run(caller, InferenceRequest(prompt="hi", model=SMOLLM2), seconds=5) as answer:
+        assert [chunk.text async for _, chunk in answer]
+
+
+# --- scopes ---------------------------------------------------------------------------------------------------------------
+
+#: Scope -> what it opens of these, over HTTP.
+OPENS = {
+    "inference:execute": {"POST /api/inference", "GET /v1/models", "POST /api/feedback"},
+    "model:read": {"GET /v1/models"},
+    "usage:read": {"GET /api/usage", "GET /api/requests"},
+    "key:write": {"GET /api/auth/api-keys"},
+    "account:write": set(),
+    "node:own": set(),
+}
+ASKED: dict[str, dict[str, Any] | None] = {
+    "POST /api/inference": {"prompt": "hi", "model": "smollm2"},
+    "POST /api/feedback": {"request_id": "00000000-0000-0000-0000-000000000001", "rating": 1},
+    "GET /v1/models": None,
+    "GET /api/usage": None,
+    "GET /api/requests": None,
+    "GET /api/auth/api-keys": None,
+}
+
+
+@pytest.mark.parametrize("scope", OPENS)
+@pytest.mark.parametrize("route", ASKED)
+async def test_a_key_with_one_scope_opens_what_that_opens(house: House, scope: str, route: str) -> None:
+    bind(house, scopes=(scope,), role=UserRole.DEVELOPER)
+
+    async def no_keys(_request: auth.ListApiKeys) -> auth.ApiKeys:
+        return auth.ApiKeys(())
+
+    house.rpc.answers[auth.list_api_keys.name] = no_keys
+    verb, path = route.split(" ")
+    async with client(house) as http:
+        answer = await http.request(verb, path, json=ASKED[route]) if ASKED[route] else await http.request(verb, path)
+    if route in OPENS[scope]:
+        assert answer.status_code != 403, answer.text
+        return
+    error = problem(answer, 403, "not_allowed")
+    assert error["message"].startswith(f"ada may not do this: {route} needs ")
+
+
+async def test_who_has_the_right_and_not_the_scope_is_told_to_use_another_key(house: House) -> None:
+    bind(house, scopes=("usage:read",))
+    async with client(house) as http:
+        error = problem(await http.post("/api/inference", json={"prompt": "hi"}), 403, "not_allowed")
+    assert (error["message"], error["hint"]) == (
+        "ada may not do this: POST /api/inference needs inference:execute",
+        "use a key with this scope, or log in",
+    )
+
+
+async def test_a_key_without_any_scope_opens_nothing(house: House) -> None:
+    bind(house, scopes=())
+    async with client(house) as http:
+        for route, body in ASKED.items():
+            verb, path = route.split(" ")
+            problem(await http.request(verb, path, json=body), 403, "not_allowed")
+
+
+@dataclass(frozen=True)
+class OverLink:
+    """A call as a gate sees it."""
+
+    credential: Credential | None = KEY
+    caller_role: Role = Role.CLIENT
+
+
+def gate(house: House) -> tuple[Gate, list[tuple[str, Principal | None, str]]]:
+    refused: list[tuple[str, Principal | None, str]] = []
+    return Gate(house.callers.identify, lambda method, _visitor, who, error: refused.append((method, who, error.message))), refused
+
+
+@pytest.mark.parametrize(
+    ("bounds", "method", "request_", "message"),
+    [
+        pytest.param(
+            {"scopes": ("usage:read",)},
+            gateway.process_inference_request,
+            ProcessInferenceRequest(InferenceRequest(prompt="hi")),
+            "ada may not do this: gateway.processInferenceRequest needs inference:execute",
+            id="a scope that the key has not",
+        ),
+        pytest.param(
+            {"scopes": ("*",)},
+            ledger.verify_ledger,
+            ledger.VerifyLedger(),
+            "ada is no administrator",
+            id="all of a user's is not an admin's",
+        ),
+        pytest.param(
+            {"role": UserRole.ADMIN, "scopes": ("inference:execute", "usage:read")},
+            ledger.verify_ledger,
+            ledger.VerifyLedger(),
+            "the key 'laptop' has not the scope * that gateway.verifyLedger needs",
+            id="an administrator's everyday key is no administrator",
+        ),
+        pytest.param(
+            {"networks": ("0.0.0.0/0", "::/0")},
+            usage_report.list_requests,
+            usage_report.ListRequests(),
+            "this key is bound to networks, and this way in shows no address",
+            id="even where every network is allowed",
+        ),
+    ],
+)
+async def test_over_rpc_a_bound_is_refused_with_its_reason(
+    house: House, bounds: dict[str, Any], method: Any, request_: msgspec.Struct, message: str
+) -> None:
+    caller = bind(house, **bounds)
+    door, refused = gate(house)
+    with pytest.raises(errors.NotAllowed) as caught:
+        await door.admit(method, request_, OverLink())
+    assert caught.value.message == message
+    assert caught.value.hint
+    assert refused == [(method.name, caller, message)], "the audit log hears of it"
+
+
+async def test_a_key_inside_of_the_request_has_its_bounds_too(house: House) -> None:
+    """The seed's second argument goes before the credential of the call, which may be of somebody who may."""
+    bind(house, scopes=("usage:read",))
+    door, _ = gate(house)
+    request = ProcessInferenceRequest(InferenceRequest(prompt="hi"), gateway.Auth(KEY))
+    with pytest.raises(errors.NotAllowed):
+        await door.admit(gateway.process_inference_request, request, OverLink(fakes.TOKEN))
+
+
+# --- networks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("networks", "address", "is_let_in"),
+    [
+        pytest.param(("192.0.2.0/24",), "192.0.2.255", True, id="in it"),
+        pytest.param(("192.0.2.0/24",), "192.0.3.0", False, id="beside it"),
+        pytest.param(("198.51.100.7/32", "192.0.2.0/24"), "192.0.2.1", True, id="in one of them"),
+        pytest.param(("192.0.2.7",), "192.0.2.7", True, id="a single address"),
+        pytest.param(("192.0.2.7",), "192.0.2.8", False, id="and its neighbour"),
+        pytest.param(("192.0.2.0/24",), "::ffff:192.0.2.1", True, id="IPv4 in its IPv6 clothes"),
+        pytest.param(("192.0.2.0/24",), "::ffff:192.0.3.1", False, id="and that does not make it another one"),
+        pytest.param(("::/0",), "192.0.2.1", False, id="every IPv6 address is no IPv4 address"),
+        pytest.param(("::/0",), "::ffff:192.0.2.1", False, id="in no clothes either"),
+        pytest.param(("0.0.0.0/0",), "2001:db8::1", False, id="and the other way round"),
+        pytest.param(("2001:db8::/32",), "2001:db8:ffff::1", True, id="IPv6"),
+        pytest.param(("2001:db8::/32",), "2001:db9::1", False, id="IPv6 beside it"),
+        pytest.param(("fe80::/10",), "fe80::1%eth0", True, id="with the zone of a link"),
+        pytest.param(("0.0.0.0/0", "::/0"), "not an address", False, id="what is no address is nowhere"),
+        pytest.param(("0.0.0.0/0", "::/0"), "", False, id="nothing is nowhere"),
+        pytest.param((), "not an address", True, id="a key without networks is good everywhere"),
+    ],
+)
+async def test_where_a_key_is_good(house: House, networks: tuple[str, ...], address: str, *, is_let_in: bool) -> None:
+    bind(house, networks=networks)
+    async with client(house, address) as http:
+        answer = await http.get("/v1/models")
+    if is_let_in:
+        assert answer.status_code == 200, answer.text
+        return
+    error = problem(answer, 403, "not_allowed")
+    assert "this key" in error["message"]
+    assert "networks" in error["hint"] or "HTTP API" in error["hint"]
+
+
+async def test_an_address_that_is_endless_is_not_repeated_whole(house: House) -> None:
+    bind(house, networks=("192.0.2.0/24",))
+    async with client(house, "x" * 10_000) as http:
+        assert len(problem(await http.get("/v1/models"), 403, "not_allowed")["message"]) < 200
+
+
+@asynccontextmanager
+async def served(house: House, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
+    """The gateway's own server; a call says from which of this machine's addresses it comes."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        server = node_http.HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings))
+
+        async def ask(source: str, headers: list[tuple[str, str]]) -> httpx.Response:
+            transport = httpx.AsyncHTTPTransport(local_address=source)
+            async with httpx.AsyncClient(base_url=url, transport=transport) as http:
+                return await http.get("/v1/models", headers=[*BEARER.items(), *headers])
+
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+            tasks.create_task(server.run())
+            yield ask
+            server.stop()
+
+
+PROXY, STRANGER = "127.0.0.1", "127.0.0.77"
+FORWARDED = "X-Forwarded-For"
+
+
+@pytest.mark.parametrize(
+    ("source", "claims", "is_let_in"),
+    [
+        pytest.param(PROXY, ["192.0.2.7"], True, id="a proxy on this machine is believed"),
+        pytest.param(PROXY, ["198.51.100.7"], False, id="also where that shuts the door"),
+        pytest.param(STRANGER, ["192.0.2.7"], False, id="a stranger who claims to be a proxy is not"),
+        pytest.param(PROXY, ["192.0.2.7, 198.51.100.7"], False, id="what the client said before the proxy added its word is nothing"),
+        pytest.param(PROXY, ["192.0.2.7", "198.51.100.7"], False, id="nor as a header of its own"),
+        pytest.param(PROXY, ["198.51.100.7, 192.0.2.7"], True, id="the last word is the proxy's"),
+        pytest.param(PROXY, ["::ffff:192.0.2.7"], True, id="IPv4 in its IPv6 clothes"),
+        pytest.param(PROXY, ["nonsense"], False, id="nonsense"),
+        pytest.param(PROXY, [], False, id="nobody said anything: it is the proxy's own address"),
+    ],
+)
+async def test_whose_word_on_where_a_call_comes_from_is_believed(house: House, source: str, claims: list[str], *, is_let_in: bool) -> None:
+    bind(house, networks=("192.0.2.0/24",))
+    async with served(house) as ask:
+        answer = await ask(source, [(FORWARDED, claim) for claim in claims])
+    assert answer.status_code == (200 if is_let_in else 403), answer.text
+
+
+@pytest.mark.parametrize("source", [PROXY, STRANGER])
+async def test_other_headers_say_nothing_of_where_a_call_comes_from(house: House, source: str) -> None:
+    bind(house, networks=("192.0.2.0/24",))
+    names = ("X-Real-IP", "Forwarded", "True-Client-IP", "CF-Connecting-IP", "X-Client-IP")
+    async with served(house) as ask:
+        problem(await ask(source, [(name, "for=192.0.2.7" if name == "Forwarded" else "192.0.2.7") for name in names]), 403, "not_allowed")
+
+
+@pytest.mark.parametrize(("trusted", "is_let_in"), [(("127.0.0.64/26",), True), ((STRANGER,), True), (("127.0.0.128/26",), False)])
+async def test_a_proxy_that_the_settings_trust_is_believed(house: House, trusted: tuple[str, ...], *, is_let_in: bool) -> None:
+    """As where web, or a proxy with TLS, runs in another container."""
+    bind(house, networks=("192.0.2.0/24",))
+    async with served(house, trusted_proxies=trusted) as ask:
+        answer = await ask(STRANGER, [(FORWARDED, "192.0.2.7")])
+    assert answer.status_code == (200 if is_let_in else 403), answer.text
+
+
+async def test_the_environment_behind_our_settings_trusts_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn would read it by itself."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    bind(house, networks=("192.0.2.0/24",))
+    async with served(house) as ask:
+        problem(await ask(STRANGER, [(FORWARDED, "192.0.2.7")]), 403, "not_allowed")
