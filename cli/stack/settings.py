@@ -189,7 +189,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "GATEWAY_CA_FILE": ("web",),
 }
 #: Kept in files of their own and handed on as NAME_FILE.
-SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS"}) | {
+SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS", "OIDC_CLIENT_SECRET", "SMTP_URL"}) | {
     setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret
 }
 #: Paths that the user gives relative to where they are; services run elsewhere.

@@ -250,7 +250,10 @@ class HttpCall:
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
         request_id = (b"x-request-id", str(self.request_id).encode())
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, request_id, *_COMMON, *self._extra]})
+        # What a route says itself goes before what all of them say.
+        said = {name for name, _ in self._extra}
+        common = _COMMON if not said else [header for header in _COMMON if header[0] not in said]
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, request_id, *common, *self._extra]})
 
     async def _write(self, body: bytes, *, more: bool) -> None:
         async with self._turn:

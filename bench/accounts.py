@@ -1,0 +1,400 @@
+"""How many keys are recognised a second, and what 500 logins at once do to the streams that run meanwhile.
+
+    python -m bench.accounts [--quick] [--rival] [--seconds 5] [--only SECTION …] [--json FILE]
+
+uncached  validateApiKey as auth answers it, which looks each key up in PostgreSQL every time: asked over NATS, as an operator's tool does
+cached    keys that the gateway knows already: its memory alone, and with a whole GET /v1/models around it. ``--rival`` installs
+          LiteLLM's proxy and asks it for the same; there a key is compared with the one master key of its settings, and with no table
+storm     500 people log in at once with the right password, each from an address of their own (one address has 30 guesses in 15
+          minutes, and each counts until it was right), beside 20 streams of the echo worker: how evenly their tokens come
+
+Everything shares one machine, whoever asks too.
+"""
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from bench import litellm, report, tenants
+from bench.pages import PATIENCE_SECONDS, visitors
+from services.gateway.callers import Callers
+from shared.api import auth
+from shared.types import Credential
+from tests import people
+from tests.services.gateway.fakes import OWNER, FakeRpc
+from tests.stacks import MESH, RunningStack, stack
+
+AT_ONCE = 32
+SECONDS, QUICK_SECONDS, MOST_SECONDS = 5.0, 2.0, 600.0
+LEAST_UNCACHED, LEAST_CACHED = 800.0, 3000.0
+
+LOGINS, QUICK_LOGINS, STORMS = 500, 150, 3
+STREAMS, TOKEN_MS, WORDS = 20, 20.0, 500
+#: Between the storms, and before a figure is taken.
+REST_SECONDS = 1.0
+#: How often memory is looked at.
+LOOK_SECONDS = 0.05
+SLOWER_ALLOWED, MOST_GROWTH_MB = 1.2, 1024**3 / 1e6
+REFUSALS = frozenset({429, 503})
+_HEAD_END = b"\r\n\r\n"
+
+One = Callable[[int], Awaitable[object]]
+
+
+async def _rate(one: One, seconds: float) -> tuple[float, list[float]]:
+    """Calls a second with AT_ONCE at once, and how long each took in seconds."""
+    took: list[float] = []
+    began = time.perf_counter()
+
+    async def caller(number: int) -> None:
+        while (start := time.perf_counter()) < began + seconds:
+            await one(number)
+            took.append(time.perf_counter() - start)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(AT_ONCE):
+            tasks.create_task(caller(number))
+    return len(took) / (time.perf_counter() - began), took
+
+
+def _latency(claim: str, took: Sequence[float]) -> list[report.Row]:
+    return [report.alone(f"{claim}: p{share}", 1000 * report.percentile(took, share / 100), "ms") for share in (50, 99)]
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------------
+
+
+async def _uncached(running: RunningStack, keys: Sequence[Credential], seconds: float) -> list[report.Row]:
+    subject = f"aimesh.{MESH}.rpc.auth.validateApiKey"
+    bodies = [msgspec.msgpack.encode({"apiKey": key}) for key in keys]
+    async with running.operator() as connection:
+
+        async def one(number: int) -> None:
+            answer = await connection.request(subject, bodies[number % len(bodies)], timeout=PATIENCE_SECONDS)
+            assert b"keyId" in answer.data, answer.data
+
+        await _rate(one, 0.5)  # connections, plans of the database
+        rate, took = await _rate(one, seconds)
+    claim = "validateApiKey at auth"
+    return [report.alone(claim, rate, "calls/s", at_least=LEAST_UNCACHED), *_latency(claim, took)]
+
+
+async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: float, rival_port: int | None) -> list[report.Row]:
+    took = await _remembered(keys)
+    alone = "a known key at the gateway, its memory alone"
+    whole = "a known key at the gateway, with GET /v1/models"
+    rate, waits = await _models(tenants.gateway_port(running), keys, seconds, status=200)
+    bare, _ = await _models(tenants.gateway_port(running), (Credential(""),), seconds, status=401)
+    rows = [
+        report.alone(alone, len(took) / sum(took), "calls/s", at_least=LEAST_CACHED),
+        *_latency(alone, took),
+        report.alone(whole, rate, "req/s", at_least=LEAST_CACHED),
+        *_latency(whole, waits),
+        report.against(whole, rate, "req/s", "refused for want of a key", bare),
+    ]
+    if rival_port is not None:
+        rival, _ = await _models(rival_port, (Credential(litellm.KEY),), seconds, status=200)
+        rows.append(report.against(whole, rate, "req/s", "LiteLLM, its master key", rival))
+    return rows
+
+
+async def _remembered(keys: Sequence[Credential]) -> list[float]:
+    """Seconds of each of many calls of the gateway's own code that asks auth nothing."""
+    rpc = FakeRpc()
+
+    async def validate(_request: auth.ValidateApiKey) -> auth.Principal:
+        return OWNER
+
+    rpc.answers["auth.validateApiKey"] = validate
+    callers = Callers(rpc, clock=lambda: 0.0)
+    for key in keys:
+        await callers.identify(key)
+    took = []
+    for number in range(100_000):
+        start = time.perf_counter()
+        await callers.identify(keys[number % len(keys)])
+        took.append(time.perf_counter() - start)
+    assert len(rpc.called) == len(keys), "auth was asked for a key that is known"
+    return took
+
+
+async def _models(port: int, keys: Sequence[Credential], seconds: float, *, status: int) -> tuple[float, list[float]]:
+    """GET /v1/models with each key in turn; one of no letters is not sent."""
+    lines = [(f"authorization: Bearer {key}",) if key else () for key in keys]
+    with visitors(port, [lines[number % len(lines)] for number in range(AT_ONCE)]) as everyone:
+
+        async def one(number: int) -> None:
+            seen = await everyone[number].get("/v1/models")
+            assert seen.status == status, seen
+
+        await _rate(one, 0.5)  # the gateway asks auth for each key once
+        return await _rate(one, seconds)
+
+
+# --- 500 logins, in a process of their own -------------------------------------------------------------------------------
+
+
+class Login(msgspec.Struct, frozen=True):
+    username: str
+    password: str
+    #: Of loopback, where every address of 127/8 is ours.
+    address: str
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    #: 0 where the connection broke.
+    status: int
+    took: float
+
+
+class Storm(msgspec.Struct, frozen=True):
+    port: int
+    logins: tuple[Login, ...]
+
+
+async def _log_in(port: int, login: Login, begun: asyncio.Event) -> Answer:
+    body = json.dumps({"username": login.username, "password": login.password})
+    head = f"POST /api/auth/login HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(login.address, 0))
+    try:
+        await begun.wait()
+        start = time.perf_counter()
+        writer.write((head + body).encode())
+        answer = await reader.readuntil(_HEAD_END)
+        return Answer(int(answer[9:12]), time.perf_counter() - start)
+    except (OSError, EOFError):
+        return Answer(0, 0.0)
+    finally:
+        writer.close()
+
+
+async def _storm(storm: Storm) -> list[Answer]:
+    """Says on stdout that all are connected, and logs them in when the first line comes on stdin."""
+    begun = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(_log_in(storm.port, login, begun)) for login in storm.logins]
+        await asyncio.sleep(REST_SECONDS)
+        print("ready", flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        begun.set()
+    return [task.result() for task in waiting]
+
+
+@asynccontextmanager
+async def _prepared(storm: Storm) -> AsyncIterator[Callable[[], Awaitable[list[Answer]]]]:
+    """What lets the logins loose; their process is there and has connected all of them."""
+    with tempfile.TemporaryDirectory(prefix="aimesh-storm-") as folder:
+        wanted, made = Path(folder) / "storm", Path(folder) / "answers"
+        wanted.write_bytes(msgspec.json.encode(storm))
+        words = [sys.executable, "-m", "bench.accounts", "--storm", str(wanted), str(made)]
+        process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+
+        async def let_loose() -> list[Answer]:
+            await process.communicate(b"go\n")
+            return msgspec.json.decode(made.read_bytes(), type=list[Answer])
+
+        try:
+            async with asyncio.timeout(30):
+                assert await process.stdout.readline() == b"ready\n"
+            yield let_loose
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+# --- beside streams ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Streams:
+    """Readers that begin another answer after each; each piece of text is noted with the time since the one before it."""
+
+    port: int
+    keys: Sequence[Credential]
+    #: When a piece came, and how long after the one before, in seconds.
+    gaps: list[tuple[float, float]] = field(default_factory=list)
+    broken: int = 0
+
+    async def read(self, number: int) -> None:
+        key = self.keys[number % len(self.keys)]
+        body = tenants.chat_body("echo", "tok " * WORDS, WORDS, stream=True)
+        lines = ("POST /v1/chat/completions HTTP/1.1", "host: 127.0.0.1", f"authorization: Bearer {key}", "content-type: application/json")
+        request = "\r\n".join([*lines, f"content-length: {len(body)}"]) + "\r\n\r\n" + body
+        while True:
+            await self._read_one(request.encode())
+
+    async def _read_one(self, request: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            last: float | None = None
+            while line := await reader.readline():
+                if line.startswith(b"data: [DONE]"):
+                    return
+                if line.startswith(b"data: {") and b'"content":"tok' in line.replace(b" ", b""):
+                    now = time.perf_counter()
+                    if last is not None:
+                        self.gaps.append((now, now - last))
+                    last = now
+            self.broken += 1
+        finally:
+            writer.close()
+
+    def within(self, windows: Sequence[tuple[float, float]]) -> list[float]:
+        return [gap for at, gap in self.gaps if any(began <= at < ended for began, ended in windows)]
+
+
+async def _most_memory(pid: int, over: asyncio.Event) -> float:
+    most = 0.0
+    while not over.is_set():
+        most = max(most, tenants.resident_mb(pid))
+        await asyncio.sleep(LOOK_SECONDS)
+    return most
+
+
+async def _beside(running: RunningStack, keys: Sequence[Credential], count: int, seconds: float, new_mb: float) -> list[report.Row]:
+    people_of_all = await _register(running, count)
+    streams = _Streams(tenants.gateway_port(running), keys)
+    pid, over = await _auth_pid(running), asyncio.Event()
+    calm: list[tuple[float, float]] = []
+    stormy: list[tuple[float, float]] = []
+    answers: list[Answer] = []
+    async with asyncio.TaskGroup() as tasks:
+        reading = [tasks.create_task(streams.read(number)) for number in range(STREAMS)]
+        memory = tasks.create_task(_most_memory(pid, over))
+        for round_number in range(STORMS):
+            logins = [Login(*one, _address(round_number, number)) for number, one in enumerate(people_of_all)]
+            async with _prepared(Storm(streams.port, tuple(logins))) as let_loose:
+                await asyncio.sleep(REST_SECONDS)
+                started = time.perf_counter()
+                await asyncio.sleep(seconds)
+                calm.append((started, loose := time.perf_counter()))
+                answers += await let_loose()
+                stormy.append((loose, time.perf_counter()))
+        over.set()
+        for task in reading:
+            task.cancel()
+    quiet, loud = streams.within(calm), streams.within(stormy)
+    return [*_evenness(quiet, loud, streams, count), *_of_logins(answers, stormy, count), *_growth(new_mb, memory.result(), count)]
+
+
+def _address(round_number: int, number: int) -> str:
+    return f"127.{10 + round_number}.{number // 250}.{1 + number % 250}"
+
+
+async def _register(running: RunningStack, count: int) -> list[tuple[str, str]]:
+    """Names and passwords of so many new users."""
+    turn = asyncio.Semaphore(tenants.AT_ONCE)
+    async with people.desk(running) as desk:
+
+        async def one(number: int) -> tuple[str, str]:
+            username, password = f"storm{number}-{secrets.token_hex(4)}", secrets.token_urlsafe(18)
+            async with turn:
+                wanted = auth.UserData(username, f"{username}@example.org", password)
+                await desk.mesh.rpc.call(auth.register_user, auth.RegisterUser(wanted))
+            return username, password
+
+        return list(await asyncio.gather(*map(one, range(count))))
+
+
+def _evenness(quiet: list[float], loud: list[float], streams: _Streams, count: int) -> list[report.Row]:
+    claim = f"{STREAMS} streams beside {count} logins: between two tokens"
+    rows = [
+        report.against(
+            f"{claim}, p{share}", 1000 * report.percentile(loud, share / 100), "ms", "without the logins",
+            1000 * report.percentile(quiet, share / 100), at_most=SLOWER_ALLOWED if share == 99 else None,
+        )
+        for share in (50, 99)
+    ]  # fmt: skip
+    return [
+        *rows,
+        report.alone(f"{claim}, tokens counted beside them", len(loud), "tokens"),
+        report.alone(f"{STREAMS} streams beside {count} logins: ended early", streams.broken, "streams", at_most=0),
+    ]
+
+
+def _of_logins(answers: list[Answer], stormy: list[tuple[float, float]], count: int) -> list[report.Row]:
+    good = [answer.took for answer in answers if answer.status == 200]
+    claim = f"{count} logins at once"
+    took = [ended - began for began, ended in stormy]
+    rows = [
+        report.alone(f"{claim}: let in, of {STORMS} times", len(good), "logins"),
+        *(
+            report.alone(f"{claim}: told {status}, of {STORMS} times", sum(answer.status == status for answer in answers), "logins")
+            for status in sorted(REFUSALS)
+        ),
+        report.alone(f"{claim}: neither", sum(one.status not in {200, *REFUSALS} for one in answers), "logins", at_most=0),
+        report.alone(f"{claim}: until the last answer", max(took), "s"),
+    ]
+    return rows + (_latency(f"{claim}: let in", good) if good else [])
+
+
+def _growth(new_mb: float, most: float, count: int) -> list[report.Row]:
+    """Against auth as it started, because what its first hashes took it keeps for the next ones."""
+    return [report.alone(f"{count} logins at once: auth holds more than new", most - new_mb, "MB", at_most=MOST_GROWTH_MB)]
+
+
+async def _auth_pid(running: RunningStack) -> int:
+    pid = (await running.pids())["auth"]
+    assert pid is not None
+    return pid
+
+
+SECTIONS = ("uncached", "cached", "storm")
+
+
+async def _measure(options: argparse.Namespace) -> list[report.Row]:
+    seconds, count = (QUICK_SECONDS, QUICK_LOGINS) if options.quick else (options.seconds, LOGINS)
+    sections = options.only or SECTIONS
+    rows: list[report.Row] = []
+    async with asyncio.timeout(MOST_SECONDS), AsyncExitStack() as opened:
+        settings = {**tenants.UNREACHED, "AIMESH_ECHO": "1", "ECHO_TOKEN_MS": str(TOKEN_MS), "LOG_LEVEL": "warning"}
+        running = await opened.enter_async_context(stack(**settings))
+        new_mb = tenants.resident_mb(await _auth_pid(running))
+        keys = await tenants.register(running)
+        if "uncached" in sections:
+            rows += await _uncached(running, keys, seconds)
+        if "cached" in sections:
+            async with AsyncExitStack() as rivals:
+                port = None
+                if options.rival:
+                    upstream_port = await rivals.enter_async_context(tenants.upstream())
+                    port = (await rivals.enter_async_context(litellm.running(upstream_port))).port
+                rows += await _cached(running, keys, seconds, port)
+        if "storm" in sections:
+            rows += await _beside(running, keys, count, seconds, new_mb)
+    return rows
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--storm"]:
+        wanted, made = map(Path, sys.argv[2:])
+        answers = uvloop.run(_storm(msgspec.json.decode(wanted.read_bytes(), type=Storm)))
+        made.write_bytes(msgspec.json.encode(answers))
+        return
+    parser = report.arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SECONDS:g} s each, and {QUICK_LOGINS} logins")
+    parser.add_argument("--rival", action="store_true", help="also LiteLLM's proxy; installs it where it is not yet")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure only these")
+    options = parser.parse_args()
+    if options.rival:
+        litellm.ensure()  # outside the time of the run
+    report.publish(uvloop.run(_measure(options)), options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""How fast the pages are with people on them, and how much a browser loads for each of them.
+
+    python -m bench.pages [--quick] [--seconds 10] [--json FILE]
+
+The whole stack with its echo worker; 50 people have signed in by the form and keep their cookie. Each looks at one page after another,
+in two ways: reading each for a second before the next one, and without any pause, which says what web can do at most and makes every
+page wait for 49 others. The time to the first byte is what the visitor's connection sees, kept alive as browsers keep it.
+
+The weight is of one page and all that it names, each file asked for as by a browser that has none of it: heads of answers and bodies as
+they come over the wire, packed. Everything shares one machine, the visitors too.
+"""
+
+import asyncio
+import html
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urljoin
+
+import httpx
+import uvloop
+
+from bench import report, tenants
+from tests import people
+from tests.people import Person
+from tests.stacks import RunningStack, stack
+
+PAGES = ("/dashboard", "/api-keys", "/usage", "/models", "/playground", "/requests", "/settings")
+USERS = 50
+#: How long somebody looks at a page before the next one.
+READING_SECONDS = 1.0
+SECONDS, QUICK_SECONDS = 10.0, 3.0
+#: So many answers of the echo worker for each, so that there is something to show.
+ANSWERS = 3
+MOST_FIRST_BYTE_MS, MOST_KILOBYTES = 60.0, 150.0
+#: Of the whole; what takes longer has met a machine that cannot do it.
+MOST_SECONDS = 300.0
+#: For one answer.
+PATIENCE_SECONDS = 30.0
+
+_COOKIE = "aimesh_session"
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_TOKEN = re.compile(r'name="token" value="([^"]+)"')
+#: What a page loads by itself: scripts, styles and pictures, but no link that somebody would have to follow.
+_LOADS = re.compile(r'<(?:script|img)\b[^>]*?\bsrc="([^"]+)"|<link\b[^>]*?\brel="(?:stylesheet|icon|modulepreload)"[^>]*?\bhref="([^"]+)"')
+#: What a module or a style sheet loads.
+_IMPORTS = re.compile(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](\.{0,2}/[^"']+)["']|url\(\s*["']?([^"')]+)["']?\s*\)""")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One answer as its reader sees it; times in seconds."""
+
+    status: int
+    first_byte: float
+    took: float
+    #: Head and body, as they came.
+    received: int
+
+
+@dataclass(slots=True)
+class Visitor:
+    """Asks for one page after another on a connection that is kept."""
+
+    port: int
+    #: Each whole, as it is sent.
+    headers: tuple[str, ...] = ()
+    _connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = field(default=None, init=False)
+
+    async def get(self, path: str) -> Seen:
+        """Raises TimeoutError, and OSError or EOFError where the connection breaks."""
+        if self._connection is None:
+            self._connection = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self._connection
+        lines = (f"GET {path} HTTP/1.1", "host: 127.0.0.1", *self.headers)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            began = time.perf_counter()
+            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+            first = await reader.readexactly(1)
+            first_byte = time.perf_counter() - began
+            head = first + await reader.readuntil(_HEAD_END)
+            body = await _read_body(reader, head)
+        return Seen(int(head[9:12]), first_byte, time.perf_counter() - began, len(head) + body)
+
+    def leave(self) -> None:
+        if self._connection is not None:
+            self._connection[1].close()
+            self._connection = None
+
+
+async def _read_body(reader: asyncio.StreamReader, head: bytes) -> int:
+    """Its bytes on the wire."""
+    if length := _LENGTH.search(head):
+        return len(await reader.readexactly(int(length[1])))
+    received = 0
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        size = int(line.split(b";")[0], 16)
+        received += len(line) + len(await reader.readexactly(size + 2))
+        if size == 0:
+            return received
+
+
+@contextmanager
+def visitors(port: int, headers: Sequence[tuple[str, ...]]) -> Iterator[list[Visitor]]:
+    """One for each; their connections are closed at the end."""
+    made = [Visitor(port, each) for each in headers]
+    try:
+        yield made
+    finally:
+        for each in made:
+            each.leave()
+
+
+# --- signed in -----------------------------------------------------------------------------------------------------------
+
+
+async def sign_in(running: RunningStack, person: Person) -> str:
+    """By the form, as a person does; returns the session's cookie."""
+    async with running.http(service="web") as http:
+        page = await http.get("/login")
+        token = _TOKEN.search(page.text)
+        assert token is not None, "the page of /login has no form"
+        form = {"name": person.username, "password": person.password, "then": "", "token": html.unescape(token[1])}
+        answer = await http.post("/login", data=form)
+        assert answer.status_code == 303, f"{answer.status_code} {answer.text[:500]}"
+        return f"{_COOKIE}={http.cookies[_COOKIE]}"
+
+
+async def _settle(running: RunningStack, count: int) -> list[str]:
+    """New people with something to show on their pages; their cookies."""
+    turn = asyncio.Semaphore(tenants.AT_ONCE)
+    async with people.desk(running) as desk:
+
+        async def one(number: int) -> str:
+            async with turn:
+                person = await desk.register(f"visitor{number}")
+                async with running.http(person.key.secret) as http:
+                    for _ in range(ANSWERS):
+                        answer = await http.post("/api/inference", json={"model": "echo", "prompt": "one two three"})
+                        assert answer.status_code == 200, answer.text
+                return await sign_in(running, person)
+
+        return list(await asyncio.gather(*map(one, range(count))))
+
+
+# --- how fast ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """What all visitors saw of each page."""
+
+    seen: dict[str, list[Seen]]
+    seconds: float
+
+    @property
+    def all(self) -> list[Seen]:
+        return [one for many in self.seen.values() for one in many]
+
+    def first_byte(self, share: float, page: str | None = None) -> float:
+        """Milliseconds."""
+        return 1000 * report.percentile([one.first_byte for one in (self.all if page is None else self.seen[page])], share)
+
+
+async def _walk(port: int, cookies: list[str], pages: tuple[str, ...], seconds: float, *, reading_seconds: float) -> Walked:
+    """All visitors through all pages in turn; each begins at another place and another moment."""
+    seen: dict[str, list[Seen]] = {page: [] for page in pages}
+    headers: list[tuple[str, ...]] = [(f"cookie: {cookie}", "accept: text/html", "accept-encoding: gzip") for cookie in cookies]
+    with visitors(port, headers) as everyone:
+        began = time.perf_counter()
+
+        async def walk(number: int, visitor: Visitor) -> None:
+            await asyncio.sleep(reading_seconds * number / len(everyone))
+            while time.perf_counter() < began + seconds:
+                page = pages[number % len(pages)]
+                one = await visitor.get(page)
+                seen[page].append(one)
+                number += 1
+                await asyncio.sleep(max(0.0, reading_seconds - one.took))
+
+        async with asyncio.TaskGroup() as tasks:
+            for number, visitor in enumerate(everyone):
+                tasks.create_task(walk(number, visitor))
+    return Walked(seen, time.perf_counter() - began)
+
+
+def _speed(walked: Walked, crowd: str) -> list[report.Row]:
+    rows = []
+    for page in walked.seen:
+        rows += [report.alone(f"{crowd}: {page}, first byte, p{share}", walked.first_byte(share / 100, page), "ms") for share in (50, 99)]
+        rows.append(report.alone(f"{crowd}: {page}, first byte, p95", walked.first_byte(0.95, page), "ms", at_most=MOST_FIRST_BYTE_MS))
+    rows.append(report.alone(f"{crowd}: all pages, first byte, p95", walked.first_byte(0.95), "ms", at_most=MOST_FIRST_BYTE_MS))
+    rows.append(report.alone(f"{crowd}: pages", len(walked.all) / walked.seconds, "pages/s"))
+    rows.append(_other_than_pages(walked, crowd))
+    return rows
+
+
+def _busy(walked: Walked, crowd: str) -> list[report.Row]:
+    """Without a target: a page that waits for 49 others says how many web makes, and not how long one takes."""
+    return [
+        report.alone(f"{crowd}: pages", len(walked.all) / walked.seconds, "pages/s"),
+        *(report.alone(f"{crowd}: all pages, first byte, p{share}", walked.first_byte(share / 100), "ms") for share in (50, 95, 99)),
+        _other_than_pages(walked, crowd),
+    ]
+
+
+def _other_than_pages(walked: Walked, crowd: str) -> report.Row:
+    odd = sum(one.status != 200 for one in walked.all)
+    return report.alone(f"{crowd}: answers that are no page", odd, "answers", at_most=0)
+
+
+# --- how large -----------------------------------------------------------------------------------------------------------
+
+
+def _browser(running: RunningStack, cookie: str) -> httpx.AsyncClient:
+    headers = {"cookie": cookie, "accept-encoding": "gzip"}
+    return httpx.AsyncClient(base_url=running.url("web"), headers=headers, trust_env=False)
+
+
+async def _kilobytes(http: httpx.AsyncClient, page: str) -> float:
+    """Of the page and of every file that it makes a browser load, those that a module imports included."""
+    loaded: dict[str, int] = {}
+    wanted = [page]
+    while wanted:
+        path = wanted.pop()
+        if path in loaded:
+            continue
+        answer = await http.get(path)
+        assert answer.status_code == 200, f"{page} loads {path}: {answer.status_code}"
+        head = sum(len(name) + len(value) + 4 for name, value in answer.headers.raw)
+        loaded[path] = len(f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}\r\n") + head + 2 + answer.num_bytes_downloaded
+        wanted += [found for found in _loads(path, answer) if not found.startswith("data:")]
+    return sum(loaded.values()) / 1000
+
+
+def _loads(path: str, answer: httpx.Response) -> Iterator[str]:
+    kind = answer.headers.get("content-type", "").partition(";")[0]
+    pattern = {"text/html": _LOADS, "text/javascript": _IMPORTS, "text/css": _IMPORTS}.get(kind)
+    if pattern is None:
+        return
+    for match in pattern.finditer(answer.text):
+        yield urljoin(path, html.unescape(next(filter(None, match.groups()))))
+
+
+# --- together ------------------------------------------------------------------------------------------------------------
+
+
+async def _measure(seconds: float, users: int) -> list[report.Row]:
+    async with asyncio.timeout(MOST_SECONDS), AsyncExitStack() as opened:
+        running = await opened.enter_async_context(stack(**tenants.UNREACHED, AIMESH_ECHO="1", LOG_LEVEL="warning"))
+        cookies = await _settle(running, users)
+        port = int(running.environment["WEB_SERVICE_PORT"])
+        pages, missing = await _which(port, cookies[0])
+        await _walk(port, cookies, pages, 1.0, reading_seconds=0.0)  # caches, connections of web
+        reading = await _walk(port, cookies, pages, seconds, reading_seconds=READING_SECONDS)
+        busy = await _walk(port, cookies, pages, seconds, reading_seconds=0.0)
+        http = await opened.enter_async_context(_browser(running, cookies[0]))
+        weights = [(page, await _kilobytes(http, page)) for page in pages]
+    return [
+        *_speed(reading, f"{users} readers"),
+        *_busy(busy, f"{users} without a pause"),
+        *(report.alone(f"{page} with all its files", weight, "kB", at_most=MOST_KILOBYTES) for page, weight in weights),
+        report.alone(f"pages that are not there{''.join(f' {page}' for page in missing)}", len(missing), "pages", at_most=0),
+    ]
+
+
+async def _which(port: int, cookie: str) -> tuple[tuple[str, ...], list[str]]:
+    """The pages that are there, and those that are not."""
+    with visitors(port, [(f"cookie: {cookie}",)]) as (visitor,):
+        statuses = {page: (await visitor.get(page)).status for page in PAGES}
+    return tuple(page for page in PAGES if statuses[page] == 200), [page for page in PAGES if statuses[page] != 200]
+
+
+def main() -> None:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SECONDS:g} s each")
+    options = parser.parse_args()
+    rows = uvloop.run(_measure(QUICK_SECONDS if options.quick else options.seconds, USERS))
+    report.publish(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
