@@ -20,28 +20,6 @@ class Landing:
     address: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisterPage:
-    username: str = ""
-    email: str = ""
-    password_min_length: int
-    problem: errors.AimeshError | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoginPage:
-    name: str = ""
-    then: str = ""
-    problem: errors.AimeshError | None = None
-    #: The account was made just now, but the session could not be.
-    registered: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoginLinkPage:
-    link: str
-
-
 @dataclass(frozen=True, slots=True)
 class Quota:
     """The hour's quota, ready to show."""

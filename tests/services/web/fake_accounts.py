@@ -1,7 +1,7 @@
 """Auth's part of the fake mesh that is about one's own account: second factor, provider, settings, organisations, one's data."""
 
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -10,16 +10,14 @@ import msgspec
 from shared import access, errors
 from shared.api import accounts as contract
 from shared.api import auth, privacy, usage_report
-from shared.api import organisations as api
 from shared.api.auth import Step
 from shared.api.method import Nothing
-from shared.api.organisations import TeamRole
-from shared.types import Credential, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, Tier
+from shared.types import Credential, MicroCredits, ModelName, RequestId, RequestStatus
+from tests.services.web.fake_organisations import NOW, FakeOrganisations
 
 if TYPE_CHECKING:
     from tests.services.web.fake_mesh import Account
 
-NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 #: The code of everybody's authenticator app, at all times.
 CODE = "123456"
 RECOVERY_CODES = tuple(f"0000-0000-{number:04}" for number in range(10))
@@ -30,17 +28,17 @@ GOOD_CODE = "code-of-the-provider"
 WRONG_CODE = errors.NotAllowed("the code is wrong, or was used before", hint="wait for the next one, or use a recovery code")
 
 
-class FakeAccounts:
+class FakeAccounts(FakeOrganisations):
     """Handlers, mixed into ``FakeMesh``. A test reads and writes the attributes."""
 
     accounts: dict[str, "Account"]
     sessions: dict[str, auth.User]
 
     def __init__(self) -> None:
+        super().__init__()
         self.options = contract.SignInOptions(open_registration=True, password_min_length=8)
         #: Of those session tokens whose login still lacks one.
         self.steps: dict[str, Step] = {}
-        self.acting: dict[str, TenantId] = {}
         self.themes: dict[str, str] = {}
         #: User names.
         self.with_factor: set[str] = set()
@@ -61,21 +59,9 @@ class FakeAccounts:
         self.reset_codes: dict[str, str] = {}
         self.preferences = contract.Preferences()
         self.erased_at: datetime | None = None
-        self.teams: dict[TenantId, api.OrganisationPage] = {}
-        self.invitations: dict[str, TenantId] = {}
         self.logged: list[usage_report.LoggedRequest] = []
 
     # --- for tests -------------------------------------------------------------------------------------------------------
-
-    def add_team(self, name: str, *members: auth.User, tier: Tier = Tier.PRO) -> TenantId:
-        """The first member is its owner."""
-        id_ = TenantId(uuid4())
-        rows = tuple(
-            api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER if place else TeamRole.OWNER, NOW)
-            for place, user in enumerate(members)
-        )
-        self.teams[id_] = api.OrganisationPage(api.Organisation(id_, name, tier, NOW, len(members)), rows, ())
-        return id_
 
     def add_other_session(self, agent: str, address: str = "192.0.2.7", kind: auth.SessionKind = auth.SessionKind.BROWSER) -> str:
         id_ = uuid4().hex
@@ -281,80 +267,7 @@ class FakeAccounts:
         self.erased_at = None
         return Nothing()
 
-    # --- organisations -----------------------------------------------------------------------------------------------------
-
-    def _list_organisations(self, _: api.ListOrganisations, credential: Credential | None) -> api.Organisations:
-        return api.Organisations(tuple(page.organisation for page in self._teams_of(self._user(credential))))
-
-    def _create_organisation(self, request: api.CreateOrganisation, credential: Credential | None) -> api.Organisation:
-        if not request.name.isprintable() or not request.name:
-            raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognise")
-        user = self._user(credential)
-        return self._seen_by(user, self.teams[self.add_team(request.name, user)]).organisation
-
-    def _get_organisation(self, request: api.GetOrganisation, credential: Credential | None) -> api.OrganisationPage:
-        user = self._user(credential)
-        for page in self._teams_of(user):
-            if page.organisation.id == request.id:
-                is_owner = page.organisation.role is TeamRole.OWNER
-                return page if is_owner else msgspec.structs.replace(page, invitations=())
-        raise errors.NotFound("you belong to no organisation with this id", hint="`listOrganisations` shows yours")
-
-    def _rename_organisation(self, request: api.RenameOrganisation, credential: Credential | None) -> api.Organisation:
-        page = self._owned(request.id, credential)
-        renamed = msgspec.structs.replace(page.organisation, name=request.name)
-        self.teams[request.id] = msgspec.structs.replace(page, organisation=renamed)
-        return renamed
-
-    def _invite_member(self, request: api.InviteMember, credential: Credential | None) -> api.NewInvitation:
-        self._check_fresh("auth.inviteMember")
-        page = self._owned(request.organisation, credential)
-        if "@" not in request.email:
-            raise errors.BadRequest("email: an address such as you@example.com", hint="check the address")
-        made = api.Invitation(uuid4().hex, request.email, request.role, self._user(credential).username, NOW, NOW + timedelta(days=7))
-        self.teams[request.organisation] = msgspec.structs.replace(page, invitations=(*page.invitations, made))
-        self.invitations["invitation-token"] = request.organisation
-        return api.NewInvitation(made, "invitation-token")
-
-    def _withdraw_invitation(self, request: api.WithdrawInvitation, credential: Credential | None) -> Nothing:
-        page = self._owned(request.organisation, credential)
-        left = tuple(each for each in page.invitations if each.id != request.id)
-        if len(left) == len(page.invitations):
-            raise errors.NotFound("there is no open invitation with this id", hint="`getOrganisation` lists them")
-        self.teams[request.organisation] = msgspec.structs.replace(page, invitations=left)
-        return Nothing()
-
-    def _accept_invitation(self, request: api.AcceptInvitation, credential: Credential | None) -> api.Organisation:
-        team = self.invitations.pop(request.token, None)
-        if team is None:
-            raise errors.NotFound("there is no such invitation", hint="copy the whole code from the mail")
-        user, page = self._user(credential), self.teams[team]
-        member = api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER, NOW)
-        self.teams[team] = msgspec.structs.replace(page, members=(*page.members, member))
-        return page.organisation
-
-    def _set_organisation_role(self, request: api.SetTeamRole, credential: Credential | None) -> api.OrganisationPage:
-        self._check_fresh("auth.setOrganisationRole")
-        page = self._owned(request.organisation, credential)
-        changed = tuple(
-            msgspec.structs.replace(member, role=request.role) if member.user_id == request.user_id else member for member in page.members
-        )
-        self._keep_members(request.organisation, changed)
-        return self.teams[request.organisation]
-
-    def _remove_organisation_member(self, request: api.RemoveTeamMember, credential: Credential | None) -> Nothing:
-        user = self._user(credential)
-        if request.user_id != user.id:
-            self._owned(request.organisation, credential)
-        # A session that acts for it ends with the membership.
-        self.sessions = {
-            token: each
-            for token, each in self.sessions.items()
-            if each.id != request.user_id or self.acting.get(token) != request.organisation
-        }
-        members = self.teams[request.organisation].members
-        self._keep_members(request.organisation, tuple(member for member in members if member.user_id != request.user_id))
-        return Nothing()
+    # --- acting for an organisation ----------------------------------------------------------------------------------------
 
     def _switch_organisation(self, request: contract.SwitchTeam, credential: Credential | None) -> auth.Session:
         user = self._user(credential)
@@ -392,25 +305,3 @@ class FakeAccounts:
     def _check_fresh(self, method: str) -> None:
         if self.is_stale and access.of_method(method).fresh:
             raise errors.ConfirmationNeeded("this is sensitive", hint="confirm it")
-
-    def _teams_of(self, user: auth.User) -> Iterator[api.OrganisationPage]:
-        for page in self.teams.values():
-            if any(member.user_id == user.id for member in page.members):
-                yield self._seen_by(user, page)
-
-    def _seen_by(self, user: auth.User, page: api.OrganisationPage) -> api.OrganisationPage:
-        role = next(member.role for member in page.members if member.user_id == user.id)
-        return msgspec.structs.replace(page, organisation=msgspec.structs.replace(page.organisation, role=role))
-
-    def _owned(self, team: TenantId, credential: Credential | None) -> api.OrganisationPage:
-        page = self._get_organisation(api.GetOrganisation(team), credential)
-        if page.organisation.role is not TeamRole.OWNER:
-            raise errors.NotAllowed("only an owner of the organisation does this", hint="ask one of its owners")
-        return self.teams[team]
-
-    def _keep_members(self, team: TenantId, members: tuple[api.TeamMember, ...]) -> None:
-        if not any(member.role is TeamRole.OWNER for member in members):
-            raise errors.NotAllowed("an organisation keeps at least one owner", hint="make another member an owner first")
-        page = self.teams[team]
-        organisation = msgspec.structs.replace(page.organisation, members=len(members))
-        self.teams[team] = msgspec.structs.replace(page, organisation=organisation, members=members)

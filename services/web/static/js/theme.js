@@ -9,7 +9,8 @@
       return null // storage is forbidden: as the system says
     }
   }
-  let choice = read()
+  // Without a choice in this browser that of the account holds, which the server has written into the page.
+  let choice = read() ?? document.documentElement.dataset.theme ?? null
 
   const apply = () => {
     const root = document.documentElement

@@ -1,0 +1,142 @@
+"""Auth's part of the fake mesh that is about organisations."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import msgspec
+
+from shared import errors
+from shared.api import auth
+from shared.api import organisations as api
+from shared.api.method import Nothing
+from shared.api.organisations import TeamRole
+from shared.types import Credential, TenantId, Tier
+
+NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
+
+
+class FakeOrganisations:
+    """Handlers, mixed into ``FakeAccounts``. A test reads and writes the attributes."""
+
+    sessions: dict[str, auth.User]
+
+    def __init__(self) -> None:
+        self.teams: dict[TenantId, api.OrganisationPage] = {}
+        #: Tokens of open invitations.
+        self.invitations: dict[str, TenantId] = {}
+        #: Session token -> whom it acts for, where that is an organisation.
+        self.acting: dict[str, TenantId] = {}
+
+    def add_team(self, name: str, *members: auth.User, tier: Tier = Tier.PRO) -> TenantId:
+        """The first member is its owner."""
+        id_ = TenantId(uuid4())
+        rows = tuple(
+            api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER if place else TeamRole.OWNER, NOW)
+            for place, user in enumerate(members)
+        )
+        self.teams[id_] = api.OrganisationPage(api.Organisation(id_, name, tier, NOW, len(members)), rows, ())
+        return id_
+
+    def _list_organisations(self, _: api.ListOrganisations, credential: Credential | None) -> api.Organisations:
+        return api.Organisations(tuple(page.organisation for page in self._teams_of(self._user(credential))))
+
+    def _create_organisation(self, request: api.CreateOrganisation, credential: Credential | None) -> api.Organisation:
+        if not request.name.isprintable() or not request.name:
+            raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognise")
+        user = self._user(credential)
+        return self._seen_by(user, self.teams[self.add_team(request.name, user)]).organisation
+
+    def _get_organisation(self, request: api.GetOrganisation, credential: Credential | None) -> api.OrganisationPage:
+        user = self._user(credential)
+        for page in self._teams_of(user):
+            if page.organisation.id == request.id:
+                is_owner = page.organisation.role is TeamRole.OWNER
+                return page if is_owner else msgspec.structs.replace(page, invitations=())
+        raise errors.NotFound("you belong to no organisation with this id", hint="`listOrganisations` shows yours")
+
+    def _rename_organisation(self, request: api.RenameOrganisation, credential: Credential | None) -> api.Organisation:
+        page = self._owned(request.id, credential)
+        renamed = msgspec.structs.replace(page.organisation, name=request.name)
+        self.teams[request.id] = msgspec.structs.replace(page, organisation=renamed)
+        return renamed
+
+    def _invite_member(self, request: api.InviteMember, credential: Credential | None) -> api.NewInvitation:
+        self._check_fresh("auth.inviteMember")
+        page = self._owned(request.organisation, credential)
+        if "@" not in request.email:
+            raise errors.BadRequest("email: an address such as you@example.com", hint="check the address")
+        made = api.Invitation(uuid4().hex, request.email, request.role, self._user(credential).username, NOW, NOW + timedelta(days=7))
+        self.teams[request.organisation] = msgspec.structs.replace(page, invitations=(*page.invitations, made))
+        self.invitations["invitation-token"] = request.organisation
+        return api.NewInvitation(made, "invitation-token")
+
+    def _withdraw_invitation(self, request: api.WithdrawInvitation, credential: Credential | None) -> Nothing:
+        page = self._owned(request.organisation, credential)
+        left = tuple(each for each in page.invitations if each.id != request.id)
+        if len(left) == len(page.invitations):
+            raise errors.NotFound("there is no open invitation with this id", hint="`getOrganisation` lists them")
+        self.teams[request.organisation] = msgspec.structs.replace(page, invitations=left)
+        return Nothing()
+
+    def _accept_invitation(self, request: api.AcceptInvitation, credential: Credential | None) -> api.Organisation:
+        team = self.invitations.pop(request.token, None)
+        if team is None:
+            raise errors.NotFound("there is no such invitation", hint="copy the whole code from the mail")
+        user, page = self._user(credential), self.teams[team]
+        member = api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER, NOW)
+        self.teams[team] = msgspec.structs.replace(page, members=(*page.members, member))
+        return page.organisation
+
+    def _set_organisation_role(self, request: api.SetTeamRole, credential: Credential | None) -> api.OrganisationPage:
+        self._check_fresh("auth.setOrganisationRole")
+        page = self._owned(request.organisation, credential)
+        changed = tuple(
+            msgspec.structs.replace(member, role=request.role) if member.user_id == request.user_id else member for member in page.members
+        )
+        self._keep_members(request.organisation, changed)
+        return self.teams[request.organisation]
+
+    def _remove_organisation_member(self, request: api.RemoveTeamMember, credential: Credential | None) -> Nothing:
+        user = self._user(credential)
+        if request.user_id != user.id:
+            self._owned(request.organisation, credential)
+        # A session that acts for it ends with the membership.
+        self.sessions = {
+            token: each
+            for token, each in self.sessions.items()
+            if each.id != request.user_id or self.acting.get(token) != request.organisation
+        }
+        members = self.teams[request.organisation].members
+        self._keep_members(request.organisation, tuple(member for member in members if member.user_id != request.user_id))
+        return Nothing()
+
+    # --- parts -------------------------------------------------------------------------------------------------------------
+
+    def _user(self, credential: Credential | None) -> auth.User:
+        raise NotImplementedError
+
+    def _check_fresh(self, method: str) -> None:
+        raise NotImplementedError
+
+    def _teams_of(self, user: auth.User) -> Iterator[api.OrganisationPage]:
+        for page in self.teams.values():
+            if any(member.user_id == user.id for member in page.members):
+                yield self._seen_by(user, page)
+
+    def _seen_by(self, user: auth.User, page: api.OrganisationPage) -> api.OrganisationPage:
+        role = next(member.role for member in page.members if member.user_id == user.id)
+        return msgspec.structs.replace(page, organisation=msgspec.structs.replace(page.organisation, role=role))
+
+    def _owned(self, team: TenantId, credential: Credential | None) -> api.OrganisationPage:
+        page = self._get_organisation(api.GetOrganisation(team), credential)
+        if page.organisation.role is not TeamRole.OWNER:
+            raise errors.NotAllowed("only an owner of the organisation does this", hint="ask one of its owners")
+        return self.teams[team]
+
+    def _keep_members(self, team: TenantId, members: tuple[api.TeamMember, ...]) -> None:
+        if not any(member.role is TeamRole.OWNER for member in members):
+            raise errors.NotAllowed("an organisation keeps at least one owner", hint="make another member an owner first")
+        page = self.teams[team]
+        organisation = msgspec.structs.replace(page.organisation, members=len(members))
+        self.teams[team] = msgspec.structs.replace(page, organisation=organisation, members=members)
