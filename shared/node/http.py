@@ -111,6 +111,8 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
+                # Also instead of what uvicorn would read from the environment by itself.
+                forwarded_allow_ips=["127.0.0.1", "::1", *settings.trusted_proxies],
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -58,7 +58,10 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     ] = 64
     trusted_proxies: Annotated[
         tuple[str, ...],
-        Variable("TRUSTED_PROXIES", "addresses and networks, with commas, whose connections are not counted; loopback's never are"),
+        Variable(
+            "TRUSTED_PROXIES",
+            "addresses and networks, with commas, whose X-Forwarded-For is believed and whose connections are not counted; loopback too",
+        ),
     ] = ()
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Variable("LOG_LEVEL", "debug, info, warning or error")] = "info"

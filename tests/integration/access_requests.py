@@ -1,0 +1,236 @@
+"""What the matrix of access asks: for each method and each route a request that reaches its gate and does no harm behind it."""
+
+import pkgutil
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+
+from shared import api
+from shared.api import (
+    accounts,
+    audit,
+    auth,
+    embedding,
+    gateway,
+    inference,
+    ledger,
+    membership,
+    metrics,
+    node,
+    organisations,
+    privacy,
+    usage_report,
+)  # fmt: skip
+from shared.api.gateway import InferenceRequest
+from shared.api.method import Method, StreamMethod
+from shared.types import Credential, MicroCredits, ModelName, RequestId, Role, TenantId, Tier, UserId, UserRole
+
+AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
+NOBODY = UserId(UUID(int=404))
+NO_TEAM = TenantId(UUID(int=405))
+NO_MODEL = ModelName("no-such-model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Things:
+    """What somebody has, by which a request can name them."""
+
+    user_id: UserId
+    tenant: TenantId
+    team: TenantId
+    request_id: RequestId
+    session: str
+    key: str
+
+
+def methods() -> dict[str, AnyMethod]:
+    """Every method of the contract, by its name."""
+    modules = [import_module(f"{api.__name__}.{found.name}") for found in pkgutil.iter_modules(api.__path__)]
+    found = [each for module in modules for each in vars(module).values() if isinstance(each, (Method, StreamMethod))]
+    return {each.name: each for each in found}
+
+
+def _account() -> auth.RegisterUser:
+    name = f"matrix-{secrets.token_hex(6)}"
+    return auth.RegisterUser(auth.UserData(name, f"{name}@example.org", secrets.token_urlsafe(12)))
+
+
+def _report(tenant: TenantId | None = None) -> usage_report.GetUsageReport:
+    now = datetime.now(UTC)
+    return usage_report.GetUsageReport(now - timedelta(days=1), now, tenant_id=tenant)
+
+
+_PRICE = ledger.ModelPrice(NO_MODEL, MicroCredits(-1), MicroCredits(-1))
+
+#: Method -> a request about nobody else.
+REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
+    "auth.registerUser": _account,
+    "auth.loginUser": lambda: auth.LoginUser(auth.Credentials("x", "both", "of@example.org")),
+    "auth.refreshSession": lambda: auth.RefreshSession("none"),
+    "auth.resumeSession": lambda: auth.ResumeSession("none"),
+    "auth.logoutUser": lambda: auth.LogoutUser("none"),
+    "auth.confirmLogin": lambda: auth.ConfirmLogin("wrong"),
+    "auth.confirmAgain": auth.ConfirmAgain,
+    "auth.createLoginLink": auth.CreateLoginLink,
+    "auth.redeemLoginLink": lambda: auth.RedeemLoginLink("none"),
+    "auth.listSessions": accounts.ListSessions,
+    "auth.endSession": lambda: accounts.EndSession("none"),
+    "auth.getAccount": accounts.GetAccount,
+    "auth.changeProfile": accounts.ChangeProfile,
+    "auth.changePassword": lambda: accounts.ChangePassword("x"),
+    "auth.requestPasswordReset": lambda: accounts.RequestPasswordReset("nobody"),
+    "auth.resetPassword": lambda: accounts.ResetPassword("none", "x"),
+    "auth.setPreferences": lambda: accounts.SetPreferences(accounts.Preferences()),
+    "auth.beginMfa": accounts.BeginMfa,
+    "auth.enableMfa": lambda: accounts.EnableMfa("wrong"),
+    "auth.disableMfa": lambda: accounts.DisableMfa("wrong"),
+    "auth.renewRecoveryCodes": accounts.RenewRecoveryCodes,
+    "auth.beginOidc": lambda: accounts.BeginOidc("http://127.0.0.1/none"),
+    "auth.finishOidc": lambda: accounts.FinishOidc("none", "none"),
+    "auth.leaveOidc": lambda: accounts.LeaveOidc("none", "http://127.0.0.1/none"),
+    "auth.getSignInOptions": accounts.GetSignInOptions,
+    "auth.listOidcLinks": accounts.ListOidcLinks,
+    "auth.removeOidcLink": lambda: accounts.RemoveOidcLink("none", "none"),
+    "auth.generateApiKey": lambda: auth.GenerateApiKey("made", days=1),
+    "auth.rotateApiKey": lambda: auth.RotateApiKey("none"),
+    "auth.renameApiKey": lambda: auth.RenameApiKey("none", "other"),
+    "auth.listApiKeys": auth.ListApiKeys,
+    "auth.revokeApiKey": lambda: auth.RevokeApiKey("none"),
+    "auth.validateApiKey": lambda: auth.ValidateApiKey(Credential("none")),
+    "auth.identify": lambda: auth.Identify(Credential("none")),
+    "auth.createOrganisation": lambda: organisations.CreateOrganisation("Another"),
+    "auth.listOrganisations": organisations.ListOrganisations,
+    "auth.getOrganisation": lambda: organisations.GetOrganisation(NO_TEAM),
+    "auth.renameOrganisation": lambda: organisations.RenameOrganisation(NO_TEAM, "Other"),
+    "auth.switchOrganisation": lambda: accounts.SwitchTeam(NO_TEAM),
+    "auth.inviteMember": lambda: organisations.InviteMember(NO_TEAM, "somebody@example.org"),
+    "auth.withdrawInvitation": lambda: organisations.WithdrawInvitation(NO_TEAM, "none"),
+    "auth.acceptInvitation": lambda: organisations.AcceptInvitation("none"),
+    "auth.setOrganisationRole": lambda: organisations.SetTeamRole(NO_TEAM, NOBODY, organisations.TeamRole.MEMBER),
+    "auth.removeOrganisationMember": lambda: organisations.RemoveTeamMember(NO_TEAM, NOBODY),
+    "auth.exportAccount": privacy.ExportAccount,
+    "auth.requestErasure": privacy.RequestErasure,
+    "auth.cancelErasure": privacy.CancelErasure,
+    "auth.getUserUsage": auth.GetUserUsage,
+    "auth.setTier": lambda: auth.SetTier("nobody-at-all", Tier.FREE),
+    "auth.setRole": lambda: auth.SetRole("nobody-at-all", UserRole.USER),
+    "auth.setActive": lambda: auth.SetActive("nobody-at-all", is_active=True),
+    "auth.getUser": lambda: auth.GetUser(NOBODY),
+    "auth.getUserCalled": lambda: auth.GetUserCalled("nobody-at-all"),
+    "auth.listUsers": auth.ListUsers,
+    "auth.listAllOrganisations": organisations.ListAllOrganisations,
+    "auth.setOrganisationTier": lambda: organisations.SetTeamTier(NO_TEAM, Tier.FREE),
+    "auth.rotateSigningKeys": auth.RotateSigningKeys,
+    "auth.reviewAccess": privacy.ReviewAccess,
+    "auth.listAudit": lambda: audit.ListAudit(limit=1),
+    "auth.exportAudit": lambda: audit.ExportAudit("none"),
+    "auth.verifyAudit": lambda: audit.VerifyAudit("none"),
+    "auth.getSigningKeys": auth.GetSigningKeys,
+    "auth.recordActs": lambda: audit.RecordActs(()),
+    "auth.watchChanges": auth.WatchChanges,
+    "auth.enrollNode": lambda: membership.EnrollNode("none", b"", b""),
+    "auth.renewCertificate": membership.RenewCertificate,
+    "auth.createTicket": lambda: membership.CreateTicket(Role.WORKER),
+    "auth.listTickets": membership.ListTickets,
+    "auth.revokeTicket": lambda: membership.RevokeTicket("none"),
+    "auth.listNodes": membership.ListMembers,
+    "auth.approveNode": lambda: membership.ApproveMember("none"),
+    "auth.revokeNode": lambda: membership.RevokeMember("none"),
+    "gateway.processInferenceRequest": lambda: gateway.ProcessInferenceRequest(InferenceRequest(prompt="hi", model=ModelName("echo"))),
+    "gateway.cancelInference": lambda: gateway.CancelInference("nothing-runs-under-it"),
+    "gateway.embed": lambda: embedding.RequestEmbeddings(embedding.EmbeddingRequest(("hi",), ModelName("echo"))),
+    "gateway.getServiceHealth": gateway.GetServiceHealth,
+    "gateway.getUserQuota": gateway.GetUserQuota,
+    "gateway.listModels": gateway.ListModels,
+    "gateway.loadModel": lambda: gateway.LoadOnWorker(NO_MODEL),
+    "gateway.unloadModel": lambda: gateway.UnloadOnWorkers(NO_MODEL),
+    "gateway.listNodes": gateway.ListNodes,
+    "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
+    "gateway.getUsageReport": _report,
+    "gateway.listRequests": usage_report.ListRequests,
+    "gateway.exportRequests": usage_report.ExportRequests,
+    "gateway.giveFeedback": lambda: usage_report.GiveFeedback(RequestId(uuid4()), 1),
+    "gateway.readAccount": ledger.ReadAccount,
+    "gateway.topUp": lambda: ledger.TopUp("nobody-at-all", MicroCredits(1)),
+    "gateway.setPrice": lambda: ledger.SetPrice(_PRICE),
+    "gateway.listPrices": ledger.ListPrices,
+    "gateway.revertRequest": lambda: ledger.RevertRequest(RequestId(uuid4())),
+    "gateway.verifyLedger": ledger.VerifyLedger,
+    "inference.processPrompt": lambda: inference.ProcessPrompt("hi", inference.ModelConfig(model=NO_MODEL), RequestId(uuid4())),
+    "inference.embed": lambda: embedding.Embed(NO_MODEL, ("hi",), RequestId(uuid4())),
+    "inference.listAvailableModels": inference.ListAvailableModels,
+    "inference.getModelStatus": lambda: inference.GetModelStatus(NO_MODEL),
+    "inference.loadModel": lambda: inference.LoadModel(NO_MODEL),
+    "inference.unloadModel": lambda: inference.UnloadModel(NO_MODEL),
+    "inference.readReceipts": lambda: inference.ReadReceipts(()),
+    "metrics.recordMetric": lambda: metrics.RecordMetric("no_such_metric", 1),
+    "metrics.getMetrics": metrics.GetMetrics,
+    "metrics.getSystemHealth": metrics.GetSystemHealth,
+    "node.readRevocations": node.ReadRevocations,
+    "node.readMetrics": node.ReadMetrics,
+    "node.readHealth": node.ReadHealth,
+}
+
+#: Method -> a request that names what somebody has; every field of every request by which that can be done is in one.
+NAMING: Mapping[str, Callable[[Things], msgspec.Struct]] = {
+    "auth.generateApiKey": lambda whose: auth.GenerateApiKey("made", whose.user_id, days=1),
+    "auth.listApiKeys": lambda whose: auth.ListApiKeys(whose.user_id),
+    "auth.revokeApiKey": lambda whose: auth.RevokeApiKey(whose.key),
+    "auth.renameApiKey": lambda whose: auth.RenameApiKey(whose.key, "renamed"),
+    "auth.rotateApiKey": lambda whose: auth.RotateApiKey(whose.key),
+    "auth.endSession": lambda whose: accounts.EndSession(whose.session),
+    "auth.getOrganisation": lambda whose: organisations.GetOrganisation(whose.team),
+    "auth.renameOrganisation": lambda whose: organisations.RenameOrganisation(whose.team, "Theirs"),
+    "auth.switchOrganisation": lambda whose: accounts.SwitchTeam(whose.team),
+    "auth.inviteMember": lambda whose: organisations.InviteMember(whose.team, "somebody@example.org"),
+    "auth.withdrawInvitation": lambda whose: organisations.WithdrawInvitation(whose.team, "none"),
+    "auth.setOrganisationRole": lambda whose: organisations.SetTeamRole(whose.team, NOBODY, organisations.TeamRole.MEMBER),
+    "auth.removeOrganisationMember": lambda whose: organisations.RemoveTeamMember(whose.team, whose.user_id),
+    "auth.getUserUsage": lambda whose: auth.GetUserUsage(whose.user_id),
+    "gateway.getUserQuota": lambda whose: gateway.GetUserQuota(whose.user_id),
+    "gateway.getUsageReport": lambda whose: _report(whose.tenant),
+    "gateway.listRequests": lambda whose: usage_report.ListRequests(tenant_id=whose.tenant),
+    "gateway.giveFeedback": lambda whose: usage_report.GiveFeedback(whose.request_id, 1),
+    "gateway.readAccount": lambda whose: ledger.ReadAccount(whose.user_id),
+}
+
+_CHAT = [{"role": "user", "content": "hi"}]
+#: Route -> the JSON of a call; None for none.
+BODIES: Mapping[str, Callable[[], Any]] = {
+    "GET /openapi.json": lambda: None,
+    "GET /docs": lambda: None,
+    "GET /.well-known/jwks.json": lambda: None,
+    "POST /api/auth/register": lambda: {**msgspec.to_builtins(_account())["userData"]},
+    "POST /api/auth/login": lambda: {"username": "both", "email": "of@example.org", "password": "x"},
+    "POST /api/auth/refresh": lambda: {"session_token": "none"},
+    "POST /api/auth/logout": lambda: {"session_token": "none"},
+    "POST /api/auth/confirm": lambda: {"code": "wrong"},
+    "POST /api/auth/api-keys": lambda: {"name": "made", "days": 1},
+    "GET /api/auth/api-keys": lambda: None,
+    "DELETE /api/auth/api-keys/{key}": lambda: None,
+    "GET /api/usage": lambda: None,
+    "GET /api/quota": lambda: None,
+    "GET /api/requests": lambda: None,
+    "POST /api/feedback": lambda: {"request_id": str(uuid4()), "rating": 1},
+    "POST /api/inference": lambda: {"prompt": "hi", "model": "echo"},
+    "POST /api/infer": lambda: {"payload": "hi", "model": "echo"},
+    "DELETE /api/inference": lambda: None,
+    "POST /v1/chat/completions": lambda: {"messages": _CHAT, "model": "echo"},
+    "POST /v1/completions": lambda: {"prompt": "hi", "model": "echo"},
+    "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
+    "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
+    "GET /v1/models": lambda: None,
+    "GET /v1/models/{model}": lambda: None,
+}
+#: Route -> the same, naming what somebody has.
+NAMING_BODIES: Mapping[str, Callable[[Things], Any]] = {
+    "POST /api/auth/api-keys": lambda whose: {"name": "made", "days": 1, "user_id": str(whose.user_id)},
+    "DELETE /api/auth/api-keys/{key}": lambda whose: None,
+    "POST /api/feedback": lambda whose: {"request_id": str(whose.request_id), "rating": 1},
+}

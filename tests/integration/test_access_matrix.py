@@ -1,0 +1,378 @@
+"""Who may what, asked of the running services: everybody × every method and route × what is one's own and what is another's.
+
+The table of ``shared.access`` says which rights a method asks for; who has them, and what follows, is worked out here once more and not
+by ``access.check``. A method or a route without a request here fails the test, so no cell is left out.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from nats.aio.client import Client as NatsClient
+
+from shared import access, errors
+from shared.access import Access, Who
+from shared.api import accounts, auth, gateway, organisations, usage_report
+from shared.api.method import StreamMethod
+from shared.node.client import ClientNode
+from shared.types import ModelName, NodeId, Role
+from tests.integration import access_people, access_requests, asking
+from tests.integration.access_people import EVERYTHING, Asker, Town
+from tests.integration.access_requests import AnyMethod, Things
+from tests.people import Desk, Person
+from tests.stacks import MESH, RunningStack
+
+#: Let in, whatever came of it there.
+ALLOWED = "allowed"
+#: Let in, and answered; as if it were not there, or not allowed.
+SHOWN_ALL, HIDDEN = "shown", "hidden"
+REFUSALS = {"not_authenticated", "not_allowed", "second_factor_needed", "confirmation_needed", "wrong_role"}
+#: Nothing was decided here.
+NO_ANSWERS = {"unknown_method", "internal", "not_reachable", "link_lost", "deadline_exceeded", "overloaded", "protocol_violation"}
+METHODS = access_requests.methods()
+SECONDS = 10.0
+
+#: Methods about nobody, whose own credential is in the request: a wrong one is refused, whoever brings it.
+BRINGS_ITS_OWN = {
+    "auth.refreshSession", "auth.resumeSession", "auth.redeemLoginLink", "auth.validateApiKey", "auth.identify",
+    "auth.resetPassword",
+    "POST /api/auth/refresh",
+}  # fmt: skip
+#: A key has no session, and what is done here is done to one, or must not be done by a key that leaked.
+LOGINS_ALONE = {
+    "auth.confirmLogin", "auth.confirmAgain", "auth.changePassword", "auth.beginMfa", "auth.enableMfa", "auth.disableMfa",
+    "auth.renewRecoveryCodes", "auth.switchOrganisation", "POST /api/auth/confirm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    way: str
+    #: A method or a route.
+    what: str
+    asker: str
+    #: "", "own" or "another's".
+    whose: str
+
+
+# --- what ought to be -----------------------------------------------------------------------------------------------------
+
+
+def expected(row: Access, asker: Asker, way: str, what: str) -> str:
+    """Of a call about nobody else."""
+    refusals = (
+        ("not_authenticated", asker.credential is None),
+        ("second_factor_needed", asker.is_halfway and not row.halfway),
+        ("not_allowed", bool(row.needs) and EVERYTHING not in asker.may and not asker.may & set(row.needs)),
+        ("confirmation_needed", row.fresh and asker.is_stale),
+        ("not_allowed", asker.is_bound and way != "http"),
+    )
+    if row.who is Who.NODE:
+        return "not_authenticated" if what in BRINGS_ITS_OWN else ALLOWED
+    if asker.credential is None and way in {role.value for role in row.unless}:
+        return ALLOWED
+    return next((code for code, is_so in refusals if is_so), None) or _by_its_handler(asker, what)
+
+
+def _by_its_handler(asker: Asker, what: str) -> str:
+    """Behind the gate: rules of single methods."""
+    if asker.is_key and (what in LOGINS_ALONE or (what == "auth.createLoginLink" and asker.is_narrow)):
+        return "not_allowed"
+    lacks_code = asker.is_halfway and asker.has_factor
+    match what:
+        case "auth.confirmLogin" | "POST /api/auth/confirm" if lacks_code:
+            return "not_allowed"  # the code that is sent is wrong
+        case "auth.beginMfa" | "auth.enableMfa" if lacks_code:
+            return "second_factor_needed"  # who knows a password alone must not replace the factor
+        case "auth.confirmAgain" if asker.has_factor:
+            return "second_factor_needed"  # no code is sent
+        case "auth.disableMfa" if asker.is_admin:
+            return "not_allowed"  # an administrator needs one
+        case _:
+            return ALLOWED
+
+
+@pytest.fixture
+async def site(stack: RunningStack, desk: Desk) -> AsyncIterator["Site"]:
+    async with AsyncExitStack() as opened:
+        web = await opened.enter_async_context(access_people.node(stack, Role.WEB))
+        operator = await opened.enter_async_context(stack.operator())
+        http = await opened.enter_async_context(stack.http())
+        yield Site(stack, desk, web, operator, http)
+
+
+class Site:
+    """The doors, and who comes to them."""
+
+    def __init__(self, stack: RunningStack, desk: Desk, web: ClientNode, operator: NatsClient, http: httpx.AsyncClient) -> None:
+        self.stack, self.desk, self.web = stack, desk, web
+        self._operator, self._http = operator, http
+        self.links = {"client": desk.mesh, "web": web}
+
+    async def over_link(
+        self, mesh: ClientNode, method: AnyMethod, request: msgspec.Struct, asker: Asker, *, seconds: float = SECONDS
+    ) -> str:
+        to = None if method.served_by is not None else self._some_node(mesh)
+        try:
+            if isinstance(method, StreamMethod):
+                async with mesh.rpc.stream(method, request, to=to, deadline_seconds=seconds, credential=asker.credential) as answer:
+                    async for _ in answer:
+                        break
+            else:
+                await mesh.rpc.call(method, request, to=to, deadline_seconds=seconds, credential=asker.credential)
+        except errors.AimeshError as error:
+            return errors.code_of(error)
+        return ALLOWED
+
+    async def over_nats(self, method: AnyMethod, request: msgspec.Struct, asker: Asker) -> str:
+        headers = {"content-type": "application/json"} | (
+            {} if asker.credential is None else {"authorization": f"Bearer {asker.credential}"}
+        )
+        answer = await self._operator.request(_subject(method), msgspec.json.encode(request), timeout=SECONDS, headers=headers)
+        if "Nats-Service-Error-Code" not in (answer.headers or {}):
+            return ALLOWED
+        return str(msgspec.json.decode(answer.data)["error"]["code"])
+
+    async def over_http(self, route: str, body: Any, asker: Asker, which: str = "none") -> str:
+        verb, path = route.split(" ")
+        headers = {"X-Forwarded-For": "192.0.2.7", "Idempotency-Key": "matrix"} if verb == "DELETE" else {"X-Forwarded-For": "192.0.2.7"}
+        if asker.credential is not None:
+            headers["authorization"] = f"Bearer {asker.credential}"
+        answer = await self._http.request(verb, path.partition("{")[0] + (which if "{" in path else ""), json=body, headers=headers)
+        assert answer.status_code < 500, answer.text
+        return ALLOWED if answer.is_success else str(answer.json()["error"]["code"])
+
+    @staticmethod
+    def _some_node(mesh: ClientNode) -> NodeId:
+        return mesh.directory.usable(Role.GATEWAY)[0].node
+
+
+def _subject(method: AnyMethod) -> str:
+    return f"aimesh.{MESH}.rpc.{method.served_by}.{method.name.partition('.')[2]}"
+
+
+def seen(code: str) -> str:
+    """What a cell is compared by: a method that nobody serves, or that did not answer, was not let in."""
+    return code if code in REFUSALS or code in NO_ANSWERS else ALLOWED
+
+
+def _fits(code: str, wanted: str) -> bool:
+    match wanted:
+        case "hidden":
+            return code in {"not_allowed", "not_found"}
+        case "shown":
+            return code == ALLOWED
+        case _:
+            return seen(code) == wanted
+
+
+class Matrix:
+    """Asserts cells, counts them, and keeps those that are not as they ought to be."""
+
+    def __init__(self) -> None:
+        self.cells: Counter[Cell] = Counter()
+        self.wrong: list[str] = []
+
+    def assert_cell(self, cell: Cell, code: str, wanted: str) -> None:
+        self.cells[cell] += 1
+        if not _fits(code, wanted):
+            self.wrong.append(f"{cell.way:9} {cell.what:36} {cell.asker:40} {cell.whose:10} {code}, and ought to be {wanted}")
+
+    def assert_unreachable(self, cell: Cell, code: str) -> None:
+        self.cells[cell] += 1
+        if code not in {"not_reachable", "deadline_exceeded", "wrong_role"}:
+            self.wrong.append(f"{cell.way:9} {cell.what:36} {cell.asker:40} {code}, and there ought to be no way")
+
+    def check(self, cells: int) -> None:
+        """Each of so many was asserted, once, and none was wrong."""
+        assert not self.wrong, "\n" + "\n".join(self.wrong)
+        assert len(self.cells) == cells
+        assert set(self.cells.values()) == {1}
+
+
+# --- every method and route -----------------------------------------------------------------------------------------------
+
+
+def test_every_method_and_route_has_a_request_here() -> None:
+    assert set(access_requests.REQUESTS) == set(access.METHODS) == set(METHODS)
+    assert set(access_requests.BODIES) == set(access.ROUTES)
+    for name, make in access_requests.REQUESTS.items():
+        assert isinstance(make(), METHODS[name].request), name
+
+
+@pytest.mark.timeout(300)
+async def test_everybody_by_every_method_and_route(site: Site) -> None:
+    askers = await Town(site.stack, site.desk, site.web).askers()
+    matrix = Matrix()
+    for asker in askers:
+        for name, row in access.METHODS.items():
+            method = METHODS[name]
+            for way, mesh in site.links.items():
+                if Role(way) in method.callers:
+                    code = await site.over_link(mesh, method, access_requests.REQUESTS[name](), asker)
+                    matrix.assert_cell(Cell(way, name, asker.name, ""), code, expected(row, asker, way, name))
+        for route, row in access.ROUTES.items():
+            code = await site.over_http(route, access_requests.BODIES[route](), asker)
+            matrix.assert_cell(Cell("http", route, asker.name, ""), code, expected(row, asker, "http", route))
+    links = sum(Role(way) in METHODS[name].callers for name in access.METHODS for way in site.links)
+    matrix.check(len(askers) * (links + len(access.ROUTES)))
+
+
+@pytest.mark.timeout(300)
+async def test_the_operator_by_every_method(site: Site) -> None:
+    """A stock NATS client with the operator's key: the credential of a person is a header there."""
+    askers = await Town(site.stack, site.desk, site.web).askers()
+    matrix = Matrix()
+    for asker in askers:
+        for name, row in access.METHODS.items():
+            method = METHODS[name]
+            if method.served_by is None:
+                continue
+            code = await site.over_nats(method, access_requests.REQUESTS[name](), asker)
+            matrix.assert_cell(Cell("operator", name, asker.name, ""), code, _for_operator(method, row, asker))
+    # What each node tells of itself has no subject.
+    matrix.check(len(askers) * sum(method.served_by is not None for method in METHODS.values()))
+
+
+def _for_operator(method: AnyMethod, row: Access, asker: Asker) -> str:
+    if isinstance(method, StreamMethod):
+        return "unknown_method"  # one answer alone comes this way
+    return expected(row, asker, "operator", method.name) if Role.OPERATOR in method.callers else "wrong_role"
+
+
+@pytest.mark.timeout(300)
+async def test_nodes_that_no_method_is_for_are_refused_whoever_is_behind_them(site: Site) -> None:
+    askers = await Town(site.stack, site.desk, site.web).askers()
+    matrix = Matrix()
+    closed = [(way, name) for way in site.links for name in METHODS if Role(way) not in METHODS[name].callers]
+
+    async def ask(way: str, name: str, asker: Asker) -> None:
+        code = await site.over_link(site.links[way], METHODS[name], access_requests.REQUESTS[name](), asker, seconds=UNREACHABLE_SECONDS)
+        cell = Cell(way, name, asker.name, "")
+        if _has_link(way, METHODS[name]):
+            matrix.assert_cell(cell, code, "wrong_role")
+        else:
+            matrix.assert_unreachable(cell, code)
+
+    for asker in askers:
+        await asyncio.gather(*(ask(way, name, asker) for way, name in closed))
+    matrix.check(len(askers) * len(closed))
+
+
+#: Roles that a node of this one has links to; NATS itself refuses the others.
+LINKED = {"client": {Role.AUTH, Role.GATEWAY}, "web": {Role.AUTH, Role.GATEWAY, Role.METRICS}}
+UNREACHABLE_SECONDS = 0.5
+
+
+def _has_link(way: str, method: AnyMethod) -> bool:
+    return method.served_by is None or method.served_by in LINKED[way]
+
+
+# --- one's own and another's ----------------------------------------------------------------------------------------------
+
+
+#: Not even an administrator reaches these of another: they are done as oneself.
+AS_ONESELF = {"auth.endSession", "auth.switchOrganisation", "gateway.giveFeedback", "POST /api/feedback"}
+#: What an administrator is shown of another.
+SHOWN = {
+    "auth.listApiKeys", "auth.getOrganisation", "auth.getUserUsage", "gateway.getUserQuota", "gateway.getUsageReport",
+    "gateway.listRequests", "gateway.readAccount",
+}  # fmt: skip
+
+
+def _of_their_own(asker: Asker, what: str) -> str:
+    """Behind the gate, of what is one's own: rules of single methods."""
+    if what == "auth.removeOrganisationMember":
+        return "not_allowed"  # the last owner of an organisation cannot leave it
+    if what == "auth.rotateApiKey" and asker.is_narrow and not asker.is_admin:
+        return "not_allowed"  # whoever rotates a key has it afterwards, and this one may do more
+    return ALLOWED
+
+
+def _wanted(asker: Asker, cell: Cell, at_the_gate: str) -> str:
+    if at_the_gate != ALLOWED:
+        return at_the_gate
+    if cell.whose == "own":
+        return _of_their_own(asker, cell.what)
+    rotates_for_longer = asker.is_key and cell.what == "auth.rotateApiKey"  # the victim's key ends after the one that asks
+    if EVERYTHING not in asker.may or cell.what in AS_ONESELF or rotates_for_longer or cell.what == "auth.removeOrganisationMember":
+        return HIDDEN
+    return SHOWN_ALL if cell.what in SHOWN else ALLOWED
+
+
+@pytest.mark.timeout(300)
+async def test_ones_own_and_anothers(site: Site) -> None:
+    town = Town(site.stack, site.desk, site.web)
+    # Administrators come last: they may change what is another's.
+    askers = sorted(await town.askers(), key=lambda asker: EVERYTHING in asker.may and not asker.is_halfway)
+    victim = await town.register("victim")
+    things = town.things[victim.id]
+    before, touched = await _state(site, victim, things), False
+    matrix = Matrix()
+    for asker in askers:
+        if EVERYTHING in asker.may and not asker.is_halfway and not touched:
+            assert await _state(site, victim, things) == before, "until now it was nobody's business"
+            touched = True
+        await _ask_about(site, matrix, asker, things, "another's")
+        if asker.user_id is not None:
+            await _ask_about(site, matrix, asker, town.things[asker.user_id], "own")
+    assert touched
+    named = sum(len(_ways(site, METHODS[name])) for name in access_requests.NAMING) + len(access_requests.NAMING_BODIES)
+    matrix.check(named * (2 * len(askers) - 1))
+
+
+def _ways(site: Site, method: AnyMethod) -> list[str]:
+    return [way for way in site.links if Role(way) in method.callers]
+
+
+async def _ask_about(site: Site, matrix: Matrix, asker: Asker, things: Things, whose: str) -> None:
+    for route, body in access_requests.NAMING_BODIES.items():
+        code = await site.over_http(route, body(things), asker, things.key)
+        cell = Cell("http", route, asker.name, whose)
+        matrix.assert_cell(cell, code, _wanted(asker, cell, expected(access.ROUTES[route], asker, "http", route)))
+    is_over = False
+    # What gives a login another token comes last.
+    for name in sorted(access_requests.NAMING, key=lambda name: name == "auth.switchOrganisation"):
+        for way in _ways(site, METHODS[name]):
+            code = await site.over_link(site.links[way], METHODS[name], access_requests.NAMING[name](things), asker)
+            cell = Cell(way, name, asker.name, whose)
+            wanted = _wanted(asker, cell, expected(access.METHODS[name], asker, way, name))
+            matrix.assert_cell(cell, code, "not_authenticated" if is_over else wanted)
+            is_over = is_over or (name == "auth.switchOrganisation" and code == ALLOWED)
+
+
+async def _state(site: Site, victim: Person, things: Things) -> object:
+    """All that others could have changed."""
+    ask, own = site.desk.mesh.rpc.call, victim.access_token
+    keys = await ask(auth.list_api_keys, auth.ListApiKeys(), credential=own)
+    page = await ask(organisations.get_organisation, organisations.GetOrganisation(things.team), credential=own)
+    sessions = await ask(accounts.list_sessions, accounts.ListSessions(), credential=own)
+    logged = await ask(usage_report.list_requests, usage_report.ListRequests(), credential=own)
+    shown = [(key.id, key.name, key.preview, key.is_active) for key in keys.keys]
+    return shown, page, sorted(session.id for session in sessions.sessions), logged
+
+
+# --- keys with bounds, where the model counts -----------------------------------------------------------------------------
+
+
+async def test_a_key_for_one_model_sees_and_uses_that_one_alone(site: Site, ann: Person) -> None:
+    bounds = auth.KeyBounds((), (ModelName("other"),))
+    made = await site.desk.mesh.rpc.call(auth.generate_api_key, auth.GenerateApiKey("other", bounds=bounds), credential=ann.access_token)
+    bounds = auth.KeyBounds((), (ModelName("echo"),))
+    fitting = await site.desk.mesh.rpc.call(auth.generate_api_key, auth.GenerateApiKey("echo", bounds=bounds), credential=ann.access_token)
+    for key, is_let_in in ((made.api_key, False), (fitting.api_key, True)):
+        async with site.stack.http(key) as http:
+            shown = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
+            answer = await http.post("/api/inference", json={"prompt": "hi", "model": "echo"})
+        listed = await site.desk.mesh.rpc.call(gateway.list_models, gateway.ListModels(), credential=key)
+        assert shown == [model.name for model in listed.models] == (["echo"] if is_let_in else [])
+        assert answer.status_code == (200 if is_let_in else 403)
+    with pytest.raises(errors.NotAllowed, match="this key may not use echo"):
+        await asking.rpc(site.desk.mesh, made.api_key, "hi")
+    assert (await asking.rpc(site.desk.mesh, fitting.api_key, "hi")).text == "hi"

@@ -1,0 +1,209 @@
+"""The gateway against its own OpenAPI document: whatever fits a schema and whatever does not is answered as the document says, and nothing
+that anybody sends is a 5xx. With a credential and without one."""
+
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase
+from hypothesis import strategies as st
+from schemathesis import checks
+from schemathesis.generation import GenerationMode
+from schemathesis.schemas import APIOperation
+from schemathesis.specs.openapi import checks as rules
+
+from shared.api import auth
+from shared.types import Tier
+from tests.integration import asking
+from tests.people import Desk, Person
+from tests.stacks import RunningStack
+
+#: Of each operation, in each of three ways: a minute of CI in all.
+EXAMPLES = 8
+#: What may not happen, and what has to be so.
+CHECKS = [
+    checks.not_a_server_error,
+    rules.status_code_conformance,
+    rules.content_type_conformance,
+    rules.response_headers_conformance,
+    rules.response_schema_conformance,
+    rules.ignored_auth,
+    rules.unsupported_method,
+]
+#: A longer one holds a connection of the test for nothing.
+ANSWER_SECONDS = 30
+#: It needs a login that lacks its second step; the matrix of access has one.
+NEVER_GOOD = {"POST /api/auth/confirm"}
+
+RUNS_A_MODEL = {"/api/inference", "/api/infer", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"}
+
+Operation = APIOperation[Any, Any, Any, Any]
+#: What a good call of an operation has: a body, a header, or what stands in the path. Made anew for each, because some are good only once.
+Good = Mapping[str, Callable[[], dict[str, Any]]]
+
+_settings = hypothesis.settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Fuzz:
+    """Sends cases of every operation, counts the answers, and keeps what was wrong with them."""
+
+    def __init__(self, stack: RunningStack, credential: str | None) -> None:
+        self._schema = schemathesis.openapi.from_url(f"{stack.url('gateway')}/openapi.json")
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._headers = {} if credential is None else {"authorization": f"Bearer {credential}"}
+        self._calls = 0
+        self.operations: list[Operation] = [_found(found) for found in self._schema.get_all_operations()]
+        self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
+        self.failures: list[str] = []
+
+    def fitting(self) -> None:
+        """All that a schema allows."""
+        for operation in self.operations:
+            self._ask_many(operation, operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+
+    def unfitting(self) -> None:
+        """And what it does not."""
+        for operation in self.operations:
+            self._ask_many(operation, operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+
+    def nearly_good(self, good: Good) -> None:
+        """Good calls with a field or two made up: these get further in than what is made up altogether."""
+        for operation in self.operations:
+            if (make := good.get(operation.label)) is not None:
+                self._ask_many(operation, _seasoned(operation, make))
+
+    def _ask_many(self, operation: Operation, cases: st.SearchStrategy[Any]) -> None:
+        @hypothesis.given(case=cases)
+        @_settings
+        def ask(case: Any) -> None:
+            self._ask(case)
+
+        try:
+            ask()
+        except hypothesis.errors.Unsatisfiable:
+            pass  # everything fits it
+        except BaseExceptionGroup as group:
+            self.failures += [f"{operation.label}: {one}" for one in group.exceptions]
+        except AssertionError as error:
+            self.failures.append(f"{operation.label}: {error}")
+
+    def _ask(self, case: Any) -> None:
+        self._calls += 1
+        if case.operation.path in RUNS_A_MODEL and isinstance(case.body, dict) and case.body.get("model") is None:
+            # The default is a real model, which takes its time on two cores.
+            case.body = {**case.body, "model": "echo"}
+        # Each from another place, as a proxy on this machine would say: what one address may do is tested elsewhere.
+        place = f"198.51.{self._calls // 250}.{self._calls % 250 + 1}"
+        headers = {**self._headers, "X-Forwarded-For": place}
+        answer = case.call(session=self._session, headers=headers, timeout=ANSWER_SECONDS)
+        self.statuses[case.operation.label][answer.status_code] += 1
+        case.validate_response(answer, checks=CHECKS, headers=headers, transport_kwargs={"session": self._session})
+
+
+def _found(found: Any) -> Operation:
+    """Raises where the document is wrong."""
+    operation: Operation = found.ok()
+    return operation
+
+
+def _needs_header(operation: Operation) -> bool:
+    return any(parameter.is_required for parameter in operation.headers)
+
+
+@st.composite
+def _seasoned(draw: st.DrawFn, operation: Operation, make: Callable[[], dict[str, Any]]) -> Any:
+    case = draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+    good = make()
+    if operation.path.endswith("}"):
+        case.path_parameters = good
+        return case
+    if not operation.body:
+        case.headers.update(good)
+        return case
+    made_up = case.body if isinstance(case.body, dict) else {}
+    taken = draw(st.sets(st.sampled_from(sorted(made_up)), max_size=2)) if made_up else set()
+    case.body = good | {name: made_up[name] for name in taken if name not in good}
+    return case
+
+
+@pytest.fixture
+async def fuzzer(desk: Desk) -> Person:
+    return await desk.register("fuzz", Tier.ENTERPRISE)
+
+
+@pytest.fixture
+async def good(stack: RunningStack, desk: Desk, fuzzer: Person) -> Good:
+    """Of every operation that takes something."""
+    async with stack.http(fuzzer.key.secret) as http:
+        answered = await asking.inference(http, "a request of one's own")
+    message = {"role": "user", "content": "hi"}
+    sessions = [await _session(desk, fuzzer) for _ in range(4)]
+    keys = [(await desk.make_key(fuzzer, f"spare {number}")).id for number in range(4)]
+
+    def account() -> dict[str, Any]:
+        name = f"fuzz-{secrets.token_hex(5)}"
+        return {"username": name, "email": f"{name}@example.org", "password": secrets.token_urlsafe(16)}
+
+    return {
+        "POST /api/auth/register": account,
+        "POST /api/auth/login": lambda: {"username": fuzzer.username, "password": fuzzer.password},
+        "POST /api/auth/confirm": lambda: {"code": "123456"},
+        "POST /api/auth/refresh": lambda: {"session_token": sessions.pop() if sessions else "spent"},
+        "POST /api/auth/logout": lambda: {"session_token": secrets.token_urlsafe(32)},
+        "POST /api/auth/api-keys": lambda: {"name": "made up"},
+        "DELETE /api/auth/api-keys/{key}": lambda: {"key": str(keys.pop()) if keys else "gone"},
+        "DELETE /api/inference": lambda: {"Idempotency-Key": "nothing-runs-under-it"},
+        "POST /api/feedback": lambda: {"request_id": str(answered.request_id), "rating": 1},
+        "POST /api/inference": lambda: {"prompt": "hi", "model": "echo"},
+        "POST /api/infer": lambda: {"payload": "hi", "model": "echo"},
+        "POST /v1/chat/completions": lambda: {"messages": [message], "model": "echo"},
+        "POST /v1/completions": lambda: {"prompt": "hi", "model": "echo"},
+        "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
+        "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
+        "GET /v1/models/{model}": lambda: {"model": "echo"},
+    }
+
+
+async def _session(desk: Desk, person: Person) -> str:
+    asked = auth.LoginUser(auth.Credentials(person.password, person.username))
+    return (await desk.mesh.rpc.call(auth.login_user, asked)).session_token
+
+
+@pytest.mark.timeout(300)
+async def test_with_a_credential_every_answer_is_one_of_the_document(stack: RunningStack, fuzzer: Person, good: Good) -> None:
+    fuzz = Fuzz(stack, fuzzer.key.secret)
+    takes_something = {one.label for one in fuzz.operations if one.body or one.path_parameters or _needs_header(one)}
+    assert takes_something == set(good), "a new operation needs a good call here"
+    fuzz.nearly_good(good)
+    fuzz.fitting()
+    fuzz.unfitting()
+    assert not fuzz.failures, "\n\n".join(fuzz.failures)
+    labels = {operation.label for operation in fuzz.operations}
+    assert labels == set(fuzz.statuses)
+    never = {label for label, counts in fuzz.statuses.items() if not any(status < 300 for status in counts)}
+    assert never == NEVER_GOOD, {label: dict(fuzz.statuses[label]) for label in never}
+
+
+@pytest.mark.timeout(300)
+async def test_without_one_every_answer_is_one_of_the_document_too(stack: RunningStack, good: Good) -> None:
+    fuzz = Fuzz(stack, None)
+    fuzz.nearly_good(good)
+    fuzz.fitting()
+    assert not fuzz.failures, "\n\n".join(fuzz.failures)
+    for operation in fuzz.operations:
+        is_locked = bool(operation.definition.raw["security"])
+        answered = set(fuzz.statuses[operation.label])
+        assert (answered == {401}) if is_locked else (answered & {200, 201}), (operation.label, answered)
