@@ -1,4 +1,4 @@
-"""Renders each generated page of docs/reference/: the settings, the RPC methods, the frames, the errors and the subjects."""
+"""Renders each generated page of docs/reference/: settings, RPC methods, who may do what, frames, errors, subjects."""
 
 import importlib
 import inspect
@@ -11,7 +11,9 @@ import msgspec
 
 import services
 from cli.stack import settings as stack_settings
-from shared import api, config, errors, telemetry, topics
+from services.web import access as pages
+from shared import access, api, config, errors, telemetry, topics
+from shared.access import Access, Permission, Who
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.frames import wire
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
@@ -45,6 +47,27 @@ METHODS_HEAD = """# RPC methods
 Every method of the mesh, as `shared/api` declares it. *Callers* are roles of nodes; what a person may do comes from the
 credential in the call. Field names are those on the wire. A unary method is also a NATS micro endpoint (msgpack, or JSON
 with the header `content-type: application/json`).
+"""
+
+ACCESS_HEAD = """# Who may do what
+
+A call passes two walls: the role of the *node* that brings it (which the mesh vouches for), and the permissions of the *person* whose
+credential is in it. A method, a route or a page without a row here is served to nobody: its program does not start. Whose data a
+method may touch is checked once more where it works, and by row-level security in PostgreSQL.
+
+A login may do what its role may. A key may do that part of it which its kind and its scopes leave: `live` keys have all of their
+owner's permissions but an administrator's, `test` keys `inference:execute` and `model:read`, `adm` keys an administrator's.
+
+In the tables, one of the permissions named is enough; *anybody known* is every good credential; *nobody is asked about* means that the
+node's role alone decides, so anybody may where web or the gateway is among the callers. *Fresh*: a login that has not shown a password
+or a code for {minutes} minutes is asked for one first; keys are not.
+"""
+
+PAGES_HEAD = """
+## Pages
+
+What web shows, by the beginning of the path; the longest that fits holds. What a page does, auth and the gateway decide by the tables
+above, with the visitor's own credential.
 """
 
 FRAMES_HEAD = """# Frames
@@ -187,6 +210,57 @@ def _struct(kind: type[msgspec.Struct], used: shapes.Shapes) -> list[str]:
         return [*lines, "No fields.\n"]
     rows = ((f"`{field.name}`", field.type, field.default, field.meaning) for field in fields)
     return [*lines, table(("field", "type", "default", "meaning"), rows), ""]
+
+
+# --- access.md ------------------------------------------------------------------------------------------------------
+
+
+def who_may() -> str:
+    """Roles and their permissions, then every method, route and page with who may use it."""
+    return "\n".join(
+        (
+            ACCESS_HEAD.format(minutes=access.FRESH_SECONDS // 60),
+            "## Roles\n",
+            table(("permission", *access.ROLES), (_permission_row(permission) for permission in Permission)),
+            "\n## Methods\n",
+            table(("method", "callers", "the person needs", "fresh"), (_method_row(name, row) for name, row in access.METHODS.items())),
+            "\n## Routes of the gateway\n",
+            table(("route", "the person needs", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access.ROUTES.items())),
+            PAGES_HEAD,
+            table(("path", "who"), ((f"`{path}`", _visitor(who)) for path, who in pages.PAGES.items())),
+        )
+    )
+
+
+def _permission_row(permission: Permission) -> list[str]:
+    has = (granted & {permission, Permission.EVERYTHING} for granted in access.ROLES.values())
+    return [f"`{permission}`", *("yes" if each else "" for each in has)]
+
+
+def _method_row(name: str, row: Access) -> tuple[str, ...]:
+    method = next(found for found in _methods_of(name.partition(".")[0]) if found.name == name)
+    return f"`{name}`", ", ".join(role for role in Role if role in method.callers), *_needs(row)
+
+
+def _needs(row: Access) -> tuple[str, str]:
+    if row.who is Who.NODE:
+        return "nobody is asked about", ""
+    needed = " or ".join(f"`{permission}`" for permission in Permission if permission in row.needs) or "anybody known"
+    if row.halfway:
+        needed += "; also a login that lacks its second step"
+    if row.unless:
+        needed += f"; without a credential: {', '.join(role for role in Role if role in row.unless)}"
+    return needed, "yes" if row.fresh else ""
+
+
+def _visitor(who: pages.Who) -> str:
+    return {
+        pages.Who.ANYBODY: "anybody",
+        pages.Who.PERSON: "whoever has signed in",
+        pages.Who.HALFWAY: "whoever has signed in, also without the second step",
+        pages.Who.NODE_OWNER: "node owners and administrators",
+        pages.Who.ADMIN: "administrators",
+    }[who]
 
 
 # --- frames.md ------------------------------------------------------------------------------------------------------

@@ -140,6 +140,10 @@ PASSED: dict[str, tuple[str, ...]] = {
     "AUDIT_ANCHOR_FILE": ("auth",),
     "AUDIT_DAYS": ("auth",),
     "ERASURE_DAYS": ("auth",),
+    "INVITATION_DAYS": ("auth",),
+    "ENDED_KEY_DAYS": ("auth",),
+    "SESSION_PROGRAM_DAYS": ("auth",),
+    "DATA_KEY_OLD": ("auth",),
     "GATEWAY_SERVICE_PORT": ("gateway",),
     "REQUEST_LOG_DAYS": ("gateway",),
     "DEFAULT_RATE_LIMIT": ("gateway",),
@@ -189,7 +193,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "GATEWAY_CA_FILE": ("web",),
 }
 #: Kept in files of their own and handed on as NAME_FILE.
-SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS", "OIDC_CLIENT_SECRET", "SMTP_URL"}) | {
+SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS", "OIDC_CLIENT_SECRET", "SMTP_URL", "DATA_KEY_OLD"}) | {
     setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret
 }
 #: Paths that the user gives relative to where they are; services run elsewhere.

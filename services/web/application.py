@@ -14,13 +14,17 @@ from services.web.pages import (
     invitation,
     keys,
     landing,
+    live_pages,
     login_steps,
+    models,
     nodes,
     overview,
     provider_login,
+    requests,
     security,
     settings,
     signing_in,
+    usage,
 )
 from services.web.pages import organisations as teams
 from services.web.pages.admin import audit_log, health, mesh_settings, organisations, prices, tickets, users
@@ -38,6 +42,10 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *provider_login.ROUTES,
     *forgotten.ROUTES,
     *overview.ROUTES,
+    *live_pages.ROUTES,
+    *usage.ROUTES,
+    *requests.ROUTES,
+    *models.ROUTES,
     *keys.ROUTES,
     *settings.ROUTES,
     *security.ROUTES,

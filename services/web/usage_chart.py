@@ -1,84 +1,210 @@
-"""The chart of the dashboard: usage rows in, bars out. Pure; the caller brings the date."""
+"""What was used, as texts: the rows that a chart is drawn from, and the sums above it. Pure; the caller brings report and clock.
+
+A line is texts only, because the same line is drawn by the template and sent to pages that are open.
+"""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 
-from shared.api.usage import UsageDay
+from shared import amounts
+from shared.api.usage_report import Bucket, GetUsageReport, UsageBucket, UsageReport, UsageSum
 
-SHOWN_DAYS = 30
-#: Units of the drawing; the page stretches it to its own width.
-BAR_STEP, CHART_HEIGHT = 10, 100
-_BAR_WIDTH = 7
-#: A day with any usage is visible, however small beside the others.
-_LEAST_HEIGHT = 1.5
+#: For what has no value.
+NOTHING = "–"
+HOURS_OF_A_DAY, DAYS_OF_A_MONTH = 24, 30
+_MILLISECONDS, _SECONDS_OF_A_MINUTE = 1000, 60
+
+
+class Measure(StrEnum):
+    """What a chart draws."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    COST = "cost"
+    LATENCY = "latency"
+
+
+class Span(StrEnum):
+    """How far back the overview looks."""
+
+    DAY = "day"
+    MONTH = "month"
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
-    date: date
-    requests: int
-    tokens: int
+class Column:
+    """A field of BucketLine as a column of the chart's table."""
+
+    name: str
+    label: str
+    #: Behind the numbers of the scale; only columns of one unit are drawn together.
+    unit: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    day: Day
-    x: float
-    y: float
-    width: float
-    height: float
+_COLUMNS = {
+    Measure.REQUESTS: (Column("requests", "Requests"), Column("failed", "Failed")),
+    Measure.TOKENS: (Column("tokens", "Tokens"),),
+    Measure.COST: (Column("cost", "Cost in credits"),),
+    Measure.LATENCY: (Column("p50", "Half within", " s"), Column("p95", "95 % within", " s")),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketLine:
+    """An hour or a day. ``…_value`` is what the chart draws; empty where there is nothing to draw."""
+
+    id: str = ""
+    label: str = ""
+    requests: str = ""
+    requests_value: str = ""
+    failed: str = ""
+    failed_value: str = ""
+    tokens: str = ""
+    tokens_value: str = ""
+    cost: str = ""
+    cost_value: str = ""
+    p50: str = ""
+    p50_value: str = ""
+    p95: str = ""
+    p95_value: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumLine:
+    """Everything of the time together; what stands under each number is empty where there is nothing to say."""
+
+    is_used: bool = False
+    requests: str = NOTHING
+    requests_detail: str = ""
+    tokens: str = NOTHING
+    tokens_detail: str = ""
+    cost: str = NOTHING
+    cost_detail: str = ""
+    p95: str = NOTHING
+    p95_detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    #: Oldest first, days without usage included.
-    bars: tuple[Bar, ...]
-    #: What the full height stands for, in tokens.
-    top: int
-    width: int
-    height: int
+    measure: Measure
+    #: The drawn ones first.
+    columns: tuple[Column, ...]
+    #: Oldest first, those without requests included.
+    lines: tuple[BucketLine, ...]
 
     @property
-    def used_days(self) -> tuple[Day, ...]:
-        """The days with any request, newest first."""
-        return tuple(bar.day for bar in reversed(self.bars) if bar.day.requests)
-
-    @property
-    def requests(self) -> int:
-        return sum(bar.day.requests for bar in self.bars)
-
-    @property
-    def tokens(self) -> int:
-        return sum(bar.day.tokens for bar in self.bars)
+    def kind(self) -> str:
+        """Sums are bars; how long answers took is no sum."""
+        return "lines" if self.measure is Measure.LATENCY else "bars"
 
 
-def draw(rows: Iterable[UsageDay], today: date) -> Chart:
-    """The last 30 days up to ``today``, with the keys of a day added together."""
-    days = _by_day(rows, today)
-    top = _round_up(max(day.tokens for day in days))
-    bars = []
-    for place, day in enumerate(days):
-        height = max(_LEAST_HEIGHT, CHART_HEIGHT * day.tokens / top) if day.tokens else 0.0
-        bars.append(Bar(day, place * BAR_STEP + (BAR_STEP - _BAR_WIDTH) / 2, round(CHART_HEIGHT - height, 2), _BAR_WIDTH, round(height, 2)))
-    return Chart(tuple(bars), top, SHOWN_DAYS * BAR_STEP, CHART_HEIGHT)
+def last_hours(now: datetime, hours: int = HOURS_OF_A_DAY) -> GetUsageReport:
+    """Whole hours, the present one included."""
+    end = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+    return GetUsageReport(since=end - timedelta(hours=hours), until=end, bucket=Bucket.HOUR)
 
 
-def _by_day(rows: Iterable[UsageDay], today: date) -> list[Day]:
-    requests: dict[date, int] = {}
-    tokens: dict[date, int] = {}
-    for row in rows:
-        requests[row.date] = requests.get(row.date, 0) + row.request_count
-        tokens[row.date] = tokens.get(row.date, 0) + row.tokens_used
-    shown = [today - timedelta(days=ago) for ago in reversed(range(SHOWN_DAYS))]
-    return [Day(day, requests.get(day, 0), tokens.get(day, 0)) for day in shown]
+def last_days(now: datetime, days: int = DAYS_OF_A_MONTH) -> GetUsageReport:
+    """Whole days, today included."""
+    end = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    return GetUsageReport(since=end - timedelta(days=days), until=end)
 
 
-def _round_up(most: int) -> int:
-    """The next 1, 2 or 5 with zeros: a scale that people read at a glance. At least 10."""
-    scale = 10
-    while True:
-        for step in (1, 2, 5):
-            if most <= step * scale:
-                return step * scale
-        scale *= 10
+def of_span(span: Span, now: datetime) -> GetUsageReport:
+    return last_hours(now) if span is Span.DAY else last_days(now)
+
+
+def read_measure(text: str) -> Measure:
+    """A word that is none is the first one: it came by an address that somebody changed."""
+    return Measure(text) if text in set(Measure) else Measure.REQUESTS
+
+
+def read_span(text: str) -> Span:
+    return Span(text) if text in set(Span) else Span.MONTH
+
+
+def draw(report: UsageReport, measure: Measure, bucket: Bucket) -> Chart:
+    rest = [column for other, columns in _COLUMNS.items() if other is not measure for column in columns]
+    return Chart(measure, (*_COLUMNS[measure], *rest), lines(report.buckets, bucket))
+
+
+def lines(buckets: Iterable[UsageBucket], bucket: Bucket) -> tuple[BucketLine, ...]:
+    return tuple(_line(each, bucket) for each in buckets)
+
+
+def plain(line: BucketLine) -> dict[str, str]:
+    """For an event."""
+    return asdict(line)
+
+
+def summed(total: UsageSum) -> SumLine:
+    details = [f"{number(total.errors)} failed"] if total.errors else []
+    details += [f"{number(total.cached)} from the cache"] if total.cached else []
+    return SumLine(
+        is_used=total.requests > 0,
+        requests=number(total.requests),
+        requests_detail=", ".join(details),
+        tokens=number(total.prompt_tokens + total.completion_tokens),
+        tokens_detail=in_and_out(total.prompt_tokens, total.completion_tokens) if total.requests else "",
+        cost=cost(total.cost_micro),
+        cost_detail="credits",
+        p95=latency(total.p95_ms),
+        p95_detail="" if total.p50_ms is None else f"half of them within {latency(total.p50_ms)}",
+    )
+
+
+def _line(piece: UsageBucket, bucket: Bucket) -> BucketLine:
+    at, total = piece.at.astimezone(UTC), piece.sum
+    tokens = total.prompt_tokens + total.completion_tokens
+    return BucketLine(
+        id=at.isoformat(),
+        label=f"{at.day} {at:%b}" if bucket is Bucket.DAY else f"{at:%H:%M}",
+        requests=number(total.requests),
+        requests_value=str(total.requests),
+        failed=number(total.errors),
+        failed_value=str(total.errors),
+        tokens=number(tokens),
+        tokens_value=str(tokens),
+        cost=cost(total.cost_micro),
+        cost_value=amounts.written(total.cost_micro),
+        p50=latency(total.p50_ms),
+        p50_value=_seconds(total.p50_ms),
+        p95=latency(total.p95_ms),
+        p95_value=_seconds(total.p95_ms),
+    )
+
+
+def number(value: int) -> str:
+    return f"{value:,}"
+
+
+def in_and_out(prompt_tokens: int, completion_tokens: int) -> str:
+    return f"{number(prompt_tokens)} in, {number(completion_tokens)} out"
+
+
+def cost(micro: int) -> str:
+    """Credits to read at a glance: two decimals, and for what is less than one as many as it has."""
+    if abs(micro) < amounts.read("1"):
+        return amounts.written(micro)
+    # Half a hundredth up, and not through a float: sums can have more digits than one holds.
+    whole, part = divmod((abs(micro) + 5_000) // 10_000, 100)
+    return f"{'-' if micro < 0 else ''}{whole:,}.{part:02}"
+
+
+def latency(milliseconds: int | None) -> str:
+    """Three digits at most, and minutes for what takes minutes."""
+    if milliseconds is None:
+        return NOTHING
+    if milliseconds < _MILLISECONDS:
+        return f"{milliseconds} ms"
+    seconds = milliseconds / _MILLISECONDS
+    if round(seconds) < _SECONDS_OF_A_MINUTE:
+        return f"{seconds:.1f} s" if round(seconds, 1) < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), _SECONDS_OF_A_MINUTE)
+    return f"{number(minutes)} min {rest} s" if rest else f"{number(minutes)} min"
+
+
+def _seconds(milliseconds: int | None) -> str:
+    return "" if milliseconds is None else amounts.written(milliseconds, 3)

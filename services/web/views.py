@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.web.forms import NewKeyForm
-from services.web.usage_chart import Chart
 from shared import errors
-from shared.api import auth, gateway, ledger
-from shared.types import Credential, ModelName, Tier
+from shared.api import auth, gateway
 
 NOTHING_TYPED = NewKeyForm(name="")
 
@@ -34,25 +32,6 @@ class Quota:
     @property
     def left_percent(self) -> int:
         return 100 * self.left // self.limit if self.limit else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DashboardPage:
-    username: str
-    tier: Tier
-    #: None when the gateway did not answer.
-    quota: Quota | None
-    #: None when the gateway did not answer.
-    account: ledger.Account | None
-    #: None when auth could not read it.
-    chart: Chart | None
-    #: The whole key, on the answer to the registration and never again.
-    new_key: Credential | None
-    #: The account is new, whether or not its first key could be made.
-    welcome: bool
-    address: str
-    #: None when nothing is served.
-    model: ModelName | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,42 +1,123 @@
-"""What a person sees first: what is left, what was used, and the first steps."""
+"""What a person sees first: what was used, what is left, the last requests, and the first steps."""
 
 import asyncio
-from datetime import UTC
+from dataclasses import asdict, dataclass, field
 
 from litestar import get
 from litestar.di import NamedDependency
+from litestar.params import FromQuery
 
-from services.web import usage_chart, views
+from services.web import live, quota_lines, request_lines, usage_chart
+from services.web.quota_lines import CreditsLine, LimitLine
+from services.web.request_lines import RequestLine
+from services.web.usage_chart import BucketLine, Chart, Measure, Span, SumLine
 from services.web.visits import Page, Visit
-from shared.api import auth, gateway
-from shared.types import Credential
+from shared.api import gateway, usage_report
+from shared.api.gateway import UserQuota
+from shared.api.usage_report import LoggedRequests, UsageReport
+from shared.types import Credential, ModelName, Tier
+
+#: Recent requests, with a link to all of them.
+RECENT = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverviewPage:
+    username: str
+    tier: Tier
+    span: Span
+    #: None when the gateway did not answer; so too below.
+    chart: Chart | None
+    sums: SumLine
+    limits: tuple[LimitLine, ...] | None
+    credits: CreditsLine
+    recent: tuple[RequestLine, ...] | None
+    #: What the rows that come later are made from.
+    blank_bucket: BucketLine = field(default_factory=BucketLine)
+    blank_limit: LimitLine = field(default_factory=LimitLine)
+    blank_request: RequestLine = field(default_factory=RequestLine)
+    #: The whole key, on the answer to the registration and never again.
+    new_key: Credential | None
+    #: The account is new, whether or not its first key could be made.
+    welcome: bool
+    address: str
+    #: None when nothing is served.
+    model: ModelName | None
+
+    @property
+    def is_away(self) -> bool:
+        """Nothing of the gateway is there, so that one word says it for all."""
+        return self.chart is None and self.limits is None and self.recent is None
+
+    @property
+    def is_new(self) -> bool:
+        """Has asked for nothing yet."""
+        return self.recent == ()
 
 
 @get("/dashboard")
-async def dashboard(visit: NamedDependency[Visit]) -> Page:
-    return await show(visit)
+async def dashboard(visit: NamedDependency[Visit], span: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
+    return await show_overview(visit, usage_chart.read_span(span), usage_chart.read_measure(show))
 
 
 async def show(visit: Visit, *, new_key: Credential | None = None, welcome: bool = False) -> Page:
+    """For the answer to a registration."""
+    return await show_overview(visit, Span.MONTH, Measure.REQUESTS, new_key=new_key, welcome=welcome)
+
+
+async def show_overview(visit: Visit, span: Span, measure: Measure, *, new_key: Credential | None = None, welcome: bool = False) -> Page:
     """Shows what can be had: a gateway that is down takes the numbers away, not the page."""
-    quota, usage, models = await asyncio.gather(
+    wanted = usage_chart.of_span(span, visit.site.now())
+    report, quota, recent, models = await asyncio.gather(
+        visit.ask(usage_report.get_usage_report, wanted),
         visit.ask(gateway.get_user_quota, gateway.GetUserQuota()),
-        visit.ask(auth.get_user_usage, auth.GetUserUsage()),
+        visit.ask(usage_report.list_requests, usage_report.ListRequests(limit=RECENT)),
         visit.ask(gateway.list_models, gateway.ListModels()),
     )
-    now = visit.site.now()
-    view = views.DashboardPage(
+    view = OverviewPage(
         username=visit.person.user.username,
-        tier=visit.person.user.tier,
-        quota=views.quota(quota, now) if quota else None,
-        account=quota.account if quota else None,
-        chart=usage_chart.draw(usage.days, now.astimezone(UTC).date()) if usage else None,
+        tier=quota.tier if quota else visit.person.user.tier,
+        span=span,
+        chart=usage_chart.draw(report, measure, wanted.bucket) if report else None,
+        sums=usage_chart.summed(report.total) if report else SumLine(),
+        limits=quota_lines.limits(quota) if quota else None,
+        credits=quota_lines.credits(quota.account if quota else None),
+        recent=_newest(recent) if recent else None,
         new_key=new_key,
         welcome=welcome,
         address=visit.address,
-        model=models.models[0].name if models and models.models else None,
+        model=next((model.name for model in models.models if not model.only_embeds), None) if models else None,
     )
     return visit.page("dashboard.html", view, here="dashboard")
+
+
+def report_values(report: UsageReport, wanted: usage_report.GetUsageReport) -> live.Values:
+    """What the numbers and the chart of an open page name."""
+    return asdict(usage_chart.summed(report.total)) | {
+        "is_unused": report.total.requests == 0,
+        "buckets": [usage_chart.plain(line) for line in usage_chart.lines(report.buckets, wanted.bucket)],
+    }
+
+
+def quota_values(quota: UserQuota) -> live.Values:
+    line = quota_lines.credits(quota.account)
+    limits = quota_lines.limits(quota)
+    return {
+        "limits": [quota_lines.plain(each) for each in limits],
+        "no_limits": not limits,
+        "credits": line.left,
+        "credits_detail": line.detail,
+    }
+
+
+def recent_values(recent: LoggedRequests) -> live.Values:
+    newest = _newest(recent)
+    return {"recent": [request_lines.plain(line) for line in newest], "no_recent": not newest}
+
+
+def _newest(recent: LoggedRequests) -> tuple[RequestLine, ...]:
+    # A page of the log is a little longer where its last requests came at one moment.
+    return request_lines.lines(recent.requests[:RECENT])
 
 
 ROUTES = (dashboard,)

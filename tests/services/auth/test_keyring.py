@@ -410,7 +410,9 @@ async def test_ten_thousand_invented_keys_cost_no_statement() -> None:
     database, refused = NoDatabase(), Counter[str]()
     nothing = cast("Any", None)
     store = Store(cast("Database", database))
-    identities = Identities(store, nothing, nothing, LastUsed(store), pepper="p" * 32, count_refusal=lambda why: refused.update([why]))
+    identities = Identities(
+        store, nothing, nothing, LastUsed(store), pepper="p" * 32, count_refusal=lambda why: refused.update([why]), admin_mfa=False
+    )
     good = api_keys.generate()
     for invented in _invented(good, 10_000):
         with pytest.raises(errors.NotAuthenticated):

@@ -17,6 +17,7 @@ from shared.api.method import End, Item, Method, Nothing, Reply, Request, Stream
 from shared.api.usage import UsageDay, UserUsage
 from shared.types import Credential, KeyId, ModelName, Tier, UserId, UserRole
 from tests.services.web.fake_accounts import FakeAccounts
+from tests.services.web.fake_usage import FakeUsage
 
 NO_LIMITS = auth.KeyLimits()
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
@@ -51,7 +52,7 @@ class Account:
     password: str
 
 
-class FakeMesh(FakeAccounts):
+class FakeMesh(FakeUsage, FakeAccounts):
     """Implements services.web.caller.Caller. A test reads ``asked`` and writes the rest."""
 
     def __init__(self) -> None:
@@ -181,11 +182,11 @@ class FakeMesh(FakeAccounts):
         user = self._user(credential)
         limit = LIMITS[user.tier]
         resets_at = NOW + timedelta(minutes=41, seconds=20)
-        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, resets_at, account=self.account)
+        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, resets_at, self.limits, self.account)
 
     def _list_models(self, _request: gateway.ListModels, _: Credential | None) -> gateway.ServedModels:
         models = (gateway.ServedModel(ModelName("smollm2"), self.workers, 2048),) if self.workers else ()
-        return gateway.ServedModels(models)
+        return gateway.ServedModels(models if self.served is None else self.served)
 
     def _get_service_health(self, _request: gateway.GetServiceHealth, _: Credential | None) -> gateway.ServiceHealth:
         models = (ModelName("smollm2"),) if self.workers else ()

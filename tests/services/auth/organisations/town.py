@@ -85,7 +85,9 @@ class Town:
         self.store = Store(self.db)
         self.last_used = LastUsed(self.store)
         nothing = cast("Any", None)
-        self.identities = Identities(self.store, nothing, nothing, self.last_used, pepper=PEPPER, count_refusal=self._count)
+        self.identities = Identities(
+            self.store, nothing, nothing, self.last_used, pepper=PEPPER, count_refusal=self._count, admin_mfa=False
+        )
         self._logins: dict[Credential, Principal] = {}
         self.dispatcher = self.surroundings.dispatcher
         self.dispatcher.gate = Gate(self._identify, lambda method, visitor, principal, error: None)

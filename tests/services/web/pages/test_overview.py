@@ -1,14 +1,14 @@
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from shared import errors
-from shared.api import ledger
-from shared.types import MicroCredits, Tier
+from shared.api import gateway, ledger
+from shared.types import MicroCredits, ModelName, RequestStatus, Tier
 from tests.services.web.browser import Browser, forms_of
-from tests.services.web.fake_mesh import FakeMesh
+from tests.services.web.fake_mesh import NOW, FakeMesh
 
 FEBRUARY = datetime(2027, 2, 1, tzinfo=UTC)
 AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
@@ -36,30 +36,73 @@ async def test_the_landing_page_stands_when_everything_else_is_down(alice: Brows
     assert "The gateway does not answer right now" in page.text
 
 
-async def test_the_dashboard_shows_usage_by_day_and_what_is_left(alice: Browser, mesh: FakeMesh) -> None:
-    mesh.add_usage(0, 3, 1234)
-    mesh.add_usage(5, 2, 766)
-    mesh.used = 40
+async def test_the_overview_shows_usage_by_day_and_what_is_left(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.use(NOW, 3, 1234, cost=1_500_000, p95_ms=840)
+    mesh.use(NOW - timedelta(days=5), 2, 766, failed=1)
+    mesh.limits = (gateway.LimitState("user", "requests_per_hour", 1000, 960, 2480.0),)
     page = await alice.get("/dashboard")
     assert page.status_code == 200
-    assert "960 <small>of 1,000 requests</small>" in page.text
-    assert ">20 Nov 2026</th><td" in page.text
-    assert ">1,234</td>" in page.text
-    assert ">2,000</p>" in page.text
-    assert page.text.count("<rect x=") == 2
-    assert "in 42 min" in page.text
+    assert '<p class="big" data-live="tokens">2,000</p>' in page.text
+    assert '<p class="big" data-live="cost">1.50</p>' in page.text
+    assert '<p class="big" data-live="p95">840 ms</p>' in page.text
+    assert "1 failed" in page.text
+    assert '<strong data-live="left">960</strong>' in page.text
+    assert "full again in 42 min" in page.text
+    assert 'data-live="label" data-live-attr="datetime:id">20 Nov</time></th><td class="n" data-value="3"' in page.text
+    # Thirty days, and the one that new rows are made from.
+    assert page.text.count('data-live="label" data-live-attr="datetime:id"') == 31
     assert "pro tier" in page.text
 
 
-async def test_the_dashboard_shows_the_credits(alice: Browser, mesh: FakeMesh) -> None:
-    assert "Credits left" in (await alice.get("/dashboard")).text
+async def test_a_day_is_shown_by_the_hour(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.use(NOW, 3)
+    mesh.use(NOW - timedelta(days=2), 4)
+    page = await alice.get("/dashboard?span=day")
+    assert '<p class="big" data-live="requests">3</p>' in page.text
+    assert 'data-live-attr="datetime:id">14:00</time></th><td class="n" data-value="3"' in page.text
+    assert 'data-live-source="/live/overview?span=day"' in page.text
+    assert 'href="/dashboard?span=day&amp;show=requests" aria-current="true">24 hours</a>' in page.text
+
+
+@pytest.mark.parametrize(
+    ("show", "kind", "first"), [("tokens", "bars", "Tokens"), ("latency", "lines", "Half within"), ("nope", "bars", "Requests")]
+)
+async def test_each_number_leads_to_its_chart(alice: Browser, mesh: FakeMesh, show: str, kind: str, first: str) -> None:
+    mesh.use(NOW, 3)
+    page = await alice.get(f"/dashboard?show={show}")
+    assert f'<table data-chart="{kind}">' in page.text
+    heads = re.findall(r'<th scope="col" class="n" data-unit="[^"]*">([^<]+)</th>', page.text)
+    assert (heads[0], len(heads)) == (first, 6)
+    assert page.text.count('aria-current="true"') == 2
+
+
+async def test_the_last_ten_requests_with_how_they_ended(alice: Browser, mesh: FakeMesh) -> None:
+    for number in range(12):
+        mesh.log(NOW - timedelta(minutes=number))
+    mesh.log(NOW, RequestStatus.LIMITED, "rate_limited")
+    page = await alice.get("/dashboard")
+    assert page.text.count('<tr role="row" data-id="0') == 10
+    assert "refused by a limit" in page.text
+    assert '<code class="under" data-live="code">rate_limited</code>' in page.text
+    assert 'href="/requests">All requests</a>' in page.text
+
+
+async def test_a_newcomer_has_the_first_steps_before_empty_numbers(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.get("/dashboard")
+    assert page.text.index("First steps") < page.text.index("No requests in the last 30 days") < page.text.index("No requests yet")
+    mesh.log(NOW)
+    page = await alice.get("/dashboard")
+    assert page.text.index("All requests") < page.text.index("First steps")
+    assert 'data-live-show="is_unused" hidden>' in page.text
+
+
+async def test_the_overview_shows_the_credits(alice: Browser, mesh: FakeMesh) -> None:
     mesh.account = ledger.Account(
         MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY
     )
     page = await alice.get("/dashboard")
-    assert ">1,334.25</p>" in page.text
-    assert "100 a month included" in page.text
-    assert ">1 Feb 2027</time>" in page.text
+    assert 'data-live="credits">1,334.25</p>' in page.text
+    assert "100 a month included, renewed on 1 Feb 2027" in page.text
 
 
 async def test_who_has_no_limits_is_shown_none(browser: Browser, mesh: FakeMesh) -> None:
@@ -67,11 +110,24 @@ async def test_who_has_no_limits_is_shown_none(browser: Browser, mesh: FakeMesh)
     mesh.add_account("bob", "correct horse", tier=Tier.ENTERPRISE)
     await browser.sign_in("bob", "correct horse")
     page = await browser.get("/dashboard")
-    assert '<p class="big">no limit</p>' in page.text
-    # Where nothing limits, nothing is counted.
-    assert "Nothing used" not in page.text
-    assert '<p class="big">no bound</p>' in page.text
+    assert 'data-live-show="no_limits">No limits: the enterprise tier has none.' in page.text
+    assert 'data-live="credits">no bound</p>' in page.text
     assert "1,000,000,000" not in page.text
+
+
+async def test_a_model_that_gives_vectors_only_is_no_first_step(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = (gateway.ServedModel(ModelName("vectors"), 1, 512, only_embeds=True), gateway.ServedModel(ModelName("chatty"), 1, 512))
+    page = await alice.get("/dashboard")
+    assert "chatty" in page.text
+    assert "&#34;model&#34;: &#34;vectors&#34;" not in page.text
+
+
+async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.log(NOW, RequestStatus.ERROR, "<img src=x>", model="<script>alert(1)</script>\u202e" + "x" * 200)
+    page = await alice.get("/dashboard")
+    assert "<script>alert" not in page.text
+    assert "<img src=x" not in page.text
+    assert '<bdi data-live="model">&lt;script&gt;alert(1)' in page.text
 
 
 async def test_the_first_steps_name_this_address_and_a_served_model(alice: Browser) -> None:
@@ -91,8 +147,11 @@ async def test_web_calls_with_the_access_token_of_the_person(alice: Browser, mes
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        pytest.param("gateway", "The gateway does not answer right now", id="gateway down"),
-        pytest.param("auth.getUserUsage", "Your usage cannot be read right now", id="usage cannot be read"),
+        pytest.param("gateway", "The gateway does not answer right now,</strong>", id="gateway down"),
+        pytest.param("gateway.getUsageReport", "Your usage cannot be read right now", id="usage cannot be read"),
+        pytest.param("gateway.listRequests", "The request log cannot be read right now", id="log cannot be read"),
+        pytest.param("gateway.getUserQuota", "The gateway does not answer right now. Reload", id="quota cannot be read"),
+        pytest.param("gateway.listModels", "Put a model’s name for MODEL", id="models cannot be read"),
     ],
 )
 async def test_a_part_that_is_down_takes_its_numbers_and_not_the_page(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
@@ -111,7 +170,7 @@ async def test_auth_being_down_is_a_friendly_503(alice: Browser, mesh: FakeMesh)
     assert "See <code>aicli stack status</code>." in page.text
 
 
-@pytest.mark.parametrize("path", ["/dashboard", "/api-keys"])
+@pytest.mark.parametrize("path", ["/dashboard", "/api-keys", "/usage", "/requests", "/models"])
 async def test_personal_pages_lead_to_the_login_and_back(browser: Browser, mesh: FakeMesh, path: str) -> None:
     mesh.add_account("alice", "correct horse")
     refused = await browser.get(path)
@@ -183,10 +242,22 @@ ACCOUNT_PATHS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/", "/login", "/register", "/dashboard", "/api-keys", "/login-link?token=abc", *ACCOUNT_PATHS])
+USAGE_PATHS = (
+    "/dashboard?span=day&show=latency",
+    "/usage",
+    "/usage?days=365&show=cost",
+    "/requests",
+    "/requests?status=error&key=1",
+    "/models",
+)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/login", "/register", "/dashboard", "/api-keys", "/login-link?token=abc", *ACCOUNT_PATHS, *USAGE_PATHS]
+)
 async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(alice: Browser, path: str) -> None:
     text = (await alice.get(path)).text
-    assert text.count("<script") == len(re.findall(r'<script(?: type="module")? src="/static/[^"]+"></script>', text))
+    assert text.count("<script") == len(re.findall(r'<script(?: type="module"| defer)? src="/static/[^"]+"></script>', text))
     assert " style=" not in text
     assert not re.search(r' on\w+="', text)
     for address in re.findall(r'(?:src|href|action)="([^"]*)"', text):
@@ -210,7 +281,8 @@ async def test_a_get_changes_nothing(alice: Browser, mesh: FakeMesh) -> None:
     reading = {
         "auth.resumeSession",
         "auth.listApiKeys",
-        "auth.getUserUsage",
+        "gateway.getUsageReport",
+        "gateway.listRequests",
         "gateway.getUserQuota",
         "gateway.listModels",
         "gateway.getServiceHealth",

@@ -1,0 +1,68 @@
+"""Tables to take along, as CSV (RFC 4180): usage by day, and the request log. Pure."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from datetime import UTC
+
+from shared import amounts
+from shared.api.usage_report import LoggedRequest, UsageBucket
+from shared.types import KeyId
+
+MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
+#: What spreadsheets take for the beginning of a formula. The name of a model or a key is its maker's choice.
+_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+Cell = str | int | None
+
+_USAGE_COLUMNS = (
+    "date", "requests", "failed", "prompt_tokens", "completion_tokens", "cost_credits", "from_cache", "p50_ms", "p95_ms",
+)  # fmt: skip
+_REQUEST_COLUMNS = (
+    "id", "created_at", "key_id", "key_name", "model", "status", "error_code", "prompt_tokens", "completion_tokens", "response_time_ms",
+    "cost_credits", "from_cache", "rating",
+)  # fmt: skip
+
+
+def usage_by_day(buckets: Iterable[UsageBucket]) -> bytes:
+    """The whole table, every day of it, also those without requests."""
+    return _written((_USAGE_COLUMNS, *(_day(bucket) for bucket in buckets)))
+
+
+def request_head() -> bytes:
+    return _written((_REQUEST_COLUMNS,))
+
+
+def request_rows(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, str]) -> bytes:
+    """Behind ``request_head``, as often as there is more."""
+    return _written(_request(request, key_names) for request in requests)
+
+
+def _day(bucket: UsageBucket) -> tuple[Cell, ...]:
+    total = bucket.sum
+    return (
+        bucket.at.astimezone(UTC).date().isoformat(), total.requests, total.errors, total.prompt_tokens, total.completion_tokens,
+        amounts.written(total.cost_micro), total.cached, total.p50_ms, total.p95_ms,
+    )  # fmt: skip
+
+
+def _request(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> tuple[Cell, ...]:
+    key_name = None if request.key_id is None else key_names.get(request.key_id)
+    return (
+        str(request.id), request.created_at.astimezone(UTC).isoformat(), str(request.key_id or ""), key_name, request.model,
+        request.status.value, request.error_code, request.prompt_tokens, request.completion_tokens, request.response_time_ms,
+        amounts.written(request.cost_micro), "yes" if request.cached else "no", request.rating,
+    )  # fmt: skip
+
+
+def _written(rows: Iterable[Iterable[Cell]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows([[_harmless(cell) for cell in row] for row in rows])
+    return text.getvalue().encode()
+
+
+def _harmless(cell: Cell) -> str | int:
+    """A number stays one; a text never becomes a formula."""
+    if cell is None:
+        return ""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_BEGINS_FORMULA) else cell

@@ -1,0 +1,73 @@
+"""The overview while somebody looks at it: its numbers again whenever they change."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+from litestar import get
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+from litestar.response import Stream
+
+from services.web import live, usage_chart
+from services.web.pages import overview
+from services.web.usage_chart import Span
+from services.web.visits import PAGE_CALL_SECONDS, Visit
+from shared.api import gateway, usage_report
+from shared.types import RequestId
+
+#: A report sorts every request of its time by how long it took, so it is not asked for at every turn: sooner where there are new
+#: requests, later where there are none, because then only its hours go by.
+SOONEST_SECONDS, LATEST_SECONDS = 10.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LastReport:
+    """The report that a page shows."""
+
+    at: datetime
+    #: The newest request of the log then; None where there was none.
+    newest: RequestId | None
+
+
+def is_due(last: LastReport | None, newest: RequestId | None, now: datetime) -> bool:
+    """Whether a report that is asked for now would say something new that is worth it."""
+    if last is None:
+        return True
+    age = (now - last.at).total_seconds()
+    return age >= (LATEST_SECONDS if newest == last.newest else SOONEST_SECONDS)
+
+
+class Following:
+    """What one open overview shows, read turn by turn."""
+
+    def __init__(self, visit: Visit, span: Span) -> None:
+        self._visit = visit
+        self._span = span
+        self._last: LastReport | None = None
+        self._report: live.Values = {}
+
+    async def read(self) -> live.Values:
+        """Raises PeerError where the gateway is away."""
+        visit = self._visit
+        quota, recent = await asyncio.gather(
+            visit.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=PAGE_CALL_SECONDS),
+            visit.call(usage_report.list_requests, usage_report.ListRequests(limit=overview.RECENT), deadline_seconds=PAGE_CALL_SECONDS),
+        )
+        now = visit.site.now()
+        newest = recent.requests[0].id if recent.requests else None
+        if is_due(self._last, newest, now):
+            wanted = usage_chart.of_span(self._span, now)
+            report = await visit.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
+            self._report = overview.report_values(report, wanted)
+            self._last = LastReport(now, newest)
+        return self._report | overview.quota_values(quota) | overview.recent_values(recent) | {"connection": ""}
+
+
+@get("/live/overview")
+async def follow_overview(visit: NamedDependency[Visit], span: FromQuery[str] = "") -> Stream:
+    following = Following(visit, usage_chart.read_span(span))
+    return live.answer(visit.site.followers, str(visit.person.user.id), following.read)
+
+
+ROUTES = (follow_overview,)

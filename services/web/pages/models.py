@@ -1,0 +1,141 @@
+"""The models that are served, where and at what price; and orders to workers, for who may give them."""
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import model_lines, problems, rendering
+from services.web.model_lines import ModelLine
+from services.web.visits import Page, Visit
+from shared import access, errors
+from shared.access import Permission
+from shared.api import gateway, ledger
+from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
+from shared.types import ModelName, NodeId
+
+#: A large model takes minutes from a slow disk; who waits longer looks at the page again later.
+ORDER_SECONDS = 120.0
+
+
+class Act(StrEnum):
+    LOAD = "load"
+    PIN = "pin"
+    UNPIN = "unpin"
+    UNLOAD = "unload"
+
+
+#: The words that a redirect may bring.
+_DONE = {
+    Act.LOAD: "The model is in memory.",
+    Act.PIN: "The model is in memory, and stays there.",
+    Act.UNPIN: "The model is in memory, and makes room for others when they are asked for.",
+    Act.UNLOAD: "The memory of the model is free again.",
+}
+
+
+class OrderForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: str
+    act: str
+    #: Empty for the least busy one, or to unload for all.
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A worker that did not do what it was told."""
+
+    short: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsPage:
+    models: tuple[ModelLine, ...]
+    may_order: bool
+    #: Whether the gateway said where they are; and what they cost.
+    has_places: bool
+    has_prices: bool
+    #: On the answer to an order that not all workers obeyed.
+    refusals: tuple[Refusal, ...] = ()
+    problem: errors.AimeshError | None = None
+
+
+@get("/models")
+async def show_models(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
+    notice = rendering.Notice(_DONE[Act(done)]) if done in set(Act) else None
+    return await _page(visit, notice=notice)
+
+
+@post("/models/orders")
+async def order(visit: NamedDependency[Visit]) -> Page:
+    """Whether the person may, the gateway decides."""
+    form = await visit.read_form(OrderForm)
+    try:
+        act, places = await _give(visit, form)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.DeadlineExceeded:
+        hint = "it may go on: look at this page again in a minute"
+        return await _page(visit, problem=errors.DeadlineExceeded(f"no worker was done within {ORDER_SECONDS:.0f} s", hint=hint))
+    except (errors.CallerError, errors.PeerError) as error:
+        return await _page(visit, problem=error)
+    refusals = tuple(Refusal(place.worker[: model_lines.SHOWN_OF_ID], place.detail) for place in places if not place.state)
+    if refusals:
+        return await _page(visit, refusals=refusals)
+    return visit.redirect(f"/models?done={act}")
+
+
+async def _give(visit: Visit, form: OrderForm) -> tuple[Act, tuple[ModelPlace, ...]]:
+    """Raises BadRequest for an order that no button gives, and what the gateway raises."""
+    if form.act not in set(Act):
+        raise errors.BadRequest("this is no order for a worker", hint="open the page Models again and press a button there")
+    act = Act(form.act)
+    model, worker = ModelName(form.model), NodeId(form.worker) if form.worker else None
+    if act is Act.UNLOAD:
+        unloaded = await visit.call(gateway.unload_model, UnloadOnWorkers(model, worker), deadline_seconds=ORDER_SECONDS)
+        return act, unloaded.places
+    pin = {Act.LOAD: None, Act.PIN: True, Act.UNPIN: False}[act]
+    loaded = await visit.call(gateway.load_model, LoadOnWorker(model, worker, pin), deadline_seconds=ORDER_SECONDS)
+    return act, loaded.places
+
+
+async def _page(
+    visit: Visit,
+    *,
+    notice: rendering.Notice | None = None,
+    refusals: tuple[Refusal, ...] = (),
+    problem: errors.AimeshError | None = None,
+) -> Page:
+    served, nodes, prices = await asyncio.gather(
+        _served(visit), visit.ask(gateway.list_nodes, gateway.ListNodes()), visit.ask(ledger.list_prices, ledger.ListPrices())
+    )
+    if not isinstance(served, gateway.ServedModels):
+        problem, served = problem or served, gateway.ServedModels(())
+    may_order = bool(access.permissions_of(visit.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
+    view = ModelsPage(
+        models=model_lines.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
+        may_order=may_order,
+        has_places=nodes is not None,
+        has_prices=prices is not None,
+        refusals=refusals,
+        problem=problem,
+    )
+    status = HTTPStatus.OK if problem is None else problems.status(problem)
+    return visit.page("models.html", view, here="models", status=status, notice=notice)
+
+
+async def _served(visit: Visit) -> gateway.ServedModels | errors.PeerError:
+    """Or why there is no list."""
+    try:
+        return await visit.call(gateway.list_models, gateway.ListModels())
+    except errors.PeerError as error:
+        return error
+
+
+ROUTES = (show_models, order)

@@ -1,0 +1,155 @@
+"""What was used: by day, by model and by key; and the days as a table to take along."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from http import HTTPStatus
+from urllib.parse import urlencode
+
+from litestar import Response, get
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import csv_tables, request_lines, usage_chart
+from services.web.usage_chart import Chart, Measure, SumLine
+from services.web.visits import Page, Visit
+from shared import errors
+from shared.api import auth, usage_report
+from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageReport
+from shared.types import KeyId
+
+#: How many days the page can be about; the first is what it begins with.
+DAYS = (30, 90, 365)
+#: A year of a busy tenant takes the gateway a while.
+REPORT_SECONDS = 10.0
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLine:
+    of: UsageOfModel
+    sums: SumLine
+    #: Its requests in the log.
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLine:
+    name: str
+    sums: SumLine
+    #: Its requests in the log; empty for what came with a login, which the log cannot be asked for.
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsagePage:
+    days: int
+    choices: tuple[int, ...] = DAYS
+    #: None when the gateway did not answer; models and keys are empty then.
+    chart: Chart | None
+    sums: SumLine
+    models: tuple[ModelLine, ...]
+    keys: tuple[KeyLine, ...]
+    #: The first and the last day, as the fields of the download begin with.
+    since: str
+    until: str
+    problem: errors.AimeshError | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.models and not self.keys
+
+
+@get("/usage")
+async def show_usage(visit: NamedDependency[Visit], days: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
+    return await _page(visit, days=_read_days(days), measure=usage_chart.read_measure(show))
+
+
+@get("/usage.csv")
+async def download_usage(visit: NamedDependency[Visit], since: FromQuery[str] = "", until: FromQuery[str] = "") -> Page:
+    today = visit.site.now().astimezone(UTC).date()
+    try:
+        last = _read_day(until, "until") or today
+        first = _read_day(since, "since") or last - (DAYS[0] - 1) * _DAY
+        report = await visit.call(usage_report.get_usage_report, _asked_for(first, last), deadline_seconds=REPORT_SECONDS)
+    except errors.BadRequest as error:
+        return await _page(visit, days=DAYS[0], measure=Measure.REQUESTS, typed=(since, until), problem=error)
+    name = f"aimesh-usage-{first}-{last}.csv"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(csv_tables.usage_by_day(report.buckets), media_type=csv_tables.MEDIA_TYPE, headers=headers)
+
+
+async def _page(
+    visit: Visit, *, days: int, measure: Measure, typed: tuple[str, str] | None = None, problem: errors.CallerError | None = None
+) -> Page:
+    wanted = usage_chart.last_days(visit.site.now(), days)
+    report, keys = await asyncio.gather(
+        visit.ask(usage_report.get_usage_report, wanted, deadline_seconds=REPORT_SECONDS),
+        visit.ask(auth.list_api_keys, auth.ListApiKeys()),
+    )
+    names = {key.id: key.name for key in keys.keys} if keys else {}
+    since, until = typed or (wanted.since.date().isoformat(), (wanted.until - _DAY).date().isoformat())
+    view = UsagePage(
+        days=days,
+        chart=usage_chart.draw(report, measure, wanted.bucket) if report else None,
+        sums=usage_chart.summed(report.total) if report else SumLine(),
+        models=model_lines(report) if report else (),
+        keys=key_lines(report, names) if report else (),
+        since=since,
+        until=until,
+        problem=problem,
+    )
+    return visit.page("usage.html", view, here="usage", status=HTTPStatus.OK if problem is None else problem.status)
+
+
+def model_lines(report: UsageReport) -> tuple[ModelLine, ...]:
+    """The most used first."""
+    ordered = sorted(report.models, key=lambda each: (-each.sum.requests, each.model))
+    return tuple(ModelLine(each, usage_chart.summed(each.sum), "/requests?" + urlencode({"model": each.model})) for each in ordered)
+
+
+def key_lines(report: UsageReport, names: Mapping[KeyId, str]) -> tuple[KeyLine, ...]:
+    """The most used first."""
+    ordered = sorted(report.keys, key=lambda each: (-each.sum.requests, str(each.key_id)))
+    return tuple(_key_line(each, names) for each in ordered)
+
+
+def _key_line(each: UsageOfKey, names: Mapping[KeyId, str]) -> KeyLine:
+    log = "" if each.key_id is None else "/requests?" + urlencode({"key": str(each.key_id)})
+    return KeyLine(request_lines.key_name(each.key_id, names), usage_chart.summed(each.sum), log)
+
+
+def _read_days(text: str) -> int:
+    """A number that is no choice is the first one: it came by an address that somebody changed."""
+    return next((days for days in DAYS if text == str(days)), DAYS[0])
+
+
+def _read_day(text: str, what: str) -> date | None:
+    """Raises BadRequest."""
+    if not text.strip():
+        return None
+    try:
+        return date.fromisoformat(text.strip())
+    except ValueError:
+        raise errors.BadRequest(f"{what}: not a day such as 2026-02-01", hint="choose both days again") from None
+
+
+def _asked_for(first: date, last: date) -> GetUsageReport:
+    """Both days included. Raises BadRequest."""
+    days = (last - first).days + 1
+    if days < 1:
+        raise errors.BadRequest("the first day is behind the last", hint="choose both days again")
+    if days > usage_report.MOST_BUCKETS:
+        raise errors.BadRequest(f"that is {days} days; a table has {usage_report.MOST_BUCKETS} at most", hint="download it in pieces")
+    try:
+        return GetUsageReport(since=_midnight(first), until=_midnight(last) + _DAY)
+    except OverflowError:
+        raise errors.BadRequest("until: no calendar goes that far", hint="choose both days again") from None
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
+
+
+ROUTES = (show_usage, download_usage)

@@ -1,0 +1,185 @@
+import msgspec
+import pytest
+
+from shared import errors
+from shared.api import gateway, ledger
+from shared.types import MicroCredits, ModelName, NodeId, UserRole
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.fake_mesh import Account, FakeMesh
+
+AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
+ORDERS = "/models/orders"
+
+
+async def sign_in(mesh: FakeMesh, browser: Browser, role: UserRole) -> Browser:
+    user = msgspec.structs.replace(mesh.add_account("alice", "correct horse"), role=role)
+    mesh.accounts["alice"] = Account(user, "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    mesh.asked.clear()
+    return browser
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    """A user."""
+    return await sign_in(mesh, browser, UserRole.USER)
+
+
+@pytest.fixture
+async def dana(mesh: FakeMesh, browser: Browser) -> Browser:
+    """A developer, in a mesh with one worker."""
+    mesh.add_worker("UWORKER1", "smollm2")
+    return await sign_in(mesh, browser, UserRole.DEVELOPER)
+
+
+def orders(mesh: FakeMesh) -> list[msgspec.Struct]:
+    return [each.request for each in mesh.asked if each.method in ("gateway.loadModel", "gateway.unloadModel")]
+
+
+async def test_what_is_served_where_and_at_what_price(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = (gateway.ServedModel(ModelName("smollm2"), 1, 32_768, aliases=("small", "gpt-3.5-turbo")),)
+    mesh.add_worker("UWORKER1AAAA", "smollm2", labels={"room": "3"})
+    mesh.add_worker("UWORKER2AAAA", "smollm2", "unserved", why_not="its clock is off")
+    mesh.prices = [ledger.ModelPrice(None, MicroCredits(100_000), MicroCredits(200_000), MicroCredits(100))]
+    page = await alice.get("/models")
+    assert page.status_code == 200
+    for text in (
+        "<bdi>smollm2</bdi>", "also small, gpt-3.5-turbo", "32,768", "1 of 2", "UWORKER1A", "room=3", "1 of 4 busy, 2 wait",
+        "its clock is off", ">0.1</td>", "0.2<span", "and 0.0001 a request", 'href="/playground?model=smollm2"',
+    ):  # fmt: skip
+        assert text in page.text, text
+    # What nobody serves is no concern of somebody who cannot load it, and so are orders.
+    assert "unserved" not in page.text
+    assert ORDERS not in forms_of(page)
+
+
+async def test_a_model_without_a_price_is_free_and_one_for_vectors_is_not_tried(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = (gateway.ServedModel(ModelName("vectors"), 1, 512, only_embeds=True),)
+    page = await alice.get("/models")
+    assert page.text.count(">free</td>") == 2
+    assert "vectors only" in page.text
+    assert "/playground?model" not in page.text
+
+
+@pytest.mark.parametrize(("role", "said"), [(UserRole.USER, "ask an administrator of this mesh"), (UserRole.ADMIN, "make a ticket")])
+async def test_no_models_yet_says_what_to_do(mesh: FakeMesh, browser: Browser, role: UserRole, said: str) -> None:
+    mesh.workers = 0
+    page = await (await sign_in(mesh, browser, role)).get("/models")
+    assert page.status_code == 200
+    assert said in page.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "status", "said"),
+    [
+        ("gateway.listModels", 503, "See <code>aicli stack status</code>."),
+        ("gateway.listNodes", 200, "Where they run cannot be read right now."),
+        ("gateway.listPrices", 200, "Prices cannot be read right now."),
+        ("gateway", 503, "No node of that role is alive."),
+    ],
+)
+async def test_a_part_that_is_away_takes_its_part(alice: Browser, mesh: FakeMesh, broken: str, status: int, said: str) -> None:
+    mesh.broken[broken] = AWAY
+    page = await alice.get("/models")
+    assert page.status_code == status
+    assert said in page.text
+    assert "No model is served right now" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("act", "worker", "order", "said"),
+    [
+        ("load", "", gateway.LoadOnWorker(ModelName("smollm2")), "The model is in memory."),
+        ("pin", "UWORKER1", gateway.LoadOnWorker(ModelName("smollm2"), NodeId("UWORKER1"), True), "and stays there"),
+        ("unpin", "", gateway.LoadOnWorker(ModelName("smollm2"), None, False), "makes room for others"),
+        ("unload", "", gateway.UnloadOnWorkers(ModelName("smollm2")), "is free again"),
+        ("unload", "UWORKER1", gateway.UnloadOnWorkers(ModelName("smollm2"), NodeId("UWORKER1")), "is free again"),
+    ],
+)
+async def test_a_developer_gives_orders(dana: Browser, mesh: FakeMesh, act: str, worker: str, order: msgspec.Struct, said: str) -> None:
+    answer = await dana.submit(await dana.get("/models"), ORDERS, act=act, worker=worker)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/models?done={act}")
+    assert orders(mesh) == [order]
+    assert said in (await dana.get(f"/models?done={act}")).text
+
+
+async def test_what_nobody_serves_can_be_loaded_by_who_may(dana: Browser, mesh: FakeMesh) -> None:
+    mesh.add_worker("UWORKER2", "big")
+    page = await dana.get("/models")
+    assert "<bdi>big</bdi>" in page.text
+    assert "not ready" in page.text
+
+
+async def test_who_may_not_is_refused_by_the_gateway(alice: Browser, mesh: FakeMesh) -> None:
+    token = forms_of(await alice.get("/models"))["/logout"]["token"]
+    answer = await alice.client.post(
+        ORDERS, data={"token": token, "model": "smollm2", "act": "load"}, headers={"Sec-Fetch-Site": "same-origin"}
+    )
+    assert answer.status_code == 403
+    assert "Ask an administrator of this mesh to do it." in answer.text
+
+
+async def test_a_worker_that_did_not_obey_is_named_with_its_reason(dana: Browser, mesh: FakeMesh) -> None:
+    mesh.places = (
+        gateway.ModelPlace(NodeId("UWORKER1"), ModelName("smollm2"), "unloaded", ""),
+        gateway.ModelPlace(NodeId("UWORKER2AAAA"), ModelName("smollm2"), "", "<b>it answers right now"),
+    )
+    answer = await dana.submit(await dana.get("/models"), ORDERS, act="unload")
+    assert answer.status_code == 200
+    assert "Not every worker did it." in answer.text
+    assert "<code>UWORKER2A</code> &lt;b&gt;it answers right now." in answer.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (errors.DeadlineExceeded("no answer"), 504, "Look at this page again in a minute."),
+        (errors.Unavailable("the memory is full", hint="unload another model"), 503, "Unload another model."),
+    ],
+)
+async def test_an_order_that_fails_says_what_to_do(
+    dana: Browser, mesh: FakeMesh, error: errors.AimeshError, status: int, said: str
+) -> None:
+    page = await dana.get("/models")
+    mesh.broken["gateway.loadModel"] = error
+    answer = await dana.submit(page, ORDERS, act="load")
+    assert answer.status_code == status
+    assert said in answer.text
+    assert "<bdi>smollm2</bdi>" in answer.text
+
+
+@pytest.mark.parametrize("typed", [{"act": "explode"}, {"act": "load", "model": "nope"}, {"act": "load", "extra": "1"}, {"act": ""}])
+async def test_an_order_that_no_button_gives_is_refused(dana: Browser, mesh: FakeMesh, typed: dict[str, str]) -> None:
+    answer = await dana.submit(await dana.get("/models"), ORDERS, **typed)
+    assert answer.status_code in (400, 404)
+
+
+async def test_an_order_from_elsewhere_changes_nothing(dana: Browser, mesh: FakeMesh) -> None:
+    page = await dana.get("/models")
+    assert (await dana.submit(page, ORDERS, {"Sec-Fetch-Site": "cross-site"}, act="unload")).status_code == 403
+    assert (await dana.submit(page, ORDERS, token="forged", act="unload")).status_code == 403
+    assert orders(mesh) == []
+
+
+async def test_a_login_that_is_too_old_is_confirmed_first(dana: Browser, mesh: FakeMesh) -> None:
+    page = await dana.get("/models")
+    mesh.broken["gateway.unloadModel"] = errors.ConfirmationNeeded("confirm that it is you", hint="with your password")
+    asked = await dana.submit(page, ORDERS, act="unload")
+    assert asked.status_code == 403
+    assert forms_of(asked)[ORDERS] | {"token": ""} == {
+        "token": "", "model": "smollm2", "act": "unload", "confirm_password": "", "confirm_code": "",
+    }  # fmt: skip
+
+
+async def test_hostile_names_are_texts(dana: Browser, mesh: FakeMesh) -> None:
+    name = '"><script>alert(1)</script>\u202e' + "x" * 200
+    mesh.served = (gateway.ServedModel(ModelName(name), 1, 512, aliases=(name,)),)
+    mesh.add_worker("U<b>", name, why_not="<img src=x>", labels={"room": "<i>"})
+    page = await dana.get("/models")
+    for bad in ("<script>alert", "<img src=x", "<b>", "<i>"):
+        assert bad not in page.text
+    assert 'href="/playground?model=%22%3E%3Cscript%3E' in page.text
+
+
+async def test_a_word_that_no_redirect_brings_says_nothing(alice: Browser) -> None:
+    assert 'role="status"><p>' not in (await alice.get("/models?done=<b>pwned</b>")).text

@@ -1,0 +1,188 @@
+import csv
+import io
+import re
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from services.web.pages import requests
+from shared import errors
+from shared.api.usage_report import ListRequests
+from shared.types import RequestStatus
+from tests.services.web.browser import Browser
+from tests.services.web.fake_mesh import NOW, FakeMesh
+from tests.services.web.fake_usage import key_of
+
+AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    """A browser in which alice is signed in."""
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    mesh.asked.clear()
+    return browser
+
+
+def ids(page: httpx.Response) -> list[int]:
+    """Of the rows, as the numbers that the fake mesh gave them."""
+    return [int(found.replace("-", ""), 16) for found in re.findall(r'<code class="under id">([0-9a-f-]{36})</code>', page.text)]
+
+
+def rows(answer: httpx.Response) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(answer.text, newline="")))
+
+
+def asked(mesh: FakeMesh) -> ListRequests:
+    (found,) = [each.request for each in mesh.asked if isinstance(each.request, ListRequests)]
+    return found
+
+
+async def test_each_request_says_how_it_ended_and_what_to_do(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    mesh.log(NOW - timedelta(minutes=1), key_id=key.id, rating=1, cached=True)
+    mesh.log(NOW, RequestStatus.LIMITED, "rate_limited")
+    page = await alice.get("/requests")
+    assert page.status_code == 200
+    assert ids(page) == [2, 1]
+    for text in (
+        "20 Nov 2026, 14:04:00", '<bdi class="under two-lines">laptop</bdi>', "signed in", "from the cache", "1,200 in, 34 out", "1.2 s",
+        'data-state="good">good</span>', "refused by a limit", "<summary><code>rate_limited</code></summary>",
+        "<code>retry_after_seconds</code> says when there is room again.", "<strong>Wait as long as Retry-After says",
+    ):  # fmt: skip
+        assert text in page.text, text
+    assert "Prompts and answers are not here" in page.text
+
+
+async def test_no_requests_yet_leads_to_the_playground(alice: Browser) -> None:
+    page = await alice.get("/requests")
+    assert 'No requests yet. Try a model in the <a href="/playground">' in page.text
+    assert "<table" not in page.text
+
+
+async def test_filters_are_asked_for_and_stay_typed(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    mesh.log(NOW, RequestStatus.ERROR, "worker_lost", model="big", key_id=key.id)
+    mesh.log(NOW, RequestStatus.ERROR, "worker_lost", model="other", key_id=key.id)
+    page = await alice.get(f"/requests?status=error&model=big&key={key.id}")
+    assert ids(page) == [1]
+    assert (asked(mesh).status, asked(mesh).model, asked(mesh).key_id) == (RequestStatus.ERROR, "big", key.id)
+    assert '<option value="error" selected>' in page.text
+    assert 'name="model" value="big"' in page.text
+    assert f'<option value="{key.id}" selected>laptop</option>' in page.text
+    assert f'href="/requests.csv?status=error&amp;model=big&amp;key={key.id}">Download these' in page.text
+
+
+async def test_where_no_request_fits_all_can_be_shown(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.log(NOW)
+    page = await alice.get("/requests?status=timeout")
+    assert 'No request fits. <a href="/requests">Show all</a>' in page.text
+
+
+async def test_the_log_goes_on_page_by_page_with_its_filters(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "ROWS_OF_A_PAGE", 2)
+    for number in range(5):
+        mesh.log(NOW - timedelta(minutes=number), model="big")
+    page = await alice.get("/requests?model=big")
+    assert ids(page) == [1, 2]
+    seen = []
+    while older := re.search(r'<a href="([^"]+)" rel="next">Older</a>', page.text):
+        page = await alice.get(older[1].replace("&amp;", "&"))
+        seen.append(ids(page))
+        assert '<a href="/requests?model=big">Newest</a>' in page.text
+    assert seen == [[3, 4], [5]]
+
+
+async def test_behind_the_last_page_there_is_a_way_back(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.get("/requests?before=2020-01-01T00:00:00%2B00:00")
+    assert "There are no older requests." in page.text
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("status=nope", "Status: not one of those that there are."),
+        ("status=%3Cscript%3E", "Status: not one of those that there are."),
+        ("key=laptop", "Key: not the id of a key."),
+        ("before=soon", "Before: not a moment."),
+        ("before=" + "9" * 300, "Before: not a moment."),
+    ],
+)
+async def test_filters_that_are_none_are_said_and_kept(alice: Browser, mesh: FakeMesh, query: str, said: str) -> None:
+    page = await alice.get(f"/requests?{query}")
+    assert page.status_code == 400
+    assert said in page.text
+    assert "<script>" not in page.text
+    assert "gateway.listRequests" not in mesh.names_asked()
+    assert "No requests yet" not in page.text
+
+
+@pytest.mark.parametrize("query", ["model=%00", "model=%ff%fe", "model=" + "x" * 3000, "before=2026-11-20", "model=a&model=b"])
+async def test_odd_queries_are_answered(alice: Browser, query: str) -> None:
+    assert (await alice.get(f"/requests?{query}")).status_code in (200, 400)
+
+
+async def test_without_the_gateway_the_page_says_what_to_do(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway"] = AWAY
+    page = await alice.get("/requests")
+    assert page.status_code == 503
+    assert "See <code>aicli stack status</code>." in page.text
+    assert 'name="status"' in page.text
+
+
+async def test_without_auth_the_keys_have_no_names(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.log(NOW, key_id=key_of(5))
+    mesh.broken["auth.listApiKeys"] = AWAY
+    page = await alice.get("/requests")
+    assert page.status_code == 200
+    assert "another key (00000000)" in page.text
+
+
+async def test_a_key_that_is_gone_can_still_be_chosen(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.get(f"/requests?key={key_of(5)}")
+    assert f'<option value="{key_of(5)}" selected>another key</option>' in page.text
+
+
+async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
+    name = '<script>alert(1)</script>"\u202e' + "x" * 200
+    key = mesh.add_key(mesh.accounts["alice"].user, name)
+    mesh.log(NOW, RequestStatus.ERROR, "<img src=x>", model=name, key_id=key.id)
+    page = await alice.client.get("/requests", params={"model": name[:60]})
+    assert "<script>alert" not in page.text
+    page = await alice.get("/requests")
+    assert "<script>alert" not in page.text
+    assert "<img src=x" not in page.text
+    assert "<bdi>&lt;script&gt;alert(1)" in page.text
+
+
+async def test_the_log_comes_as_a_table_with_the_same_filters(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "=cmd")
+    mesh.log(NOW - timedelta(minutes=2), key_id=key.id, rating=-1)
+    mesh.log(NOW - timedelta(minutes=1), RequestStatus.ERROR, "worker_lost")
+    mesh.log(NOW, model="other")
+    answer = await alice.get("/requests.csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-requests-2026-11-20.csv"'
+    found = rows(answer)
+    assert [row["model"] for row in found] == ["smollm2", "smollm2", "other"]
+    assert (found[0]["key_name"], found[0]["rating"], found[0]["cost_credits"]) == ("'=cmd", "-1", "0.0015")
+    assert [row["error_code"] for row in rows(await alice.get("/requests.csv?status=error"))] == ["worker_lost"]
+    assert [row["model"] for row in rows(await alice.get("/requests.csv?model=other"))] == ["other"]
+    assert [row["key_id"] for row in rows(await alice.get(f"/requests.csv?key={key.id}"))] == [str(key.id)]
+
+
+async def test_a_table_of_nothing_has_its_head(alice: Browser) -> None:
+    answer = await alice.get("/requests.csv")
+    assert answer.text.startswith("id,created_at,key_id,key_name,model,status")
+    assert rows(answer) == []
+
+
+@pytest.mark.parametrize(("query", "status"), [("", 503), ("?status=nope", 400)])
+async def test_a_table_that_cannot_be_had_is_a_page_that_says_why(alice: Browser, mesh: FakeMesh, query: str, status: int) -> None:
+    mesh.broken["gateway"] = AWAY
+    answer = await alice.get(f"/requests.csv{query}")
+    assert answer.status_code == status
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "content-disposition" not in answer.headers

@@ -1,0 +1,144 @@
+import csv
+import io
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from shared import errors
+from shared.api import usage_report
+from shared.api.usage_report import UsageOfKey, UsageOfModel, UsageSum
+from shared.types import MicroCredits, ModelName
+from tests.services.web.browser import Browser
+from tests.services.web.fake_mesh import NOW, FakeMesh
+from tests.services.web.fake_usage import key_of
+
+AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
+SUM = UsageSum(1200, 7, 4000, 500, MicroCredits(2_500_000), 9, 400, 840)
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    """A browser in which alice is signed in."""
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    mesh.asked.clear()
+    return browser
+
+
+def reports_asked(mesh: FakeMesh) -> list[usage_report.GetUsageReport]:
+    return [asked.request for asked in mesh.asked if isinstance(asked.request, usage_report.GetUsageReport)]
+
+
+def rows(answer: httpx.Response) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(answer.text, newline="")))
+
+
+async def test_usage_by_day_by_model_and_by_key(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.use(NOW, 1200, 4500, cost=2_500_000, p95_ms=840, failed=7)
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    mesh.used_models = (UsageOfModel(ModelName("rare"), UsageSum(1)), UsageOfModel(ModelName("smollm2"), SUM, up=3, down=1))
+    mesh.used_keys = (UsageOfKey(None, UsageSum(2)), UsageOfKey(key.id, SUM), UsageOfKey(key_of(5), UsageSum(1)))
+    page = await alice.get("/usage")
+    assert page.status_code == 200
+    assert ">1,200</p>" in page.text
+    assert "7 failed, 9 from the cache" in page.text
+    assert "3 up, 1 down" in page.text
+    assert page.text.index("<bdi>smollm2</bdi>") < page.text.index("<bdi>rare</bdi>")
+    assert f'href="/requests?key={key.id}"><bdi>laptop</bdi>' in page.text
+    assert 'href="/requests?model=smollm2"><bdi>smollm2</bdi>' in page.text
+    assert "<bdi>signed in</bdi>" in page.text
+    assert "<bdi>another key (00000000)</bdi>" in page.text
+    assert page.text.count('<tr data-id="2026-') == 30
+
+
+@pytest.mark.parametrize(
+    ("days", "shown"), [("30", 30), ("90", 90), ("365", 365), ("31", 30), ("", 30), ("-1", 30), ("٣٠", 30), ("x" * 300, 30)]
+)
+async def test_as_many_days_as_were_chosen(alice: Browser, mesh: FakeMesh, days: str, shown: int) -> None:
+    mesh.use(NOW, 1)
+    page = await alice.client.get("/usage", params={"days": days})
+    assert page.text.count('<tr data-id="202') == shown
+    assert f'aria-current="true">{shown} days</a>' in page.text
+    (asked,) = reports_asked(mesh)
+    assert asked.until - asked.since == timedelta(days=shown)
+
+
+async def test_who_has_used_nothing_is_led_to_the_playground(alice: Browser) -> None:
+    page = await alice.get("/usage")
+    assert 'No requests in the last 30 days. Try a model in the <a href="/playground">' in page.text
+    assert "<table" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [("gateway", "Your usage cannot be read right now."), ("auth.listApiKeys", "another key (00000000)")],
+)
+async def test_a_part_that_is_away_takes_its_part_and_not_the_page(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
+    mesh.use(NOW, 1)
+    mesh.used_keys = (UsageOfKey(key_of(5), SUM),)
+    mesh.broken[broken] = AWAY
+    page = await alice.get("/usage")
+    assert page.status_code == 200
+    assert said in page.text
+    assert 'action="/usage.csv"' in page.text
+
+
+async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.use(NOW, 1)
+    name = '<script>alert(1)</script>"&\u202e' + "x" * 200
+    key = mesh.add_key(mesh.accounts["alice"].user, name)
+    mesh.used_models = (UsageOfModel(ModelName(name), SUM),)
+    mesh.used_keys = (UsageOfKey(key.id, SUM),)
+    page = await alice.get("/usage")
+    assert "<script>alert" not in page.text
+    assert page.text.count("<bdi>&lt;script&gt;alert(1)") == 2
+    assert 'href="/requests?model=%3Cscript%3Ealert' in page.text
+
+
+async def test_the_days_come_as_a_table(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.use(NOW, 3, 70, cost=1_500_000, p95_ms=840, failed=1)
+    answer = await alice.get("/usage.csv?since=2026-11-18&until=2026-11-20")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-usage-2026-11-18-2026-11-20.csv"'
+    found = rows(answer)
+    assert [row["date"] for row in found] == ["2026-11-18", "2026-11-19", "2026-11-20"]
+    assert (found[2]["requests"], found[2]["cost_credits"], found[2]["p95_ms"], found[0]["requests"]) == ("3", "1.5", "840", "0")
+
+
+async def test_without_days_it_is_the_last_thirty(alice: Browser) -> None:
+    found = rows(await alice.get("/usage.csv"))
+    assert (found[0]["date"], found[-1]["date"], len(found)) == ("2026-10-22", "2026-11-20", 30)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("since=yesterday", "Since: not a day such as 2026-02-01."),
+        ("since=2026-11-20&until=2026-11-19", "The first day is behind the last."),
+        ("since=2020-01-01&until=2026-11-19", "a table has 750 at most"),
+        ("since=9999-12-01&until=9999-12-31", "Until: no calendar goes that far."),
+        ("until=0001-01-01", "Since: no calendar goes that far."),
+        ("since=%00&until=%27%22%3Cscript%3E", "Until: not a day"),
+    ],
+)
+async def test_days_that_are_none_are_asked_for_again(alice: Browser, query: str, said: str) -> None:
+    page = await alice.get(f"/usage.csv?{query}")
+    assert page.status_code == 400
+    assert page.headers["content-type"].startswith("text/html")
+    assert said in page.text
+    assert "<script>" not in page.text
+
+
+async def test_a_table_without_the_gateway_is_a_page_that_says_so(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway"] = AWAY
+    answer = await alice.get("/usage.csv")
+    assert answer.status_code == 503
+    assert "See <code>aicli stack status</code>." in answer.text
+
+
+async def test_tables_are_for_who_has_signed_in(browser: Browser, mesh: FakeMesh) -> None:
+    for path in ("/usage.csv", "/requests.csv"):
+        assert (await browser.get(path)).headers["location"] == f"/login?then={path}"
+    assert "gateway.getUsageReport" not in mesh.names_asked()

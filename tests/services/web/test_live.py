@@ -1,0 +1,117 @@
+"""Streams of what has changed: how many there may be, and what they say."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from services.web import live
+from services.web.live import Followers, Values
+from shared import errors
+
+
+async def next_event(stream: Any) -> dict[str, Any]:
+    async with asyncio.timeout(5):
+        chunk = await anext(stream)
+    found: dict[str, Any] = json.loads(chunk.removeprefix(b"data: ").strip())
+    return found
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_EVERY_SECONDS", 0.0)
+
+
+async def test_only_what_changed_is_said(at_once: None) -> None:
+    turns: list[Values] = [{"a": 1, "b": [1]}, {"a": 1, "b": [1]}, {"a": 1, "b": [2]}, {"a": 2, "b": [2]}]
+    left = list(turns)
+
+    async def read() -> Values:
+        return left.pop(0)
+
+    events = live._events(Followers(), "alice", read)
+    assert [await next_event(events) for _ in range(3)] == [{"a": 1, "b": [1]}, {"b": [2]}, {"a": 2}]
+    await events.aclose()
+
+
+async def test_a_service_that_is_away_makes_the_page_stale_until_it_is_back(at_once: None) -> None:
+    turns: list[Values | errors.AimeshError] = [{"a": 1, "connection": ""}, errors.NotReachable("away"), {"a": 1, "connection": ""}]
+
+    async def read() -> Values:
+        turn = turns.pop(0)
+        if isinstance(turn, errors.AimeshError):
+            raise turn
+        return turn
+
+    events = live._events(Followers(), "alice", read)
+    assert [await next_event(events) for _ in range(3)] == [{"a": 1, "connection": ""}, {"connection": "stale"}, {"connection": ""}]
+    await events.aclose()
+
+
+async def test_a_page_that_nothing_happens_on_hears_that_it_is_not_forgotten(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_SILENT_SECONDS", 0.0)
+
+    async def read() -> Values:
+        return {"a": 1}
+
+    events = live._events(Followers(), "alice", read)
+    assert [await next_event(events) for _ in range(2)] == [{"a": 1}, {}]
+    await events.aclose()
+
+
+async def test_a_stream_ends_and_the_browser_comes_again(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_LONGEST_SECONDS", 0.0)
+
+    async def read() -> Values:
+        return {"a": 1}
+
+    followers = Followers()
+    assert [event async for event in live._events(followers, "alice", read)] == []
+
+
+async def test_one_person_follows_a_few_pages_and_not_all() -> None:
+    followers = Followers()
+    async with asyncio.TaskGroup() as tasks:
+        enough = asyncio.Event()
+        holding = [tasks.create_task(hold(followers, "alice", enough)) for _ in range(live.MOST_OF_ONE)]
+        await asyncio.sleep(0)
+        with pytest.raises(errors.Overloaded, match="too many pages"):
+            async with followers.one_more("alice"):
+                raise AssertionError("one too many")
+        # Others are let in all the same.
+        async with followers.one_more("bob"):
+            pass
+        enough.set()
+        await asyncio.gather(*holding)
+    # Who has closed them may open others.
+    async with followers.one_more("alice"):
+        pass
+
+
+async def test_there_is_a_bound_for_everybody_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST_FOLLOWED", 1)
+    followers = Followers()
+    async with followers.one_more("alice"):
+        with pytest.raises(errors.Overloaded):
+            async with followers.one_more("bob"):
+                raise AssertionError("one too many")
+    async with followers.one_more("bob"):
+        pass
+
+
+async def test_a_page_that_was_closed_is_not_counted(at_once: None) -> None:
+    async def read() -> Values:
+        return {"a": 1}
+
+    followers = Followers()
+    for _ in range(live.MOST_OF_ONE + 1):
+        events = live._events(followers, "alice", read)
+        await next_event(events)
+        await events.aclose()
+    assert followers._of == {}
+
+
+async def hold(followers: Followers, who: str, enough: asyncio.Event) -> None:
+    async with followers.one_more(who):
+        await enough.wait()
