@@ -248,7 +248,7 @@ def test_sql_stands_in_sql_files() -> None:
 
 def test_queries_have_a_name_and_a_comment() -> None:
     findings = []
-    for path in sorted(ROOT.glob("services/*/queries.sql")):
+    for path in sorted([*ROOT.glob("services/*/queries.sql"), *ROOT.glob("services/*/queries/*.sql")]):
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, start=1):
             if line.startswith("-- name:") and not re.fullmatch(r"-- name: [a-z][a-z0-9_]*", line.rstrip()):

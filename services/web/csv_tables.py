@@ -9,7 +9,8 @@ from shared import amounts
 from shared.api.usage_report import LoggedRequest, UsageBucket
 from shared.types import KeyId
 
-MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
+#: Litestar adds the charset.
+MEDIA_TYPE = "text/csv; header=present"
 #: What spreadsheets take for the beginning of a formula. The name of a model or a key is its maker's choice.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 

@@ -23,7 +23,7 @@ from tests import stacks
 
 ROOT = Path(__file__).parents[2]
 _KEEP = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME")
-_KEY = re.compile(r"aip_live_[A-Za-z0-9]{49}\b")
+_KEY = re.compile(r"aip_(?:live|adm)_[A-Za-z0-9]{49}\b")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ async def download_usage(visit: NamedDependency[Visit], since: FromQuery[str] = 
     today = visit.site.now().astimezone(UTC).date()
     try:
         last = _read_day(until, "until") or today
-        first = _read_day(since, "since") or last - (DAYS[0] - 1) * _DAY
+        first = _read_day(since, "since") or _days_before(last, DAYS[0] - 1)
         report = await visit.call(usage_report.get_usage_report, _asked_for(first, last), deadline_seconds=REPORT_SECONDS)
     except errors.BadRequest as error:
         return await _page(visit, days=DAYS[0], measure=Measure.REQUESTS, typed=(since, until), problem=error)
@@ -81,7 +81,7 @@ async def download_usage(visit: NamedDependency[Visit], since: FromQuery[str] = 
 
 
 async def _page(
-    visit: Visit, *, days: int, measure: Measure, typed: tuple[str, str] | None = None, problem: errors.CallerError | None = None
+    visit: Visit, *, days: int, measure: Measure, typed: tuple[str, str] = ("", ""), problem: errors.CallerError | None = None
 ) -> Page:
     wanted = usage_chart.last_days(visit.site.now(), days)
     report, keys = await asyncio.gather(
@@ -89,7 +89,8 @@ async def _page(
         visit.ask(auth.list_api_keys, auth.ListApiKeys()),
     )
     names = {key.id: key.name for key in keys.keys} if keys else {}
-    since, until = typed or (wanted.since.date().isoformat(), (wanted.until - _DAY).date().isoformat())
+    shown = wanted.since.date(), (wanted.until - _DAY).date()
+    since, until = (_typed_day(text) or day.isoformat() for text, day in zip(typed, shown, strict=True))
     view = UsagePage(
         days=days,
         chart=usage_chart.draw(report, measure, wanted.bucket) if report else None,
@@ -146,6 +147,22 @@ def _asked_for(first: date, last: date) -> GetUsageReport:
         return GetUsageReport(since=_midnight(first), until=_midnight(last) + _DAY)
     except OverflowError:
         raise errors.BadRequest("until: no calendar goes that far", hint="choose both days again") from None
+
+
+def _typed_day(text: str) -> str:
+    """As the field of a day shows it; empty for what such a field cannot show."""
+    try:
+        return date.fromisoformat(text.strip()).isoformat()
+    except ValueError:
+        return ""
+
+
+def _days_before(last: date, days: int) -> date:
+    """Raises BadRequest."""
+    try:
+        return last - days * _DAY
+    except OverflowError:
+        raise errors.BadRequest("since: no calendar goes that far", hint="choose both days again") from None
 
 
 def _midnight(day: date) -> datetime:

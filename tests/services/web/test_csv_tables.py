@@ -64,7 +64,7 @@ def test_no_text_becomes_a_formula(begin: str) -> None:
     assert row["key_name"] == f"'{begin}1+1"
 
 
-@given(st.text(st.characters(exclude_categories=("Cs",))), st.text(st.characters(exclude_categories=("Cs",))))
+@given(st.text(), st.text())
 def test_any_name_comes_out_of_the_table_as_it_went_in(model: str, key: str) -> None:
     (row,) = log_of(msgspec.structs.replace(REQUEST, model=ModelName(model)), names={KEY: key})
     assert row["model"].removeprefix("'") == model.removeprefix("'")

@@ -19,7 +19,7 @@ def worker(name: str, *models: ModelName, why_not: str = "", alive: bool = True,
 
 
 def price(model: ModelName | None, input_micro: int, output_micro: int, request: int = 0, second: int = 0) -> ModelPrice:
-    return ModelPrice(model, *map(MicroCredits, (input_micro, output_micro, request, second)))
+    return ModelPrice(model, MicroCredits(input_micro), MicroCredits(output_micro), MicroCredits(request), MicroCredits(second))
 
 
 def test_a_served_model_with_its_places_the_least_busy_first() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime, timedelta
+from typing import cast
 
 import pytest
 from litestar.types import ASGIApp
@@ -96,7 +97,8 @@ async def test_a_report_is_asked_for_again_only_when_it_is_due(site: Site, mesh:
     clock = Clock()
     made = visits.Visit(
         site=visits.Site(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
-        request=None,  # type: ignore[arg-type] - a stream has done with it
+        # A stream has done with it.
+        request=cast("visits.HttpRequest", None),
         session=auth.Session(Credential("access-alice"), 600, token, user),
     )
     following = Following(made, Span.MONTH)

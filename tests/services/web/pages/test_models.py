@@ -87,16 +87,17 @@ async def test_a_part_that_is_away_takes_its_part(alice: Browser, mesh: FakeMesh
 
 
 @pytest.mark.parametrize(
-    ("act", "worker", "order", "said"),
+    ("typed", "order", "said"),
     [
-        ("load", "", gateway.LoadOnWorker(ModelName("smollm2")), "The model is in memory."),
-        ("pin", "UWORKER1", gateway.LoadOnWorker(ModelName("smollm2"), NodeId("UWORKER1"), True), "and stays there"),
-        ("unpin", "", gateway.LoadOnWorker(ModelName("smollm2"), None, False), "makes room for others"),
-        ("unload", "", gateway.UnloadOnWorkers(ModelName("smollm2")), "is free again"),
-        ("unload", "UWORKER1", gateway.UnloadOnWorkers(ModelName("smollm2"), NodeId("UWORKER1")), "is free again"),
+        (("load", ""), gateway.LoadOnWorker(ModelName("smollm2")), "The model is in memory."),
+        (("pin", "UWORKER1"), gateway.LoadOnWorker(ModelName("smollm2"), NodeId("UWORKER1"), True), "and stays there"),
+        (("unpin", ""), gateway.LoadOnWorker(ModelName("smollm2"), None, False), "makes room for others"),
+        (("unload", ""), gateway.UnloadOnWorkers(ModelName("smollm2")), "is free again"),
+        (("unload", "UWORKER1"), gateway.UnloadOnWorkers(ModelName("smollm2"), NodeId("UWORKER1")), "is free again"),
     ],
 )
-async def test_a_developer_gives_orders(dana: Browser, mesh: FakeMesh, act: str, worker: str, order: msgspec.Struct, said: str) -> None:
+async def test_a_developer_gives_orders(dana: Browser, mesh: FakeMesh, typed: tuple[str, str], order: msgspec.Struct, said: str) -> None:
+    act, worker = typed
     answer = await dana.submit(await dana.get("/models"), ORDERS, act=act, worker=worker)
     assert (answer.status_code, answer.headers["location"]) == (303, f"/models?done={act}")
     assert orders(mesh) == [order]
@@ -133,7 +134,7 @@ async def test_a_worker_that_did_not_obey_is_named_with_its_reason(dana: Browser
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (errors.DeadlineExceeded("no answer"), 504, "Look at this page again in a minute."),
+        (errors.DeadlineExceeded("no answer"), 504, "look at this page again in a minute."),
         (errors.Unavailable("the memory is full", hint="unload another model"), 503, "Unload another model."),
     ],
 )

@@ -163,7 +163,7 @@ async def test_the_log_comes_as_a_table_with_the_same_filters(alice: Browser, me
     mesh.log(NOW - timedelta(minutes=1), RequestStatus.ERROR, "worker_lost")
     mesh.log(NOW, model="other")
     answer = await alice.get("/requests.csv")
-    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
     assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-requests-2026-11-20.csv"'
     found = rows(answer)
     assert [row["model"] for row in found] == ["smollm2", "smollm2", "other"]

@@ -100,7 +100,7 @@ async def test_the_days_come_as_a_table(alice: Browser, mesh: FakeMesh) -> None:
     mesh.use(NOW, 3, 70, cost=1_500_000, p95_ms=840, failed=1)
     answer = await alice.get("/usage.csv?since=2026-11-18&until=2026-11-20")
     assert answer.status_code == 200
-    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
     assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-usage-2026-11-18-2026-11-20.csv"'
     found = rows(answer)
     assert [row["date"] for row in found] == ["2026-11-18", "2026-11-19", "2026-11-20"]
@@ -129,6 +129,12 @@ async def test_days_that_are_none_are_asked_for_again(alice: Browser, query: str
     assert page.headers["content-type"].startswith("text/html")
     assert said in page.text
     assert "<script>" not in page.text
+
+
+async def test_days_that_were_typed_are_kept(alice: Browser) -> None:
+    page = await alice.get("/usage.csv?since=2026-11-20&until=2026-11-19")
+    assert 'name="since" type="date" value="2026-11-20"' in page.text
+    assert 'name="until" type="date" value="2026-11-19"' in page.text
 
 
 async def test_a_table_without_the_gateway_is_a_page_that_says_so(alice: Browser, mesh: FakeMesh) -> None:

@@ -1,0 +1,124 @@
+"""The overview, usage, the log and the models in a real browser: numbers that move by themselves, and whether everybody can use them."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from services.web import application, csrf, door, live, passthrough, rendering, sessions, visits
+from services.web.settings import WebSettings
+from shared.api import gateway, ledger
+from shared.api.usage_report import UsageOfKey, UsageOfModel, UsageSum
+from shared.telemetry import Metrics
+from shared.types import MicroCredits, ModelName, RequestStatus, UserRole
+from tests.acceptance import chromium
+from tests.acceptance.chromium import Browser, Page
+from tests.services.web.fake_mesh import NOW, Account, FakeMesh
+from tests.services.web.js import axe
+from tests.services.web.js.site import wait_for
+from tests.services.web.servers import serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@dataclass(slots=True)
+class Stage:
+    mesh: FakeMesh
+    origin: str
+    chrome: Browser
+    now: datetime = NOW
+
+    def clock(self) -> datetime:
+        return self.now
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage() -> AsyncIterator[Stage]:
+    settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
+    # Each request asks auth.
+    ticks = iter(range(0, 10**9, 3600))
+    async with AsyncExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(live, "_EVERY_SECONDS", 0.02)
+        made = Stage(FakeMesh(), "", await stack.enter_async_context(chromium.launch()))
+        site = visits.Site(
+            settings=settings,
+            caller=made.mesh,
+            sessions=sessions.Sessions(made.mesh, lambda: float(next(ticks))),
+            tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
+            renderer=rendering.Renderer.load(),
+            now=made.clock,
+        )
+        passed = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
+        pages = door.Door(application.build(site), passed, Metrics("web"), always_over_tls=False)
+        made.origin = await stack.enter_async_context(serving(pages))
+        yield made
+
+
+async def opened(stage: Stage, username: str, *, width: int = 1280, dark: bool = False) -> Page:
+    """A page in which a developer of this name is signed in."""
+    user = msgspec.structs.replace(stage.mesh.add_account(username, "correct horse"), role=UserRole.DEVELOPER)
+    stage.mesh.accounts[username] = Account(user, "correct horse")
+    page = await stage.chrome.open(width=width, dark=dark)
+    await page.goto(f"{stage.origin}/login")
+    await page.fill(name=username, password="correct horse")
+    await page.click("button", "Sign in")
+    await wait_for(page, "location.pathname === '/dashboard' && document.readyState === 'complete'")
+    return page
+
+
+async def test_a_new_request_shows_up_by_itself(stage: Stage) -> None:
+    mesh = stage.mesh
+    page = await opened(stage, "newcomer")
+    await wait_for(page, "document.querySelector('[data-live-source]').dataset.liveState === 'live'")
+    assert await page.evaluate("document.querySelector('[data-live=requests]').textContent") == "0"
+    assert await page.evaluate("document.querySelector('[data-live-show=no_recent]').hidden") is False
+    mesh.log(NOW, RequestStatus.ERROR, "worker_lost", model="<b>smollm2</b>")
+    stage.now += timedelta(minutes=1)
+    # The log, the sums and the chart follow, and what said that there is nothing is gone.
+    await wait_for(page, "document.querySelector('[data-live=requests]').textContent === '1'")
+    await wait_for(page, "document.querySelector('[data-live-list=recent] > [data-id] bdi').textContent === '<b>smollm2</b>'")
+    await wait_for(page, "document.querySelector('[data-live-list=buckets] > :last-child td').dataset.value === '1'")
+    await wait_for(page, "document.querySelector('.uplot canvas').clientWidth > 300")
+    assert await page.evaluate("document.querySelector('[data-live-show=no_recent]').hidden") is True
+    assert await page.evaluate("document.querySelector('[data-live-show=is_unused]').hidden") is True
+    assert page.problems == []
+    await page.send("Page.close")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)], ids=["light", "dark", "phone"])
+async def test_everybody_can_use_the_pages(stage: Stage, width: int, dark: bool) -> None:
+    mesh, long = stage.mesh, "W" * 120
+    page = await opened(stage, f"ada{width}{dark}", width=width, dark=dark)
+    user = mesh.accounts[f"ada{width}{dark}"].user
+    key = mesh.add_key(user, long)
+    sums = UsageSum(4000, 7, 10**9, 10**8, MicroCredits(10**12), 9, 400, 84_000)
+    mesh.use(NOW, 4000, 10**9, 10**12, 84_000)
+    mesh.used_models = (UsageOfModel(ModelName(long), sums, 3, 1),)
+    mesh.used_keys = (UsageOfKey(key.id, sums), UsageOfKey(None, sums))
+    for status, code in ((RequestStatus.SUCCESS, None), (RequestStatus.LIMITED, "rate_limited"), (RequestStatus.ERROR, "worker_lost")):
+        mesh.log(NOW, status, code, model=long, key_id=key.id, rating=1, cached=True)
+    mesh.limits = tuple(gateway.LimitState("user", kind, 10**6, 10**5 // 2, 90.0) for kind in ("requests_per_hour", "tokens_per_minute"))
+    mesh.served = (gateway.ServedModel(ModelName(long), 1, 32_768, aliases=(long,)),)
+    mesh.nodes = []
+    mesh.add_worker("U" + "A" * 55, long, "unserved", labels={"room": "r" * 63})
+    mesh.prices = [ledger.ModelPrice(None, *[MicroCredits(1)] * 4)]
+    for path in (
+        "/dashboard?span=day&show=latency",
+        "/usage?days=90",
+        "/usage.csv?since=x",
+        "/requests?status=error",
+        "/requests",
+        "/models",
+    ):
+        await page.goto(f"{stage.origin}{path}")
+        await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
+        assert await axe.violations(page) == [], path
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than the window"
+    assert [problem for problem in page.problems if "400" not in problem] == []
+    await page.send("Page.close")
