@@ -107,7 +107,7 @@ async def test_everybody_can_use_the_pages(stage: Stage, width: int, dark: bool)
     mesh.served = (gateway.ServedModel(ModelName(long), 1, 32_768, aliases=(long,)),)
     mesh.nodes = []
     mesh.add_worker("U" + "A" * 55, long, "unserved", labels={"room": "r" * 63})
-    mesh.prices = [ledger.ModelPrice(None, *[MicroCredits(1)] * 4)]
+    mesh.prices = [ledger.ModelPrice(None, MicroCredits(1), MicroCredits(1), MicroCredits(1), MicroCredits(1))]
     for path in (
         "/dashboard?span=day&show=latency",
         "/usage?days=90",
