@@ -14,7 +14,7 @@ from shared.telemetry import Metrics
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: The first words of our paths: labels of metrics come from a short list, whatever is asked for.
-_KNOWN = frozenset({"", "dashboard", "api-keys", "register", "login", "login-link", "logout", "static"})
+_KNOWN = frozenset({"", "dashboard", "api-keys", "playground", "register", "login", "login-link", "logout", "static"})
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 
 

@@ -12,9 +12,10 @@ from litestar import MediaType, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import Cookie, State
 
-from services.web import access, csrf, forms, live, rendering, sessions
+from services.web import access, answers, csrf, forms, live, rendering, sessions
 from services.web.access import Who
 from services.web.caller import Caller
+from services.web.crowd import Crowd
 from services.web.settings import WebSettings
 from shared import errors
 from shared.api import auth
@@ -65,6 +66,7 @@ class Site:
     renderer: rendering.Renderer
     now: Callable[[], datetime]
     followers: live.Followers = field(default_factory=live.Followers)
+    answers: Crowd = field(default_factory=answers.crowd)
 
 
 @dataclass(slots=True)

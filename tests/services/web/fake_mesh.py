@@ -1,11 +1,11 @@
 """Auth and the gateway in memory, behind the one method that web calls them by. Passwords stand there as they are."""
 
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic
+from typing import Any, Generic, cast
 from uuid import UUID, uuid4
 
 import msgspec
@@ -15,10 +15,13 @@ from shared import errors
 from shared.api import auth, gateway, ledger
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.api.usage import UsageDay, UserUsage
-from shared.types import Credential, KeyId, ModelName, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
 from tests.services.web.fake_accounts import FakeAccounts
+from tests.services.web.fake_models import FakeModels
 from tests.services.web.fake_usage import FakeUsage
 
+#: The only gateway there is.
+GATEWAY = NodeId("gateway")
 NO_LIMITS = auth.KeyLimits()
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 
@@ -41,6 +44,7 @@ class FakeAnswer(Generic[Item, End]):
 
     items: AsyncIterator[Item]
     end: End
+    node: NodeId = GATEWAY
 
     def __aiter__(self) -> AsyncIterator[Item]:
         return self.items
@@ -52,7 +56,7 @@ class Account:
     password: str
 
 
-class FakeMesh(FakeUsage, FakeAccounts):
+class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
     """Implements services.web.caller.Caller. A test reads ``asked`` and writes the rest."""
 
     def __init__(self) -> None:
@@ -71,7 +75,13 @@ class FakeMesh(FakeUsage, FakeAccounts):
         self.broken: dict[str, errors.AimeshError] = {}
 
     async def call(
-        self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10, credential: Credential | None = None
+        self,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        to: NodeId | None = None,
+        deadline_seconds: float = 10,
+        credential: Credential | None = None,
     ) -> Reply:
         self.asked.append(Asked(method.name, request, credential))
         service, _, name = method.name.partition(".")
@@ -92,14 +102,16 @@ class FakeMesh(FakeUsage, FakeAccounts):
         deadline_seconds: float = 300,
         credential: Credential | None = None,
     ) -> AsyncIterator[FakeAnswer[Item, End]]:
-        """The handler is an async generator of items, called `_` and the method's name; the end has no content."""
+        """The handler is an async generator of items, called `_` and the method's name; only an inference ends with something."""
         self.asked.append(Asked(method.name, request, credential))
         service, _, name = method.name.partition(".")
         if error := self.broken.get(service) or self.broken.get(method.name):
             raise error
         handler = "_" + re.sub("[A-Z]", lambda capital: "_" + capital[0].lower(), name)
-        make: Callable[[Any, Credential | None], AsyncIterator[Item]] = getattr(self, handler)
-        yield FakeAnswer(make(request, credential), method.end())
+        make: Callable[[Any, Credential | None], AsyncGenerator[Item]] = getattr(self, handler)
+        end = self.result if method.end is gateway.InferenceResult else method.end()
+        async with aclosing(make(request, credential)) as items:
+            yield FakeAnswer(items, cast("End", end))
 
     def names_asked(self) -> list[str]:
         return [asked.method for asked in self.asked]

@@ -1,7 +1,7 @@
 // One chat: its messages, and what each event does to them. Pure: every function returns a new conversation.
 
 /**
- * @typedef {{prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number}} Usage
+ * @typedef {{prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number, note?: string}} Usage
  * @typedef {{code: string, message: string, hint: string}} Problem
  * @typedef {{role: 'user' | 'assistant', text: string, state: 'done' | 'writing' | 'stopped' | 'failed',
  *   waiting: string, usage: Usage | null, problem: Problem | null, requestId: string, rating: '' | 'up' | 'down'}} Message

@@ -210,7 +210,7 @@ class Playground {
     if (!message || !row || message.role !== 'assistant') return
     row.dataset.state = message.state
     this.#say(row, 'waiting', message.state === 'writing' ? message.waiting : '')
-    this.#say(row, 'usage', [message.state === 'stopped' ? TEXTS.stopped : '', toLine(message.usage)].filter(Boolean).join(' '))
+    this.#say(row, 'usage', [message.state === 'stopped' ? TEXTS.stopped : '', toLine(message.usage), message.usage?.note ?? ''].filter(Boolean).join(' '))
     this.#say(row, 'problem', message.problem ? `${message.problem.message} ${message.problem.hint}`.trim() : '')
   }
 
@@ -254,7 +254,7 @@ class Playground {
     this.#mark(row, rating)
     try {
       const body = JSON.stringify({ request_id: requestId, rating })
-      const answer = await fetch('/api/feedback', { method: 'POST', body, headers: this.#headers(), redirect: 'manual' })
+      const answer = await fetch('/playground/feedback', { method: 'POST', body, headers: this.#headers(), redirect: 'manual' })
       if (!answer.ok) throw await toRefused(answer)
       this.chat = conversation.rate(this.chat, requestId, rating)
       this.#part('announcement').textContent = TEXTS.thanks

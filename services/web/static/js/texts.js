@@ -14,7 +14,7 @@ export const TEXTS = {
   unreachable: 'The connection to aimesh was lost.',
   unreachableHint: 'Check your network, then send the message again.',
   signedOut: 'You are signed out.',
-  signedOutHint: 'Sign in again in another tab, then send the message again.',
+  signedOutHint: 'Copy what you want to keep, then reload the page and sign in.',
   refused: 'The server refused this.',
   refusedHint: 'Reload the page and try again.',
   brokenStream: 'The answer broke off.',

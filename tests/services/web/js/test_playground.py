@@ -90,7 +90,7 @@ async def chatting(chrome: Browser, *, dark: bool = False, width: int = 1280) ->
         await visit.answer(status, "", "application/json")
 
     site.show(playground(), "playground", "copy", "dialog")
-    site.answers |= {"/playground/answer": answers, "/api/feedback": rate}
+    site.answers |= {"/playground/answer": answers, "/playground/feedback": rate}
     async with opened(chrome, site, dark=dark, width=width) as page:
         await page.goto(f"{site.origin}/")
         await wait_for(page, "document.querySelector('[data-chat-state]')")

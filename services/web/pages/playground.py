@@ -1,0 +1,122 @@
+"""The playground: a chat with a model. The conversation is in the page alone; each answer is asked with all that was said before."""
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import answers
+from services.web.events import Events
+from services.web.visits import Page, Visit
+from shared import errors
+from shared.api import accounts, gateway, usage_report
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage
+from shared.types import ModelName, RequestId
+
+#: A long conversation; more than the context of most models holds.
+MOST_MESSAGES = 200
+MAX_BODY_BYTES = 256 * 1024
+
+
+class Speaker(StrEnum):
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Speaker
+    content: str
+
+
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A conversation whose last word is the person's. The gateway knows the limits of the numbers, and says them."""
+
+    model: str
+    messages: tuple[Said, ...]
+    system: str = ""
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+
+class Thumb(StrEnum):
+    UP = "up"
+    DOWN = "down"
+
+
+class Rating(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    request_id: RequestId
+    rating: Thumb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaygroundPage:
+    #: Their names; None when the gateway did not answer.
+    models: tuple[ModelName, ...] | None
+    chosen: ModelName | None
+    #: Where the API is, for "view as code".
+    address: str
+
+
+@get("/playground")
+async def show_playground(visit: NamedDependency[Visit], model: FromQuery[str] = "") -> Page:
+    served, account = await asyncio.gather(
+        visit.ask(gateway.list_models, gateway.ListModels()), visit.ask(accounts.get_account, accounts.GetAccount())
+    )
+    preferred = None if account is None else account.preferences.default_model
+    view = PlaygroundPage(
+        models=None if served is None else tuple(each.name for each in served.models if not each.only_embeds),
+        chosen=None if served is None else choose(served, ModelName(model), preferred),
+        address=visit.address,
+    )
+    return visit.page("playground.html", view, here="playground")
+
+
+def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName | None:
+    """The first wanted one that is served, by its name or by an alias; else the mesh's default."""
+    names = {name: each.name for each in served.models if not each.only_embeds for name in (each.name, *map(ModelName, each.aliases))}
+    return next((names[name] for name in wanted if name in names), next(iter(names.values()), None))
+
+
+@post("/playground/answer", request_max_body_size=MAX_BODY_BYTES)
+async def answer(visit: NamedDependency[Visit]) -> Events:
+    """Asks at once and tells everything else in events; what cannot be asked at all has a status."""
+    request = read_question(await visit.read_json(Question))
+    way = answers.InTheNameOf(visit.site.caller, visit.person.access_token)
+    room = visit.site.answers.one_more(str(visit.person.user.id))
+    return Events(lambda: answers.events(way, request, room))
+
+
+def read_question(asked: Question) -> InferenceRequest:
+    """Raises BadRequest."""
+    if len(asked.messages) > MOST_MESSAGES:
+        raise errors.BadRequest(f"the chat is longer than {MOST_MESSAGES} messages", hint="start a new chat")
+    if not asked.messages or asked.messages[-1].role is not Speaker.USER:
+        raise errors.BadRequest("there is no question at the end of the chat", hint="type one and send it")
+    system = (ChatMessage("system", asked.system),) if asked.system else ()
+    return InferenceRequest(
+        messages=(*system, *(ChatMessage(each.role.value, each.content) for each in asked.messages)),
+        model=ModelName(asked.model) if asked.model else None,
+        temperature=asked.temperature,
+        max_tokens=asked.max_tokens,
+        top_p=asked.top_p,
+        seed=asked.seed,
+    )
+
+
+@post("/playground/feedback", status_code=HTTPStatus.NO_CONTENT)
+async def rate(visit: NamedDependency[Visit]) -> None:
+    """Stored with the request's row of the log, and nothing of what was said."""
+    given = await visit.read_json(Rating)
+    thumb = 1 if given.rating is Thumb.UP else -1
+    await visit.call(usage_report.give_feedback, usage_report.GiveFeedback(given.request_id, thumb))
+
+
+ROUTES = (show_playground, answer, rate)

@@ -1,0 +1,70 @@
+"""The models of the fake mesh: they say what a test gives them, piece by piece, and take note of who leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from shared import errors
+from shared.api import gateway, usage_report
+from shared.api.gateway import InferenceChunk, InferenceResult, ProcessInferenceRequest
+from shared.api.generation import Usage
+from shared.api.method import Nothing
+from shared.types import Credential, FinishReason, MicroCredits, ModelName, RequestId
+
+RESULT = InferenceResult(
+    RequestId(UUID(int=7)),
+    ModelName("smollm2"),
+    FinishReason.STOP,
+    Usage(12, 31),
+    response_time_ms=1_040,
+    first_token_ms=40,
+    cost_micro=MicroCredits(12_340),
+)
+
+
+class FakeModels:
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: tuple[str, ...] = ("Hello ", "there.")
+        #: What the answer waits for before its first piece.
+        self.waiting = ""
+        #: Pieces behind the first wait for it.
+        self.gate = asyncio.Event()
+        self.gate.set()
+        #: Each is raised once, behind this many pieces.
+        self.failures: list[tuple[int, errors.AimeshError]] = []
+        #: The end of an answer that ends.
+        self.result = RESULT
+        self.running = 0
+        #: The last reader left before the end.
+        self.left = asyncio.Event()
+        self.cancelled: list[str] = []
+        self.ratings: list[tuple[RequestId, int]] = []
+
+    async def _process_inference_request(self, request: ProcessInferenceRequest, _: Credential | None) -> AsyncIterator[InferenceChunk]:
+        known = request.rest.after if request.rest else 0
+        until, failure = self.failures.pop(0) if self.failures else (len(self.pieces), None)
+        self.running += 1
+        try:
+            if self.waiting and not known:
+                yield InferenceChunk("", waiting=self.waiting)
+            for number, piece in enumerate(self.pieces[:until], start=1):
+                if number > 1:
+                    await self.gate.wait()
+                if number > known:
+                    yield InferenceChunk(piece, sequence=number)
+            if failure is not None:
+                raise failure
+        except (asyncio.CancelledError, GeneratorExit):
+            self.left.set()
+            raise
+        finally:
+            self.running -= 1
+
+    def _cancel_inference(self, request: gateway.CancelInference, _: Credential | None) -> Nothing:
+        self.cancelled.append(request.idempotency_key)
+        return Nothing()
+
+    def _give_feedback(self, request: usage_report.GiveFeedback, _: Credential | None) -> Nothing:
+        self.ratings.append((request.request_id, request.rating))
+        return Nothing()
