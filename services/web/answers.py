@@ -42,6 +42,14 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str = ""
 
 
+class Failed(msgspec.Struct, frozen=True):
+    """Why there is no more of an answer, and what to do."""
+
+    code: str
+    message: str
+    hint: str
+
+
 @dataclass(frozen=True, slots=True)
 class InTheNameOf:
     """A way to the mesh with one person's credential: what ``Asking`` asks with."""
@@ -84,10 +92,10 @@ async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: Abstra
                         yield event("chunk", {"text": chunk.text})
                 yield event("usage", told(answer.end))
     except errors.AimeshError as error:
-        yield event("problem", error.to_problem())
+        yield event("problem", Failed(errors.code_of(error), error.message, error.hint))
     except Exception as error:  # the page shall not wait for an end that never comes
         _log.error("an answer failed", exc_info=error)
-        yield event("problem", errors.Internal("something went wrong on our side", hint="try again in a moment").to_problem())
+        yield event("problem", Failed(errors.Internal.code, "something went wrong on our side", "try again in a moment"))
 
 
 def told(result: InferenceResult) -> Told:

@@ -177,7 +177,7 @@ _KIND_OF_STATUS: dict[int, type[errors.AimeshError]] = {
 _MESSAGE_OF_STATUS: dict[int, str] = {
     HTTPStatus.NOT_FOUND: "there is no such page",
     HTTPStatus.METHOD_NOT_ALLOWED: "this page cannot be asked for in this way",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"the form is larger than {forms.MAX_BODY_BYTES // 1024} KiB",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "what was sent is larger than this page takes",
     HTTPStatus.INTERNAL_SERVER_ERROR: "something went wrong on our side",
 }
 

@@ -1,0 +1,344 @@
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import httpx
+import msgspec
+import pytest
+from litestar.types import ASGIApp
+
+from services.web import answers
+from services.web.crowd import Crowd
+from services.web.pages import playground
+from services.web.pages.playground import MOST_MESSAGES
+from services.web.visits import Site
+from shared import errors
+from shared.api import accounts, gateway
+from shared.api.gateway import ProcessInferenceRequest, ServedModel
+from shared.types import FinishReason, ModelName
+from tests.services.web.browser import SAME_ORIGIN, Browser
+from tests.services.web.fake_mesh import FakeMesh
+from tests.services.web.fake_models import RESULT
+from tests.services.web.servers import serving
+
+AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
+HELLO: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": "hello"}]}
+SERVED = (
+    ServedModel(ModelName("smollm2"), 1, 2048, aliases=("small",)),
+    ServedModel(ModelName("large"), 1, 8192),
+    ServedModel(ModelName("vectors"), 1, 512, only_embeds=True),
+)
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    return browser
+
+
+async def headers_of(browser: Browser) -> dict[str, str]:
+    """What the page's script sends with everything."""
+    page = await browser.get("/playground")
+    found = re.search(r'data-form-token="([^"]+)"', page.text)
+    assert found is not None
+    return SAME_ORIGIN | {"X-Form-Token": found[1]}
+
+
+def read_events(text: str) -> list[tuple[str, Any]]:
+    """Comments are left out, as browsers do."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields["event"], json.loads(fields["data"])))
+    return found
+
+
+async def ask(browser: Browser, question: dict[str, Any] = HELLO) -> httpx.Response:
+    return await browser.client.post("/playground/answer", json=question, headers=await headers_of(browser))
+
+
+def asked_of(mesh: FakeMesh) -> list[ProcessInferenceRequest]:
+    return [asked.request for asked in mesh.asked if isinstance(asked.request, ProcessInferenceRequest)]
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def options(page: httpx.Response) -> list[tuple[str, bool]]:
+    return [(name, bool(chosen)) for name, chosen in re.findall(r'<option value="([^"]+)"( selected)?>', page.text)]
+
+
+async def test_the_models_that_can_be_asked_are_there_the_default_one_chosen(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = SERVED
+    assert options(await alice.get("/playground")) == [("smollm2", True), ("large", False)]
+
+
+@pytest.mark.parametrize(
+    ("link", "preferred", "chosen"),
+    [
+        ("", "large", "large"),
+        ("?model=small", "large", "smollm2"),
+        ("?model=large", None, "large"),
+        ("?model=vectors", None, "smollm2"),
+        ("?model=gone", "gone", "smollm2"),
+    ],
+)
+async def test_a_link_chooses_and_then_the_preference(
+    alice: Browser, mesh: FakeMesh, link: str, preferred: str | None, chosen: str
+) -> None:
+    mesh.served = SERVED
+    mesh.preferences = accounts.Preferences(default_model=ModelName(preferred) if preferred else None)
+    assert (chosen, True) in options(await alice.get(f"/playground{link}"))
+
+
+async def test_without_models_it_says_so(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.workers = 0
+    page = await alice.get("/playground")
+    assert page.status_code == 200
+    assert "No worker serves a model" in page.text
+    assert "data-playground" not in page.text
+
+
+async def test_without_the_gateway_it_says_so(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway"] = AWAY
+    page = await alice.get("/playground")
+    assert page.status_code == 200
+    assert "The gateway does not answer right now" in page.text
+
+
+async def test_names_of_models_are_text(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = (ServedModel(ModelName('"><script>alert(1)</script>'), 1, 2048),)
+    assert "<script>alert" not in (await alice.get("/playground")).text
+
+
+# --- An answer --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_comes_in_pieces_and_ends_with_what_it_took(alice: Browser, mesh: FakeMesh) -> None:
+    answer = await ask(alice)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-store"
+    assert UUID(answer.headers["x-request-id"])
+    took = {"prompt_tokens": 12, "completion_tokens": 31, "cost": "0.01234", "tokens_per_second": 30.0}
+    assert read_events(answer.text) == [("chunk", {"text": "Hello "}), ("chunk", {"text": "there."}), ("usage", took)]
+
+
+async def test_what_was_typed_reaches_the_gateway_in_the_persons_name(alice: Browser, mesh: FakeMesh) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    await ask(alice, HELLO | {"messages": said, "system": "Be brief.", "temperature": 0, "max_tokens": 7, "top_p": 0.5, "seed": 3})
+    (asked,) = asked_of(mesh)
+    request = asked.request
+    assert [(each.role, each.content) for each in request.messages] == [
+        ("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"),
+    ]  # fmt: skip
+    assert (request.model, request.temperature, request.max_tokens, request.top_p, request.seed) == ("smollm2", 0, 7, 0.5, 3)
+    credential = next(each.credential for each in mesh.asked if each.request is asked)
+    assert credential is not None
+
+
+async def test_what_an_answer_waits_for_is_told(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.waiting = "loading smollm2 …"
+    assert read_events((await ask(alice)).text)[0] == ("waiting", {"message": "loading smollm2 …"})
+
+
+async def test_a_refusal_of_the_gateway_is_told_with_what_to_do(alice: Browser, mesh: FakeMesh) -> None:
+    refusal = errors.BudgetExhausted("there are no credits left", hint="ask an administrator for more")
+    mesh.failures = [(0, refusal)]
+    ((name, problem),) = read_events((await ask(alice)).text)
+    assert (name, problem["code"], problem["message"], problem["hint"]) == (
+        "problem", refusal.code, refusal.message, refusal.hint,
+    )  # fmt: skip
+
+
+async def test_an_answer_that_loses_its_gateway_goes_on_where_it_stopped(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.pieces = ("one ", "two ", "three")
+    mesh.failures = [(2, errors.LinkLost("the link was lost"))]
+    told = read_events((await ask(alice)).text)
+    assert [facts["text"] for name, facts in told if name == "chunk"] == ["one ", "two ", "three"]
+    assert told[-1][0] == "usage"
+    first, second = asked_of(mesh)
+    assert (first.rest, second.rest) == (None, gateway.Rest(2))
+    assert first.idempotency_key == second.idempotency_key
+
+
+async def test_a_bug_is_told_as_one_and_gives_nothing_away(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(answers, "told", broken)
+    answer = await ask(alice)
+    name, problem = read_events(answer.text)[-1]
+    assert (name, problem["code"]) == ("problem", "internal")
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({}, ""),
+        ({"cached": True}, "Answered from the cache."),
+        ({"finish_reason": FinishReason.LENGTH}, "It ends here because the most tokens were reached."),
+        ({"finish_reason": FinishReason.LENGTH, "clamped_to": 31}, "It ends here because your credits reach for no more."),
+    ],
+)
+def test_how_an_answer_ended(change: dict[str, Any], note: str) -> None:
+    assert answers.told(msgspec.structs.replace(RESULT, **change)).note == note
+
+
+def test_a_speed_is_told_only_where_there_was_something_to_measure() -> None:
+    assert answers.told(RESULT).tokens_per_second == 30.0
+    for change in ({"cached": True}, {"response_time_ms": 40}, {"usage": gateway.Usage(1, 1)}):
+        assert answers.told(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
+
+
+# --- Leaving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def real(app: ASGIApp, mesh: FakeMesh) -> AsyncIterator[Browser]:
+    """Over a real connection, which a browser can close."""
+    user = mesh.add_account("bob", "correct horse")
+    async with serving(app) as origin, httpx.AsyncClient(base_url=origin, cookies={"aimesh_session": mesh.add_session(user)}) as client:
+        yield Browser(client)
+
+
+async def test_pieces_are_sent_as_they_come_and_leaving_ends_the_work(real: Browser, mesh: FakeMesh) -> None:
+    mesh.gate.clear()
+    async with real.client.stream("POST", "/playground/answer", json=HELLO, headers=await headers_of(real)) as answer:
+        text = ""
+        async for piece in answer.aiter_text():
+            text += piece
+            if "Hello" in text:
+                break
+        assert mesh.running == 1
+    began = time.monotonic()
+    async with asyncio.timeout(5):
+        await mesh.left.wait()
+    assert time.monotonic() - began < 1
+    async with asyncio.timeout(5):
+        while not mesh.cancelled:
+            await asyncio.sleep(0.01)
+    # The gateway goes on with what is asked under a key, so it is told as well.
+    assert mesh.cancelled == [asked_of(mesh)[0].idempotency_key]
+    assert mesh.running == 0
+
+
+async def test_an_answer_that_was_read_to_its_end_is_not_cancelled(real: Browser, mesh: FakeMesh) -> None:
+    answer = await real.client.post("/playground/answer", json=HELLO, headers=await headers_of(real))
+    assert read_events(answer.text)[-1][0] == "usage"
+    assert mesh.cancelled == []
+
+
+async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real: Browser, mesh: FakeMesh, site: Site) -> None:
+    mesh.gate.clear()
+    headers = await headers_of(real)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(real.client.post("/playground/answer", json=HELLO, headers=headers)) for _ in range(4)]
+        async with asyncio.timeout(5):
+            while mesh.running < 4:
+                await asyncio.sleep(0.01)
+        ((name, problem),) = read_events((await real.client.post("/playground/answer", json=HELLO, headers=headers)).text)
+        assert (name, problem["code"]) == ("problem", errors.Overloaded.code)
+        mesh.gate.set()
+    assert [read_events(each.result().text)[-1][0] for each in running] == ["usage"] * 4
+    assert read_events((await real.client.post("/playground/answer", json=HELLO, headers=headers)).text)[-1][0] == "usage"
+
+
+def test_a_crowd_has_bounds_of_all_and_of_one() -> None:
+    crowd = Crowd(3, 2, "full", "wait", 1)
+    with crowd.one_more("a"), crowd.one_more("a"):
+        with pytest.raises(errors.Overloaded, match="full"), crowd.one_more("a"):
+            pass
+        with crowd.one_more("b"), pytest.raises(errors.Overloaded), crowd.one_more("c"):
+            pass
+    with crowd.one_more("a"):
+        pass
+    assert crowd._of == {}
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param(HELLO | {"messages": []}, id="no message"),
+        pytest.param(HELLO | {"messages": [{"role": "assistant", "content": "hi"}]}, id="no question at the end"),
+        pytest.param(HELLO | {"messages": [{"role": "system", "content": "x"}]}, id="a role that nobody has here"),
+        pytest.param(HELLO | {"messages": [{"role": "user", "content": "x"}] * (MOST_MESSAGES + 1)}, id="too many messages"),
+        pytest.param(HELLO | {"max_tokens": 1.5}, id="half a token"),
+        pytest.param(HELLO | {"temperature": "hot"}, id="a word for a number"),
+        pytest.param(HELLO | {"tools": []}, id="a field that it does not have"),
+    ],
+)
+async def test_what_is_no_question_is_refused(alice: Browser, mesh: FakeMesh, question: dict[str, Any]) -> None:
+    answer = await ask(alice, question)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert answer.json()["error"]["hint"]
+    assert asked_of(mesh) == []
+
+
+async def test_a_long_chat_fits_and_a_longer_one_does_not(alice: Browser, mesh: FakeMesh) -> None:
+    long = HELLO | {"messages": [{"role": "user", "content": "x" * 200_000}]}
+    assert (await ask(alice, long)).status_code == 200
+    longer = HELLO | {"messages": [{"role": "user", "content": "x" * playground.MAX_BODY_BYTES}]}
+    answer = await ask(alice, longer)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert "larger than this page takes" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/playground/answer", "/playground/feedback"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"X-Form-Token": ""}, id="without a token"),
+        pytest.param({"X-Form-Token": "x" * 43}, id="with a token of nobody"),
+        pytest.param({"Sec-Fetch-Site": "cross-site"}, id="from another site"),
+    ],
+)
+async def test_only_our_page_may_ask(alice: Browser, mesh: FakeMesh, path: str, wrong: dict[str, str]) -> None:
+    content = HELLO if path.endswith("answer") else {"request_id": str(UUID(int=1)), "rating": "up"}
+    answer = await alice.client.post(path, json=content, headers=await headers_of(alice) | wrong)
+    assert answer.status_code in (400, 403)
+    assert asked_of(mesh) == []
+    assert mesh.ratings == []
+
+
+@pytest.mark.parametrize("path", ["/playground/answer", "/playground/feedback"])
+async def test_nobody_asks_without_signing_in(browser: Browser, mesh: FakeMesh, path: str) -> None:
+    answer = await browser.client.post(path, json=HELLO, headers=SAME_ORIGIN)
+    assert answer.status_code in (303, 401)
+    assert asked_of(mesh) == []
+
+
+# --- Thumbs -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_thumb_is_given_to_the_request(alice: Browser, mesh: FakeMesh) -> None:
+    headers = await headers_of(alice)
+    for thumb in ("up", "down"):
+        answer = await alice.client.post("/playground/feedback", json={"request_id": str(UUID(int=9)), "rating": thumb}, headers=headers)
+        assert (answer.status_code, answer.content) == (204, b"")
+    assert mesh.ratings == [(UUID(int=9), 1), (UUID(int=9), -1)]
+
+
+@pytest.mark.parametrize("content", [{"request_id": "nine", "rating": "up"}, {"request_id": str(UUID(int=9)), "rating": "best"}])
+async def test_what_is_no_thumb_is_refused(alice: Browser, mesh: FakeMesh, content: dict[str, str]) -> None:
+    answer = await alice.client.post("/playground/feedback", json=content, headers=await headers_of(alice))
+    assert answer.status_code == 400
+    assert mesh.ratings == []
+
+
+async def test_a_thumb_that_the_gateway_cannot_take_is_an_error(alice: Browser, mesh: FakeMesh) -> None:
+    headers = await headers_of(alice)
+    mesh.broken["gateway"] = AWAY
+    answer = await alice.client.post("/playground/feedback", json={"request_id": str(UUID(int=9)), "rating": "up"}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, AWAY.code)
