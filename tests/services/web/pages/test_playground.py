@@ -2,7 +2,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
 
@@ -209,6 +209,12 @@ async def real(app: ASGIApp, mesh: FakeMesh) -> AsyncIterator[Browser]:
         yield Browser(client)
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - nothing tells when it does
+            await asyncio.sleep(0.01)
+
+
 async def test_pieces_are_sent_as_they_come_and_leaving_ends_the_work(real: Browser, mesh: FakeMesh) -> None:
     mesh.gate.clear()
     async with real.client.stream("POST", "/playground/answer", json=HELLO, headers=await headers_of(real)) as answer:
@@ -222,9 +228,7 @@ async def test_pieces_are_sent_as_they_come_and_leaving_ends_the_work(real: Brow
     async with asyncio.timeout(5):
         await mesh.left.wait()
     assert time.monotonic() - began < 1
-    async with asyncio.timeout(5):
-        while not mesh.cancelled:
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(mesh.cancelled))
     # The gateway goes on with what is asked under a key, so it is told as well.
     assert mesh.cancelled == [asked_of(mesh)[0].idempotency_key]
     assert mesh.running == 0
@@ -241,9 +245,7 @@ async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real:
     headers = await headers_of(real)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(real.client.post("/playground/answer", json=HELLO, headers=headers)) for _ in range(4)]
-        async with asyncio.timeout(5):
-            while mesh.running < 4:
-                await asyncio.sleep(0.01)
+        await until(lambda: mesh.running == 4)
         ((name, problem),) = read_events((await real.client.post("/playground/answer", json=HELLO, headers=headers)).text)
         assert (name, problem["code"]) == ("problem", errors.Overloaded.code)
         mesh.gate.set()
