@@ -19,7 +19,7 @@ from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferen
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.rpc.lasting import Asking
 from shared.telemetry import logs
-from shared.types import Credential, FinishReason, NodeId
+from shared.types import Credential, FinishReason, NodeId, RequestId
 
 #: A worker may be loading its model, and a long answer takes its time; the stop button is there for the impatient.
 _SECONDS = 600.0
@@ -32,6 +32,8 @@ _log = logs.get(part="playground")
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an answer took, as the page shows it."""
 
+    #: By which it can be rated, and found in the log.
+    request_id: RequestId
     prompt_tokens: int
     completion_tokens: int
     #: In credits.
@@ -100,6 +102,7 @@ async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: Abstra
 
 def told(result: InferenceResult) -> Told:
     return Told(
+        request_id=result.request_id,
         prompt_tokens=result.usage.prompt_tokens,
         completion_tokens=result.usage.completion_tokens,
         cost=amounts.written(result.cost_micro),

@@ -1,7 +1,7 @@
 // One chat: its messages, and what each event does to them. Pure: every function returns a new conversation.
 
 /**
- * @typedef {{prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number, note?: string}} Usage
+ * @typedef {{request_id: string, prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number, note?: string}} Usage
  * @typedef {{code: string, message: string, hint: string}} Problem
  * @typedef {{role: 'user' | 'assistant', text: string, state: 'done' | 'writing' | 'stopped' | 'failed',
  *   waiting: string, usage: Usage | null, problem: Problem | null, requestId: string, rating: '' | 'up' | 'down'}} Message
@@ -50,7 +50,7 @@ export function receive(chat, event, facts) {
     case 'waiting':
       return changeLast(chat, { waiting: facts.message })
     case 'usage':
-      return changeLast(chat, { usage: facts })
+      return changeLast(chat, { usage: facts, requestId: facts.request_id })
     case 'problem':
       return changeLast(chat, {
         state: 'failed',
@@ -60,9 +60,6 @@ export function receive(chat, event, facts) {
   }
   return chat
 }
-
-/** @param {Conversation} chat @param {string} requestId */
-export const identify = (chat, requestId) => changeLast(chat, { requestId })
 
 /** @param {Conversation} chat @param {Message['state']} state @returns {Conversation} */
 export const end = (chat, state) => (isWriting(chat) ? changeLast(chat, { state, waiting: '' }) : chat)

@@ -155,10 +155,7 @@ class Playground {
   async #read(signal) {
     const { model, system, numbers } = this.#settings()
     const body = JSON.stringify({ model, messages: conversation.toMessages(this.chat), ...numbers, ...(system ? { system } : {}) })
-    const onOpen = (/** @type {Response} */ response) => {
-      this.chat = conversation.identify(this.chat, response.headers.get('x-request-id') ?? '')
-    }
-    const events = readEvents('/playground/answer', { method: 'POST', body, headers: this.#headers(), signal, onOpen })
+    const events = readEvents('/playground/answer', { method: 'POST', body, headers: this.#headers(), signal })
     for await (const { event, data } of events) {
       if (signal.aborted) return
       this.#take(event, JSON.parse(data))
@@ -195,8 +192,8 @@ class Playground {
       const isBusy = isWriting && row === this.#rows.at(-1)
       if (act === 'stop') button.hidden = !isWriting
       if (act === 'regenerate') button.hidden = isWriting || row !== this.#rows.at(-1)
-      // Where there is no answer, there is nothing to rate.
-      if (row && (act === 'up' || act === 'down')) button.hidden = isBusy || !this.chat.messages[this.#rows.indexOf(row)]?.text
+      // A whole answer can be rated; a part of one says little about the model.
+      if (row && (act === 'up' || act === 'down')) button.hidden = isBusy || !this.chat.messages[this.#rows.indexOf(row)]?.requestId
     }
     this.#part('send').hidden = isWriting
     this.#part('empty').hidden = this.chat.messages.length > 0
@@ -210,7 +207,8 @@ class Playground {
     if (!message || !row || message.role !== 'assistant') return
     row.dataset.state = message.state
     this.#say(row, 'waiting', message.state === 'writing' ? message.waiting : '')
-    this.#say(row, 'usage', [message.state === 'stopped' ? TEXTS.stopped : '', toLine(message.usage), message.usage?.note ?? ''].filter(Boolean).join(' '))
+    const stopped = message.state === 'stopped' ? TEXTS.stopped : ''
+    this.#say(row, 'usage', [stopped, toLine(message.usage), message.usage?.note].filter(Boolean).join(' '))
     this.#say(row, 'problem', message.problem ? `${message.problem.message} ${message.problem.hint}`.trim() : '')
   }
 

@@ -60,17 +60,16 @@ export class EventParser {
 }
 
 /**
- * Asks, and gives the answer's events one by one; `onOpen` sees the answer's head first.
+ * Asks, and gives the answer's events one by one.
  * Raises Refused (status 0 when the network failed), or the signal's reason.
  * @param {string} address
- * @param {RequestInit & {onOpen?: (response: Response) => void}} request
+ * @param {RequestInit} request
  * @returns {AsyncGenerator<ServerEvent>}
  */
-export async function* readEvents(address, { onOpen, ...request }) {
+export async function* readEvents(address, request) {
   const headers = { Accept: 'text/event-stream', ...request.headers }
   const response = await orRefused(fetch(address, { ...request, headers, redirect: 'manual' }), request.signal)
   if (!response.ok || !response.headers.get('content-type')?.startsWith('text/event-stream')) throw await toRefused(response)
-  onOpen?.(response)
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader()
   const decoder = new TextDecoder()
   const parser = new EventParser()

@@ -66,7 +66,7 @@ test('a question whose answer failed without a word is not sent again with the n
 })
 
 test('a rating finds its answer by its request', () => {
-  let chat = conversation.end(conversation.identify(conversation.ask(conversation.EMPTY, 'q'), 'req_1'), 'done')
+  let chat = conversation.end(conversation.receive(conversation.ask(conversation.EMPTY, 'q'), 'usage', { request_id: 'req_1' }), 'done')
   chat = conversation.rate(chat, 'req_1', 'up')
   assert.equal(chat.messages[1].rating, 'up')
   assert.deepEqual(conversation.rate(chat, '', 'down'), chat)

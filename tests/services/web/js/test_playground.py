@@ -31,7 +31,7 @@ class Answers:
         self.over.clear()
         self.left.clear()
         self.numbers += 1
-        await visit.begin(x_request_id=f"req_{self.numbers}")
+        await visit.begin()
         self.asked.put_nowait(visit)
         async with asyncio.TaskGroup() as tasks:
             over = tasks.create_task(self.over.wait())
@@ -67,7 +67,7 @@ class Chat:
         for piece in pieces:
             await visit.event({"text": piece}, "chunk")
         if usage:
-            await visit.event(USAGE, "usage")
+            await visit.event(USAGE | {"request_id": f"req_{self.answers.numbers}"}, "usage")
         self.answers.over.set()
         await self.state("ready")
 
