@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import secrets
+import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,8 @@ _MOST_THREADS = 16
 _LONGEST_QUEUE = 50
 #: What must be left of a password when a word that anybody would guess is taken out of it.
 _LEAST_BESIDE_A_WORD = 5
+#: Of the threads that hash, where 0 is how all else runs: beside a model that keeps every core busy a hash then has a tenth of one.
+_NICENESS = 10
 _SHORTEST_WORD = 4
 
 
@@ -62,7 +66,7 @@ class Passwords:
     @contextlib.contextmanager
     def open(cls, *, min_length: int, hasher: argon2.PasswordHasher | None = None) -> Iterator["Passwords"]:
         threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
-        with ThreadPoolExecutor(threads, thread_name_prefix="argon2") as pool:
+        with ThreadPoolExecutor(threads, thread_name_prefix="argon2", initializer=_step_back) as pool:
             try:
                 yield cls(pool, threads, hasher or _argon2id(), min_length)
             finally:
@@ -104,6 +108,13 @@ class Passwords:
 
     def _finished(self, _running: object) -> None:
         self._at_once -= 1
+
+
+def _step_back() -> None:
+    """A hash may wait for anything else that runs here: who logs in notices no delay of some milliseconds, but between two tokens of an
+    answer one is seen. Where a thread has no priority of its own (outside Linux), the hash takes its share."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _argon2id() -> argon2.PasswordHasher:

@@ -20,6 +20,7 @@ from services.web.settings import WebSettings
 from shared import errors
 from shared.api import auth
 from shared.api.method import Method, Reply, Request
+from shared.turns import Turns
 
 HttpRequest = LitestarRequest[None, None, State]
 Page = Response[bytes]
@@ -67,6 +68,8 @@ class Site:
     now: Callable[[], datetime]
     followers: live.Followers = field(default_factory=live.Followers)
     answers: Crowd = field(default_factory=answers.crowd)
+    #: Of those who register and sign in: what a page or an answer is made of shall come as evenly beside a crowd of them.
+    passwords: Turns = field(default_factory=lambda: Turns(8, seconds=10, refusal="too many people sign in at once"))
 
 
 @dataclass(slots=True)

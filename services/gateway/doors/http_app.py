@@ -22,8 +22,14 @@ from shared.access import Access, Who
 from shared.api.auth import Principal
 from shared.bounded_waits import BoundedWait
 from shared.telemetry import Metrics, logs
+from shared.turns import Turns
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+
+#: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
+#: hold up the tokens of everybody's answers.
+_STRANGERS_AT_ONCE = 8
+_LONGEST_WAIT_SECONDS = 10.0
 
 _log = logs.get(part="http")
 
@@ -90,6 +96,7 @@ class HttpApp:
         self._limits_of = limits_of
         self._on_refusal = on_refusal
         self._crowds = Crowds()
+        self._strangers = Turns(_STRANGERS_AT_ONCE, seconds=_LONGEST_WAIT_SECONDS, refusal="too many people sign in at once")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -142,6 +149,14 @@ class HttpApp:
     async def _serve(self, route: Route, call: HttpCall) -> None:
         if route.access.who is Who.PERSON:
             call.principal = await self._admit(route, call)
+            await self._run(route, call)
+        elif route.body is not None:
+            async with self._strangers.take():
+                await self._run(route, call)
+        else:
+            await self._run(route, call)
+
+    async def _run(self, route: Route, call: HttpCall) -> None:
         if route.body is not None:
             with self._crowds.one_more(self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()):
                 await call.read_body()

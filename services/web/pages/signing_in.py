@@ -201,12 +201,14 @@ async def _first_key(visit: Visit) -> Credential | None:
 
 
 async def _register(visit: Visit, user: auth.UserData) -> auth.User:
-    return await visit.site.caller.call(auth.register_user, auth.RegisterUser(user), deadline_seconds=PASSWORD_CALL_SECONDS)
+    async with visit.site.passwords.take():
+        return await visit.site.caller.call(auth.register_user, auth.RegisterUser(user), deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
 async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.Session:
     request = auth.LoginUser(credentials, kind, visit.client())
-    return await visit.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
+    async with visit.site.passwords.take():
+        return await visit.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
 async def _register_page(

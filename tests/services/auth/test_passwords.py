@@ -1,6 +1,8 @@
 """Which passwords may be chosen, and how they are hashed and compared."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -149,3 +151,9 @@ async def test_a_caller_that_goes_away_counts_until_its_hash_is_done() -> None:
                 return
             await asyncio.sleep(0.005)
         pytest.fail("cancelled callers are counted for ever")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+async def test_hashing_steps_back_behind_everything_else(opened: Passwords) -> None:
+    assert await opened._run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) == 10
+    assert os.getpriority(os.PRIO_PROCESS, 0) < 10

@@ -1,5 +1,6 @@
 """Accounts and keys over HTTP: what auth is asked in whose name, and what of its answer is shown. On the fakes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -306,3 +307,29 @@ def test_no_answer_but_one_has_a_whole_key() -> None:
     kinds: list[Any] = [key_bodies.ApiKeyView, key_bodies.ApiKeysAnswer, rest_accounts.UserAnswer, rest_accounts.PublicKey]
     for kind in kinds:
         assert not {"api_key", "password", "secret", "access_token"} & {each.name for each in msgspec.structs.fields(kind)}
+
+
+async def test_a_crowd_that_signs_in_is_asked_of_auth_a_few_at_a_time(house: House, http: httpx.AsyncClient) -> None:
+    asked, at_once, gate = 0, 0, asyncio.Event()
+
+    async def log_in(_: msgspec.Struct) -> msgspec.Struct:
+        nonlocal asked, at_once
+        asked += 1
+        at_once = max(at_once, asked)
+        await gate.wait()
+        asked -= 1
+        return SESSION
+
+    house.rpc.answers["auth.loginUser"] = log_in
+    body = {"username": "ada", "password": "correct horse"}
+    async with asyncio.TaskGroup() as tasks:
+        crowd = [tasks.create_task(http.post("/api/auth/login", json=body)) for _ in range(30)]
+        async with asyncio.timeout(5):
+            while asked < 8:  # noqa: ASYNC110 - nothing tells when it does
+                await asyncio.sleep(0.01)
+        # Whoever has a credential does not stand in their line.
+        models = await http.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})
+        assert models.status_code == 200
+        gate.set()
+    assert [answer.result().status_code for answer in crowd] == [200] * 30
+    assert at_once == 8
