@@ -1,12 +1,13 @@
 """Pages that stay up to date while somebody looks: a stream of events with what has changed, as the scripts of the pages read it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 
 import msgspec
-from litestar.response import Stream
 
+from services.web.crowd import Crowd
+from services.web.events import Events
 from shared import errors
 
 #: What a page shows, by the paths that its elements name.
@@ -23,35 +24,21 @@ _SILENT_SECONDS = 15.0
 _LONGEST_SECONDS = 600.0
 
 
-class Followers:
-    """How many follow, and whose."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, int] = {}
-
-    @asynccontextmanager
-    async def one_more(self, who: str) -> AsyncIterator[None]:
-        """Raises Overloaded."""
-        if sum(self._of.values()) >= MOST_FOLLOWED or self._of.get(who, 0) >= MOST_OF_ONE:
-            raise errors.Overloaded("too many pages are followed at once", hint="close some of them", retry_after_seconds=30)
-        self._of[who] = self._of.get(who, 0) + 1
-        try:
-            yield
-        finally:
-            self._of[who] -= 1
-            if not self._of[who]:
-                del self._of[who]
+def crowd() -> Crowd:
+    """Who follows at once."""
+    return Crowd(MOST_FOLLOWED, MOST_OF_ONE, "too many pages are followed at once", "close some of them", 30)
 
 
-def answer(followers: Followers, who: str, read: Read) -> Stream:
-    """The event stream of one page. ``read`` is asked again and again; what it raises is told and ends nothing but that turn."""
-    return Stream(_events(followers, who, read), media_type="text/event-stream")
+def answer(followers: Crowd, who: str, read: Read) -> Events:
+    """The event stream of one page. ``read`` is asked again and again. A service that is away makes the page stale; any other error, as
+    that of a session that is over, ends the stream, and the browser that comes again is told why."""
+    return Events(lambda: aclosing(_events(followers, who, read)))
 
 
-async def _events(followers: Followers, who: str, read: Read) -> AsyncGenerator[bytes]:
+async def _events(followers: Crowd, who: str, read: Read) -> AsyncGenerator[bytes]:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + _LONGEST_SECONDS
-    async with followers.one_more(who):
+    with suppress(errors.AimeshError), followers.one_more(who):
         shown: Values = {}
         said_at = 0.0
         while loop.time() < ends_at:

@@ -66,7 +66,7 @@ class Site:
     tokens: csrf.FormTokens
     renderer: rendering.Renderer
     now: Callable[[], datetime]
-    followers: live.Followers = field(default_factory=live.Followers)
+    followers: Crowd = field(default_factory=live.crowd)
     answers: Crowd = field(default_factory=answers.crowd)
     #: Of those who register and sign in: what a page or an answer is made of shall come as evenly beside a crowd of them.
     passwords: Turns = field(default_factory=lambda: Turns(8, seconds=10, refusal="too many people sign in at once"))

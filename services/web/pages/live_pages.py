@@ -7,18 +7,19 @@ from datetime import datetime
 from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
-from litestar.response import Stream
 
 from services.web import live, usage_chart
+from services.web.events import Events
 from services.web.pages import overview
 from services.web.usage_chart import Span
 from services.web.visits import PAGE_CALL_SECONDS, Visit
 from shared.api import gateway, usage_report
 from shared.types import RequestId
 
-#: A report sorts every request of its time by how long it took, so it is not asked for at every turn: sooner where there are new
-#: requests, later where there are none, because then only its hours go by.
-SOONEST_SECONDS, LATEST_SECONDS = 10.0, 60.0
+#: A report sorts every request of its time by how long it took, so it is not asked for at every turn. Where there are new requests, the
+#: pause is so long that the gateway is busy with a page's reports for a twentieth of the time at most; where there are none, only hours go by.
+SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
+_PAUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class LastReport:
     """The report that a page shows."""
 
     at: datetime
+    #: How long the gateway took for it.
+    took_seconds: float
     #: The newest request of the log then; None where there was none.
     newest: RequestId | None
 
@@ -35,7 +38,9 @@ def is_due(last: LastReport | None, newest: RequestId | None, now: datetime) -> 
     if last is None:
         return True
     age = (now - last.at).total_seconds()
-    return age >= (LATEST_SECONDS if newest == last.newest else SOONEST_SECONDS)
+    if newest == last.newest:
+        return age >= LATEST_SECONDS
+    return age >= min(LATEST_SECONDS, max(SOONEST_SECONDS, _PAUSE * last.took_seconds))
 
 
 class Following:
@@ -60,12 +65,12 @@ class Following:
             wanted = usage_chart.of_span(self._span, now)
             report = await visit.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
             self._report = overview.report_values(report, wanted)
-            self._last = LastReport(now, newest)
+            self._last = LastReport(now, (visit.site.now() - now).total_seconds(), newest)
         return self._report | overview.quota_values(quota) | overview.recent_values(recent) | {"connection": ""}
 
 
 @get("/live/overview")
-async def follow_overview(visit: NamedDependency[Visit], span: FromQuery[str] = "") -> Stream:
+async def follow_overview(visit: NamedDependency[Visit], span: FromQuery[str] = "") -> Events:
     following = Following(visit, usage_chart.read_span(span))
     return live.answer(visit.site.followers, str(visit.person.user.id), following.read)
 

@@ -10,9 +10,9 @@ import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
-from litestar.response import Stream
 
 from services.web import forms, live, rendering
+from services.web.events import Events
 from services.web.pages.admin import machine_paths, node_lines
 from services.web.pages.admin.node_lines import NodeLine, NodeList
 from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
@@ -77,7 +77,7 @@ async def show_nodes(visit: NamedDependency[Visit], done: FromQuery[str] = "") -
 
 
 @get("/live/nodes")
-async def follow_nodes(visit: NamedDependency[Visit]) -> Stream:
+async def follow_nodes(visit: NamedDependency[Visit]) -> Events:
     """The same rows again and again, for a page that is open."""
     root = machine_paths.root_of(visit)
 

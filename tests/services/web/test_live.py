@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from services.web import live
-from services.web.live import Followers, Values
+from services.web.crowd import Crowd
+from services.web.live import Values
 from shared import errors
 
 
@@ -30,7 +31,7 @@ async def test_only_what_changed_is_said(at_once: None) -> None:
     async def read() -> Values:
         return left.pop(0)
 
-    events = live._events(Followers(), "alice", read)
+    events = live._events(live.crowd(), "alice", read)
     assert [await next_event(events) for _ in range(3)] == [{"a": 1, "b": [1]}, {"b": [2]}, {"a": 2}]
     await events.aclose()
 
@@ -44,9 +45,24 @@ async def test_a_service_that_is_away_makes_the_page_stale_until_it_is_back(at_o
             raise turn
         return turn
 
-    events = live._events(Followers(), "alice", read)
+    events = live._events(live.crowd(), "alice", read)
     assert [await next_event(events) for _ in range(3)] == [{"a": 1, "connection": ""}, {"connection": "stale"}, {"connection": ""}]
     await events.aclose()
+
+
+@pytest.mark.parametrize("error", [errors.NotAuthenticated("the session is over"), errors.NotAllowed("no administrator any more")])
+async def test_who_may_not_see_it_any_more_is_told_no_more(at_once: None, error: errors.AimeshError) -> None:
+    turns: list[Values | errors.AimeshError] = [{"a": 1}, error]
+
+    async def read() -> Values:
+        turn = turns.pop(0)
+        if isinstance(turn, errors.AimeshError):
+            raise turn
+        return turn
+
+    followers = live.crowd()
+    assert [json.loads(event.removeprefix(b"data: ")) async for event in live._events(followers, "alice", read)] == [{"a": 1}]
+    assert followers._of == {}
 
 
 async def test_a_page_that_nothing_happens_on_hears_that_it_is_not_forgotten(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +71,7 @@ async def test_a_page_that_nothing_happens_on_hears_that_it_is_not_forgotten(at_
     async def read() -> Values:
         return {"a": 1}
 
-    events = live._events(Followers(), "alice", read)
+    events = live._events(live.crowd(), "alice", read)
     assert [await next_event(events) for _ in range(2)] == [{"a": 1}, {}]
     await events.aclose()
 
@@ -66,37 +82,34 @@ async def test_a_stream_ends_and_the_browser_comes_again(at_once: None, monkeypa
     async def read() -> Values:
         return {"a": 1}
 
-    followers = Followers()
+    followers = live.crowd()
     assert [event async for event in live._events(followers, "alice", read)] == []
 
 
 async def test_one_person_follows_a_few_pages_and_not_all() -> None:
-    followers = Followers()
+    followers = live.crowd()
     async with asyncio.TaskGroup() as tasks:
         enough = asyncio.Event()
         holding = [tasks.create_task(hold(followers, "alice", enough)) for _ in range(live.MOST_OF_ONE)]
         await asyncio.sleep(0)
-        with pytest.raises(errors.Overloaded, match="too many pages"):
-            async with followers.one_more("alice"):
-                raise AssertionError("one too many")
+        with pytest.raises(errors.Overloaded, match="too many pages"), followers.one_more("alice"):
+            raise AssertionError("one too many")
         # Others are let in all the same.
-        async with followers.one_more("bob"):
+        with followers.one_more("bob"):
             pass
         enough.set()
         await asyncio.gather(*holding)
     # Who has closed them may open others.
-    async with followers.one_more("alice"):
+    with followers.one_more("alice"):
         pass
 
 
 async def test_there_is_a_bound_for_everybody_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MOST_FOLLOWED", 1)
-    followers = Followers()
-    async with followers.one_more("alice"):
-        with pytest.raises(errors.Overloaded):
-            async with followers.one_more("bob"):
-                raise AssertionError("one too many")
-    async with followers.one_more("bob"):
+    followers = live.crowd()
+    with followers.one_more("alice"), pytest.raises(errors.Overloaded), followers.one_more("bob"):
+        raise AssertionError("one too many")
+    with followers.one_more("bob"):
         pass
 
 
@@ -104,7 +117,7 @@ async def test_a_page_that_was_closed_is_not_counted(at_once: None) -> None:
     async def read() -> Values:
         return {"a": 1}
 
-    followers = Followers()
+    followers = live.crowd()
     for _ in range(live.MOST_OF_ONE + 1):
         events = live._events(followers, "alice", read)
         await next_event(events)
@@ -112,6 +125,6 @@ async def test_a_page_that_was_closed_is_not_counted(at_once: None) -> None:
     assert followers._of == {}
 
 
-async def hold(followers: Followers, who: str, enough: asyncio.Event) -> None:
-    async with followers.one_more(who):
+async def hold(followers: Crowd, who: str, enough: asyncio.Event) -> None:
+    with followers.one_more(who):
         await enough.wait()

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from litestar import get
 from litestar.di import NamedDependency
-from litestar.response import Stream
 
 from services.web import live
+from services.web.events import Events
 from services.web.pages.admin import health_lines
 from services.web.pages.admin.health_lines import HealthLines, PartLine
 from services.web.visits import Page, Visit
@@ -27,7 +27,7 @@ async def show_health(visit: NamedDependency[Visit]) -> Page:
 
 
 @get("/live/health")
-async def follow_health(visit: NamedDependency[Visit]) -> Stream:
+async def follow_health(visit: NamedDependency[Visit]) -> Events:
     async def read() -> live.Values:
         return health_lines.values(await _lines(visit))
 
