@@ -17,7 +17,7 @@ from shared.api import gateway, usage_report
 from shared.types import RequestId
 
 #: A report sorts every request of its time by how long it took, so it is not asked for at every turn. Where there are new requests, the
-#: pause is so long that the gateway is busy with a page's reports for a twentieth of the time at most; where there are none, only hours go by.
+#: pause is so long that the reports of one page keep the gateway busy for a twentieth of the time at most; without any, only hours go by.
 SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
 _PAUSE = 20
 

@@ -24,18 +24,23 @@ OLD, NEW = RequestId(key_of(1)), RequestId(key_of(2))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "newest", "due"),
+    ("took", "seconds", "newest", "due"),
     [
-        pytest.param(0, OLD, False, id="nothing is new"),
-        pytest.param(9, NEW, False, id="new requests, and the last report was just now"),
-        pytest.param(10, NEW, True, id="new requests since a while"),
-        pytest.param(59, OLD, False, id="no new requests"),
-        pytest.param(60, OLD, True, id="the hours go by without requests"),
-        pytest.param(10, None, True, id="the log was emptied"),
+        pytest.param(0.01, 0, OLD, False, id="nothing is new"),
+        pytest.param(0.01, 0.9, NEW, False, id="new requests, and the last report was just now"),
+        pytest.param(0.01, 1, NEW, True, id="new requests, and a report is cheap"),
+        pytest.param(0.5, 9, NEW, False, id="new requests, and a report is work"),
+        pytest.param(0.5, 10, NEW, True, id="the gateway has rested"),
+        pytest.param(5, 59, NEW, False, id="a report is very much work"),
+        pytest.param(5, 60, NEW, True, id="and is made all the same"),
+        pytest.param(0.01, 59, OLD, False, id="no new requests"),
+        pytest.param(0.01, 60, OLD, True, id="the hours go by without requests"),
+        pytest.param(0.01, 1, None, True, id="the log was emptied"),
+        pytest.param(-30, 1, NEW, True, id="the clock was set back"),
     ],
 )
-def test_when_a_report_is_worth_asking_for(seconds: float, newest: RequestId | None, due: bool) -> None:
-    last = LastReport(NOW, OLD)
+def test_when_a_report_is_worth_asking_for(took: float, seconds: float, newest: RequestId | None, due: bool) -> None:
+    last = LastReport(NOW, took, OLD)
     assert live_pages.is_due(last, newest, NOW + timedelta(seconds=seconds)) is due
 
 
@@ -83,6 +88,20 @@ async def test_without_the_gateway_the_stream_says_that_it_is_stale(app: ASGIApp
     assert await followed.first_event(app, "/live/overview", "alice") == {"connection": "stale"}
 
 
+async def test_a_visitor_follows_nothing(browser: Browser, mesh: FakeMesh) -> None:
+    answer = await browser.get("/live/overview")
+    # A stream is no page to come back to; the script of the page takes the way to the login for its end.
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    assert mesh.names_asked() == []
+
+
+async def test_whose_session_has_ended_is_told_no_more(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    mesh.sessions.clear()
+    assert (await browser.get("/live/overview")).headers["location"] == "/login"
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = NOW
@@ -103,11 +122,11 @@ async def test_a_report_is_asked_for_again_only_when_it_is_due(site: Site, mesh:
     )
     following = Following(made, Span.MONTH)
     shown = []
-    for seconds, new in ((0, False), (2, False), (2, True), (4, False), (4, False), (60, False)):
+    for seconds, new in ((0, False), (2, False), (0.5, True), (2, True), (0.5, True), (2, False), (2, False), (60, False)):
         clock.now += timedelta(seconds=seconds)
         if new:
             mesh.log(clock.now)
         values = await following.read()
         shown.append((values["requests"], mesh.names_asked().count("gateway.getUsageReport")))
-    # The new request is in the log at once, and in the sums when they are asked for again.
-    assert shown == [("0", 1), ("0", 1), ("0", 1), ("0", 1), ("1", 2), ("1", 3)]
+    # New requests are in the sums as soon as those are asked for again; without any, they are asked for once a minute.
+    assert shown == [("0", 1), ("0", 1), ("1", 2), ("2", 3), ("2", 3), ("3", 4), ("3", 4), ("3", 5)]

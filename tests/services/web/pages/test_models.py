@@ -1,3 +1,6 @@
+import html
+import re
+
 import msgspec
 import pytest
 
@@ -180,6 +183,25 @@ async def test_hostile_names_are_texts(dana: Browser, mesh: FakeMesh) -> None:
     for bad in ("<script>alert", "<img src=x", "<b>", "<i>"):
         assert bad not in page.text
     assert 'href="/playground?model=%22%3E%3Cscript%3E' in page.text
+
+
+@pytest.mark.parametrize("role", [UserRole.USER, UserRole.NODE_OWNER])
+async def test_only_who_may_order_sees_orders(mesh: FakeMesh, browser: Browser, role: UserRole) -> None:
+    mesh.add_worker("UWORKER1", "smollm2", "unserved")
+    page = await (await sign_in(mesh, browser, role)).get("/models")
+    assert ORDERS not in forms_of(page)
+    assert "unserved" not in page.text
+    assert "Load or unload" not in page.text
+
+
+async def test_try_it_leads_to_the_playground_with_this_model(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = tuple(gateway.ServedModel(ModelName(name), 1, 512) for name in ("smollm2", "org/big model+1?&#"))
+    page = await alice.get("/models")
+    found = re.findall(r'<a href="(/playground[^"]*)" aria-label="Try it', page.text)
+    assert found == ["/playground?model=smollm2", "/playground?model=org/big%20model%2B1%3F%26%23"]
+    for path, name in zip(found, ("smollm2", "org/big model+1?&#"), strict=True):
+        opened = await alice.get(path)
+        assert re.search(rf'<option value="{re.escape(html.escape(name))}" selected', opened.text), opened.text
 
 
 async def test_a_word_that_no_redirect_brings_says_nothing(alice: Browser) -> None:

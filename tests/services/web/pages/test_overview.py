@@ -161,6 +161,15 @@ async def test_a_part_that_is_down_takes_its_numbers_and_not_the_page(alice: Bro
     assert said in page.text
 
 
+async def test_a_gateway_that_is_down_is_said_once_and_nothing_claims_to_be_live(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway"] = AWAY
+    page = await alice.get("/dashboard?span=day")
+    assert page.text.count("right now") == 1
+    assert "data-live" not in page.text
+    assert 'href="/dashboard?span=day">Try again</a>' in page.text
+    assert "First steps" in page.text
+
+
 async def test_auth_being_down_is_a_friendly_503(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["auth"] = errors.NotReachable("auth does not answer", hint="see `aicli stack status`", retry_after_seconds=2.5)
     page = await alice.get("/dashboard")
@@ -168,6 +177,23 @@ async def test_auth_being_down_is_a_friendly_503(alice: Browser, mesh: FakeMesh)
     assert page.headers["retry-after"] == "3"
     assert "Auth does not answer" in page.text
     assert "See <code>aicli stack status</code>." in page.text
+
+
+@pytest.mark.parametrize("path", ["/usage", "/usage.csv", "/requests", "/requests.csv", "/models", "/live/overview"])
+async def test_no_page_of_numbers_opens_while_auth_is_down(alice: Browser, mesh: FakeMesh, path: str) -> None:
+    mesh.broken["auth"] = AWAY
+    page = await alice.get(path)
+    assert page.status_code == 503
+    assert "See <code>aicli stack status</code>." in page.text
+    assert {name for name in mesh.names_asked() if name.startswith("gateway.")} == set()
+
+
+@pytest.mark.parametrize("query", ["?span=year", "?span=%00", "?show=" + "x" * 3000, "?span=day&span=month", "?show=%ff"])
+async def test_a_changed_address_shows_the_overview_all_the_same(alice: Browser, mesh: FakeMesh, query: str) -> None:
+    mesh.use(NOW, 3)
+    page = await alice.get(f"/dashboard{query}")
+    assert page.status_code == 200
+    assert '<p class="big" data-live="requests">3</p>' in page.text
 
 
 @pytest.mark.parametrize("path", ["/dashboard", "/api-keys", "/usage", "/requests", "/models"])

@@ -1,15 +1,19 @@
+import asyncio
 import csv
 import io
 import re
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 
 import httpx
 import pytest
+from litestar.types import ASGIApp
 
 from services.web.pages import requests
 from shared import errors
-from shared.api.usage_report import ListRequests
+from shared.api.usage_report import ListRequests, LoggedRequests
 from shared.types import RequestStatus
+from tests.services.web import servers
 from tests.services.web.browser import Browser
 from tests.services.web.fake_mesh import NOW, FakeMesh
 from tests.services.web.fake_usage import key_of
@@ -171,6 +175,63 @@ async def test_the_log_comes_as_a_table_with_the_same_filters(alice: Browser, me
     assert [row["error_code"] for row in rows(await alice.get("/requests.csv?status=error"))] == ["worker_lost"]
     assert [row["model"] for row in rows(await alice.get("/requests.csv?model=other"))] == ["other"]
     assert [row["key_id"] for row in rows(await alice.get(f"/requests.csv?key={key.id}"))] == [str(key.id)]
+
+
+class SlowExport:
+    """The gateway's, which waits behind its first rows until it is told how to go on."""
+
+    def __init__(self, mesh: FakeMesh) -> None:
+        self._rows = LoggedRequests((mesh.log(NOW),))
+        self.goes_on = asyncio.Event()
+        self.breaks: errors.AimeshError | None = None
+        self.was_closed = asyncio.Event()
+
+    async def __call__(self, *_: object) -> AsyncGenerator[LoggedRequests]:
+        try:
+            yield self._rows
+            await self.goes_on.wait()
+            if self.breaks is not None:
+                raise self.breaks
+            yield self._rows
+        finally:
+            self.was_closed.set()
+
+
+async def read_until(lines: AsyncGenerator[str], text: str) -> None:
+    async for line in lines:
+        if text in line:
+            return
+    raise AssertionError(f"{text} never came")
+
+
+@pytest.fixture
+async def export(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> SlowExport:
+    mesh.add_account("alice", "correct horse")
+    slow = SlowExport(mesh)
+    monkeypatch.setattr(mesh, "_export_requests", slow, raising=True)
+    return slow
+
+
+@pytest.mark.parametrize("end", ["goes on", "breaks", "is left"])
+async def test_rows_are_sent_while_the_gateway_still_reads(app: ASGIApp, export: SlowExport, end: str) -> None:
+    async with asyncio.timeout(10), servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client:
+        await Browser(client).sign_in("alice", "correct horse")
+        async with client.stream("GET", "/requests.csv") as answer:
+            assert (answer.status_code, "content-length" in answer.headers) == (200, False)
+            lines = answer.aiter_lines()
+            # The first rows are there although the gateway is far from its end.
+            await read_until(lines, "smollm2")
+            if end == "goes on":
+                export.goes_on.set()
+                await read_until(lines, "smollm2")
+            if end == "breaks":
+                export.breaks = AWAY
+                export.goes_on.set()
+                # A table that is cut is no file that looks whole.
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await read_until(lines, "smollm2")
+        # Who leaves is not read for any longer.
+        await export.was_closed.wait()
 
 
 async def test_a_table_of_nothing_has_its_head(alice: Browser) -> None:
