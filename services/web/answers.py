@@ -18,16 +18,12 @@ from shared import amounts, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.rpc.lasting import Asking
-from shared.telemetry import logs
 from shared.types import Credential, FinishReason, NodeId, RequestId
 
 #: A worker may be loading its model, and a long answer takes its time; the stop button is there for the impatient.
 _SECONDS = 600.0
 MOST = 200
 MOST_OF_ONE = 4
-
-_log = logs.get(part="playground")
-
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an answer took, as the page shows it."""
@@ -95,9 +91,6 @@ async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: Abstra
                 yield event("usage", told(answer.end))
     except errors.AimeshError as error:
         yield event("problem", Failed(errors.code_of(error), error.message, error.hint))
-    except Exception as error:  # the page shall not wait for an end that never comes
-        _log.error("an answer failed", exc_info=error)
-        yield event("problem", Failed(errors.Internal.code, "something went wrong on our side", "try again in a moment"))
 
 
 def told(result: InferenceResult) -> Told:
