@@ -132,7 +132,7 @@ class Failures:
         """The same form again, with a field for the password: what was typed is kept in the page, and done once it is confirmed."""
         visit = self._visit(request)
         kept = {name: value for name, value in visit.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
-        view = views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem)
+        view = views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem, account=visit.account)
         return visit.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
 
     def _visit(self, request: HttpRequest) -> Visit:

@@ -34,6 +34,8 @@ class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password: str
     username: str | None = None
     email: str | None = None
+    #: Of the second factor, where there is one.
+    code: str | None = None
 
 
 class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from services.web.forms import NewKeyForm
 from shared import errors
-from shared.api import auth, gateway
+from shared.api import accounts, auth, gateway
 
 NOTHING_TYPED = NewKeyForm(name="")
 
@@ -57,6 +57,21 @@ class ConfirmPage:
     action: str
     fields: Mapping[str, str]
     problem: errors.AimeshError | None
+    #: None where auth did not say by what this person can confirm something.
+    account: accounts.OwnAccount | None
+
+    @property
+    def by_code(self) -> bool:
+        return self.account is None or self.account.mfa_enabled
+
+    @property
+    def by_password(self) -> bool:
+        """Where there is a second factor, the password is not enough."""
+        return self.account is None or (self.account.has_password and not self.account.mfa_enabled)
+
+    @property
+    def provider(self) -> str | None:
+        return None if self.account is None or self.account.mfa_enabled else self.account.oidc_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

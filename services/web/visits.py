@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from services.web.caller import Caller
 from services.web.crowd import Crowd
 from services.web.settings import WebSettings
 from shared import errors
-from shared.api import auth
+from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
 from shared.turns import Turns
 
@@ -80,6 +81,8 @@ class Visit:
     request: HttpRequest
     #: Whose visit it is; None for a visitor, and where nobody has looked.
     session: auth.Session | None = None
+    #: By what the person can confirm something sensitive, once that was asked for and where auth said it.
+    account: accounts.OwnAccount | None = None
     #: The fields of the form that came with it, once they are read.
     posted: dict[str, str] = field(default_factory=dict)
     #: Cookies that the answer will set; a value of None deletes.
@@ -129,7 +132,15 @@ class Visit:
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
         """Ask auth or the gateway in the person's name. Raises AimeshError."""
         credential = None if self.session is None else self.session.access_token
-        return await self.site.caller.call(method, request, deadline_seconds=deadline_seconds, credential=credential)
+        try:
+            return await self.site.caller.call(method, request, deadline_seconds=deadline_seconds, credential=credential)
+        except errors.ConfirmationNeeded:
+            await self._find_account()
+            raise
+
+    async def _find_account(self) -> None:
+        with suppress(errors.AimeshError):
+            self.account = await self.ask(accounts.get_account, accounts.GetAccount())
 
     async def ask(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = PAGE_CALL_SECONDS) -> Reply | None:
         """As ``call``, for a part of a page that can be missing: None where it cannot be had now."""
@@ -193,6 +204,7 @@ class Visit:
         try:
             await self.call(auth.confirm_again, auth.ConfirmAgain(password or None, code.strip() or None))
         except errors.CallerError as error:
+            await self._find_account()
             raise NotConfirmed(error) from error
         if self.session_token is not None:
             self.site.sessions.forget(self.session_token)

@@ -97,7 +97,7 @@ async def show_login(visit: NamedDependency[Visit], then: FromQuery[str] = "", d
 async def login(visit: NamedDependency[Visit]) -> Page:
     if visits.media_type(visit.request) == "application/json":
         wanted = forms.read_json(await visit.request.body(), forms.Login)
-        credentials = auth.Credentials(wanted.password, wanted.username, wanted.email)
+        credentials = auth.Credentials(wanted.password, wanted.username, wanted.email, wanted.code)
         return _json(await _login(visit, credentials, auth.SessionKind.PROGRAM), HTTPStatus.OK)
     form = await visit.read_form(forms.LoginForm, by_visitor=True)
     try:

@@ -1,4 +1,5 @@
 import httpx
+import msgspec
 import pytest
 
 from services.web import visits
@@ -66,6 +67,34 @@ async def test_a_new_address_is_confirmed_by_the_password_and_then_set(alice: Br
     done = await alice.submit(wrong, "/settings", confirm_password="correct horse")
     assert done.status_code == 303
     assert mesh.accounts["alice"].user.email == "new@example.com"
+
+
+@pytest.mark.parametrize(
+    ("has", "asked_for"),
+    [
+        ({"password"}, {"confirm_password"}),
+        ({"password", "provider"}, {"confirm_password", "link"}),
+        ({"password", "factor", "provider"}, {"confirm_code"}),
+        ({"factor"}, {"confirm_code"}),
+        ({"provider"}, {"link"}),
+    ],
+)
+async def test_it_is_confirmed_by_what_the_person_has(alice: Browser, mesh: FakeMesh, has: set[str], asked_for: set[str]) -> None:
+    mesh.is_stale = True
+    mesh.options = msgspec.structs.replace(mesh.options, oidc_name="Corp" if "provider" in has else None)
+    mesh.with_factor |= {"alice"} if "factor" in has else set()
+    mesh.without_password |= set() if "password" in has else {"alice"}
+    asked = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
+    links = {"link"} if "confirm at Corp" in asked.text else set()
+    assert {name for name in forms_of(asked)["/settings"] if name.startswith("confirm")} | links == asked_for
+
+
+async def test_while_that_is_not_known_both_ways_are_offered(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.get("/settings")
+    mesh.is_stale = True
+    mesh.broken["auth.getAccount"] = AWAY
+    asked = await alice.submit(page, "/settings", username="alice", email="new@example.com")
+    assert {name for name in forms_of(asked)["/settings"] if name.startswith("confirm")} == {"confirm_password", "confirm_code"}
 
 
 async def test_hostile_names_are_text(alice: Browser, mesh: FakeMesh) -> None:

@@ -320,3 +320,12 @@ async def test_json_errors_are_openai_error_objects(
 async def test_other_bodies_are_refused(browser: Browser, media_type: str) -> None:
     answer = await browser.client.post("/login", content=b"{}", headers={"content-type": media_type})
     assert answer.status_code == 415
+
+
+async def test_a_script_signs_in_with_its_code_in_one_step(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("ann", "correct horse")
+    body = {"username": "ann", "password": "correct horse", "code": "123456"}
+    assert (await browser.client.post("/login", json=body)).status_code == 200
+    asked = mesh.asked[-1].request
+    assert isinstance(asked, auth.LoginUser)
+    assert asked.credentials == auth.Credentials("correct horse", username="ann", code="123456")
