@@ -3,12 +3,14 @@
 An account has 10 guesses in 15 minutes; a window that was used up makes the next one twice as long, up to an hour. An address has 30
 in 15 minutes, for whomever. After 100 in a row the account's passwords are not compared any more before it is reset or left alone for
 three days (NIST SP 800-63B-4 §3.2.2). A guess is charged before its hash is compared and given back by a success, so that many at once
-get no further.
+get no further; one whose hash could not be compared is given back alone.
 """
 
 import hashlib
+import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared import errors
@@ -25,8 +27,19 @@ ADDRESS_GUESSES = 30
 #: Of all accounts from all addresses in 15 minutes: a botnet with an address for each guess.
 MESH_GUESSES = 10_000
 
-_CHARGE, _FORGIVE = "failed_logins", "failed_logins_forgiven"
+_CHARGE, _FORGIVE, _GIVE_BACK = "failed_logins", "failed_logins_forgiven", "failed_logins_given_back"
 _MESH_KEY = "auth:failed_logins:mesh"
+#: Of the name of a row or a window: no two of one account are alike.
+_ID_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One that was charged, and to what: to be given back there and nowhere else."""
+
+    keys: tuple[str, str, str]
+    #: The account's row of guesses and its window; then the ends of the windows of address and mesh.
+    charged_to: tuple[bytes, bytes, int, int]
 
 
 class FailedLogins:
@@ -35,11 +48,12 @@ class FailedLogins:
     def __init__(self, cache: Cache, *, clock: Callable[[], float] = time.time) -> None:
         self._cache = cache
         self._clock = clock
-        for name in (_CHARGE, _FORGIVE):
+        for name in (_CHARGE, _FORGIVE, _GIVE_BACK):
             cache.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
 
-    async def charge(self, account: str, address: str = "") -> None:
+    async def charge(self, account: str, address: str = "") -> Guess:
         """``address`` empty is counted for none. Raises Limited for who has to wait, and NotAllowed after too many in a row."""
+        keys = _keys(account, address)
         arguments = (
             int(self._clock() * 1000),
             GUESSES,
@@ -50,8 +64,9 @@ class FailedLogins:
             ADDRESS_GUESSES,
             MESH_GUESSES,
             WINDOW_SECONDS * 1000,
+            secrets.token_hex(_ID_BYTES),
         )
-        full, wait_ms = await self._cache.run(_CHARGE, _keys(account, address), arguments)
+        full, wait_ms, *charged_to = await self._cache.run(_CHARGE, keys, arguments)
         if full == b"row":
             raise errors.NotAllowed(
                 f"after {MOST_IN_A_ROW} failed logins in a row no password is taken for this account",
@@ -59,6 +74,12 @@ class FailedLogins:
             )
         if full:
             raise errors.Limited(f"too many failed logins {_WHERE[full]}", hint=_HINTS[full], retry_after_seconds=int(wait_ms) / 1000)
+        row, window, address_until, mesh_until = charged_to
+        return Guess(keys, (row, window, address_until, mesh_until))
+
+    async def give_back(self, guess: Guess) -> None:
+        """Nobody has looked whether it was right. Call it once. What was forgiven meanwhile, or went with its window, stays as it is."""
+        await self._cache.run(_GIVE_BACK, guess.keys, guess.charged_to)
 
     async def forgive(self, account: str, address: str = "") -> None:
         """The password or the code was right, or was reset."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from services.auth import api_keys
@@ -9,13 +10,17 @@ from services.auth.last_used import LastUsed
 from services.auth.sessions import Opened, Session, Sessions
 from services.auth.store import Store
 from services.auth.tokens import LIFETIME_SECONDS, AccessTokens
-from shared import errors
+from shared import access, errors
 from shared.api import auth
 from shared.api.auth import Principal, Step, User
 from shared.types import Credential, TenantId, Tier, UserId, UserRole
 
 #: Takes the reason of a refusal, one of a short list: it becomes a metric's label.
 CountRefusal = Callable[[str], None]
+
+#: Where the login was made that stands behind the credential of the running task, as its door saw it; empty for a key. For refusals at
+#: the gate: to them a door says nothing of who stands in front of it.
+logged_in_from: ContextVar[str] = ContextVar("logged_in_from", default="")
 
 _KEY_HINT = "make a new one on the dashboard or with `aicli keys create`"
 _LOGIN_HINT = "log in again"
@@ -47,6 +52,7 @@ class Identities:
         self.count_refusal = count_refusal
 
     async def of(self, credential: Credential | None) -> Principal:
+        logged_in_from.set("")
         if credential is None:
             raise self._refused("missing", "this call needs a credential", "send an API key or an access token with it")
         if credential.startswith("aip_"):
@@ -123,8 +129,12 @@ class Identities:
 
     def answer(self, user: User, opened: Opened) -> auth.Session:
         """What the bearer of a session gets: its token, and an access token for the next ten minutes."""
-        access_token = self._tokens.issue(user.id, opened.session.id, time.time())
-        return opened.answer(user, access_token, LIFETIME_SECONDS, self._step(user, opened.session))
+        session = opened.session
+        step = self._step(user, session)
+        # A login that lacks a step is good for that alone.
+        scopes = access.permissions_of(user.role, None) if step is Step.DONE else ()
+        access_token = self._tokens.issue(user.id, session.id, time.time(), tenant_id=session.tenant_id, scopes=scopes)
+        return opened.answer(user, access_token, LIFETIME_SECONDS, step)
 
     async def find_team_tier(self, user_id: UserId, team_id: TenantId) -> Tier | None:
         """What an organisation has paid for; None where the user does not belong to it, or there is none."""
@@ -134,6 +144,7 @@ class Identities:
 
     async def _of_token(self, token: Credential) -> Principal:
         session = await self._session(token)
+        logged_in_from.set(session.client.address)
         user = await self.active_user(await self._store.find_user(session.user_id))
         tier = user.tier
         if session.team_id is not None:
@@ -159,7 +170,7 @@ class Identities:
             self.count_refusal("bad_token")
             raise
         session = await self._sessions.find(claims.sid)
-        if session is None or session.user_id != claims.sub:
+        if session is None or session.user_id != claims.sub or claims.tid not in (None, session.tenant_id):
             raise self.session_over()
         return session
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from services.auth import acts, failed_logins, roles
+from services.auth.failed_logins import Guess
 from services.auth.identities import CODE_HINT
 from services.auth.mfa.factors import Factors
 from services.auth.parts import Parts
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
 
 #: They see who comes to their door, and say it; what a client says of its address is its own word.
-_DOORS = frozenset({Role.WEB, Role.GATEWAY})
+DOORS = frozenset({Role.WEB, Role.GATEWAY})
 
 #: The query after which the gateways forget what they knew of a user's tokens, which is else good there for a minute.
 _TELL = "tell_of_user"
@@ -231,8 +232,8 @@ class Logins:
         account = await self._store.find_account(name)
         counted_as = failed_logins.account_of(account.user.id if account else None, name)
         with self._counting():
-            await self._guesses.charge(counted_as, address)
-        if not await self._passwords.verify(typed.password, account.password_hash if account else None) or account is None:
+            guess = await self._guesses.charge(counted_as, address)
+        if not await self._compare(guess, typed.password, account.password_hash if account else None) or account is None:
             refused = acts.refused("session.open", None, "wrong password")
             self._note(refused, account.user.id if account else None, address)
             raise self._identities.wrong_password()
@@ -270,11 +271,21 @@ class Logins:
         if password is None or account is None or not account.password_hash:
             raise errors.BadRequest("password: it is needed to confirm this", hint="where the account has none, log in again instead")
         with self._counting():
-            await self._guesses.charge(str(who.user_id), address)
-        if not await self._passwords.verify(password, account.password_hash):
+            guess = await self._guesses.charge(str(who.user_id), address)
+        if not await self._compare(guess, password, account.password_hash):
             self._note(acts.refused("session.confirm", who, "wrong password"), who.user_id, address)
             raise errors.NotAllowed("the password is wrong", hint="type it again")
         await self._guesses.forgive(str(who.user_id), address)
+
+    async def _compare(self, guess: Guess, password: str, password_hash: str | None) -> bool:
+        """Where nobody has time to compare them, it was no guess."""
+        try:
+            return await self._passwords.verify(password, password_hash)
+        except errors.Overloaded:
+            # Without Valkey it stays charged, and the answer is the same.
+            with contextlib.suppress(errors.Unavailable):
+                await self._guesses.give_back(guess)
+            raise
 
     async def _bearer(self, session: Session) -> auth.User:
         """The user of a session that wants to go on."""
@@ -331,8 +342,8 @@ class Logins:
 
 def _address(client: auth.Client, call: Call) -> str:
     """What guesses are counted under besides the account: the address that a door has seen, or the node of whoever came by none."""
-    return client.address if call.caller_role in _DOORS else str(call.caller.node)
+    return client.address if call.caller_role in DOORS else str(call.caller.node)
 
 
 def _client(client: auth.Client, call: Call) -> auth.Client:
-    return client if call.caller_role in _DOORS else auth.Client(agent=client.agent)
+    return client if call.caller_role in DOORS else auth.Client(agent=client.agent)

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from services.auth import acts, assembly
 from services.auth.assembly import Assembly, Opened
+from services.auth.identities import logged_in_from
+from services.auth.logins import DOORS
 from services.auth.oidc.door import Equipment
 from services.auth.oidc.links import Links
 from services.auth.settings import AuthSettings
@@ -96,7 +98,12 @@ class AuthService:
     # --- counted and told ----------------------------------------------------------------------------------------------
 
     def _on_refusal(self, method: str, visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:
-        self._assembly.trail.note(acts.refused(method, principal, error.message))
+        self._assembly.trail.note(acts.refused(method, principal, error.message, address=_address(visitor)))
 
     def _count_refusal(self, reason: str) -> None:
         self._node.metrics.auth_failures.labels(reason=reason).inc()
+
+
+def _address(visitor: Visitor) -> str:
+    """Of whoever comes by a door, where they logged in; else the node that calls."""
+    return str(visitor.caller.node) if isinstance(visitor, Call) and visitor.caller_role not in DOORS else logged_in_from.get()

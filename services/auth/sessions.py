@@ -75,6 +75,11 @@ class Session:
     client: auth.Client
     team_id: TenantId | None = None
 
+    @property
+    def tenant_id(self) -> TenantId:
+        """For whom it acts: the organisation, or the user's own."""
+        return TenantId(self.user_id) if self.team_id is None else self.team_id
+
     def shown(self, asking: str | None) -> accounts.OpenSession:
         return accounts.OpenSession(
             id=self.id,

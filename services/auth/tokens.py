@@ -1,7 +1,8 @@
 """Access tokens and session tokens. Pure but for the randomness, and for keys that may have to be looked for; the caller brings the clock.
 
-An access token is an EdDSA JWT that names a user and the session it belongs to. A good one alone admits nobody: its session must be
-open and its user active, which only `identities` can see.
+An access token is an EdDSA JWT that names a user, the session it belongs to, for whom it acts and what it was good for when it was made.
+A good one alone admits nobody: its session must be open and act for the same tenant, and its user active, which only `identities` can
+see; what a user may do is looked up each time.
 
 A session token is opaque: `aip_rt_`, 22 characters of the session's family, 43 of a secret and 6 of checksum (see
 `shared.credentials`). It gives new access tokens; only hashes of it are kept.
@@ -11,6 +12,7 @@ import hashlib
 import hmac
 import secrets
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jwt
@@ -19,7 +21,7 @@ from jwt.types import Options
 
 from services.auth.signing.keys import Keys
 from shared import credentials, errors
-from shared.types import Credential, UserId
+from shared.types import Credential, TenantId, UserId
 
 LIFETIME_SECONDS = 600
 #: How far the clocks of two machines may be apart.
@@ -28,7 +30,7 @@ AUDIENCE = "aimesh"
 
 #: RFC 9068: says that this JWT is an access token, so that no other kind of ours will ever pass for one.
 _TYPE = "at+jwt"
-#: Ours have some 400 characters.
+#: Ours have some 600 characters.
 _LONGEST = 4096
 
 _SESSION_PREFIX = "aip_rt_"
@@ -43,6 +45,10 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     sub: UserId
     #: The session, as `sessions` names it.
     sid: str
+    #: Who is charged and shown: an organisation, or the user's own. None in tokens that an older auth has made.
+    tid: TenantId | None = None
+    #: Of `shared.access`, with spaces between (RFC 9068 §2.2.3).
+    scope: str = ""
     jti: str
     iat: int
     nbf: int
@@ -56,7 +62,7 @@ class AccessTokens:
         self._keys = keys
         self._issuer = issuer
 
-    def issue(self, user_id: UserId, session_id: str, now: float) -> Credential:
+    def issue(self, user_id: UserId, session_id: str, now: float, *, tenant_id: TenantId, scopes: Iterable[str]) -> Credential:
         issued_at = int(now)
         key = self._keys.signer()
         claims = Claims(
@@ -64,6 +70,8 @@ class AccessTokens:
             aud=AUDIENCE,
             sub=user_id,
             sid=session_id,
+            tid=tenant_id,
+            scope=" ".join(sorted(scopes)),
             jti=uuid.uuid4().hex,
             iat=issued_at,
             nbf=issued_at,

@@ -338,9 +338,9 @@ class GatewayService:
 
     @serves(ledgers.top_up)
     async def top_up(self, request: ledgers.TopUp, call: Call) -> ledgers.Account:
-        account = await self._books.top_up(call.principal, request, call.credential)
-        self.telling.act("credits.move", call.principal, target=request.user, micro=str(request.amount_micro), note=request.note)
-        return account
+        moved = await self._books.top_up(call.principal, request, call.credential)
+        self.telling.act("credits.move", call.principal, target=moved.user_id, micro=str(request.amount_micro), note=request.note)
+        return moved.account
 
     @serves(ledgers.list_prices)
     async def list_prices(self, request: ledgers.ListPrices, call: Call) -> ledgers.ModelPrices:

@@ -58,7 +58,7 @@ class Enrolment:
 
     @serves(accounts.disable_mfa)
     async def disable_mfa(self, request: accounts.DisableMfa, call: Call) -> Nothing:
-        await self._identities.session_of(call.credential)
+        session = await self._identities.session_of(call.credential)
         who = call.principal
         if who.role is UserRole.ADMIN and self._settings.admin_mfa:
             raise errors.NotAllowed(
@@ -67,7 +67,7 @@ class Enrolment:
         if not (await self._factors.state(who.user_id)).is_enabled:
             raise _no_factor()
         if not await self._factors.take(who.user_id, request.code):
-            self._trail.note(acts.refused("mfa.disable", who, "wrong code"))
+            self._trail.note(acts.refused("mfa.disable", who, "wrong code", address=session.client.address))
             raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
         async with self._store.transaction() as transaction:
             await self._store.remove(transaction, who.user_id)

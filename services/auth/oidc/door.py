@@ -19,6 +19,7 @@ from services.auth.oidc.provider import Provider
 from services.auth.oidc.provider_sessions import ProviderSessions
 from services.auth.oidc.registration import Registration
 from services.auth.parts import Parts
+from services.auth.sealing import Sealer
 from services.auth.sessions import Login, Over
 from services.auth.settings import AuthSettings
 from shared import access, errors
@@ -60,7 +61,8 @@ class Equipment:
             if (registration := _registration(settings)) is not None:
                 provider = await stack.enter_async_context(Provider.open(registration))
                 oidc = Oidc(registration, provider, PendingLogins(cache))
-            kept = ProviderSessions(cache, longest_seconds=settings.session_longest_seconds)
+            sealer = Sealer.of(settings.data_key, settings.data_key_old)
+            kept = ProviderSessions(cache, sealer, longest_seconds=settings.session_longest_seconds)
             yield cls(oidc=oidc, links=links, roles=RoleTable(settings.oidc_roles), provider_sessions=kept)
 
 
@@ -124,8 +126,8 @@ class OidcDoor:
     async def leave_oidc(self, request: accounts.LeaveOidc, call: Call) -> accounts.LeftOidc:
         if self._oidc is None:
             return accounts.LeftOidc(None)
-        id_token = await self._provider_sessions.take(request.session_token)
-        return accounts.LeftOidc(None if id_token is None else await self._oidc.logout_url(id_token, request.then))
+        came = await self._provider_sessions.take(request.session_token)
+        return accounts.LeftOidc(None if came is None else await self._oidc.logout_url(came.id_token, request.then))
 
     def _provider(self) -> Oidc:
         if self._oidc is None:

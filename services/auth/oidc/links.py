@@ -60,7 +60,9 @@ class Links:
         async with self._db.transaction() as transaction:
             linked = await transaction.run("link_oidc_identity", identity.issuer, identity.subject, user_id, _email(identity))
             if linked:
-                await self._trail.add(transaction, acts.done_by("oidc.link", user_id, target=identity.subject, issuer=identity.issuer))
+                # The subject is the provider's name for the person, perhaps their e-mail address: a detail, which can be erased.
+                act = acts.done_by("oidc.link", user_id, target=user_id, issuer=identity.issuer, subject=identity.subject)
+                await self._trail.add(transaction, act)
         return bool(linked)
 
     async def note_login(self, user_id: UserId, identity: Identity, role: UserRole | None) -> None:
@@ -81,7 +83,8 @@ class Links:
         async with self._db.transaction() as transaction:
             removed = await transaction.run("remove_oidc_identity", user_id, issuer, subject)
             if removed:
-                await self._trail.add(transaction, acts.done_by("oidc.unlink", user_id, target=subject, issuer=issuer))
+                act = acts.done_by("oidc.unlink", user_id, target=user_id, issuer=issuer, subject=subject)
+                await self._trail.add(transaction, act)
         return bool(removed)
 
 

@@ -1,6 +1,7 @@
 """What people ask of the ledger: their account, and what administrators do to accounts and prices."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -23,6 +24,14 @@ MOST_TOP_UP = 10_000_000_000 * MICRO
 MAX_NOTE_CHARACTERS = 500
 
 _log = logs.get(part="books")
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Whose account it was, whatever it was called, and how it stands now."""
+
+    user_id: UserId
+    account: Account
 
 
 class Books:
@@ -58,7 +67,7 @@ class Books:
         user = await self._rpc.call(auth.get_user, auth.GetUser(request.user_id), credential=credential)
         return await self.account(TenantId(user.id), user.tier)
 
-    async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> Account:
+    async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> Moved:
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
             raise errors.BadRequest("the amount is 0, or larger than anybody can mean", hint="at most 10 billion credits at once")
         _check_note(request.note)
@@ -67,7 +76,7 @@ class Books:
         plan = self._plans[user.tier]
         if await self._store.top_up(transfer_id, TenantId(user.id), request.amount_micro, request.note, plan.monthly_micro):
             _log.info("credits moved", user_id=user.id, micro=request.amount_micro, transfer_id=transfer_id, by=caller.user_id)
-        return await self.account(TenantId(user.id), user.tier)
+        return Moved(user.id, await self.account(TenantId(user.id), user.tier))
 
     async def list_prices(self, request: ListPrices) -> ModelPrices:
         return ModelPrices(tuple(row.price for row in await self._store.list_prices(history=request.history)))

@@ -1,13 +1,14 @@
 """How often may be guessed, on a real Valkey and with a clock of our own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
 import pytest
+import redis
 
 from services.auth import failed_logins
-from services.auth.failed_logins import FailedLogins
+from services.auth.failed_logins import FailedLogins, Guess
 from shared import errors
 from shared.cache import Cache
 from shared.types import UserId
@@ -30,8 +31,8 @@ async def failed(valkey_url: str, clock: Clock) -> AsyncIterator[FailedLogins]:
 async def charged(failed: FailedLogins, times: int, account: str = "anna", address: str = "") -> int:
     """How many of so many guesses may be made."""
     outcomes = await asyncio.gather(*(failed.charge(account, address) for _ in range(times)), return_exceptions=True)
-    assert all(outcome is None or isinstance(outcome, errors.Limited | errors.NotAllowed) for outcome in outcomes)
-    return outcomes.count(None)
+    assert all(isinstance(outcome, Guess | errors.Limited | errors.NotAllowed) for outcome in outcomes)
+    return sum(isinstance(outcome, Guess) for outcome in outcomes)
 
 
 async def wait_of(failed: FailedLogins, account: str = "anna") -> float:
@@ -82,8 +83,6 @@ async def test_after_a_hundred_in_a_row_it_needs_a_reset(failed: FailedLogins, c
 
 
 async def test_a_row_is_no_lock_for_ever(failed: FailedLogins, valkey_url: str) -> None:
-    import redis
-
     await failed.charge("anna")
     with redis.Redis.from_url(valkey_url) as client:
         lives = [client.pttl(key) for key in client.keys("*")]
@@ -123,6 +122,89 @@ async def test_all_together_have_a_bound(failed: FailedLogins, monkeypatch: pyte
         await failed.charge("anna")
     await failed.forgive("user1", "203.0.113.1")
     assert await charged(failed, 1, "anna") == 1
+
+
+# --- given back -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(valkey_url: str) -> Callable[[], dict[bytes, bytes]]:
+    """What is counted in Valkey under which key, without the names and ends of windows."""
+
+    def read() -> dict[bytes, bytes]:
+        with redis.Redis.from_url(valkey_url) as client:
+            account = {key: client.hmget(key, "run", "used") for key in client.keys("*") if client.type(key) == b"hash"}
+            shared = {key: client.get(key) for key in client.keys("*") if client.type(key) == b"string"}
+        return {**{key: b"/".join(value) for key, value in account.items()}, **shared}
+
+    return read
+
+
+async def test_a_guess_that_was_given_back_never_was(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+    await charged(failed, 3, "anna", "203.0.113.7")
+    before = counted()
+    assert sorted(before.values()) == [b"3", b"3", b"3/3"]
+    for _ in range(200):
+        await failed.give_back(await failed.charge("anna", "203.0.113.7"))
+    assert counted() == before
+    assert await charged(failed, 20, "anna", "203.0.113.7") == 7
+
+
+async def test_an_account_that_had_made_no_guess_is_as_before(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+    await failed.give_back(await failed.charge("anna"))
+    assert list(counted().values()) == [b"0"], "all that is left is the mesh's counter"
+    assert await charged(failed, 20) == 10
+
+
+async def test_of_many_at_once_each_gets_back_its_own(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+    """Some are compared and wrong, and stay charged, however the others come between."""
+    wrong = 0
+
+    async def guess(number: int) -> None:
+        nonlocal wrong
+        guess = await failed.charge("anna", "203.0.113.7")
+        if number % 4 == 0:
+            wrong += 1
+        else:
+            await failed.give_back(guess)
+
+    for began in range(0, 24, 4):
+        await asyncio.gather(*(guess(number) for number in range(began, began + 4)))
+    assert wrong == 6
+    assert sorted(counted().values()) == [b"6", b"6", b"6/6"]
+    assert await charged(failed, 20, "anna", "203.0.113.7") == 4
+
+
+async def test_what_was_forgiven_meanwhile_is_not_given_back_again(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+    late = await failed.charge("anna", "203.0.113.7")
+    await failed.charge("anna", "203.0.113.7")
+    await failed.forgive("anna", "203.0.113.7")
+    await charged(failed, 5, "anna", "203.0.113.7")
+    assert sorted(counted().values()) == [b"5/5", b"6", b"6"]
+    await failed.give_back(late)
+    assert sorted(counted().values()) == [b"5", b"5", b"5/5"], "the address and the mesh were still charged with it; the account was not"
+
+
+async def test_a_window_gets_back_nothing_that_another_was_charged(
+    failed: FailedLogins, clock: Clock, counted: Callable[[], dict[bytes, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failed_logins, "WINDOW_SECONDS", 0.2)
+    late = await failed.charge("anna", "203.0.113.7")
+    clock.now += 1
+    async with asyncio.timeout(5):
+        while len(counted()) > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    monkeypatch.undo()
+    await charged(failed, 2, "anna", "203.0.113.7")
+    assert sorted(counted().values()) == [b"2", b"2", b"3/2"]
+    await failed.give_back(late)
+    assert sorted(counted().values()) == [b"2", b"2", b"2/2"], "only the row of the account still had it"
+
+
+async def test_a_guess_from_no_address_gives_none_back(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
+    await failed.charge("anna", "203.0.113.7")
+    await failed.give_back(await failed.charge("anna"))
+    assert sorted(counted().values()) == [b"1", b"1", b"1/1"]
 
 
 def test_codes_are_counted_apart_and_names_without_their_case() -> None:

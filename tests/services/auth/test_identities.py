@@ -1,6 +1,7 @@
 """Whose an access token is, and what the principal says of the login behind it."""
 
 import time
+from uuid import uuid4
 
 import pytest
 
@@ -63,13 +64,31 @@ async def test_a_token_is_worth_nothing_without_its_session(world: Surroundings)
     assert made.session.user_id == user.id
 
 
-async def test_a_token_that_names_anothers_session_is_refused(world: Surroundings) -> None:
+async def test_a_token_that_names_anothers_session_or_acts_for_another_is_refused(world: Surroundings) -> None:
     """Only we sign tokens, so this is for a mistake of ours."""
     anna, ben = await world.register("anna"), await world.register("ben")
     made, _ = await opened(world, ben)
-    forged = world.service._assembly._parts.tokens.issue(anna.id, made.session.id, time.time())
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await world.service._assembly._parts.identities.of(forged)
+    for user, tenant in ((anna, made.session.tenant_id), (ben, TenantId(anna.id)), (ben, TenantId(uuid4()))):
+        forged = world.parts.tokens.issue(user.id, made.session.id, time.time(), tenant_id=tenant, scopes=())
+        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+            await world.parts.identities.of(forged)
+
+
+async def test_a_token_says_for_whom_it_acts_and_what_it_was_good_for(world: Surroundings, settings: AuthSettings) -> None:
+    user = await world.register("anna")
+    team = await organisation(settings, user.id)
+    own = "account:write inference:execute key:write usage:read"
+    for login, tenant, scope in (
+        ({}, TenantId(user.id), own),
+        ({"team_id": team}, team, own),
+        ({"step": Step.ENTER_CODE}, TenantId(user.id), ""),
+    ):
+        _, token = await opened(world, user, **login)
+        claims = await world.parts.tokens.read(token, time.time())
+        assert (claims.tid, claims.scope) == (tenant, scope)
+        assert (await world.parts.identities.of(token)).tenant_id == tenant
+    admin = await world.parts.tokens.read(await world.admin_token(), time.time())
+    assert admin.scope == "*"
 
 
 async def test_a_deleted_or_closed_users_session_is_over(world: Surroundings, settings: AuthSettings) -> None:

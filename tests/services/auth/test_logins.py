@@ -266,6 +266,40 @@ async def test_a_login_asks_the_same_of_the_stores_for_names_that_nobody_has(
     assert set(work) == {("find_account", "run", "_run")}
 
 
+async def test_who_is_told_that_there_is_too_much_to_do_has_made_no_guess(desk: Desk, hasher: CheapHasher) -> None:
+    """More than an account, and an address, may guess: each was told 503, and none of them was looked at."""
+    await desk.world.register("anna")
+    passwords, client = desk.parts.passwords, auth.Client("203.0.113.7")
+    session = await desk.login(client=client, peer=WEB)
+    hasher.compared, passwords._at_once = 0, passwords._most_at_once
+    for name in ["anna", "nobody"] * 20:
+        with pytest.raises(errors.Overloaded):
+            await desk.login(name, client=client, peer=WEB)
+        with pytest.raises(errors.Overloaded):
+            await desk.confirm_again(session, PASSWORD)
+    passwords._at_once = 0
+    assert hasher.compared == 0
+    for _ in range(10):
+        with pytest.raises(errors.NotAuthenticated):
+            await desk.login(password="wrong_password", client=client, peer=WEB)
+    with pytest.raises(errors.Limited):
+        await desk.login(client=client, peer=WEB)
+
+
+async def test_without_valkey_who_finds_too_much_to_do_is_told_just_that(
+    desk: Desk, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(guess: object) -> None:
+        raise errors.Unavailable("Valkey does not answer", hint="is it running?")
+
+    await desk.world.register("anna")
+    passwords = desk.parts.passwords
+    monkeypatch.setattr(passwords, "_at_once", passwords._most_at_once)
+    monkeypatch.setattr(desk.parts.guesses, "give_back", away)
+    with pytest.raises(errors.Overloaded):
+        await desk.login()
+
+
 async def _by_address(desk: Desk, email: str) -> None:
     await desk.world.ask(auth.login_user, auth.LoginUser(auth.Credentials("wrong_password", email=email)))
 

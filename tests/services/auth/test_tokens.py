@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.auth.signing.keys import SigningKey
 from services.auth.tokens import AccessTokens, SessionToken
 from shared import errors
-from shared.types import UserId
+from shared.types import Credential, TenantId, UserId
 
 NOW = 1_800_000_000.0
 USER = UserId(UUID(int=7))
@@ -33,7 +33,14 @@ class OneKey:
 
 KEY = SigningKey.generate(0)
 OURS = AccessTokens(OneKey(), "aimesh/home")
-GOOD = OURS.issue(USER, "session", NOW)
+TEAM = TenantId(UUID(int=8))
+
+
+def issued() -> Credential:
+    return OURS.issue(USER, "session", NOW, tenant_id=TEAM, scopes={"usage:read", "key:write"})
+
+
+GOOD = issued()
 TOKEN = SessionToken.new()
 
 
@@ -51,9 +58,15 @@ def given_of(parts: dict[str, Any]) -> dict[str, Any]:
 async def test_a_token_says_whose_it_is() -> None:
     claims = await OURS.read(GOOD, NOW + 1)
     assert (claims.sub, claims.sid, claims.iss, claims.aud) == (USER, "session", "aimesh/home", "aimesh")
+    assert (claims.tid, claims.scope) == (TEAM, "key:write usage:read")
     assert claims.exp - claims.iat == 600
     assert jwt.get_unverified_header(GOOD) == {"alg": "EdDSA", "typ": "at+jwt", "kid": KEY.kid}
-    assert (await OURS.read(OURS.issue(USER, "session", NOW), NOW)).jti != claims.jti
+    assert (await OURS.read(issued(), NOW)).jti != claims.jti
+
+
+async def test_a_token_of_an_older_auth_goes_on_to_its_end() -> None:
+    claims = await OURS.read(forged(tid=None, scope=None), NOW)
+    assert (claims.sub, claims.tid, claims.scope) == (USER, None, "")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +110,8 @@ def unsigned() -> str:
         pytest.param(forged(iss="aimesh/other"), id="of another mesh"),
         pytest.param(forged(aud="other"), id="for somebody else"),
         pytest.param(forged(sub="root"), id="a user that is no id"),
+        pytest.param(forged(tid="acme"), id="a tenant that is no id"),
+        pytest.param(forged(scope=["*"]), id="scopes in a list"),
         *(
             pytest.param(forged(**{claim: None}), id=f"without {claim}")
             for claim in ("iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp")

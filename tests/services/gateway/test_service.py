@@ -14,7 +14,7 @@ from services.gateway.placing import strikes
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.api import auth, gateway, inference
+from shared.api import audit, auth, gateway, inference, ledger
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
@@ -22,7 +22,7 @@ from shared.directory import Load, ModelOffer
 from shared.node import Node, NodeSettings
 from shared.node.client import ClientNode
 from shared.rpc import Call, StreamCall, serves
-from shared.types import Credential, FinishReason, ModelName, Role, Tier, UserId, UserRole
+from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
 from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
@@ -59,6 +59,7 @@ class StandInAuth(StandIn):
         super().__init__(node)
         self.changes: asyncio.Queue[auth.Change] = asyncio.Queue()
         self.revoked, self.asked = False, 0  # type: ignore[misc]
+        self.acts: list[audit.Act] = []
 
     @serves(auth.validate_api_key)
     async def validate(self, request: auth.ValidateApiKey, _call: Call) -> auth.Principal:
@@ -76,6 +77,16 @@ class StandInAuth(StandIn):
         if request.user_id != OTHER.id:
             raise errors.NotFound("there is no user with this id")
         return OTHER
+
+    @serves(auth.get_user_called)
+    async def get_user_called(self, request: auth.GetUserCalled, _call: Call) -> auth.User:
+        assert request.user == OTHER.email
+        return OTHER
+
+    @serves(audit.record_acts)
+    async def record(self, request: audit.RecordActs, _call: Call) -> Nothing:
+        self.acts += request.acts
+        return Nothing()
 
     @serves(auth.watch_changes)
     async def watch(self, request: auth.WatchChanges, stream: StreamCall[auth.Change]) -> Nothing:
@@ -207,6 +218,15 @@ async def test_another_users_quota_is_for_admins(site: Site) -> None:
     assert (seen.user_id, seen.tier, seen.used_this_hour) == (OTHER.id, Tier.PRO, 0)
     with pytest.raises(errors.NotFound):
         await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(UserId(UUID(int=8))), credential=ADMIN_TOKEN)
+
+
+async def test_the_log_names_an_account_by_its_id_whatever_it_was_called(site: Site) -> None:
+    """What is written there as a target cannot be erased, and an administrator may well type an e-mail address."""
+    order = ledger.TopUp(OTHER.email, MicroCredits(7), "a prize")
+    await site.client.rpc.call(ledger.top_up, order, credential=ADMIN_TOKEN)
+    await until(lambda: site.auth.acts)
+    (act,) = site.auth.acts
+    assert (act.action, act.target, act.details) == ("credits.move", str(OTHER.id), {"micro": "7", "note": "a prize"})
 
 
 async def test_nodes_and_models_and_health(site: Site) -> None:

@@ -171,6 +171,14 @@ async def test_without_it_the_password_is_enough_again(desk: Desk) -> None:
     assert desk.trail.actions("mfa.enable", "mfa.disable")[-1] == "mfa.disable"
 
 
+async def test_who_guesses_a_code_to_be_rid_of_it_is_written_down_with_where_they_are(desk: Desk) -> None:
+    _, phone, _ = await desk.with_factor()
+    session = await desk.browse(code=phone.next_code())
+    with pytest.raises(errors.NotAllowed, match="wrong"):
+        await desk.world.ask(accounts.disable_mfa, accounts.DisableMfa("000000"), session.access_token)
+    assert (desk.trail.acts[-1].action, desk.trail.acts[-1].address) == ("mfa.disable", "203.0.113.7")
+
+
 # --- recovery codes --------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,14 @@ ACCESS_TOKEN = "an access token"
 SIGNING_KEY = keys.make("ES256")
 
 
+@dataclass(frozen=True)
+class FromNow:
+    """A time in a token, in seconds from the moment at which the token is made. Parameters of a test are made when it is collected, and
+    it may run minutes later."""
+
+    seconds: float
+
+
 @dataclass
 class Reply:
     body: bytes | str | dict[str, Any]
@@ -47,7 +55,7 @@ class ScriptedProvider:
     #: Of the last request for tokens.
     form: dict[str, str] = field(default_factory=dict)
     authorization: str = ""
-    #: Added to the usual claims of the next ID token; None leaves one out.
+    #: Added to the usual claims of each ID token; None leaves one out.
     claims: dict[str, Any] = field(default_factory=dict)
     #: Instead of a token that is made of them.
     id_token: str | None = None
@@ -90,7 +98,9 @@ class ScriptedProvider:
         }
 
     def tokens(self) -> dict[str, Any]:
-        token = self.id_token or self.key.sign(_without_none({**self.usual_claims(), **self.claims}))
+        now = time.time()
+        changed = {name: now + value.seconds if isinstance(value, FromNow) else value for name, value in self.claims.items()}
+        token = self.id_token or self.key.sign(_without_none({**self.usual_claims(), **changed}))
         return {"id_token": token, "access_token": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 600}
 
     def reply(self, path: str) -> Reply:

@@ -1,5 +1,6 @@
 """The calls of web: begin, finish, list and remove, at a running auth with a provider that says what a test wants."""
 
+import base64
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
+import redis
 
 from services.auth.logins import Logins
 from services.auth.oidc.door import Equipment, OidcDoor
@@ -199,6 +201,63 @@ async def test_whoever_came_by_the_provider_is_logged_out_there_too(web: Web) ->
     assert "id_token_hint=eyJ" in url
     assert (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(session.session_token, "https://ai.example.org/"))).url is None
     assert (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(by_password.session_token, "https://ai.example.org/"))).url is None
+
+
+async def left(web: Web, session: auth.Session) -> dict[str, str]:
+    """Where the browser goes from the logout, as it is asked there."""
+    url = (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(session.session_token, "https://ai.example.org/"))).url
+    assert url is not None
+    assert url.startswith(f"{web.provider.issuer}/logout?")
+    return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+
+
+async def test_what_is_kept_for_the_logout_names_nobody(web: Web, valkey_url: str) -> None:
+    session = await web.session()
+    with redis.Redis.from_url(valkey_url) as client:
+        kept = {key: client.get(key) for key in client.keys("auth:oidc:session:*")}
+    [(key, sealed)] = kept.items()
+    assert session.session_token.encode() not in key
+    for open_text in (b"eyJ", b"ann-1", b"ann@example.com", web.provider.issuer.encode()):
+        assert open_text not in sealed
+    assert (await left(web, session))["id_token_hint"].startswith("eyJ")
+
+
+async def test_after_the_data_key_was_changed_the_provider_is_told_whom_it_means(
+    web: Web, settings: AuthSettings, scripted: ScriptedProvider
+) -> None:
+    session = await web.session()
+    new = {"data_key": base64.b64encode(bytes(32)).decode(), "data_key_old": settings.data_key}
+    own = {"oidc_issuer": scripted.issuer, "oidc_client_id": CLIENT_ID}
+    async with opened_web(web.world, settings, scripted, **own, **new) as changed:
+        assert (await left(changed, session))["id_token_hint"].startswith("eyJ")
+
+
+@pytest.mark.parametrize("spoilt", ["another key", "another session's", "in the open", "cut", "changed"])
+async def test_what_does_not_open_is_logged_out_without_it(
+    web: Web, settings: AuthSettings, scripted: ScriptedProvider, valkey_url: str, spoilt: str
+) -> None:
+    session = await web.session()
+    with redis.Redis.from_url(valkey_url) as client:
+        [mine] = client.keys("auth:oidc:session:*")
+        sealed = client.get(mine)
+        other = await web.session()
+        [theirs] = set(client.keys("auth:oidc:session:*")) - {mine}
+        instead = {
+            "another key": sealed,
+            "another session's": client.get(theirs),
+            "in the open": b"eyJhbGciOiJFUzI1NiJ9.e30.x",
+            "cut": sealed[:-1],
+            "changed": sealed[:-1] + bytes((sealed[-1] ^ 1,)),
+        }[spoilt]
+        client.set(mine, instead)
+    changed = {"data_key": base64.b64encode(bytes(32)).decode()} if spoilt == "another key" else {}
+    own = {"oidc_issuer": scripted.issuer, "oidc_client_id": CLIENT_ID, **changed}
+    async with opened_web(web.world, settings, scripted, **own) as opened:
+        assert set(await left(opened, session)) == {"client_id", "post_logout_redirect_uri"}
+        # It was spent all the same.
+        asked = accounts.LeaveOidc(session.session_token, "https://ai.example.org/")
+        assert (await opened.beside.ask(accounts.leave_oidc, asked)).url is None
+        assert ("id_token_hint" in await left(opened, other)) is (spoilt != "another key")
 
 
 async def test_without_a_provider_there_is_none(world: Surroundings, settings: AuthSettings, scripted: ScriptedProvider) -> None:

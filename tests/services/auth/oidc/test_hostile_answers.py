@@ -24,7 +24,15 @@ from shared import errors
 from shared.cache import Cache
 from shared.types import UserId
 from tests.services.auth.oidc import keys
-from tests.services.auth.oidc.scripted_provider import ACCESS_TOKEN, CLIENT_ID, CLIENT_SECRET, SIGNING_KEY, Reply, ScriptedProvider
+from tests.services.auth.oidc.scripted_provider import (
+    ACCESS_TOKEN,
+    CLIENT_ID,
+    CLIENT_SECRET,
+    SIGNING_KEY,
+    FromNow,
+    Reply,
+    ScriptedProvider,
+)
 from tests.services.auth.oidc.surroundings import Clock, OpenOidc
 
 WISH = Wish(redirect_uri="http://127.0.0.1:3000/oidc", then="/keys")
@@ -84,12 +92,12 @@ async def test_a_right_answer_is_taken(world: World) -> None:
         pytest.param({"aud": [CLIENT_ID, "another"]}, "issued to somebody else", id="two audiences and no party"),
         pytest.param({"aud": [CLIENT_ID, "another"], "azp": "another"}, "issued to somebody else", id="two audiences, another party"),
         pytest.param({"azp": "another"}, "issued to somebody else", id="another party"),
-        pytest.param({"exp": int(time.time()) - 3600}, "expired", id="expired"),
+        pytest.param({"exp": FromNow(-3600)}, "expired", id="expired"),
         pytest.param({"exp": None}, "lacks claims", id="no end"),
         pytest.param({"exp": "tomorrow"}, "another form", id="an end that is no time"),
-        pytest.param({"iat": int(time.time()) + 3600}, "not valid yet", id="of the future"),
-        pytest.param({"iat": int(time.time()) - 3600}, "older than this login", id="of an earlier login"),
-        pytest.param({"nbf": int(time.time()) + 3600}, "not valid yet", id="for later"),
+        pytest.param({"iat": FromNow(3600)}, "not valid yet", id="of the future"),
+        pytest.param({"iat": FromNow(-3600)}, "older than this login", id="of an earlier login"),
+        pytest.param({"nbf": FromNow(3600)}, "not valid yet", id="for later"),
         pytest.param({"nonce": "another"}, "of another login", id="another nonce"),
         pytest.param({"nonce": None}, "of another login", id="no nonce"),
         pytest.param({"nonce": "ü"}, "of another login", id="a nonce that is not ASCII"),
@@ -109,7 +117,7 @@ async def test_a_token_that_does_not_fit_is_refused(world: World, claims: dict[s
     [
         pytest.param({"aud": [CLIENT_ID]}, id="its audience in a list"),
         pytest.param({"aud": [CLIENT_ID, "another"], "azp": CLIENT_ID}, id="for several, issued to us"),
-        pytest.param({"exp": int(time.time()) + 3600, "iat": time.time() + 30.5}, id="a clock that is half a minute ahead"),
+        pytest.param({"exp": FromNow(3600), "iat": FromNow(30.5)}, id="a clock that is half a minute ahead"),
     ],
 )
 async def test_a_token_that_fits_in_another_way_is_taken(world: World, claims: dict[str, Any]) -> None:

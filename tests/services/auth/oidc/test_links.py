@@ -147,6 +147,8 @@ async def test_what_changes_is_in_the_audit_log(links: Links, acts: list[Act]) -
     assert [(act.action, act.actor) for act in acts] == [
         (action, user_id) for action in ("user.register", "oidc.link", "user.role", "oidc.unlink")
     ]
+    assert {act.target for act in acts} == {str(user_id)}, "a target is never erased, and a subject may be somebody's address"
+    assert [act.details for act in acts if act.action in ("oidc.link", "oidc.unlink")] == [{"issuer": "https://b", "subject": "1"}] * 2
 
 
 async def test_the_same_new_person_in_ten_browsers_is_one_user(links: Links, postgres_url: str) -> None:

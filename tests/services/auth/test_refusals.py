@@ -1,0 +1,74 @@
+"""What the audit log hears of those whom the gate did not let in: who, what, why, and where they were."""
+
+import asyncio
+
+import pytest
+
+from shared import errors
+from shared.api import audit, auth
+from shared.api.audit import Act, Result
+from shared.types import NodeId, Peer, Role
+from tests.services.auth.mfa.equipment import WEB
+from tests.services.auth.surroundings import CLIENT, PASSWORD, Surroundings
+
+GATEWAY = Peer(Role.GATEWAY, NodeId("U" + "G" * 55))
+#: Only an administrator may, whichever way they come.
+ASKED = auth.ListUsers()
+
+
+@pytest.fixture
+def noted(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> list[Act]:
+    acts: list[Act] = []
+    monkeypatch.setattr(world.service._assembly.trail, "note", acts.append)
+    return acts
+
+
+async def log_in(world: Surroundings, name: str, address: str) -> auth.Session:
+    """By the web pages, which saw this address."""
+    request = auth.LoginUser(auth.Credentials(PASSWORD, username=name), client=auth.Client(address))
+    return await world.ask(auth.login_user, request, peer=WEB)
+
+
+async def refused(world: Surroundings, credential: str | None, peer: Peer) -> None:
+    with pytest.raises((errors.NotAllowed, errors.NotAuthenticated)):
+        await world.ask(auth.list_users, ASKED, credential, peer=peer)
+
+
+@pytest.mark.parametrize("door", [WEB, GATEWAY], ids=["web", "gateway"])
+async def test_who_comes_by_a_door_is_where_they_logged_in(world: Surroundings, noted: list[Act], door: Peer) -> None:
+    anna = await world.register("anna")
+    session = await log_in(world, "anna", "203.0.113.7")
+    await refused(world, session.access_token, door)
+    (act,) = noted
+    assert (act.action, act.actor, act.result, act.address) == (auth.list_users.name, anna.id, Result.REFUSED, "203.0.113.7")
+
+
+async def test_who_calls_over_the_mesh_is_the_node_that_calls(world: Surroundings, noted: list[Act]) -> None:
+    """Also with a session that was opened elsewhere: a token that was copied is used from another place."""
+    _, new = await world.user_with_key("anna")
+    session = await log_in(world, "anna", "203.0.113.7")
+    for credential in (session.access_token, new.api_key, None):
+        await refused(world, credential, CLIENT)
+    assert [act.address for act in noted] == [CLIENT.node] * 3
+
+
+async def test_nobody_is_where_another_was(world: Surroundings, noted: list[Act]) -> None:
+    _, new = await world.user_with_key("anna")
+    await world.register("ben")
+    mine, theirs = await log_in(world, "anna", "203.0.113.7"), await log_in(world, "ben", "203.0.113.8")
+    for credential in (mine.access_token, new.api_key, None, "a.b.c", theirs.access_token):
+        await refused(world, credential, WEB)
+    assert [act.address for act in noted] == ["203.0.113.7", "", "", "", "203.0.113.8"]
+    noted.clear()
+    tokens = {mine.user.id: mine.access_token, theirs.user.id: theirs.access_token}
+    await asyncio.gather(*(refused(world, token, WEB) for token in [*tokens.values()] * 10))
+    assert {(act.actor, act.address) for act in noted} == {(mine.user.id, "203.0.113.7"), (theirs.user.id, "203.0.113.8")}
+
+
+async def test_it_is_in_the_log(world: Surroundings) -> None:
+    await world.register("anna")
+    session = await log_in(world, "anna", "203.0.113.7")
+    await refused(world, session.access_token, WEB)
+    await world.service._assembly.trail.write()
+    listed = await world.administer(audit.list_audit, audit.ListAudit(action=auth.list_users.name))
+    assert [row.act.address for row in listed.rows] == ["203.0.113.7"]
