@@ -25,6 +25,7 @@ _SECONDS = 600.0
 MOST = 200
 MOST_OF_ONE = 4
 
+
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an answer took, as the page shows it."""
 

@@ -6,9 +6,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from shared import amounts, errors
-from shared.api.auth import KeyLimits
-from shared.types import MicroCredits
+from shared import errors
 
 F = TypeVar("F", bound=msgspec.Struct)
 
@@ -44,21 +42,6 @@ class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password: str
     #: The page that asked for the login.
     then: str = ""
-
-
-class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    #: Of each: empty for no limit of its own.
-    requests_per_hour: str = ""
-    requests_per_minute: str = ""
-    tokens_per_minute: str = ""
-    concurrency: str = ""
-    #: In credits.
-    budget: str = ""
-
-    @property
-    def has_limits(self) -> bool:
-        return any((self.requests_per_hour, self.requests_per_minute, self.tokens_per_minute, self.concurrency, self.budget))
 
 
 class LoginLinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,17 +85,6 @@ def read_json(content: bytes, kind: type[F]) -> F:
         raise errors.BadRequest(f"the body does not fit: {error}", hint=f"send a JSON object with {fields}") from None
 
 
-def read_limits(form: NewKeyForm) -> KeyLimits:
-    """The optional limits of a new key."""
-    return KeyLimits(
-        requests_per_hour=read_limit(form.requests_per_hour, "requests per hour"),
-        requests_per_minute=read_limit(form.requests_per_minute, "requests per minute"),
-        tokens_per_minute=read_limit(form.tokens_per_minute, "tokens per minute"),
-        concurrency=read_limit(form.concurrency, "requests at once"),
-        budget_micro=_read_budget(form.budget),
-    )
-
-
 def read_limit(text: str, what: str) -> int | None:
     text = text.strip()
     if not text:
@@ -120,15 +92,3 @@ def read_limit(text: str, what: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
         raise errors.BadRequest(f"{what}: not a whole number from 1 up", hint="leave it empty for the limit of your tier")
     return int(text)
-
-
-def _read_budget(text: str) -> MicroCredits | None:
-    if not text.strip():
-        return None
-    try:
-        budget = amounts.read(text)
-    except ValueError as error:
-        raise errors.BadRequest(f"budget: {error}", hint="leave it empty for no budget of its own") from error
-    if budget <= 0:
-        raise errors.BadRequest("budget: not more than 0", hint="leave it empty for no budget of its own")
-    return budget

@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.web.forms import NewKeyForm
 from shared import errors
-from shared.api import accounts, auth, gateway
-
-NOTHING_TYPED = NewKeyForm(name="")
+from shared.api import accounts, gateway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,23 +29,6 @@ class Quota:
     @property
     def left_percent(self) -> int:
         return 100 * self.left // self.limit if self.limit else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKeysPage:
-    #: Active ones first, newest first.
-    keys: tuple[auth.ApiKey, ...]
-    #: On the answer to the creation and never again.
-    created: auth.NewApiKey | None = None
-    #: What was typed into a form that was refused.
-    typed: NewKeyForm = NOTHING_TYPED
-    problem: errors.AimeshError | None = None
-    revoked: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RevokePage:
-    key: auth.ApiKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +71,3 @@ def quota(answer: gateway.UserQuota, now: datetime) -> Quota:
         resets_at=answer.resets_at.astimezone(UTC),
         resets_in_minutes=max(0, -int(-seconds // 60)),
     )
-
-
-def sorted_keys(keys: tuple[auth.ApiKey, ...]) -> tuple[auth.ApiKey, ...]:
-    return tuple(sorted(keys, key=lambda key: (key.is_active, key.created_at), reverse=True))

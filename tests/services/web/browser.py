@@ -55,5 +55,5 @@ class Browser:
 
 
 def shown_key(page: httpx.Response) -> str | None:
-    found = re.search(r"<textarea[^>]*>(aip_live_\w+)</textarea>", page.text)
+    found = re.search(r"<textarea[^>]*>(aip_[a-z]+_\w+)</textarea>", page.text)
     return found[1] if found else None

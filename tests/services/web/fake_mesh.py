@@ -172,19 +172,35 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         if any(key.name == request.name and key.is_active for key in self.keys):
             raise errors.AlreadyExists(f"there is an active key named {request.name!r}", hint="choose another name")
         key = self.add_key(user, request.name, request.limits)
-        return auth.NewApiKey(Credential(f"aip_live_{key.id.hex}{'x' * 17}"), key)
+        days = 90 if request.days is None else request.days
+        ends_at = NOW + timedelta(days=days) if days else None
+        self.keys[-1] = key = msgspec.structs.replace(key, kind=request.kind, bounds=request.bounds, expires_at=ends_at)
+        return auth.NewApiKey(Credential(f"aip_{request.kind}_{key.id.hex}{'x' * 17}"), key)
+
+    def _rename_api_key(self, request: auth.RenameApiKey, credential: Credential | None) -> auth.ApiKey:
+        if not request.name:
+            raise errors.BadRequest("a key needs a name", hint="say what it is for")
+        return self._change_key(request.key, credential, name=request.name)
+
+    def _rotate_api_key(self, request: auth.RotateApiKey, credential: Credential | None) -> auth.NewApiKey:
+        self._check_fresh("auth.rotateApiKey")
+        key = self._change_key(request.key, credential, preview="aip_live_new…wxyz")
+        return auth.NewApiKey(Credential(f"aip_live_{key.id.hex}{'y' * 17}"), key)
+
+    def _change_key(self, key_id: str, credential: Credential | None, **changes: object) -> auth.ApiKey:
+        user = self._user(credential)
+        for place, key in enumerate(self.keys):
+            if str(key.id) == key_id and key.user_id == user.id and key.is_active:
+                self.keys[place] = msgspec.structs.replace(key, **changes)
+                return self.keys[place]
+        raise errors.NotFound("there is no such key", hint="list your keys")
 
     def _list_api_keys(self, _request: auth.ListApiKeys, credential: Credential | None) -> auth.ApiKeys:
         user = self._user(credential)
         return auth.ApiKeys(tuple(key for key in self.keys if key.user_id == user.id))
 
     def _revoke_api_key(self, request: auth.RevokeApiKey, credential: Credential | None) -> auth.ApiKey:
-        user = self._user(credential)
-        for place, key in enumerate(self.keys):
-            if str(key.id) == request.key and key.user_id == user.id:
-                self.keys[place] = msgspec.structs.replace(key, is_active=False)
-                return self.keys[place]
-        raise errors.NotFound("there is no such key", hint="list your keys")
+        return self._change_key(request.key, credential, is_active=False)
 
     def _get_user_usage(self, _request: auth.GetUserUsage, credential: Credential | None) -> UserUsage:
         user = self._user(credential)

@@ -1,10 +1,8 @@
 import pytest
 
 from services.web import forms
-from services.web.forms import LoginForm, NewKeyForm, Registration
+from services.web.forms import LoginForm, Registration
 from shared import errors
-from shared.api.auth import KeyLimits
-from shared.types import MicroCredits
 
 
 def test_a_form_is_read_with_its_spaces_signs_and_umlauts() -> None:
@@ -63,23 +61,3 @@ def test_a_limit_is_a_number_or_nothing(text: str, limit: int | None) -> None:
 def test_anything_else_is_no_limit(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="whole number"):
         forms.read_limit(text, "requests per hour")
-
-
-def test_limits_of_a_key() -> None:
-    form = NewKeyForm("laptop", "1", " 2 ", "3", "4", ".5")
-    assert forms.read_limits(form) == KeyLimits(1, 2, 3, 4, MicroCredits(500_000))
-    assert form.has_limits
-    assert forms.read_limits(NewKeyForm("laptop", budget=" ")) == KeyLimits()
-    assert not NewKeyForm("laptop").has_limits
-
-
-@pytest.mark.parametrize(
-    ("text", "says"), [("0", "not more than 0"), ("-1", "not more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
-)
-def test_a_budget_that_is_none(text: str, says: str) -> None:
-    with pytest.raises(errors.BadRequest, match=f"^budget: .*{says}"):
-        forms.read_limits(NewKeyForm("laptop", budget=text))
-
-
-def test_the_optional_field_of_a_key_may_be_left_out() -> None:
-    assert forms.convert(forms.read_fields(b"name=laptop"), NewKeyForm).requests_per_hour == ""

@@ -1,10 +1,14 @@
+from datetime import timedelta
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from shared import errors
+from shared.api import auth
+from shared.types import ModelName, UserRole
 from tests.services.web.browser import Browser, forms_of, shown_key
-from tests.services.web.fake_mesh import FakeMesh
+from tests.services.web.fake_mesh import NOW, FakeMesh
 
 
 @pytest.fixture
@@ -117,3 +121,133 @@ async def test_auth_going_away_keeps_the_person_signed_in(alice: Browser, mesh: 
     assert "set-cookie" not in page.headers or "aimesh_session" not in page.headers["set-cookie"]
     mesh.broken.clear()
     assert (await alice.get("/api-keys")).status_code == 200
+
+
+async def test_a_new_key_comes_with_lines_that_use_it(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop")
+    for sample in (
+        "curl http://localhost:3000/v1/chat/completions",
+        "from openai import OpenAI",
+        "AIInferenceClient",
+        "aicli infer -m smollm2",
+    ):
+        assert sample in page.text
+    assert 'data-copy="#secret"' in page.text
+    # The lines read the key from its variable: it stands on the page once.
+    key = shown_key(page)
+    assert key is not None
+    assert page.text.count(key) == 1
+
+
+async def test_what_a_key_may_and_how_long_reaches_auth_and_the_list(alice: Browser, mesh: FakeMesh) -> None:
+    form = {"use": "run", "models": "smollm2", "networks": "192.0.2.0/24", "days": "7"}
+    await alice.submit(await alice.get("/api-keys"), "/api-keys", name="ci", **form)
+    asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.GenerateApiKey))
+    bounds = auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",))
+    assert asked == auth.GenerateApiKey("ci", bounds=bounds, days=7)
+    page = await alice.get("/api-keys")
+    for words in ("run models", "only smollm2", "from 192.0.2.0/24", "27 Nov 2026", 'data-tone="warn"'):
+        assert words in page.text
+
+
+async def test_a_key_for_tests_is_marked(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="ci", use="test")
+    assert (shown_key(page) or "").startswith("aip_test_")
+    assert '<span class="tag">test</span>' in page.text
+
+
+async def test_only_administrators_are_offered_their_kind(alice: Browser, mesh: FakeMesh) -> None:
+    assert 'value="adm"' not in (await alice.get("/api-keys")).text
+    account = mesh.accounts["alice"]
+    mesh.sessions = {token: msgspec.structs.replace(account.user, role=UserRole.ADMIN) for token in mesh.sessions}
+    assert 'value="adm"' in (await alice.get("/api-keys")).text
+
+
+async def test_what_was_chosen_stays_open_after_a_refusal(alice: Browser) -> None:
+    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name=" ", use="run")
+    assert page.status_code == 400
+    assert '<option value="run" selected>' in page.text
+    assert "<details open>" in page.text
+
+
+async def test_the_keys_of_an_organisation_are_called_so(alice: Browser, mesh: FakeMesh) -> None:
+    team = mesh.add_team("Acme", mesh.accounts["alice"].user)
+    mesh.acting = dict.fromkeys(mesh.sessions, team)
+    page = await alice.get("/api-keys")
+    assert "of Acme</span>" in page.text
+    assert "what they use is counted and paid there" in page.text
+
+
+async def test_a_key_gets_another_name(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    answer = await alice.submit(await alice.get(f"/api-keys/{key.id}"), f"/api-keys/{key.id}/rename", name="desk")
+    assert answer.status_code == 303
+    page = await alice.get(answer.headers["location"])
+    assert "The key has its new name." in page.text
+    assert mesh.keys[0].name == "desk"
+
+
+async def test_a_name_that_is_refused_stays_in_its_field(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    page = await alice.submit(await alice.get(f"/api-keys/{key.id}"), f"/api-keys/{key.id}/rename", name="  ")
+    assert page.status_code == 400
+    assert "A key needs a name." in page.text
+    assert forms_of(page)[f"/api-keys/{key.id}/rename"]["name"] == "  "
+    assert mesh.keys[0].name == "laptop"
+
+
+async def test_a_new_secret_is_shown_once_and_the_old_one_goes_on_as_chosen(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    path = f"/api-keys/{key.id}"
+    page = await alice.submit(await alice.get(path), f"{path}/rotate", overlap="3600")
+    assert page.status_code == 201
+    secret = shown_key(page)
+    assert secret is not None
+    assert "The old one goes on for an hour." in page.text
+    asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.RotateApiKey))
+    assert asked == auth.RotateApiKey(str(key.id), 3600)
+    assert secret not in (await alice.get(path)).text
+
+
+@pytest.mark.parametrize("overlap", ["1", "-3600", "x", "9999999"])
+async def test_an_overlap_that_nobody_offered_is_refused(alice: Browser, mesh: FakeMesh, overlap: str) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    path = f"/api-keys/{key.id}"
+    page = await alice.submit(await alice.get(path), f"{path}/rotate", overlap=overlap)
+    assert page.status_code == 400
+    assert shown_key(page) is None
+    assert "auth.rotateApiKey" not in mesh.names_asked()
+
+
+async def test_a_new_secret_is_confirmed_first_where_the_login_is_old(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    path = f"/api-keys/{key.id}"
+    page = await alice.get(path)
+    mesh.is_stale = True
+    asked = await alice.submit(page, f"{path}/rotate", overlap="0")
+    assert "Confirm it is you" in asked.text
+    done = await alice.submit(asked, f"{path}/rotate", confirm_password="correct horse")
+    assert shown_key(done)
+    assert "The old one goes on not at all." not in done.text
+
+
+@pytest.mark.parametrize("path", ["", "/revoke"])
+async def test_a_key_that_is_another_persons_or_gone_has_no_page(alice: Browser, mesh: FakeMesh, path: str) -> None:
+    key = mesh.add_key(mesh.add_account("bob", "correct horse"), "bobs key")
+    assert (await alice.get(f"/api-keys/{key.id}{path}")).status_code == 404
+    assert (await alice.get(f"/api-keys/{uuid4()}{path}")).status_code == 404
+
+
+async def test_an_expired_key_says_so_and_can_still_be_revoked(alice: Browser, mesh: FakeMesh) -> None:
+    key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
+    mesh.keys[0] = msgspec.structs.replace(key, expires_at=NOW - timedelta(days=1))
+    page = await alice.get("/api-keys")
+    assert '<span class="tag">expired</span>' in page.text
+    assert f'href="/api-keys/{key.id}/revoke"' in page.text
+
+
+async def test_without_the_gateway_the_lines_name_no_model(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway"] = errors.NotReachable("no node of that role is alive")
+    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop")
+    assert page.status_code == 201
+    assert "Put a model’s name for MODEL." in page.text

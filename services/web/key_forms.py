@@ -1,0 +1,133 @@
+"""The form that makes a key, and what is asked of auth with it. Pure."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from services.web import forms
+from shared import amounts, errors
+from shared.access import ROLES, Permission
+from shared.api.auth import GenerateApiKey, KeyBounds, KeyKind, KeyLimits
+from shared.types import MicroCredits, ModelName, UserRole
+
+
+class Use(StrEnum):
+    """What a key is for, in one word: its kind and its scopes."""
+
+    #: All that a live key of its owner may.
+    ALL = "all"
+    #: Runs models, and nothing else.
+    RUN = "run"
+    CHOSEN = "chosen"
+    TEST = "test"
+    ADMIN = "adm"
+
+
+#: field -> what a box of it stands for.
+SCOPES: Mapping[str, Permission] = {
+    "may_run": Permission.INFER,
+    "may_read_models": Permission.READ_MODELS,
+    "may_write_models": Permission.WRITE_MODELS,
+    "may_own_nodes": Permission.OWN_NODES,
+    "may_read_usage": Permission.READ_USAGE,
+    "may_write_keys": Permission.WRITE_KEYS,
+    "may_write_account": Permission.WRITE_ACCOUNT,
+}
+
+
+class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: Of each: empty for no limit of its own.
+    requests_per_hour: str = ""
+    requests_per_minute: str = ""
+    tokens_per_minute: str = ""
+    concurrency: str = ""
+    #: In credits.
+    budget: str = ""
+    use: Use = Use.ALL
+    #: Empty for what is usual, 0 for ever.
+    days: str = ""
+    #: Names, with commas or blanks between them.
+    models: str = ""
+    networks: str = ""
+    #: Boxes, of which only the ticked ones are sent.
+    may_run: str = ""
+    may_read_models: str = ""
+    may_write_models: str = ""
+    may_own_nodes: str = ""
+    may_read_usage: str = ""
+    may_write_keys: str = ""
+    may_write_account: str = ""
+
+    @property
+    def has_limits(self) -> bool:
+        return any((self.requests_per_hour, self.requests_per_minute, self.tokens_per_minute, self.concurrency, self.budget))
+
+    @property
+    def has_bounds(self) -> bool:
+        return self.use is not Use.ALL or bool(self.models or self.networks)
+
+
+def read_request(form: NewKeyForm) -> GenerateApiKey:
+    """Raises BadRequest."""
+    return GenerateApiKey(
+        name=form.name.strip(),
+        limits=read_limits(form),
+        kind={Use.TEST: KeyKind.TEST, Use.ADMIN: KeyKind.ADMIN}.get(form.use, KeyKind.LIVE),
+        bounds=KeyBounds(_scopes(form), tuple(ModelName(name) for name in _names(form.models)), _names(form.networks)),
+        days=_read_days(form.days),
+    )
+
+
+def read_limits(form: NewKeyForm) -> KeyLimits:
+    """The optional limits of a new key. Raises BadRequest."""
+    return KeyLimits(
+        requests_per_hour=forms.read_limit(form.requests_per_hour, "requests per hour"),
+        requests_per_minute=forms.read_limit(form.requests_per_minute, "requests per minute"),
+        tokens_per_minute=forms.read_limit(form.tokens_per_minute, "tokens per minute"),
+        concurrency=forms.read_limit(form.concurrency, "requests at once"),
+        budget_micro=_read_budget(form.budget),
+    )
+
+
+def scopes_of(role: UserRole) -> Mapping[str, Permission]:
+    """The boxes that somebody of this role is shown."""
+    granted = ROLES[role]
+    return {field: scope for field, scope in SCOPES.items() if scope in granted or Permission.EVERYTHING in granted}
+
+
+def _scopes(form: NewKeyForm) -> tuple[str, ...]:
+    if form.use is Use.RUN:
+        return (Permission.INFER.value,)
+    if form.use is not Use.CHOSEN:
+        return ()
+    chosen = tuple(scope.value for field, scope in SCOPES.items() if getattr(form, field))
+    if not chosen:
+        raise errors.BadRequest("a key that may do nothing is of no use", hint="tick what it may do")
+    return chosen
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.replace(",", " ").split()))
+
+
+def _read_days(text: str) -> int | None:
+    text = text.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 4):
+        raise errors.BadRequest("good for: not a number of days", hint="choose one of the list")
+    return int(text)
+
+
+def _read_budget(text: str) -> MicroCredits | None:
+    if not text.strip():
+        return None
+    try:
+        budget = amounts.read(text)
+    except ValueError as error:
+        raise errors.BadRequest(f"budget: {error}", hint="leave it empty for no budget of its own") from error
+    if budget <= 0:
+        raise errors.BadRequest("budget: not more than 0", hint="leave it empty for no budget of its own")
+    return budget
