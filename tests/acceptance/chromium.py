@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -90,8 +91,7 @@ class Browser:
         self._pages[session] = page = Page(self, session)
         for domain in ("Page", "Network", "Runtime", "Log"):
             await page.send(f"{domain}.enable")
-        await page.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
-        await page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        await page.look(width=width, dark=dark)
         await page.send("Emulation.setScriptExecutionDisabled", value=not javascript)
         return page
 
@@ -103,26 +103,43 @@ class Page:
     #: Every address that was asked for, and what was logged as an error or thrown.
     requests: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    #: The beginnings of other people's addresses: what their pages do is not noted.
+    strangers: list[str] = field(default_factory=list)
     #: The status of the document that is shown, and its headers in small letters.
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
+    _address: str = ""
     _loaded: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, event: str, facts: Json) -> None:
         match event:
             case "Page.loadEventFired":
                 self._loaded.set()
-            case "Network.requestWillBeSent":
-                self.requests.append(facts["request"]["url"])
+            case "Page.frameNavigated" if "parentId" not in facts["frame"]:
+                self._address = facts["frame"]["url"]
             case "Network.responseReceived" if facts["type"] == "Document":
                 self.status = facts["response"]["status"]
                 self.headers = {name.lower(): value for name, value in facts["response"]["headers"].items()}
+            case _ if self._address.startswith(tuple(self.strangers)):
+                pass
+            case "Network.requestWillBeSent":
+                self.requests.append(facts["request"]["url"])
+            case _:
+                self._take_problem(event, facts)
+
+    def _take_problem(self, event: str, facts: Json) -> None:
+        match event:
             case "Log.entryAdded" if facts["entry"]["level"] in ("error", "warning"):
                 self.problems.append(facts["entry"]["text"])
             case "Runtime.consoleAPICalled" if facts["type"] in ("error", "warning", "assert"):
                 self.problems.append(json.dumps(facts["args"]))
             case "Runtime.exceptionThrown":
                 self.problems.append(json.dumps(facts["exceptionDetails"]))
+            case "Runtime.bindingCalled":
+                self.problems.append(f"{facts['name']}: {facts['payload']}")
+            # What is generic is advice to those who fill in forms for people.
+            case "Audits.issueAdded" if facts["issue"]["code"] != "GenericIssue":
+                self.problems.append(json.dumps(facts["issue"]))
 
     async def send(self, method: str, **parameters: Any) -> Json:
         return await self.browser.send(method, self.session, **parameters)
@@ -148,6 +165,11 @@ class Page:
         async with asyncio.timeout(_ANSWER_SECONDS):
             await self._loaded.wait()
 
+    async def look(self, *, width: int, dark: bool) -> None:
+        """Another window size, or the other colours of the system."""
+        await self.send("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600)
+        await self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+
     async def goto(self, url: str) -> None:
         async with self.loading():
             gone = await self.send("Page.navigate", url=url)
@@ -159,7 +181,12 @@ class Page:
             await self.send("Page.reload")
 
     async def click(self, selector: str, text: str = "") -> None:
-        """Click the middle of the first element that matches and holds ``text``; waits for the page that this leads to."""
+        """As ``press``, and waits for the page that this leads to."""
+        async with self.loading():
+            await self.press(selector, text)
+
+    async def press(self, selector: str, text: str = "") -> None:
+        """Click the middle of the first element that matches and holds ``text``."""
         found = f"[...document.querySelectorAll({json.dumps(selector)})].find(each => each.innerText.includes({json.dumps(text)}))"
         box = await self.evaluate(
             f"(() => {{ const found = {found}; if (!found) return null; found.scrollIntoView({{block: 'center'}});"
@@ -168,9 +195,23 @@ class Page:
         )
         if box is None:
             raise Failed(f"nothing to click: {selector} {text!r} on {await self.path()}:\n{await self.text()}")
-        async with self.loading():
-            for event in ("mousePressed", "mouseReleased"):
-                await self.send("Input.dispatchMouseEvent", type=event, x=box["x"], y=box["y"], button="left", clickCount=1)
+        for event in ("mousePressed", "mouseReleased"):
+            await self.send("Input.dispatchMouseEvent", type=event, x=box["x"], y=box["y"], button="left", clickCount=1)
+
+    async def until(self, condition: str, *, seconds: float = _ANSWER_SECONDS) -> None:
+        """Until this JavaScript expression is true, over as many pages as it takes."""
+        deadline = time.monotonic() + seconds
+        while not await self._is_true(condition):
+            if time.monotonic() > deadline:
+                raise Failed(f"not within {seconds} s: {condition}, on {await self.path()}:\n{await self.text()}\n{self.problems}")
+            await asyncio.sleep(0.01)
+
+    async def _is_true(self, condition: str) -> bool:
+        try:
+            return bool(await self.evaluate(f"Boolean({condition})"))
+        except Failed:
+            # Between two pages there is nobody to ask.
+            return False
 
     async def fill(self, **fields: str) -> None:
         """Type into the inputs with these ids."""

@@ -5,12 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from tests import stacks
+from tests import people, stacks
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser
+from tests.acceptance.watching import Watch
+from tests.people import Desk
 from tests.stacks import RunningStack
+from tests.testnet import free_port
 
-_shared = stacks.OfFolder(Path(__file__).parent, INFERENCE_BACKEND="echo")
+#: Of the login provider, which runs in the test that signs in with it and is away in all others.
+PROVIDER_PORT = free_port()
+#: Slow enough to see an answer grow, and to stop it.
+ECHO_TOKEN_MS = "20"
+
+_shared = stacks.OfFolder(
+    Path(__file__).parent,
+    INFERENCE_BACKEND="echo",
+    ECHO_TOKEN_MS=ECHO_TOKEN_MS,
+    OIDC_ISSUER=f"http://127.0.0.1:{PROVIDER_PORT}",
+    OIDC_CLIENT_ID="aimesh",
+    OIDC_CLIENT_SECRET="s" * 40,
+    OIDC_NAME="Example",
+)
 
 
 @pytest.fixture
@@ -18,6 +34,8 @@ def stack(pytestconfig: pytest.Config) -> RunningStack:
     return _shared.get(pytestconfig)
 
 
+# After the fixtures: a page that is open while its server goes would complain.
+@pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     _shared.leave(nextitem)
 
@@ -26,3 +44,22 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 async def browser() -> AsyncIterator[Browser]:
     async with chromium.launch() as running:
         yield running
+
+
+@pytest.fixture
+async def watch(stack: RunningStack, browser: Browser) -> AsyncIterator[Watch]:
+    """Opens pages; what goes wrong in them fails the test."""
+    watch = Watch(browser, stack.url("web"))
+    yield watch
+    await watch.check()
+
+
+@pytest.fixture
+def provider_port() -> int:
+    return PROVIDER_PORT
+
+
+@pytest.fixture
+async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
+    async with people.desk(stack) as opened:
+        yield opened

@@ -1,0 +1,163 @@
+"""What people do with their accounts, from the first key to the last session, in a real browser at a whole stack."""
+
+import time
+
+import pytest
+
+from tests.acceptance.visitor import NEW_PASSWORD, Visitor
+from tests.acceptance.watching import Watch, expected
+from tests.people import Desk
+from tests.stacks import RunningStack, until
+
+#: Web remembers a session that auth has confirmed for 5 s, and the gateway hears of a revoked key within the same.
+FORGOTTEN_SECONDS = 5.0
+
+
+async def test_a_key_is_made_used_counted_and_revoked(stack: RunningStack, watch: Watch) -> None:
+    ann = Visitor(await watch.open(), stack.url("web"))
+    await ann.register()
+    key = await ann.create_key("laptop")
+    async with stack.http(key, service="web") as http:
+        body = {"messages": [{"role": "user", "content": "one two three"}]}
+        answer = await http.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, "one two three"), answer.text
+        used = answer.json()["usage"]
+        # What failed is in the log as well.
+        assert (await http.post("/v1/chat/completions", json={**body, "model": "nobody-has-it"})).status_code == 404
+
+        async def counted() -> list[str] | None:
+            await ann.goes("/requests")
+            rows = await ann.rows()
+            return rows if len(rows) == 2 else None
+
+        failed, row = await until(counted, what="both requests are in the log")
+        assert "unknown_model" in failed
+        for part in ("echo", "laptop"):
+            assert part in row
+        await ann.goes("/usage")
+        requests, tokens, *_ = await ann.texts(".numbers .big")
+        assert (requests, tokens) == ("2", str(used["total_tokens"]))
+
+        await ann.revoke_key("laptop")
+        revoked = time.monotonic()
+
+        async def refused() -> bool:
+            return (await http.post("/v1/chat/completions", json=body)).status_code == 401
+
+        await until(refused, seconds=FORGOTTEN_SECONDS, what="the revoked key is refused")
+        print(f"refused {time.monotonic() - revoked:.2f} s after it was revoked")
+    # What it has done stays in the log.
+    await ann.goes("/requests")
+    assert "laptop" in (await ann.rows())[1]
+
+
+async def test_a_new_password_ends_every_other_session(stack: RunningStack, watch: Watch) -> None:
+    ann = Visitor(await watch.open(), stack.url("web"))
+    await ann.register()
+    elsewhere = Visitor(await watch.open(width=390), ann.origin, ann.name)
+    await elsewhere.sign_in()
+
+    await ann.goes("/settings/security")
+    with expected(ann.page, "status of 400"):
+        await ann.page.fill(new_password=NEW_PASSWORD, repeated="not the same at all")
+        await ann.page.click("button", "Change password")
+    await ann.page.fill(new_password=NEW_PASSWORD, repeated=NEW_PASSWORD)
+    await ann.page.click("button", "Change password")
+    await ann.sees("Your new password is set. All other sessions have ended.")
+    await _is_signed_out(elsewhere)
+
+    with expected(elsewhere.page, "status of 401"):
+        await elsewhere.sign_in()
+    await elsewhere.sign_in(NEW_PASSWORD)
+    assert await elsewhere.page.path() == "/dashboard"
+
+
+async def test_a_session_is_seen_and_ended_from_another_one(stack: RunningStack, watch: Watch) -> None:
+    ann = Visitor(await watch.open(), stack.url("web"))
+    await ann.register()
+    others = [Visitor(await watch.open(), ann.origin, ann.name) for _ in range(3)]
+    for each in others:
+        await each.sign_in()
+
+    await ann.goes("/settings/security")
+    first, *rest = await ann.rows("ul.lines li")
+    assert ("this browser" in first, len(rest)) == (True, 3)
+    assert all("Chrome on Linux" in line and "127.0.0.1" in line for line in (first, *rest))
+    await ann.page.click("button[aria-label^='End Chrome on Linux']")
+    await ann.sees("The session has ended.")
+    assert len(await ann.rows("ul.lines li")) == 3
+
+    # All others at once, which is asked first; Cancel means no.
+    await ann.page.press("button", "End all others")
+    await ann.page.press("dialog button", "Cancel")
+    await ann.page.until("!document.querySelector('dialog')")
+    assert len(await ann.rows("ul.lines li")) == 3
+    await ann.page.press("button", "End all others")
+    await ann.page.click("dialog button.danger")
+    await ann.sees("All other sessions have ended.")
+    assert len(await ann.rows("ul.lines li")) == 1
+    for each in others:
+        await _is_signed_out(each)
+    await ann.goes("/dashboard")
+    assert await ann.page.path() == "/dashboard"
+
+
+async def _is_signed_out(visitor: Visitor) -> None:
+    async def at_the_door() -> bool:
+        await visitor.goes("/dashboard")
+        return await visitor.page.path() == "/login"
+
+    await until(at_the_door, seconds=FORGOTTEN_SECONDS + 1, what="the other session has ended")
+
+
+async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(stack: RunningStack, watch: Watch, desk: Desk) -> None:
+    """Who came by a link has shown a key, and no password."""
+    person = await desk.register("lin")
+    link = (await stack.aicli("dashboard", "--json", AICLI_API_KEY=person.key.secret)).json()["url"]
+    lin = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
+    await lin.page.goto(link)
+    await lin.page.click("button", "Continue")
+    await lin.goes("/settings/security")
+    await lin.page.fill(new_password=NEW_PASSWORD, repeated=NEW_PASSWORD)
+    with expected(lin.page, "status of 403"):
+        await lin.page.click("button", "Change password")
+    await lin.sees("Confirm it is you")
+    assert NEW_PASSWORD not in await lin.page.text()
+    with expected(lin.page, "status of 403"):
+        await lin.page.fill(confirm_password="not the password")
+        await lin.page.click("button", "Confirm and go on")
+    await lin.page.fill(confirm_password=lin.password)
+    await lin.page.click("button", "Confirm and go on")
+    await lin.sees("Your new password is set.")
+    await lin.sign_out()
+    await lin.sign_in(NEW_PASSWORD)
+    assert await lin.page.path() == "/dashboard"
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
+async def test_a_second_factor_guards_an_account(stack: RunningStack, watch: Watch, javascript: bool) -> None:
+    ann = Visitor(await watch.open(javascript=javascript), stack.url("web"))
+    await ann.register()
+    await ann.goes("/settings/security")
+    await ann.page.click("button", "Set it up")
+    _, codes = await ann.set_up_factor()
+    assert len(set(codes)) == len(codes) >= 8
+    await ann.sees(f"You have {len(codes)} recovery codes left")
+    await ann.sign_out()
+
+    await ann.sign_in()
+    assert await ann.page.path() == "/login/code"
+    await ann.goes("/dashboard")
+    assert await ann.page.path() == "/login/code"
+    # Without the phone.
+    await ann.page.fill(code=codes[0])
+    await ann.page.click("button", "Continue")
+    assert await ann.page.path() == "/dashboard"
+    await ann.goes("/settings/security")
+    await ann.sees(f"You have {len(codes) - 1} recovery codes left")
+    await ann.sign_out()
+    await ann.sign_in()
+    with expected(ann.page, "status of 403"):
+        await ann.page.fill(code=codes[0])
+        await ann.page.click("button", "Continue")
+    assert await ann.page.path() == "/login/code"

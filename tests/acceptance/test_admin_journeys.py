@@ -1,0 +1,112 @@
+"""What an administrator does in a browser: the first login with its second factor, and letting a machine in."""
+
+import re
+
+import pytest
+
+from tests import outside
+from tests.acceptance import authenticator
+from tests.acceptance.visitor import Visitor, administrator
+from tests.acceptance.watching import Watch, expected
+from tests.people import Desk
+from tests.stacks import RunningStack
+
+SUBJECTS = ("", "/nodes", "/nodes/tickets", "/users", "/organisations", "/prices", "/audit", "/settings")
+
+
+async def test_the_admin_of_a_new_mesh_signs_in_for_the_first_time(stack: RunningStack, watch: Watch) -> None:
+    told = dict(re.findall(r"^([\w ]+): +(\S+)$", (stack.home / "admin.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    # Their key alone opens no page: it has shown neither a password nor a second factor.
+    link = (await stack.aicli("dashboard", "--json")).json()["url"]
+    admin = Visitor(await watch.open(), told["web"], told["user"], told["password"])
+    await admin.page.goto(link)
+    with expected(admin.page, "status of 403"):
+        await admin.page.click("button", "Continue")
+    await admin.sees("Administrators need a second factor")
+
+    await admin.sign_in()
+    assert await admin.page.path() == "/login/second-factor"
+    for path in ("/dashboard", "/admin"):
+        await admin.goes(path)
+        assert await admin.page.path() == "/login/second-factor"
+    with expected(admin.page, "status of 400"):
+        await admin.page.fill(code="000000")
+        await admin.page.click("button", "Switch it on")
+    secret, codes = await admin.set_up_factor()
+    assert len(set(codes)) >= 8
+    for subject in SUBJECTS:
+        await admin.goes(f"/admin{subject}")
+        assert (admin.page.status, await admin.page.path()) == (200, f"/admin{subject}")
+    await admin.sign_out()
+
+    await admin.sign_in()
+    assert await admin.page.path() == "/login/code"
+    with expected(admin.page, "status of 403"):
+        await admin.page.fill(code=_other_than(authenticator.code_of(secret, periods_ahead=1)))
+        await admin.page.click("button", "Continue")
+    await admin.goes("/admin")
+    assert await admin.page.path() == "/login/code"
+    # The code that was used to set it up is used up; the phone may be a little ahead of us.
+    await admin.page.fill(code=authenticator.code_of(secret, periods_ahead=1))
+    await admin.page.click("button", "Continue")
+    await admin.goes("/admin")
+    assert await admin.page.path() == "/admin"
+
+
+def _other_than(code: str) -> str:
+    return f"{(int(code) + 1) % 1_000_000:06}"
+
+
+async def test_nobody_else_comes_into_administration(stack: RunningStack, watch: Watch) -> None:
+    ann = Visitor(await watch.open(), stack.url("web"))
+    await ann.register()
+    assert "Admin" not in await ann.texts("nav.pages a")
+    for subject in SUBJECTS:
+        with expected(ann.page, "status of 403"):
+            await ann.goes(f"/admin{subject}")
+        await ann.sees("This page is for administrators")
+
+
+@pytest.mark.timeout(120)
+async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: RunningStack, watch: Watch, desk: Desk) -> None:
+    ada = await administrator(await watch.open(), stack.url("web"), desk)
+    page = ada.page
+    await page.click("nav.pages a", "Admin")
+    await page.click("nav.tabs a", "Nodes")
+    await page.click("a.button", "Add a machine")
+    await page.fill(labels="room=browser")
+    await page.press("label.check", "Each machine waits")
+    await page.click("button", "Make a ticket")
+    command = str(await page.evaluate("document.getElementById('command').value"))
+    assert command.startswith("aicli worker --join ")
+    with outside.machine() as box:
+        worker = box.start_worker(*command.split()[2:], "--backend", "echo")
+        # The list hears of it by itself.
+        await ada.goes("/admin/nodes")
+        await page.until("document.body.innerText.includes('room=browser')")
+        await worker.says("waiting for an administrator to approve")
+        (row,) = [row for row in await ada.rows() if "room=browser" in row]
+        assert "waits for approval" in row
+        await page.click("a[href$='/approve']", "Approve")
+        await ada.sees("Let this machine in?", "room=browser")
+        await page.click("main button", "Approve")
+        assert await page.path() == "/admin/nodes"
+        await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'used'")
+        await worker.says("serving 1 model")
+
+        node = await page.evaluate(f"{_row('room=browser')}.dataset.id")
+        await page.click(f"tr[data-id='{node}'] a.danger", "Revoke")
+        await page.fill(reason="it was sold")
+        await page.click("main button", "Revoke")
+        await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'revoked'", seconds=10)
+        await worker.says("revoked")
+        assert "it was sold" in next(row for row in await ada.rows() if "room=browser" in row)
+    # Both are in the log of who did what.
+    await ada.goes("/admin/audit")
+    text = await page.text()
+    for act in ("ticket", "approve", "revoke"):
+        assert act in text
+
+
+def _row(text: str) -> str:
+    return f"[...document.querySelectorAll('main tbody tr')].find(each => each.innerText.includes('{text}'))"

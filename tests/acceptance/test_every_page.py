@@ -1,0 +1,294 @@
+"""Every page there is, with something on it: a picture in each look, nothing serious for axe, and nothing wider than a telephone.
+
+The pictures are in build/screenshots/, for people to look at.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from litestar.handlers import HTTPRouteHandler
+
+from services.web import application
+from shared import identity, tickets
+from shared.api import auth, membership
+from shared.node import enrolling
+from shared.node.enrolling import Newcomer
+from shared.types import UserRole
+from tests import outside
+from tests.acceptance.album import Album
+from tests.acceptance.visitor import NEW_PASSWORD, Visitor, administrator
+from tests.acceptance.watching import Watch, expected
+from tests.people import Desk
+from tests.stacks import RunningStack, until
+
+VISITORS = {
+    "landing": "/",
+    "register": "/register",
+    "login": "/login",
+    "forgot": "/forgot",
+    "forgot-sent": "/forgot?done=sent",
+    "reset": "/reset?token=abc",
+    "login-link": "/login-link?token=abc",
+    "login-oidc": "/login/oidc",
+}
+PERSONAL = {
+    "overview": "/dashboard",
+    "overview-day": "/dashboard?span=day&show=tokens",
+    "keys": "/api-keys",
+    "playground": "/playground",
+    "usage": "/usage",
+    "usage-latency": "/usage?days=90&show=latency",
+    "requests": "/requests",
+    "requests-none": "/requests?model=nothing",
+    "models": "/models",
+    "settings": "/settings",
+    "settings-preferences": "/settings/preferences",
+    "settings-security": "/settings/security",
+    "settings-data": "/settings/data",
+    "organisations": "/organisations",
+    "invitation": "/invitation?token=abc",
+    "login-oidc-fresh": "/login/oidc?fresh=yes",
+}
+OF_ADMINISTRATORS = {
+    "admin-health": "/admin",
+    "admin-nodes": "/admin/nodes",
+    "admin-tickets": "/admin/nodes/tickets",
+    "admin-users": "/admin/users",
+    "admin-organisations": "/admin/organisations",
+    "admin-prices": "/admin/prices",
+    "admin-audit": "/admin/audit",
+    "admin-settings": "/admin/settings",
+    "admin-overview": "/dashboard",
+    "admin-models": "/models",
+}
+_MARKDOWN = """# A heading
+
+Some *words*, `code`, and:
+
+- one
+- two
+
+```python
+print("hello, " + "world" * 30, "and a line that is longer than any telephone is wide")
+```
+
+| Name | Number |
+|------|--------|
+| one  | 1      |
+"""
+OF_OWNERS = {"machines": "/nodes", "machines-tickets": "/nodes/tickets"}
+#: Answers that are no page of their own.
+_NO_PAGES = ("/static/", "/live/", ".csv")
+
+
+@pytest.fixture
+async def album() -> AsyncIterator[Album]:
+    album = Album()
+    yield album
+    album.check()
+
+
+def test_no_page_is_forgotten() -> None:
+    patterns = {
+        path
+        for handler in application.ROUTES
+        if isinstance(handler, HTTPRouteHandler) and "GET" in handler.http_methods
+        for path in handler.paths
+        if not any(part in path for part in _NO_PAGES)
+    }
+    seen = [path.partition("?")[0] for paths in (VISITORS, PERSONAL, OF_OWNERS, OF_ADMINISTRATORS) for path in paths.values()]
+    missing = {pattern for pattern in patterns if not any(re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", pattern), path) for path in seen)}
+    # Those that the tests below come to by clicking, or that lead elsewhere.
+    assert missing <= {
+        "/login/code",
+        "/login/second-factor",
+        "/login/oidc/back",
+        "/api-keys/{key_id:uuid}",
+        "/api-keys/{key_id:uuid}/revoke",
+        "/organisations/{team:uuid}",
+        "/admin/users/{user_id:uuid}",
+        "/admin/nodes/{node_id:str}/approve",
+        "/admin/nodes/{node_id:str}/revoke",
+        "/nodes/{node_id:str}/revoke",
+    }
+
+
+@pytest.mark.timeout(180)
+async def test_what_visitors_see(stack: RunningStack, watch: Watch, album: Album) -> None:
+    somebody = Visitor(await watch.open(), stack.url("web"))
+    page = somebody.page
+    for name, path in VISITORS.items():
+        await somebody.goes(path)
+        await album.add(page, name)
+    with expected(page, "status of 404"):
+        await somebody.goes("/nothing-here")
+    await album.add(page, "not-found")
+    with expected(page, "status of 401"):
+        await somebody.goes("/login/oidc/back?state=of-somebody-else")
+    await album.add(page, "login-oidc-failed")
+    somebody.name = "nobody"
+    with expected(page, "status of 401"):
+        await somebody.sign_in()
+    await album.add(page, "login-wrong")
+
+
+@pytest.mark.timeout(180)
+async def test_what_a_person_sees(stack: RunningStack, watch: Watch, album: Album) -> None:
+    ann = Visitor(await watch.open(), stack.url("web"))
+    page = ann.page
+    await ann.register()
+    await album.add(page, "welcome")
+    await _work(stack, ann)
+    for name, path in PERSONAL.items():
+        await ann.goes(path)
+        await _settled(ann)
+        await album.add(page, name)
+
+    await ann.goes("/settings")
+    await page.press("header .account summary")
+    await album.add(page, "account-menu", is_covered=True)
+    await ann.create_key("a new one")
+    await album.add(page, "key-created")
+    await ann.goes("/api-keys")
+    await page.click("a[aria-label='Manage laptop']")
+    await album.add(page, "key")
+    await ann.ask_to_revoke("laptop")
+    await album.add(page, "key-revoke")
+    await ann.goes("/organisations")
+    await page.fill(name="Example & Sons")
+    await page.click("main button", "Create")
+    await album.add(page, "organisation")
+
+
+@pytest.mark.timeout(180)
+async def test_a_chat_is_to_be_seen(stack: RunningStack, watch: Watch, album: Album) -> None:
+    ann = Visitor(await watch.open(), stack.url("web"))
+    page = ann.page
+    await ann.register()
+    await ann.goes("/playground")
+    await page.fill(message=_MARKDOWN)
+    await page.press("[data-chat=send]")
+    await page.until("document.querySelector('[data-chat=usage]:not([hidden])')?.innerText.includes('tokens')")
+    await album.add(page, "playground-answer")
+    await page.press("details.chat-settings summary")
+    await album.add(page, "playground-parameters")
+    await page.press("details.chat-settings summary")
+    await page.press("[data-chat-act=code]")
+    await page.until("document.querySelector('dialog[open]')")
+    await album.add(page, "playground-code")
+
+
+@pytest.mark.timeout(180)
+async def test_what_guards_an_account_is_to_be_seen(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
+    person = await desk.register("lin")
+    link = (await stack.aicli("dashboard", "--json", AICLI_API_KEY=person.key.secret)).json()["url"]
+    lin = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
+    page = lin.page
+    await page.goto(link)
+    await page.click("button", "Continue")
+    await lin.goes("/settings/security")
+    with expected(page, "status of 403"):
+        await page.fill(new_password=NEW_PASSWORD, repeated=NEW_PASSWORD)
+        await page.click("button", "Change password")
+    await album.add(page, "confirm")
+    await page.fill(confirm_password=lin.password)
+    await page.click("button", "Confirm and go on")
+    await page.click("button", "Set it up")
+    await album.add(page, "second-factor")
+    secret = await lin.type_first_code()
+    assert secret
+    await album.add(page, "recovery-codes")
+    await page.click("a.button", "I have kept them")
+    await album.add(page, "settings-security-guarded")
+    await lin.sign_out()
+    await lin.sign_in(NEW_PASSWORD)
+    await album.add(page, "login-code")
+
+
+@pytest.mark.timeout(180)
+async def test_what_somebody_sees_who_lends_machines(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
+    person = await desk.register("owen")
+    await desk.mesh.rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.NODE_OWNER), credential=desk.admin_key)
+    owen = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
+    page = owen.page
+    await owen.sign_in()
+    await owen.goes("/nodes")
+    await album.add(page, "machines-none")
+    async with _waiting_machine(stack, desk, "--owner", person.username):
+        for name, path in OF_OWNERS.items():
+            await owen.goes(path)
+            await album.add(page, name)
+        await owen.goes("/nodes")
+        # It is theirs to cut off, and not theirs to let in.
+        assert await page.evaluate("document.querySelectorAll('main tbody tr').length") == 1
+        assert not await page.evaluate("document.querySelector(\"a[href$='/approve']\")?.checkVisibility()")
+        await page.click("a.danger", "Revoke")
+        await album.add(page, "machine-revoke")
+        await page.click("main button", "Revoke")
+        await owen.sees("revoked")
+
+
+@pytest.mark.timeout(240)
+async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
+    ada = await administrator(await watch.open(), stack.url("web"), desk)
+    page = ada.page
+    async with _waiting_machine(stack, desk):
+        for name, path in OF_ADMINISTRATORS.items():
+            await ada.goes(path)
+            await _settled(ada)
+            await album.add(page, name)
+        await ada.goes("/admin/nodes")
+        await page.click("a[href$='/approve']", "Approve")
+        await album.add(page, "admin-node-approve")
+        await page.click("main a", "Revoke it")
+        await album.add(page, "admin-node-revoke")
+    await ada.goes("/admin/nodes/tickets")
+    await page.click("button", "Make a ticket")
+    await album.add(page, "admin-ticket-created")
+    await ada.goes(f"/admin/users?search={ada.name}")
+    await page.click("main tbody a", ada.name)
+    await album.add(page, "admin-user")
+
+
+async def _work(stack: RunningStack, ann: Visitor) -> None:
+    """Two keys, one of them with a limit and revoked, and some requests, not all of them good."""
+    key = await ann.create_key("laptop")
+    await ann.create_key("an old program with a long name", requests_per_hour="7", budget="2.5")
+    await ann.revoke_key("an old program with a long name")
+    async with stack.http(key) as http:
+        for words, model in ((3, "echo"), (20, "echo"), (8, "echo"), (3, "nobody-has-it")):
+            body = {"model": model, "messages": [{"role": "user", "content": "word " * words}]}
+            assert (await http.post("/v1/chat/completions", json=body)).status_code in (200, 404)
+
+    async def logged() -> bool:
+        await ann.goes("/requests")
+        return len(await ann.rows()) == 4
+
+    await until(logged, what="all requests are in the log")
+
+
+async def _settled(visitor: Visitor) -> None:
+    """Charts are drawn by then."""
+    await visitor.page.until("[...document.querySelectorAll('table[data-chart]')].every(each => document.querySelector('canvas'))")
+
+
+@asynccontextmanager
+async def _waiting_machine(stack: RunningStack, desk: Desk, *options: str) -> AsyncIterator[None]:
+    """One that has used a ticket, and waits for its approval."""
+    text = await outside.ticket(stack, "worker", "--approval", "--label", "room=3", *options)
+    key = identity.NodeKey(identity.new_seed())
+    joining = asyncio.create_task(enrolling.enrol(tickets.parse(text), key, Newcomer("a waiting machine"), lambda line: None))
+
+    async def waits() -> bool:
+        members = await desk.mesh.rpc.call(membership.list_members, membership.ListMembers(), credential=desk.admin_key)
+        return any(member.id == key.id for member in members.members)
+
+    try:
+        await until(waits, seconds=30, what="it waits for approval")
+        yield
+    finally:
+        joining.cancel()
+        await asyncio.gather(joining, return_exceptions=True)
