@@ -212,6 +212,7 @@ class Logins:
         login = Login(
             user_id=user.id,
             kind=SessionKind.BROWSER,
+            client=_client(request.client, call),
             has_factor=link.has_factor,
             # A key has shown neither password nor code, so that nothing sensitive is done before one is shown.
             confirmed_at=link.confirmed_at or 0.0,

@@ -76,7 +76,7 @@ def line_of(key: ApiKey, now: datetime) -> KeyLine:
 def _may(key: ApiKey) -> str:
     if key.bounds.scopes:
         return ", ".join(WORDS.get(scope, scope) if (scope := _known(name)) else name for name in key.bounds.scopes)
-    return {KeyKind.TEST: "run models", KeyKind.ADMIN: "everything, and administer"}.get(key.kind, "all that its owner may")
+    return {KeyKind.TEST: "run models", KeyKind.ADMIN: "everything, and administer"}.get(key.kind, "what its owner may")
 
 
 def _known(scope: str) -> Permission | None:

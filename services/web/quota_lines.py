@@ -6,7 +6,6 @@ from datetime import UTC
 
 from services.web import usage_chart
 from services.web.usage_chart import NOTHING
-from shared import amounts
 from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
 from shared.api.ledger import Account
 
@@ -64,7 +63,7 @@ def credits(account: Account | None) -> CreditsLine:  # noqa: A001 - that is wha
         return CreditsLine(left="no bound")
     renews = account.renews_at.astimezone(UTC)
     held = f"{usage_chart.cost(account.reserved_micro)} held by running requests; " if account.reserved_micro else ""
-    month = f"{amounts.written(account.monthly_micro)} a month included, renewed on {renews.day} {renews:%b %Y}"
+    month = f"{usage_chart.exact(account.monthly_micro)} a month included, renewed on {renews.day} {renews:%b %Y}"
     return CreditsLine(left=usage_chart.cost(account.free_micro), detail=held + month)
 
 
@@ -98,4 +97,5 @@ def _renewal(state: LimitState, remaining: int) -> str:
     seconds = max(1, round(state.resets_in_seconds))
     if seconds < _MINUTE:
         return f"full again in {seconds} s"
-    return f"full again in {-(-seconds // _MINUTE)} min"
+    # The hour is counted by its minutes, so that the last one can end a little later.
+    return f"full again in {min(60, -(-seconds // _MINUTE))} min"

@@ -8,9 +8,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from services.web import assets
+from services.web import assets, usage_chart
 from services.web.assets import Assets
-from shared import amounts
 from shared.api.auth import KeyLimits
 from shared.types import UserRole
 
@@ -67,7 +66,7 @@ class Renderer:
         )
         environment.filters |= {
             "number": _number,
-            "credits": _credits,
+            "credits": usage_chart.exact,
             "limits": _limits,
             "day": _day,
             "clock": _clock,
@@ -87,12 +86,6 @@ def _number(value: int) -> str:
     return f"{value:,}"
 
 
-def _credits(micro: int) -> str:
-    """With as many decimals as there are."""
-    whole, point, part = amounts.written(abs(micro)).partition(".")
-    return f"{'-' if micro < 0 else ''}{int(whole):,}{point}{part}"
-
-
 def _limits(limits: KeyLimits) -> str:
     """Those that are set; empty for none."""
     numbers = {
@@ -103,7 +96,7 @@ def _limits(limits: KeyLimits) -> str:
     }
     words = [text.format(_number(value)) for text, value in numbers.items() if value is not None]
     if limits.budget_micro is not None:
-        words.append(f"{_credits(limits.budget_micro)} credits")
+        words.append(f"{usage_chart.exact(limits.budget_micro)} credits")
     return ", ".join(words)
 
 

@@ -193,6 +193,12 @@ def cost(micro: int) -> str:
     return f"{'-' if micro < 0 else ''}{whole:,}.{part:02}"
 
 
+def exact(micro: int) -> str:
+    """Credits with as many decimals as there are."""
+    whole, point, part = amounts.written(abs(micro)).partition(".")
+    return f"{'-' if micro < 0 else ''}{int(whole):,}{point}{part}"
+
+
 def latency(milliseconds: int | None) -> str:
     """Three digits at most, and minutes for what takes minutes."""
     if milliseconds is None:

@@ -350,6 +350,7 @@ class LoginLink(Body, frozen=True):
 
 class RedeemLoginLink(Body, frozen=True):
     token: str
+    client: Client = Client()
 
 
 register_user = Method("auth.registerUser", RegisterUser, User, callers=PEOPLE)

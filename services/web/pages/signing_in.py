@@ -136,7 +136,7 @@ async def show_login_link(visit: NamedDependency[Visit], token: FromQuery[str] =
 async def redeem_login_link(visit: NamedDependency[Visit]) -> Page:
     form = await visit.read_form(forms.LoginLinkForm, by_visitor=True)
     try:
-        session = await visit.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link))
+        session = await visit.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, visit.client()))
     except errors.CallerError as error:
         return visit.page("login.html", await _login_page(visit, problem=error), here="login", status=error.status)
     visit.sign_in(session)

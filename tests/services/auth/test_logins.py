@@ -364,7 +364,7 @@ async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(d
 async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(desk: Desk) -> None:
     _, new = await desk.world.user_with_key("anna")
     link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
-    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
+    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.Client("192.0.2.9", "Firefox")))
     assert (await resume(desk, session.session_token)).step is Step.DONE
     assert (await desk.identify(session)).confirmed_at == 0
     with pytest.raises(errors.ConfirmationNeeded):

@@ -16,7 +16,7 @@ KEY = ApiKey(KeyId(UUID(int=1)), UserId(UUID(int=2)), "laptop", "aip_live_abc…
 @pytest.mark.parametrize(
     ("change", "may"),
     [
-        ({}, "all that its owner may"),
+        ({}, "what its owner may"),
         ({"kind": KeyKind.TEST}, "run models"),
         ({"kind": KeyKind.ADMIN}, "everything, and administer"),
         ({"bounds": KeyBounds(("inference:execute", "usage:read"))}, "run models, read usage"),

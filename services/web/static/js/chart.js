@@ -140,7 +140,7 @@ class Chart {
           stroke: colours[index % colours.length],
           fill: isBars ? colours[index % colours.length] : undefined,
           width: isBars ? 0 : 2,
-          points: isBars ? { show: false } : { fill: colours[index % colours.length] },
+          points: isBars ? { show: false } : { size: 8, fill: colours[index % colours.length], filter: isolated },
           paths: isBars ? uPlot.paths.bars({ size: [0.7, 60] }) : undefined,
         })),
       ],
@@ -179,6 +179,14 @@ class Chart {
     const row = Math.max(0, Math.min(last, to))
     this.#plot.setCursor({ left: this.#plot.valToPos(this.facts.values[0][row], 'x'), top: 0 })
   }
+}
+
+/** Where a line is too dense for its points, those without a neighbour: no line leads to them. @param {any} plot @param {number} series @param {boolean} isEach */
+function isolated(plot, series, isEach) {
+  if (isEach) return null
+  const values = plot.data[series]
+  const isThere = (/** @type {number} */ row) => values[row] !== null && values[row] !== undefined
+  return [...values.keys()].filter((row) => isThere(row) && !isThere(row - 1) && !isThere(row + 1))
 }
 
 /** Half a row of room on both sides, so that the first and the last bar are whole. @param {any} plot @param {number} least @param {number} most */

@@ -169,3 +169,12 @@ async def test_without_the_library_the_table_stays_as_it_is(chrome: Browser) -> 
             4,
             0,
         ]
+
+
+async def test_one_day_alone_among_many_is_seen(chrome: Browser) -> None:
+    site = Site()
+    rows = [(f"day {number}", "900" if number == 80 else "", "") for number in range(90)]
+    site.show(table("lines", rows), "chart", head=HEAD)
+    async with opened(chrome, site, width=390) as page:
+        await page.goto(site.origin)
+        await drawn_in(page, "--series-1")
