@@ -171,7 +171,7 @@ async def test_a_login_that_is_too_old_is_confirmed_first(dana: Browser, mesh: F
     asked = await dana.submit(page, ORDERS, act="unload")
     assert asked.status_code == 403
     assert forms_of(asked)[ORDERS] | {"token": ""} == {
-        "token": "", "model": "smollm2", "act": "unload", "confirm_password": "", "confirm_code": "",
+        "token": "", "model": "smollm2", "act": "unload", "confirm_password": "",
     }  # fmt: skip
 
 
