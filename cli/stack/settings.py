@@ -199,7 +199,7 @@ SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS", "OIDC_CLIENT_SECRE
 #: Paths that the user gives relative to where they are; services run elsewhere.
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "NATS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
-    | {"MODELS_YAML", "MODELS_DIR", "OPENAI_UPSTREAMS"}
+    | {"MODELS_YAML", "MODELS_DIR", "OPENAI_UPSTREAMS", "OIDC_CA_FILE", "AUDIT_ANCHOR_FILE"}
 )
 
 

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 from importlib import resources
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         if (path := environment.pop(kept, None)) is not None:
             # This must not be lost with the container.
             assert mounts_of(service)[str(Path(path).parent)] == f"{service}-data"
+    # No secrets, and a folder of the host's: only who mounts one names them.
+    for owns in ("OIDC_CA_FILE", "AUDIT_ANCHOR_FILE"):
+        assert environment.pop(owns, "") == ""
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 
 
@@ -100,8 +104,20 @@ def test_only_web_and_gateway_publish_a_port_and_on_loopback() -> None:
 def test_all_but_the_public_two_and_ollama_are_on_the_private_network_alone() -> None:
     outside = {name for name, service in SERVICES.items() if service.get("networks", ["none"]) != ["private"]}
     assert outside == {"init", "gateway", "web", "ollama", "dht", "relay"}
-    assert compose_file.load()["networks"]["private"] == {"internal": True}
+    assert compose_file.load()["networks"]["private"]["internal"] is True
     assert SERVICES["init"]["network_mode"] == "none"
+
+
+def test_who_is_believed_about_addresses_is_web_and_the_host_and_nobody_else() -> None:
+    networks = compose_file.load()["networks"]
+    web = SERVICES["web"]["networks"]["private"]["ipv4_address"]
+    (private,), (public,) = (networks[name]["ipam"]["config"] for name in ("private", "public"))
+    assert ip_address(web) in ip_network(private["subnet"])
+    assert ip_address(public["gateway"]) in ip_network(public["subnet"])
+    assert not ip_network(private["subnet"]).overlaps(ip_network(public["subnet"]))
+    for service in SERVICES:
+        if trusted := compose_file.environment_of(service).get("TRUSTED_PROXIES"):
+            assert set(trusted.split(",")) == {web, public["gateway"]}
 
 
 def is_root(service: dict[str, Any]) -> bool:
