@@ -34,7 +34,7 @@ class _Tier(click.Choice[str]):
 
 @click.group()
 def admin() -> None:
-    """Administer the installation; needs the key of an admin."""
+    """Administer the installation: with a key of the kind adm. Node owners use `nodes` and `tickets` for their own machines."""
 
 
 admin.add_command(tickets)
