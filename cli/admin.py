@@ -128,6 +128,20 @@ def enable(here: Surroundings, /, user: str, *, as_json: bool) -> None:
     _show(here.ask(auth.set_active, auth.SetActive(user, is_active=True)), as_json=as_json)
 
 
+@users.command("remove-mfa")
+@click.argument("user")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.pass_obj
+def remove_mfa(here: Surroundings, /, user: str, *, as_json: bool) -> None:
+    """Take the second factor of USER, who has lost it. Their sessions end; they are told by mail.
+
+    Make sure that it is they who ask: with the password alone somebody else could log in from then on.
+    """
+    from shared.api import auth
+
+    _show(here.ask(auth.remove_mfa, auth.RemoveMfa(user)), as_json=as_json)
+
+
 def _show(user: "User", *, as_json: bool) -> None:
     from cli import output
 

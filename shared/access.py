@@ -147,6 +147,7 @@ METHODS: Mapping[str, Access] = {
     "auth.setTier": _ADMIN_FRESH,
     "auth.setRole": _ADMIN_FRESH,
     "auth.setActive": _ADMIN_FRESH,
+    "auth.removeMfa": _ADMIN_FRESH,
     "auth.getUser": _ADMIN,
     "auth.getUserCalled": _ADMIN,
     "auth.listUsers": _ADMIN,

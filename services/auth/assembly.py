@@ -24,6 +24,7 @@ from services.auth.mail import postman as mail
 from services.auth.mail.postman import Postman
 from services.auth.mfa.enrolment import Enrolment
 from services.auth.mfa.factors import Factors
+from services.auth.mfa.lost import LostFactors
 from services.auth.nodes.doorkeeper import Doorkeeper
 from services.auth.nodes.members import Members
 from services.auth.nodes.mesh_ca import MeshCa
@@ -142,10 +143,11 @@ class Assembly:
         erasures = Erasures(self._parts, needs)
         logins = Logins(self._parts, factors, at_login=(erasures.call_off_at_login,))
         exports = Exports(self._parts, rows, (sources.sessions(self._parts.sessions), sources.audit(self._audit_rows)))
+        lost = LostFactors(self._parts, SessionEnds(self._parts.store, self._parts.sessions), self._opened.postman)
         days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
         kept = Retention(retention.own(rows, days))
         return Joined(
-            (logins, Enrolment(self._parts, factors), OidcDoor(self._parts, equipment, logins), erasures, exports),
+            (logins, Enrolment(self._parts, factors), lost, OidcDoor(self._parts, equipment, logins), erasures, exports),
             (erasures.run, kept.run),
         )
 

@@ -283,6 +283,12 @@ class SetActive(Body, frozen=True):
     is_active: bool
 
 
+class RemoveMfa(Body, frozen=True):
+    """Takes the second factor of somebody who has lost it, with the recovery codes; their sessions end, their keys go on."""
+
+    user: str
+
+
 class GetUser(Body, frozen=True):
     user_id: UserId
 
@@ -373,6 +379,7 @@ get_user_usage = Method("auth.getUserUsage", GetUserUsage, UserUsage, callers=PE
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)
 set_active = Method("auth.setActive", SetActive, User, callers=PEOPLE)
+remove_mfa = Method("auth.removeMfa", RemoveMfa, User, callers=PEOPLE)
 get_user = Method("auth.getUser", GetUser, User, callers={Role.GATEWAY})
 get_user_called = Method("auth.getUserCalled", GetUserCalled, User, callers=PEOPLE)
 list_users = Method("auth.listUsers", ListUsers, Users, callers=PEOPLE)

@@ -41,6 +41,15 @@ def password_changed(username: str) -> Text:
     )
 
 
+def factor_removed(username: str) -> Text:
+    return _text(
+        "Your second factor was removed",
+        username,
+        "an administrator removed the second factor of this account just now, and ended its sessions. Log in with your "
+        "password and set a new one up.\n\nIf you did not ask for it, tell an administrator at once.",
+    )
+
+
 def address_changed_to(username: str) -> Text:
     """To the new one."""
     return _text("This is your new address", username, "mails about your account come to this address from now on.")

@@ -10,7 +10,7 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import rendering, views
+from services.web import forms, rendering, views
 from services.web.pages.admin import choices
 from services.web.visits import Page, Visit
 from shared import amounts, context, errors
@@ -28,6 +28,7 @@ _DONE = {
     "closed": "The account is closed. Its keys and sessions do not work any more.",
     "opened": "The account is open again, with its keys.",
     "credits": "The credits are booked.",
+    "factor": "The second factor is removed. Their sessions are over; they log in with the password and set a new one up.",
 }
 
 
@@ -128,6 +129,16 @@ async def set_active(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> 
     return visit.redirect(f"/admin/users/{user_id}?done={'opened' if is_active else 'closed'}")
 
 
+@post("/admin/users/{user_id:uuid}/remove-factor")
+async def remove_factor(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    try:
+        await visit.call(auth.remove_mfa, auth.RemoveMfa(str(user_id)))
+    except errors.CallerError as error:
+        return await _refused(visit, user_id, error)
+    return visit.redirect(f"/admin/users/{user_id}?done=factor")
+
+
 @post("/admin/users/{user_id:uuid}/credits")
 async def give_credits(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
     form = await visit.read_form(CreditsForm)
@@ -208,4 +219,4 @@ def _of_last_days(user_id: UserId, now: datetime) -> usage_report.GetUsageReport
     return usage_report.GetUsageReport(until - timedelta(days=USAGE_DAYS), until, tenant_id=TenantId(user_id))
 
 
-ROUTES = (show_users, show_user, set_role, set_tier, set_active, give_credits)
+ROUTES = (show_users, show_user, set_role, set_tier, set_active, remove_factor, give_credits)

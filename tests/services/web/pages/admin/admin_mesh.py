@@ -159,6 +159,15 @@ class AdminMesh(FakeMesh):
             raise errors.BadRequest("you cannot close your own account", hint="another administrator can")
         return self._set_user(request.user, credential, is_active=request.is_active)
 
+    def _remove_mfa(self, request: auth.RemoveMfa, credential: Credential | None) -> auth.User:
+        self._admin(credential)
+        self._fresh()
+        user = self._named(request.user).user
+        if user.username not in self.with_factor:
+            raise errors.NotFound(f"{user.username} has no second factor", hint="there is nothing to remove")
+        self.with_factor.remove(user.username)
+        return user
+
     def _set_user(self, name: str, credential: Credential | None, **changes: object) -> auth.User:
         self._admin(credential)
         self._fresh()

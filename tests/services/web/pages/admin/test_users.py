@@ -207,3 +207,34 @@ async def test_hostile_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
 async def test_auth_away_is_a_page_that_says_so(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken["auth.listUsers"] = errors.NotReachable("no auth is reachable", hint="start it")
     assert (await root.get("/admin/users")).status_code == 503
+
+
+async def test_a_lost_second_factor_is_removed(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    mesh.with_factor.add("dana")
+    path = f"/admin/users/{dana.id}"
+    answer = await root.submit(await root.get(path), f"{path}/remove-factor")
+    assert answer.status_code == 303
+    assert mesh.with_factor == set()
+    assert "The second factor is removed." in (await root.get(answer.headers["location"])).text
+    # Once more: it says that there is none.
+    again = await root.submit(await root.get(path), f"{path}/remove-factor")
+    assert again.status_code == 404
+    assert "Dana has no second factor." in again.text
+
+
+async def test_nobody_is_offered_to_remove_their_own(root: Browser, mesh: AdminMesh) -> None:
+    page = await root.get(f"/admin/users/{mesh.accounts['root'].user.id}")
+    assert "remove-factor" not in page.text
+
+
+async def test_removing_a_factor_is_confirmed_first(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    mesh.with_factor.add("dana")
+    path = f"/admin/users/{dana.id}"
+    mesh.is_stale = True
+    asked = await root.submit(await root.get(path), f"{path}/remove-factor")
+    assert "Confirm it is you" in asked.text
+    assert mesh.with_factor == {"dana"}
+    await root.submit(asked, f"{path}/remove-factor", confirm_password="correct horse")
+    assert mesh.with_factor == set()

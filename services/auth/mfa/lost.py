@@ -1,0 +1,40 @@
+"""The RPC method by which an administrator takes the second factor of somebody who has lost it."""
+
+from services.auth import acts
+from services.auth.mail import texts
+from services.auth.mail.postman import Postman
+from services.auth.mfa.store import FactorStore
+from services.auth.own_account.session_ends import SessionEnds
+from services.auth.parts import Parts
+from shared import errors
+from shared.api import auth
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+
+_log = logs.get(part="auth")
+
+
+class LostFactors:
+    """The person is told by mail: whoever asked for it in their name shall not stay unseen."""
+
+    def __init__(self, parts: Parts, ends: SessionEnds, postman: Postman) -> None:
+        self._users = parts.store
+        self._store = FactorStore(parts.store)
+        self._ends = ends
+        self._postman = postman
+        self._trail = parts.trail
+
+    @serves(auth.remove_mfa)
+    async def remove_mfa(self, request: auth.RemoveMfa, call: Call) -> auth.User:
+        user = await self._users.get_user_called(request.user)
+        if user.id == call.principal.user_id:
+            raise errors.NotAllowed(
+                "nobody removes their own second factor in this way", hint="switch it off in your settings, or let another administrator"
+            )
+        async with self._ends.transaction(user.id) as transaction:
+            if not await self._store.remove(transaction, user.id):
+                raise errors.NotFound(f"{user.username} has no second factor", hint="there is nothing to remove")
+            await self._trail.add(transaction, acts.done("mfa.remove", call.principal, target=user.id))
+        _log.info("second factor removed", user_id=user.id, by=call.principal.user_id)
+        await self._postman.send(user.email, *texts.factor_removed(user.username))
+        return user
