@@ -121,6 +121,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.setTier": lambda: auth.SetTier("nobody-at-all", Tier.FREE),
     "auth.setRole": lambda: auth.SetRole("nobody-at-all", UserRole.USER),
     "auth.setActive": lambda: auth.SetActive("nobody-at-all", is_active=True),
+    "auth.removeMfa": lambda: auth.RemoveMfa("nobody-at-all"),
     "auth.getUser": lambda: auth.GetUser(NOBODY),
     "auth.getUserCalled": lambda: auth.GetUserCalled("nobody-at-all"),
     "auth.listUsers": auth.ListUsers,
