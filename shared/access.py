@@ -144,6 +144,9 @@ METHODS: Mapping[str, Access] = {
     "auth.cancelErasure": _ACCOUNT,
     "auth.getUserUsage": _USAGE,
     # --- administration
+    "auth.getSettings": _ADMIN,
+    "gateway.getSettings": _ADMIN,
+    "gateway.listTiers": _ADMIN,
     "auth.setTier": _ADMIN_FRESH,
     "auth.setRole": _ADMIN_FRESH,
     "auth.setActive": _ADMIN_FRESH,

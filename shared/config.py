@@ -80,6 +80,13 @@ def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
         yield Setting(variable, field.name, inner, default)
 
 
+def shown(settings: Settings) -> Iterator[tuple[Setting, str]]:
+    """Each setting with the value that holds; of a secret only whether it is set."""
+    for setting in settings_of(type(settings)):
+        value = _shown(getattr(settings, setting.field))
+        yield setting, ("set" if value else "") if setting.variable.secret else value
+
+
 def load(kind: type[S], environment: Mapping[str, str]) -> S:
     """Fill ``kind``; raises BadSettings, which names every missing and every unusable variable at once."""
     values: dict[str, Any] = {}

@@ -50,6 +50,7 @@ from services.auth.privacy.store import PrivacyStore
 from services.auth.sealing import Sealer
 from services.auth.sessions import Sessions
 from services.auth.settings import AuthSettings
+from services.auth.shown_settings import AuthShown
 from services.auth.signing.key_rows import KeyRows
 from services.auth.signing.publication import Publication
 from services.auth.signing.signers import Signers
@@ -167,7 +168,7 @@ class Assembly:
         archive = Archive(self._parts.store, self.trail, self._audit_rows, self._verification)
         nodes = (Doorkeeper(self._parts, self._members, ca), Roster(self._parts, self._members, ca))
         published = Publication(self.trail, self._opened.signers)
-        return Joined((*nodes, archive, published, AccessReviews(self._parts, self._members)), ())
+        return Joined((*nodes, archive, published, AccessReviews(self._parts, self._members), AuthShown(self._settings)), ())
 
     def mesh_ca(self) -> MeshCa | None:
         """None where auth is no CA."""

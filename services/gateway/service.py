@@ -42,6 +42,7 @@ from services.gateway.repeats.idempotency_store import IdempotencyStore
 from services.gateway.repeats.response_cache import Bounds, ResponseCache
 from services.gateway.repeats.takes import Takes
 from services.gateway.settings import GatewaySettings
+from services.gateway.shown_settings import GatewayShown
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
 from services.gateway.telling import Telling
@@ -149,6 +150,7 @@ class GatewayService:
             ):
                 reports = UsageReports(UsageStore(database), request_log_days=settings.request_log_days)
                 node.dispatcher.add(reports)
+                node.dispatcher.add(GatewayShown(settings))
                 service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports))
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())

@@ -25,6 +25,7 @@ from shared.api import (
     node,
     organisations,
     privacy,
+    service_settings,
     usage_report,
 )  # fmt: skip
 from shared.api.gateway import InferenceRequest
@@ -121,6 +122,9 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.setTier": lambda: auth.SetTier("nobody-at-all", Tier.FREE),
     "auth.setRole": lambda: auth.SetRole("nobody-at-all", UserRole.USER),
     "auth.setActive": lambda: auth.SetActive("nobody-at-all", is_active=True),
+    "auth.getSettings": service_settings.GetSettings,
+    "gateway.getSettings": service_settings.GetSettings,
+    "gateway.listTiers": service_settings.ListTiers,
     "auth.removeMfa": lambda: auth.RemoveMfa("nobody-at-all"),
     "auth.getUser": lambda: auth.GetUser(NOBODY),
     "auth.getUserCalled": lambda: auth.GetUserCalled("nobody-at-all"),

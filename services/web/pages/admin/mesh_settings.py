@@ -8,8 +8,9 @@ from litestar import get
 from litestar.di import NamedDependency
 
 from services.web.visits import Page, Visit
-from shared.api import accounts, auth, gateway
+from shared.api import accounts, auth, gateway, service_settings
 from shared.api.gateway import NodeRow
+from shared.api.service_settings import ShownSetting, ShownSettings, TierTerms
 
 #: NIST SP 800-63B-4 §3.1.1.2, for passwords that are the only factor.
 ADVISED_WITHOUT_MFA = 15
@@ -21,6 +22,16 @@ class ServiceVersion:
     #: More than one while an upgrade goes on.
     versions: tuple[str, ...]
     nodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceShown:
+    """The settings of one service, those first that are not as they come."""
+
+    service: str
+    #: None where it did not answer.
+    changed: tuple[ShownSetting, ...] | None
+    usual: tuple[ShownSetting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +47,22 @@ class SettingsPage:
     address: str
     is_address_set: bool
     is_over_tls: bool
+    tiers: tuple[TierTerms, ...] | None
+    services: tuple[ServiceShown, ...]
 
 
 @get("/admin/settings")
 async def show_settings(visit: NamedDependency[Visit]) -> Page:
-    options, keys, nodes, models = await asyncio.gather(
-        visit.ask(accounts.get_sign_in_options, accounts.GetSignInOptions()),
-        visit.ask(auth.get_signing_keys, auth.GetSigningKeys()),
-        visit.ask(gateway.list_nodes, gateway.ListNodes()),
-        visit.ask(gateway.list_models, gateway.ListModels()),
+    (options, keys), (nodes, models), (tiers, of_auth, of_gateway) = await asyncio.gather(
+        asyncio.gather(
+            visit.ask(accounts.get_sign_in_options, accounts.GetSignInOptions()), visit.ask(auth.get_signing_keys, auth.GetSigningKeys())
+        ),
+        asyncio.gather(visit.ask(gateway.list_nodes, gateway.ListNodes()), visit.ask(gateway.list_models, gateway.ListModels())),
+        asyncio.gather(
+            visit.ask(service_settings.list_tiers, service_settings.ListTiers()),
+            visit.ask(service_settings.auth_settings, service_settings.GetSettings()),
+            visit.ask(service_settings.gateway_settings, service_settings.GetSettings()),
+        ),
     )
     view = SettingsPage(
         options=options,
@@ -55,8 +73,18 @@ async def show_settings(visit: NamedDependency[Visit]) -> Page:
         address=visit.address,
         is_address_set=bool(visit.site.settings.public_url),
         is_over_tls=visit.secure,
+        tiers=None if tiers is None else tiers.tiers,
+        services=(settings_of("auth", of_auth), settings_of("gateway", of_gateway)),
     )
     return visit.page("admin/settings.html", view, here="admin")
+
+
+def settings_of(service: str, answer: ShownSettings | None) -> ServiceShown:
+    """A secret is one that somebody has set, or is not there."""
+    if answer is None:
+        return ServiceShown(service=service, changed=None)
+    changed = tuple(each for each in answer.settings if (each.value != each.default if not each.is_secret else each.value))
+    return ServiceShown(service=service, changed=changed, usual=tuple(each for each in answer.settings if each not in changed))
 
 
 def versions_of(nodes: Iterable[NodeRow]) -> tuple[ServiceVersion, ...]:

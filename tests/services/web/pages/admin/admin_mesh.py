@@ -8,7 +8,7 @@ import msgspec
 
 from services.web import caller
 from shared import errors
-from shared.api import audit, auth, gateway, ledger, membership, metrics, organisations, usage_report
+from shared.api import audit, auth, gateway, ledger, membership, metrics, organisations, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 from tests.services.web.fake_mesh import NOW, Account, FakeMesh
@@ -35,6 +35,9 @@ class AdminMesh(FakeMesh):
         self.report = audit.AuditReport((audit.ChainState("house", 3, None, "", 1),))
         self.health = metrics.SystemHealth("healthy", ())
         self.checks: tuple[gateway.Check, ...] = ()
+        #: Of auth and of the gateway alike.
+        self.settings: tuple[service_settings.ShownSetting, ...] = ()
+        self.tiers: tuple[service_settings.TierTerms, ...] = ()
         self.moved: dict[RequestId, ledger.TopUp] = {}
 
     def add_person(self, username: str, role: UserRole, password: str = "correct horse") -> auth.User:
@@ -254,6 +257,15 @@ class AdminMesh(FakeMesh):
 
     def _get_service_health(self, _request: gateway.GetServiceHealth, _: Credential | None) -> gateway.ServiceHealth:
         return gateway.ServiceHealth("healthy", self.checks, 1, (ModelName("smollm2"),), 3)
+
+    def _get_settings(self, _request: service_settings.GetSettings, credential: Credential | None) -> service_settings.ShownSettings:
+        """Of auth and of the gateway alike."""
+        self._admin(credential)
+        return service_settings.ShownSettings(self.settings)
+
+    def _list_tiers(self, _request: service_settings.ListTiers, credential: Credential | None) -> service_settings.Tiers:
+        self._admin(credential)
+        return service_settings.Tiers(self.tiers)
 
     def _get_signing_keys(self, _request: auth.GetSigningKeys, _: Credential | None) -> auth.SigningKeys:
         return auth.SigningKeys((auth.SigningKey("key-one", "x"),))

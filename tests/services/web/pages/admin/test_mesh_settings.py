@@ -2,7 +2,8 @@ import msgspec
 
 from services.web.pages.admin import mesh_settings
 from shared import errors
-from shared.types import Role
+from shared.api.service_settings import ShownSetting, TierTerms
+from shared.types import MicroCredits, Role, Tier
 from tests.services.web.browser import Browser
 from tests.services.web.pages.admin.admin_mesh import GATEWAY, WORKER, AdminMesh
 
@@ -31,6 +32,32 @@ async def test_it_stands_without_the_gateway_and_without_auths_word(root: Browse
     page = await root.get(PATH)
     assert page.status_code == 200
     assert page.text.count("Auth does not answer right now.") == 2
+    assert "The gateway does not answer right now." in page.text
+
+
+async def test_tiers_and_settings_are_shown_the_changed_ones_first(root: Browser, mesh: AdminMesh) -> None:
+    mesh.tiers = (TierTerms(Tier.FREE, 100, 10, None, 10, MicroCredits(2_500_000)), TierTerms(Tier.ENTERPRISE))
+    mesh.settings = (
+        ShownSetting("AUDIT_DAYS", "365", "365", "days that acts are kept"),
+        ShownSetting("REQUEST_LOG_DAYS", "7", "90", "days that rows are kept"),
+        ShownSetting("SMTP_URL", "set", "", "where mail goes", is_secret=True),
+        ShownSetting("DATA_KEY_OLD", "", "", "the key before", is_secret=True),
+        ShownSetting("OIDC_NAME", "<b>Corp</b>", "", "what the button says"),
+    )
+    text = (await root.get(PATH)).text
+    for words in ("2.5", "no limit", "Settings of auth", "Settings of gateway", "Days that rows are kept.", "set, and not shown"):
+        assert words in text
+    assert "<b>Corp</b>" not in text
+    changed, usual = text.split("2 as they come")[0], text.split("2 as they come")[1].split("</details>")[0]
+    assert all(name in changed for name in ("REQUEST_LOG_DAYS", "SMTP_URL", "OIDC_NAME"))
+    assert all(name in usual for name in ("AUDIT_DAYS", "DATA_KEY_OLD", "not set"))
+
+
+async def test_a_service_that_does_not_tell_its_settings_says_so(root: Browser, mesh: AdminMesh) -> None:
+    mesh.broken |= {"auth.getSettings": errors.NotReachable("no"), "gateway.listTiers": errors.NotReachable("no")}
+    page = await root.get(PATH)
+    assert page.status_code == 200
+    assert "It does not answer right now." in page.text
     assert "The gateway does not answer right now." in page.text
 
 
