@@ -6,8 +6,9 @@ import binascii
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
+from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -17,7 +18,7 @@ from services.gateway.caller_cache import CallerCache
 from shared import credentials, errors
 from shared.api import auth
 from shared.telemetry import logs
-from shared.types import Credential
+from shared.types import Credential, ModelName
 
 _ASK_SECONDS = 2.0
 #: A stream that never ends is one that nobody checks; it is opened anew every hour.
@@ -42,8 +43,17 @@ class _TokenClaims(msgspec.Struct):
 class Callers:
     """``identify`` for every request; ``watch`` runs as a task for as long as the service does."""
 
-    def __init__(self, rpc: mesh.Rpc, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        rpc: mesh.Rpc,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        *,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._rpc = rpc
+        #: A key that is for an alias is for the model that it stands for.
+        self._aliases = aliases
         self._clock = clock
         self._wall_clock = wall_clock
         self._cache = CallerCache()
@@ -86,7 +96,7 @@ class Callers:
     async def _ask(self, credential: Credential, digest: bytes) -> auth.Principal:
         asked_at_change = self._cache.changes
         try:
-            principal = await self._ask_auth(credential)
+            principal = self._with_models(await self._ask_auth(credential))
         except _CANNOT_ASK:
             if stranded := self._cache.find_stranded(digest, self._clock()):
                 return stranded
@@ -106,6 +116,12 @@ class Callers:
         except errors.UnknownMethod as error:
             # It has just started, and its methods are not there yet. Nothing that the caller named is unknown.
             raise errors.Unavailable("auth is starting and cannot answer yet", hint="try again", retry_after_seconds=1) from error
+
+    def _with_models(self, principal: auth.Principal) -> auth.Principal:
+        if not any(name in self._aliases for name in principal.models):
+            return principal
+        models = dict.fromkeys(ModelName(self._aliases.get(name, name)) for name in principal.models)
+        return msgspec.structs.replace(principal, models=tuple(models))
 
     def _lasts(self, credential: Credential, principal: auth.Principal) -> float:
         """Seconds that a credential still has, which auth has just found genuine."""

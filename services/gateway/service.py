@@ -109,7 +109,7 @@ class GatewayService:
             flag=lambda worker: node.metrics.wrong_counts.labels(node=worker).inc(),
         )
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
-        self.callers = Callers(node.rpc)
+        self.callers = Callers(node.rpc, aliases=settings.model_aliases)
         self.telling = Telling(node.rpc)
         node.dispatcher.gate = Gate(self.callers.identify, self._on_refusal)
         parts = Parts(

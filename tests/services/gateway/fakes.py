@@ -300,7 +300,7 @@ class House:
         self.quotas = Quotas(self.counters, Rules(plans=plans), self.metrics.rate_limit_degraded)
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
-        self.callers = Callers(self.rpc)
+        self.callers = Callers(self.rpc, aliases=self.names.aliases)
         self.reports = FakeReports()
         self.parts = parts = Parts(
             quotas=self.quotas,

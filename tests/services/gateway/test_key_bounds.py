@@ -87,6 +87,15 @@ async def test_a_model_that_the_key_is_for_answers(house: House, path: str, name
         assert (await http.post(path, json=BODIES[path](name))).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["smollm2", "llama3"], ids=["by its name", "by another name of it"])
+async def test_a_key_for_another_name_of_a_model_is_for_the_model(house: House, name: str) -> None:
+    bind(house, models=(ModelName("llama3"),))
+    async with client(house) as http:
+        assert (await http.post("/v1/chat/completions", json={**CHAT, "model": name})).status_code == 200
+        error = problem(await http.post("/v1/chat/completions", json={**CHAT, "model": "qwen"}), 403, "not_allowed")
+    assert "smollm2" in error["hint"]
+
+
 async def test_the_default_model_is_no_way_around(house: House) -> None:
     bind(house, models=(SMOLLM2,))
     async with client(house) as http:
