@@ -24,7 +24,6 @@ from services.auth.mail import postman as mail
 from services.auth.mail.postman import Postman
 from services.auth.mfa.enrolment import Enrolment
 from services.auth.mfa.factors import Factors
-from services.auth.mfa.lost import LostFactors
 from services.auth.nodes.doorkeeper import Doorkeeper
 from services.auth.nodes.members import Members
 from services.auth.nodes.mesh_ca import MeshCa
@@ -34,6 +33,7 @@ from services.auth.organisations.invitations import Invitations
 from services.auth.organisations.store import OrganisationStore
 from services.auth.organisations.teams import Teams
 from services.auth.own_account import passwords as own_passwords
+from services.auth.own_account.lost_factors import LostFactors
 from services.auth.own_account.mail_limits import MailLimits
 from services.auth.own_account.passwords import PasswordChanges
 from services.auth.own_account.profile import Profile

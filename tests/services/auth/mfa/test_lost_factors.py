@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 
-from services.auth.mfa.lost import LostFactors
+from services.auth.own_account.lost_factors import LostFactors
 from shared import errors
 from shared.api import auth
 from shared.api.auth import Step
