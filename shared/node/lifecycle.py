@@ -34,10 +34,16 @@ async def background() -> AsyncIterator[asyncio.TaskGroup]:
         raise raised
 
 
-async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """For ever. Where what the work needs is away, a later round does what this one could not."""
+#: After which a program that has just started does what comes once in many minutes, so that one that is often started does it, too.
+SOON_SECONDS = 5.0
+
+
+async def every(seconds: float, work: Callable[[], Awaitable[None]], *, first: float | None = None) -> None:
+    """For ever, the first time after ``first``. Where what the work needs is away, a later round does what this one could not."""
+    pause = seconds if first is None else first
     while True:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(pause)
+        pause = seconds
         try:
             await work()
         except errors.Unavailable as error:

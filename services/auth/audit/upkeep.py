@@ -34,7 +34,7 @@ class Upkeep:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._log.run())
             tasks.create_task(lifecycle.every(_HOUR_SECONDS, self._anchoring.write))
-            tasks.create_task(lifecycle.every(_HOUR_SECONDS, self.shred))
+            tasks.create_task(lifecycle.every(_HOUR_SECONDS, self.shred, first=lifecycle.SOON_SECONDS))
 
     async def finish(self) -> None:
         """The last refusals and the last anchors; what PostgreSQL does not take any more is lost."""

@@ -110,7 +110,7 @@ class Erasures:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await lifecycle.every(_EVERY_SECONDS, self.erase_due)
+        await lifecycle.every(_EVERY_SECONDS, self.erase_due, first=lifecycle.SOON_SECONDS)
 
     async def erase_due(self) -> None:
         """Everybody whose time has come. Raises Unavailable; what is done by then stays done."""

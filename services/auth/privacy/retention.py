@@ -64,7 +64,7 @@ class Retention:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await lifecycle.every(_EVERY_SECONDS, self.enforce)
+        await lifecycle.every(_EVERY_SECONDS, self.enforce, first=lifecycle.SOON_SECONDS)
 
     async def enforce(self) -> None:
         """Once, for every class. Raises Unavailable; what is done by then stays done."""

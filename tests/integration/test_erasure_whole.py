@@ -1,0 +1,114 @@
+"""Somebody is deleted who used a whole stack: what is left of them, and whether the books still are right."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from shared import errors
+from shared.api import accounts, auth, organisations, privacy, usage_report
+from shared.api.organisations import TeamRole
+from tests.integration import asking
+from tests.people import Desk, Person
+from tests.stacks import RunningStack, until
+
+SUMS = {
+    "accounts": "SELECT count(*), sum(balance_micro), sum(included_micro) FROM accounts",
+    "entries": "SELECT count(*), sum(amount_micro) FROM entries",
+    "days": "SELECT sum(request_count), sum(tokens_used) FROM usage_stats",
+    "requests": "SELECT count(*), sum(cost_micro), sum(prompt_tokens), sum(completion_tokens) FROM request_logs",
+    "thumbs": "SELECT count(*), sum(rating) FROM feedback",
+}
+#: Every table of ours with its rows as text.
+TABLES = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname = current_schema()"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """All by which the person could be found."""
+
+    words: tuple[str, ...]
+
+    async def left_in(self, stack: RunningStack, service: str) -> set[str]:
+        async with stack.database(service) as database:
+            found = set()
+            for row in await database.fetch(TABLES):
+                table = f'"{row["schemaname"]}"."{row["tablename"]}"'
+                rows = await database.fetch(f"SELECT t::text AS all FROM {table} AS t")
+                found |= {f"{row['tablename']}: {word}" for each in rows for word in self.words if word in each["all"]}
+            return found
+
+
+async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, desk: Desk) -> None:
+    gone, other = await desk.register("gone"), await desk.register("other")
+    known = await _use_everything(stack, desk, gone, other)
+    assert {"users"} <= {each.split(":")[0] for each in await known.left_in(stack, "auth")}, "the search finds what is there"
+    before, bill = await _sums(stack), await _bill(desk, other)
+    assert [tokens for tokens, *_ in bill] == [7], "the one request that the person made for the organisation"
+
+    await _delete(stack, desk, gone)
+
+    assert await known.left_in(stack, "auth") == set()
+    assert await known.left_in(stack, "gateway") == set()
+    assert (await _sums(stack), await _bill(desk, other)) == (before, bill)
+    books = (await stack.aicli("admin", "ledger", "verify", "--json")).json()
+    assert (books["drift_micro"], books["findings"]) == (0, [])
+    chain = await stack.aicli("admin", "audit", "verify")
+    assert chain.status == 0, chain.err
+    for credential in (gone.key.secret, gone.access_token):
+        with pytest.raises(errors.NotAuthenticated):
+            await desk.mesh.rpc.call(usage_report.list_requests, usage_report.ListRequests(), credential=credential)
+    # Others go on, in what they shared as well.
+    assert (await asking.rpc(desk.mesh, other.key.secret, "still here")).text == "still here"
+
+
+async def _use_everything(stack: RunningStack, desk: Desk, gone: Person, other: Person) -> Known:
+    rpc = desk.mesh.rpc
+    answered = [await asking.rpc(desk.mesh, person.key.secret, "some words of a prompt") for person in (gone, other, gone)]
+    await rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(answered[0].request_id, 1), credential=gone.key.secret)
+    spare = await desk.make_key(gone, f"spare of {gone.username}")
+    await rpc.call(auth.revoke_api_key, auth.RevokeApiKey(str(spare.id)), credential=gone.access_token)
+    await rpc.call(
+        accounts.set_preferences,
+        accounts.SetPreferences(accounts.Preferences(None, "dark", notify_by_mail=False)),
+        credential=gone.access_token,
+    )
+    team = await rpc.call(organisations.create_organisation, organisations.CreateOrganisation("Shared"), credential=other.access_token)
+    invited = organisations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
+    sent = await rpc.call(organisations.invite_member, invited, credential=other.access_token)
+    await rpc.call(organisations.accept_invitation, organisations.AcceptInvitation(sent.token), credential=gone.access_token)
+    keys = (await rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=gone.access_token)).keys
+    acting = await rpc.call(accounts.switch_organisation, accounts.SwitchTeam(team.id), credential=gone.access_token)
+    await asking.rpc(desk.mesh, acting.access_token, "on the bill of all of us")
+    return Known((gone.username, f"{gone.username}@example.org", *(key.preview for key in keys)))
+
+
+async def _sums(stack: RunningStack) -> dict[str, tuple[Any, ...]]:
+    async with stack.database("gateway") as database:
+        return {name: tuple(await database.fetchrow(query)) for name, query in SUMS.items()}
+
+
+async def _bill(desk: Desk, member: Person) -> list[tuple[int, int, int]]:
+    """What the organisation used, as another member sees it."""
+    rpc = desk.mesh.rpc
+    session = await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(member.password, member.username)))
+    found = await rpc.call(organisations.list_organisations, organisations.ListOrganisations(), credential=session.access_token)
+    team = found.organisations[0].id
+    acting = await rpc.call(accounts.switch_organisation, accounts.SwitchTeam(team), credential=session.access_token)
+    log = await rpc.call(usage_report.list_requests, usage_report.ListRequests(), credential=acting.access_token)
+    return [(row.prompt_tokens, row.completion_tokens, row.cost_micro) for row in log.requests]
+
+
+async def _delete(stack: RunningStack, desk: Desk, person: Person) -> None:
+    """Asked for over the mesh; then the thirty days are over, and auth does it soon after its start."""
+    login = auth.LoginUser(auth.Credentials(person.password, person.username))
+    session = await desk.mesh.rpc.call(auth.login_user, login)
+    await desk.mesh.rpc.call(privacy.request_erasure, privacy.RequestErasure(), credential=session.access_token)
+    async with stack.database("auth") as database:
+        await database.execute("UPDATE users SET erase_at = now() - interval '1 second' WHERE id = $1", person.id)
+        assert (await stack.aicli("stack", "restart", "auth")).status == 0
+
+        async def is_done() -> bool:
+            return await database.fetchval("SELECT erased_at IS NOT NULL FROM users WHERE id = $1", person.id) is True
+
+        await until(is_done, seconds=30, what="the account is erased")
