@@ -1,8 +1,6 @@
 """One's own data: all of it in one archive, and the account's end, which is thirty days away and can be called off."""
 
 import asyncio
-import csv
-import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,22 +12,17 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web import forms, rendering
+from services.web import csv_tables, forms, rendering
 from services.web.archive import Archive
 from services.web.pages import settings
 from services.web.visits import Page, Visit
-from shared import amounts, errors
-from shared.api import accounts, privacy, usage_report
+from shared import errors
+from shared.api import accounts, auth, privacy, usage_report
 from shared.api.accounts import OwnAccount
-from shared.api.usage_report import LoggedRequest
 
 #: As much as one report is about: two years, and some days.
 _USAGE_DAYS = usage_report.MOST_BUCKETS - 1
 _EXPORT_SECONDS = 300.0
-_COLUMNS = (
-    "id", "created_at", "key_id", "model", "status", "error_code", "prompt_tokens", "completion_tokens", "response_time_ms",
-    "cost_credits", "cached", "rating",
-)  # fmt: skip
 _MISSING = (
     "The gateway did not answer while this archive was made, so that {name} is not in it, or not whole.\n"
     "Ask for the archive again in a few minutes.\n"
@@ -120,7 +113,9 @@ async def archive_of(visit: Visit, now: datetime) -> AsyncIterator[bytes]:
 
 
 async def _requests(visit: Visit) -> AsyncIterator[bytes]:
-    """The request log as CSV (RFC 4180)."""
+    """The request log as CSV, with the names of keys where auth says them."""
+    keys = await visit.ask(auth.list_api_keys, auth.ListApiKeys())
+    key_names = {key.id: key.name for key in keys.keys} if keys else {}
     asked = visit.site.caller.stream(
         usage_report.export_requests,
         usage_report.ExportRequests(),
@@ -128,30 +123,11 @@ async def _requests(visit: Visit) -> AsyncIterator[bytes]:
         credential=visit.person.access_token,
     )
     async with asked as batches:
-        yield ",".join(_COLUMNS).encode() + b"\r\n"
+        yield csv_tables.request_head()
         async for batch in batches:
-            yield csv_rows(batch.requests)
+            yield csv_tables.request_rows(batch.requests, key_names)
             # The next batch may be there already; others shall have their turn all the same.
             await asyncio.sleep(0)
-
-
-def csv_rows(requests: tuple[LoggedRequest, ...]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    for request in requests:
-        row = (
-            request.id, request.created_at.astimezone(UTC).isoformat(), request.key_id, request.model, request.status.value,
-            request.error_code, request.prompt_tokens, request.completion_tokens, request.response_time_ms,
-            amounts.written(request.cost_micro), request.cached, request.rating,
-        )  # fmt: skip
-        writer.writerow(["" if value is None else _harmless(str(value)) for value in row])
-    return text.getvalue().encode()
-
-
-def _harmless(cell: str) -> str:
-    """A spreadsheet runs what begins like a formula; the name of a model is its maker's choice."""
-    is_formula = cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not cell.lstrip("-").replace(".", "", 1).isdigit()
-    return f"'{cell}" if is_formula else cell
 
 
 async def _usage(visit: Visit, now: datetime) -> bytes:

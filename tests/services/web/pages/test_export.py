@@ -6,7 +6,6 @@ import zipfile
 import httpx
 import pytest
 
-from services.web.pages import export as pages
 from shared import errors
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
@@ -117,11 +116,3 @@ async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, 
     assert (await alice.submit(page, f"{HERE}/{act}", token="")).status_code == 403
     assert mesh.erased_at is None
     assert "auth.exportAccount" not in mesh.names_asked()
-
-
-@pytest.mark.parametrize(
-    ("cell", "written"),
-    [("=1+1", "'=1+1"), ("@SUM(A1)", "'@SUM(A1)"), ("-1", "-1"), ("-0.5", "-0.5"), ("-cmd", "'-cmd"), ("smollm2", "smollm2"), ("", "")],
-)
-def test_no_cell_is_a_formula(cell: str, written: str) -> None:
-    assert pages._harmless(cell) == written
