@@ -135,7 +135,6 @@ async def test_500_right_logins_of_100_people_are_let_in_or_told_to_come_again(s
     _check_refusals(told)
     statuses = Counter(one.status for one in told)
     assert statuses[401] == 0
-    # As many as wait for a thread, and in the meantime some more.
-    assert statuses[200] >= 50
-    assert statuses[503] > 0, "500 waited for a thread, so that the last ones waited for seconds"
+    # They wait their turn, ten seconds at most, and then are told to come again.
+    assert statuses[200] >= 100
     assert {await _status_of(stack, one) for one in (people[0], people[-1], Login(bob.username, bob.password))} == {200}
