@@ -15,6 +15,8 @@ from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
 _COMMAND = re.compile("`([^`]+)`")
+#: What means itself in a shell and in every quoted text.
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@+=,-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Renderer:
             "day": _day,
             "clock": _clock,
             "sentence": _sentence,
+            "in_code": _in_code,
         }
         environment.globals["static"] = files.address
         for name in environment.list_templates():
@@ -105,6 +108,11 @@ def _sentence(text: str) -> Markup:
     ended = text if text.endswith((".", "!", "?")) else text + "."
     escaped = str(escape(ended[:1].upper() + ended[1:]))
     return Markup(_COMMAND.sub(r"<code>\1</code>", escaped))  # noqa: S704 - escaped before the tags came in
+
+
+def _in_code(model: str | None) -> str:
+    """A model in lines that people paste into a shell: workers choose its name, and one that could do something there is left out."""
+    return model if model is not None and _PLAIN.fullmatch(model) else "MODEL"
 
 
 def _day(value: date) -> str:

@@ -1,16 +1,19 @@
 """kill -9 of every server and service under load: the others live, it comes back and is used, and no request is lost
 without a word. Each is killed once: a second kill would meet the supervisor's longer pause."""
 
+import asyncio
 import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass, field
 
+import asyncpg
 import httpx
 import pytest
 
 from cli import exit_codes
+from services.gateway.money.ledger import RESERVE_SECONDS
 from shared import errors
 from shared.api import gateway
 from tests.chaos import judging, load, strangers
@@ -25,8 +28,11 @@ USED_WITHIN_SECONDS = 5.0
 #: The supervisor's first pause, and the start of a process on a busy machine.
 RESTARTED_WITHIN_SECONDS = 10.0
 
+#: After PostgreSQL takes connections again, pools have theirs so soon.
+POOLS_BACK_SECONDS = 1.0
+
 #: What a probe meets until then.
-_NOT_YET = (httpx.TransportError, errors.AimeshError)
+_NOT_YET = (httpx.TransportError, errors.AimeshError, asyncpg.PostgresError, OSError)
 
 Probe = Callable[[RunningStack, Person], Awaitable[bool]]
 
@@ -64,6 +70,11 @@ async def _lists_nodes(stack: RunningStack, person: Person) -> bool:
     return len(found.nodes) >= 6 and await _infers(stack, person)
 
 
+async def _takes_connections(stack: RunningStack, _person: Person) -> bool:
+    async with stack.database("gateway") as database:
+        return await database.fetchval("SELECT 1") == 1
+
+
 @dataclass(frozen=True, slots=True)
 class Kill:
     """What the kill of one program may do to running requests."""
@@ -71,6 +82,8 @@ class Kill:
     probe: Probe
     doors: Set[Door] = field(default_factory=frozenset)
     codes: Set[str] = field(default_factory=frozenset)
+    #: Whether it is back itself; with this, requests wait RESERVE_SECONDS for it, and none is refused that had not to wait longer.
+    is_back: Probe | None = None
 
 
 EVERY_DOOR = frozenset(Door)
@@ -80,8 +93,9 @@ _MESH = frozenset({"link_lost", "not_reachable"})
 #: What `aicli infer` says when it asks again.
 RESUMING = ("The gateway cannot answer now; asking again …", "The connection was lost; going on where the answer stopped …")
 KILLS: dict[str, Kill] = {
-    # Keys are remembered and rows wait: nobody notices.
-    "postgres": Kill(_registers),
+    # Keys are remembered, rows wait, and so do reservations: nobody notices, unless it is away for longer than those wait. On a busy
+    # machine its new process and its recovery take that long.
+    "postgres": Kill(_registers, EVERY_DOOR, frozenset({"ledger_unavailable"}), is_back=_takes_connections),
     # Without its counts no limit can be exact, so nothing is let through.
     "valkey": Kill(_has_quota, EVERY_DOOR, frozenset({"unavailable"})),
     "nats": Kill(_lists_nodes, EVERY_DOOR, _MESH),
@@ -103,18 +117,29 @@ async def test_kill_9_under_load(stack: RunningStack, desk: Desk, ann: Person, p
         killed_at = time.monotonic()
         old = await stack.kill(program)
         restarted_at = await _new_process(stack, program, old)
-        await until(lambda: kill.probe(stack, ann), seconds=USED_WITHIN_SECONDS, what=f"{program} is used", ignoring=_NOT_YET)
-        used_at = time.monotonic()
+        back_at, used_at = await asyncio.gather(
+            _when(kill.is_back or kill.probe, stack, ann, f"{program} is back"), _when(kill.probe, stack, ann, f"{program} is used")
+        )
         await stack.restarted(program, old, seconds=USED_WITHIN_SECONDS)
         await history.until_each_door_succeeds(5, since=used_at)
     _report(program, history, killed_at, restarted_at, used_at)
+    print(f"back {back_at - killed_at:.2f} s after the kill")
     print(f"strangers: {Counter(told.statuses)}; aicli: {Counter(told.commands)}")
 
     after = await stack.pids()
     assert {name: pid for name, pid in after.items() if name != program} == {name: pid for name, pid in before.items() if name != program}
     fault = Fault(began=killed_at, over=restarted_at + USED_WITHIN_SECONDS, doors=kill.doors, codes=kill.codes)
     await judging.judge(stack, ann, history, fault)
+    if kill.is_back is not None:
+        _check_that_they_waited(history, back_at)
     _check_strangers(told)
+
+
+def _check_that_they_waited(history: History, back_at: float) -> None:
+    """Whoever was refused had waited, and it was not back by then."""
+    for attempt in (attempt for attempt in history.attempts if not attempt.succeeded):
+        assert attempt.ended - attempt.began >= RESERVE_SECONDS, attempt
+        assert attempt.began + RESERVE_SECONDS < back_at + POOLS_BACK_SECONDS, (attempt, back_at)
 
 
 def _check_strangers(told: Answers) -> None:
@@ -127,6 +152,11 @@ def _check_strangers(told: Answers) -> None:
         # For each loss that it got over it has one line, too.
         others = [line for line in said.splitlines() if line not in RESUMING]
         assert len(others) == (status != 0), said
+
+
+async def _when(probe: Probe, stack: RunningStack, person: Person, what: str) -> float:
+    await until(lambda: probe(stack, person), seconds=USED_WITHIN_SECONDS, what=what, ignoring=_NOT_YET)
+    return time.monotonic()
 
 
 async def _new_process(stack: RunningStack, program: str, old: int) -> float:

@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from cli.stack import nats_users
+import redis.asyncio as redis
+
+from cli.stack import nats_users, plan
 from shared import errors, identity
+from shared.access import FRESH_SECONDS
 from shared.api import accounts, auth, organisations
 from shared.api.auth import KeyBounds, KeyKind
 from shared.directory import Directory
@@ -133,7 +136,7 @@ class Town:
         bound = await self._key("a key bound to networks", developer, GRANTED[UserRole.DEVELOPER], networks=("192.0.2.0/24",))
         return [
             Asker(name="a visitor"), *logins, *keys, test, bound,
-            *(await self._admins()), await self._halfway(), await self._stale(), await self._member(),
+            *(await self._admins()), await self._halfway(), await self._stale(), await self._stale_admin(), await self._member(),
         ]  # fmt: skip
 
     async def _person(self, role: UserRole) -> Person:
@@ -200,6 +203,25 @@ class Town:
         return Asker(
             name="a login that showed no password", credential=session.access_token, user_id=person.id, tenant=TenantId(person.id),
             may=GRANTED[UserRole.USER], is_stale=True,
+        )  # fmt: skip
+
+    async def _stale_admin(self) -> Asker:
+        """In a browser, for longer than a password and a code are believed for what is sensitive; resuming the session shows neither."""
+        person = await self.register("early-boss")
+        await self._rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=self._stack.api_key)
+        login = auth.LoginUser(auth.Credentials(person.password, person.username), kind=auth.SessionKind.BROWSER)
+        session = await self._with_factor(await self._web.rpc.call(auth.login_user, login))
+        found = await self._rpc.call(accounts.list_sessions, accounts.ListSessions(), credential=session.access_token)
+        (this,) = (each for each in found.sessions if each.is_this)
+        assert this.kind is auth.SessionKind.BROWSER
+        async with redis.Redis.from_url(plan.valkey_of(self._stack.place).url) as valkey:
+            # The field is there already: nothing is added.
+            assert await valkey.hset(f"auth:session:{this.id}", "confirmed_at", repr(time.time() - FRESH_SECONDS - 1)) == 0
+        resumed = await self._web.rpc.call(auth.resume_session, auth.ResumeSession(session.session_token))
+        assert resumed.step is auth.Step.DONE
+        return Asker(
+            name="an administrator's login of long ago", credential=resumed.access_token, user_id=person.id, tenant=TenantId(person.id),
+            may=GRANTED[UserRole.ADMIN], is_admin=True, is_stale=True, has_factor=True,
         )  # fmt: skip
 
     async def _member(self) -> Asker:

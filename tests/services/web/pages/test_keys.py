@@ -65,7 +65,7 @@ async def test_revoking_asks_first_and_then_does_it(alice: Browser, mesh: FakeMe
     path = f"/api-keys/{key.id}/revoke"
     assert f'href="{path}"' in (await alice.get("/api-keys")).text
     question = await alice.get(path)
-    assert "Revoke “laptop”?" in question.text
+    assert "Revoke “<bdi>laptop</bdi>”?" in question.text
     assert mesh.keys[0].is_active
     answer = await alice.submit(question, path)
     assert answer.status_code == 303
@@ -174,7 +174,7 @@ async def test_the_keys_of_an_organisation_are_called_so(alice: Browser, mesh: F
     team = mesh.add_team("Acme", mesh.accounts["alice"].user)
     mesh.acting = dict.fromkeys(mesh.sessions, team)
     page = await alice.get("/api-keys")
-    assert "of Acme</span>" in page.text
+    assert "of Acme</bdi>" in page.text
     assert "what they use is counted and paid there" in page.text
 
 

@@ -58,9 +58,9 @@ async def test_acting_for_an_organisation_and_for_oneself_again(alice: Browser, 
     assert alice.client.cookies["aimesh_session"] != before
     assert before not in mesh.sessions
     page = await alice.get("/organisations")
-    assert "<small>in Acme</small>" in page.text
+    assert "<small>in <bdi>Acme</bdi></small>" in page.text
     await alice.submit(page, "/organisations/switch", id="")
-    assert "<small>in Acme</small>" not in (await alice.get("/organisations")).text
+    assert "<small>in <bdi>Acme</bdi></small>" not in (await alice.get("/organisations")).text
 
 
 @pytest.mark.parametrize(("id_", "status"), [(str(uuid4()), 404), ("nonsense", 400), (EVIL, 400)])
@@ -119,7 +119,7 @@ async def test_an_invitation_is_confirmed_first(alice: Browser, mesh: FakeMesh, 
     assert mesh.invitations == {}
     page = await alice.submit(asked, f"{here}/invite", confirm_password="correct horse")
     assert page.status_code == 201
-    assert "carol@example.com is invited" in page.text
+    assert "<bdi>carol@example.com</bdi> is invited" in page.text
 
 
 async def test_withdrawing_an_invitation(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
@@ -182,7 +182,7 @@ async def test_the_last_owner_cannot_leave_and_goes_on_acting_for_it(alice: Brow
     page = await alice.submit(await alice.get(here), f"{here}/leave")
     assert page.status_code == 403
     assert "Make another member an owner first." in page.text
-    assert "<small>in Acme</small>" in (await alice.get(here)).text
+    assert "<small>in <bdi>Acme</bdi></small>" in (await alice.get(here)).text
 
 
 async def test_auth_being_away_is_a_503(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:

@@ -44,7 +44,7 @@ async def test_changing_name_and_address(alice: Browser, mesh: FakeMesh) -> None
     assert mesh.accounts["alice2"].user.email == "alice2@example.com"
     page = await alice.get("/settings?done=saved")
     assert "Your changes are saved." in page.text
-    assert 'class="who">alice2' in page.text
+    assert 'class="who"><bdi>alice2' in page.text
 
 
 async def test_a_taken_name_keeps_what_was_typed(alice: Browser, mesh: FakeMesh) -> None:

@@ -29,7 +29,7 @@ async def test_a_new_ticket_is_a_command_to_copy_and_is_shown_once(root: Browser
     listed = (await root.get(PATH)).text
     assert "aip_join_secret" not in listed
     assert "0123abcd" in listed
-    assert "gpu=a100, room=3" in listed
+    assert "<bdi>gpu=a100</bdi>, <bdi>room=3</bdi>" in listed
 
 
 async def test_a_client_joins_with_another_command(root: Browser) -> None:

@@ -1,0 +1,168 @@
+"""Whatever people and machines are called: on every page that shows it, a name is a text. A new page joins by itself."""
+
+import html
+import re
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+
+import httpx
+import pytest
+from litestar.types import ASGIApp
+
+from services.web import access, application
+from services.web.access import Who
+from shared.api.auth import Step
+from shared.api.gateway import ServedModel
+from shared.types import ModelName, UserRole
+from tests.acceptance import chromium
+from tests.services.web import servers
+from tests.services.web.browser import Browser
+from tests.services.web.pages.admin import hostile
+from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh, Town
+
+#: No pages: files, streams, and ways to elsewhere.
+NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc")
+#: For whoever asks, and about nobody; the seed of a second factor.
+NAMELESS = {"/", "/forgot", "/reset", "/login/second-factor"}
+#: Pages of node owners; administrators have their own.
+OF_OWNERS = ("/nodes", "/nodes/tickets")
+#: Elements that nothing inside turns around what is beside them.
+ISOLATING = {"bdi", "textarea", "option", "title"}
+#: As browsers have it: a block turns around no other, and so is safe where nothing comes behind the name.
+BLOCKS = {"td", "th", "dt", "dd", "li", "p", "h1", "h2", "h3", "div", "summary", "caption", "pre", "section", "main", "button"}
+#: Where a link may lead; the last is for the telephone's app, with the code beside it.
+OURS = re.compile(r"/(?!/)|[#?]|$|otpauth://totp/")
+VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+
+
+def pages() -> list[str]:
+    """Of the routes as they are declared."""
+    found = {path for handler in application.ROUTES if "GET" in handler.http_methods for path in handler.paths}  # type: ignore[union-attr]
+    return sorted(path for path in found if not NO_PAGES.fullmatch(path))
+
+
+def filled(pattern: str, town: Town) -> str:
+    return re.sub(r"\{(\w+):\w+\}", lambda found: town.paths[found[1]], pattern)
+
+
+class Shown(HTMLParser):
+    """What a browser makes of a page, as far as names could do something there."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        #: Where it stands as a text, or in an attribute.
+        self.places: list[str] = []
+        self.wrong: list[str] = []
+        self._open: list[tuple[str, list[str]]] = [("", [])]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        present = {key: value or "" for key, value in attrs}
+        if tag in {"script", "img"} and not present.get("src", "").startswith("/static/"):
+            self.wrong.append(f"<{tag}> of its own")
+        if tag in {"iframe", "object", "embed", "base", "style"}:
+            self.wrong.append(f"<{tag}>")
+        self.wrong += [f"{tag} {key}" for key in present if key.startswith("on") or key in {"style", "srcdoc"}]
+        for key in {"src", "href", "action", "formaction"} & present.keys():
+            if not OURS.match(present[key]):
+                self.wrong.append(f"{tag} {key}={present[key]}")
+        self.places += [f"{tag} {key}" for key, value in present.items() if self.name in value]
+        if tag not in VOID:
+            self._open.append((tag, []))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in {name for name, _ in self._open}:
+            self.wrong.append(f"</{tag}> of nothing")
+            return
+        while True:
+            name, texts = self._open.pop()
+            whole = " ".join(texts)
+            if name in BLOCKS and RTL in whole and not whole.endswith(RTL):
+                self.wrong.append(f"<{name}> is turned around behind the name: {whole!a}")
+            if name not in BLOCKS and name not in ISOLATING:
+                self._open[-1][1].extend(texts)
+            if name == tag:
+                return
+
+    def handle_data(self, data: str) -> None:
+        if self.name in data:
+            self.places.append(f"in {self._open[-1][0]}")
+            if self.name != LONG and any(name == "pre" for name, _ in self._open):
+                self.wrong.append("it is in code that people paste into a shell")
+        if data.strip():
+            self._open[-1][1].append(data.strip())
+
+
+def read(text: str, name: str) -> Shown:
+    shown = Shown(name)
+    shown.feed(text)
+    return shown
+
+
+@pytest.fixture
+def mesh() -> HostileMesh:
+    return HostileMesh()
+
+
+@pytest.fixture
+async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as made:
+        yield made
+
+
+def become(town: Town, pattern: str) -> bool:
+    """Who the page is for: in the middle of a login where that is what it is for. False for a visitor, where everybody may open it."""
+    who = access.who_may(pattern)
+    step = Step.SET_UP_MFA if pattern.endswith("second-factor") else Step.ENTER_CODE
+    town.mesh.steps = {town.session: step if who is Who.HALFWAY else Step.DONE}
+    town.mesh.give_role(town.session, UserRole.NODE_OWNER if pattern in OF_OWNERS else UserRole.ADMIN)
+    return who is not Who.ANYBODY
+
+
+async def opened(client: httpx.AsyncClient, town: Town, pattern: str) -> httpx.Response:
+    headers = {"cookie": f"aimesh_session={town.session}"} if become(town, pattern) else {}
+    return await client.get(filled(pattern, town), headers=headers)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("pattern", pages())
+async def test_a_name_is_a_text(client: httpx.AsyncClient, mesh: HostileMesh, pattern: str, kind: str) -> None:
+    town = hostile.build(mesh, NAMES[kind])
+    page = await opened(client, town, pattern)
+    assert page.status_code == 200, page.text
+    shown = read(page.text, town.name)
+    assert shown.wrong == []
+    assert shown.places or pattern in NAMELESS, "it is not even shown"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("org/big-model+1:q4_0@v2", True), ("x; reboot", False), ("x'y", False), ('x"y', False), ("-x", False)]
+)
+async def test_a_model_stands_in_code_only_where_its_name_can_do_nothing_there(
+    browser: Browser, mesh: HostileMesh, name: str, shown: bool
+) -> None:
+    mesh.served = (ServedModel(ModelName(name), 1, 512),)
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    overview, keys = await browser.get("/dashboard"), await browser.get("/api-keys")
+    made = await browser.submit(keys, "/api-keys", name="laptop")
+    for page in (overview, made):
+        code = "".join(re.findall(r"<pre.*?</pre>", page.text, re.DOTALL))
+        assert (html.escape(name) in code, "MODEL" in code, "Put a model’s name for MODEL" in page.text) == (shown, not shown, not shown)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("long", 390), ("long", 1280), ("script", 390), ("rtl", 390)])
+async def test_no_name_breaks_a_page(app: ASGIApp, mesh: HostileMesh, kind: str, width: int) -> None:
+    town, wrong = hostile.build(mesh, NAMES[kind]), []
+    async with servers.serving(app) as origin, chromium.launch() as chrome:
+        page = await chrome.open(width=width)
+        for pattern in pages():
+            await page.send("Network.clearBrowserCookies")
+            if become(town, pattern):
+                await page.send("Network.setCookie", name="aimesh_session", value=town.session, url=origin)
+            await page.goto(f"{origin}{filled(pattern, town)}")
+            await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
+            if page.status != 200 or not await page.evaluate("document.documentElement.scrollWidth <= innerWidth"):
+                wrong.append(pattern)
+        # A policy that was broken, a script that failed, a dialog.
+        assert (wrong, page.problems) == ([], [])
