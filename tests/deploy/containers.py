@@ -86,7 +86,7 @@ class House:
         self.handed = handed
         self.ports = {service: free_port() for service in ("auth", "gateway", "inference", "metrics", "web")}
         self.places = {"nats:4222": f"127.0.0.1:{free_port()}", "valkey:6379": f"127.0.0.1:{free_port()}"}
-        self.places["gateway:3002"] = f"127.0.0.1:{self.ports['gateway']}"
+        self.places["gateway-private:3002"] = f"127.0.0.1:{self.ports['gateway']}"
         self._database = database
 
     def here(self, text: str) -> str:

@@ -115,9 +115,12 @@ def test_who_is_believed_about_addresses_is_web_and_the_host_and_nobody_else() -
     assert ip_address(web) in ip_network(private["subnet"])
     assert ip_address(public["gateway"]) in ip_network(public["subnet"])
     assert not ip_network(private["subnet"]).overlaps(ip_network(public["subnet"]))
-    for service in SERVICES:
-        if trusted := compose_file.environment_of(service).get("TRUSTED_PROXIES"):
-            assert set(trusted.split(",")) == {web, public["gateway"]}
+    assert ip_address(web) not in ip_network(private["ip_range"]), "or another container might have it"
+    trusted = {service: compose_file.environment_of(service).get("TRUSTED_PROXIES") for service in SERVICES}
+    assert {service: whom for service, whom in trusted.items() if whom} == {"gateway": web, "web": public["gateway"]}
+    # And it comes from there: the name is of the gateway in that network alone.
+    (alias,) = SERVICES["gateway"]["networks"]["private"]["aliases"]
+    assert compose_file.environment_of("web")["GATEWAY_URL"] == f"http://{alias}:3002"
 
 
 def is_root(service: dict[str, Any]) -> bool:

@@ -109,9 +109,9 @@ class AsyncClient:
         """Make an account. Needs no key."""
         return await self.ask(calls.register(username, email, password), timeout)
 
-    async def login(self, username: str, password: str, *, timeout: float | None = None) -> Session:
+    async def login(self, username: str, password: str, code: str | None = None, *, timeout: float | None = None) -> Session:
         """By name or mail address. Needs no key; give the access token to another AsyncClient in place of one."""
-        return await self.ask(calls.login(username, password), timeout)
+        return await self.ask(calls.login(username, password, code), timeout)
 
     async def ask(self, call: Call[T], timeout: float | None) -> T:
         """Any call of ``aimesh.calls``."""

@@ -113,10 +113,10 @@ def register(username: str, email: str, password: str) -> Call[User]:
     )  # fmt: skip
 
 
-def login(username: str, password: str) -> Call[Session]:
+def login(username: str, password: str, code: str | None = None) -> Call[Session]:
     """By the name, or by the mail address."""
     name = "email" if "@" in username else "username"
-    body = _json({name: username, "password": password})
+    body = _json({name: username, "password": password, "code": code})
     return Call(verb="POST", path="/api/auth/login", read=answers.read_session, body=body, repeatable=False, needs_credential=False)
 
 

@@ -108,9 +108,9 @@ class Client:
         """Make an account. Needs no key."""
         return self.ask(calls.register(username, email, password), timeout)
 
-    def login(self, username: str, password: str, *, timeout: float | None = None) -> Session:
+    def login(self, username: str, password: str, code: str | None = None, *, timeout: float | None = None) -> Session:
         """By name or mail address. Needs no key; give the access token to another Client in place of one."""
-        return self.ask(calls.login(username, password), timeout)
+        return self.ask(calls.login(username, password, code), timeout)
 
     def ask(self, call: Call[T], timeout: float | None) -> T:
         """Any call of ``aimesh.calls``."""

@@ -25,7 +25,8 @@ PATHS = (
 #: No other method may be called by a GET.
 _READING = {
     "auth.loginUser", "auth.resumeSession", "auth.listNodes", "auth.listTickets", "auth.listUsers", "auth.getUserCalled",
-    "auth.listAllOrganisations", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers", "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes",
+    "auth.listAllOrganisations", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers",
+    "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes",
     "gateway.getServiceHealth", "gateway.listModels", "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota",
     "gateway.getUsageReport", "metrics.getSystemHealth",
 }  # fmt: skip
