@@ -22,6 +22,7 @@ from shared.types import ModelName
 NOTHING_TYPED = NewKeyForm(name="")
 #: How long an old secret may go on beside the new one, in seconds, and how that is said.
 OVERLAPS: Mapping[int, str] = {86_400: "for a day", 3_600: "for an hour", 604_800: "for a week", 0: "not at all"}
+#: Of these the empty one is what is usual: 90 days, and 30 for a key for tests.
 DAYS: Mapping[str, str] = {"7": "7 days", "30": "30 days", "": "90 days", "365": "a year", "0": "ever"}
 #: The words that a redirect may bring.
 _DONE = {"revoked": "The key is revoked. Requests with it are refused from now on.", "renamed": "The key has its new name."}
