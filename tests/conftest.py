@@ -4,6 +4,7 @@
 the servers themselves, for tests that kill them.
 """
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,14 @@ import pytest
 
 from tests.servers import PostgresServer, ValkeyServer, running
 from tests.testnet import NatsServer
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed: a run takes long, and its summary comes when all is over."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = str(crash.message if crash is not None else report.longrepr)[:4000]
+        print(f"\n{report.when} of {report.nodeid} failed: {why}", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(scope="session")
