@@ -10,34 +10,29 @@ from tests.stacks import RunningStack, until
 
 async def judge(stack: RunningStack, person: Person, history: History, fault: Fault) -> None:
     """Fails with every violation. The person has made no other requests than those of the history, and probes."""
-    rows = await _rows_of(stack, person, history, fault)
+    rows, usage = await _written(stack, person, history, fault)
     assert oracle.violations(history.attempts, fault, rows, deadline_seconds=load.DEADLINE_SECONDS) == []
-    assert await _usage_of(stack, person) == oracle.usage_of(rows)
+    assert usage == oracle.usage_of(rows)
     for name in (*await stack.programs(), "supervisor"):
         before, found, after = stack.log(name).partition("Traceback")
         assert not found, f"{name} has a traceback in its log: {before[-500:]}{found}{after[:4000]}"
 
 
-async def _rows_of(stack: RunningStack, person: Person, history: History, fault: Fault) -> dict[RequestId, Row]:
-    """All rows of the person, once every success of the history has one that must have one."""
+async def _written(stack: RunningStack, person: Person, history: History, fault: Fault) -> tuple[dict[RequestId, Row], tuple[int, int]]:
+    """All rows of the person and what they come to, as of one moment in which every success has a row that must have one."""
     successes = [attempt for attempt in history.attempts if attempt.succeeded]
     wanted = {one.request_id for one in successes if not fault.loses_rows or one.ended < fault.began or one.began >= fault.over}
-    found: dict[RequestId, Row] = {}
 
-    async def all_written() -> bool:
-        async with stack.database("gateway") as database:
+    async def all_written() -> tuple[dict[RequestId, Row], tuple[int, int]] | None:
+        # Rows of requests that were cut off may come at any moment.
+        async with stack.database("gateway") as database, database.transaction(isolation="repeatable_read", readonly=True):
             rows = await database.fetch("SELECT * FROM request_logs WHERE user_id = $1", person.id)
-        found.update({row["id"]: Row(row["status"], row["prompt_tokens"], row["completion_tokens"]) for row in rows})
-        return wanted <= found.keys()
+            sums = await database.fetchrow(
+                "SELECT coalesce(sum(request_count), 0)::int, coalesce(sum(tokens_used), 0)::int FROM usage_stats WHERE user_id = $1",
+                person.id,
+            )
+        assert sums is not None
+        found = {RequestId(row["id"]): Row(row["status"], row["prompt_tokens"], row["completion_tokens"]) for row in rows}
+        return (found, (sums[0], sums[1])) if wanted <= found.keys() else None
 
-    await until(all_written, seconds=10, what="every success has its row")
-    return found
-
-
-async def _usage_of(stack: RunningStack, person: Person) -> tuple[int, int]:
-    async with stack.database("gateway") as database:
-        row = await database.fetchrow(
-            "SELECT coalesce(sum(request_count), 0)::int, coalesce(sum(tokens_used), 0)::int FROM usage_stats WHERE user_id = $1", person.id
-        )
-    assert row is not None
-    return (row[0], row[1])
+    return await until(all_written, seconds=10, what="every success has its row")

@@ -32,6 +32,8 @@ MODEL = ModelName("echo")
 #: Of an answer: some seconds at the pace of a worker by hand.
 WORDS = 60
 LOST_SECONDS = 2.5
+#: Chunks of an answer.
+_BEGUN = 3
 #: A lost worker is noticed after 3 s of silence; the rest is for machines with more to do than they can.
 DEADLINE_SECONDS = 60.0
 
@@ -180,11 +182,22 @@ async def kill_workers(stack: RunningStack, person: Person, *, kills: int, count
     async with running(stack, person, count=count) as told:
         for _ in range(kills):
             async with worker(stack, ECHO_TOKEN_MS="60") as victim:
-                await until(lambda here=victim: is_busy(here, count // 5), seconds=30, what="the worker runs some of them")
+                await in_the_middle(told, victim, count // 5)
                 victim.kill()
                 met = set(told.running)
                 await until(lambda met=met: have_ended(told, met), seconds=DEADLINE_SECONDS, what="those that it ran are over")
     return told
+
+
+async def in_the_middle(told: Told, one: Worker, at_least: int) -> None:
+    """Until the worker runs so many, and each has begun to come: those that have not are begun anew elsewhere, not gone on with."""
+    await until(lambda: is_busy(one, at_least), seconds=30, what="the worker runs some of them")
+    there = set(told.running)
+    await until(lambda: have_begun(told, there), seconds=DEADLINE_SECONDS, what="all that run have begun to come")
+
+
+async def have_begun(told: Told, numbers: set[int]) -> bool:
+    return all(told.running.get(number, _BEGUN) >= _BEGUN for number in numbers)
 
 
 async def is_busy(one: Worker, at_least: int) -> bool:

@@ -41,7 +41,7 @@ async def test_answers_go_on_elsewhere_when_their_worker_is_killed(stack: Runnin
 async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: RunningStack, eve: Person) -> None:
     before = await _resumed(stack)
     async with streams.worker(stack, ECHO_TOKEN_MS="60") as zombie, streams.running(stack, eve, count=20) as told:
-        await until(lambda: streams.is_busy(zombie, 4), seconds=30, what="the worker runs some of them")
+        await streams.in_the_middle(told, zombie, 4)
         os.kill(zombie.process.pid, signal.SIGSTOP)
         try:
             met = set(told.running)
