@@ -209,6 +209,7 @@ METHODS: Mapping[str, Access] = {
     "node.readRevocations": _NODE,
     "node.readMetrics": _NODE,
     "node.readHealth": _NODE,
+    "node.readSpans": _NODE,
 }
 
 

@@ -6,14 +6,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from uuid import UUID
 
+from shared.spans import Trace
 from shared.types import RequestId
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
     request_id: RequestId
-    #: W3C trace context, `00-<trace>-<span>-<flags>`; passed on as it came until tracing makes spans of its own.
+    #: W3C trace context, `00-<trace>-<span>-<flags>`: the span that runs, for what it asks of others.
     traceparent: str
+    #: Where its spans go; None for what nobody looks at.
+    trace: Trace | None = None
 
 
 #: None outside any request: start-up, background jobs.
@@ -32,14 +35,24 @@ def new_request_id() -> RequestId:
     return RequestId(UUID(int=value))
 
 
-def begin(traceparent: str | None = None) -> RequestContext:
+def begin(traceparent: str = "") -> RequestContext:
     """A new request; without a caller's trace its id is the request's, so that one finds the other."""
     request_id = new_request_id()
-    return RequestContext(request_id, traceparent or f"00-{request_id.hex}-{os.urandom(8).hex()}-01")
+    return RequestContext(request_id, traceparent or f"00-{request_id.hex}-{os.urandom(8).hex()}-00")
 
 
-def start(traceparent: str | None = None) -> RequestContext:
+def start(traceparent: str = "") -> RequestContext:
     """``begin`` one, for the running task."""
     context = begin(traceparent)
     current.set(context)
     return context
+
+
+def another() -> RequestContext:
+    """For the running task: a request of its own within the trace of the one that it works for."""
+    now = current.get()
+    if now is None:
+        return start()
+    new = RequestContext(new_request_id(), now.traceparent, now.trace)
+    current.set(new)
+    return new

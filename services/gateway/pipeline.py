@@ -32,7 +32,7 @@ from services.gateway.relaying.relay import Relay, Said
 from services.gateway.repeats import cache_keys
 from services.gateway.repeats.response_cache import ResponseCache
 from services.gateway.running import Running
-from shared import errors
+from shared import errors, tracing
 from shared.api import events, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
@@ -141,7 +141,8 @@ class Pipeline:
             if running.spent is not None:
                 await self._parts.quotas.settle(running.spent, tokens=0 if running.cached else running.usage.total_tokens)
             if status is RequestStatus.SUCCESS or failure is not None:
-                await self._parts.recorder.written(written)
+                with tracing.span("ledger.settle"):
+                    await self._parts.recorder.written(written)
 
     async def find_model(self, running: Ongoing, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
         """Waits for a while where who serves it may only be missing for a moment. Raises UnknownModel or NotReachable, and BadRequest
@@ -171,13 +172,15 @@ class Pipeline:
             parts.dispatch.ensure_place(wish)
         tokens = wish.prompt_tokens + wish.max_tokens
         try:
-            running.spent = await parts.quotas.spend(principal, wish.model, running.request_id, tokens=tokens, seconds=bounds.seconds)
+            with tracing.span("ratelimit.acquire"):
+                running.spent = await parts.quotas.spend(principal, wish.model, running.request_id, tokens=tokens, seconds=bounds.seconds)
         except LimitReached as error:
             labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": wish.model}
             parts.metrics.rate_limit_violations.labels(**labels).inc()
             raise
         try:
-            running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
+            with tracing.span("ledger.reserve"):
+                running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
         except errors.AimeshError as error:
             limits.tell_with(error, running.allowance)
             raise

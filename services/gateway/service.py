@@ -200,7 +200,14 @@ class GatewayService:
         )
         routes = tuple(route for part in parts for route in part.routes())
         every = (*routes, *Reference.routes_for(routes))
-        return HttpApp(every, self.callers, self._node.metrics, limits_of=self._quotas.limits_of, on_refusal=self.telling.refused)
+        return HttpApp(
+            every,
+            self.callers,
+            self._node.metrics,
+            limits_of=self._quotas.limits_of,
+            on_refusal=self.telling.refused,
+            traces=self._node.traces,
+        )
 
     def _on_refusal(self, method: str, _visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.telling.refused(method, principal, "", error)
@@ -212,8 +219,7 @@ class GatewayService:
         self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]
     ) -> gateway.InferenceResult:
         # A request id of our own: it is the key of the request's row, so no caller may choose it.
-        now = context.current.get()
-        context.start(now.traceparent if now is not None else None)
+        context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         again = Again(key=request.idempotency_key, rest=request.rest)
@@ -231,8 +237,7 @@ class GatewayService:
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
-        now = context.current.get()
-        context.start(now.traceparent if now is not None else None)
+        context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         async with self._embeddings.run(principal, request.request, seconds=seconds) as running:

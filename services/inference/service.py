@@ -17,7 +17,7 @@ from services.inference.gathering import Gathered
 from services.inference.pause import WHY, Pause
 from services.inference.receipts import Receipts
 from services.inference.settings import InferenceSettings
-from shared import directory, errors, telemetry
+from shared import directory, errors, spans, telemetry, tracing
 from shared.api import embedding, inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
@@ -198,8 +198,13 @@ class InferenceService:
         )
         timed = _TimedSink(sink)
         try:
-            generation = await self._backend.generate(job, timed)
-            timed.settle(generation.usage)
+            with tracing.span(f"chat {model}", _attributes(job, self._backend.name)) as span:
+                try:
+                    generation = await self._backend.generate(job, timed)
+                    timed.settle(generation.usage)
+                    span.tell(_outcome(generation))
+                finally:
+                    timed.trace(span)
         finally:
             self._metrics.request_duration.labels(service="inference", method="processPrompt", model=model).observe(timed.seconds())
             self._metrics.tokens.labels(type="output", model=model).inc(timed.tokens)
@@ -228,6 +233,28 @@ class InferenceService:
         )
 
 
+def _attributes(job: jobs.Job, backend: str) -> dict[str, spans.Value]:
+    """By the names of OpenTelemetry; what was asked with no word of what was said."""
+    parameters = job.parameters
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": backend,
+        "gen_ai.request.model": job.model,
+        "gen_ai.request.max_tokens": parameters.max_tokens or 0,
+        "gen_ai.request.temperature": parameters.temperature,
+        "gen_ai.request.top_p": parameters.top_p,
+    }
+
+
+def _outcome(generation: Generation) -> dict[str, spans.Value]:
+    return {
+        "gen_ai.usage.input_tokens": generation.usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": generation.usage.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": generation.usage.cached_tokens,
+        "gen_ai.response.finish_reasons": str(generation.finish_reason),
+    }
+
+
 class _MeshSink:
     """The stream of a call."""
 
@@ -249,16 +276,33 @@ class _TimedSink:
         self._pieces = 0
         self._settled: int | None = None
         self.first_text_seconds: float | None = None
+        self._came_ns = spans.now_ns()
+        self._accepted_ns: int | None = None
+        self._first_ns: int | None = None
 
     def accept(self, prompt_tokens: int | None) -> None:
+        self._accepted_ns = spans.now_ns()
         self._sink.accept(prompt_tokens)
 
     async def send(self, item: Chunk) -> None:
+        if self._first_ns is None:
+            self._first_ns = spans.now_ns()
         self._token_ids += len(item.token_ids)
         self._pieces += bool(item.text or item.tool_calls)
         if self.first_text_seconds is None and item.text:
             self.first_text_seconds = self.seconds()
         await self._sink.send(item)
+
+    def trace(self, span: tracing.span) -> None:
+        """What it was doing when, as far as it came."""
+        ended_ns = spans.now_ns()
+        accepted_ns = self._accepted_ns or self._first_ns or ended_ns
+        first_ns = self._first_ns or ended_ns
+        span.part("queue", self._came_ns, accepted_ns)
+        if self._accepted_ns is not None:
+            span.part("prefill", accepted_ns, first_ns)
+        if self._first_ns is not None:
+            span.part("decode", first_ns, ended_ns)
 
     def settle(self, usage: Usage) -> None:
         """The answer has ended, with this."""

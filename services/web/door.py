@@ -1,17 +1,13 @@
 """The outermost ASGI application: gives each request its id, each answer its headers, and sends it to the pages or the gateway."""
 
-import re
 import time
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from services.web import headers, passthrough
-from shared import context, errors
+from shared import context, errors, tracing
 from shared.telemetry import Metrics
-
-#: W3C Trace Context, version 00; anything else of a client is not worth carrying.
-_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: The first words of our paths: labels of metrics come from a short list, whatever is asked for.
 _KNOWN = frozenset({"", "dashboard", "api-keys", "playground", "register", "login", "login-link", "logout", "static"})
@@ -19,10 +15,13 @@ _VERBS = frozenset({"GET", "HEAD", "POST"})
 
 
 class Door:
-    def __init__(self, pages: ASGIApp, gateway: passthrough.Passthrough, metrics: Metrics, *, always_over_tls: bool) -> None:
+    def __init__(
+        self, pages: ASGIApp, gateway: passthrough.Passthrough, metrics: Metrics, traces: tracing.Traces, *, always_over_tls: bool
+    ) -> None:
         self._pages = pages
         self._gateway = gateway
         self._metrics = metrics
+        self._traces = traces
         #: PUBLIC_URL says https: a proxy before us speaks TLS, even if we do not see it.
         self._always_over_tls = always_over_tls
 
@@ -30,11 +29,18 @@ class Door:
         if scope["type"] != ScopeType.HTTP:
             await self._pages(scope, receive, send)
             return
-        request_id = str(context.start(_traceparent(scope)).request_id).encode()
+        method = _method_label(scope)
+        new_id = context.new_request_id()
+        with self._traces.enter(method, tracing.of_headers(scope["headers"]), new_id) as span:
+            status = await self._answer(scope, receive, send, method, str(new_id).encode())
+            span.error = "" if status == "success" else status
+
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, method: str, request_id: bytes) -> str:
+        """Returns how it ended: success, or the code of an error."""
         over_tls = self._always_over_tls or scope["scheme"] == "https"
         # Litestar has no HEAD of its own; HTTP wants it wherever GET is.
         is_head = scope["method"] == "HEAD"
-        method, began, status = _method_label(scope), time.perf_counter(), 0
+        began, status = time.perf_counter(), 0
 
         async def secured(message: Message) -> None:
             nonlocal status
@@ -59,6 +65,7 @@ class Door:
             service = self._metrics.service
             self._metrics.requests.labels(service=service, method=method, status=_status_label(status)).inc()
             self._metrics.request_duration.labels(service=service, method=method, model="").observe(time.perf_counter() - began)
+        return _status_label(status)
 
 
 def _method_label(scope: HTTPScope) -> str:
@@ -78,8 +85,3 @@ def _status_label(status: int) -> str:
 
 #: status -> the code of the general error for it, which the tree has before the special ones.
 _CODES = {kind.status: kind.code for kind in reversed(errors.BY_CODE.values())}
-
-
-def _traceparent(scope: HTTPScope) -> str | None:
-    value = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
-    return value.decode() if _TRACEPARENT.fullmatch(value) else None

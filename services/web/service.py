@@ -24,7 +24,7 @@ class WebService:
     def __init__(self, node: Node, pages: ASGIApp, gateway: passthrough.Passthrough, *, always_over_tls: bool) -> None:
         self._node = node
         self._gateway = gateway
-        self._door = door.Door(pages, gateway, node.metrics, always_over_tls=always_over_tls)
+        self._door = door.Door(pages, gateway, node.metrics, node.traces, always_over_tls=always_over_tls)
 
     @classmethod
     @asynccontextmanager

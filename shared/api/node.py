@@ -2,6 +2,7 @@
 
 from shared.api.gateway import Check
 from shared.api.method import Body, Method
+from shared.spans import Span
 from shared.types import Role
 
 
@@ -12,6 +13,22 @@ class ReadMetrics(Body, frozen=True):
 class NodeMetrics(Body, frozen=True):
     #: Prometheus text, as the node's own /metrics has it.
     text: str
+
+
+class ReadSpans(Body, frozen=True):
+    #: The number that the last answer ended with; 0 at first.
+    after: int = 0
+    #: Traces that another node kept: their spans here are kept as well from now on.
+    wanted: tuple[str, ...] = ()
+
+
+class Spans(Body, frozen=True, omit_defaults=False):
+    #: Each is trace, span and parent id, name, kind, start and end in nanoseconds since 1970, error code, attributes.
+    spans: tuple[Span, ...]
+    #: Where to read on.
+    next: int
+    #: Spans that were overwritten before they were read.
+    lost: int
 
 
 class ReadHealth(Body, frozen=True):
@@ -37,4 +54,5 @@ EVERYBODY = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.
 
 read_revocations = Method("node.readRevocations", ReadRevocations, Revocations, callers=EVERYBODY)
 read_metrics = Method("node.readMetrics", ReadMetrics, NodeMetrics, callers={Role.METRICS})
+read_spans = Method("node.readSpans", ReadSpans, Spans, callers={Role.METRICS})
 read_health = Method("node.readHealth", ReadHealth, NodeHealth, callers={Role.METRICS, Role.GATEWAY})

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from prometheus_client import Counter, Histogram
 
-from shared import errors, identity, rpc
+from shared import errors, identity, rpc, tracing
 from shared.api import events
 from shared.api import node as node_api
 from shared.api.gateway import Check
@@ -77,7 +77,7 @@ class _Offer:
 class Node:
     """A running member of the mesh. Made by ``member``."""
 
-    def __init__(self, me: Me, ways: "Ways", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup) -> None:
+    def __init__(self, me: Me, ways: "Ways", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces) -> None:
         self.role = me.role
         self.id: NodeId = me.node
         self.mesh: MeshName = me.mesh
@@ -89,6 +89,7 @@ class Node:
         self.trust = ways.trust
         self.directory = Directory(asyncio.get_running_loop().time)
         self.dispatcher = rpc.Dispatcher(calls, self._observe, self._log_bug)
+        self.dispatcher.traces = self.traces = traces
         self.roads = Roads(ways.trust, self.directory, ways.nats, ways.swarm, self.dispatcher)
         self.pool = rpc.Pool(self.directory, self.roads.reach, random.Random())  # noqa: S311 - spreads load
         self.rpc = rpc.Client(self.pool)
@@ -196,6 +197,11 @@ class Node:
     @rpc.serves(node_api.read_metrics)
     async def read_metrics(self, request: node_api.ReadMetrics, call: rpc.Call) -> node_api.NodeMetrics:
         return node_api.NodeMetrics(self.metrics_text())
+
+    @rpc.serves(node_api.read_spans)
+    async def read_spans(self, request: node_api.ReadSpans, call: rpc.Call) -> node_api.Spans:
+        batch = self.traces.read(request.after, request.wanted)
+        return node_api.Spans(batch.spans, batch.next, batch.lost)
 
     @rpc.serves(node_api.read_health)
     async def read_health(self, request: node_api.ReadHealth, call: rpc.Call) -> node_api.NodeHealth:
@@ -311,7 +317,7 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
         await ways.nats.connect(deadline_seconds=CONNECT_SECONDS)
     try:
         async with background() as infrastructure, background() as calls, background() as tasks:
-            node = Node(me, ways, tasks, calls)
+            node = Node(me, ways, tasks, calls, tracing.Traces(ratio=settings.trace_ratio))
             for transport in node.roads.transports():
                 infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())

@@ -117,7 +117,7 @@ class Micro:
             name = stats.name if stats else subject.rpartition(".")[2]
             handler = self._dispatcher.find(self._full_name(name), _OPERATOR)
             is_json = headers.get("content-type", "").partition(";")[0].strip() == _JSON
-            token, trace = headers.get("authorization", "").removeprefix("Bearer ").strip(), headers.get("traceparent")
+            token, trace = headers.get("authorization", "").removeprefix("Bearer ").strip(), headers.get("traceparent", "")
             body = await single_calls.answer(
                 self._dispatcher, handler, _OPERATOR, message.payload, is_json=is_json, credential=token, traceparent=trace
             )

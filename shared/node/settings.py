@@ -64,6 +64,13 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = ()
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True
+    trace_ratio: Annotated[
+        float,
+        msgspec.Meta(ge=0.0, le=1.0),
+        Variable(
+            "OTEL_TRACES_SAMPLER_ARG", "of the requests that begin here, the share whose trace is kept; failed and slow ones always are"
+        ),
+    ] = 0.01
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Variable("LOG_LEVEL", "debug, info, warning or error")] = "info"
     log_format: Annotated[Literal["json", "text"], Variable("LOG_FORMAT", "json, or text for people")] = "json"
 

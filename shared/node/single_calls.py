@@ -27,7 +27,7 @@ async def answer(
     *,
     is_json: bool,
     credential: str = "",
-    traceparent: str | None = None,
+    traceparent: str = "",
 ) -> bytes:
     """Run the handler, which ``dispatcher.find`` has found for this peer; raises AimeshError alone."""
     context.start(traceparent)

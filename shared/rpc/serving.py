@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from shared import context, errors
+from shared import context, errors, tracing
 from shared.api.auth import Principal
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.frames import calls, wire
@@ -144,6 +144,8 @@ class Dispatcher:
         self._running: set[asyncio.Task[Any]] = set()
         #: Lets people in; a service that knows none has none.
         self.gate: Gate | None = None
+        #: Where the spans of its calls go; None where nobody asks for them.
+        self.traces: tracing.Traces | None = None
         #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere, endless streams end.
         self.drain_started = asyncio.Event()
 
@@ -247,9 +249,32 @@ class Dispatcher:
             self._observe(handler.method, status, time.monotonic() - started)
 
     async def _serve(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> None:
-        now = _context_of(frame, caller)
-        if now is not None:
-            context.current.set(now)
+        serving = self._traced(handler.method.name, frame, caller)
+        if serving is None:
+            await self._settle(handler, frame, caller, connection)
+            return
+        with serving as span:
+            span.attributes["rpc.system"] = "aimesh"
+            span.error = await self._settle(handler, frame, caller, connection)
+
+    def _traced(self, method: str, frame: wire.Call, caller: Peer) -> tracing.Serving | None:
+        """Sets the running request. A service's goes on here, so that one id is in the logs of every hop; a client's begins here,
+        because ids become keys of rows and are ours to make."""
+        is_from_outside = caller.role is Role.CLIENT
+        if self.traces is not None and is_from_outside:
+            return self.traces.enter(method, frame.traceparent)
+        if is_from_outside:
+            context.current.set(context.begin(frame.traceparent))
+        elif len(frame.request_id) == 16:
+            request_id = RequestId(UUID(bytes=frame.request_id))
+            serving = None if self.traces is None else self.traces.join(method, frame.traceparent, request_id)
+            if serving is not None:
+                return serving
+            context.current.set(context.RequestContext(request_id, frame.traceparent))
+        return None
+
+    async def _settle(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> str:
+        """Run it and answer; returns the code of its error, empty where it has none."""
         method = handler.method
         try:
             if frame.deadline_ms <= 0:
@@ -269,11 +294,13 @@ class Dispatcher:
                 connection.reply(frame.id, await self.answer(handler, request, call))
         except errors.AimeshError as error:
             connection.fail(frame.id, error)
+            return errors.code_of(error)
         except asyncio.CancelledError:
             # A caller that withdrew the call ignores this; one that is cut off by our shutdown may try another node.
             why = errors.Draining("this node had to stop") if self.draining else errors.Cancelled("the call was cancelled")
             connection.fail(frame.id, why)
             raise
+        return ""
 
 
 class Replies(Outlet, Protocol):
@@ -284,13 +311,3 @@ class Replies(Outlet, Protocol):
     def end(self, call_id: int, body: bytes) -> None: ...
 
     def fail(self, call_id: int, error: errors.AimeshError) -> None: ...
-
-
-def _context_of(frame: wire.Call, caller: Peer) -> context.RequestContext | None:
-    """A service's request goes on here, so that one id is in the logs of every hop; a client's begins here, because ids
-    become keys of rows and are ours to make."""
-    if caller.role is Role.CLIENT:
-        return context.begin(frame.traceparent)
-    if len(frame.request_id) != 16:
-        return None
-    return context.RequestContext(RequestId(UUID(bytes=frame.request_id)), frame.traceparent)

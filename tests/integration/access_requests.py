@@ -180,6 +180,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "node.readRevocations": node.ReadRevocations,
     "node.readMetrics": node.ReadMetrics,
     "node.readHealth": node.ReadHealth,
+    "node.readSpans": node.ReadSpans,
 }
 
 #: Method -> a request that names what somebody has; every field of every request by which that can be done is in one.

@@ -5,7 +5,6 @@ dispatched (CVE-2026-49468 was a gateway where they differed).
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,13 @@ from services.gateway.doors import http_errors
 from services.gateway.doors.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.limiting.crowds import Crowds
 from services.gateway.limiting.limits import Limit
-from shared import access, context, errors
+from shared import access, context, errors, tracing
 from shared.access import Access, Who
 from shared.api.auth import Principal
 from shared.bounded_waits import BoundedWait
+from shared.spans import Open
 from shared.telemetry import Metrics, logs
 from shared.turns import Turns
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 #: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
 #: hold up the tokens of everybody's answers.
@@ -81,7 +79,9 @@ class HttpApp:
         limits_of: Callable[[Principal], Sequence[Limit]] = lambda _caller: (),
         on_refusal: OnRefusal = lambda *_what: None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        traces: tracing.Traces | None = None,
     ) -> None:
+        self._traces = traces or tracing.Traces(ratio=0.0)
         self._routes: dict[str, dict[str, Route]] = {}
         self._heartbeat_seconds = heartbeat_seconds
         for route in routes:
@@ -103,7 +103,12 @@ class HttpApp:
             await send({"type": "websocket.close", "code": 1000})
         if scope["type"] != "http":
             return
-        call = HttpCall(scope, receive, send, context.start(_traceparent(scope)).request_id)
+        request_id = context.new_request_id()
+        with self._traces.enter(scope["method"][:20], tracing.of_headers(scope["headers"]), request_id) as span:
+            span.error = await self._answer(HttpCall(scope, receive, send, request_id), scope, span)
+
+    async def _answer(self, call: HttpCall, scope: Scope, span: Open) -> str:
+        """Returns the code of the error; empty where it went well."""
         began = time.perf_counter()
         inflight = self._metrics.inflight_requests.labels(service=self._metrics.service)
         inflight.inc()
@@ -112,6 +117,7 @@ class HttpApp:
             call.ensure_unambiguous()
             route = self._find(scope, call)
             method, runs_a_model = route.method, _runs_a_model(route)
+            span.name = f"{route.verb} {route.path}"
             await self._serve(route, call)
         except errors.AimeshError as error:
             status = errors.code_of(error)
@@ -132,6 +138,7 @@ class HttpApp:
             if not runs_a_model:  # the pipeline knows the model and observes with it
                 duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
                 duration.observe(time.perf_counter() - began)
+        return "" if status == "success" else status
 
     def _find(self, scope: Scope, call: HttpCall) -> Route:
         by_verb = self._routes.get(scope["path"]) if "{" not in scope["path"] else None
@@ -148,7 +155,8 @@ class HttpApp:
 
     async def _serve(self, route: Route, call: HttpCall) -> None:
         if route.access.who is Who.PERSON:
-            call.principal = await self._admit(route, call)
+            with tracing.span("auth.check"):
+                call.principal = await self._admit(route, call)
             await self._run(route, call)
         elif route.body is not None:
             async with self._strangers.take():
@@ -221,8 +229,3 @@ async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
         await call.fail(error)
     except errors.Cancelled:
         _log.info("client went away before it read its error", code=errors.code_of(error))
-
-
-def _traceparent(scope: Scope) -> str | None:
-    found = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), "")
-    return found if _TRACEPARENT.match(found) else None

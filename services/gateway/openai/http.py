@@ -89,8 +89,7 @@ class OpenAi:
             else:
                 form.close(result)
             # Each request has a row of its own, under an id of its own.
-            now = context.current.get()
-            context.start(now.traceparent if now is not None else None)
+            context.another()
         result = await self._complete_one(call, last, len(earlier), form, stream=asked.stream, seconds=ends_at - time.monotonic())
         if asked.stream:
             await call.send_events(form.last_events(result))

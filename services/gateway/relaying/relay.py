@@ -17,13 +17,14 @@ from services.gateway.placing.dispatch import Claim, Dispatch, Waiting
 from services.gateway.placing.routing import Wish
 from services.gateway.relaying.resumption import Again, AnswerCourse, Course, Ended, GivenUp, VectorsCourse
 from services.gateway.relaying.retry_budget import RetryBudget
-from shared import errors
+from shared import errors, spans, tracing
 from shared.api import embedding, inference
 from shared.api.generation import Generation
 from shared.api.method import End, Item, Request, StreamMethod
 from shared.bounded_waits import BoundedWaits
 from shared.directory import Entry
 from shared.telemetry import logs
+from shared.telemetry.instruments import node_label
 from shared.types import NodeId
 
 #: A worker that lives and says nothing more of an answer that it has begun is gone around after so long.
@@ -33,6 +34,9 @@ Said = inference.Accepted | inference.Chunk | Generation
 Embedding = inference.Accepted | embedding.Vectors | embedding.Embedded
 #: Counts a retry, by kind and outcome.
 Count = Callable[[str, str], object]
+
+#: As OpenTelemetry names them.
+_OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings"}
 
 _log = logs.get(part="relay")
 
@@ -97,6 +101,7 @@ class _Way(Generic[Request, Item, End]):
         self._course = course
         self._wish = wish
         self._seconds = seconds
+        self._operation = _OPERATIONS[method.name]
         self._ends_at = 0.0
         #: Why the worker that is asked now is not the first.
         self._retry: Again | None = None
@@ -142,12 +147,18 @@ class _Way(Generic[Request, Item, End]):
         course, clock = self._course, self._means.clock
         while True:
             wish = replace(self._wish, not_on=course.not_on, digest=course.digest)
+            selecting = tracing.begin("route.select", {"gen_ai.request.model": wish.model})
             try:
                 async with aclosing(self._means.dispatch.find(wish)) as steps:
                     async for step in steps:
+                        if selecting is not None and isinstance(step, Claim):
+                            selecting.end()
                         yield step
                 return
             except (errors.NotReachable, errors.Overloaded) as error:
+                if selecting is not None:
+                    selecting.error = errors.code_of(error)
+                    selecting.end()
                 decision = course.nobody(error, clock(), self._means.draw)
             if isinstance(decision, GivenUp):
                 raise decision.error from None
@@ -163,7 +174,8 @@ class _Way(Generic[Request, Item, End]):
         silence = BoundedWaits(self._means.stall_seconds)
         with claim, closing(silence):
             try:
-                async with self._means.rpc.stream(self._method, course.request, to=claim.worker.node, deadline_seconds=left) as answer:
+                asked = self._means.rpc.stream(self._method, course.request, to=claim.worker.node, deadline_seconds=left)
+                async with tracing.Asking(f"{self._operation} {self._wish.model}", self._attributes(claim), asked) as answer:
                     items, is_accepted = aiter(answer), False
                     try:
                         # Where nobody else could go on, patience is all there is.
@@ -196,6 +208,15 @@ class _Way(Generic[Request, Item, End]):
                 return await anext(items, None)
         except TimeoutError as error:
             raise errors.LinkLost(f"the worker has said nothing more of its answer for {self._means.stall_seconds:g} s") from error
+
+    def _attributes(self, claim: Claim) -> dict[str, spans.Value]:
+        return {
+            "rpc.system": "aimesh",
+            "gen_ai.operation.name": self._operation,
+            "gen_ai.provider.name": "aimesh",
+            "gen_ai.request.model": self._wish.model,
+            "server.address": node_label(claim.worker.node),
+        }
 
     def _decide(self, claim: Claim, error: errors.AimeshError) -> Again | Ended[End]:
         """Raises what the caller is to be told."""

@@ -11,6 +11,7 @@ from litestar.types import ASGIApp
 from services.web import application, csrf, door, passthrough, rendering, sessions, visits
 from services.web.settings import WebSettings
 from shared.telemetry import Metrics
+from shared.tracing import Traces
 from tests.services.web import servers
 from tests.services.web.browser import Browser
 from tests.services.web.fake_mesh import NOW, FakeMesh
@@ -52,7 +53,7 @@ def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer) ->
 async def app(site: visits.Site) -> AsyncIterator[ASGIApp]:
     # Port 1 on loopback: nobody listens there, so the gateway is away.
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        yield door.Door(application.build(site), gateway, Metrics("web"), always_over_tls=False)
+        yield door.Door(application.build(site), gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from litestar.types import ASGIApp
 
 from services.web import application, door, passthrough, visits
 from shared.telemetry import Metrics
+from shared.tracing import Traces
 from tests.services.web import servers
 
 
@@ -33,7 +34,7 @@ async def test_no_strict_transport_on_plain_http(app: ASGIApp) -> None:
 async def test_requests_are_counted_under_a_short_list_of_labels(site: visits.Site) -> None:
     metrics = Metrics("web")
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        app = door.Door(application.build(site), gateway, metrics, always_over_tls=False)
+        app = door.Door(application.build(site), gateway, metrics, Traces(ratio=0.0), always_over_tls=False)
         async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
             for path in ("/", "/", "/login", "/made-up-1", "/made-up-2", "/api-keys/1/revoke", "/v1/models"):
                 await client.get(path)

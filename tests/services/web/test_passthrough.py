@@ -8,6 +8,7 @@ from litestar.types import Receive, Scope, Send
 
 from services.web import door, passthrough
 from shared.telemetry import Metrics
+from shared.tracing import Traces
 from tests.services.web import servers
 from tests.services.web.servers import Upstream, serving
 
@@ -31,7 +32,7 @@ async def client(upstream: Upstream) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         serving(upstream) as gateway_url,
         passthrough.Passthrough.open(gateway_url) as gateway,
-        serving(door.Door(no_pages, gateway, Metrics("web"), always_over_tls=False)) as web_url,
+        serving(door.Door(no_pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)) as web_url,
         httpx.AsyncClient(base_url=web_url, trust_env=False) as client,
     ):
         yield client
@@ -195,7 +196,7 @@ async def test_no_path_leads_out_of_the_api(client: httpx.AsyncClient, upstream:
 
 async def test_a_gateway_that_is_down_is_a_503_with_a_hint() -> None:
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        app = door.Door(no_pages, gateway, Metrics("web"), always_over_tls=False)
+        app = door.Door(no_pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost") as client:
             answer = await client.post("/v1/chat/completions", json={})
     assert answer.status_code == 503

@@ -9,6 +9,7 @@ from services.web.service import WebService
 from services.web.settings import WebSettings
 from shared.node import Node
 from shared.telemetry import Metrics
+from shared.tracing import Traces
 from shared.types import Role
 from tests.services.web import servers
 from tests.services.web.fake_mesh import FakeMesh
@@ -30,6 +31,7 @@ class FakeNode:
     rpc: FakeMesh
     directory: FakeDirectory = field(default_factory=FakeDirectory)
     metrics: Metrics = field(default_factory=lambda: Metrics("web"))
+    traces: Traces = field(default_factory=lambda: Traces(ratio=0.0))
 
 
 @pytest.fixture

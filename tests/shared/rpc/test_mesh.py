@@ -309,9 +309,13 @@ async def test_one_request_id_goes_through_every_hop() -> None:
             assert [chunk.text async for chunk in answer] == ["x", "x", "x"]
         [at_gateway], [at_worker] = door.service.seen, worker.service.seen
         assert at_gateway is not None
-        assert at_gateway == at_worker
-        assert at_gateway.request_id == answer.end.request_id != REQUEST_ID, "a client's ids are not ours"
-        assert at_gateway.traceparent.startswith("00-" + "a" * 32), "a client's trace goes on"
+        assert at_worker is not None
+        assert at_worker.request_id == at_gateway.request_id == answer.end.request_id != REQUEST_ID, "a client's ids are not ours"
+        [here], [there] = door.node.traces.read(0).spans, worker.node.traces.read(0).spans
+        assert here.trace_id == there.trace_id == "a" * 32, "a client's trace goes on"
+        assert here.parent_id == "b" * 16
+        assert there.parent_id == here.span_id
+        assert at_worker.traceparent == f"00-{there.trace_id}-{there.span_id}-01"
 
 
 async def test_calls_spread_over_the_nodes_that_serve_them() -> None:
