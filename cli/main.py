@@ -24,6 +24,7 @@ COMMANDS = {
     "infer": "cli.infer:infer",
     "models": "cli.models:models",
     "nodes": "cli.nodes:nodes",
+    "trace": "cli.trace:trace",
     "usage": "cli.usage:usage",
     "quota": "cli.usage:quota",
     "register": "cli.register:register",

@@ -206,6 +206,7 @@ METHODS: Mapping[str, Access] = {
     "metrics.recordMetric": _NODE,
     "metrics.getMetrics": _NODE,
     "metrics.getSystemHealth": _NODE,
+    "metrics.getTrace": _person(Permission.EVERYTHING, unless={Role.OPERATOR}),
     "node.readRevocations": _NODE,
     "node.readMetrics": _NODE,
     "node.readHealth": _NODE,

@@ -16,6 +16,9 @@ Value = str | int | float | bool
 #: Of one request on one node; a request that does more is shown without the rest.
 MAX_SPANS: Final = 128
 
+#: The attribute by which the trace of a request is found.
+REQUEST_ID: Final = "aimesh.request_id"
+
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _SAMPLED = 1

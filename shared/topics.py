@@ -15,9 +15,9 @@ SPEAKS_TO: dict[Role, tuple[Role, ...]] = {
     Role.AUTH: (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT),
     Role.GATEWAY: (Role.AUTH, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT),
     Role.WORKER: (Role.AUTH, Role.GATEWAY, Role.METRICS),
-    Role.METRICS: (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB),
+    Role.METRICS: (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.CLIENT),
     Role.WEB: (Role.AUTH, Role.GATEWAY, Role.METRICS),
-    Role.CLIENT: (Role.AUTH, Role.GATEWAY),
+    Role.CLIENT: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.OPERATOR: (),
     Role.NEWCOMER: (),
 }
@@ -29,7 +29,7 @@ SEES_ANNOUNCEMENTS_OF: dict[Role, tuple[Role, ...]] = {
     Role.WORKER: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.METRICS: _ALL,
     Role.WEB: (Role.AUTH, Role.GATEWAY, Role.METRICS),
-    Role.CLIENT: (Role.AUTH, Role.GATEWAY),
+    Role.CLIENT: (Role.AUTH, Role.GATEWAY, Role.METRICS),
     Role.OPERATOR: _ALL,
     Role.NEWCOMER: (),
 }
@@ -49,7 +49,7 @@ class MeetingPlace:
 MEETING_PLACES = (
     MeetingPlace("house", (Role.AUTH, Role.GATEWAY), (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB, Role.WORKER, Role.CLIENT)),
     MeetingPlace("workers", (Role.WORKER,), (Role.AUTH, Role.GATEWAY, Role.METRICS)),
-    MeetingPlace("metrics", (Role.METRICS,), (Role.AUTH, Role.GATEWAY, Role.WEB, Role.WORKER)),
+    MeetingPlace("metrics", (Role.METRICS,), (Role.AUTH, Role.GATEWAY, Role.WEB, Role.WORKER, Role.CLIENT)),
 )
 
 

@@ -189,12 +189,14 @@ PASSED: dict[str, tuple[str, ...]] = {
     "OPENAI_API_KEY": ("inference",),
     "METRICS_SERVICE_PORT": ("metrics",),
     "PROMETHEUS_PORT": ("metrics",),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("metrics",),
+    "OTEL_EXPORTER_OTLP_HEADERS": ("metrics",),
     "WEB_SERVICE_PORT": ("web",),
     "GATEWAY_URL": ("web",),
     "GATEWAY_CA_FILE": ("web",),
 }
 #: Kept in files of their own and handed on as NAME_FILE.
-SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS", "OIDC_CLIENT_SECRET", "SMTP_URL", "DATA_KEY_OLD"}) | {
+SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS", "OIDC_CLIENT_SECRET", "OTEL_EXPORTER_OTLP_HEADERS", "SMTP_URL", "DATA_KEY_OLD"}) | {
     setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret
 }
 #: Paths that the user gives relative to where they are; services run elsewhere.

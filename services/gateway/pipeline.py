@@ -37,7 +37,9 @@ from shared.api import events, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Usage
+from shared.spans import REQUEST_ID
 from shared.telemetry import Metrics, logs
+from shared.telemetry.answers import Answer, GatewayAnswers
 from shared.types import ModelName, RequestStatus, Role
 
 #: Of an answer whose caller names no number, where the model has room for as many: a whole page, and a bounded price.
@@ -91,6 +93,7 @@ class Pipeline:
         self._parts = parts
         self.clock = clock
         self._patience_seconds = patience_seconds
+        self._answers_ended = GatewayAnswers(parts.metrics)
         self._knows_all_at = clock() + patience_seconds
 
     @asynccontextmanager
@@ -119,8 +122,10 @@ class Pipeline:
         self._parts.recorder.reserve()
         failure: errors.AimeshError | None = None
         status = RequestStatus.ERROR
+        work = tracing.span("inference", {REQUEST_ID: str(running.request_id)})
         try:
-            yield
+            with work:
+                yield
             status = RequestStatus.SUCCESS if running.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
             failure = error
@@ -273,14 +278,18 @@ class Pipeline:
         return written
 
     def _count(self, row: RequestRow, running: Ongoing) -> None:
-        metrics = self._parts.metrics
-        duration = metrics.request_duration.labels(service=metrics.service, method=running.method, model=row.model_used or "")
-        duration.observe(row.response_time_ms / 1000)
-        if row.model_used is not None:
-            metrics.tokens.labels(type="input", model=row.model_used).inc(row.prompt_tokens)
-            metrics.tokens.labels(type="output", model=row.model_used).inc(row.completion_tokens)
-            if running.first_text_seconds is not None:
-                metrics.ttft_seconds.labels(model=row.model_used).observe(running.first_text_seconds)
+        answer = Answer(
+            operation="chat" if isinstance(running, Running) else "embeddings",
+            method=running.method,
+            model=row.model_used,
+            seconds=row.response_time_ms / 1000,
+            first_text_seconds=running.first_text_seconds,
+            input_tokens=row.prompt_tokens,
+            output_tokens=row.completion_tokens,
+            at_once=_at_once(running),
+            error=row.error_code or "",
+        )
+        self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
         self._parts.publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),
@@ -304,6 +313,11 @@ def _status(error: errors.AimeshError) -> RequestStatus:
             return RequestStatus.CANCELLED
         case _:
             return RequestStatus.ERROR
+
+
+def _at_once(running: Ongoing) -> int:
+    """How many answers it has, as far as the worker has said so."""
+    return max(1, len(running.result.finish_reasons)) if isinstance(running, Running) and running.complete else 1
 
 
 def _reservation(status: RequestStatus, usage: Usage) -> ReservationState:

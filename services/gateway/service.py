@@ -45,7 +45,6 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.shown_settings import GatewayShown
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
-from services.gateway.telling import Telling
 from services.gateway.usage_reports import UsageReports
 from services.gateway.usage_store import UsageStore
 from services.gateway.workers import Presence
@@ -61,6 +60,7 @@ from shared.directory import Entry
 from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.rpc.gate import Gate, Visitor
+from shared.rpc.telling import Telling
 from shared.telemetry.metrics import version
 from shared.types import SERVICE_NAMES, Credential, ModelName, Role, TenantId, UserId
 

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
-from services.metrics import exporter
+from services.metrics import exporter, people
 from services.metrics.recorded import Recorded
 from services.metrics.settings import MetricsSettings
 from services.metrics.survey import Survey
 from services.metrics.tally import Tally
+from services.metrics.traces import room
+from services.metrics.traces.room import Traces
 from shared import errors
 from shared import node as nodes
 from shared.api import metrics as api
@@ -18,6 +20,7 @@ from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.frames import wire
 from shared.rpc import Call, serves
+from shared.rpc.telling import Telling
 from shared.telemetry import metrics as telemetry_metrics
 from shared.types import Role
 
@@ -35,22 +38,29 @@ class MetricsService:
         self._recorded = Recorded()
         self._tally = Tally(node.metrics)
         self._survey = Survey(node, self._recorded, self._tally)
+        self._traces: Traces | None = None
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: MetricsSettings, node: nodes.Node) -> AsyncIterator["MetricsService"]:
         """Raises BadSettings if PROMETHEUS_PORT cannot be listened on."""
         service = cls(node)
+        telling = Telling(node.rpc)
+        node.dispatcher.gate = people.gate(node.rpc, telling)
         async with AsyncExitStack() as stack:
+            opened = room.opened(node, service._survey.each, otlp_url=settings.otlp_endpoint, otlp_headers=settings.otlp_headers or "")
+            service._traces = await stack.enter_async_context(opened)
+            node.dispatcher.add(service._traces)
             if settings.metrics_enabled and settings.prometheus_port:
                 await stack.enter_async_context(exporter.listening(settings, service.metrics_text))
             node.tasks.create_task(service._follow_events(), name="events")
             node.tasks.create_task(service._keep_looking(), name="health")
+            node.tasks.create_task(telling.run(), name="audit")
             yield service
 
     async def checks(self) -> tuple[Check, ...]:
-        """It needs the mesh alone, which the node checks itself."""
-        return ()
+        """It needs the mesh, which the node checks itself, and whoever takes its traces."""
+        return self._traces.checks() if self._traces is not None else ()
 
     def asgi(self) -> None:
         """It has no pages; /metrics on its port is `metrics_text`."""

@@ -65,7 +65,7 @@ class Survey:
     # --- metrics --------------------------------------------------------------------------------------------------
 
     async def _collect_metrics(self) -> str:
-        others = await self._each(self._read_metrics)
+        others = await self.each(self._read_metrics)
         self._show_own()
         own = prometheus.Source(self._node.metrics_text(), _labels(Role.METRICS, self._node.id), trusted=True)
         recorded = prometheus.Source(self._recorded.render(), {}, trusted=True)
@@ -97,7 +97,7 @@ class Survey:
     # --- health -----------------------------------------------------------------------------------------------------
 
     async def _decide_health(self) -> SystemHealth:
-        living = await self._each(self._read_health)
+        living = await self.each(self._read_health)
         gone = [_fact(entry) for entry in self._known() if not entry.alive]
         decided = health.decide([await self._own_fact(), *living, *gone], datetime.now(UTC), self._node.started_at, self._before)
         self._before = {health.key(component): component for component in decided.components}
@@ -138,7 +138,7 @@ class Survey:
         """The nodes that can be asked: no clients, and no metrics service, which none other may speak to."""
         return [entry for entry in self._node.directory.entries() if entry.role in SERVICE_NAMES and entry.role is not Role.METRICS]
 
-    async def _each(self, ask: Callable[[directories.Entry], Coroutine[object, object, T]]) -> Sequence[T]:
+    async def each(self, ask: Callable[[directories.Entry], Coroutine[object, object, T]]) -> Sequence[T]:
         """Ask all live nodes at the same time; ``ask`` turns a failure into an answer of its own."""
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]

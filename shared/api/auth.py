@@ -374,7 +374,7 @@ rename_api_key = Method("auth.renameApiKey", RenameApiKey, ApiKey, callers=PEOPL
 list_api_keys = Method("auth.listApiKeys", ListApiKeys, ApiKeys, callers=PEOPLE)
 revoke_api_key = Method("auth.revokeApiKey", RevokeApiKey, ApiKey, callers=PEOPLE)
 validate_api_key = Method("auth.validateApiKey", ValidateApiKey, Principal, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
-identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.WEB})
+identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.METRICS, Role.WEB})
 get_user_usage = Method("auth.getUserUsage", GetUserUsage, UserUsage, callers=PEOPLE)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)

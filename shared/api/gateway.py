@@ -99,6 +99,8 @@ class Check(Body, frozen=True, omit_defaults=False):
     ok: bool
     #: What is wrong and what to do; empty when nothing is.
     detail: str = ""
+    #: Whether the service is of no use without it; otherwise it is degraded then, and ready.
+    needed: bool = True
 
 
 class ServiceHealth(Body, frozen=True, omit_defaults=False):

@@ -228,7 +228,8 @@ class Dispatcher:
         timer = _Timer(call.remaining_seconds())
         try:
             if self.gate is not None:
-                call.found = await self.gate.admit(handler.method, request, call)
+                with tracing.span("auth.check"):
+                    call.found = await self.gate.admit(handler.method, request, call)
             reply = encode(await handler.function(request, call))
             status = "success"
             return reply

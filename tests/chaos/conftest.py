@@ -9,6 +9,7 @@ from services.gateway.limiting import tiers
 from tests import people, stacks
 from tests.people import Desk, Person
 from tests.stacks import RunningStack
+from tests.testnet import free_port
 
 #: An answer of twelve words takes a quarter of a second, so a kill meets some in every phase.
 ECHO_TOKEN_MS = "20"
@@ -17,7 +18,22 @@ ECHO_TOKEN_MS = "20"
 #: Answers shall be made, not remembered.
 SETTINGS = {"RESPONSE_CACHE": "off", "DEFAULT_RATE_LIMIT": "1000000", "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS)}
 
-_shared = stacks.OfFolder(Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, **SETTINGS)
+#: Where traces would go. Nobody is there, but in the test that looks at them: an endpoint that is away is no fault at all.
+OTLP_PORT = free_port()
+
+_shared = stacks.OfFolder(
+    Path(__file__).parent,
+    AIMESH_ECHO="1",
+    ECHO_TOKEN_MS=ECHO_TOKEN_MS,
+    OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{OTLP_PORT}",
+    OTEL_TRACES_SAMPLER_ARG="1",
+    **SETTINGS,
+)
+
+
+@pytest.fixture
+def otlp_port() -> int:
+    return OTLP_PORT
 
 
 @pytest.fixture

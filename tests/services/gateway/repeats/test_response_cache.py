@@ -192,7 +192,7 @@ async def test_a_damaged_value_is_a_miss(place: Place, client: Any) -> None:
     await place.ask(worker)
     (key,) = answers_in(client)
     good = client.get(key)
-    for runs, bad in enumerate([b"", b"x", good[:-1], good[:20] + b"\0" + good[21:]], start=2):
+    for runs, bad in enumerate([b"", b"x", good[:-1], good[:20] + bytes([good[20] ^ 1]) + good[21:]], start=2):
         client.set(key, bad)
         assert await place.ask(worker) == whole(worker)
         assert worker.runs == runs

@@ -1,19 +1,20 @@
-"""What the audit log must hear of from here: refusals, and what administrators did. Sent to auth soon, in batches, and kept for it while
-it is away, within a bound."""
+"""What the audit log must hear of from a service: refusals, and what administrators did. Sent to auth soon, in batches, and kept for it
+while it is away, within a bound."""
 
 import asyncio
 import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 import msgspec
 
-from services.gateway import mesh
 from shared import context, errors
 from shared.api import audit
 from shared.api.audit import Act, Result
 from shared.api.auth import Principal
+from shared.api.method import Method, Reply, Request
 from shared.telemetry import logs
 from shared.types import TenantId, UserId
 
@@ -30,10 +31,16 @@ _log = logs.get(part="audit")
 _Key = tuple[str, TenantId | None, UserId | None, str, str, str | int]
 
 
+class Rpc(Protocol):
+    """As shared.rpc.Client."""
+
+    async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply: ...
+
+
 class Telling:
     """``act`` and ``refused`` never wait; ``run`` is the task that sends."""
 
-    def __init__(self, rpc: mesh.Rpc) -> None:
+    def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
         self._kept: OrderedDict[_Key, Act] = OrderedDict()
         self._numbers = itertools.count()

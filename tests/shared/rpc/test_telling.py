@@ -1,16 +1,16 @@
-"""What the gateway tells the audit log: nothing that was done is lost or merged, equal refusals are counted, and all of it is bounded."""
+"""What a service tells the audit log: nothing that was done is lost or merged, equal refusals are counted, and all of it is bounded."""
 
 import asyncio
 from uuid import UUID
 
 import pytest
 
-from services.gateway import telling
-from services.gateway.telling import Telling
 from shared import context, errors
 from shared.api import audit, auth
 from shared.api.audit import Act, Result
 from shared.api.method import Nothing
+from shared.rpc import telling
+from shared.rpc.telling import Telling
 from shared.types import TenantId, Tier, UserId, UserRole
 from tests.services.gateway.fakes import PERSON, USER, FakeRpc
 from tests.services.gateway.log_lines import Lines

@@ -1,0 +1,48 @@
+"""The OTLP endpoint: a collector, Jaeger, Tempo, or whatever else takes OTLP over HTTP."""
+
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpx
+
+from services.metrics.traces import otlp
+from services.metrics.traces.outbox import Send
+from services.metrics.traces.shelf import Told
+from shared import errors
+from shared.telemetry.metrics import version
+
+_SECONDS: Final = 10.0
+#: It will take these later; all other refusals stand.
+_LATER: Final = frozenset({408, 429, 502, 503, 504})
+
+
+@asynccontextmanager
+async def opened(url: str, headers: Mapping[str, str]) -> AsyncIterator[Send]:
+    """``url`` is without the path, as OTEL_EXPORTER_OTLP_ENDPOINT has it."""
+    target = url.rstrip("/") + otlp.TRACES_PATH
+    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, headers={**headers, "content-type": "application/json"}) as client:
+
+        async def send(told: Sequence[Told]) -> None:
+            try:
+                answer = await client.post(target, content=otlp.encode(told, version()))
+            except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+                raise errors.Unavailable(f"{url} does not answer: {type(error).__name__}") from error
+            if answer.status_code in _LATER:
+                raise errors.Unavailable(f"{url} answers {answer.status_code}")
+            if answer.status_code >= 300:
+                raise errors.BadRequest(f"{url} refuses traces with {answer.status_code}", hint="is it the address of an OTLP endpoint?")
+
+        yield send
+
+
+def read_headers(text: str) -> dict[str, str]:
+    """``name=value,name=value``, as OTEL_EXPORTER_OTLP_HEADERS has them. Raises ValueError, without a value in its words."""
+    found: dict[str, str] = {}
+    for number, part in enumerate(filter(None, (each.strip() for each in text.split(","))), 1):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip().replace("-", "").isalnum() or not name.isascii() or not value.isprintable():
+            raise ValueError(f"header {number} is not name=value")
+        found[name.strip().lower()] = value.strip()
+    return found

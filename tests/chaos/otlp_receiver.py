@@ -1,0 +1,71 @@
+"""Takes traces as a collector does: OTLP in JSON over HTTP."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A span, and of whom."""
+
+    service: str
+    span: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.span["name"])
+
+    @property
+    def failure(self) -> str:
+        return str(self.span.get("status", {}).get("message", ""))
+
+    def attribute(self, name: str) -> Any:
+        return next((next(iter(each["value"].values())) for each in self.span["attributes"] if each["key"] == name), None)
+
+
+class Receiver:
+    """Everything that came, in the order in which it came."""
+
+    def __init__(self) -> None:
+        self.spans: list[Received] = []
+
+    def take(self, body: bytes) -> None:
+        for resource in json.loads(body)["resourceSpans"]:
+            named = {each["key"]: each["value"]["stringValue"] for each in resource["resource"]["attributes"]}
+            for scope in resource["scopeSpans"]:
+                self.spans += [Received(named["service.name"], span) for span in scope["spans"]]
+
+    def trace(self, trace_id: str) -> list[Received]:
+        return [one for one in self.spans if one.span["traceId"] == trace_id]
+
+
+@contextmanager
+def receiving(port: int) -> Iterator[Receiver]:
+    receiver = Receiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.path == "/v1/traces":
+                receiver.take(body)
+            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_what: object) -> None:
+            """Nobody reads it."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,110 @@
+"""An endpoint that is away loses nothing for a while, takes what it missed when it is back, and never takes memory without end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from services.metrics.traces import outbox
+from services.metrics.traces.outbox import Outbox
+from services.metrics.traces.shelf import Told
+from shared import errors
+from shared.spans import Kind, Span
+from tests.testnet import until
+
+
+def told(number: int) -> Told:
+    return Told("gateway", "node", Span("a" * 32, f"{number:016x}", "", "work", Kind.INTERNAL, 0, 1, "", {}))
+
+
+class Endpoint:
+    def __init__(self) -> None:
+        self.took: list[int] = []
+        self.refusal: errors.AimeshError | None = None
+        self.asked = asyncio.Condition()
+
+    async def send(self, batch: Sequence[Told]) -> None:
+        async with self.asked:
+            self.asked.notify_all()
+        if self.refusal is not None:
+            raise self.refusal
+        self.took += [int(one.span.span_id, 16) for one in batch]
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(5), self.asked:
+            await self.asked.wait_for(lambda: len(self.took) >= count)
+
+    async def until_asked(self) -> None:
+        async with asyncio.timeout(5), self.asked:
+            await self.asked.wait()
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    return Endpoint()
+
+
+@pytest.fixture
+def lost() -> list[int]:
+    return []
+
+
+@pytest.fixture
+async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Outbox]:
+    monkeypatch.setattr(outbox, "_FIRST_PAUSE_SECONDS", 0.01)
+    made = Outbox(endpoint.send, lost.append)
+    running = asyncio.create_task(made.run())
+    yield made
+    running.cancel()
+
+
+async def drained(box: Outbox) -> None:
+    await until(lambda: len(box) == 0)
+    # What was taken out last has been sent when the box waits again.
+    await until(lambda: not box._some.is_set())
+
+
+async def test_all_are_sent_in_order_and_in_batches(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+    box.put([told(number) for number in range(outbox.BATCH * 2 + 10)])
+    box.put([])
+    await drained(box)
+    assert endpoint.took == list(range(outbox.BATCH * 2 + 10))
+    assert lost == []
+
+
+async def test_an_endpoint_that_is_back_takes_what_it_missed(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+    endpoint.refusal = errors.Unavailable("http://otlp does not answer")
+    box.put([told(1), told(2)])
+    await endpoint.until_asked()
+    await endpoint.until_asked()
+    assert box.trouble == "http://otlp does not answer"
+    box.put([told(3)])
+    endpoint.refusal = None
+    await drained(box)
+    assert endpoint.took == [1, 2, 3]
+    assert box.trouble == ""
+    assert lost == []
+
+
+async def test_what_it_refuses_for_good_is_let_go(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+    endpoint.refusal = errors.BadRequest("http://otlp refuses traces with 404")
+    box.put([told(1), told(2)])
+    await drained(box)
+    endpoint.refusal = None
+    box.put([told(3)])
+    await drained(box)
+    assert endpoint.took == [3]
+    assert lost == [2]
+
+
+async def test_the_oldest_go_where_there_are_too_many(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+    endpoint.refusal = errors.Unavailable("away")
+    for start in range(0, outbox.MAX_WAITING + 5_000, 1_000):
+        box.put([told(number) for number in range(start, start + 1_000)])
+    assert len(box) <= outbox.MAX_WAITING
+    assert sum(lost) == 5_000
+    await endpoint.until_asked()
+    endpoint.refusal = None
+    await drained(box)
+    assert endpoint.took[-1] == outbox.MAX_WAITING + 4_999
+    assert len(endpoint.took) + sum(lost) == outbox.MAX_WAITING + 5_000
