@@ -3,20 +3,25 @@
 import os
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
 from uuid import UUID
 
-from shared.spans import Trace
+import msgspec
+
+from shared.spans import Open
 from shared.types import RequestId
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct, frozen=True):
     request_id: RequestId
-    #: W3C trace context, `00-<trace>-<span>-<flags>`: the span that runs, for what it asks of others.
-    traceparent: str
-    #: Where its spans go; None for what nobody looks at.
-    trace: Trace | None = None
+    #: W3C trace context as it came.
+    came_with: str = ""
+    #: The span that runs; None for what nobody looks at.
+    span: Open | None = None
+
+    @property
+    def traceparent(self) -> str:
+        """W3C trace context, `00-<trace>-<span>-<flags>`, for what is asked of others."""
+        return self.came_with if self.span is None else self.span.traceparent
 
 
 #: None outside any request: start-up, background jobs.
@@ -53,6 +58,6 @@ def another() -> RequestContext:
     now = current.get()
     if now is None:
         return start()
-    new = RequestContext(new_request_id(), now.traceparent, now.trace)
+    new = RequestContext(new_request_id(), now.came_with, now.span)
     current.set(new)
     return new

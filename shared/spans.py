@@ -1,5 +1,6 @@
 """The spans of one request on one node, and how W3C trace context names them. Pure, but for the clock and the dice."""
 
+import itertools
 import random
 import re
 import time
@@ -22,6 +23,10 @@ REQUEST_ID: Final = "aimesh.request_id"
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _SAMPLED = 1
+
+_SPAN_ID = 2**64 - 1
+#: Of spans: in a row within a process, from somewhere between others.
+_numbers = itertools.count(random.getrandbits(64))
 
 #: Wall-clock time less monotonic time, once: the spans of a process lie right beside each other, whatever is done to its clock.
 _EPOCH = time.time_ns() - time.monotonic_ns()
@@ -74,31 +79,73 @@ def parse(text: str) -> Traceparent | None:
     return Traceparent(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
 
 
-def new_id() -> str:
-    """Of a span."""
-    return f"{random.getrandbits(64) or 1:016x}"
-
-
 def now_ns() -> int:
     """The wall-clock time of the spans."""
     return time.monotonic_ns() + _EPOCH
 
 
+class Open:
+    """A span from its beginning on; ``end`` it once. Its texts are made when somebody reads it: most are never read."""
+
+    __slots__ = ("_number", "_parent", "attributes", "end_ns", "error", "kind", "name", "start_ns", "trace")
+
+    def __init__(self, name: str, attributes: Mapping[str, Value] | None = None, kind: Kind = Kind.INTERNAL) -> None:
+        """Of no trace until ``begin``."""
+        self.name = name
+        self.attributes = attributes
+        self.kind = kind
+        #: The code of what went wrong.
+        self.error = ""
+        self.trace: Trace | None = None
+
+    def begin(self, trace: "Trace", parent: "Open | str") -> None:
+        """``parent`` is the id of a span of another process, empty for the first of all, or one of ours."""
+        self.trace = trace
+        self._parent = parent
+        self._number = next(_numbers)
+        self.start_ns = now_ns()
+
+    def end(self, *, at_ns: int | None = None) -> None:
+        assert self.trace is not None  # it has begun
+        self.end_ns = max(self.start_ns, now_ns() if at_ns is None else at_ns)
+        self.trace.add(self)
+
+    def tell(self, attributes: Mapping[str, Value]) -> None:
+        """What is known of it by now; nothing happens where nobody looks."""
+        if self.trace is not None:
+            self.attributes = {**self.attributes, **attributes} if self.attributes else attributes
+
+    @property
+    def id(self) -> str:
+        return f"{self._number & _SPAN_ID:016x}"
+
+    @property
+    def traceparent(self) -> str:
+        """For what this span asks of others."""
+        assert self.trace is not None  # it has begun
+        return f"00-{self.trace.id}-{self.id}-{int(self.trace.sampled):02x}"
+
+    def read(self) -> Span:
+        """What it was; it has ended."""
+        assert self.trace is not None
+        parent = self._parent if isinstance(self._parent, str) else self._parent.id
+        attributes = dict(self.attributes or ())
+        return Span(self.trace.id, self.id, parent, self.name, self.kind, self.start_ns, self.end_ns, self.error, attributes)
+
+
 class Trace:
     """What one request does on one node; for the event loop of that node."""
 
-    __slots__ = ("_late", "_spans", "dropped", "id", "remote_parent", "sampled")
+    __slots__ = ("_late", "_spans", "dropped", "id", "sampled")
 
-    def __init__(self, trace_id: str, *, remote_parent: str = "", sampled: bool = False) -> None:
+    def __init__(self, trace_id: str, *, sampled: bool = False) -> None:
         self.id = trace_id
-        #: The span of another process that asked; empty where the trace begins here.
-        self.remote_parent = remote_parent
         self.sampled = sampled
         self.dropped = 0
-        self._spans: list[Span] = []
-        self._late: Callable[[Span], object] | None = None
+        self._spans: list[Open] = []
+        self._late: Callable[[Open], object] | None = None
 
-    def add(self, span: Span) -> None:
+    def add(self, span: Open) -> None:
         if self._late is not None:
             self._late(span)
         elif len(self._spans) < MAX_SPANS:
@@ -106,35 +153,7 @@ class Trace:
         else:
             self.dropped += 1
 
-    def close(self, late: Callable[[Span], object]) -> list[Span]:
+    def close(self, late: Callable[[Open], object]) -> list[Open]:
         """Its spans so far; what ends from now on, in a task that outlives the request, goes to ``late``."""
         spans, self._spans, self._late = self._spans, [], late
         return spans
-
-
-class Open:
-    """A span that has begun; ``end`` it once."""
-
-    __slots__ = ("_trace", "attributes", "error", "id", "kind", "name", "parent_id", "start_ns")
-
-    def __init__(self, trace: Trace, parent_id: str, name: str, kind: Kind, attributes: Mapping[str, Value] | None = None) -> None:
-        self._trace = trace
-        self.parent_id = parent_id
-        self.name = name
-        self.kind = kind
-        self.attributes: dict[str, Value] = {} if attributes is None else {**attributes}
-        #: The code of what went wrong.
-        self.error = ""
-        self.id = new_id()
-        self.start_ns = now_ns()
-
-    @property
-    def traceparent(self) -> str:
-        """For what this span asks of others."""
-        return f"00-{self._trace.id}-{self.id}-{int(self._trace.sampled):02x}"
-
-    def end(self, *, at_ns: int | None = None) -> Span:
-        end_ns = max(self.start_ns, now_ns() if at_ns is None else at_ns)
-        span = Span(self._trace.id, self.id, self.parent_id, self.name, self.kind, self.start_ns, end_ns, self.error, self.attributes)
-        self._trace.add(span)
-        return span

@@ -50,19 +50,20 @@ class _Ended:
     since: float
     kept: bool = False
     #: Of one that is not kept.
-    spans: list[Span] = field(default_factory=list)
+    spans: list[Open] = field(default_factory=list)
 
 
 class Traces:
     """One for a node."""
 
-    def __init__(self, *, ratio: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """``ratio``: of all traces that begin here, those that are kept whatever becomes of them."""
+    def __init__(self, *, ratio: float, clock: Callable[[], float] = time.monotonic, is_on: bool = True) -> None:
+        """``ratio``: of all traces that begin here, those that are kept whatever becomes of them. Turned off, it makes no spans."""
         self._clock = clock
+        self._is_on = is_on
         self._limit = int(ratio * _LOT)
         self._budgets = {kind: _Budget(_PER_SECOND) for kind in ("few", "failed", "slow")} | {"asked": _Budget(_ASKED_PER_SECOND)}
         self._paces: OrderedDict[str, _Pace] = OrderedDict()
-        self._kept: deque[Span] = deque(maxlen=MAX_KEPT)
+        self._kept: deque[Open] = deque(maxlen=MAX_KEPT)
         #: The number of the next span to be kept; those in ``_kept`` are the ones before it.
         self._next = 0
         #: By the trace's id, the longest ended first.
@@ -74,19 +75,21 @@ class Traces:
 
     def enter(self, name: str, traceparent: str, request_id: RequestId | None = None) -> "Serving":
         """Serve somebody from outside: a trace begins here, as a part of theirs where ``traceparent`` says so."""
-        asked = spans.parse(traceparent)
         request_id = request_id or context.new_request_id()
+        if not self._is_on:
+            return Serving(self, None, traceparent, name, request_id, is_door=True)
+        asked = spans.parse(traceparent)
         trace_id = request_id.hex if asked is None else asked.trace_id
-        trace = Trace(trace_id, remote_parent="" if asked is None else asked.span_id, sampled=self._is_chosen(trace_id, asked))
-        return Serving(self, trace, name, request_id, is_door=True)
+        trace = Trace(trace_id, sampled=self._is_chosen(trace_id, asked))
+        return Serving(self, trace, "" if asked is None else asked.span_id, name, request_id, is_door=True)
 
     def join(self, name: str, traceparent: str, request_id: RequestId) -> "Serving | None":
         """Serve another node of the mesh; None where its request has no trace."""
         asked = spans.parse(traceparent)
-        if asked is None:
+        if asked is None or not self._is_on:
             return None
-        trace = Trace(asked.trace_id, remote_parent=asked.span_id, sampled=asked.sampled)
-        return Serving(self, trace, name, request_id, is_door=False)
+        trace = Trace(asked.trace_id, sampled=asked.sampled)
+        return Serving(self, trace, asked.span_id, name, request_id, is_door=False)
 
     def _is_chosen(self, trace_id: str, asked: spans.Traceparent | None) -> bool:
         now = self._clock()
@@ -97,9 +100,10 @@ class Traces:
 
     # --- when it has ended --------------------------------------------------------------------------------------------
 
-    def ended(self, trace: Trace, served: Span, *, is_door: bool) -> None:
+    def ended(self, served: Open, *, is_door: bool) -> None:
         """Decide about the trace whose work on this node was ``served``."""
-        now = self._clock()
+        trace, now = served.trace, self._clock()
+        assert trace is not None  # it has begun
         keep = trace.sampled or self._is_remarkable(served, now, is_door=is_door)
         # A node may serve several calls of one trace.
         ended = self._ended.get(trace.id)
@@ -110,7 +114,7 @@ class Traces:
             self._keep(ended)
         self._forget(now)
 
-    def _is_remarkable(self, served: Span, now: float, *, is_door: bool) -> bool:
+    def _is_remarkable(self, served: Open, now: float, *, is_door: bool) -> bool:
         if served.error and served.error != errors.Cancelled.code:
             return self._budgets["failed"].spend(now)
         if not is_door:
@@ -122,12 +126,12 @@ class Traces:
                 self._paces.popitem(last=False)
         return pace.is_slow(served.end_ns - served.start_ns) and self._budgets["slow"].spend(now)
 
-    def _late(self, span: Span) -> None:
-        ended = self._ended.get(span.trace_id)
+    def _late(self, span: Open) -> None:
+        ended = None if span.trace is None else self._ended.get(span.trace.id)
         if ended is not None:
             self._put(ended, [span])
 
-    def _put(self, ended: _Ended, found: list[Span]) -> None:
+    def _put(self, ended: _Ended, found: list[Open]) -> None:
         if ended.kept:
             self._kept.extend(found)
             self._next += len(found)
@@ -159,7 +163,7 @@ class Traces:
         first = self._next - len(self._kept)
         # A number of before a restart means nothing now.
         start = first if after > self._next else max(after, first)
-        found = tuple(islice(self._kept, start - first, start - first + MAX_READ))
+        found = tuple(span.read() for span in islice(self._kept, start - first, start - first + MAX_READ))
         return Batch(found, start + len(found), 0 if after > self._next else start - after)
 
 
@@ -175,111 +179,107 @@ class Batch:
 class Serving:
     """Work for one request, from its arrival here to its end: the block is its span, and ``context.current`` its request."""
 
-    __slots__ = ("_before", "_is_door", "_request_id", "_trace", "_traces", "span")
+    __slots__ = ("_before", "_is_door", "_parent", "_request_id", "_trace", "_traces", "span")
 
-    def __init__(self, traces: Traces, trace: Trace, name: str, request_id: RequestId, *, is_door: bool) -> None:
+    def __init__(self, traces: Traces, trace: Trace | None, parent: str, name: str, request_id: RequestId, *, is_door: bool) -> None:
+        """``parent`` is the asking span's id, and where there is no trace, all of what came with the request."""
         self._traces = traces
         self._trace = trace
+        self._parent = parent
         self._request_id = request_id
         self._is_door = is_door
         self._before: context.RequestContext | None = None
-        self.span = Open(trace, trace.remote_parent, name, Kind.SERVER)
+        self.span = Open(name, None, Kind.SERVER)
 
     def __enter__(self) -> Open:
         self._before = context.current.get()
-        context.current.set(context.RequestContext(self._request_id, self.span.traceparent, self._trace))
+        if self._trace is None:
+            context.current.set(context.RequestContext(self._request_id, self._parent))
+        else:
+            self.span.begin(self._trace, self._parent)
+            context.current.set(context.RequestContext(self._request_id, span=self.span))
         return self.span
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _where: TracebackType | None) -> None:
         context.current.set(self._before)
+        if self._trace is None:
+            return
         if error is not None and not self.span.error:
             self.span.error = _code(error)
-        self._traces.ended(self._trace, self.span.end(), is_door=self._is_door)
+        self.span.end()
+        self._traces.ended(self.span, is_door=self._is_door)
 
 
-class span:  # noqa: N801 - read as a statement: with tracing.span("route.select")
+class span(Open):  # noqa: N801 - read as a statement: with tracing.span("route.select")
     """The block is a span of the running request; of none, it is nothing."""
 
-    __slots__ = ("_attributes", "_before", "_kind", "_name", "_open")
-
-    def __init__(self, name: str, attributes: Mapping[str, Value] | None = None, kind: Kind = Kind.INTERNAL) -> None:
-        self._name = name
-        self._attributes = attributes
-        self._kind = kind
-        self._before: context.RequestContext | None = None
-        self._open: Open | None = None
+    __slots__ = ("_before",)
 
     def __enter__(self) -> Self:
         now = context.current.get()
-        if now is not None and now.trace is not None:
+        if now is not None and now.span is not None and now.span.trace is not None:
             self._before = now
-            self._open = opened = Open(now.trace, now.traceparent[36:52], self._name, self._kind, self._attributes)
-            context.current.set(context.RequestContext(now.request_id, opened.traceparent, now.trace))
+            self.begin(now.span.trace, now.span)
+            context.current.set(context.RequestContext(now.request_id, span=self))
         return self
-
-    def tell(self, attributes: Mapping[str, Value]) -> None:
-        if self._open is not None:
-            self._open.attributes.update(attributes)
 
     def part(self, name: str, start_ns: int, end_ns: int) -> None:
         """A piece of it that was measured otherwise, in ``spans.now_ns``."""
-        now = context.current.get()
-        if self._open is not None and now is not None and now.trace is not None:
-            opened = Open(now.trace, self._open.id, name, Kind.INTERNAL)
-            opened.start_ns = start_ns
-            opened.end(at_ns=end_ns)
+        if self.trace is not None:
+            piece = Open(name)
+            piece.begin(self.trace, self)
+            piece.start_ns = start_ns
+            piece.end(at_ns=end_ns)
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _where: TracebackType | None) -> None:
-        if self._open is None:
+        if self.trace is None:
             return
         context.current.set(self._before)
         if error is not None:
-            self._open.error = _code(error)
-        self._open.end()
+            self.error = _code(error)
+        self.end()
 
 
 class Asking(Generic[T]):
     """A stream of another node, opened in a span of its own that ends with it: what that node does hangs below it. It may be left by
     another task than the one that entered it, as what a generator holds is."""
 
-    __slots__ = ("_attributes", "_name", "_open", "_stream")
+    __slots__ = ("_stream", "span")
 
     def __init__(self, name: str, attributes: Mapping[str, Value], stream: AbstractAsyncContextManager[T]) -> None:
-        self._name = name
-        self._attributes = attributes
+        self.span = Open(name, attributes, Kind.CLIENT)
         self._stream = stream
-        self._open: Open | None = None
 
     async def __aenter__(self) -> T:
         now = context.current.get()
-        if now is None or now.trace is None:
+        if now is None or now.span is None or now.span.trace is None:
             return await self._stream.__aenter__()
-        self._open = opened = Open(now.trace, now.traceparent[36:52], self._name, Kind.CLIENT, self._attributes)
-        context.current.set(context.RequestContext(now.request_id, opened.traceparent, now.trace))
+        self.span.begin(now.span.trace, now.span)
+        context.current.set(context.RequestContext(now.request_id, span=self.span))
         try:
             return await self._stream.__aenter__()
         except BaseException as error:
-            opened.error = _code(error)
-            opened.end()
+            self.span.error = _code(error)
+            self.span.end()
             raise
         finally:
             context.current.set(now)
 
-    def tell(self, attributes: Mapping[str, Value]) -> None:
-        if self._open is not None:
-            self._open.attributes.update(attributes)
-
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        if self._open is not None:
-            self._open.error = "" if error is None else _code(error)
-            self._open.end()
+        if self.span.trace is not None:
+            self.span.error = "" if error is None else _code(error)
+            self.span.end()
         await self._stream.__aexit__(kind, error, where)
 
 
 def begin(name: str, attributes: Mapping[str, Value] | None = None, kind: Kind = Kind.INTERNAL) -> Open | None:
     """A span that is no block, such as one around what a generator yields: ``end`` it. None where no request is looked at."""
     now = context.current.get()
-    return None if now is None or now.trace is None else Open(now.trace, now.traceparent[36:52], name, kind, attributes)
+    if now is None or now.span is None or now.span.trace is None:
+        return None
+    made = Open(name, attributes, kind)
+    made.begin(now.span.trace, now.span)
+    return made
 
 
 def of_headers(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -109,6 +109,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "SWARM_CLIENTS": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
     "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
+    "OTEL_SDK_DISABLED": ("auth", "gateway", "inference", "metrics", "web"),
     "OTEL_TRACES_SAMPLER_ARG": ("auth", "gateway", "inference", "metrics", "web"),
     "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),
     "HTTP_CONNECTIONS_PER_ADDRESS": ("auth", "gateway", "inference", "metrics", "web"),

@@ -64,6 +64,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = ()
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True
+    traces_off: Annotated[bool, Variable("OTEL_SDK_DISABLED", "true makes no traces at all")] = False
     trace_ratio: Annotated[
         float,
         msgspec.Meta(ge=0.0, le=1.0),

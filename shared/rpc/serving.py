@@ -24,6 +24,9 @@ from shared.types import Credential, Peer, RequestId, Role
 S = TypeVar("S")
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 
+#: Of every span here.
+_RPC = {"rpc.system": "aimesh"}
+
 
 class Call:
     """What a handler knows of the call it serves."""
@@ -255,7 +258,7 @@ class Dispatcher:
             await self._settle(handler, frame, caller, connection)
             return
         with serving as span:
-            span.attributes["rpc.system"] = "aimesh"
+            span.attributes = _RPC
             span.error = await self._settle(handler, frame, caller, connection)
 
     def _traced(self, method: str, frame: wire.Call, caller: Peer) -> tracing.Serving | None:

@@ -49,7 +49,7 @@ def test_what_is_asked_for_is_kept_with_all_its_spans(traces: Traces) -> None:
     with traces.enter("GET /things", SAMPLED) as served:
         with tracing.span("outer", {"size": 3}) as outer, tracing.span("inner", kind=Kind.CLIENT):
             outer.tell({"found": True})
-        served.attributes["rpc.system"] = "aimesh"
+        served.tell({"rpc.system": "aimesh"})
     inner, middle, whole = kept(traces)
     assert [span.name for span in (inner, middle, whole)] == ["inner", "outer", "GET /things"]
     assert {span.trace_id for span in (inner, middle, whole)} == {TRACE}
@@ -215,6 +215,18 @@ def test_one_request_has_so_many_spans_at_most(traces: Traces) -> None:
     assert len(kept(traces)) == spans.MAX_SPANS
 
 
+def test_turned_off_it_makes_no_spans_and_hands_on_what_came() -> None:
+    off = Traces(ratio=1.0, is_on=False)
+    with off.enter("GET /", SAMPLED) as served, tracing.span("part"):
+        served.tell({"size": 1})
+        now = context.current.get()
+        assert now is not None
+        assert now.traceparent == SAMPLED
+    assert context.current.get() is None
+    assert off.join("method", SAMPLED, context.new_request_id()) is None
+    assert off.read(0).spans == ()
+
+
 def test_outside_a_request_a_span_is_nothing() -> None:
     with tracing.span("part") as part:
         part.tell({"size": 1})
@@ -236,7 +248,7 @@ async def test_what_another_node_does_hangs_below_the_asking(traces: Traces) -> 
         asking = tracing.Asking("chat llama3", {"gen_ai.request.model": "llama3"}, stream())
         async with asking as answer:
             assert answer == "answer"
-            asking.tell({"tokens": 3})
+            asking.span.tell({"tokens": 3})
             here = context.current.get()
             assert here is not None
             assert here.traceparent != seen[0]
