@@ -4,6 +4,7 @@
 the servers themselves, for tests that kill them.
 """
 
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         crash = getattr(report.longrepr, "reprcrash", None)
         why = str(crash.message if crash is not None else report.longrepr)[:4000]
         print(f"\n{report.when} of {report.nodeid} failed: {why}", file=sys.__stderr__, flush=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_log_to_nowhere() -> Iterator[None]:
+    """A program that ran inside a test logs to what was its stdout; the tests behind it do not."""
+    yield
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if not getattr(getattr(handler, "stream", None), "closed", False)]
 
 
 @pytest.fixture(scope="session")
