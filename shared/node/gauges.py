@@ -1,31 +1,43 @@
-"""What a node's /metrics says of its place on the mesh: links, paths, certificate, revocation list. Read when asked for."""
+"""What a node's /metrics says of its place on the mesh: links, paths, round trips, certificate, revocation list. Read when asked for."""
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from prometheus_client import Counter as Counted
 
 from shared.directory import PATHS
+from shared.link import Link
 from shared.node.eventing import Events
+from shared.node.host import Host
 from shared.node.roads import Roads
+from shared.node.series import Series
+from shared.telemetry.instruments import node_label
 from shared.telemetry.metrics import Metrics
 from shared.trust import Trust
 
+#: Peers whose round trip is shown: of a larger mesh it says enough, and a node's text stays short.
+MOST_PEERS = 200
+
 
 class Gauges:
-    def __init__(self, metrics: Metrics, roads: Roads, trust: Trust, events: Events) -> None:
+    def __init__(self, metrics: Metrics, roads: Roads, trust: Trust, events: Events, host: Host) -> None:
         self._metrics = metrics
         self._roads = roads
         self._trust = trust
         self._events = events
+        self._host = host
+        self._round_trips = Series(lambda: metrics.peer_rtt)
         #: What the counters have been given so far.
         self._counted: Counter[str] = Counter()
 
     def update(self) -> None:
         """Bring everything up to now; call it before the text is made."""
         metrics = self._metrics
+        self._host.update()
         links = self._roads.links()
         metrics.links.labels(state="open").set(len(links))
+        self._round_trips.show(round_trips(links))
         self._count("dropped events", metrics.events_dropped, self._events.dropped)
         if self._roads.swarm is not None:
             by_path = Counter(link.path for link in links)
@@ -42,3 +54,15 @@ class Gauges:
     def _count(self, what: str, counter: Counted, total: int) -> None:
         counter.inc(total - self._counted[what])
         self._counted[what] = total
+
+
+def round_trips(links: Iterable[Link]) -> dict[tuple[str, ...], float]:
+    """Seconds by the labels peer and path, of the links that have measured one: the shortest where there are several. Pure."""
+    found: dict[tuple[str, ...], float] = {}
+    for link in links:
+        labels = (node_label(link.peer.node), link.path)
+        seconds = link.round_trip_seconds
+        # The links come in the order in which they were opened, so those that are shown stay while they are open.
+        if seconds is not None and (labels in found or len(found) < MOST_PEERS):
+            found[labels] = min(seconds, found.get(labels, seconds))
+    return found

@@ -23,6 +23,7 @@ from shared.node import membership
 from shared.node.announcing import Announcer
 from shared.node.eventing import Events
 from shared.node.gauges import Gauges
+from shared.node.host import Host
 from shared.node.lifecycle import background
 from shared.node.micro import Micro
 from shared.node.outsiders import Outsiders
@@ -32,7 +33,7 @@ from shared.node.settings import NodeSettings
 from shared.node.standing import Standing
 from shared.node.swarming import keys_of, open_swarm
 from shared.swarm_link import SwarmTransport
-from shared.telemetry import logs
+from shared.telemetry import kept_lines, logs
 from shared.telemetry.metrics import Metrics, version
 from shared.trust import Trust
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
@@ -101,7 +102,8 @@ class Node:
         self.events_of_mesh = Events(me, ways.nats)
         self.announcer = Announcer(me, self.roads, self.directory, self._describe)
         self.micro = None if ways.nats is None else Micro(ways.nats, self.dispatcher, self.service_name, version())
-        self._gauges = Gauges(self.metrics, self.roads, ways.trust, self.events_of_mesh)
+        self.host = Host(self.metrics, ways.state_file.parent)
+        self._gauges = Gauges(self.metrics, self.roads, ways.trust, self.events_of_mesh, self.host)
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
         #: The certificate that the peers have seen.
@@ -178,7 +180,7 @@ class Node:
             checks = (Check("service", False, f"its checks took longer than {CHECK_SECONDS} s"),)
         if self.dispatcher.draining:
             checks = (*checks, Check("drain", False, "shutting down"))
-        return node_api.NodeHealth(ready=attached and all(check.ok for check in checks), checks=(*mesh, *checks))
+        return node_api.NodeHealth(ready=attached and all(check.ok or not check.needed for check in checks), checks=(*mesh, *checks))
 
     def metrics_text(self) -> str:
         self._gauges.update()
@@ -202,6 +204,13 @@ class Node:
     async def read_spans(self, request: node_api.ReadSpans, call: rpc.Call) -> node_api.Spans:
         batch = self.traces.read(request.after, request.wanted)
         return node_api.Spans(batch.spans, batch.next, batch.lost)
+
+    @rpc.serves(node_api.read_logs)
+    async def read_logs(self, request: node_api.ReadLogs, call: rpc.Call) -> node_api.LogLines:
+        if self.role is Role.WORKER:
+            return node_api.LogLines((), 0, 0)
+        batch = kept_lines.read(request.after)
+        return node_api.LogLines(batch.lines, batch.next, batch.lost)
 
     @rpc.serves(node_api.read_health)
     async def read_health(self, request: node_api.ReadHealth, call: rpc.Call) -> node_api.NodeHealth:
@@ -317,13 +326,14 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
         await ways.nats.connect(deadline_seconds=CONNECT_SECONDS)
     try:
         async with background() as infrastructure, background() as calls, background() as tasks:
-            node = Node(me, ways, tasks, calls, tracing.Traces(ratio=settings.trace_ratio))
+            node = Node(me, ways, tasks, calls, tracing.Traces(ratio=settings.trace_ratio, is_on=not settings.traces_off))
             for transport in node.roads.transports():
                 infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())
             node.announcer.start()
             infrastructure.create_task(node.announcer.run())
             infrastructure.create_task(node.standing.run())
+            infrastructure.create_task(node.host.run())
             if ways.swarm is not None:
                 infrastructure.create_task(Remembering(ways.swarm, node.standing).run())
             try:

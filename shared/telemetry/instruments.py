@@ -1,42 +1,13 @@
 """The instrument list: every metric of aimesh, declared once.
 
-Rules (prometheus.io/docs/practices/naming): prefix ``ai_platform_``, base units, ``_total`` for counters, and labels whose
-values come from a short list that the operator knows. A user, key, request or prompt is never a label.
+Rules (prometheus.io/docs/practices/naming): prefix ``ai_platform_`` (``gen_ai_`` for what OpenTelemetry names), base units,
+``_total`` for counters, and labels whose values come from a short list that the operator knows. A user, key, request or prompt is
+never a label.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
-
+from shared.telemetry import gen_ai_instruments, host_instruments
+from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, Kind
 from shared.types import NodeId
-
-
-class Kind(StrEnum):
-    """What may be done with a metric's numbers."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instrument:
-    """One row of the list."""
-
-    name: str
-    kind: Kind
-    help: str
-    #: Empty for plain numbers.
-    unit: str = ""
-    labels: tuple[str, ...] = ()
-    #: The upper bounds of a histogram, without infinity.
-    buckets: tuple[float, ...] = ()
-
-
-#: Seconds of a call: OTel's gen_ai durations (.01 … 81.92), and below them what a call inside one house takes.
-CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-#: OTel's gen_ai.server.time_to_first_token, and above it what a request queued behind others waits.
-FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-
 
 # --- every service -------------------------------------------------------------------------------------------------
 
@@ -77,6 +48,19 @@ LINKS_BY_PATH = Instrument(
     labels=("path",),
     help="Open links to other nodes, by path: nats, direct, punched or relayed",
 )
+PEER_RTT = Instrument(
+    name="ai_platform_peer_rtt_seconds",
+    kind=Kind.GAUGE,
+    unit="seconds",
+    labels=("peer", "path"),
+    help="Round trip of the last measurement on the link to another node",
+)
+SPANS_LOST = Instrument(
+    name="ai_platform_spans_lost_total",
+    kind=Kind.COUNTER,
+    labels=("reason",),
+    help="Spans of traces to be kept that nobody will see: overwritten before they were read, or not taken by the OTLP endpoint",
+)
 SIDECAR_RESTARTS = Instrument(
     name="ai_platform_sidecar_restarts_total",
     kind=Kind.COUNTER,
@@ -104,6 +88,12 @@ REVOCATION_LIST_AGE = Instrument(
     unit="seconds",
     help="Since auth last confirmed the revocation list that this node holds; over 600 it is degraded",
 )
+LOG_LINES_LOST = Instrument(
+    name="ai_platform_log_lines_lost_total",
+    kind=Kind.COUNTER,
+    labels=("reason",),
+    help="Lines of logs that the OTLP endpoint will not have: overwritten before they were read, or not taken by it",
+)
 BUILD_INFO = Instrument(
     name="ai_platform_build_info",
     kind=Kind.GAUGE,
@@ -122,6 +112,12 @@ AUTH_FAILURES = Instrument(
     help="Credentials refused, by reason, such as wrong_password, unknown_key, revoked_key or malformed",
 )
 
+AUDIT_CHAIN_VALID = Instrument(
+    name="ai_platform_audit_chain_valid",
+    kind=Kind.GAUGE,
+    help="1 while the audit log's chain and anchors hold as far as they were last verified, 0 when a row was tampered with",
+)
+
 # --- gateway ---------------------------------------------------------------------------------------------------------
 
 RATE_LIMIT_VIOLATIONS = Instrument(
@@ -135,6 +131,55 @@ RATE_LIMIT_DEGRADED = Instrument(
     kind=Kind.GAUGE,
     help="1 while Valkey does not count requests against the limits, whatever"
     " LIMITER_WITHOUT_VALKEY has this gateway do then: alert after a minute",
+)
+RATE_LIMIT_DECISIONS = Instrument(
+    name="ai_platform_ratelimit_decisions_total",
+    kind=Kind.COUNTER,
+    labels=("decision",),
+    help="Requests by what the limits said of them: admitted, refused, or uncounted while Valkey was away",
+)
+STREAMS_ABORTED = Instrument(
+    name="ai_platform_streams_aborted_total",
+    kind=Kind.COUNTER,
+    labels=("reason",),
+    help="Answers that ended early after their first token, by reason: cancelled by its reader, or the code of the error",
+)
+INTER_TOKEN_SECONDS = Instrument(
+    name="ai_platform_inter_token_seconds",
+    kind=Kind.HISTOGRAM,
+    unit="seconds",
+    labels=("model",),
+    buckets=OUTPUT_TOKEN_SECONDS,
+    help="Of each answer, the mean time between two of its tokens",
+)
+COST = Instrument(
+    name="ai_platform_cost_micro_total",
+    kind=Kind.COUNTER,
+    labels=("model",),
+    help="Paid for requests that ended, in micro-credits: a million is one credit",
+)
+LEDGER_RESERVE_SECONDS = Instrument(
+    name="ai_platform_ledger_reserve_seconds",
+    kind=Kind.HISTOGRAM,
+    unit="seconds",
+    buckets=CALL_SECONDS,
+    help="How long PostgreSQL took to hold what a request may cost",
+)
+LEDGER_OPEN_RESERVATIONS = Instrument(
+    name="ai_platform_ledger_open_reservations",
+    kind=Kind.GAUGE,
+    help="Requests of this gateway that hold credits and have not ended",
+)
+LEDGER_OLDEST_RESERVATION = Instrument(
+    name="ai_platform_ledger_oldest_reservation_seconds",
+    kind=Kind.GAUGE,
+    unit="seconds",
+    help="Age of the oldest of them; 0 where there is none",
+)
+SETTLE_JOURNAL_ROWS = Instrument(
+    name="ai_platform_settle_journal_rows",
+    kind=Kind.GAUGE,
+    help="Rows in the journal on disk that PostgreSQL has not taken yet",
 )
 USAGE_QUEUE_ROWS = Instrument(
     name="ai_platform_usage_queue_rows",
@@ -301,7 +346,11 @@ CUSTOM_SERIES = Instrument(
 )
 
 #: In the order of the reference page.
-ALL: tuple[Instrument, ...] = tuple(found for found in list(globals().values()) if isinstance(found, Instrument))
+ALL: tuple[Instrument, ...] = (
+    *(found for found in list(globals().values()) if isinstance(found, Instrument)),
+    *host_instruments.ALL,
+    *gen_ai_instruments.ALL,
+)
 
 
 def node_label(node: NodeId) -> str:

@@ -1,0 +1,91 @@
+"""What a container or a systemd unit may use of its machine, by cgroup v2: memory.max and cpu.max, wherever above us they are set.
+
+Only limits of version 2 are seen; version 1 and other systems have none here, and the machine's own figures are shown instead.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.node.host.readings import Processors, Space
+
+OWN_GROUP = Path("/proc/self/cgroup")
+MOUNT = Path("/sys/fs/cgroup")
+
+
+def groups(own_group: Path = OWN_GROUP, mount: Path = MOUNT) -> tuple[Path, ...]:
+    """The folders of our cgroup and of those above it, which limit us just as well; none where there is no version 2."""
+    try:
+        lines = own_group.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ()
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    if path is None:
+        return ()
+    own = mount / path.lstrip("/")
+    if ".." in own.parts or not own.is_dir():
+        # A container that is shown its path on the host, but only its own part of the tree.
+        own = mount
+    return tuple(folder for folder in (own, *own.parents) if folder.is_relative_to(mount))
+
+
+def memory(folders: Iterable[Path], machine_bytes: int) -> Space | None:
+    """Of the tightest limit; None where none is below what the machine has.
+
+    Used is without the page cache that the kernel gives back first, as for the machine.
+    """
+    found = _tightest(folders, _memory_limit)
+    if found is None or found.allowed >= machine_bytes:
+        return None
+    total = int(found.allowed)
+    current = int((found.folder / "memory.current").read_text(encoding="utf-8"))
+    used = min(total, max(0, current - _field(found.folder / "memory.stat", "inactive_file")))
+    return Space(used=used, free=total - used, total=total)
+
+
+def processors(folders: Iterable[Path], machine_processors: int, now: float) -> Processors | None:
+    """Of the tightest limit; None where none is below what the machine has. ``now`` is a monotonic clock's."""
+    found = _tightest(folders, _cpu_limit)
+    if found is None or found.allowed >= machine_processors:
+        return None
+    used = _field(found.folder / "cpu.stat", "usage_usec") / 1e6
+    return Processors(of=f"{found.folder} {found.allowed}", busy=used, possible=now * found.allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    #: Bytes, or processors.
+    allowed: float
+    folder: Path
+
+
+def _tightest(folders: Iterable[Path], limit: Callable[[Path], float | None]) -> _Limit | None:
+    def set_there() -> Iterator[_Limit]:
+        for folder in folders:
+            try:
+                allowed = limit(folder)
+            except FileNotFoundError:
+                continue  # the top of the tree has none, and a controller may be off
+            if allowed is not None:
+                yield _Limit(allowed, folder)
+
+    return min(set_there(), key=lambda found: found.allowed, default=None)
+
+
+def _memory_limit(folder: Path) -> float | None:
+    word = (folder / "memory.max").read_text(encoding="ascii").strip()
+    return None if word == "max" else float(word)
+
+
+def _cpu_limit(folder: Path) -> float | None:
+    quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+    return None if quota == "max" else float(quota) / float(period)
+
+
+def _field(file: Path, name: str) -> int:
+    """Of a file of `name number` lines. Raises ValueError where it is not there."""
+    for line in file.read_text(encoding="ascii").splitlines():
+        key, _, number = line.partition(" ")
+        if key == name:
+            return int(number)
+    raise ValueError(f"{file} does not say {name}")

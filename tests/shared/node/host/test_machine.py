@@ -1,0 +1,57 @@
+"""Of the machine that the test runs on, what holds on any."""
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shared.node.host.machine import ThisMachine
+from shared.node.host.readings import cpu_share
+
+MIB = 2**20
+
+
+def test_processors_are_busy_for_a_part_of_the_time_that_there_was() -> None:
+    machine = ThisMachine(())
+    before = machine.processors()
+    assert 0 < before.busy < before.possible
+    waited = psutil.cpu_times().idle + getattr(psutil.cpu_times(), "iowait", 0.0)
+    assert before.possible - before.busy == pytest.approx(waited, abs=30)
+    busy_until = time.thread_time() + 0.05
+    while time.thread_time() < busy_until:
+        pass
+    share = cpu_share(before, machine.processors())
+    assert share is not None
+    assert 0 < share <= 1
+
+
+def test_memory_and_disk_are_partly_used(tmp_path: Path) -> None:
+    machine = ThisMachine(())
+    memory, disk = machine.memory(), machine.disk(tmp_path)
+    assert 0 < memory.used < memory.total
+    assert memory.used + memory.free == memory.total
+    assert 0 < disk.free <= disk.total
+    assert machine.disk(tmp_path / "not" / "there" / "yet").total == disk.total
+
+
+def test_bytes_that_were_moved_are_counted_but_for_loopback() -> None:
+    machine = ThisMachine(())
+    network = machine.network_bytes()
+    assert not {"lo", "lo0"} & network.keys()
+    assert all(moved.inwards >= 0 and moved.outwards >= 0 for moved in (*network.values(), *machine.disk_bytes().values()))
+
+
+def test_inside_limits_they_are_what_there_is(tmp_path: Path) -> None:
+    for name, text in {
+        "memory.max": f"{64 * MIB}",
+        "memory.current": f"{32 * MIB}",
+        "memory.stat": "inactive_file 0",
+        "cpu.max": "1000 100000",
+        "cpu.stat": "usage_usec 500000",
+    }.items():
+        (tmp_path / name).write_text(text + "\n", encoding="ascii")
+    machine = ThisMachine((tmp_path,))
+    assert machine.memory().total == 64 * MIB
+    assert machine.memory().used == 32 * MIB
+    assert machine.processors().busy == 0.5
