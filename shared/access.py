@@ -186,6 +186,7 @@ METHODS: Mapping[str, Access] = {
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
     "gateway.readUsage": _NODE,
     "gateway.getUsageReport": _USAGE,
+    "gateway.getBusinessReport": _ADMIN,
     "gateway.listRequests": _USAGE,
     "gateway.exportRequests": _USAGE,
     "gateway.giveFeedback": _INFER,
@@ -211,6 +212,7 @@ METHODS: Mapping[str, Access] = {
     "node.readMetrics": _NODE,
     "node.readHealth": _NODE,
     "node.readSpans": _NODE,
+    "node.readLogs": _NODE,
 }
 
 

@@ -126,8 +126,8 @@ class Assembly:
             trail=self.trail,
         )
         anchoring = Anchoring(self._audit_rows, _anchor_keys(settings), settings.mesh, settings.audit_anchor_file)
-        self._verification = Verification(self._audit_rows, anchoring)
-        self.upkeep = Upkeep(self.trail, self._audit_rows, anchoring, days=settings.audit_days)
+        self._verification = Verification(self._audit_rows, anchoring, node.metrics.audit_chain_valid)
+        self.upkeep = Upkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
     def join(self, ca: MeshCa | None, equipment: Equipment) -> Joined:
         factors = Factors.of(self._parts)

@@ -16,6 +16,7 @@ from shared.api import events
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
+from shared.api.metrics import TextFormat
 from shared.directory import Announcement, Directory, Load, ModelOffer
 from shared.link import Me
 from shared.nats_link import NatsTransport
@@ -182,9 +183,14 @@ class Node:
             checks = (*checks, Check("drain", False, "shutting down"))
         return node_api.NodeHealth(ready=attached and all(check.ok or not check.needed for check in checks), checks=(*mesh, *checks))
 
-    def metrics_text(self) -> str:
+    def metrics_text(self, form: TextFormat = TextFormat.PROMETHEUS) -> str:
         self._gauges.update()
-        return self.metrics.render()
+        return self.metrics.render(form)
+
+    def read_own_metrics(self) -> node_api.NodeMetrics:
+        """The same as other nodes are given it, with exemplars."""
+        self._gauges.update()
+        return self.metrics.read()
 
     async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Take no new calls, let the running ones finish, cut off what is left."""
@@ -198,7 +204,7 @@ class Node:
 
     @rpc.serves(node_api.read_metrics)
     async def read_metrics(self, request: node_api.ReadMetrics, call: rpc.Call) -> node_api.NodeMetrics:
-        return node_api.NodeMetrics(self.metrics_text())
+        return self.read_own_metrics()
 
     @rpc.serves(node_api.read_spans)
     async def read_spans(self, request: node_api.ReadSpans, call: rpc.Call) -> node_api.Spans:

@@ -11,12 +11,15 @@ from datetime import UTC, datetime
 import structlog
 
 from shared import context
-from shared.telemetry import redaction
+from shared.telemetry import kept_lines, redaction
 
 _Line = MutableMapping[str, object]
 
 #: These come first, in this order, on every line.
 _FIRST = ("ts", "level", "service", "event", "node", "request_id", "trace_id")
+
+#: A field of lines that stay in this log: nobody who collects the logs of the mesh gets them.
+ONLY_HERE = "_only_here"
 
 #: Libraries that log every request, start and stop at INFO; the service's own lines and metrics say it better.
 _TALKATIVE = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore")
@@ -44,7 +47,7 @@ def start(origin: Origin, level: int, layout: str) -> Callable[[int, str, Mappin
     )
     last = structlog.dev.ConsoleRenderer(timestamp_key="ts", colors=sys.stdout.isatty()) if layout == "text" else _to_json
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=chain, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last]
+        foreign_pre_chain=chain, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _keep, last]
     )
     _route_stdlib(formatter, level)
     ours = structlog.wrap_logger(
@@ -96,6 +99,12 @@ def _redact(_logger: object, _method: str, line: _Line) -> _Line:
     own = {name: value for name, value in line.items() if name.startswith("_")}
     shown = redaction.fields({name: value for name, value in line.items() if not name.startswith("_")})
     return {**shown, **own}
+
+
+def _keep(_logger: object, _method: str, line: _Line) -> _Line:
+    if not line.pop(ONLY_HERE, False):
+        kept_lines.add(json.dumps(line, default=str))
+    return line
 
 
 def _to_json(_logger: object, _method: str, line: _Line) -> str:

@@ -7,8 +7,9 @@ from collections import Counter
 from shared import context
 from shared.api import gateway
 from shared.api.gateway import InferenceRequest
-from tests.chaos import otlp_receiver, streams
-from tests.chaos.otlp_receiver import Received, Receiver
+from tests import otlp_receiver
+from tests.chaos import streams
+from tests.otlp_receiver import Received, Receiver
 from tests.people import Desk, Person
 from tests.stacks import RunningStack, until
 
@@ -38,6 +39,7 @@ async def test_a_request_that_failed_over_has_one_whole_trace(stack: RunningStac
     with otlp_receiver.receiving(otlp_port) as collector:
         found = await until(lambda: _failed_over(collector), seconds=40, what="the collector has the whole trace of one that failed over")
         assert collector.trace(before), "what was made before the collector came is there as well"
+        await until(lambda: _has_log(collector, before), what="the collector has what the gateway logged about it")
     [first, second] = sorted((one for one in found if (one.service, one.name) == ("gateway", "chat echo")), key=_start)
     assert (first.failure, second.failure) == ("link_lost", "")
     assert first.attribute("server.address") != second.attribute("server.address")
@@ -75,6 +77,10 @@ async def _ask(desk: Desk, person: Person) -> str:
     async with desk.mesh.rpc.stream(gateway.process_inference_request, asked, credential=person.key.secret) as answer:
         assert [chunk.text async for chunk in answer]
     return trace_id
+
+
+async def _has_log(collector: Receiver, trace_id: str) -> bool:
+    return any(service == "gateway" and record.get("traceId") == trace_id for service, record in list(collector.lines))
 
 
 async def _failed_over(collector: Receiver) -> list[Received]:

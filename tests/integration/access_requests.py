@@ -4,7 +4,7 @@ import pkgutil
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,6 +16,7 @@ from shared.api import (
     accounts,
     audit,
     auth,
+    business,
     embedding,
     gateway,
     inference,
@@ -158,6 +159,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.listNodes": gateway.ListNodes,
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
     "gateway.getUsageReport": _report,
+    "gateway.getBusinessReport": lambda: business.GetBusinessReport(date(2026, 3, 1), date(2026, 3, 2)),
     "gateway.listRequests": usage_report.ListRequests,
     "gateway.exportRequests": usage_report.ExportRequests,
     "gateway.giveFeedback": lambda: usage_report.GiveFeedback(RequestId(uuid4()), 1),
@@ -181,6 +183,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "node.readMetrics": node.ReadMetrics,
     "node.readHealth": node.ReadHealth,
     "node.readSpans": node.ReadSpans,
+    "node.readLogs": node.ReadLogs,
 }
 
 #: Method -> a request that names what somebody has; every field of every request by which that can be done is in one.

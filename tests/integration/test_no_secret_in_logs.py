@@ -1,4 +1,5 @@
-"""Every kind of secret goes in by every door, rightly and wrongly; afterwards none is found in a log, an argument, PostgreSQL or Valkey.
+"""Every kind of secret goes in by every door, rightly and wrongly; afterwards none is found in a log, a trace, an argument, PostgreSQL or
+Valkey.
 
 Found would also be what it was made of: its bytes, in hex and in base64. Two things are meant to be there: a stack without a mail server
 prints its mails to the log of auth, and two of them carry a code; and a login by a provider keeps its ID token to log out there with.
@@ -26,7 +27,7 @@ from services.auth.mfa import totp
 from shared import errors, tickets
 from shared.api import accounts, auth, organisations
 from shared.types import Credential
-from tests import people, stacks
+from tests import otlp_receiver, people, stacks
 from tests.integration import asking, searching
 from tests.integration.searching import Hidden, Hit
 from tests.people import Desk, Person
@@ -38,6 +39,7 @@ from tests.testnet import free_port
 MAIL_LOG = "log auth mail"
 MAILED = frozenset({"reset code", "invitation"})
 _PROVIDER_PORT, _PROVIDER_SECRET = free_port(), f"oidc-{secrets.token_urlsafe(24)}"
+_OTLP_PORT = free_port()
 _FORM_TOKEN = re.compile(r'name="token" value="([^"]+)"')
 #: How a mail's code stands alone in its line.
 _CODE_LINE = re.compile(r"^[0-9A-Za-z_-]{40,}$", re.MULTILINE)
@@ -54,6 +56,8 @@ def stack(pytestconfig: pytest.Config) -> Iterator[RunningStack]:
         OIDC_ISSUER=f"http://127.0.0.1:{_PROVIDER_PORT}",
         OIDC_CLIENT_ID=CLIENT_ID,
         OIDC_CLIENT_SECRET=_PROVIDER_SECRET,
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{_OTLP_PORT}",
+        OTEL_TRACES_SAMPLER_ARG="1",
     )
     yield own.get(pytestconfig)
     own.leave(None)
@@ -331,7 +335,7 @@ async def _settled(stack: RunningStack, desk: Desk, ann: Person) -> None:
 # --- the tests -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_no_secret_is_found_anywhere(stack: RunningStack, desk: Desk) -> None:
     hidden = Hidden()
     ann = await desk.register("ann")
@@ -347,10 +351,26 @@ async def test_no_secret_is_found_anywhere(stack: RunningStack, desk: Desk) -> N
     await _at_wrong_doors(stack, desk, ann, hidden)
     await _settled(stack, desk, ann)
 
-    hits = await searching.search(stack, hidden)
+    hits = await searching.search(stack, hidden) | await _handed_on(hidden)
     meant = {hit for hit in hits if _is_meant(hit)}
     assert {hit.kind for hit in meant if hit.where == MAIL_LOG} == MAILED, "mails are printed, and carry these and nothing else"
     assert not hits - meant, "\n".join(f"{hit.where}: {hit.kind}" for hit in sorted(hits - meant))
+
+
+async def _handed_on(hidden: Hidden) -> set[Hit]:
+    """What a collector of traces and logs gets, who came after all was over."""
+    with otlp_receiver.receiving(_OTLP_PORT) as collector:
+
+        async def has_both() -> bool:
+            logged = {service for service, _ in list(collector.lines)}
+            return {"gateway", "auth", "web"} <= logged and any(one.name == "ledger.settle" for one in list(collector.spans))
+
+        await until(has_both, seconds=30, what="the collector has traces and logs")
+        before = 0
+        while before < len(collector.bodies):
+            before = len(collector.bodies)
+            await asyncio.sleep(0.05)
+    return {Hit("OTLP", kind) for body in collector.bodies for kind in hidden.kinds_in(body)}
 
 
 def _is_meant(hit: Hit) -> bool:

@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 
+from prometheus_client import Gauge
+
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.rows import AuditRows, ChainEnd
 from shared import audit_anchors
 from shared.api.audit import AuditReport, ChainState
 from shared.audit_anchors import Anchor, Finding
 from shared.audit_chain import ChainVerifier, Checkpoint
+from shared.telemetry import logs
+
+_log = logs.get(part="audit")
 
 #: In place of a chain's name, for lines of the file of anchors.
 _FILE = "anchors"
@@ -16,9 +21,11 @@ _FILE = "anchors"
 class Verification:
     """Holds a page of rows at a time, however many there are."""
 
-    def __init__(self, rows: AuditRows, anchoring: Anchoring) -> None:
+    def __init__(self, rows: AuditRows, anchoring: Anchoring, valid: Gauge) -> None:
+        """``valid`` is set by every report of all chains."""
         self._rows = rows
         self._anchoring = anchoring
+        self._valid = valid
 
     async def report(self, chain: str | None) -> AuditReport:
         """Of one chain or of all. Raises Unavailable."""
@@ -29,6 +36,12 @@ class Verification:
         states = [ChainState(_FILE, 0, line, f"line {line} of the file of anchors is none", 0) for line in unreadable[:1]]
         names = [chain] if chain is not None else await self._chains(by_chain)
         states += [await self._state(name, by_chain.get(name, [])) for name in names]
+        broken = [state for state in states if state.first_bad is not None]
+        if broken:
+            worst = broken[0]
+            _log.error("the audit log is not as it was written", chain=worst.chain, first_bad=worst.first_bad, why=worst.why)
+        if chain is None:
+            self._valid.set(not broken)
         return AuditReport(tuple(states), self._anchoring.keys.current.id)
 
     async def _chains(self, filed: Iterable[str]) -> list[str]:

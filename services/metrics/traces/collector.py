@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
-from services.metrics.traces.outbox import Outbox
-from services.metrics.traces.shelf import Shelf, Told
+from services.metrics.otlp.outbox import Outbox
+from services.metrics.otlp.spans import Told
+from services.metrics.traces.shelf import Shelf
 from services.metrics.traces.soundness import is_sound
 from shared import directory, errors, rpc, telemetry, tracing
 from shared.api import node as node_api
@@ -41,7 +42,7 @@ Each = Callable[[Callable[[directory.Entry], Coroutine[Any, Any, list[Told]]]], 
 class Collector:
     """Owns where each node's reading goes on."""
 
-    def __init__(self, node: Member, each: Each, shelf: Shelf, outbox: Outbox | None) -> None:
+    def __init__(self, node: Member, each: Each, shelf: Shelf, outbox: Outbox[Told] | None) -> None:
         self._node = node
         self._each = each
         self._shelf = shelf

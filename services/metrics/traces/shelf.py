@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from shared.spans import REQUEST_ID, Span
+from services.metrics.otlp.spans import Told
+from shared.spans import REQUEST_ID
 
 MAX_TRACES: Final = 1_000
 MAX_SPANS: Final = 20_000
@@ -15,15 +16,6 @@ MAX_SPANS_OF_ONE: Final = 500
 MAX_WANTED: Final = 200
 #: How often they are: a node may end its part after the one that kept it first.
 _ASKED_TIMES: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """A span, and the node that told it."""
-
-    service: str
-    node: str
-    span: Span
 
 
 @dataclass(slots=True)

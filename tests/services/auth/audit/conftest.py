@@ -9,6 +9,7 @@ from services.auth import store
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
 from services.auth.audit.rows import AuditRows
 from services.auth.audit.verification import Verification
+from shared.telemetry import Metrics
 from shared.types import MeshName
 
 KEYS = AnchorKeys.of(bytes(range(32)))
@@ -31,5 +32,10 @@ def anchoring(rows: AuditRows, anchor_file: Path) -> Anchoring:
 
 
 @pytest.fixture
-def verification(rows: AuditRows, anchoring: Anchoring) -> Verification:
-    return Verification(rows, anchoring)
+def metrics() -> Metrics:
+    return Metrics("auth")
+
+
+@pytest.fixture
+def verification(rows: AuditRows, anchoring: Anchoring, metrics: Metrics) -> Verification:
+    return Verification(rows, anchoring, metrics.audit_chain_valid)

@@ -17,6 +17,7 @@ from shared import audit_anchors, audit_chain
 from shared.api.audit import ChainState
 from shared.audit_anchors import Anchor
 from shared.audit_chain import Head
+from shared.telemetry import Metrics
 from shared.types import MeshName
 from tests.services.auth.audit.conftest import KEYS
 from tests.services.auth.audit.deeds import BEGIN, TENANT, act, all_rows, fill, refusal, superuser
@@ -190,19 +191,34 @@ async def test_anchors_of_a_former_key_stay_good(rows: AuditRows, anchoring: Anc
     later = Anchoring(rows, AnchorKeys.of(bytes(32), bytes(range(32))), MeshName("test"), anchor_file)
     await fill(rows, act(2))
     await later.write()
-    state = await state_of(Verification(rows, later))
+    state = await state_of(Verification(rows, later, Metrics("auth").audit_chain_valid))
     assert (state.first_bad, state.anchors) == (None, 2)
 
 
 # --- beside the calls ------------------------------------------------------------------------------------------------
 
 
-async def test_the_end_writes_what_waits_and_anchors_it(rows: AuditRows, anchoring: Anchoring, anchor_file: Path) -> None:
+async def test_the_end_writes_what_waits_and_anchors_it(
+    rows: AuditRows, anchoring: Anchoring, verification: Verification, anchor_file: Path
+) -> None:
     log = AuditLog(rows)
-    upkeep = Upkeep(log, rows, anchoring, days=1, now=lambda: BEGIN + timedelta(days=1, seconds=1))
+    upkeep = Upkeep(log, rows, anchoring, verification, days=1, now=lambda: BEGIN + timedelta(days=1, seconds=1))
     log.note(refusal(0))
     log.note(refusal(1))
     await upkeep.finish()
     assert [anchor.sequence for anchor in in_file(anchor_file)] == [2]
     await upkeep.shred()
     assert [row.erased for row in await all_rows(rows)] == [True, False]
+
+
+async def test_a_row_that_was_tampered_with_is_told_before_anybody_asks(
+    rows: AuditRows, anchoring: Anchoring, verification: Verification, metrics: Metrics, postgres_url: str
+) -> None:
+    upkeep = Upkeep(AuditLog(rows), rows, anchoring, verification, days=1)
+    await fill(rows, act(1), act(2))
+    await upkeep.verify()
+    assert "ai_platform_audit_chain_valid 1.0" in metrics.render()
+    async with superuser(postgres_url) as db:
+        await db.execute("UPDATE audit_log SET action = 'nothing.happened' WHERE sequence = 1")
+    await upkeep.verify()
+    assert "ai_platform_audit_chain_valid 0.0" in metrics.render()

@@ -24,6 +24,7 @@ from shared.api.method import Method, Reply, Request
 from shared.audit_chain import HOUSE, ChainVerifier
 from shared.rpc import Call, Dispatcher, StreamCall
 from shared.rpc.gate import Gate
+from shared.telemetry import Metrics
 from shared.types import Credential, MeshName, NodeId, Peer, Role, Tier, UserId, UserRole
 from tests.services.auth.audit.conftest import KEYS
 from tests.services.auth.audit.deeds import BEGIN, TENANT, act, all_rows, fill, superuser
@@ -54,7 +55,7 @@ class Office:
     dispatcher: Dispatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        verification = Verification(self.rows, Anchoring(self.rows, KEYS, MeshName("test"), None))
+        verification = Verification(self.rows, Anchoring(self.rows, KEYS, MeshName("test"), None), Metrics("auth").audit_chain_valid)
         self.dispatcher = Dispatcher(cast("asyncio.TaskGroup", None), lambda *_: None, lambda *_: None)
         self.dispatcher.gate = Gate(self._identify, lambda *_: None)
         self.dispatcher.add(Archive(self.store, AuditLog(self.rows), self.rows, verification))

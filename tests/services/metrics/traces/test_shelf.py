@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.metrics.otlp.spans import Told
 from services.metrics.traces import shelf
-from services.metrics.traces.shelf import Shelf, Told
+from services.metrics.traces.shelf import Shelf
 from shared.spans import REQUEST_ID, Kind, Span, Value
 
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from services.metrics.traces import outbox
-from services.metrics.traces.outbox import Outbox
-from services.metrics.traces.shelf import Told
+from services.metrics.otlp import outbox
+from services.metrics.otlp.outbox import Outbox
+from services.metrics.otlp.spans import Told
 from shared import errors
 from shared.spans import Kind, Span
 from tests.testnet import until
@@ -50,7 +50,7 @@ def lost() -> list[int]:
 
 
 @pytest.fixture
-async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Outbox]:
+async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Outbox[Told]]:
     monkeypatch.setattr(outbox, "_FIRST_PAUSE_SECONDS", 0.01)
     made = Outbox(endpoint.send, lost.append)
     running = asyncio.create_task(made.run())
@@ -58,13 +58,13 @@ async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPat
     running.cancel()
 
 
-async def drained(box: Outbox) -> None:
+async def drained(box: Outbox[Told]) -> None:
     await until(lambda: len(box) == 0)
     # What was taken out last has been sent when the box waits again.
     await until(lambda: not box._some.is_set())
 
 
-async def test_all_are_sent_in_order_and_in_batches(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+async def test_all_are_sent_in_order_and_in_batches(box: Outbox[Told], endpoint: Endpoint, lost: list[int]) -> None:
     box.put([told(number) for number in range(outbox.BATCH * 2 + 10)])
     box.put([])
     await drained(box)
@@ -72,7 +72,7 @@ async def test_all_are_sent_in_order_and_in_batches(box: Outbox, endpoint: Endpo
     assert lost == []
 
 
-async def test_an_endpoint_that_is_back_takes_what_it_missed(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+async def test_an_endpoint_that_is_back_takes_what_it_missed(box: Outbox[Told], endpoint: Endpoint, lost: list[int]) -> None:
     endpoint.refusal = errors.Unavailable("http://otlp does not answer")
     box.put([told(1), told(2)])
     await endpoint.until_asked()
@@ -86,7 +86,7 @@ async def test_an_endpoint_that_is_back_takes_what_it_missed(box: Outbox, endpoi
     assert lost == []
 
 
-async def test_what_it_refuses_for_good_is_let_go(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+async def test_what_it_refuses_for_good_is_let_go(box: Outbox[Told], endpoint: Endpoint, lost: list[int]) -> None:
     endpoint.refusal = errors.BadRequest("http://otlp refuses traces with 404")
     box.put([told(1), told(2)])
     await drained(box)
@@ -97,7 +97,7 @@ async def test_what_it_refuses_for_good_is_let_go(box: Outbox, endpoint: Endpoin
     assert lost == [2]
 
 
-async def test_the_oldest_go_where_there_are_too_many(box: Outbox, endpoint: Endpoint, lost: list[int]) -> None:
+async def test_the_oldest_go_where_there_are_too_many(box: Outbox[Told], endpoint: Endpoint, lost: list[int]) -> None:
     endpoint.refusal = errors.Unavailable("away")
     for start in range(0, outbox.MAX_WAITING + 5_000, 1_000):
         box.put([told(number) for number in range(start, start + 1_000)])

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.metrics.traces import endpoint, otlp
-from services.metrics.traces.shelf import Told
+from services.metrics.otlp import endpoint
+from services.metrics.otlp import spans as otlp
+from services.metrics.otlp.spans import Told
 from services.metrics.traces.soundness import is_sound
 from shared.spans import REQUEST_ID, Kind, Span
 

@@ -1,4 +1,4 @@
-"""Takes traces as a collector does: OTLP in JSON over HTTP."""
+"""Takes traces and logs as a collector does: OTLP in JSON over HTTP."""
 
 import json
 import threading
@@ -33,8 +33,26 @@ class Receiver:
 
     def __init__(self) -> None:
         self.spans: list[Received] = []
+        #: By service: what it logged.
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+        #: As they came.
+        self.bodies: list[bytes] = []
 
-    def take(self, body: bytes) -> None:
+    def take(self, path: str, body: bytes) -> bool:
+        self.bodies.append(body)
+        if path == "/v1/traces":
+            self._take_spans(body)
+        elif path == "/v1/logs":
+            self._take_lines(body)
+        return path in ("/v1/traces", "/v1/logs")
+
+    def _take_lines(self, body: bytes) -> None:
+        for resource in json.loads(body)["resourceLogs"]:
+            named = {each["key"]: each["value"]["stringValue"] for each in resource["resource"]["attributes"]}
+            for scope in resource["scopeLogs"]:
+                self.lines += [(named["service.name"], record) for record in scope["logRecords"]]
+
+    def _take_spans(self, body: bytes) -> None:
         for resource in json.loads(body)["resourceSpans"]:
             named = {each["key"]: each["value"]["stringValue"] for each in resource["resource"]["attributes"]}
             for scope in resource["scopeSpans"]:
@@ -51,9 +69,7 @@ def receiving(port: int) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            if self.path == "/v1/traces":
-                receiver.take(body)
-            self.send_response(200 if self.path == "/v1/traces" else 404)
+            self.send_response(200 if receiver.take(self.path, body) else 404)
             self.send_header("content-length", "0")
             self.end_headers()
 

@@ -1,31 +1,34 @@
-"""Spans on their way to the OTLP endpoint: sent in batches, tried again, and let go when there are too many."""
+"""What is on its way to the OTLP endpoint: sent in batches, tried again, and let go when there is too much."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from services.metrics.traces.shelf import Told
 from shared import errors
 from shared.telemetry import logs
 
-#: About 20 MB; at 1,000 spans a second an endpoint may be away for 20 s.
+T = TypeVar("T")
+
+#: About 20 MB of spans; at 1,000 a second an endpoint may be away for 20 s.
 MAX_WAITING: Final = 20_000
 BATCH: Final = 512
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 
 #: Raises Unavailable where it may be tried again, and BadRequest where these will never be taken.
-Send = Callable[[Sequence[Told]], Awaitable[None]]
+Send = Callable[[Sequence[T]], Awaitable[None]]
 
 _log = logs.get(part="otlp")
 
 
-class Outbox:
-    def __init__(self, send: Send, lost: Callable[[int], object]) -> None:
+class Outbox(Generic[T]):
+    """Of one kind of thing, such as spans."""
+
+    def __init__(self, send: Send[T], lost: Callable[[int], object]) -> None:
         """``lost`` counts those that nobody will see."""
         self._send = send
         self._lost = lost
-        self._waiting: deque[Told] = deque()
+        self._waiting: deque[T] = deque()
         self._some = asyncio.Event()
         #: Why the last batch was not taken; empty when it was.
         self.trouble = ""
@@ -33,14 +36,14 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, told: Sequence[Told]) -> None:
-        self._waiting.extend(told)
+    def put(self, some: Sequence[T]) -> None:
+        self._waiting.extend(some)
         too_many = len(self._waiting) - MAX_WAITING
         if too_many > 0:
             for _ in range(too_many):
                 self._waiting.popleft()
             self._lost(too_many)
-        if told:
+        if some:
             self._some.set()
 
     async def run(self) -> None:
@@ -65,10 +68,10 @@ class Outbox:
                 self._lost(len(batch))
             else:
                 if self.trouble:
-                    _log.info("the OTLP endpoint takes traces again")
+                    _log.info("the OTLP endpoint takes what is sent again")
                 self.trouble, pause_seconds = "", _FIRST_PAUSE_SECONDS
 
     def _say(self, error: errors.AimeshError) -> None:
         if error.message != self.trouble:
-            _log.warning("the OTLP endpoint takes no traces", why=error.message)
+            _log.warning("the OTLP endpoint takes nothing", why=error.message)
         self.trouble = error.message

@@ -1,0 +1,24 @@
+"""How OTLP writes values in JSON, and what it says of whom something comes from. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.spans import Value
+
+
+def resource(service: str, node: str, version: str) -> dict[str, Any]:
+    named = {"service.namespace": "aimesh", "service.name": service, "service.instance.id": node, "service.version": version}
+    return {"attributes": attributes(named)}
+
+
+def attributes(given: Mapping[str, Value]) -> list[dict[str, Any]]:
+    return [{"key": name, "value": value(each)} for name, each in given.items()]
+
+
+def value(item: Value) -> dict[str, Any]:
+    if isinstance(item, bool):
+        return {"boolValue": item}
+    if isinstance(item, int):
+        # 64 bits are text in JSON.
+        return {"intValue": str(item)}
+    return {"doubleValue": item} if isinstance(item, float) else {"stringValue": item}
