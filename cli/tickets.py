@@ -1,12 +1,11 @@
 """`aicli admin tickets`: lines that let a machine into the mesh."""
 
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
-from cli import labelling
+from cli import durations, labelling
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -14,19 +13,7 @@ if TYPE_CHECKING:
 
 #: What a machine can join as with a command of ours, and that command.
 COMMANDS = {"worker": "aicli worker --join", "client": "aicli mesh connect"}
-_SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(days=7)
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
-
-
-def _seconds(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Of a time such as 30m, 1h or 7d."""
-    found = re.fullmatch(r"(\d{1,9}) *(s|min|m|h|d)", value.strip())
-    if found is None:
-        raise click.BadParameter(f"{value!r} is not a time such as 30m, 1h or 7d", context, parameter)
-    seconds = int(found[1]) * _UNITS[found[2]]
-    if not _SHORTEST.total_seconds() <= seconds <= _LONGEST.total_seconds():
-        raise click.BadParameter("a ticket is good for 1 minute to 7 days", context, parameter)
-    return seconds
+_seconds = durations.between(timedelta(minutes=1), timedelta(days=7), "a ticket is good for 1 minute to 7 days")
 
 
 @click.group()

@@ -86,6 +86,7 @@ _MODELS = _person(Permission.WRITE_MODELS)
 _NODES = _person(Permission.OWN_NODES)
 _ADMIN = _person(Permission.EVERYTHING)
 _ADMIN_FRESH = _person(Permission.EVERYTHING, fresh=True)
+_WATCHING = _person(Permission.EVERYTHING, unless={Role.OPERATOR})
 _PEOPLE = frozenset({Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR})
 
 METHODS: Mapping[str, Access] = {
@@ -154,6 +155,7 @@ METHODS: Mapping[str, Access] = {
     "auth.getUser": _ADMIN,
     "auth.getUserCalled": _ADMIN,
     "auth.listUsers": _ADMIN,
+    "auth.countNewAccounts": _ADMIN,
     "auth.listAllOrganisations": _ADMIN,
     "auth.setOrganisationTier": _ADMIN_FRESH,
     "auth.rotateSigningKeys": _ADMIN_FRESH,
@@ -207,7 +209,12 @@ METHODS: Mapping[str, Access] = {
     "metrics.recordMetric": _NODE,
     "metrics.getMetrics": _NODE,
     "metrics.getSystemHealth": _NODE,
-    "metrics.getTrace": _person(Permission.EVERYTHING, unless={Role.OPERATOR}),
+    "metrics.listAlerts": _WATCHING,
+    "metrics.acknowledgeAlert": _WATCHING,
+    "metrics.silenceAlerts": _WATCHING,
+    "metrics.endSilence": _WATCHING,
+    "metrics.getTrace": _WATCHING,
+    "metrics.getHistory": _WATCHING,
     "node.readRevocations": _NODE,
     "node.readMetrics": _NODE,
     "node.readHealth": _NODE,

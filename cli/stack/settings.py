@@ -36,6 +36,9 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     )
     auth_database_url: Annotated[str | None, Variable("AUTH_DATABASE_URL", "DATABASE_URL for auth alone", secret=True)] = None
     gateway_database_url: Annotated[str | None, Variable("GATEWAY_DATABASE_URL", "DATABASE_URL for the gateway alone", secret=True)] = None
+    metrics_database_url: Annotated[
+        str | None, Variable("METRICS_DATABASE_URL", "DATABASE_URL for the history of the metrics service alone", secret=True)
+    ] = None
     echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
     host: Annotated[str, Variable("BIND_HOST", "where gateway and web listen; the others stay on loopback")] = "127.0.0.1"
     tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "HTTPS on gateway and web")] = None
@@ -126,7 +129,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "MESH_CA_KEY_FILE": ("auth",),
     "MESH_CA_NEXT_KEY_FILE": ("auth",),
     "PASSWORD_MIN_LENGTH": ("auth", "web"),
-    "PUBLIC_URL": ("auth", "web"),
+    "PUBLIC_URL": ("auth", "metrics", "web"),
     "ADMIN_MFA": ("auth",),
     "SIGNING_KEY_DAYS": ("auth",),
     "SMTP_URL": ("auth",),
@@ -190,6 +193,10 @@ PASSED: dict[str, tuple[str, ...]] = {
     "OPENAI_API_KEY": ("inference",),
     "METRICS_SERVICE_PORT": ("metrics",),
     "PROMETHEUS_PORT": ("metrics",),
+    "HISTORY_RAW_HOURS": ("metrics",),
+    "HISTORY_MINUTE_DAYS": ("metrics",),
+    "HISTORY_HOUR_DAYS": ("metrics",),
+    "ALERT_WEBHOOK_URL": ("metrics",),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("metrics",),
     "OTEL_EXPORTER_OTLP_HEADERS": ("metrics",),
     "WEB_SERVICE_PORT": ("web",),
@@ -197,9 +204,17 @@ PASSED: dict[str, tuple[str, ...]] = {
     "GATEWAY_CA_FILE": ("web",),
 }
 #: Kept in files of their own and handed on as NAME_FILE.
-SECRET = frozenset({"OPENAI_API_KEY", "OPENAI_UPSTREAM_KEYS", "OIDC_CLIENT_SECRET", "OTEL_EXPORTER_OTLP_HEADERS", "SMTP_URL", "DATA_KEY_OLD"}) | {
-    setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret
-}
+SECRET = frozenset(
+    {
+        "ALERT_WEBHOOK_URL",
+        "OPENAI_API_KEY",
+        "OPENAI_UPSTREAM_KEYS",
+        "OIDC_CLIENT_SECRET",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "SMTP_URL",
+        "DATA_KEY_OLD",
+    }
+) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
 #: Paths that the user gives relative to where they are; services run elsewhere.
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "NATS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}

@@ -7,21 +7,27 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
 from services.metrics import exporter, people
+from services.metrics.alarms.watch import Watch
+from services.metrics.alarms.webhook import Webhook
+from services.metrics.history.room import History
+from services.metrics.log_collector import LogCollector
+from services.metrics.otlp import opening
+from services.metrics.otlp.opening import Outboxes
 from services.metrics.recorded import Recorded
 from services.metrics.settings import MetricsSettings
 from services.metrics.survey import Survey
 from services.metrics.tally import Tally
-from services.metrics.traces import room
 from services.metrics.traces.room import Traces
 from shared import errors
 from shared import node as nodes
 from shared.api import metrics as api
 from shared.api.gateway import Check
 from shared.api.method import Nothing
+from shared.api.metrics import TextFormat
 from shared.frames import wire
 from shared.rpc import Call, serves
 from shared.rpc.telling import Telling
-from shared.telemetry import metrics as telemetry_metrics
+from shared.telemetry import formats
 from shared.types import Role
 
 #: How exactly a component's `since` is known when nobody asks.
@@ -33,41 +39,63 @@ MAX_TEXT_BYTES = wire.MAX_MESSAGE_BYTES - 1024
 class MetricsService:
     role: ClassVar[Role] = Role.METRICS
 
-    def __init__(self, node: nodes.Node) -> None:
+    def __init__(self, node: nodes.Node, settings: MetricsSettings) -> None:
         self._node = node
         self._recorded = Recorded()
         self._tally = Tally(node.metrics)
         self._survey = Survey(node, self._recorded, self._tally)
-        self._traces: Traces | None = None
+        self._outboxes: Outboxes | None = None
+        self._webhook: Webhook | None = None
+        self._history = History(settings, self.metrics_text)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: MetricsSettings, node: nodes.Node) -> AsyncIterator["MetricsService"]:
         """Raises BadSettings if PROMETHEUS_PORT cannot be listened on."""
-        service = cls(node)
+        service = cls(node, settings)
         telling = Telling(node.rpc)
         node.dispatcher.gate = people.gate(node.rpc, telling)
         async with AsyncExitStack() as stack:
-            opened = room.opened(node, service._survey.each, otlp_url=settings.otlp_endpoint, otlp_headers=settings.otlp_headers or "")
-            service._traces = await stack.enter_async_context(opened)
-            node.dispatcher.add(service._traces)
+            if settings.otlp_endpoint:
+                opened = opening.opened(node, settings.otlp_endpoint, settings.otlp_headers or "")
+                service._outboxes = await stack.enter_async_context(opened)
+            if settings.alert_webhook_url is not None:
+                service._webhook = Webhook(settings.alert_webhook_url, settings.public_url)
+            service._start()
             if settings.metrics_enabled and settings.prometheus_port:
                 await stack.enter_async_context(exporter.listening(settings, service.metrics_text))
-            node.tasks.create_task(service._follow_events(), name="events")
-            node.tasks.create_task(service._keep_looking(), name="health")
             node.tasks.create_task(telling.run(), name="audit")
             yield service
 
+    def _start(self) -> None:
+        """What it does by itself; the tasks are the node's."""
+        node, boxes, traces = self._node, self._outboxes, Traces()
+        node.dispatcher.add(traces)
+        node.dispatcher.add(self._history)
+        node.tasks.create_task(self._history.run(), name="history")
+        watch = Watch(self.metrics_text, (lambda _news: None) if self._webhook is None else self._webhook.tell)
+        node.dispatcher.add(watch)
+        node.tasks.create_task(watch.run(), name="alerts")
+        if self._webhook is not None:
+            node.tasks.create_task(self._webhook.run(), name="webhook")
+        node.tasks.create_task(self._follow_events(), name="events")
+        node.tasks.create_task(self._keep_looking(), name="health")
+        node.tasks.create_task(traces.collect(node, self._survey.each, None if boxes is None else boxes.spans), name="traces")
+        if boxes is not None:
+            node.tasks.create_task(LogCollector(node, self._survey.each, boxes.logs).run(), name="logs")
+
     async def checks(self) -> tuple[Check, ...]:
-        """It needs the mesh, which the node checks itself, and whoever takes its traces."""
-        return self._traces.checks() if self._traces is not None else ()
+        """It needs the mesh, which the node checks itself; and can do without PostgreSQL and whoever takes its traces, logs and alerts."""
+        exported = self._outboxes.checks() if self._outboxes is not None else ()
+        handed_on = (*await self._history.checks(), *exported)
+        return handed_on if self._webhook is None else (*handed_on, self._webhook.check())
 
     def asgi(self) -> None:
         """It has no pages; /metrics on its port is `metrics_text`."""
 
-    async def metrics_text(self) -> str:
+    async def metrics_text(self, form: TextFormat = TextFormat.PROMETHEUS) -> str:
         """The metrics of the whole mesh; the node serves them at /metrics in place of its own."""
-        return await self._survey.metrics.get()
+        return (await self._survey.metrics.get()).text(form)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 
@@ -78,13 +106,13 @@ class MetricsService:
 
     @serves(api.get_metrics)
     async def get_metrics(self, request: api.GetMetrics, call: Call) -> api.MetricsText:
-        text = await self.metrics_text()
+        text = await self.metrics_text(request.format)
         if len(text.encode()) > MAX_TEXT_BYTES:
             raise errors.TooLarge(
                 f"the metrics of this mesh are over {MAX_TEXT_BYTES} bytes, more than an RPC answer may have",
                 hint="read them by HTTP, at /metrics on METRICS_SERVICE_PORT or PROMETHEUS_PORT",
             )
-        return api.MetricsText(content_type=telemetry_metrics.CONTENT_TYPE, text=text)
+        return api.MetricsText(content_type=formats.CONTENT_TYPES[request.format], text=text)
 
     @serves(api.get_system_health)
     async def get_system_health(self, request: api.GetSystemHealth, call: Call) -> api.SystemHealth:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from services.metrics.traces import endpoint
+from msgspec import Meta
+
+from services.metrics.otlp import endpoint
 from shared import node
 from shared.config import Port, Variable
 
@@ -14,10 +16,26 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         Port,
         Variable("PROMETHEUS_PORT", "a further port with the metrics of the whole mesh at /metrics; 0 turns it off"),
     ] = 9090
+    database_url: Annotated[
+        str | None,
+        Variable("DATABASE_URL", "PostgreSQL, for the history; without it there is none", secret=True, override="METRICS_DATABASE_URL"),
+    ] = None
+    history_raw_hours: Annotated[
+        int, Meta(ge=0, le=24 * 30), Variable("HISTORY_RAW_HOURS", "hours that the history has every 15 s; 0 turns the history off")
+    ] = 24
+    history_minute_days: Annotated[int, Meta(ge=1, le=3650), Variable("HISTORY_MINUTE_DAYS", "days that it has every minute")] = 7
+    history_hour_days: Annotated[int, Meta(ge=1, le=36500), Variable("HISTORY_HOUR_DAYS", "days that it has every hour")] = 730
+    alert_webhook_url: Annotated[
+        str | None,
+        Variable(
+            "ALERT_WEBHOOK_URL", "where alerts are told, as Alertmanager's webhook (version 4) tells them; without it nowhere", secret=True
+        ),
+    ] = None
+    public_url: Annotated[str, Variable("PUBLIC_URL", "where people reach the web pages; alerts link to it")] = ""
     otlp_endpoint: Annotated[
         str,
         Variable(
-            "OTEL_EXPORTER_OTLP_ENDPOINT", "where traces go by OTLP over HTTP, such as http://jaeger:4318; empty: they are kept here alone"
+            "OTEL_EXPORTER_OTLP_ENDPOINT", "where traces and logs go by OTLP over HTTP, such as http://collector:4318; empty: nowhere"
         ),
     ] = ""
     otlp_headers: Annotated[

@@ -14,11 +14,13 @@ import msgspec
 from shared import api
 from shared.api import (
     accounts,
+    alerts,
     audit,
     auth,
     business,
     embedding,
     gateway,
+    history,
     inference,
     ledger,
     membership,
@@ -27,6 +29,7 @@ from shared.api import (
     organisations,
     privacy,
     service_settings,
+    traces,
     usage_report,
 )  # fmt: skip
 from shared.api.gateway import InferenceRequest
@@ -159,6 +162,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.listNodes": gateway.ListNodes,
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
     "gateway.getUsageReport": _report,
+    "auth.countNewAccounts": lambda: business.CountNewAccounts(date(2026, 3, 1), date(2026, 3, 2)),
     "gateway.getBusinessReport": lambda: business.GetBusinessReport(date(2026, 3, 1), date(2026, 3, 2)),
     "gateway.listRequests": usage_report.ListRequests,
     "gateway.exportRequests": usage_report.ExportRequests,
@@ -179,6 +183,14 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "metrics.recordMetric": lambda: metrics.RecordMetric("no_such_metric", 1),
     "metrics.getMetrics": metrics.GetMetrics,
     "metrics.getSystemHealth": metrics.GetSystemHealth,
+    "metrics.getHistory": lambda: history.GetHistory(
+        ("ai_platform_node_up",), datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)
+    ),
+    "metrics.getTrace": lambda: traces.GetTrace("f" * 32),
+    "metrics.listAlerts": alerts.ListAlerts,
+    "metrics.acknowledgeAlert": lambda: alerts.AcknowledgeAlert("there is none"),
+    "metrics.silenceAlerts": lambda: alerts.SilenceAlerts(0.001),
+    "metrics.endSilence": lambda: alerts.EndSilence("there is none"),
     "node.readRevocations": node.ReadRevocations,
     "node.readMetrics": node.ReadMetrics,
     "node.readHealth": node.ReadHealth,

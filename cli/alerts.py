@@ -1,0 +1,114 @@
+"""`aicli alerts`: what is wrong just now, who looks after it, and peace from what is known."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from cli import durations, labelling
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from shared.api.alerts import Alert, Silence
+
+_seconds = durations.between(timedelta(minutes=1), timedelta(days=30), "a silence lasts 1 minute to 30 days")
+_STYLES = {"page": "red", "critical": "red", "warning": "yellow"}
+
+
+@click.group()
+def alerts() -> None:
+    """See what is wrong, say that you look after it, or silence it. For administrators."""
+
+
+@alerts.command("list")
+@click.option("--all", "everything", is_flag=True, help="Also those that have not lasted long enough, and those of the last day.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"alerts": […], "silences": […]}.')
+@click.pass_obj
+def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
+    """List the alerts that fire, the gravest first, and the silences."""
+    from cli import output
+    from cli.output import Column
+    from shared.api import alerts as contract
+
+    found = here.ask(contract.list_alerts, contract.ListAlerts())
+    chosen = [alert for alert in found.alerts if everything or alert.state == "firing"]
+    if as_json:
+        output.show_json({"alerts": [output.plain(alert) for alert in chosen], "silences": [output.plain(one) for one in found.silences]})
+        return
+    columns: list[Column[Alert]] = [
+        Column("ID", lambda alert: alert.id),
+        Column("ALERT", lambda alert: alert.name),
+        Column("SEVERITY", lambda alert: alert.severity, lambda alert: _STYLES.get(alert.severity, "")),
+        Column("STATE", _state),
+        Column("SINCE", lambda alert: output.ago(alert.since)),
+        Column("WHAT", lambda alert: alert.summary),
+        Column("DO", lambda alert: alert.runbook),
+    ]
+    output.show_rows(chosen, columns, as_json=False, empty="Nothing is wrong")
+    if found.silences:
+        click.echo()
+        of_silences: list[Column[Silence]] = [
+            Column("SILENCE", lambda one: one.id),
+            Column("ALERT", lambda one: one.name or "all"),
+            Column("WHERE", lambda one: output.names(f"{name}={value}" for name, value in one.labels.items())),
+            Column("UNTIL", lambda one: output.moment(one.until)),
+            Column("BY", lambda one: one.by),
+            Column("WHY", lambda one: one.why),
+        ]
+        output.show_rows(found.silences, of_silences, as_json=False, empty="")
+
+
+@alerts.command()
+@click.argument("alert_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the alert as an object.")
+@click.pass_obj
+def ack(here: Surroundings, /, *, alert_id: str, as_json: bool) -> None:
+    """Say that you look after an alert, so that others need not."""
+    from cli import output
+    from shared.api import alerts as contract
+
+    seen = here.ask(contract.acknowledge_alert, contract.AcknowledgeAlert(alert_id))
+    if as_json:
+        output.show_json(output.plain(seen))
+    else:
+        click.echo(f"{seen.name}: {seen.seen_by} looks after it")
+
+
+@alerts.command()
+@click.argument("name", metavar="[ALERT]", default="")
+@click.option("--for", "seconds", metavar="TIME", callback=_seconds, default="2h", show_default=True, help="How long, such as 30m or 7d.")
+@click.option(
+    "--label", "--labels", "labels", callback=labelling.read, metavar="KEY=VALUE,…", multiple=True, help="Only those with these labels."
+)
+@click.option("--why", default="", help="For the others who look.")
+@click.option("--json", "as_json", is_flag=True, help="Print the silence as an object.")
+@click.pass_obj
+def silence(here: Surroundings, /, *, name: str, seconds: int, labels: dict[str, str], why: str, as_json: bool) -> None:
+    """Tell nobody of an alert for a while; without a name, of none. They stay on the list."""
+    from cli import output
+    from shared.api import alerts as contract
+
+    made = here.ask(contract.silence_alerts, contract.SilenceAlerts(seconds, name, labels, why))
+    if as_json:
+        output.show_json(output.plain(made))
+    else:
+        click.echo(f"{made.name or 'All alerts'}: silent until {output.moment(made.until)}. End it with: aicli alerts unsilence {made.id}")
+
+
+@alerts.command()
+@click.argument("silence_id", metavar="SILENCE")
+@click.pass_obj
+def unsilence(here: Surroundings, /, *, silence_id: str) -> None:
+    """End a silence."""
+    from shared.api import alerts as contract
+
+    here.ask(contract.end_silence, contract.EndSilence(silence_id))
+    click.echo("Ended; what still fires is told now")
+
+
+def _state(alert: "Alert") -> str:
+    if alert.state != "firing":
+        return alert.state
+    if alert.silenced:
+        return "firing, silenced"
+    return f"firing, {alert.seen_by} looks after it" if alert.seen_by else "firing"

@@ -1,0 +1,169 @@
+"""What the rules look at, remembered for as long as their longest window. Pure; memory is bounded.
+
+Of counters it keeps how far each has grown, so that one that began again is no mystery later: close together for the last hour, and
+further apart before that. A series that was never seen has not grown.
+"""
+
+import bisect
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.metrics.alerts.evaluating import Labels, Vector
+from services.metrics.alerts.expressions import Increase, Selector, Window, walk
+from services.metrics.alerts.rule import Rule
+
+#: Over all names; beyond them new ones are left out, and counted.
+MAX_SERIES: Final = 20_000
+#: Points of the last hour lie so close, those before it so far apart.
+_CLOSE_SECONDS, _FAR_SECONDS = 15.0, 300.0
+_NEAR_PAST_SECONDS: Final = 70 * 60.0
+#: A series that is gone for longer than this is no part of the present.
+_GONE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One number of a series, as it was collected."""
+
+    name: str
+    labels: Labels
+    value: float
+
+
+@dataclass(slots=True)
+class _Track:
+    """When, and how far it had grown by then, in two strides."""
+
+    stride: float
+    horizon: float
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    grown: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def note(self, now: float, grown: float) -> None:
+        if self.times and now - self.times[-1] < self.stride:
+            return
+        self.times.append(now)
+        self.grown.append(grown)
+        # One that is older than the horizon stays: it says how far it had grown there.
+        old = bisect.bisect_right(self.times, now - self.horizon) - 1
+        if old > len(self.times) // 4:
+            del self.times[:old], self.grown[:old]
+
+    def at(self, moment: float) -> float | None:
+        """How far it had grown at the last point not after this; None where that is further back than it reaches."""
+        found = bisect.bisect_right(self.times, moment) - 1
+        return self.grown[found] if found >= 0 else None
+
+
+@dataclass(slots=True)
+class _Series:
+    value: float
+    seen_at: float
+    grown: float = 0.0
+    #: Close and far; of those that no window asks for, none.
+    tracks: tuple[_Track, ...] = ()
+
+    def take(self, value: float, now: float) -> None:
+        # One that shrank has begun again.
+        self.grown += value - self.value if value >= self.value else value
+        self.value, self.seen_at = value, now
+        for track in self.tracks:
+            track.note(now, self.grown)
+
+    def grown_by(self, moment: float) -> float:
+        if moment >= self.seen_at:
+            return self.grown
+        for track in self.tracks:
+            found = track.at(moment)
+            if found is not None:
+                return found
+        # It was not there yet.
+        return 0.0
+
+
+class Book:
+    """``Readings`` for the rules it is made for, as of the last ``take``."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        #: Name of a series -> how far back the rules look at it.
+        self._horizons: dict[str, float] = {}
+        for rule in rules:
+            for part in walk(rule.when):
+                selector = getattr(part, "of", None)
+                if isinstance(selector, Selector):
+                    back = part.window.seconds + part.window.ago_seconds if isinstance(part, Increase) else 0
+                    self._horizons[selector.name] = max(self._horizons.get(selector.name, 0), back)
+        self._series: dict[str, dict[Labels, _Series]] = {name: {} for name in self._horizons}
+        self._count = 0
+        self._now = 0.0
+        #: Series that found no room, at the last ``take``.
+        self.left_out = 0
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Series that it wants to be told."""
+        return frozenset(self._horizons)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, samples: Iterable[Sample], now: float) -> None:
+        """All of one collection. ``now`` never goes back."""
+        self._now = now
+        self.left_out = 0
+        for sample in samples:
+            known = self._series.get(sample.name)
+            if known is None:
+                continue
+            series = known.get(sample.labels)
+            if series is not None:
+                series.take(sample.value, now)
+            elif self._count < MAX_SERIES:
+                known[sample.labels] = self._new(sample, now)
+                self._count += 1
+            else:
+                self.left_out += 1
+        self._forget()
+
+    def _new(self, sample: Sample, now: float) -> _Series:
+        horizon = self._horizons[sample.name]
+        strides = [(_CLOSE_SECONDS, min(horizon, _NEAR_PAST_SECONDS))] if horizon else []
+        if horizon > _NEAR_PAST_SECONDS:
+            strides.append((_FAR_SECONDS, horizon))
+        made = _Series(sample.value, now, tracks=tuple(_Track(stride, back) for stride, back in strides))
+        for track in made.tracks:
+            track.note(now, 0.0)
+        return made
+
+    def _forget(self) -> None:
+        for name, known in self._series.items():
+            limit = max(self._horizons[name], _GONE_SECONDS)
+            for labels in [labels for labels, series in known.items() if self._now - series.seen_at > limit]:
+                del known[labels]
+                self._count -= 1
+
+    # --- as Readings ------------------------------------------------------------------------------------------------
+
+    def latest(self, selector: Selector) -> Vector:
+        return {
+            labels: series.value
+            for labels, series in self._series.get(selector.name, {}).items()
+            if series.seen_at == self._now and _is_meant(labels, selector)
+        }
+
+    def increase(self, selector: Selector, window: Window) -> Vector:
+        end = self._now - window.ago_seconds
+        return {
+            labels: series.grown_by(end) - series.grown_by(end - window.seconds)
+            for labels, series in self._series.get(selector.name, {}).items()
+            if _is_meant(labels, selector) and series.seen_at >= end - window.seconds
+        }
+
+
+def _is_meant(labels: Labels, selector: Selector) -> bool:
+    has = dict(labels)
+    return all(has.get(label, "") in values for label, values in selector.where) and all(
+        has.get(label, "") not in values for label, values in selector.without
+    )

@@ -1,0 +1,126 @@
+"""Looks at the metrics of the mesh again and again, says what is wrong, and lets people look after it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from services.metrics.alarms import samples
+from services.metrics.alarms.book import Book
+from services.metrics.alarms.desk import MAX_SILENCE_SECONDS, Alarm, Desk, News, Silence
+from services.metrics.alerts import rules
+from services.metrics.alerts.evaluating import labels
+from shared import errors
+from shared.api import alerts as api
+from shared.api.auth import Principal
+from shared.api.method import Nothing
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+
+EVERY_SECONDS: Final = 15.0
+_MAX_TEXT: Final = 200
+
+#: The metrics of the whole mesh as Prometheus text.
+Text = Callable[[], Awaitable[str]]
+#: Takes what is to be told; never waits.
+Tell = Callable[[News], object]
+
+_log = logs.get(part="alerts")
+
+
+class Watch:
+    """Handlers; ``run`` is the task."""
+
+    def __init__(self, text: Text, tell: Tell, clock: Callable[[], float] = time.time) -> None:
+        self._text = text
+        self._tell = tell
+        self._clock = clock
+        self._book = Book(rules.ALL)
+        self._desk = Desk(rules.ALL)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(EVERY_SECONDS)
+
+    async def look(self) -> None:
+        """Once."""
+        text = await self._text()
+        now = self._clock()
+        self._book.take(samples.read(text, self._book.names), now)
+        news = self._desk.look(self._book, now)
+        for alarm in news.began:
+            _log.warning("alert", name=alarm.rule.name, severity=alarm.rule.severity, about=dict(alarm.labels), summary=alarm.summary)
+        for alarm in news.ended:
+            _log.info("alert is over", name=alarm.rule.name, about=dict(alarm.labels))
+        if news:
+            self._tell(news)
+
+    # --- handlers ---------------------------------------------------------------------------------------------------
+
+    @serves(api.list_alerts)
+    async def list_alerts(self, request: api.ListAlerts, call: Call) -> api.Alerts:
+        desk = self._desk
+        found = [*desk.firing(), *desk.pending(), *desk.ended()]
+        return api.Alerts(tuple(self._shown(alarm) for alarm in found), tuple(map(_shown_silence, desk.silences())))
+
+    @serves(api.acknowledge_alert)
+    async def acknowledge_alert(self, request: api.AcknowledgeAlert, call: Call) -> api.Alert:
+        alarm = self._desk.acknowledge(request.id, _who(call.found))
+        if alarm is None:
+            raise errors.NotFound(f"there is no alert {request.id[:40]!r} now", hint="`aicli alerts` lists those that there are")
+        return self._shown(alarm)
+
+    @serves(api.silence_alerts)
+    async def silence_alerts(self, request: api.SilenceAlerts, call: Call) -> api.Silence:
+        if not 0 < request.seconds <= MAX_SILENCE_SECONDS:
+            raise errors.BadRequest("seconds: a silence lasts up to 30 days", hint="for example 7200 for two hours")
+        if request.name and request.name not in {rule.name for rule in rules.ALL}:
+            raise errors.BadRequest(f"name: there is no alert called {request.name[:80]!r}", hint="docs/reference/alerts.md lists them")
+        texts = [request.why, *request.labels, *request.labels.values()]
+        if len(request.labels) > 10 or any(len(text) > _MAX_TEXT for text in texts):
+            raise errors.BadRequest(f"labels and why: at most 10 labels, and {_MAX_TEXT} characters each", hint="say it shorter")
+        until = self._clock() + request.seconds
+        made = self._desk.silence(request.name, labels(**request.labels), until=until, by=_who(call.found), why=request.why)
+        if made is None:
+            raise errors.BadRequest("there are too many silences", hint="`aicli alerts` lists them; end some")
+        _log.info("alerts silenced", name=made.name, about=dict(made.labels), by=made.by, seconds=request.seconds)
+        return _shown_silence(made)
+
+    @serves(api.end_silence)
+    async def end_silence(self, request: api.EndSilence, call: Call) -> Nothing:
+        if not self._desk.end_silence(request.id):
+            raise errors.NotFound(f"there is no silence {request.id[:40]!r}", hint="`aicli alerts` lists them")
+        return Nothing()
+
+    def _shown(self, alarm: Alarm) -> api.Alert:
+        return api.Alert(
+            id=alarm.id,
+            name=alarm.rule.name,
+            severity=str(alarm.rule.severity),
+            labels=dict(alarm.labels),
+            state="over" if alarm.ended is not None else "firing" if alarm.firing else "pending",
+            since=_moment(alarm.since),
+            ended=None if alarm.ended is None else _moment(alarm.ended),
+            value=alarm.value,
+            summary=alarm.summary,
+            description=alarm.description,
+            runbook=alarm.rule.runbook,
+            seen_by=alarm.seen_by,
+            silenced=self._desk.silence_of(alarm) is not None,
+        )
+
+
+def _shown_silence(silence: Silence) -> api.Silence:
+    return api.Silence(silence.id, silence.name, dict(silence.labels), _moment(silence.until), silence.by, silence.why)
+
+
+def _who(principal: Principal | None) -> str:
+    """An operator's node asks for nobody."""
+    return "operator" if principal is None else principal.username
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

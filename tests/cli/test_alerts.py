@@ -1,0 +1,79 @@
+"""`aicli alerts`: what an administrator reads, and what leaves for the mesh."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from shared.api import alerts
+from shared.api.alerts import Alert, Silence
+from shared.api.method import Nothing
+from tests.cli.fake_mesh import Shell
+
+DRIFT = Alert(
+    id="a1b2c3d4e5f6",
+    name="ledger_drift",
+    severity="page",
+    labels={},
+    state="firing",
+    since=datetime.now(UTC) - timedelta(minutes=5),
+    ended=None,
+    value=5,
+    summary="The books do not add up",
+    description="Accounts and entries differ.",
+    runbook="docs/runbooks/ledger_drift.md",
+    seen_by="",
+    silenced=False,
+)
+QUIET = Silence("0001", "cpu_high", {"node": "UABC"}, datetime(2026, 11, 21, tzinfo=UTC), "ann", "it compiles")
+
+
+def test_nothing_is_wrong(shell: Shell) -> None:
+    shell.mesh.answer(alerts.list_alerts, alerts.Alerts((), ()))
+    done = shell("alerts", "list")
+    assert (done.stdout, done.stderr) == ("", "Nothing is wrong\n")
+
+
+def test_what_fires_is_listed_with_what_to_do_and_the_silences_below(shell: Shell) -> None:
+    pending = msgspec.structs.replace(DRIFT, id="b", name="cpu_high", state="pending")
+    shell.mesh.answer(alerts.list_alerts, alerts.Alerts((DRIFT, pending), (QUIET,)))
+    shown = shell("alerts", "list").stdout
+    assert "ledger_drift" in shown
+    assert "docs/runbooks/ledger_drift.md" in shown
+    assert "pending" not in shown
+    assert "node=UABC" in shown
+    assert "it compiles" in shown
+    assert "pending" in shell("alerts", "list", "--all").stdout
+    found = json.loads(shell("alerts", "list", "--json").stdout)
+    assert [alert["name"] for alert in found["alerts"]] == ["ledger_drift"]
+    assert found["silences"][0]["by"] == "ann"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"), [({"seen_by": "ann"}, "firing, ann looks after it"), ({"silenced": True}, "firing, silenced"), ({}, "firing")]
+)
+def test_the_state_says_who_looks_after_it(shell: Shell, changed: dict[str, object], words: str) -> None:
+    shell.mesh.answer(alerts.list_alerts, alerts.Alerts((msgspec.structs.replace(DRIFT, **changed),), ()))
+    assert words in shell("alerts", "list").stdout
+
+
+def test_ack(shell: Shell) -> None:
+    shell.mesh.answer(alerts.acknowledge_alert, msgspec.structs.replace(DRIFT, seen_by="ann"))
+    assert shell("alerts", "ack", DRIFT.id).stdout == "ledger_drift: ann looks after it\n"
+    assert shell.mesh.asked[-1].request == alerts.AcknowledgeAlert(DRIFT.id)
+
+
+def test_silence_and_its_end(shell: Shell) -> None:
+    shell.mesh.answer(alerts.silence_alerts, QUIET)
+    done = shell("alerts", "silence", "cpu_high", "--for", "30m", "--label", "node=UABC", "--why", "it compiles")
+    assert "aicli alerts unsilence 0001" in done.stdout
+    assert shell.mesh.asked[-1].request == alerts.SilenceAlerts(1800, "cpu_high", {"node": "UABC"}, "it compiles")
+    shell.mesh.answer(alerts.end_silence, Nothing())
+    assert "told now" in shell("alerts", "unsilence", "0001").stdout
+
+
+@pytest.mark.parametrize("time", ["0s", "31d", "soon", "5", "-3h", "1.5h"])
+def test_a_time_that_is_none_is_refused_before_anything_is_asked(shell: Shell, time: str) -> None:
+    assert shell("alerts", "silence", "--for", time).exit_code == 2
+    assert shell.mesh.asked == []

@@ -1,0 +1,149 @@
+"""An alert from its first sign to its end: who is told, once, and who is not."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from services.metrics.alarms import desk
+from services.metrics.alarms.desk import Desk
+from services.metrics.alerts import rules
+from services.metrics.alerts.evaluating import Vector, labels
+from services.metrics.alerts.expressions import Selector, Window, above, highest, series
+from services.metrics.alerts.rule import Board, Rule, Severity
+from shared.telemetry import host_instruments, instruments
+
+QUEUE = series(instruments.QUEUE_DEPTH)
+CPU = series(host_instruments.HOST_CPU)
+LONG_QUEUE = Rule(
+    name="queue_depth_high",
+    severity=Severity.WARNING,
+    when=above(highest(QUEUE, "model"), 100),
+    hold_seconds=60,
+    summary="{model} has a long queue",
+    description="Users of {model} wait.",
+    board=Board.GATEWAY,
+)
+HOT = Rule(
+    name="cpu_high", severity=Severity.PAGE, when=above(highest(CPU, "node"), 0.8), summary="{node}", description="d", board=Board.WORKERS
+)
+
+
+class Now:
+    """``Readings`` that are what the test says."""
+
+    def __init__(self, queues: Mapping[str, float] | None = None, machines: Mapping[str, float] | None = None) -> None:
+        self._vectors: dict[str, Vector] = {
+            QUEUE.name: {labels(model=model): value for model, value in (queues or {}).items()},
+            CPU.name: {labels(node=node): value for node, value in (machines or {}).items()},
+        }
+
+    def latest(self, selector: Selector) -> Vector:
+        return self._vectors[selector.name]
+
+    def increase(self, selector: Selector, window: Window) -> Vector:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def at() -> Desk:
+    return Desk([LONG_QUEUE, HOT])
+
+
+def test_an_alert_fires_when_it_has_lasted_and_is_told_once_and_once_when_it_is_over(at: Desk) -> None:
+    assert not at.look(Now({"llama3": 150}), 1000)
+    assert ([one.firing for one in at.pending()], at.firing()) == ([False], [])
+    news = at.look(Now({"llama3": 150}), 1060)
+    assert [(one.summary, one.since, one.value) for one in news.began] == [("llama3 has a long queue", 1000, 150)]
+    assert not at.look(Now({"llama3": 170}), 1075)
+    assert at.firing()[0].value == 170
+    news = at.look(Now({"llama3": 5}), 1090)
+    assert [(one.summary, one.ended) for one in news.ended] == [("llama3 has a long queue", 1090)]
+    assert not at.look(Now({"llama3": 5}), 1105)
+    assert [one.ended for one in at.ended()] == [1090]
+
+
+def test_what_never_fired_is_no_news_when_it_is_over(at: Desk) -> None:
+    at.look(Now({"llama3": 150}), 1000)
+    assert not at.look(Now(), 1015)
+    assert at.ended() == []
+
+
+def test_the_gravest_come_first_then_the_oldest(at: Desk) -> None:
+    at.look(Now({"b": 150}), 1000)
+    at.look(Now({"a": 150, "b": 150}), 1030)
+    at.look(Now({"a": 150, "b": 150}, {"box": 0.9}), 1100)
+    assert [(one.rule.name, dict(one.labels)) for one in at.firing()] == [
+        ("cpu_high", {"node": "box"}),
+        ("queue_depth_high", {"model": "b"}),
+        ("queue_depth_high", {"model": "a"}),
+    ]
+
+
+def test_a_silence_keeps_an_alert_quiet_and_its_end_does_not_lose_it(at: Desk) -> None:
+    made = at.silence("cpu_high", labels(node="box"), until=2000, by="ann", why="it compiles")
+    assert made is not None
+    news = at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
+    assert [dict(one.labels) for one in news.began] == [{"node": "other"}]
+    assert at.silence_of(next(one for one in at.firing() if dict(one.labels) == {"node": "box"})) == made
+    assert not at.look(Now(machines={"box": 0.9, "other": 0.9}), 1999)
+    assert [dict(one.labels) for one in at.look(Now(machines={"box": 0.9, "other": 0.9}), 2000).began] == [{"node": "box"}]
+    assert at.silences() == []
+
+
+def test_an_alert_that_began_and_ended_in_silence_is_no_news(at: Desk) -> None:
+    at.silence("", (), until=2000, by="ann", why="a drill")
+    assert not at.look(Now(machines={"box": 0.9}), 1000)
+    assert not at.look(Now(), 1015)
+
+
+def test_a_silence_can_be_ended_early(at: Desk) -> None:
+    made = at.silence("cpu_high", (), until=2000, by="ann", why="")
+    assert made is not None
+    at.look(Now(machines={"box": 0.9}), 1000)
+    assert at.end_silence(made.id)
+    assert not at.end_silence(made.id)
+    assert at.look(Now(machines={"box": 0.9}), 1015).began
+
+
+def test_who_looks_after_it_is_remembered_until_it_is_over(at: Desk) -> None:
+    at.look(Now(machines={"box": 0.9}), 1000)
+    [alarm] = at.firing()
+    assert at.acknowledge(alarm.id, "ann") is not None
+    assert at.acknowledge("nothing", "ann") is None
+    at.look(Now(machines={"box": 0.95}), 1015)
+    assert [(one.id, one.seen_by) for one in at.firing()] == [(alarm.id, "ann")]
+    at.look(Now(), 1030)
+    at.look(Now(machines={"box": 0.9}), 1045)
+    assert [one.seen_by for one in at.firing()] == [""]
+
+
+def test_one_rule_that_holds_for_everything_buries_nothing(at: Desk) -> None:
+    at.look(Now({"llama3": 150}, {f"box{number}": 0.9 for number in range(1000)}), 1000)
+    at.look(Now({"llama3": 150}, {f"box{number}": 0.9 for number in range(1000)}), 1100)
+    assert len(at.firing()) == desk.MAX_OF_ONE_RULE + 1
+
+
+def test_silences_and_what_is_over_are_bounded(at: Desk) -> None:
+    for number in range(desk.MAX_SILENCES):
+        assert at.silence("a", (), until=1e12, by="ann", why=str(number)) is not None
+    assert at.silence("a", (), until=1e12, by="ann", why="one more") is None
+    for number in range(desk.MAX_ENDED + 50):
+        at.look(Now(machines={"box": 0.9}), 1000 + number * 2)
+        at.look(Now(), 1001 + number * 2)
+    assert len(at.ended()) == desk.MAX_ENDED
+    at.look(Now(), 1000 + desk.ENDED_SECONDS * 2)
+    assert at.ended() == []
+
+
+def test_every_rule_of_ours_can_be_looked_at() -> None:
+    class Nothing:
+        def latest(self, _selector: Selector) -> Vector:
+            return {}
+
+        def increase(self, _selector: Selector, _window: Window) -> Vector:
+            return {}
+
+    whole = Desk(rules.ALL)
+    whole.look(Nothing(), 1000)
+    names = {alarm.rule.name for alarm in [*whole.firing(), *whole.pending()]}
+    assert names == {"metrics_down"}, "of nothing it is true that there is nothing"
