@@ -1,7 +1,5 @@
 """A request for vectors, run on a backend and measured."""
 
-import time
-
 from services.inference import embedding_jobs
 from services.inference.backends.backend import Backend
 from services.inference.backends.embedding import Embeds, VectorSink
@@ -11,6 +9,7 @@ from shared.api.embedding import Embedded, Vectors
 from shared.api.inference import Accepted
 from shared.rpc import StreamCall
 from shared.telemetry import logs
+from shared.telemetry.answers import WorkerAnswers
 from shared.types import ModelName
 
 log = logs.get()
@@ -25,14 +24,12 @@ async def run(backend: Backend, model: ModelName, request: embedding.Embed, sink
     job = embedding_jobs.check(model, request)
     if not isinstance(backend, Embeds):
         raise errors.UnknownMethod(f"the backend {backend.name} gives no embeddings", hint="ask a worker with another backend")
-    started = time.monotonic()
-    try:
-        embedded = await backend.embed(job, sink)
-    finally:
-        seconds = time.monotonic() - started
-        metrics.request_duration.labels(service="inference", method=_METHOD, model=model).observe(seconds)
-        log.info("embedding ended", model=model, texts=len(job.inputs), milliseconds=round(seconds * 1000))
-    metrics.tokens.labels(type="input", model=model).inc(embedded.prompt_tokens)
+    with WorkerAnswers(metrics, backend.name).serving("embeddings", _METHOD, model) as served:
+        try:
+            embedded = await backend.embed(job, sink)
+        finally:
+            log.info("embedding ended", model=model, texts=len(job.inputs), milliseconds=round(served.seconds * 1000))
+        served.input_tokens = embedded.prompt_tokens
     return embedded
 
 

@@ -24,6 +24,7 @@ from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk, ModelStatus
 from shared.rpc import Call, StreamCall, serves
 from shared.telemetry import logs
+from shared.telemetry.answers import WorkerAnswers
 from shared.types import ModelName, Role
 
 log = logs.get()
@@ -72,6 +73,8 @@ class Board:
 
     def _measure(self, status: ModelStatus) -> None:
         metrics, model = self._node.metrics, status.model_id
+        # Prometheus sees the growth of what was there before.
+        metrics.engine_restarts.labels(model=model).inc(0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
         metrics.worker_slots.labels(model=model, state="busy").set(status.running)
         metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
@@ -109,6 +112,7 @@ class InferenceService:
         self._settings = settings
         self._pause = pause
         self._metrics = node.metrics
+        self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
         self._receipts = Receipts(settings.receipts_path, node.trust.me)
 
@@ -197,21 +201,20 @@ class InferenceService:
             model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
         timed = _TimedSink(sink)
-        try:
-            with tracing.span(f"chat {model}", _attributes(job, self._backend.name)) as span:
-                try:
-                    generation = await self._backend.generate(job, timed)
-                    timed.settle(generation.usage)
-                    span.tell(_outcome(generation))
-                finally:
-                    timed.trace(span)
-        finally:
-            self._metrics.request_duration.labels(service="inference", method="processPrompt", model=model).observe(timed.seconds())
-            self._metrics.tokens.labels(type="output", model=model).inc(timed.tokens)
-            if timed.first_text_seconds is not None:
-                self._metrics.ttft_seconds.labels(model=model).observe(timed.first_text_seconds)
-            log.info("generation ended", model=model, completion_tokens=timed.tokens, milliseconds=round(timed.seconds() * 1000))
-        self._metrics.tokens.labels(type="input", model=model).inc(generation.usage.prompt_tokens)
+        with self._answers.serving("chat", "processPrompt", model) as served:
+            served.at_once = asked.n or 1
+            try:
+                with tracing.span(f"chat {model}", _attributes(job, self._backend.name)) as span:
+                    try:
+                        generation = await self._backend.generate(job, timed)
+                        timed.settle(generation.usage)
+                        span.tell(_outcome(generation))
+                    finally:
+                        timed.trace(span)
+            finally:
+                served.first_text_seconds, served.output_tokens = timed.first_text_seconds, timed.tokens
+                log.info("generation ended", model=model, completion_tokens=timed.tokens, milliseconds=round(timed.seconds() * 1000))
+            served.input_tokens = generation.usage.prompt_tokens
         return generation
 
     def _loader(self) -> Loader:

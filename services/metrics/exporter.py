@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from services.metrics.settings import MetricsSettings
+from shared.api.metrics import TextFormat
 from shared.node import http
 from shared.node.lifecycle import background
-from shared.telemetry import metrics
+from shared.telemetry import formats
 
-Text = Callable[[], Awaitable[str]]
+Text = Callable[[TextFormat], Awaitable[str]]
 
 
 @asynccontextmanager
@@ -35,7 +36,8 @@ def application(text: Text) -> http.App:
         elif scope["method"] not in {"GET", "HEAD"}:
             status, body = 405, "/metrics answers GET\n"
         else:
-            status, body, content_type = 200, await text(), metrics.CONTENT_TYPE
+            form = formats.choose(scope["headers"])
+            status, body, content_type = 200, await text(form), formats.CONTENT_TYPES[form]
         await _respond(send, status, body.encode(), content_type)
 
     return answer

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from services.metrics import health, prometheus
+from services.metrics import health, openmetrics, prometheus
 from services.metrics.recorded import Recorded
 from services.metrics.tally import Tally
 from shared import directory as directories
@@ -17,7 +17,7 @@ from shared import errors
 from shared import node as nodes
 from shared.api import node as node_api
 from shared.api.gateway import Check
-from shared.api.metrics import ComponentHealth, NodeView, SystemHealth
+from shared.api.metrics import ComponentHealth, NodeView, SystemHealth, TextFormat
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, NodeId, Role
 
@@ -29,6 +29,24 @@ MAX_ASKED_AT_ONCE = 64
 
 #: Our own metrics are what we say they are, whatever a node says first.
 _KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
+
+
+class MeshMetrics:
+    """What one collection found, in either format; each is written when it is first asked for."""
+
+    def __init__(self, merged: prometheus.Merged) -> None:
+        self._merged = merged
+        self._texts: dict[TextFormat, str] = {}
+
+    def text(self, form: TextFormat) -> str:
+        if form not in self._texts:
+            match form:
+                case TextFormat.PROMETHEUS:
+                    self._texts[form] = prometheus.render(self._merged)
+                case TextFormat.OPENMETRICS:
+                    self._texts[form] = openmetrics.render(self._merged, _KNOWN)
+        return self._texts[form]
+
 
 T = TypeVar("T")
 
@@ -59,19 +77,20 @@ class Survey:
         self._tally = tally
         self._asking = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
         self._before: dict[str, ComponentHealth] = {}
+        self._merger = prometheus.Merger(_KNOWN)
         self.metrics = Fresh(self._collect_metrics)
         self.health = Fresh(self._decide_health)
 
     # --- metrics --------------------------------------------------------------------------------------------------
 
-    async def _collect_metrics(self) -> str:
+    async def _collect_metrics(self) -> MeshMetrics:
         others = await self.each(self._read_metrics)
         self._show_own()
-        own = prometheus.Source(self._node.metrics_text(), _labels(Role.METRICS, self._node.id), trusted=True)
+        own = _source(self._node.read_own_metrics(), Role.METRICS, self._node.id, trusted=True)
         recorded = prometheus.Source(self._recorded.render(), {}, trusted=True)
-        merged = prometheus.merge([own, *(source for source in others if source is not None), recorded], _KNOWN)
+        merged = self._merger.merge([own, *(source for source in others if source is not None), recorded])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
-        return merged.text
+        return MeshMetrics(merged)
 
     async def _read_metrics(self, entry: directories.Entry) -> prometheus.Source | None:
         try:
@@ -82,7 +101,7 @@ class Survey:
         except errors.AimeshError as error:
             self._node.metrics.scrape_failures.labels(service=SERVICE_NAMES[entry.role], reason=errors.code_of(error)).inc()
             return None
-        return prometheus.Source(answer.text, _labels(entry.role, entry.node))
+        return _source(answer, entry.role, entry.node)
 
     def _show_own(self) -> None:
         metrics = self._node.metrics
@@ -143,6 +162,10 @@ class Survey:
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]
         return [task.result() for task in asked]
+
+
+def _source(read: node_api.NodeMetrics, role: Role, node: NodeId, *, trusted: bool = False) -> prometheus.Source:
+    return prometheus.Source(read.text, _labels(role, node), trusted=trusted, exemplars=read.exemplars)
 
 
 def _labels(role: Role, node: NodeId) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """metrics: numbers in, Prometheus text and the health of the whole out."""
 
 from datetime import datetime
+from enum import StrEnum
 
 import msgspec
 
@@ -16,8 +17,17 @@ class RecordMetric(Body, frozen=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class TextFormat(StrEnum):
+    """How metrics are written."""
+
+    #: The Prometheus text format 0.0.4.
+    PROMETHEUS = "prometheus"
+    #: OpenMetrics 1.0.0, with exemplars.
+    OPENMETRICS = "openmetrics"
+
+
 class GetMetrics(Body, frozen=True):
-    pass
+    format: TextFormat = TextFormat.PROMETHEUS
 
 
 class MetricsText(Body, frozen=True, omit_defaults=False):

@@ -30,6 +30,9 @@ class Gauges:
         self._round_trips = Series(lambda: metrics.peer_rtt)
         #: What the counters have been given so far.
         self._counted: Counter[str] = Counter()
+        # There from the start: Prometheus sees the growth of what was there before.
+        for _ in (metrics.nats_reconnects, metrics.contested_keys):
+            pass
 
     def update(self) -> None:
         """Bring everything up to now; call it before the text is made."""

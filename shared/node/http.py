@@ -11,11 +11,12 @@ import msgspec
 import uvicorn
 
 from shared import errors, processes
+from shared.api.metrics import TextFormat
 from shared.node import http_places
 from shared.node.http_connection import HttpConnection
 from shared.node.member import DRAIN_SECONDS, Node, Service
 from shared.node.settings import NodeSettings
-from shared.telemetry import metrics
+from shared.telemetry import formats
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,7 +35,7 @@ _json = msgspec.json.Encoder().encode
 class SpeaksForTheMesh(Protocol):
     """A service whose /metrics is more than its own."""
 
-    async def metrics_text(self) -> str: ...
+    async def metrics_text(self, form: TextFormat) -> str: ...
 
 
 class Operations:
@@ -43,7 +44,7 @@ class Operations:
     def __init__(self, node: Node, settings: NodeSettings) -> None:
         self._node = node
         self._metrics_enabled = settings.metrics_enabled
-        self._metrics_text: Callable[[], Awaitable[str]] | None = None
+        self._metrics_text: Callable[[TextFormat], Awaitable[str]] | None = None
         self._app: App | None = None
         self._is_open = False
         self._routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
@@ -60,7 +61,7 @@ class Operations:
             return  # uvicorn runs without lifespan, and no service speaks WebSocket
         route = self._routes.get(scope["path"])
         if route is not None and scope["method"] in {"GET", "HEAD"}:
-            status, body, content_type = await route()
+            status, body, content_type = await route(scope)
             await _respond(send, status, body, content_type)
         elif route is not None:
             await _respond(send, 405, _problem("method_not_allowed", f"{scope['path']} answers GET"))
@@ -71,18 +72,19 @@ class Operations:
         else:
             await _respond(send, 404, _problem("not_found", "here are /healthz, /readyz and /metrics; the API is on the gateway's port"))
 
-    async def _healthz(self) -> tuple[int, bytes, str]:
+    async def _healthz(self, _: Scope) -> tuple[int, bytes, str]:
         return 200, _json({"status": "alive", "service": self._node.service_name}), "application/json"
 
-    async def _readyz(self) -> tuple[int, bytes, str]:
+    async def _readyz(self, _: Scope) -> tuple[int, bytes, str]:
         health = await self._node.health()
         return 200 if health.ready else 503, _json(health), "application/json"
 
-    async def _metrics(self) -> tuple[int, bytes, str]:
+    async def _metrics(self, scope: Scope) -> tuple[int, bytes, str]:
         if not self._metrics_enabled:
             return 404, _problem("not_found", "METRICS_ENABLED=false turned the metrics off"), "application/json"
-        text = await self._metrics_text() if self._metrics_text is not None else self._node.metrics_text()
-        return 200, text.encode(), metrics.CONTENT_TYPE
+        form = formats.choose(scope["headers"])
+        text = await self._metrics_text(form) if self._metrics_text is not None else self._node.metrics_text(form)
+        return 200, text.encode(), formats.CONTENT_TYPES[form]
 
 
 def listen(host: str, port: int, variable: str) -> socket.socket:

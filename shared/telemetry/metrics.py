@@ -1,19 +1,20 @@
 """A node's metrics: one registry per node, because several nodes may live in one process."""
 
 import platform
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from typing import Generic, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
-from shared.telemetry import instruments
-from shared.telemetry.instruments import Instrument, Kind
-
-#: The format of ``Metrics.render``, for HTTP.
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from shared.api.metrics import TextFormat
+from shared.api.node import Exemplar, NodeMetrics
+from shared.telemetry import gen_ai_instruments, host_instruments, instruments
+from shared.telemetry.instrument import Instrument, Kind
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
@@ -61,6 +62,32 @@ class Metrics:
     inflight_requests = _Measured(Gauge, instruments.INFLIGHT_REQUESTS)
     links = _Measured(Gauge, instruments.LINKS)
     links_by_path = _Measured(Gauge, instruments.LINKS_BY_PATH)
+    peer_rtt = _Measured(Gauge, instruments.PEER_RTT)
+    log_lines_lost = _Measured(Counter, instruments.LOG_LINES_LOST)
+    spans_lost = _Measured(Counter, instruments.SPANS_LOST)
+    host_cpu = _Measured(Gauge, host_instruments.HOST_CPU)
+    host_memory_used = _Measured(Gauge, host_instruments.HOST_MEMORY_USED)
+    host_memory_total = _Measured(Gauge, host_instruments.HOST_MEMORY_TOTAL)
+    host_disk_free = _Measured(Gauge, host_instruments.HOST_DISK_FREE)
+    host_disk_total = _Measured(Gauge, host_instruments.HOST_DISK_TOTAL)
+    host_disk_read = _Measured(Counter, host_instruments.HOST_DISK_READ)
+    host_disk_written = _Measured(Counter, host_instruments.HOST_DISK_WRITTEN)
+    host_network_received = _Measured(Counter, host_instruments.HOST_NETWORK_RECEIVED)
+    host_network_sent = _Measured(Counter, host_instruments.HOST_NETWORK_SENT)
+    gpu_usage = _Measured(Gauge, host_instruments.GPU_USAGE)
+    gpu_memory_used = _Measured(Gauge, host_instruments.GPU_MEMORY_USED)
+    gpu_memory_total = _Measured(Gauge, host_instruments.GPU_MEMORY_TOTAL)
+    gpu_power = _Measured(Gauge, host_instruments.GPU_POWER)
+    gpu_temperature = _Measured(Gauge, host_instruments.GPU_TEMPERATURE)
+    audit_chain_valid = _Measured(Gauge, instruments.AUDIT_CHAIN_VALID)
+    ratelimit_decisions = _Measured(Counter, instruments.RATE_LIMIT_DECISIONS)
+    streams_aborted = _Measured(Counter, instruments.STREAMS_ABORTED)
+    inter_token_seconds = _Measured(Histogram, instruments.INTER_TOKEN_SECONDS)
+    cost = _Measured(Counter, instruments.COST)
+    ledger_reserve_seconds = _Measured(Histogram, instruments.LEDGER_RESERVE_SECONDS)
+    ledger_open_reservations = _Measured(Gauge, instruments.LEDGER_OPEN_RESERVATIONS)
+    ledger_oldest_reservation = _Measured(Gauge, instruments.LEDGER_OLDEST_RESERVATION)
+    settle_journal_rows = _Measured(Gauge, instruments.SETTLE_JOURNAL_ROWS)
     sidecar_restarts = _Measured(Counter, instruments.SIDECAR_RESTARTS)
     strangers_refused = _Measured(Counter, instruments.STRANGERS_REFUSED)
     contested_keys = _Measured(Counter, instruments.CONTESTED_KEYS)
@@ -97,6 +124,13 @@ class Metrics:
     scrape_failures = _Measured(Counter, instruments.SCRAPE_FAILURES)
     scrape_dropped_series = _Measured(Gauge, instruments.SCRAPE_DROPPED_SERIES)
     custom_series = _Measured(Gauge, instruments.CUSTOM_SERIES)
+    server_request_duration = _Measured(Histogram, gen_ai_instruments.SERVER_REQUEST_DURATION)
+    server_time_to_first_token = _Measured(Histogram, gen_ai_instruments.SERVER_TIME_TO_FIRST_TOKEN)
+    server_time_per_output_token = _Measured(Histogram, gen_ai_instruments.SERVER_TIME_PER_OUTPUT_TOKEN)
+    client_operation_duration = _Measured(Histogram, gen_ai_instruments.CLIENT_OPERATION_DURATION)
+    client_token_usage = _Measured(Histogram, gen_ai_instruments.CLIENT_TOKEN_USAGE)
+    client_time_to_first_chunk = _Measured(Histogram, gen_ai_instruments.CLIENT_TIME_TO_FIRST_CHUNK)
+    client_time_per_output_chunk = _Measured(Histogram, gen_ai_instruments.CLIENT_TIME_PER_OUTPUT_CHUNK)
 
     def __init__(self, service: str) -> None:
         """``service`` is the word of the `service` label: auth, gateway, inference, metrics or web."""
@@ -108,25 +142,47 @@ class Metrics:
         for _ in (self.requests, self.request_duration, self.active_users, self.rate_limit_violations):
             pass
 
-    def render(self) -> str:
-        """The text of /metrics, in the Prometheus text format 0.0.4."""
-        return generate_latest(_WithoutCreated(self.registry)).decode()
+    def render(self, form: TextFormat = TextFormat.PROMETHEUS) -> str:
+        """The text of /metrics."""
+        collected = _Collected(self.registry)
+        match form:
+            case TextFormat.PROMETHEUS:
+                return generate_latest(collected).decode()
+            case TextFormat.OPENMETRICS:
+                return bytes(exposition.generate_latest(collected)).decode()  # type: ignore[no-untyped-call]  # it has no types
+
+    def read(self) -> NodeMetrics:
+        """The same for the metrics service, with the exemplars that the text has no place for."""
+        collected = _Collected(self.registry)
+        return NodeMetrics(generate_latest(collected).decode(), dict(_exemplars(collected.collect())))
 
 
-class _WithoutCreated(Collector):
-    """A registry without the ``_created`` series, which double the text and which nothing here asks for.
+class _Collected(Collector):
+    """What a registry holds at one moment, without the ``_created`` series, which double the text and which nothing here asks for.
 
     prometheus_client can only switch them off for the whole process.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+        self._families = list(registry.collect())
+        for family in self._families:
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
 
     def collect(self) -> list[Metric]:
-        families = list(self._registry.collect())
-        for family in families:
-            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-        return families
+        return self._families
+
+
+def _exemplars(families: list[Metric]) -> Iterator[tuple[str, Exemplar]]:
+    for family in families:
+        for sample in family.samples:
+            found = sample.exemplar
+            if found is not None and found.timestamp is not None:
+                head = ",".join(f'{name}="{_escape(value)}"' for name, value in sorted(sample.labels.items()))
+                yield f"{sample.name}{{{head}}}", Exemplar(found.labels["trace_id"], found.value, float(found.timestamp))
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
 @cache

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from prometheus_client import Gauge
-
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.rows import AuditRows, ChainEnd
 from shared import audit_anchors
 from shared.api.audit import AuditReport, ChainState
 from shared.audit_anchors import Anchor, Finding
 from shared.audit_chain import ChainVerifier, Checkpoint
-from shared.telemetry import logs
+from shared.telemetry import Metrics, logs
 
 _log = logs.get(part="audit")
 
@@ -21,11 +19,10 @@ _FILE = "anchors"
 class Verification:
     """Holds a page of rows at a time, however many there are."""
 
-    def __init__(self, rows: AuditRows, anchoring: Anchoring, valid: Gauge) -> None:
-        """``valid`` is set by every report of all chains."""
+    def __init__(self, rows: AuditRows, anchoring: Anchoring, metrics: Metrics) -> None:
         self._rows = rows
         self._anchoring = anchoring
-        self._valid = valid
+        self._metrics = metrics
 
     async def report(self, chain: str | None) -> AuditReport:
         """Of one chain or of all. Raises Unavailable."""
@@ -40,8 +37,9 @@ class Verification:
         if broken:
             worst = broken[0]
             _log.error("the audit log is not as it was written", chain=worst.chain, first_bad=worst.first_bad, why=worst.why)
-        if chain is None:
-            self._valid.set(not broken)
+        # Not before the first report: what nobody has verified is neither. One chain that holds says nothing of the others.
+        if broken or chain is None:
+            self._metrics.audit_chain_valid.set(not broken)
         return AuditReport(tuple(states), self._anchoring.keys.current.id)
 
     async def _chains(self, filed: Iterable[str]) -> list[str]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import uuid4
 
-from prometheus_client import Gauge
-
 from services.gateway.limiting import limits
 from services.gateway.limiting.breaker import FAILURES, Breaker
 from services.gateway.limiting.limits import Allowance, Counted, Kind, Limit, Scope, Spent, Tightest, Verdict, WithoutValkey
@@ -21,7 +19,7 @@ from services.gateway.limiting.valkey_limits import ANSWER_SECONDS, Counters, Va
 from shared import errors
 from shared.api.auth import Principal
 from shared.cache import CacheRefuses
-from shared.telemetry import logs
+from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, Tier
 
 #: A request that its gateway never settles, because it died, leaves its place so long after its deadline.
@@ -72,13 +70,16 @@ class Quotas:
         self,
         counters: Counters,
         rules: Rules,
-        degraded: Gauge,
+        metrics: Metrics,
         gateways: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._valkey = ValkeyLimits(counters)
         self._rules = rules
-        self._degraded = degraded
+        self._degraded = metrics.rate_limit_degraded
+        self._admitted = metrics.ratelimit_decisions.labels(decision="admitted")
+        self._refused = metrics.ratelimit_decisions.labels(decision="refused")
+        self._uncounted = metrics.ratelimit_decisions.labels(decision="uncounted")
         self._gateways = gateways
         self._clock = clock
         self._here = LocalLimits()
@@ -88,7 +89,7 @@ class Quotas:
         self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
         #: Valkey is away, or something waits to be settled.
         self._concern = asyncio.Event()
-        degraded.set(0)
+        self._degraded.set(0)
 
     async def spend(self, principal: Principal, model: ModelName, request_id: RequestId, *, tokens: int, seconds: float) -> Spent:
         """Count one request that takes at most so many tokens and so long. Raises LimitReached or TokensTooLarge, and then nothing
@@ -96,11 +97,13 @@ class Quotas:
         found = (*self.limits_of(principal), *limits.of_model(model, self._rules.models))
         most = limits.most_tokens(found)
         if most is not None and tokens > most:
+            self._refused.inc()
             raise errors.TokensTooLarge(
                 f"the prompt and max_tokens come to {tokens} tokens, and the limit is {most} tokens per minute",
                 hint="lower max_tokens, shorten the prompt, or ask the admin for a higher limit",
             )
         if not found:
+            self._admitted.inc()
             return Spent(Counted.NOWHERE, request_id, (), limits.Tightest())
         lease_seconds = seconds + _LEASE_SLACK_SECONDS
         held = tuple(limit for limit in found if limit.kind in limits.HELD)
@@ -121,8 +124,10 @@ class Quotas:
                 verdict = self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds, now=self._clock())
                 return self._spent(Counted.HERE, request_id, found, verdict, principal.tier)
             case "open":
+                self._uncounted.inc()
                 return Spent(Counted.NOWHERE, request_id, held, Tightest())
             case "closed":
+                self._refused.inc()
                 self._settle_later(Spent(Counted.NOWHERE, request_id, held, Tightest()), 0)
                 raise errors.Unavailable("requests cannot be counted now: Valkey is away", hint="try again soon", retry_after_seconds=1)
 
@@ -172,10 +177,11 @@ class Quotas:
                 await self._probe()
             await self._settle_what_waits()
 
-    @staticmethod
-    def _spent(counted: Counted, request_id: RequestId, found: Sequence[Limit], verdict: Verdict, tier: Tier) -> Spent:
+    def _spent(self, counted: Counted, request_id: RequestId, found: Sequence[Limit], verdict: Verdict, tier: Tier) -> Spent:
         if not verdict.admitted:
+            self._refused.inc()
             raise LimitReached(limits.refusal(found, verdict.counts), tier)
+        self._admitted.inc()
         held = tuple(limit for limit in found if limit.kind in limits.HELD)
         return Spent(counted, request_id, held, limits.tightest(found, verdict.counts))
 

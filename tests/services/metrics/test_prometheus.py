@@ -1,22 +1,34 @@
 """Merging texts, by tables; and whatever comes in, what goes out is read by an independent parser."""
 
 import string
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.metrics import prometheus
-from services.metrics.prometheus import Merged, Source
+from services.metrics import blocks, prometheus, series
+from services.metrics.prometheus import Source
 from shared import telemetry
 
 A = {"service": "auth", "node": "UA"}
 B = {"service": "gateway", "node": "UB"}
 
 
-def _merged(*texts: str) -> Merged:
-    return prometheus.merge([Source(text, labels) for text, labels in zip(texts, (A, B), strict=False)])
+class Result(NamedTuple):
+    text: str
+    dropped: int
+
+
+def _merge(sources: list[Source], known: Mapping[str, str] | None = None) -> Result:
+    merged = prometheus.merge(sources, known)
+    return Result(prometheus.render(merged), merged.dropped)
+
+
+def _merged(*texts: str) -> Result:
+    return _merge([Source(text, labels) for text, labels in zip(texts, (A, B), strict=False)])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +63,7 @@ def _merged(*texts: str) -> Merged:
     ],
 )
 def test_one_text(text: str, expected: str) -> None:
-    assert _merged(text) == Merged(expected, 0)
+    assert _merged(text) == Result(expected, 0)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +127,11 @@ def test_a_known_family_cannot_be_taken() -> None:
     known = {"h": "histogram"}
     thief = Source("# TYPE h gauge\nh 1\n# TYPE h_sum gauge\nh_sum 1", A)
     honest = Source("# TYPE h histogram\nh_sum 1", B)
-    assert prometheus.merge([thief, honest], known) == Merged('# HELP h \n# TYPE h histogram\nh_sum{service="gateway",node="UB"} 1\n', 2)
+    assert _merge([thief, honest], known) == Result('# HELP h \n# TYPE h histogram\nh_sum{service="gateway",node="UB"} 1\n', 2)
 
 
 def test_our_own_text_keeps_its_labels() -> None:
-    merged = prometheus.merge([Source('up{node="UB"} 1', A, trusted=True)])
+    merged = _merge([Source('up{node="UB"} 1', A, trusted=True)])
     assert 'up{service="auth",node="UB"} 1' in merged.text
 
 
@@ -156,20 +168,18 @@ names = st.from_regex(r"[a-z_:][a-z0-9_:]{0,3}", fullmatch=True)
 label_names = st.from_regex(r"[a-z][a-z_]{0,3}", fullmatch=True) | st.sampled_from(["service", "node", "exported_service", "exported_node"])
 values = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 kinds = st.sampled_from(["counter", "gauge", "histogram", "summary", "untyped", "rocket"])
-series = st.builds(
-    lambda name, labels, number: (
-        f"{name}{{{prometheus._pairs({label: prometheus._escape(text) for label, text in labels.items()})}}} {number!r}"
-    ),
+lines_of_series = st.builds(
+    lambda name, labels, number: f"{name}{{{series.pairs({label: series.escape(text) for label, text in labels.items()})}}} {number!r}",
     names,
     st.dictionaries(label_names, values, max_size=3),
     st.floats(allow_nan=False, allow_infinity=False),
 )
-lines = st.one_of(series, st.builds("# TYPE {} {}".format, names, kinds), st.builds("# HELP {} {}".format, names, values), values)
+lines = st.one_of(lines_of_series, st.builds("# TYPE {} {}".format, names, kinds), st.builds("# HELP {} {}".format, names, values), values)
 
 
 @given(st.lists(st.lists(lines, max_size=12).map("\n".join), max_size=3))
 def test_whatever_nodes_say_the_result_can_be_read(texts: list[str]) -> None:
-    merged = prometheus.merge([Source(text, {"service": "auth", "node": f"U{number}"}) for number, text in enumerate(texts)])
+    merged = _merge([Source(text, {"service": "auth", "node": f"U{number}"}) for number, text in enumerate(texts)])
     seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
     names_seen: set[str] = set()
     for family in text_string_to_metric_families(merged.text):
@@ -186,7 +196,7 @@ def test_whatever_nodes_say_the_result_can_be_read(texts: list[str]) -> None:
 @given(st.dictionaries(label_names, values, max_size=3), st.floats(allow_nan=False, allow_infinity=False))
 def test_a_valid_series_arrives_as_it_left(labels: dict[str, str], number: float) -> None:
     text = prometheus.render_family("m", "gauge", "help\\\n", iter([(labels, number)]))
-    merged = prometheus.merge([Source(text, {}, trusted=True)])
+    merged = _merge([Source(text, {}, trusted=True)])
     assert merged.dropped == 0
     (family,) = text_string_to_metric_families(merged.text)
     assert family.documentation == "help\\\n"
@@ -196,4 +206,63 @@ def test_a_valid_series_arrives_as_it_left(labels: dict[str, str], number: float
 
 @given(st.text(string.printable, max_size=300))
 def test_noise_is_survived(text: str) -> None:
-    prometheus.merge([Source(text, A)])
+    _merge([Source(text, A)])
+
+
+# --- families that are as nodes write them, and are taken as a whole ---------------------------------------------------------
+
+
+def _family(kind: str, *lines: str) -> str:
+    return "\n".join(["# HELP a_total of it", f"# TYPE a_total {kind}", *lines, ""])
+
+
+@pytest.mark.parametrize(
+    ("text", "taken", "dropped"),
+    [
+        pytest.param(_family("gauge", 'a_total{x="1"} 1', 'a_total{x="2"} 1'), 2, 0, id="as it should be"),
+        pytest.param(_family("gauge", 'a_total{x="1"} 1', 'a_total{x="1"} 2'), 1, 1, id="twice"),
+        pytest.param(_family("gauge", 'a_total{x="1",y="2"} 1', 'a_total{y="2",x="1"} 2'), 1, 1, id="twice, in another order"),
+        pytest.param(_family("gauge", 'a_total{x=""} 1', "a_total 2"), 1, 1, id="twice, with a label that is empty"),
+        pytest.param(_family("gauge", 'a_total{service="auth"} 1', "a_total 2"), 1, 1, id="twice, with a label that it gets anyway"),
+        pytest.param(_family("gauge", 'a_total{node="UB"} 1', "a_total 2"), 2, 0, id="with another node's label"),
+        pytest.param(_family("counter", "a_total -1"), 0, 1, id="a counter that is negative"),
+        pytest.param(_family("counter", "a_total NaN"), 0, 1, id="a counter that is no number"),
+        pytest.param(_family("gauge", "a_total -1"), 1, 0, id="a gauge may be negative"),
+        pytest.param(_family("histogram", 'a_total_bucket{le="1.0"} -1', "a_total_sum -1"), 1, 1, id="a sum may be, a bucket not"),
+        pytest.param(_family("gauge", 'a_total{x="\0"} 1'), 1, 0, id="a label that is what stands for labels"),
+        pytest.param(_family("gauge", "a_total 1", "b 1"), 2, 0, id="with a stranger"),
+        pytest.param(_family("gauge", "a_total 1") + _family("gauge", 'a_total{x="2"} 1'), 2, 0, id="in two parts"),
+        pytest.param(_family("gauge", "a_total 1 1763000000000"), 1, 0, id="with a time"),
+        pytest.param(_family("gauge", "a_total", 'a_total{x="2"} 1'), 1, 1, id="with a line that is none"),
+    ],
+)
+def test_a_family_in_the_usual_form(text: str, taken: int, dropped: int) -> None:
+    merged = prometheus.merge([Source(text, A), Source(text, {**A, "node": "UC"})])
+    assert (sum(family.size for family in merged.families), merged.dropped) == (2 * taken, 2 * dropped)
+    families = list(text_string_to_metric_families(prometheus.render(merged)))
+    assert {sample.labels["node"] for family in families for sample in family.samples} <= {"UA", "UC"}
+
+
+def test_what_we_say_of_a_node_it_cannot_say_again() -> None:
+    ours = Source(_family("gauge", 'a_total{service="auth",node="UA"} 1'), {"service": "metrics", "node": "UM"}, trusted=True)
+    nodes = [Source(_family("gauge", "a_total 7"), labels) for labels in (A, B)]
+    merged = _merge([*nodes, ours])
+    assert merged.dropped == 1
+    assert 'a_total{service="auth",node="UA"} 1\n' in merged.text
+    assert 'a_total{service="gateway",node="UB"} 7\n' in merged.text
+
+
+def test_a_merge_after_many_numbers_still_knows_what_a_counter_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_MAX_NUMBERS", 1)
+    merger = prometheus.Merger()
+    for _ in range(2):
+        assert merger.merge([Source(_family("counter", "a_total -1", 'a_total{x="1"} 5', 'a_total{x="2"} 6'), A)]).dropped == 1
+
+
+def test_a_merger_forgets_labels_that_are_ever_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_MAX_HEADS", 10)
+    merger = prometheus.Merger()
+    for number in range(50):
+        merged = merger.merge([Source(_family("gauge", f'a_total{{x="{number}"}} 1'), A)])
+        assert f'x="{number}"' in prometheus.render(merged)
+    assert len(merger._blocks._made_of) <= 11

@@ -33,12 +33,20 @@ BOUNDED = {
     "outcome",
     "python",
     "result",
+    "peer",
+    "decision",
+    "gpu",
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "gen_ai_token_type",
+    "error_type",
 }
 
 
 @pytest.mark.parametrize("instrument", instruments.ALL, ids=lambda one: one.name)
 def test_an_instrument_keeps_the_naming_rules(instrument: Instrument) -> None:
-    assert re.fullmatch(r"ai_platform_[a-z][a-z0-9_]*", instrument.name)
+    assert re.fullmatch(r"(ai_platform|gen_ai)_[a-z][a-z0-9_]*", instrument.name)
     assert instrument.name.endswith("_total") == (instrument.kind is Kind.COUNTER)
     assert set(instrument.labels) <= BOUNDED
     assert bool(instrument.buckets) == (instrument.kind is Kind.HISTOGRAM)

@@ -38,4 +38,4 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def verification(rows: AuditRows, anchoring: Anchoring, metrics: Metrics) -> Verification:
-    return Verification(rows, anchoring, metrics.audit_chain_valid)
+    return Verification(rows, anchoring, metrics)

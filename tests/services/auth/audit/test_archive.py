@@ -55,7 +55,7 @@ class Office:
     dispatcher: Dispatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        verification = Verification(self.rows, Anchoring(self.rows, KEYS, MeshName("test"), None), Metrics("auth").audit_chain_valid)
+        verification = Verification(self.rows, Anchoring(self.rows, KEYS, MeshName("test"), None), Metrics("auth"))
         self.dispatcher = Dispatcher(cast("asyncio.TaskGroup", None), lambda *_: None, lambda *_: None)
         self.dispatcher.gate = Gate(self._identify, lambda *_: None)
         self.dispatcher.add(Archive(self.store, AuditLog(self.rows), self.rows, verification))

@@ -47,7 +47,7 @@ class Desk:
     ) -> None:
         self.metrics = Metrics("gateway")
         rules = Rules(plans={Tier.FREE: plan, Tier.ENTERPRISE: tiers.NO_LIMITS}, models=models or {}, without_valkey=mode)
-        self.quotas = Quotas(counters, rules, self.metrics.rate_limit_degraded, lambda: gateways)
+        self.quotas = Quotas(counters, rules, self.metrics, lambda: gateways)
 
     async def spend(self, caller: Principal = ADA, *, tokens: int = 10, model: ModelName = MODEL) -> Spent:
         return await self.quotas.spend(caller, model, RequestId(uuid4()), tokens=tokens, seconds=30)
@@ -56,6 +56,15 @@ class Desk:
         found = await asyncio.gather(*(self.spend() for _ in range(times)), return_exceptions=True)
         assert all(isinstance(one, Spent | LimitReached) for one in found), found
         return sum(isinstance(one, Spent) for one in found)
+
+    @property
+    def decisions(self) -> tuple[float, float, float]:
+        """Admitted, refused and uncounted."""
+        admitted, refused, uncounted = (
+            self.metrics.registry.get_sample_value("ai_platform_ratelimit_decisions_total", {"decision": word}) or 0.0
+            for word in ("admitted", "refused", "uncounted")
+        )
+        return admitted, refused, uncounted
 
     @property
     def degraded(self) -> bool:
@@ -127,6 +136,19 @@ async def test_who_has_no_limits_costs_no_call(counters: FakeCounters) -> None:
 
 
 @pytest.mark.parametrize("away", [False, True])
+async def test_what_the_limits_said_of_each_request_is_counted_once(counters: FakeCounters, away: bool) -> None:
+    counters.away = away
+    desk = Desk(counters, replace(HOURLY, tokens_per_minute=1000))
+    assert desk.decisions == (0, 0, 0)
+    assert await desk.let_in(12) == 10
+    assert desk.decisions == (10, 2, 0)
+    with pytest.raises(errors.TokensTooLarge):
+        await desk.spend(tokens=1001)
+    await desk.spend(Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.ENTERPRISE))
+    assert desk.decisions == (11, 3, 0)
+
+
+@pytest.mark.parametrize("away", [False, True])
 async def test_what_is_settled_comes_back_once(counters: FakeCounters, away: bool) -> None:
     desk = Desk(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000, concurrency=1))
     counters.away = away
@@ -162,11 +184,14 @@ async def test_a_request_larger_than_the_share_takes_all_of_it(counters: FakeCou
 
 async def test_open_lets_all_in_and_closed_none(counters: FakeCounters) -> None:
     counters.away = True
-    assert await Desk(counters, HOURLY, mode="open").let_in(30) == 30
+    opened = Desk(counters, HOURLY, mode="open")
+    assert await opened.let_in(30) == 30
+    assert opened.decisions == (0, 0, 30)
     closed = Desk(counters, HOURLY, mode="closed")
     for _ in range(8):
         with pytest.raises(errors.Unavailable):
             await closed.spend()
+    assert closed.decisions == (0, 8, 0)
 
 
 async def test_five_failures_in_a_row_and_no_fewer_mean_that_it_is_away(counters: FakeCounters) -> None:

@@ -1,0 +1,144 @@
+"""What a scrape of the whole mesh costs the metrics service: the texts of 200 workers and a gateway, merged and rendered.
+
+    python -m bench.scrape [--workers 200] [--runs 7] [--json FILE]
+
+The texts are what such nodes have after an hour of work: three models of twenty each, every instrument of theirs, exemplars, and the
+machine. What the nodes and the mesh add, by answering over their links, is not in it.
+"""
+
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+from bench import report
+from services.metrics import openmetrics, prometheus
+from services.metrics.prometheus import Source
+from shared import context
+from shared.api.node import NodeMetrics
+from shared.telemetry import Metrics, host_instruments, instruments
+from shared.telemetry.answers import Answer, GatewayAnswers, WorkerAnswers
+from shared.tracing import Serving, Traces
+from shared.types import ModelName
+
+MODELS = tuple(ModelName(f"model-{number}:8b-instruct-q4") for number in range(20))
+MODELS_OF_A_WORKER = 3
+ANSWERS = 60
+KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
+
+
+def _answer(model: ModelName, draw: random.Random) -> Answer:
+    seconds, tokens = draw.expovariate(0.3), draw.randrange(2, 400)
+    error = draw.choice(("", "", "", "", "", "cancelled", "overloaded"))
+    return Answer(
+        operation="chat",
+        method="processPrompt",
+        model=model,
+        seconds=seconds,
+        first_text_seconds=seconds * draw.random(),
+        input_tokens=draw.randrange(1, 4000),
+        output_tokens=tokens,
+        chunks=tokens,
+        error=error,
+    )
+
+
+def _request(traces: Traces, draw: random.Random) -> Serving:
+    """One of twenty is looked at."""
+    trace = f"{draw.getrandbits(128) or 1:032x}"
+    serving = traces.join("chat", f"00-{trace}-{1:016x}-{draw.random() < 0.05:02x}", context.new_request_id())
+    assert serving is not None
+    return serving
+
+
+def _machine(metrics: Metrics, draw: random.Random) -> None:
+    labels = {"gpu": "0"}
+    for attribute, measured in vars(Metrics).items():
+        instrument = getattr(measured, "instrument", None)
+        if instrument in host_instruments.ALL:
+            family = getattr(metrics, attribute)
+            (family.labels(**labels) if instrument.labels else family).inc(draw.randrange(10**12))
+    for method in ("readMetrics", "readHealth", "readSpans", "readRevocations", "processPrompt", "readReceipts", "embed"):
+        metrics.requests.labels(service=metrics.service, method=method, status="success").inc(draw.randrange(10**6))
+        metrics.request_duration.labels(service=metrics.service, method=method, model="").observe(draw.random())
+
+
+def worker(number: int) -> NodeMetrics:
+    draw, traces = random.Random(number), Traces(ratio=0)
+    metrics = Metrics("inference")
+    answers = WorkerAnswers(metrics, "llama_cpp")
+    _machine(metrics, draw)
+    for model in draw.sample(MODELS, MODELS_OF_A_WORKER):
+        for _ in range(ANSWERS):
+            with _request(traces, draw):
+                answers.ended(_answer(model, draw))
+        metrics.worker_up.labels(model=model).set(1)
+        metrics.queue_depth.labels(model=model).set(draw.randrange(20))
+        metrics.engine_restarts.labels(model=model).inc(0)
+        for state in ("busy", "free"):
+            metrics.worker_slots.labels(model=model, state=state).set(draw.randrange(8))
+        for gauge in (metrics.engine_overhead, metrics.engine_step_seconds, metrics.engine_tokens_per_second):
+            gauge.labels(model=model).set(draw.random())
+    return metrics.read()
+
+
+def gateway() -> NodeMetrics:
+    draw, traces = random.Random(0), Traces(ratio=0)
+    metrics = Metrics("gateway")
+    answers = GatewayAnswers(metrics)
+    _machine(metrics, draw)
+    for model in MODELS:
+        for _ in range(ANSWERS):
+            with _request(traces, draw):
+                answers.ended(_answer(model, draw), asked=True)
+        metrics.queue_wait_seconds.labels(model=model).observe(draw.random())
+    return metrics.read()
+
+
+def _sources(workers: int) -> list[Source]:
+    read = [("gateway", gateway())] + [("inference", worker(number)) for number in range(workers)]
+    return [
+        Source(one.text, {"service": service, "node": f"U{number:011d}"}, exemplars=one.exemplars)
+        for number, (service, one) in enumerate(read)
+    ]
+
+
+def _median_ms(make: Callable[[], object], runs: int) -> float:
+    took = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        make()
+        took.append((time.perf_counter() - began) * 1000)
+    return statistics.median(took)
+
+
+def _resident_mib() -> float:
+    """The most that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--workers", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args()
+    sources = _sources(options.workers)
+    merger = prometheus.Merger(KNOWN)
+    began = time.perf_counter()
+    merged = merger.merge(sources)
+    first = (time.perf_counter() - began) * 1000
+    of = f"{options.workers} workers and a gateway, {sum(family.size for family in merged.families)} series"
+    ways: dict[str, Callable[[], object]] = {
+        "Prometheus text": lambda: prometheus.render(merger.merge(sources)),
+        "OpenMetrics": lambda: openmetrics.render(merger.merge(sources), KNOWN),
+    }
+    rows = [report.alone(f"merge {of}: {name}", _median_ms(way, options.runs), "ms", at_most=300) for name, way in ways.items()]
+    rows.append(report.alone("the first merge after a start, without rendering", first, "ms"))
+    rows.append(report.alone("series left out of it", merged.dropped, "", at_most=0))
+    rows.append(report.alone("most memory of the process", _resident_mib(), "MiB", at_most=200))
+    report.publish(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""No number of users makes more series of auth: what is asked for and how it ended is counted, never who asked."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from typing import ClassVar
+from uuid import uuid4
+
+import msgspec
+
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import auth
+from shared.api.gateway import Check
+from shared.node import Node, NodeSettings
+from shared.types import Credential, Role, UserId
+from tests.services.auth import by_hand
+from tests.services.auth.surroundings import ADMIN_PASSWORD
+from tests.testnet import MESH, RunningNode, testnet
+
+TENANTS = 1_000
+FEW = 10
+AT_ONCE = 10
+#: OBSERVABILITY.md §6.2, of one service.
+MOST_SERIES = 10_000
+REGISTERED = """
+    INSERT INTO auth.users (id, username, email)
+    SELECT id, 'user' || n, n || '@example.com' FROM unnest($1::uuid[]) WITH ORDINALITY AS new (id, n)
+"""
+
+
+class Gateway:
+    """A node that only calls."""
+
+    role: ClassVar[Role] = Role.GATEWAY
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Gateway"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+
+#: Of what the tenants do; what nodes ask each other comes when it comes.
+OF_TENANTS = re.compile(r'method="(?:generateApiKey|validateApiKey|identify)"|auth_failures|keys_created')
+
+
+def _series(running: RunningNode) -> set[str]:
+    text = running.node.metrics.render()
+    return {line.rpartition(" ")[0] for line in text.split("\n") if line and not line.startswith("#")}
+
+
+def _of_tenants(series: set[str]) -> set[str]:
+    return {one for one in series if OF_TENANTS.search(one)}
+
+
+async def test_a_thousand_tenants_make_no_more_series_than_a_few_and_all_fit(settings: AuthSettings) -> None:
+    async with testnet() as net:
+        key_file = net.server.key("auth", Role.AUTH)
+        on_mesh = msgspec.structs.replace(settings, mesh=MESH, nats_url=net.server.url, node_key_file=key_file)
+        running = await net.start(AuthService, on_mesh)
+        gateway, client = await net.start(Gateway), await net.client()
+        session = await client.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(ADMIN_PASSWORD, username="admin")))
+        # By hand, because a password takes its time, and who registers is limited.
+        people = [UserId(uuid4()) for _ in range(TENANTS)]
+        await by_hand.run(settings.database_url, REGISTERED, people)
+
+        async def come(person: UserId) -> None:
+            new = await client.rpc.call(auth.generate_api_key, auth.GenerateApiKey(user_id=person), credential=session.access_token)
+            principal = await gateway.node.rpc.call(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
+            assert principal.user_id == person
+            for refused in (f"{new.api_key[:-8]}AAAAAAAA", f"no key of {person}", f"a.{person.hex}.c"):
+                with contextlib.suppress(errors.AimeshError):
+                    await gateway.node.rpc.call(auth.identify, auth.Identify(Credential(refused)))
+
+        for person in people[:FEW]:
+            await come(person)
+        few = _of_tenants(_series(running))
+        for first in range(FEW, TENANTS, AT_ONCE):
+            await asyncio.gather(*(come(person) for person in people[first : first + AT_ONCE]))
+        assert running.node.metrics.registry.get_sample_value("ai_platform_keys_created_total") == TENANTS
+        assert few
+        assert _of_tenants(_series(running)) == few
+        assert len(_series(running)) <= MOST_SERIES

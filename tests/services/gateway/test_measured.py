@@ -1,0 +1,120 @@
+"""What a gateway measures of its requests, on its real code paths; and that no number of users makes more of it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from services.gateway.pipeline import Pipeline
+from services.gateway.relaying.relay import Relay
+from shared import context, errors
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest
+from shared.telemetry import Metrics
+from shared.types import KeyId, ModelName, Tier, UserId, UserRole
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import OWNER, FakeWorker, House
+
+TENANTS = 1_000
+MODELS = 20
+#: OBSERVABILITY.md §6.2, of one service.
+MOST_SERIES = 10_000
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+async def _ask(house: House, who: Principal = OWNER, model: str = "smollm2", **fields: object) -> None:
+    context.start()  # as a door does
+    request = InferenceRequest(prompt="hi", model=ModelName(model), **fields)  # type: ignore[arg-type]  # of the right types by name
+    async with house.pipeline.run(who, request, seconds=10) as running:
+        async for _ in running:
+            pass
+
+
+def _series(metrics: Metrics) -> set[str]:
+    return {line.rpartition(" ")[0] for line in metrics.render().split("\n") if line and not line.startswith("#")}
+
+
+def _value(metrics: Metrics, start: str) -> float:
+    (line,) = [line for line in metrics.render().split("\n") if line.startswith(start)]
+    return float(line.rpartition(" ")[2])
+
+
+async def test_an_answer_is_in_both_families(house: House) -> None:
+    await _ask(house, model="llama3")  # an alias
+    labels = 'gen_ai_operation_name="chat",gen_ai_provider_name="aimesh",gen_ai_request_model="smollm2"'
+    metrics = house.metrics
+    assert _value(metrics, f'gen_ai_client_operation_duration_seconds_count{{error_type="",{labels}}}') == 1
+    assert _value(metrics, f"gen_ai_client_operation_time_to_first_chunk_seconds_count{{{labels}}}") == 1
+    assert _value(metrics, f"gen_ai_client_operation_time_per_output_chunk_seconds_count{{{labels}}}") == 1
+    assert _value(metrics, f'gen_ai_client_token_usage_tokens_sum{{{labels},gen_ai_token_type="input"}}') == 7
+    assert _value(metrics, f'gen_ai_client_token_usage_tokens_sum{{{labels},gen_ai_token_type="output"}}') == 3
+    assert _value(metrics, 'ai_platform_inter_token_seconds_count{model="smollm2"}') == 1
+
+
+async def test_an_answer_that_failed_has_the_kind_of_its_error_and_no_time_between_tokens(house: House) -> None:
+    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("gone"), 2
+    with pytest.raises(errors.WorkerLost):
+        await _ask(house)
+    assert _value(house.metrics, 'gen_ai_client_operation_duration_seconds_count{error_type="worker_lost"') == 1
+    assert "inter_token_seconds_count" not in house.metrics.render()
+
+
+async def test_a_request_that_is_limited_was_asked_of_no_worker() -> None:
+    async with fakes.house(free=1) as house:
+        await _ask(house)
+        with pytest.raises(errors.Limited):
+            await _ask(house)
+        assert _value(house.metrics, "gen_ai_client_operation_duration_seconds_count") == 1
+        assert _value(house.metrics, 'ai_platform_request_duration_seconds_count{method="processInferenceRequest",model="smollm2"') == 2
+
+
+async def test_a_model_that_nobody_serves_makes_no_series(house: House) -> None:
+    with pytest.raises(errors.UnknownModel):
+        await _ask(house, model="gpt-0")
+    before = _series(house.metrics)
+    for number in range(1, 50):
+        with pytest.raises(errors.UnknownModel):
+            await _ask(house, model=f"gpt-{number}")
+    assert _series(house.metrics) == before
+    assert not any("gpt" in one for one in before)
+
+
+def _tenant(number: int) -> Principal:
+    ids = UUID(int=1_000 + number)
+    return Principal(UserId(ids), f"user{number}", UserRole.USER, (Tier.FREE, Tier.PRO)[number % 2], KeyId(ids), "laptop")
+
+
+async def test_a_thousand_tenants_make_no_more_series_than_a_few_and_all_fit() -> None:
+    async with fakes.house(free=30) as house:
+        models = [f"model-{number}" for number in range(MODELS)]
+        worker = FakeWorker()
+        house.add_worker(2, worker, *models)
+        # Nobody waits before a worker is asked again.
+        house.pipeline = Pipeline(replace(house.parts, relay=Relay(house.rpc, house.dispatch, draw=lambda: 0.0)))
+        ways = [None, *(kind("it failed") for kind in errors.BY_CODE.values())]
+
+        async def ask(who: Principal, model: str, fails_with: errors.AimeshError | None) -> None:
+            worker.fails_with, worker.fails_after = fails_with, 0
+            with contextlib.suppress(errors.AimeshError):
+                await _ask(house, who, model)
+
+        # Everything that there is, once, and a limit that is reached.
+        for number in range(len(ways) * MODELS):
+            await ask(_tenant(TENANTS + number), models[number % MODELS], ways[number // MODELS])
+        greedy = _tenant(2 * TENANTS + len(ways) * MODELS)
+        for model in models[:1] * 30 + models:
+            await ask(greedy, model, None)
+        few = _series(house.metrics)
+        for number in range(TENANTS):
+            await ask(_tenant(number), models[number % MODELS], ways[number % len(ways)])
+        assert len(house.store.rows) >= TENANTS
+        assert _series(house.metrics) == few
+        assert 1_000 < len(few) <= MOST_SERIES
+        assert not any("user" in one.replace('scope="user"', "") for one in few)
