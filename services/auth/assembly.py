@@ -126,7 +126,7 @@ class Assembly:
             trail=self.trail,
         )
         anchoring = Anchoring(self._audit_rows, _anchor_keys(settings), settings.mesh, settings.audit_anchor_file)
-        self._verification = Verification(self._audit_rows, anchoring, node.metrics.audit_chain_valid)
+        self._verification = Verification(self._audit_rows, anchoring, node.metrics)
         self.upkeep = Upkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
     def join(self, ca: MeshCa | None, equipment: Equipment) -> Joined:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from services.auth import acts, names, roles
 from services.auth.parts import Parts
 from shared import access, errors
-from shared.api import auth, events, gateway
+from shared.api import auth, business, events, gateway
 from shared.api.usage import UserUsage
 from shared.rpc import Call, serves
 from shared.telemetry import logs
@@ -104,6 +104,12 @@ class People:
         if not 1 <= request.limit <= _MOST_USERS_LISTED:
             raise errors.BadRequest(f"limit: 1 to {_MOST_USERS_LISTED}")
         return auth.Users(await self._store.list_users(request.limit))
+
+    @serves(business.count_new_accounts)
+    async def count_new_accounts(self, request: business.CountNewAccounts, call: Call) -> business.NewAccounts:
+        if not 0 < (request.until - request.since).days <= business.MOST_DAYS:
+            raise errors.BadRequest(f"since and until: two days, the earlier one first, at most {business.MOST_DAYS} apart")
+        return business.NewAccounts(await self._store.count_new(request.since, request.until))
 
     @serves(auth.get_user_usage)
     async def get_user_usage(self, request: auth.GetUserUsage, call: Call) -> UserUsage:

@@ -6,7 +6,7 @@ What writes takes a transaction, so that an act and its row in the audit log hap
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -17,6 +17,7 @@ from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
 from shared import database, errors
 from shared.api.auth import ApiKey, Change, KeyBounds, KeyKind, KeyLimits, Principal, User
+from shared.api.business import NewOfDay
 from shared.api.gateway import Check
 from shared.api.privacy import StaleKey, StaleUser
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
@@ -153,6 +154,10 @@ class Store:
 
     async def list_users(self, limit: int) -> tuple[User, ...]:
         return tuple(_user(row) for row in await self._db.rows("list_users", limit))
+
+    async def count_new(self, since: date, until: date) -> tuple[NewOfDay, ...]:
+        """Of each UTC day before ``until`` on which somebody registered or made a key."""
+        return tuple(NewOfDay(row["day"], row["registrations"], row["keys"]) for row in await self._db.rows("count_new", since, until))
 
     async def set_tier(self, transaction: database.Transaction, user_id: UserId, tier: Tier) -> User:
         return _user(_there(await transaction.row("set_tier", user_id, tier.value)))

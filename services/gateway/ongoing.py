@@ -9,6 +9,7 @@ from services.gateway.limiting.limits import Spent, Tightest
 from services.gateway.money.ledger import Held
 from shared import context
 from shared.api.generation import Usage
+from shared.directory import Entry
 from shared.types import MicroCredits, ModelName, RequestId
 
 
@@ -33,6 +34,12 @@ class Ongoing(ABC):
         self.held: Held | None = None
         #: What the worker says; closing it ends the work there.
         self.answers: AsyncGenerator[object] | None = None
+        #: Who runs it; None until that is decided, and where nobody has to.
+        self.worker: Entry | None = None
+
+    def runs_on(self, worker: Entry) -> None:
+        """Told for each one that it is given to."""
+        self.worker = worker
 
     @property
     def allowance(self) -> Tightest | None:
@@ -55,9 +62,26 @@ class Ongoing(ABC):
         return None
 
     @property
+    def chunks(self) -> int:
+        """Pieces that its text came in."""
+        return 0
+
+    @property
     def cached(self) -> bool:
         """Whether its answer was given before."""
         return False
+
+    @property
+    def begins_conversation(self) -> bool:
+        """Whether it goes on from no earlier answer, as far as its messages tell."""
+        return False
+
+    @property
+    def saved_micro(self) -> MicroCredits:
+        """What its tokens would have cost that were given before."""
+        if self.held is None or not (self.cached and self.complete):
+            return MicroCredits(0)
+        return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, 0)
 
     @property
     def cost_micro(self) -> MicroCredits:

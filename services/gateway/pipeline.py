@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from services.gateway import admission, mesh, prompts
+from services.gateway.endings import Endings
 from services.gateway.limiting import limits
 from services.gateway.limiting.quotas import LimitReached, Quotas
 from services.gateway.money.ledger import Bounds, Held, Ledger
@@ -94,6 +95,7 @@ class Pipeline:
         self.clock = clock
         self._patience_seconds = patience_seconds
         self._answers_ended = GatewayAnswers(parts.metrics)
+        self._endings = Endings(parts.metrics)
         self._knows_all_at = clock() + patience_seconds
 
     @asynccontextmanager
@@ -232,12 +234,12 @@ class Pipeline:
         prompt = inference.ProcessPrompt(order.messages, config, running.request_id, order.salt, streamed=order.streamed)
         use = cache_keys.plan(cache, order.config, only_when_asked=parts.cache_only_when_asked)
         if parts.responses is None or not use:
-            return parts.relay.generate(prompt, order.wish, seconds=order.seconds)
+            return parts.relay.generate(prompt, order.wish, seconds=order.seconds, runs_on=running.runs_on)
         digest = routing.digest_of(order.wish.model, parts.directory.usable(Role.WORKER))
         question = cache_keys.Question(order.wish.tenant, order.messages, order.config, digest)
 
         def generate(seconds: float) -> AsyncGenerator[Said]:
-            return parts.relay.generate(prompt, order.wish, seconds=seconds)
+            return parts.relay.generate(prompt, order.wish, seconds=seconds, runs_on=running.runs_on)
 
         return parts.responses.answer(question, generate, use=use, seconds=order.seconds, came=running.came)
 
@@ -266,6 +268,10 @@ class Pipeline:
             cost_micro=running.cost_micro,
             cached=running.cached,
             reservation=_reservation(status, usage),
+            worker_owner=None if running.worker is None else running.worker.announcement.owner or None,
+            worker_labels=() if running.worker is None else tuple(sorted(running.worker.announcement.labels.items())),
+            begins_conversation=running.begins_conversation,
+            saved_micro=running.saved_micro,
         )
         written = self._parts.recorder.add(row)
         self._parts.ledger.ended(row.id)
@@ -287,9 +293,11 @@ class Pipeline:
             input_tokens=row.prompt_tokens,
             output_tokens=row.completion_tokens,
             at_once=_at_once(running),
+            chunks=running.chunks,
             error=row.error_code or "",
         )
         self._answers_ended.ended(answer, asked=running.held is not None and not row.cached)
+        self._endings.ended(row, was_read=running.first_text_seconds is not None, complete=running.complete)
         self._parts.publish(
             events.RequestCompleted(
                 at=datetime.now(UTC),

@@ -4,10 +4,12 @@
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
-        $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[]
+        $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
+        $16::text[], $17::text[], $18::boolean[], $19::bigint[]
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
-        prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id
+        prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
+        worker_owner, worker_labels, begins_conversation, saved_micro
     )
 ),
 settled AS MATERIALIZED (
@@ -17,14 +19,21 @@ settled AS MATERIALIZED (
 fresh AS (
     INSERT INTO request_logs (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
-        tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached
+        tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
+        worker_owner, worker_labels, begins_conversation, saved_micro
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
-           coalesce(settled_micro, 0), cached
+           coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro
     FROM settled
     ON CONFLICT (id) DO NOTHING
     RETURNING tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
+),
+late AS (
+    -- Also where the day is marked already: who sums it up just now holds that row, and would miss these.
+    INSERT INTO usage_rolls (day)
+    SELECT DISTINCT (created_at AT TIME ZONE 'UTC')::date FROM fresh WHERE created_at < date_trunc('day', now(), 'UTC') ORDER BY 1
+    ON CONFLICT (day) DO UPDATE SET is_stale = true
 )
 INSERT INTO usage_stats (tenant_id, user_id, api_key_id, date, request_count, tokens_used, cost_micro)
 SELECT tenant_id, user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used), sum(cost_micro)
@@ -286,22 +295,146 @@ ORDER BY log.created_at, log.id
 LIMIT $4;
 
 -- name: rate_request
--- A thumb for a request that this user made for this tenant.
+-- A thumb for a request that this user made for this tenant; a day that is over has to be summed up again.
+WITH rated AS (
+    SELECT id, tenant_id, user_id, model_used, created_at FROM request_logs
+    WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND model_used IS NOT NULL
+),
+late AS (
+    INSERT INTO usage_rolls (day)
+    SELECT (created_at AT TIME ZONE 'UTC')::date FROM rated WHERE created_at < date_trunc('day', now(), 'UTC')
+    ON CONFLICT (day) DO UPDATE SET is_stale = true
+)
 INSERT INTO feedback (request_id, tenant_id, user_id, model, rating)
-SELECT id, tenant_id, user_id, model_used, $4 FROM request_logs
-WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND model_used IS NOT NULL
+SELECT id, tenant_id, user_id, model_used, $4 FROM rated
 ON CONFLICT (request_id) DO UPDATE SET rating = excluded.rating, at = now();
 
 -- name: unrate_request
--- The thumb taken back.
+-- The thumb taken back, likewise.
+WITH late AS (
+    INSERT INTO usage_rolls (day)
+    SELECT (created_at AT TIME ZONE 'UTC')::date FROM request_logs
+    WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND created_at < date_trunc('day', now(), 'UTC')
+    ON CONFLICT (day) DO UPDATE SET is_stale = true
+)
 DELETE FROM feedback WHERE request_id = $1 AND tenant_id = $2 AND user_id = $3;
 
 -- name: end_old_requests
--- Rows of the request log that are older than they are kept; the sums of days stay.
+-- Rows of the request log that are older than they are kept, of days whose sums are made; those stay.
 DELETE FROM request_logs
-WHERE id IN (SELECT id FROM request_logs WHERE created_at < now() - make_interval(days => $1) LIMIT $2);
+WHERE id IN (
+    SELECT id FROM request_logs
+    WHERE created_at < now() - make_interval(days => $1)
+        AND (created_at AT TIME ZONE 'UTC')::date IN (SELECT day FROM usage_rolls WHERE is_final)
+    LIMIT $2
+);
 
 -- name: end_old_feedback
--- Thumbs likewise.
+-- Thumbs likewise: of a day that may be summed up again they stay.
 DELETE FROM feedback
-WHERE request_id IN (SELECT request_id FROM feedback WHERE at < now() - make_interval(days => $1) LIMIT $2);
+WHERE request_id IN (
+    SELECT request_id FROM feedback
+    WHERE at < now() - make_interval(days => $1) AND NOT EXISTS (
+        SELECT FROM request_logs AS log JOIN usage_rolls AS roll ON roll.day = (log.created_at AT TIME ZONE 'UTC')::date
+        WHERE log.id = feedback.request_id AND NOT roll.is_final
+    )
+    LIMIT $2
+);
+
+-- name: open_days
+-- Every day that has begun since the last one that is known: each is to be summed up when it is over.
+INSERT INTO usage_rolls (day)
+SELECT day::date FROM generate_series(
+    coalesce((SELECT max(day) FROM usage_rolls), (now() AT TIME ZONE 'UTC')::date)::timestamp, (now() AT TIME ZONE 'UTC')::date::timestamp, '1 day'
+) AS day
+ON CONFLICT DO NOTHING;
+
+-- name: take_stale_day
+-- A day to sum up, the oldest; the lock is what a late row waits for. Not right after midnight: a row may be on its way that was written before.
+SELECT day FROM usage_rolls
+WHERE is_stale AND NOT is_final AND (day + 1)::timestamp AT TIME ZONE 'UTC' < now() - interval '5 minutes'
+ORDER BY day
+LIMIT 1
+FOR UPDATE SKIP LOCKED;
+
+-- name: clear_day
+-- What a day came to before.
+DELETE FROM usage_days WHERE day = $1;
+
+-- name: roll_day
+-- What it comes to now.
+INSERT INTO usage_days SELECT * FROM usage_of_day($1);
+
+-- name: end_roll
+-- It is summed up.
+UPDATE usage_rolls SET is_stale = false, rolled_at = now() WHERE day = $1;
+
+-- name: close_days
+-- Days that rows are about to leave the request log of.
+UPDATE usage_rolls SET is_final = true
+WHERE NOT is_stale AND NOT is_final AND day::timestamp AT TIME ZONE 'UTC' < now() - make_interval(days => $1);
+
+-- name: report_days
+-- What a time came to, in all and by one thing: days that are summed up as they are, the others from the request log.
+WITH rolled AS (
+    SELECT day FROM usage_rolls WHERE day >= $1 AND day < $2 AND rolled_at IS NOT NULL AND (is_final OR NOT is_stale)
+),
+asked AS (
+    SELECT day::date AS day FROM generate_series($1::date::timestamp, least($2::date - 1, (now() AT TIME ZONE 'UTC')::date)::timestamp, '1 day') AS day
+),
+used AS (
+    SELECT * FROM usage_days WHERE day IN (SELECT day FROM rolled)
+    UNION ALL
+    SELECT live.* FROM (SELECT day FROM asked EXCEPT SELECT day FROM rolled) AS missing, LATERAL usage_of_day(missing.day) AS live
+),
+named AS (
+    SELECT used.*, CASE $3
+        WHEN 'day' THEN day::text
+        WHEN 'user' THEN user_id::text
+        WHEN 'model' THEN model
+        WHEN 'owner' THEN worker_owner
+        WHEN 'label' THEN CASE WHEN $4::text IS NULL THEN nullif(worker_labels, '{}')::text ELSE worker_labels ->> $4 END
+    END AS name
+    FROM used
+)
+SELECT grouping(name) = 1 AS is_total, name,
+    sum(succeeded)::bigint AS succeeded, sum(failed)::bigint AS failed, sum(timed_out)::bigint AS timed_out,
+    sum(cancelled)::bigint AS cancelled, sum(limited)::bigint AS limited,
+    sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens, sum(cost_micro)::bigint AS cost_micro,
+    sum(response_ms)::bigint AS response_ms, sum(made_tokens)::bigint AS made_tokens, sum(made_ms)::bigint AS made_ms,
+    sum(cached)::bigint AS cached, sum(saved_micro)::bigint AS saved_micro, sum(conversations)::bigint AS conversations,
+    sum(thumbs_up)::bigint AS thumbs_up, sum(thumbs_down)::bigint AS thumbs_down,
+    count(DISTINCT user_id) FILTER (WHERE succeeded + failed + timed_out + cancelled > 0) AS users
+FROM named
+GROUP BY GROUPING SETS ((), (name))
+ORDER BY is_total DESC, CASE WHEN $3 = 'day' THEN name END, cost_micro DESC, succeeded DESC, name
+LIMIT $5;
+
+-- name: sum_given_back
+-- What was given back of what requests had cost, in a time.
+SELECT coalesce(-sum(amount_micro), 0)::bigint
+FROM entries
+WHERE kind = 'reversal' AND account = 'revenue'
+    AND at >= $1::date::timestamp AT TIME ZONE 'UTC' AND at < $2::date::timestamp AT TIME ZONE 'UTC';
+
+-- name: count_active_users
+-- Who asked for anything and was not refused: in the last hour and the last 24, and on this UTC day and the 6, or 29, before it.
+WITH recent AS (
+    SELECT user_id, created_at FROM request_logs WHERE created_at > now() - interval '24 hours' AND status <> 'limited'
+),
+this AS (SELECT (now() AT TIME ZONE 'UTC')::date AS day),
+rolled AS (
+    SELECT usage_rolls.day FROM usage_rolls, this WHERE usage_rolls.day > this.day - 30 AND rolled_at IS NOT NULL AND (is_final OR NOT is_stale)
+),
+days AS (
+    SELECT day, user_id FROM usage_days WHERE day IN (SELECT day FROM rolled) AND succeeded + failed + timed_out + cancelled > 0
+    UNION
+    SELECT live.day, live.user_id
+    FROM this, generate_series((this.day - 29)::timestamp, this.day::timestamp, '1 day') AS a_day, LATERAL usage_of_day(a_day::date) AS live
+    WHERE a_day::date NOT IN (SELECT day FROM rolled) AND live.succeeded + live.failed + live.timed_out + live.cancelled > 0
+)
+SELECT
+    (SELECT count(DISTINCT user_id) FROM recent WHERE created_at > now() - interval '1 hour') AS hour,
+    (SELECT count(DISTINCT user_id) FROM recent) AS day,
+    (SELECT count(DISTINCT user_id) FROM days, this WHERE days.day > this.day - 7) AS week,
+    (SELECT count(DISTINCT user_id) FROM days) AS month;

@@ -30,6 +30,7 @@ class Running(Ongoing):
         self._admitted: Admitted | None = None
         #: Of the text and the calls that were delivered.
         self._bytes = 0
+        self._chunks = 0
         self._origin = Origin.MISS
 
     def came(self, origin: Origin) -> None:
@@ -54,6 +55,7 @@ class Running(Ongoing):
                 self._prompt_tokens = answer.prompt_tokens
                 continue
             self._tokens += len(answer.token_ids)
+            self._chunks += bool(answer.text or answer.tool_calls)
             self._bytes += len(answer.text.encode()) + sum(len((call.name + call.arguments).encode()) for call in answer.tool_calls)
             if self._first_text is None and (answer.text or answer.tool_calls):
                 self._first_text = self._clock()
@@ -84,6 +86,14 @@ class Running(Ongoing):
     @property
     def clamped_to(self) -> int | None:
         return self.held.max_tokens if self.held is not None and self.held.clamped else None
+
+    @property
+    def begins_conversation(self) -> bool:
+        return self._admitted is not None and all(message.role != "assistant" for message in self._admitted.messages)
+
+    @property
+    def chunks(self) -> int:
+        return self._chunks
 
     @property
     def cached(self) -> bool:

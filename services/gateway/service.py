@@ -41,6 +41,8 @@ from services.gateway.repeats.idempotency import Idempotency
 from services.gateway.repeats.idempotency_store import IdempotencyStore
 from services.gateway.repeats.response_cache import Bounds, ResponseCache
 from services.gateway.repeats.takes import Takes
+from services.gateway.reporting.business_reports import BusinessReports
+from services.gateway.reporting.days_store import DaysStore
 from services.gateway.settings import GatewaySettings
 from services.gateway.shown_settings import GatewayShown
 from services.gateway.store import Store
@@ -97,7 +99,7 @@ class GatewayService:
         self._seconds = settings.request_timeout_seconds
         self._names = routing.Names(settings.model_aliases, settings.default_model)
         rules = Rules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
-        self._quotas = Quotas(opened.cache, rules, node.metrics.rate_limit_degraded, self._gateways)
+        self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
         self._policy = Policy(settings.routing_policy)
         queueing = dispatch.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         self._dispatch = Dispatch(node.directory, random.Random(), queueing, node.metrics)  # noqa: S311 - which worker is no secret
@@ -149,7 +151,10 @@ class GatewayService:
                 _idempotency(settings, node, IdempotencyStore(database), takes).running() as idempotency,
             ):
                 reports = UsageReports(UsageStore(database), request_log_days=settings.request_log_days)
+                node.metrics.settle_journal_rows.set_function(lambda: recorder.journal_rows)
+                business = BusinessReports(DaysStore(database), request_log_days=settings.request_log_days)
                 node.dispatcher.add(reports)
+                node.dispatcher.add(business)
                 node.dispatcher.add(GatewayShown(settings))
                 service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports))
                 service.watch_workers()
@@ -157,6 +162,7 @@ class GatewayService:
                 node.tasks.create_task(service.watch_limits())
                 node.tasks.create_task(service.telling.run())
                 node.tasks.create_task(reports.end_old())
+                node.tasks.create_task(business.roll())
                 yield service
                 await service.telling.send()
 

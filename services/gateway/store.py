@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
+
 from services.gateway.money.request_row import RequestRow
 from shared import database
 from shared.api.gateway import Check
@@ -72,4 +74,8 @@ def _columns(row: RequestRow) -> tuple[object, ...]:
         row.reservation.value,
         row.cached,
         row.tenant_id,
+        row.worker_owner,
+        msgspec.json.encode(dict(row.worker_labels)).decode(),
+        row.begins_conversation,
+        row.saved_micro,
     )

@@ -41,6 +41,14 @@ FROM users
 ORDER BY created_at DESC, id
 LIMIT $1;
 
+-- name: count_new
+-- On each day: who registered, and the keys that were made.
+SELECT (made.at AT TIME ZONE 'UTC')::date AS day, sum(made.users)::bigint AS registrations, sum(made.keys)::bigint AS keys
+FROM (SELECT created_at, 1, 0 FROM users UNION ALL SELECT created_at, 0, 1 FROM api_keys) AS made (at, users, keys)
+WHERE made.at >= $1::date::timestamp AT TIME ZONE 'UTC' AND made.at < $2::date::timestamp AT TIME ZONE 'UTC'
+GROUP BY 1
+ORDER BY 1;
+
 -- name: set_tier
 -- What a user has paid for.
 UPDATE users SET subscription_tier = $2 WHERE id = $1

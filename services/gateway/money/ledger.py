@@ -100,7 +100,10 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._prices = PriceList({})
-        self._open: set[RequestId] = set()
+        #: Since when by our clock, the oldest first.
+        self._open: dict[RequestId, float] = {}
+        metrics.ledger_open_reservations.set_function(lambda: len(self._open))
+        metrics.ledger_oldest_reservation.set_function(self._oldest_seconds)
         self._batches = Batches(self._reserve_all)
         self._stops = Stops()
         #: Since when every heartbeat has come through; None while they do not.
@@ -143,12 +146,15 @@ class Ledger:
         answer = await self._reserve(wanted)
         if isinstance(answer, TooLittle):
             raise _exhausted(answer, wanted)
-        self._open.add(request_id)
+        self._open[request_id] = self._clock()
         return Held(request_id, price, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
 
     def ended(self, request_id: RequestId) -> None:
         """Its row is with the recorder."""
-        self._open.discard(request_id)
+        self._open.pop(request_id, None)
+
+    def _oldest_seconds(self) -> float:
+        return self._clock() - next(iter(self._open.values())) if self._open else 0.0
 
     async def refresh_prices(self) -> None:
         self._prices = PriceList.of(await self._store.list_prices())
@@ -210,7 +216,11 @@ class Ledger:
             return answer
 
     async def _reserve_all(self, wanted: Sequence[Wanted]) -> list[Granted | TooLittle]:
-        return await self._store.reserve(wanted, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
+        began = time.perf_counter()
+        try:
+            return await self._store.reserve(wanted, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
+        finally:
+            self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
 
     async def _verify_for_ever(self) -> None:
         while True:

@@ -104,6 +104,11 @@ class Recorder:
         """Whose rows are not in PostgreSQL yet."""
         return [pending.row.id for pending in self._waiting]
 
+    @property
+    def journal_rows(self) -> int:
+        """How many of them are in the journal."""
+        return sum(pending.in_journal for pending in self._waiting)
+
     def reserve(self) -> None:
         """Room for one row. Raises Unavailable when there is none."""
         full = len(self._waiting) + self._reserved >= self._capacity

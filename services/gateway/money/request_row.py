@@ -48,6 +48,14 @@ class RequestRow:
     reservation: ReservationState = ReservationState.RELEASED
     #: The organisation that it was asked for; None for the user's own.
     team_id: TenantId | None = None
+    #: Who answers for the worker that ran it last; None where there was none, or nobody does.
+    worker_owner: str | None = None
+    #: Its labels, in their order.
+    worker_labels: tuple[tuple[str, str], ...] = ()
+    #: No earlier answer is among its messages.
+    begins_conversation: bool = False
+    #: What it would have cost if it were not cached.
+    saved_micro: MicroCredits = _NOTHING
 
     @property
     def tenant_id(self) -> TenantId:

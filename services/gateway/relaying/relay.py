@@ -34,6 +34,8 @@ Said = inference.Accepted | inference.Chunk | Generation
 Embedding = inference.Accepted | embedding.Vectors | embedding.Embedded
 #: Counts a retry, by kind and outcome.
 Count = Callable[[str, str], object]
+#: Told whom a request is given to.
+RunsOn = Callable[[Entry], object]
 
 #: As OpenTelemetry names them.
 _OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings"}
@@ -47,6 +49,10 @@ def _uncounted(_kind: str, _outcome: str) -> None:
 
 def _unflagged(_node: NodeId) -> None:
     """As well."""
+
+
+def _untold(_worker: Entry) -> None:
+    """Where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +86,36 @@ class Relay:
         """``draw`` gives numbers from 0 to 1; ``flag`` counts a worker that told wrong numbers."""
         self._means = _Means(rpc, dispatch, clock, draw, count, flag, stall_seconds, RetryBudget())
 
-    def generate(self, prompt: inference.ProcessPrompt, wish: Wish, *, seconds: float) -> AsyncGenerator[Said]:
+    def generate(self, prompt: inference.ProcessPrompt, wish: Wish, *, seconds: float, runs_on: RunsOn = _untold) -> AsyncGenerator[Said]:
         """What the workers said of the prompt, chunks, and last the Generation, whose counts are those of the whole answer. Raises the
-        last worker's error; WorkerLost where a part has come, and Poison where two engines died of it. Close it with ``aclose``."""
-        return _Way(self._means, inference.process_prompt, AnswerCourse(prompt), wish, seconds).walked()
+        last worker's error; WorkerLost where a part has come, and Poison where two engines died of it. ``runs_on`` is told each worker
+        that is asked. Close it with ``aclose``."""
+        return _Way(self._means, inference.process_prompt, AnswerCourse(prompt), wish, seconds, runs_on=runs_on).walked()
 
-    def embed(self, texts: embedding.Embed, wish: Wish, *, seconds: float) -> AsyncGenerator[Embedding]:
+    def embed(self, texts: embedding.Embed, wish: Wish, *, seconds: float, runs_on: RunsOn = _untold) -> AsyncGenerator[Embedding]:
         """As ``generate``, with the vectors of texts. Of those some may have come when it raises a worker's error."""
-        return _Way(self._means, embedding.embed, VectorsCourse(texts), wish, seconds).walked()
+        return _Way(self._means, embedding.embed, VectorsCourse(texts), wish, seconds, runs_on=runs_on).walked()
 
 
 class _Way(Generic[Request, Item, End]):
     """Walks one request's course."""
 
     def __init__(
-        self, means: _Means, method: StreamMethod[Request, Item, End], course: Course[Request, Item, End], wish: Wish, seconds: float
+        self,
+        means: _Means,
+        method: StreamMethod[Request, Item, End],
+        course: Course[Request, Item, End],
+        wish: Wish,
+        seconds: float,
+        *,
+        runs_on: RunsOn,
     ) -> None:
         self._means = means
         self._method = method
         self._course = course
         self._wish = wish
         self._seconds = seconds
+        self._runs_on = runs_on
         self._operation = _OPERATIONS[method.name]
         self._ends_at = 0.0
         #: Why the worker that is asked now is not the first.
@@ -171,6 +186,7 @@ class _Way(Generic[Request, Item, End]):
         """What one worker says, as far as the caller is to hear of it."""
         course, left = self._course, self._ends_at - self._means.clock()
         course.asked(_digest(claim.worker, self._wish))
+        self._runs_on(claim.worker)
         silence = BoundedWaits(self._means.stall_seconds)
         with claim, closing(silence):
             try:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cli.stack import home as homes
-from cli.stack import initialise, nats_users, secret_files
+from cli.stack import initialise, nats_users, plan, secret_files
 from cli.stack.home import Home
 from shared import credentials, errors, identity
 from shared.types import Role
@@ -74,3 +74,13 @@ def test_added_nodes_survive_another_init(home: Home, tmp_path: Path) -> None:
     assert identity.load(key).id in (home.nats / "users.conf").read_text()
     with pytest.raises(errors.BadSettings, match="name of a worker already"):
         nats_users.add_node(home, settings.mesh, "worker-2", Role.GATEWAY)
+
+
+def test_a_home_from_before_metrics_had_tables_gets_what_its_role_needs(home: Home) -> None:
+    initialise.ensure(home, {}, home.root)
+    before = (home.secrets / "postgres_auth").read_text()
+    (home.secrets / "postgres_metrics").unlink()
+    plan.database_url_file(home, "metrics").unlink()
+    assert initialise.ensure(home, {}, home.root).made == ["postgres_metrics"]
+    assert secret_files.read(home, "postgres_metrics") in plan.database_url_file(home, "metrics").read_text()
+    assert (home.secrets / "postgres_auth").read_text() == before

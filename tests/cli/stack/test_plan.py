@@ -78,6 +78,15 @@ def test_the_database_of_one_service_may_be_elsewhere(home: Home) -> None:
     assert "host=" in Path(found["gateway"]["DATABASE_URL_FILE"]).read_text()
 
 
+def test_history_alone_starts_no_database(home: Home) -> None:
+    elsewhere = {"AUTH_DATABASE_URL": "postgresql://elsewhere/a", "GATEWAY_DATABASE_URL": "postgresql://elsewhere/g"}
+    found = _environments(_plan(home, **elsewhere))
+    assert "postgres" not in found
+    assert "DATABASE_URL_FILE" not in found["metrics"]
+    found = _environments(_plan(home, **elsewhere, METRICS_DATABASE_URL="postgresql://elsewhere/m"))
+    assert Path(found["metrics"]["DATABASE_URL_FILE"]).read_text() == "postgresql://elsewhere/m"
+
+
 def test_only_gateway_and_web_leave_loopback(home: Home) -> None:
     found = _environments(_plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true"))
     assert [name for name, environment in found.items() if "BIND_HOST" in environment] == ["gateway", "web"]

@@ -126,3 +126,18 @@ def test_the_verifier_is_that_of_rfc_7677() -> None:
         b"s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
     )
     assert base64.b64encode(hmac.digest(server_key, message, "sha256")) == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+
+
+async def test_a_server_from_before_metrics_had_tables_gets_its_role(provisioned: PostgresServer) -> None:
+    admin = await asyncpg.connect(provisioned.server.url("admin", provisioned.server.admin_password.read_text(encoding="utf-8")))
+    await admin.execute("DROP SCHEMA metrics CASCADE")
+    await admin.execute("REVOKE CONNECT ON DATABASE aimesh FROM metrics")
+    await admin.execute("DROP ROLE metrics")
+    stack_postgres.provision(provisioned.server, PASSWORDS)
+    try:
+        connection = await asyncpg.connect(provisioned.server.url("metrics", PASSWORDS["metrics"]))
+        await connection.execute("CREATE TABLE metrics.things (id int)")
+        await connection.execute("DROP TABLE metrics.things")
+        await connection.close()
+    finally:
+        await admin.close()

@@ -297,7 +297,7 @@ class House:
         self.names = routing.Names({"llama3": "smollm2"}, None)
         per_hour = {Tier.FREE: free, Tier.PRO: 1000}
         plans = {tier: replace(tiers.NO_LIMITS, requests_per_hour=most) for tier, most in per_hour.items()}
-        self.quotas = Quotas(self.counters, Rules(plans=plans), self.metrics.rate_limit_degraded)
+        self.quotas = Quotas(self.counters, Rules(plans=plans), self.metrics)
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc, aliases=self.names.aliases)

@@ -17,6 +17,7 @@ import pytest
 from services.gateway import store as stores
 from services.gateway import usage_reports, usage_store
 from services.gateway.money.request_row import RequestRow
+from services.gateway.reporting.days_store import DaysStore
 from services.gateway.store import Store
 from services.gateway.usage_store import UsageStore
 from shared import database, errors
@@ -346,6 +347,10 @@ async def test_rows_end_in_batches_when_they_are_older_than_they_are_kept(opened
     for one in (*old, *young):
         assert await store.rate(one.tenant_id, one.user_id, one.id, 1)
     before = await Store(opened).read_usage(TenantId(ADA))
+    days = DaysStore(opened)
+    while await days.roll_one() is not None:
+        pass
+    await days.close_days(30)
     assert [await store.end_old(30, 5) for _ in range(4)] == [5, 5, 2, 0]
     assert {request.id for request in await store.requests(TenantId(ADA), ListRequests())} == {one.id for one in young}
     assert await store.requests(TenantId(BOB), ListRequests()) == ()

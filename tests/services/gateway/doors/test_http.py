@@ -360,7 +360,7 @@ async def test_requests_are_counted(http: httpx.AsyncClient, house: House) -> No
 async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house: House) -> None:
     at_once = 2
     plans = {Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)}
-    house.quotas = Quotas(house.counters, Rules(plans=plans), house.metrics.rate_limit_degraded)
+    house.quotas = Quotas(house.counters, Rules(plans=plans), house.metrics)
     app, reading = house.app(), asyncio.Semaphore(0)
 
     async def never_sent() -> Any:

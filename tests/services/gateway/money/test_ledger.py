@@ -119,6 +119,27 @@ async def test_who_has_too_little_is_told_how_much_is_missing(site: Site, of_key
     assert (errors.code_of(caught.value), caught.value.status) == ("budget_exhausted", 402)
 
 
+async def test_what_is_held_is_shown_until_it_ends(site: Site) -> None:
+    def shown() -> tuple[float | None, float | None]:
+        value = site.metrics.registry.get_sample_value
+        return value("ai_platform_ledger_open_reservations"), value("ai_platform_ledger_oldest_reservation_seconds")
+
+    assert shown() == (0, 0)
+    first, second = new_request(), new_request()
+    await site.ledger.reserve(OWNER, first, BOUNDS)
+    site.now += 5
+    await site.ledger.reserve(OWNER, second, BOUNDS)
+    site.now += 2
+    assert shown() == (2, 7)
+    site.ledger.ended(first)
+    assert shown() == (1, 2)
+    site.ledger.ended(second)
+    site.ledger.ended(second)
+    assert shown() == (0, 0)
+    # Each of the two was one statement.
+    assert site.metrics.registry.get_sample_value("ai_platform_ledger_reserve_seconds_count") == 2
+
+
 async def test_a_short_absence_of_postgresql_is_waited_for(site: Site) -> None:
     site.failures = 2
     assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000

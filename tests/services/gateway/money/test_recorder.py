@@ -61,11 +61,11 @@ async def test_rows_wait_on_disk_while_the_store_is_away() -> None:
             await records.written(records.add(row()))
         assert not first.written.is_set()
         # What its caller was told of is on the disk by now.
-        assert len(journal.rows) == 2
+        assert records.journal_rows == len(journal.rows) == 2
         store.away = False
         await first.written.wait()
     assert len(store.rows) == 2
-    assert not journal.rows
+    assert records.journal_rows == len(journal.rows) == 0
 
 
 async def test_a_full_queue_refuses_new_requests_and_loses_nothing() -> None:
@@ -106,6 +106,7 @@ async def test_the_next_run_writes_what_the_last_one_left() -> None:
     store, journal = FakeStore(), FakeJournal([row(), row()])
     async with recorder(store, journal).running() as records:
         assert len(records.waiting) == 2
+        assert records.journal_rows == 2
         records.reserve()
         await records.written(records.add(row()))
     assert len(store.rows) == 3

@@ -1,0 +1,264 @@
+"""`aicli report`: what everybody used, and what that cost and brought in. For administrators.
+
+The gateway has the sums and auth the names, so aicli asks both and joins what they say.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.connection import Connection
+    from cli.output import Column, Json
+    from shared.api.business import BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
+
+#: More than the gateway gives itself for it.
+_REPORT_SECONDS = 25
+_MOST_NAMES = 1000
+#: What a spreadsheet would take for a formula.
+_FORMULA = ("=", "+", "-", "@")
+_UNITS = {"d": 1, "w": 7}
+_KINDS = ("day", "user", "model", "owner", "label")
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A row of the report under the name that people know."""
+
+    #: None for what has no model, ran on no worker that is known, or on one without owner or label.
+    name: str | None
+    sum: "BusinessSum"
+
+
+class Found(msgspec.Struct, frozen=True):
+    report: "BusinessReport"
+    lines: tuple[Line, ...]
+    #: None where auth did not say.
+    new: "NewAccounts | None"
+
+
+def first_day(text: str, today: date) -> date:
+    """Of `7d` (today and the six days before), `4w`, or a date. Raises ValueError, for people."""
+    number, unit = text[:-1], text[-1:]
+    if unit in _UNITS and number.isascii() and number.isdigit() and len(number) <= 5 and int(number) > 0:
+        days = int(number) * _UNITS[unit]
+        if days < today.toordinal():
+            return today - timedelta(days=days - 1)
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:30]!r} is no time: write 7d, 4w, or a day such as 2026-03-01") from error
+
+
+def _day(context: click.Context, parameter: click.Parameter, text: str | None) -> date | None:
+    if text is None:
+        return None
+    try:
+        return first_day(text, datetime.now(UTC).date())
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+_since = click.option(
+    "--since", callback=_day, default="7d", show_default=True, metavar="TIME", help="From this UTC day on: 7d, 4w, or 2026-03-01."
+)
+_until = click.option("--until", callback=_day, metavar="DAY", help="The last UTC day; without it today.")
+_by = click.option("--by", type=click.Choice(_KINDS), default="day", show_default=True, help="What each row is about.")
+_label = click.option("--label", metavar="NAME", help="With --by label: tell the values of this label apart, such as region.")
+_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV; amounts as micro-credits and as credits.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print an object; amounts are micro-credits.")
+
+
+@click.group()
+def report() -> None:
+    """Show what everybody used, and what that cost. For administrators."""
+
+
+@report.command()
+@_since
+@_until
+@_by
+@_label
+@_csv
+@_json
+@click.pass_obj
+def usage(here: Surroundings, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
+    """Requests, tokens, speed, conversations and thumbs, by day, user, model, or whose machine it was."""
+    asked = _asked(since, until, by, label)
+    _show(here, asked, _USAGE, as_csv=as_csv, as_json=as_json)
+
+
+@report.command()
+@_since
+@_until
+@_by
+@_label
+@_csv
+@_json
+@click.pass_obj
+def cost(here: Surroundings, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
+    """Credits in all, for a request and for a conversation, and what the cache saved."""
+    asked = _asked(since, until, by, label)
+    _show(here, asked, _COST, as_csv=as_csv, as_json=as_json)
+
+
+def _asked(since: date, until: date | None, by: str, label: str | None) -> "GetBusinessReport":
+    from shared.api.business import By, GetBusinessReport
+
+    last = until or datetime.now(UTC).date()
+    if last < since:
+        raise click.UsageError(f"--since {since} is after the last day, {last}")
+    if label is not None and by != By.LABEL:
+        raise click.UsageError("--label goes with --by label")
+    return GetBusinessReport(since, last + timedelta(days=1), By(by), label)
+
+
+def _show(
+    here: Surroundings, asked: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
+) -> None:
+    from cli import output
+
+    if as_csv and as_json:
+        raise click.UsageError("--csv or --json, not both")
+    found = here.run(lambda connection: _ask(connection, asked))
+    if found.report.more:
+        output.note(f"only the first {len(found.lines)} rows are shown; the sums have all of them")
+    if as_csv:
+        click.echo(written_csv(asked.by, found.lines), nl=False)
+        return
+    if as_json:
+        output.show_json({**_plain(asked), **_plain(found.report), "rows": output.plain(found.lines), "new": output.plain(found.new)})
+        return
+    columns: list[Column[Line]] = [output.Column(asked.by.upper(), lambda line: line.name or "–")]
+    columns += [output.Column(title, lambda line, cell=cell: cell(line.sum)) for title, cell in cells.items()]  # type: ignore[misc]
+    lines = [*found.lines, Line("all", found.report.total)] if found.lines else []
+    nothing = "Nothing was asked in this time. Ask for a longer one, such as --since 30d, or try `aicli infer hello`."
+    output.show_rows(lines, columns, as_json=False, empty=nothing)
+    for line in _below(found):
+        click.echo(line)
+
+
+def _plain(value: msgspec.Struct) -> "dict[str, Json]":
+    from cli import output
+
+    built = output.plain(value)
+    assert isinstance(built, dict)
+    return built
+
+
+async def _ask(connection: "Connection", asked: "GetBusinessReport") -> Found:
+    from cli import output
+    from shared import errors
+    from shared.api import auth, business
+
+    found = await connection.call(business.get_business_report, asked, deadline_seconds=_REPORT_SECONDS)
+    names: dict[str, str] = {}
+    new = None
+    try:
+        new = await connection.call(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until))
+        if asked.by in (business.By.USER, business.By.OWNER):
+            users = await connection.call(auth.list_users, auth.ListUsers(limit=_MOST_NAMES))
+            names = {str(user.id): user.username for user in users.users}
+    except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
+        output.note(f"the auth service does not answer, so names and new accounts are missing: {error.message}")
+    whole_labels = asked.by is business.By.LABEL and asked.label is None
+    lines = tuple(Line(_named(row.name, names, whole_labels=whole_labels), row.sum) for row in found.rows)
+    return Found(found, lines, new)
+
+
+def _named(name: str | None, names: Mapping[str, str], *, whole_labels: bool) -> str | None:
+    if name is None:
+        return None
+    if whole_labels:
+        return " ".join(f"{key}={value}" for key, value in sorted(json.loads(name).items()))
+    return names.get(name, name)
+
+
+# --- what people read -----------------------------------------------------------------------------------------------------
+
+
+def _each(micro: int, number: int) -> str:
+    """Of so many, one: to the nearest micro-credit."""
+    from shared.amounts import written
+    from shared.types import MicroCredits
+
+    return written(MicroCredits((2 * micro + number) // (2 * number))) if number else "–"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "–"
+
+
+def _credits(micro: int) -> str:
+    from shared.amounts import written
+    from shared.types import MicroCredits
+
+    return written(MicroCredits(micro))
+
+
+_USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
+    "REQUESTS": lambda one: str(one.requests),
+    "FAILED": lambda one: str(one.failed + one.timed_out),
+    "LIMITED": lambda one: str(one.limited),
+    "TOKENS IN": lambda one: str(one.prompt_tokens),
+    "OUT": lambda one: str(one.completion_tokens),
+    "TOKENS/S": lambda one: f"{1000 * one.made_tokens / one.made_ms:.1f}" if one.made_ms else "–",
+    "CACHED": lambda one: _share(one.cached, one.requests),
+    "CONVERSATIONS": lambda one: str(one.conversations),
+    "USERS": lambda one: str(one.users),
+    "LIKED": lambda one: f"{one.thumbs_up} of {one.thumbs_up + one.thumbs_down}" if one.thumbs_up + one.thumbs_down else "–",
+}
+_COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
+    "REQUESTS": lambda one: str(one.requests),
+    "CREDITS": lambda one: _credits(one.cost_micro),
+    "A REQUEST": lambda one: _each(one.cost_micro, one.requests),
+    "A CONVERSATION": lambda one: _each(one.cost_micro, one.conversations),
+    "CACHED": lambda one: _share(one.cached, one.requests),
+    "SAVED": lambda one: _credits(one.saved_micro),
+}
+
+
+def _below(found: Found) -> list[str]:
+    """What is about the whole time, or about now."""
+    told, active = found.report, found.report.active
+    back = f" ({_credits(told.given_back_micro)} of it given back)" if told.given_back_micro else ""
+    lines = [
+        "",
+        f"revenue       {_credits(told.total.cost_micro - told.given_back_micro)} credits{back}",
+        f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
+    ]
+    if found.new is not None:
+        users, keys = sum(day.registrations for day in found.new.days), sum(day.keys for day in found.new.days)
+        lines.append(f"new           {users} registered, {keys} keys made")
+    return lines
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------------
+
+
+def written_csv(by: str, lines: Sequence[Line]) -> str:
+    """Exact numbers; no line of sums, which a spreadsheet would add up once more."""
+    from shared.api.business import BusinessSum
+
+    names = BusinessSum.__struct_fields__
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([by, "requests", *names, "cost_credits", "saved_credits"])
+    for line in lines:
+        one = line.sum
+        numbers = [one.requests, *(getattr(one, name) for name in names), _credits(one.cost_micro), _credits(one.saved_micro)]
+        writer.writerow([_harmless(line.name or ""), *numbers])
+    return text.getvalue()
+
+
+def _harmless(name: str) -> str:
+    """A worker chooses what its models are called; no spreadsheet shall run that, and no terminal."""
+    shown = "".join(letter for letter in name if letter.isprintable())
+    return "'" + shown if shown.startswith(_FORMULA) else shown

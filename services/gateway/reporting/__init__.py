@@ -1,0 +1,1 @@
+"""Days that are summed up, and the report that is made of them."""

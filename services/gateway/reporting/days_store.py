@@ -1,0 +1,57 @@
+"""The sums of days: how they are made, and what is read of them. Every method may raise Unavailable."""
+
+from datetime import date
+
+from shared import database
+from shared.api.business import MOST_ROWS, ActiveUsers, BusinessReport, BusinessRow, BusinessSum, GetBusinessReport
+from shared.types import MicroCredits
+
+#: A day of a million requests.
+_ROLL_SECONDS = 55.0
+_REPORT_SECONDS = 20.0
+
+
+class DaysStore:
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    async def open_days(self) -> None:
+        """Every day since the last one that is known, this one too, is to be summed up when it is over."""
+        await self._database.run("open_days")
+
+    async def roll_one(self) -> date | None:
+        """The oldest day that has to be, summed up anew; None where there is none, or another gateway has it. The same day again
+        comes to the same."""
+        async with self._database.transaction(deadline_seconds=_ROLL_SECONDS) as transaction:
+            day: date | None = await transaction.value("take_stale_day")
+            if day is not None:
+                await transaction.run("clear_day", day)
+                await transaction.run("roll_day", day)
+                await transaction.run("end_roll", day)
+        return day
+
+    async def close_days(self, days: int) -> None:
+        """Those whose rows may be ended after so many days: they are never summed up again."""
+        await self._database.run("close_days", days)
+
+    async def report(self, asked: GetBusinessReport) -> BusinessReport:
+        """Of everybody, as one moment has it but for what was given back and who is active."""
+        async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
+            # The total is one row more, and a row behind the last tells that there are others.
+            found = await transaction.rows("report_days", asked.since, asked.until, asked.by.value, asked.label, MOST_ROWS + 2)
+            given_back = await transaction.value("sum_given_back", asked.since, asked.until)
+            active = await transaction.row("count_active_users")
+        assert active is not None  # an aggregate without GROUP BY always has one row
+        total = next((_sum(row) for row in found if row["is_total"] and row["succeeded"] is not None), BusinessSum())
+        rows = tuple(BusinessRow(row["name"], _sum(row)) for row in found if not row["is_total"])
+        return BusinessReport(
+            total=total,
+            rows=rows[:MOST_ROWS],
+            more=len(rows) > MOST_ROWS,
+            given_back_micro=MicroCredits(given_back),
+            active=ActiveUsers(hour=active["hour"], day=active["day"], week=active["week"], month=active["month"]),
+        )
+
+
+def _sum(row: database.Record) -> BusinessSum:
+    return BusinessSum(**{name: row[name] for name in BusinessSum.__struct_fields__})
