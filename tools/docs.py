@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code, and says where the two have drifted apart.
+"""Writes docs/reference/ and the rules of Prometheus from the code, and says where the two have drifted apart.
 
 python -m tools.docs            writes every generated page
 python -m tools.docs --check    changes nothing; exits 1 with a diff if a page is not what the code says
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tools import reference
+from tools import alerts, reference
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 NOTICE = "<!-- Generated from the code by `python -m tools.docs`. Changes made here are lost. -->\n\n"
@@ -27,6 +27,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "errors.md": reference.failures,
     "subjects.md": reference.subjects,
     "metrics.md": reference.metrics,
+    "alerts.md": alerts.page,
 }
 
 
@@ -59,10 +60,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 with a diff if a page has drifted")
     if not parser.parse_args().check:
         write()
+        alerts.write()
         return 0
-    found = drift()
-    for page, difference in found.items():
-        print(f"docs/reference/{page} is not what the code says; `python -m tools.docs` writes it\n{difference}\n", file=sys.stderr)
+    found = {f"docs/reference/{page}": difference for page, difference in drift().items()} | alerts.drift()
+    for path, difference in found.items():
+        print(f"{path} is not what the code says; `python -m tools.docs` writes it\n{difference}\n", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -1,6 +1,8 @@
+import contextlib
 import json
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,40 @@ def test_the_browser_that_is_provisioned_is_the_one_the_tests_look_for(monkeypat
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(setup.SetupFailed, match="apt-get install -y chromium"):
         setup.ensure_system()
+
+
+def test_prometheus_is_installed_by_root_or_its_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"apt-get", *setup.BROWSERS, *setup.NETWORK_TOOLS}
+    monkeypatch.setattr(setup.shutil, "which", lambda program: program if program in present else None)
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
+    with pytest.raises(setup.SetupFailed, match="apt-get install -y --no-install-recommends prometheus prometheus-alertmanager"):
+        setup.ensure_system()
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(setup, "run", lambda what, *command, **_: ran.append(command))
+    monkeypatch.setattr(setup, "without_services", lambda *_: contextlib.nullcontext())
+    setup.ensure_system()
+    assert ran == [("apt-get", "update"), (*setup.INSTALL_MONITORING, "prometheus", "prometheus-alertmanager")]
+    present |= {"promtool", "amtool"}
+    ran.clear()
+    setup.ensure_system()
+    assert not ran
+
+
+def test_what_is_installed_for_the_tests_starts_no_service(tmp_path: Path) -> None:
+    policy, units = tmp_path / "policy-rc.d", tmp_path / "units"
+    units.mkdir()
+    (units / "mine.service").write_text("[Unit]")
+    with pytest.raises(ZeroDivisionError), setup.without_services(policy, units, ["prometheus", "mine"]):
+        assert subprocess.run([policy, "prometheus", "start"], check=False).returncode == 101
+        raise ZeroDivisionError
+    assert not policy.exists()
+    assert (units / "prometheus.service").readlink() == Path("/dev/null")
+    assert (units / "mine.service").read_text() == "[Unit]"
+    policy.write_text("#!/bin/sh")
+    with setup.without_services(policy, tmp_path / "no systemd", ["prometheus"]):
+        pass
+    assert policy.read_text() == "#!/bin/sh"
 
 
 def test_locks_name_no_index() -> None:

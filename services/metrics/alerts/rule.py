@@ -1,0 +1,60 @@
+"""What an alert rule says."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from services.metrics.alerts import expressions
+
+
+class Severity(StrEnum):
+    """What is done about it, and how soon."""
+
+    #: Somebody is woken: users are without answers, or something is false that must be true.
+    PAGE = "page"
+    #: Somebody looks within the hour.
+    CRITICAL = "critical"
+    #: Somebody looks today.
+    WARNING = "warning"
+    #: Somebody looks this week.
+    TICKET = "ticket"
+    #: Nothing: it says that alerts work.
+    NONE = "none"
+
+
+class Board(StrEnum):
+    """The uid of the dashboard that shows it."""
+
+    OVERVIEW = "aimesh-overview"
+    GATEWAY = "aimesh-gateway"
+    WORKERS = "aimesh-workers"
+    LEDGER = "aimesh-ledger"
+    MESH = "aimesh-mesh"
+    SECURITY = "aimesh-security"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One condition. Rules of one name are one alert with one runbook; ``labels`` tell them apart."""
+
+    name: str
+    severity: Severity
+    when: expressions.Expression
+    #: How long the condition has to hold before the alert fires.
+    hold_seconds: int = 0
+    #: One line for a phone. `{label}` is the value of that label of the alert.
+    summary: str
+    #: What it means for users, in a sentence or two; `{label}` as above.
+    description: str
+    board: Board
+    #: Besides those of the condition.
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def runbook(self) -> str:
+        """From the top of the repository."""
+        return f"docs/runbooks/{self.name}.md"
+
+    @property
+    def label_names(self) -> frozenset[str]:
+        """What its alerts have, besides name and severity."""
+        return expressions.labels_of(self.when) | {label for label, _ in self.labels}

@@ -1,0 +1,79 @@
+"""Alerts about what must always be true: the ledger adds up, the audit log is as it was written, certificates are good."""
+
+from services.metrics.alerts.expressions import (
+    HOUR,
+    MINUTE,
+    Compared,
+    Comparison,
+    Selector,
+    above,
+    below,
+    grown,
+    highest,
+    lowest,
+    total,
+)
+from services.metrics.alerts.rule import Board, Rule, Severity
+from shared.telemetry import instruments
+
+RULES = (
+    Rule(
+        name="ledger_drift",
+        severity=Severity.PAGE,
+        when=Compared(highest(Selector(instruments.LEDGER_DRIFT), "node"), Comparison.OTHER_THAN, 0),
+        summary="The ledger does not add up",
+        description="Accounts, entries and reservations say different things. Somebody pays too much or too little until it is put right.",
+        board=Board.LEDGER,
+    ),
+    Rule(
+        name="settle_journal_long",
+        severity=Severity.CRITICAL,
+        when=above(total(Selector(instruments.SETTLE_JOURNAL_ROWS), "node"), 10_000),
+        summary="Gateway {node} has more than 10,000 requests that PostgreSQL has not taken",
+        description="They are safe on the gateway's disk, and written as soon as PostgreSQL takes them; until then usage and credits lag.",
+        board=Board.LEDGER,
+    ),
+    Rule(
+        name="reservation_old",
+        severity=Severity.WARNING,
+        when=above(highest(Selector(instruments.LEDGER_OLDEST_RESERVATION), "node"), 5 * MINUTE),
+        hold_seconds=MINUTE,
+        summary="A request at gateway {node} holds credits for more than 5 minutes",
+        description="A very long answer, or a request that was never ended. Its owner cannot spend what it holds.",
+        board=Board.LEDGER,
+    ),
+    Rule(
+        name="audit_chain_broken",
+        severity=Severity.PAGE,
+        when=below(lowest(Selector(instruments.AUDIT_CHAIN_VALID), "node"), 1),
+        summary="The audit log is not as it was written",
+        description="A row was changed or taken away after it was written. Treat it as a break-in until it is explained.",
+        board=Board.SECURITY,
+    ),
+    Rule(
+        name="certificate_expiring",
+        severity=Severity.CRITICAL,
+        when=below(lowest(Selector(instruments.CERTIFICATE_SECONDS_LEFT), "service", "node"), 6 * HOUR),
+        hold_seconds=5 * MINUTE,
+        summary="The certificate of {service} {node} ends within 6 hours",
+        description="It should have been renewed when a third of its life was left. When it ends, no node talks to this one any more.",
+        board=Board.SECURITY,
+    ),
+    Rule(
+        name="revocation_list_old",
+        severity=Severity.WARNING,
+        when=above(highest(Selector(instruments.REVOCATION_LIST_AGE), "service", "node"), 600),
+        hold_seconds=MINUTE,
+        summary="{service} {node} has not heard for 10 minutes which nodes are revoked",
+        description="Auth cannot be reached from there. A node that is revoked now is still believed there.",
+        board=Board.SECURITY,
+    ),
+    Rule(
+        name="contested_key",
+        severity=Severity.PAGE,
+        when=above(grown(Selector(instruments.CONTESTED_KEYS), HOUR, "service", "node"), 0),
+        summary="Two processes seem to show the key of {service} {node}",
+        description="Its links are made anew again and again. It was started twice, or somebody has a copy of its key.",
+        board=Board.SECURITY,
+    ),
+)

@@ -1,0 +1,195 @@
+"""What is shipped for Prometheus and Alertmanager: their own tools find no mistake in it, and every alert reaches somebody."""
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.gateway import store as gateway_store
+from services.metrics.alerts import rules
+from services.metrics.alerts.rule import Rule, Severity
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared.telemetry import instruments
+from shared.telemetry.instrument import Kind
+from shared.telemetry.metrics import Metrics
+from shared.types import Role
+from tests.services.metrics.alerts import debian
+from tests.testnet import MESH, testnet
+from tools import alerts, docs
+
+DEPLOY = alerts.ROOT / "deploy"
+ROUTES = DEPLOY / "alertmanager" / "alertmanager.yml"
+ADDRESSES = ("PAGE", "CRITICAL", "WARNING", "TICKET", "WATCHDOG")
+
+
+def test_the_rules_are_what_the_list_says() -> None:
+    assert not alerts.drift(), "run `make docs`"
+
+
+def test_a_rule_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alerts, "FOLDER", tmp_path / "rules")
+    monkeypatch.setattr(alerts, "ROOT", tmp_path)
+    assert len(alerts.drift()) == 1 + len(rules.GROUPS)
+    alerts.write()
+    assert not alerts.drift()
+    changed = tmp_path / "rules" / "requests.rules.yml"
+    changed.write_text(changed.read_text(encoding="utf-8").replace("> 0.05", "> 0.5"), encoding="utf-8")
+    (tmp_path / "rules" / "old.rules.yml").write_text("groups: []\n", encoding="utf-8")
+    assert set(alerts.drift()) == {"rules/requests.rules.yml", "rules/old.rules.yml"}
+    alerts.write()
+    assert not alerts.drift()
+
+
+def test_promtool_finds_no_mistake() -> None:
+    checked = debian.check("promtool", "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+    assert f"{1 + len(rules.GROUPS)} rule files found" in checked
+    debian.check("promtool", "check", "rules", *sorted(alerts.FOLDER.glob("*.rules.yml")))
+
+
+def test_promtool_finds_no_mistake_in_any_metric() -> None:
+    """Its names, units and kinds, of every instrument of the list."""
+    metrics = Metrics("gateway")
+    for name, value in vars(Metrics).items():
+        instrument = getattr(value, "instrument", None)
+        if instrument is not None:
+            family = getattr(metrics, name)
+            one = family.labels(**dict.fromkeys(instrument.labels, "x")) if instrument.labels else family
+            getattr(one, {Kind.COUNTER: "inc", Kind.GAUGE: "set", Kind.HISTOGRAM: "observe"}[instrument.kind])(1)
+    text = metrics.render()
+    assert all(f"# TYPE {one.name} " in text for one in instruments.ALL if one.name.startswith("ai_platform_"))
+    _check_metrics(text)
+
+
+async def test_promtool_finds_no_mistake_in_the_text_of_a_mesh() -> None:
+    async with testnet() as net:
+        key_file = net.server.key("metrics", Role.METRICS)
+        settings = MetricsSettings(node_key_file=key_file, port=0, prometheus_port=0, mesh=MESH, nats_url=net.server.url)
+        metrics = await net.start(MetricsService, settings)
+        _check_metrics(await metrics.service.metrics_text())  # type: ignore[attr-defined]
+
+
+def _check_metrics(text: str) -> None:
+    done = subprocess.run(
+        [debian.program("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- Alertmanager ---------------------------------------------------------------------------------------------------
+
+
+def route(**labels: str) -> str:
+    """The receiver of an alert."""
+    words = [f"{name}={value}" for name, value in labels.items()]
+    return debian.check("amtool", "config", "routes", "test", f"--config.file={ROUTES}", *words).splitlines()[0]
+
+
+def test_amtool_finds_no_mistake() -> None:
+    debian.check("amtool", "check-config", ROUTES)
+
+
+@pytest.mark.parametrize("rule", {rule.name: rule for rule in rules.ALL}.values(), ids=lambda rule: rule.name)
+def test_every_alert_goes_to_those_who_are_there_for_its_severity(rule: Rule) -> None:
+    receiver = "watchdog" if rule.severity is Severity.NONE else rule.severity.value
+    assert route(alertname=rule.name, severity=rule.severity.value) == receiver
+
+
+def test_what_silences_another_alert_exists() -> None:
+    named = set(re.findall(r"alertname =~? \"?([\w|.+]+)", ROUTES.read_text(encoding="utf-8")))
+    names = {name for pattern in named for name in pattern.split("|") if name != ".+_burn"}
+    assert "no_worker" in names
+    assert names <= {rule.name for rule in rules.ALL}
+
+
+def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """start.sh with a program that only says what it was given."""
+    return subprocess.run(
+        [str(DEPLOY / "alertmanager" / "start.sh"), "--more"],
+        env={"PATH": os.environ["PATH"], "ALERTMANAGER": "echo", "CONFIG_OUT": str(folder / "out.yml"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_the_addresses_of_the_environment_file_are_put_in(tmp_path: Path) -> None:
+    file = tmp_path / "addresses.env"
+    urls = {name: f"https://example.org/{name.lower()}?a=1&b=%5C|c#d" for name in ADDRESSES}
+    file.write_text("".join(f"{name}_WEBHOOK_URL='{url}'\n" for name, url in urls.items()), encoding="utf-8")
+    done = start(tmp_path, ALERTMANAGER_ENV=str(file))
+    assert done.stdout == f"--config.file={tmp_path / 'out.yml'} --more\n"
+    text = (tmp_path / "out.yml").read_text(encoding="utf-8")
+    assert all(f'url: "{url}"' in text for url in urls.values())
+    assert ".invalid/" not in text
+    assert (tmp_path / "out.yml").stat().st_mode & 0o077 == 0
+    debian.check("amtool", "check-config", tmp_path / "out.yml")
+
+
+def test_what_is_left_empty_leads_nowhere(tmp_path: Path) -> None:
+    example = DEPLOY / "alertmanager" / "alertmanager.env.example"
+    assert start(tmp_path, ALERTMANAGER_ENV=str(example)).returncode == 0
+    assert (tmp_path / "out.yml").read_text(encoding="utf-8") == ROUTES.read_text(encoding="utf-8")
+    assert set(re.findall(r"^(\w+)_WEBHOOK_URL=$", example.read_text(encoding="utf-8"), re.MULTILINE)) == set(ADDRESSES)
+
+
+@pytest.mark.parametrize(("url", "words"), [("ftp://example.org", "begins with http"), ("http://example.org/a b", "%20")])
+def test_an_address_that_is_none_is_refused(url: str, words: str, tmp_path: Path) -> None:
+    done = start(tmp_path, ALERTMANAGER_ENV="/nowhere", PAGE_WEBHOOK_URL=url)
+    assert done.returncode == 1
+    assert "PAGE_WEBHOOK_URL" in done.stderr
+    assert words in done.stderr
+    assert not (tmp_path / "out.yml").exists()
+
+
+# --- runbooks -------------------------------------------------------------------------------------------------------
+
+RUNBOOKS = alerts.ROOT / "docs" / "runbooks"
+HEADINGS = ["What it means", "How to see it", "What to do", "How to know it is over"]
+
+
+def test_there_is_a_runbook_for_each_alert_and_for_nothing_else() -> None:
+    assert {path.stem for path in RUNBOOKS.glob("*.md")} - {"README"} == {rule.name for rule in rules.ALL}
+    index = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
+    assert all(f"[{rule.name}]({rule.name}.md)" in index for rule in rules.ALL)
+
+
+@pytest.mark.parametrize("name", sorted({rule.name for rule in rules.ALL}))
+def test_a_runbook_says_what_to_do(name: str) -> None:
+    text = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {name}\n")
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert [section.partition("\n")[0] for section in sections] == HEADINGS
+    assert all(len(section.partition("\n")[2].strip()) > 15 for section in sections)
+    assert "```bash" in sections[1]
+
+
+def test_commands_of_the_runbooks_exist() -> None:
+    """What follows `aicli` as far as it is a command; tests/test_docs.py tries the options."""
+    commands = set(re.findall(r"^## (aicli[a-z -]*)$", (docs.FOLDER / "cli.md").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in RUNBOOKS.glob("*.md"):
+        for found in re.findall(r"\baicli(?: [a-z][a-z-]+)+", path.read_text(encoding="utf-8")):
+            words = found.split()
+            longest = max((n for n in range(2, len(words) + 1) if " ".join(words[:n]) in commands), default=0)
+            assert longest, f"{path.name}: {found}"
+
+
+async def test_the_queries_of_the_runbooks_are_answered(postgres_url: str) -> None:
+    async with gateway_store.opened(postgres_url):
+        pass
+    shown = {found for path in RUNBOOKS.glob("*.md") for found in re.findall(r"^psql .*$", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert shown
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        for line in shown:
+            words = shlex.split(line)
+            for statement in (following for flag, following in itertools.pairwise(words) if flag == "-c"):
+                await connection.fetch(statement)
+    finally:
+        await connection.close()
