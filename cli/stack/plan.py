@@ -90,6 +90,7 @@ def make(home: Home, settings: StackSettings, recorded: Mapping[str, str], machi
 
 
 def _has_external_databases(settings: StackSettings) -> bool:
+    """The history of the metrics service, which can do without, is no reason to start a server."""
     return settings.database_url is not None or all((settings.auth_database_url, settings.gateway_database_url))
 
 
@@ -128,7 +129,7 @@ def service_environment(home: Home, settings: StackSettings, recorded: Mapping[s
         environment = {**given, **environment}
     if service in DATABASE_ROLES:
         own = f"{service.upper()}_DATABASE_URL_FILE"
-        embedded = {"DATABASE_URL_FILE": str(database_url_file(home, service))}
+        embedded = {} if _has_external_databases(settings) else {"DATABASE_URL_FILE": str(database_url_file(home, service))}
         environment |= {"DATABASE_URL_FILE": recorded[own]} if own in recorded else _external_or(recorded, "DATABASE_URL", embedded)
     if service in _REDIS_USERS:
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})

@@ -4,20 +4,23 @@ SET client_min_messages = warning;
 
 \getenv auth_verifier AUTH_VERIFIER
 \getenv gateway_verifier GATEWAY_VERIFIER
+\getenv metrics_verifier METRICS_VERIFIER
 
 SELECT 'CREATE DATABASE aimesh' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'aimesh') \gexec
 SELECT format('CREATE ROLE %I LOGIN', name)
-FROM unnest(ARRAY['auth', 'gateway']) AS name
+FROM unnest(ARRAY['auth', 'gateway', 'metrics']) AS name
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
 
 ALTER ROLE auth PASSWORD :'auth_verifier';
 ALTER ROLE gateway PASSWORD :'gateway_verifier';
+ALTER ROLE metrics PASSWORD :'metrics_verifier';
 
 REVOKE ALL ON DATABASE aimesh, postgres, template1 FROM PUBLIC;
-GRANT CONNECT ON DATABASE aimesh TO auth, gateway;
+GRANT CONNECT ON DATABASE aimesh TO auth, gateway, metrics;
 
 \connect aimesh
 SET client_min_messages = warning;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 CREATE SCHEMA IF NOT EXISTS auth AUTHORIZATION auth;
 CREATE SCHEMA IF NOT EXISTS gateway AUTHORIZATION gateway;
+CREATE SCHEMA IF NOT EXISTS metrics AUTHORIZATION metrics;

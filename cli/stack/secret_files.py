@@ -25,7 +25,7 @@ NODES: dict[str, Role] = {
     "operator": Role.OPERATOR,
 }
 #: The services that keep tables, each with its own PostgreSQL role and schema.
-DATABASE_ROLES = ("auth", "gateway")
+DATABASE_ROLES = ("auth", "gateway", "metrics")
 POSTGRES_ADMIN = "aimesh_admin"
 
 

@@ -69,7 +69,7 @@ def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     yield "inference", Recipient(OURS, {"node.nk": key(home, "worker"), **token})
     yield "inference-gpu", Recipient(OURS, {"node.nk": gpu_key.read_bytes(), **token})
     yield "inference-ollama", Recipient(OURS, {"node.nk": ollama_key.read_bytes(), **token})
-    yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics")})
+    yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics"), "database_url": database_url(home, "metrics")})
     yield "web", Recipient(OURS, {"node.nk": key(home, "web"), "web_secret": secret(home, "web_secret")})
     yield "client", Recipient(OURS, {"node.nk": key(home, "client"), "profile.toml": client_profile(mesh)})
     yield "relay", Recipient(OURS, {"relay_seed": secret(home, "relay_seed")})

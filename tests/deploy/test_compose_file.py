@@ -78,8 +78,8 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         if (path := environment.pop(kept, None)) is not None:
             # This must not be lost with the container.
             assert mounts_of(service)[str(Path(path).parent)] == f"{service}-data"
-    # No secrets, and a folder of the host's: only who mounts one names them.
-    for owns in ("OIDC_CA_FILE", "AUDIT_ANCHOR_FILE"):
+    # What people bring themselves, in a folder of the host: only who mounts one names them.
+    for owns in ("OIDC_CA_FILE", "AUDIT_ANCHOR_FILE", "OTEL_EXPORTER_OTLP_HEADERS_FILE", "ALERT_WEBHOOK_URL_FILE"):
         assert environment.pop(owns, "") == ""
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 

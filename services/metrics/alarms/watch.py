@@ -40,10 +40,10 @@ class Watch:
         self._desk = Desk(rules.ALL)
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever. The first look waits until the others have been met: what is not there yet is not missed."""
         while True:
-            await self.look()
             await asyncio.sleep(EVERY_SECONDS)
+            await self.look()
 
     async def look(self) -> None:
         """Once."""

@@ -1,0 +1,111 @@
+"""What the short history costs: the time of a look, of writing and rolling it up, of a chart, and the size on disk per node and day.
+
+    python -m bench.history [--nodes 200] [--series 100] [--json FILE]
+
+A PostgreSQL of its own with durable commits. It writes two hours of looks of a few nodes for the sizes, and some looks of all of them
+for the times.
+"""
+
+import asyncio
+import random
+import time
+from array import array
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import asyncpg
+
+from bench import report
+from services.metrics.history import choosing, kept, rolling
+from services.metrics.history.keeping import Keeper
+from services.metrics.history.reading import Look, Row
+from services.metrics.history.store import Store
+from shared.api.history import By, GetHistory
+from tests.servers import PostgresServer, running
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
+ROWS_A_DAY = {rolling.RAW: 5760, rolling.MINUTE: 1440, rolling.HOUR: 24}
+SIZE_NODES, SIZE_LOOKS, TIMED_LOOKS = 5, 490, 490
+
+_SIZES = "SELECT resolution, avg(pg_column_size(s.*)) AS own, count(*) AS rows FROM metrics.snapshots s GROUP BY 1"
+
+
+def look(number: int, nodes: int, names: tuple[str, ...], draw: random.Random) -> Look:
+    at = BEGIN + timedelta(seconds=15 * number)
+    rows = tuple(Row("inference", f"U{node:011d}", names, array("f", [draw.random() for _ in names])) for node in range(nodes))
+    return Look(at, rows, 0)
+
+
+async def _nothing() -> str:
+    return ""
+
+
+async def keep(store: Store, looks: int, nodes: int, names: tuple[str, ...]) -> list[float]:
+    """Milliseconds of each look: writing it, and rolling up what is due."""
+    keeper, draw, took = Keeper(_nothing, KEEPS), random.Random(nodes), []
+    for number in range(looks):
+        made = look(number, nodes, names, draw)
+        keeper._waiting.append(made)
+        keeper._last = made.at
+        began = time.perf_counter()
+        await keeper.keep(store)
+        took.append((time.perf_counter() - began) * 1000)
+    return took
+
+
+async def measure(server: PostgresServer, nodes: int, series: int) -> list[report.Row]:
+    names = (*("ai_platform_queue_depth", *(f'ai_platform_tokens_total{{model="m{number}"}}' for number in range(series - 1))),)
+    rows: list[report.Row] = []
+    one = partial(report.alone)
+    small = server.url(await server.new_database())
+    async with Store.open(small) as store:
+        await keep(store, SIZE_LOOKS, SIZE_NODES, names)
+    sizes = await _bytes_a_row(small)
+    for resolution, days in ((rolling.RAW, 1), (rolling.MINUTE, 7), (rolling.HOUR, 730)):
+        each = sizes[resolution] * ROWS_A_DAY[resolution]
+        rows.append(one(f"rows of {resolution} s, {series} series: per node and day", each / 1e6, "MB"))
+        rows.append(one(f"rows of {resolution} s: per node, {days} days", each * days / 1e6, "MB"))
+    url = server.url(await server.new_database())
+    async with Store.open(url) as store:
+        took = sorted(await keep(store, TIMED_LOOKS, nodes, names))
+        rows.append(one(f"write a look of {nodes} nodes: median", took[len(took) // 2], "ms"))
+        rows.append(one("the same with its minute rolled up: 99th of 100", took[int(len(took) * 0.99)], "ms"))
+        rows.append(one("the same with an hour rolled up: the longest", took[-1], "ms"))
+        for step, by in ((15, ()), (60, ()), (60, (By.NODE,)), (3600, ())):
+            until = BEGIN + timedelta(seconds=15 * TIMED_LOOKS)
+            question = choosing.read(GetHistory(("ai_platform_queue_depth",), BEGIN, until, step, by), until, KEEPS)
+            began = time.perf_counter()
+            points = await store.lines(question, by, choosing.MOST_POINTS)
+            ms = (time.perf_counter() - began) * 1000
+            rows.append(one(f"read two hours of them in steps of {step} s{' by node' if by else ''}, {len(points)} points", ms, "ms"))
+    return rows
+
+
+async def _bytes_a_row(url: str) -> dict[int, float]:
+    """Of the table and its index, by resolution: each row's own size, and what is around them shared equally."""
+    connection = await asyncpg.connect(url)
+    try:
+        found = await connection.fetch(_SIZES)
+        whole = await connection.fetchval("SELECT pg_total_relation_size('metrics.snapshots')")
+    finally:
+        await connection.close()
+    own = sum(row["own"] * row["rows"] for row in found)
+    around = (whole - float(own)) / sum(row["rows"] for row in found)
+    return {row["resolution"]: float(row["own"]) + around for row in found}
+
+
+def main() -> None:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--nodes", type=int, default=200)
+    parser.add_argument("--series", type=int, default=100)
+    options = parser.parse_args()
+    assert options.nodes <= kept.MAX_NODES
+    assert options.series <= kept.MAX_SERIES
+    with running(partial(PostgresServer, durable=True)) as server:
+        rows = asyncio.run(measure(server, options.nodes, options.series))
+    report.publish(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

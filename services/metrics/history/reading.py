@@ -1,0 +1,150 @@
+"""From the text of the whole mesh to one row of numbers per node: what is kept of one look. Pure.
+
+Counters become what they grew by since the look before. One that went back began again from 0; a node that is seen for the first
+time has no growth yet, for nobody knows since when it counts; a series that a known node did not have before began from 0.
+"""
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, TypeAlias
+
+from services.metrics import series
+from services.metrics.history import kept
+from shared.telemetry import instruments
+
+#: Beyond these a number does not fit into PostgreSQL's `real`.
+MOST: Final = 3.4e38
+#: So many looks a node may be missing before its counters are new ones: ten minutes.
+_MAX_MISSED: Final = 40
+#: Heads of series that were parsed before; some 300 bytes each. 200 workers have half of them.
+_MAX_HEADS: Final = 100_000
+
+Names: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One node at one look."""
+
+    service: str
+    node: str
+    names: Names
+    #: As floats of four bytes: ten minutes of them wait in memory when PostgreSQL is away.
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    at: datetime
+    rows: tuple[Row, ...]
+    #: Series that there was no room for.
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the number of a line belongs."""
+
+    service: str
+    node: str
+    name: str
+    #: In the order of a row.
+    order: int
+    #: A counter.
+    grows: bool
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The counters of one node at the last look that had them."""
+
+    counters: dict[str, float] = field(default_factory=dict)
+    missed: int = 0
+
+
+class Reader:
+    """Remembers the counters of the look before."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, _Place | None] = {}
+        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._names: dict[Names, Names] = {}
+
+    def read(self, text: str, at: datetime) -> Look:
+        """``text`` is in the format 0.0.4, as ``prometheus.render`` writes it."""
+        if len(self._places) > _MAX_HEADS:
+            self._places = {}
+        found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
+        counters: dict[tuple[str, str], dict[str, float]] = {}
+        crowded = 0
+        for line in _lines(text):
+            head, _, number = line.rpartition(" ")
+            place = self._places[head] if head in self._places else self._find_place(head)
+            if place is None or not abs(value := float(number)) <= MOST:
+                continue
+            node = (place.service, place.node)
+            if node not in found and len(found) >= kept.MAX_NODES:
+                crowded += 1
+                continue
+            row, key = found.setdefault(node, {}), (place.order, place.name)
+            if place.name != _NODE_UP:
+                counters.setdefault(node, {})
+            if place.grows:
+                counters[node][head] = value
+                value = self._growth(node, head, value)
+            row[key] = row.get(key, 0.0) + value
+        rows = tuple(self._row(node, row) for node, row in found.items())
+        self._remember(counters)
+        crowded += sum(max(0, len(row) - kept.MAX_SERIES) for row in found.values())
+        return Look(at, rows, crowded)
+
+    def _find_place(self, head: str) -> _Place | None:
+        parsed = series.parse_head(head)
+        known = None if parsed is None else kept.BY_NAME.get(parsed.name)
+        place = None
+        if parsed is not None and known is not None:
+            order, one = known
+            name, labels = kept.name_of(one, parsed.labels), parsed.labels
+            if name is not None and labels.get("service") and labels.get("node"):
+                place = _Place(labels["service"], labels["node"], name, order, kept.is_counter(one.name))
+        self._places[head] = place
+        return place
+
+    def _growth(self, node: tuple[str, str], head: str, value: float) -> float:
+        if node not in self._seen:
+            return 0.0
+        before = self._seen[node].counters.get(head, 0.0)
+        return value - before if value >= before else value
+
+    def _row(self, node: tuple[str, str], found: dict[tuple[int, str], float]) -> Row:
+        ordered = sorted(found)[: kept.MAX_SERIES]
+        names = tuple(name for _, name in ordered)
+        values = array("f", (math.copysign(min(abs(found[key]), MOST), found[key]) for key in ordered))
+        return Row(*node, self._names.setdefault(names, names), values)
+
+    def _remember(self, counters: dict[tuple[str, str], dict[str, float]]) -> None:
+        for node, seen in list(self._seen.items()):
+            seen.missed += 1
+            if seen.missed > _MAX_MISSED:
+                del self._seen[node]
+        for node, values in counters.items():
+            self._seen[node] = _Seen(values)
+        if len(self._names) > kept.MAX_NODES * 4:
+            self._names = {}
+
+
+def _lines(text: str) -> list[str]:
+    """Those of the families that are kept."""
+    lines: list[str] = []
+    for family in ("\n" + text).split("\n# HELP ")[1:]:
+        if family.partition(" ")[0] in _FAMILIES:
+            lines += [line for line in family.split("\n")[2:] if line]
+    return lines
+
+
+#: Said of a node by ourselves: it may have said nothing.
+_NODE_UP: Final = instruments.NODE_UP.name
+_FAMILIES: Final = frozenset(one.instrument.name for one in kept.ALL)
