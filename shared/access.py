@@ -207,6 +207,7 @@ METHODS: Mapping[str, Access] = {
     "inference.unloadModel": _NODE,
     "inference.readReceipts": _NODE,
     "metrics.recordMetric": _NODE,
+    "metrics.recordMetrics": _NODE,
     "metrics.getMetrics": _NODE,
     "metrics.getSystemHealth": _NODE,
     "metrics.listAlerts": _WATCHING,

@@ -197,6 +197,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "HISTORY_MINUTE_DAYS": ("metrics",),
     "HISTORY_HOUR_DAYS": ("metrics",),
     "ALERT_WEBHOOK_URL": ("metrics",),
+    "METRICS_NAMESPACES": ("metrics",),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("metrics",),
     "OTEL_EXPORTER_OTLP_HEADERS": ("metrics",),
     "WEB_SERVICE_PORT": ("web",),

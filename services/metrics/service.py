@@ -10,6 +10,7 @@ from services.metrics import exporter, people
 from services.metrics.alarms.watch import Watch
 from services.metrics.alarms.webhook import Webhook
 from services.metrics.history.room import History
+from services.metrics.intake import Intake
 from services.metrics.log_collector import LogCollector
 from services.metrics.otlp import opening
 from services.metrics.otlp.opening import Outboxes
@@ -22,7 +23,6 @@ from shared import errors
 from shared import node as nodes
 from shared.api import metrics as api
 from shared.api.gateway import Check
-from shared.api.method import Nothing
 from shared.api.metrics import TextFormat
 from shared.frames import wire
 from shared.rpc import Call, serves
@@ -41,9 +41,10 @@ class MetricsService:
 
     def __init__(self, node: nodes.Node, settings: MetricsSettings) -> None:
         self._node = node
-        self._recorded = Recorded()
+        recorded = Recorded(settings.metrics_namespaces)
+        self._intake = Intake(recorded)
         self._tally = Tally(node.metrics)
-        self._survey = Survey(node, self._recorded, self._tally)
+        self._survey = Survey(node, recorded, self._tally)
         self._outboxes: Outboxes | None = None
         self._webhook: Webhook | None = None
         self._history = History(settings, self.metrics_text)
@@ -70,6 +71,7 @@ class MetricsService:
     def _start(self) -> None:
         """What it does by itself; the tasks are the node's."""
         node, boxes, traces = self._node, self._outboxes, Traces()
+        node.dispatcher.add(self._intake)
         node.dispatcher.add(traces)
         node.dispatcher.add(self._history)
         node.tasks.create_task(self._history.run(), name="history")
@@ -87,7 +89,7 @@ class MetricsService:
     async def checks(self) -> tuple[Check, ...]:
         """It needs the mesh, which the node checks itself; and can do without PostgreSQL and whoever takes its traces, logs and alerts."""
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        handed_on = (*await self._history.checks(), *exported)
+        handed_on = (*await self._history.checks(), self._intake.check(), *exported)
         return handed_on if self._webhook is None else (*handed_on, self._webhook.check())
 
     def asgi(self) -> None:
@@ -98,11 +100,6 @@ class MetricsService:
         return (await self._survey.metrics.get()).text(form)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
-
-    @serves(api.record_metric)
-    async def record_metric(self, request: api.RecordMetric, call: Call) -> Nothing:
-        self._recorded.record(request.metric_name, request.value, request.labels)
-        return Nothing()
 
     @serves(api.get_metrics)
     async def get_metrics(self, request: api.GetMetrics, call: Call) -> api.MetricsText:

@@ -25,6 +25,10 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = 24
     history_minute_days: Annotated[int, Meta(ge=1, le=3650), Variable("HISTORY_MINUTE_DAYS", "days that it has every minute")] = 7
     history_hour_days: Annotated[int, Meta(ge=1, le=36500), Variable("HISTORY_HOUR_DAYS", "days that it has every hour")] = 730
+    metrics_namespaces: Annotated[
+        tuple[str, ...],
+        Variable("METRICS_NAMESPACES", "first words of the names that recordMetric takes besides the platform's own, with commas"),
+    ] = ("custom",)
     alert_webhook_url: Annotated[
         str | None,
         Variable(
@@ -47,6 +51,9 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         yield from super().mistakes()
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             yield "OTEL_EXPORTER_OTLP_ENDPOINT: an address such as http://127.0.0.1:4318 is needed"
+        for namespace in self.metrics_namespaces:
+            if not namespace.isidentifier() or not namespace.isascii() or "ai_platform".startswith(namespace):
+                yield f"METRICS_NAMESPACES: {namespace[:40]!r} is no word of letters, digits and _ of its own, such as my_company"
         try:
             endpoint.read_headers(self.otlp_headers or "")
         except ValueError as error:

@@ -87,8 +87,8 @@ class Survey:
         others = await self.each(self._read_metrics)
         self._show_own()
         own = _source(self._node.read_own_metrics(), Role.METRICS, self._node.id, trusted=True)
-        recorded = prometheus.Source(self._recorded.render(), {}, trusted=True)
-        merged = self._merger.merge([own, *(source for source in others if source is not None), recorded])
+        told = [source for source in others if source is not None]
+        merged = self._merger.merge([own, *told, *self._recorded.sources()])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
         return MeshMetrics(merged)
 

@@ -15,6 +15,20 @@ class RecordMetric(Body, frozen=True):
     metric_name: str
     value: float
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    #: When it was measured; without it, now.
+    at: datetime | None = None
+
+
+class RecordMetrics(Body, frozen=True):
+    samples: tuple[RecordMetric, ...]
+
+
+class RecordedMetrics(Body, frozen=True, omit_defaults=False):
+    taken: int
+    #: Samples that were not; the others are recorded all the same.
+    refused: int
+    #: Why, of the first ten of them.
+    problems: tuple[str, ...]
 
 
 class TextFormat(StrEnum):
@@ -76,5 +90,6 @@ class SystemHealth(Body, frozen=True, omit_defaults=False):
 
 
 record_metric = Method("metrics.recordMetric", RecordMetric, Nothing, callers=EVERYONE)
+record_metrics = Method("metrics.recordMetrics", RecordMetrics, RecordedMetrics, callers=EVERYONE)
 get_metrics = Method("metrics.getMetrics", GetMetrics, MetricsText, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
 get_system_health = Method("metrics.getSystemHealth", GetSystemHealth, SystemHealth, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})

@@ -181,6 +181,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "inference.unloadModel": lambda: inference.UnloadModel(NO_MODEL),
     "inference.readReceipts": lambda: inference.ReadReceipts(()),
     "metrics.recordMetric": lambda: metrics.RecordMetric("no_such_metric", 1),
+    "metrics.recordMetrics": lambda: metrics.RecordMetrics(()),
     "metrics.getMetrics": metrics.GetMetrics,
     "metrics.getSystemHealth": metrics.GetSystemHealth,
     "metrics.getHistory": lambda: history.GetHistory(

@@ -106,10 +106,23 @@ async def test_what_is_recorded_appears(net: TestNet) -> None:
     await _start_metrics(net)
     gateway = await net.start(Gateway)
     for _ in range(2):
-        await gateway.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="jobs_total", value=2, labels={"service": "billing"}))
-    assert _values(await _text(gateway), "jobs_total") == {(("service", "billing"),): 4.0}
-    with pytest.raises(errors.BadRequest, match="counted by aimesh itself"):
+        await gateway.node.rpc.call(
+            api.record_metric, api.RecordMetric(metric_name="custom_jobs_total", value=2, labels={"service": "billing"})
+        )
+    here = (("exported_service", "billing"), ("node", gateway.node.id[:12]), ("service", "gateway"))
+    assert {tuple(sorted(labels)): value for labels, value in _values(await _text(gateway), "custom_jobs_total").items()} == {here: 4.0}
+    with pytest.raises(errors.BadRequest, match="has these: service, method, status"):
         await gateway.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="ai_platform_requests_total", value=1))
+
+
+async def test_a_batch_is_recorded_as_far_as_it_may_be(net: TestNet) -> None:
+    await _start_metrics(net)
+    gateway = await net.start(Gateway)
+    batch = tuple(api.RecordMetric("custom_load", number, {"x": str(number)}) for number in range(20)) + (api.RecordMetric("load", 1),) * 30
+    done = await gateway.node.rpc.call(api.record_metrics, api.RecordMetrics(batch))
+    assert (done.taken, done.refused, len(done.problems)) == (20, 30, 10)
+    assert "METRICS_NAMESPACES" not in done.problems[0]
+    assert len(_values(await _text(gateway), "custom_load")) == 20
 
 
 async def test_metrics_are_those_of_every_node(net: TestNet) -> None:
@@ -220,7 +233,7 @@ async def _health_when(caller: RunningNode, down: set[tuple[str, str]]) -> api.S
 async def test_a_worker_may_record_but_not_read(net: TestNet) -> None:
     await _start_metrics(net)
     worker = await net.start(Worker)
-    await worker.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="gpu_watts", value=300))
+    await worker.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="custom_gpu_watts", value=300))
     with pytest.raises(errors.WrongRole):
         await worker.node.rpc.call(api.get_metrics, api.GetMetrics())
 

@@ -1,0 +1,51 @@
+"""Takes the numbers that others record: the handlers around ``recorded``."""
+
+from datetime import UTC, datetime
+
+from services.metrics.recorded import Recorded, Who
+from shared.api import metrics as api
+from shared.api.gateway import Check
+from shared.api.method import Nothing
+from shared.rpc import Call, serves
+from shared.telemetry import logs
+from shared.telemetry.instruments import node_label
+from shared.types import SERVICE_NAMES
+
+_log = logs.get(part="recorded")
+
+
+class Intake:
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+        self._has_said = False
+
+    def check(self) -> Check:
+        """Whether somebody makes more series than there is room for."""
+        refused, first = self._recorded.refused, self._recorded.first_refused
+        detail = f"{refused} recorded series found no room, the first was {first}: they use labels with too many values" if refused else ""
+        return Check("recorded metrics", ok=not refused, detail=detail, needed=False)
+
+    @serves(api.record_metric)
+    async def record_metric(self, request: api.RecordMetric, call: Call) -> Nothing:
+        try:
+            self._recorded.record(request, _who(call), datetime.now(UTC))
+        finally:
+            self._say_what_is_refused()
+        return Nothing()
+
+    @serves(api.record_metrics)
+    async def record_metrics(self, request: api.RecordMetrics, call: Call) -> api.RecordedMetrics:
+        batch = self._recorded.record_all(request.samples, _who(call), datetime.now(UTC))
+        self._say_what_is_refused()
+        return api.RecordedMetrics(batch.taken, batch.refused, batch.problems)
+
+    def _say_what_is_refused(self) -> None:
+        """Once: those that send go on sending."""
+        if self._recorded.refused and not self._has_said:
+            self._has_said = True
+            _log.warning("recorded metrics have no room for more series", first=self._recorded.first_refused)
+
+
+def _who(call: Call) -> Who:
+    """An operator is no service of the mesh, and has no metrics of its own."""
+    return SERVICE_NAMES.get(call.caller.role, str(call.caller.role)), node_label(call.caller.node)
