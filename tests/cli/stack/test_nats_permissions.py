@@ -23,9 +23,9 @@ from tests.testnet import MESH, NatsServer
 
 A, G, W, M, B, C, O = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.OPERATOR)  # noqa: E741
 ROLES = (A, G, W, M, B, C, O)
-#: from -> to, IDENTITY.md.
-SENDS = {A: {G, W, M, B, C}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B}, B: {A, G, M}, C: {A, G}, O: set()}
-SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G}, O: {A, G, W, M, B}}
+#: from -> to. Clients and metrics speak to each other since docs/decisions/0015.
+SENDS = {A: {G, W, M, B, C}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B, C}, B: {A, G, M}, C: {A, G, M}, O: set()}
+SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G, M}, O: {A, G, W, M, B}}
 #: Somebody else's node.
 OTHER = NodeId(identity.NodeKey(identity.new_seed()).id)
 OTHER_MESH = topics.MeshName("elsewhere")
