@@ -1,4 +1,4 @@
-"""Writes docs/reference/ and the rules of Prometheus from the code, and says where the two have drifted apart.
+"""Writes docs/reference/, the rules of Prometheus and the boards of Grafana from the code, and says where they have drifted apart.
 
 python -m tools.docs            writes every generated page
 python -m tools.docs --check    changes nothing; exits 1 with a diff if a page is not what the code says
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools import alerts, reference
+from tools.boards import writing
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
 NOTICE = "<!-- Generated from the code by `python -m tools.docs`. Changes made here are lost. -->\n\n"
@@ -61,8 +62,9 @@ def main() -> int:
     if not parser.parse_args().check:
         write()
         alerts.write()
+        writing.write()
         return 0
-    found = {f"docs/reference/{page}": difference for page, difference in drift().items()} | alerts.drift()
+    found = {f"docs/reference/{page}": difference for page, difference in drift().items()} | alerts.drift() | writing.drift()
     for path, difference in found.items():
         print(f"{path} is not what the code says; `python -m tools.docs` writes it\n{difference}\n", file=sys.stderr)
     return 1 if found else 0

@@ -86,13 +86,21 @@ async def test_one_endpoint_serves_the_whole_mesh(stack: RunningStack, desk: Des
     await asking.rpc(desk.mesh, ann.key.secret, "hi")
     url = f"http://127.0.0.1:{stack.environment['PROMETHEUS_PORT']}/metrics"
     async with stack.http() as http:
-        text = (await http.get(url)).text
+        before = (await http.get(url)).text
+
+        async def of_another_collection() -> str:
+            found = (await http.get(url)).text
+            seconds = "ai_platform_process_cpu_seconds_total"
+            return found if total(found, seconds, service="metrics") != total(before, seconds, service="metrics") else ""
+
+        text = await until(of_another_collection, what="another collection")
     for service in SERVICE_NAMES.values():
         assert total(text, "ai_platform_node_up", service=service) >= 1, service
         assert total(text, "ai_platform_build_info", service=service) >= 1, service
     assert total(text, "ai_platform_node_up", service="inference") == 2
     assert total(text, "ai_platform_tokens_total", service="inference", model="echo", type="output") >= 1
-    assert total(text, "ai_platform_scrape_failures_total") == 0
+    # A worker that other tests have killed may have been asked before that was known.
+    assert total(text, "ai_platform_scrape_failures_total") == total(before, "ai_platform_scrape_failures_total")
     assert total(text, "ai_platform_scrape_dropped_series") == 0
 
 

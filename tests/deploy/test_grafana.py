@@ -1,0 +1,134 @@
+"""Every board can be drawn: its queries are PromQL, name metrics and labels that there are, and say in which unit their numbers are."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from services.metrics.alerts import rules
+from services.metrics.alerts.rule import Board
+from shared.telemetry import instruments
+from shared.telemetry.instrument import Instrument, Kind
+from tools.boards import writing
+from tools.boards.panel import LOKI, PROMETHEUS, Dashboard, Unit
+
+ROOT = Path(__file__).parents[2]
+GRAFANA = ROOT / "deploy" / "grafana"
+#: What the metrics service gives every series, and what Prometheus does.
+EVERYWHERE = {"service", "node", "job", "instance", "le"}
+RECORDED = {recording.name for recording in rules.RECORDINGS}
+#: Prometheus's own series of alerts.
+ALERTS = {"alertname", "alertstate", "severity"}
+
+
+def names_of(instrument: Instrument) -> set[str]:
+    if instrument.kind is Kind.HISTOGRAM:
+        return {instrument.name + suffix for suffix in ("_bucket", "_sum", "_count")}
+    return {instrument.name}
+
+
+LABELS = {name: {*one.labels, *EVERYWHERE} for one in instruments.ALL for name in names_of(one)}
+LABELS |= {name: {*EVERYWHERE, "model"} for name in RECORDED} | {"ALERTS": ALERTS}
+
+
+def queries() -> Iterator[tuple[str, str, str]]:
+    for board in writing.ALL:
+        for panel in board.panels:
+            for query in panel.queries:
+                if panel.kind != "logs":
+                    yield board.title, panel.title, query.expression
+
+
+QUERIES = tuple(queries())
+
+
+def selectors(node: Any) -> Iterator[Any]:
+    """Of a parsed expression, every place where it names series."""
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node
+    for part in ("expr", "lhs", "rhs", "vector_selector", "param"):
+        inner = getattr(node, part, None)
+        if inner is not None and not isinstance(inner, (str, int, float)):
+            yield from selectors(inner)
+    for inner in getattr(node, "args", None) or ():
+        yield from selectors(inner)
+
+
+@pytest.mark.parametrize(("board", "panel", "expression"), QUERIES, ids=lambda value: value if len(value) < 60 else "…")
+def test_a_query_names_what_there_is(board: str, panel: str, expression: str) -> None:
+    parsed = promql_parser.parse(expression.replace("$__rate_interval", "5m"))
+    found = list(selectors(parsed))
+    assert found, "it names no series"
+    for selector in found:
+        assert selector.name in LABELS, f"{board}, {panel}: there is no metric {selector.name}"
+        used = {matcher.name for matcher in selector.matchers.matchers if matcher.name != "__name__"}
+        assert used <= LABELS[selector.name], f"{board}, {panel}: {selector.name} has no label {used - LABELS[selector.name]}"
+
+
+def test_the_check_finds_what_there_is_not() -> None:
+    with pytest.raises(AssertionError, match="there is no metric"):
+        test_a_query_names_what_there_is("board", "panel", "sum(rate(ai_platform_no_such_total[5m]))")
+    with pytest.raises(AssertionError, match="has no label"):
+        test_a_query_names_what_there_is("board", "panel", 'sum(ai_platform_queue_depth{user="ann"}) / 5')
+
+
+@pytest.mark.parametrize(("board", "panel", "expression"), QUERIES, ids=lambda value: value if len(value) < 60 else "…")
+def test_the_labels_of_a_legend_are_those_of_its_lines(board: str, panel: str, expression: str) -> None:
+    [query] = [
+        query
+        for one in writing.ALL
+        if one.title == board
+        for shown in one.panels
+        if shown.title == panel
+        for query in shown.queries
+        if query.expression == expression
+    ]
+    wanted = set(re.findall(r"\{\{(\w+)\}\}", query.legend))
+    grouped = [set(re.findall(r"\w+", group)) for group in re.findall(r"by \(([^)]*)\)", expression)]
+    assert all(wanted <= group for group in grouped), f"{wanted} is not in {grouped}"
+    assert not wanted or grouped, "lines that are not grouped have all labels, and no name for people"
+
+
+@pytest.mark.parametrize("board", writing.ALL, ids=lambda board: board.title)
+def test_a_board_is_whole(board: Dashboard) -> None:
+    assert len({panel.title for panel in board.panels}) == len(board.panels)
+    for panel in board.panels:
+        assert panel.help
+        assert panel.unit is not Unit.TEXT or panel.kind == "logs"
+    there = json.loads((GRAFANA / "dashboards" / f"{board.board}.json").read_text(encoding="utf-8"))
+    assert there["uid"] == board.board
+    assert {variable["name"] for variable in there["templating"]["list"]} == {"prometheus_datasource", "loki_datasource"}
+    taken: set[tuple[int, int]] = set()
+    for panel in there["panels"]:
+        assert panel["datasource"] in (PROMETHEUS, LOKI), "no source is fixed"
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken, f"{panel['title']} lies over another"
+        assert all(x < 24 for x, _ in cells)
+        taken |= cells
+
+
+def test_there_is_a_board_for_every_alert_and_no_other() -> None:
+    assert {board.board for board in writing.ALL} == set(Board)
+    assert {rule.board for rule in rules.ALL} <= set(Board)
+
+
+def test_the_files_are_what_the_code_says() -> None:
+    assert writing.drift() == {}
+
+
+def test_a_chart_leads_to_its_traces_and_a_trace_to_its_logs_and_back() -> None:
+    sources = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "aimesh.yml").read_text(encoding="utf-8"))["datasources"]
+    by_type = {source["type"]: source for source in sources}
+    assert {source["uid"] for source in sources} == {"prometheus", "loki", "jaeger"}
+    assert by_type["prometheus"]["jsonData"]["exemplarTraceIdDestinations"] == [{"name": "trace_id", "datasourceUid": "jaeger"}]
+    assert by_type["jaeger"]["jsonData"]["tracesToLogsV2"]["datasourceUid"] == "loki"
+    [field] = by_type["loki"]["jsonData"]["derivedFields"]
+    assert (field["matcherType"], field["matcherRegex"], field["datasourceUid"]) == ("label", "trace_id", "jaeger")
+    [folder] = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "aimesh.yml").read_text(encoding="utf-8"))["providers"]
+    assert folder["options"]["path"] == "/etc/grafana/dashboards"
