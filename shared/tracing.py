@@ -9,15 +9,15 @@ case another node kept its part. Everything is bounded: where nobody reads, the 
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from itertools import islice
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from shared import context, errors, spans
+from shared.rings import Ring
 from shared.spans import Kind, Open, Span, Trace, Value
 from shared.types import RequestId
 
@@ -63,9 +63,7 @@ class Traces:
         self._limit = int(ratio * _LOT)
         self._budgets = {kind: _Budget(_PER_SECOND) for kind in ("few", "failed", "slow")} | {"asked": _Budget(_ASKED_PER_SECOND)}
         self._paces: OrderedDict[str, _Pace] = OrderedDict()
-        self._kept: deque[Open] = deque(maxlen=MAX_KEPT)
-        #: The number of the next span to be kept; those in ``_kept`` are the ones before it.
-        self._next = 0
+        self._kept: Ring[Open] = Ring(MAX_KEPT)
         #: By the trace's id, the longest ended first.
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         #: Spans in them.
@@ -133,8 +131,7 @@ class Traces:
 
     def _put(self, ended: _Ended, found: list[Open]) -> None:
         if ended.kept:
-            self._kept.extend(found)
-            self._next += len(found)
+            self._kept.add(found)
         elif len(ended.spans) < spans.MAX_SPANS:
             ended.spans += found
             self._waiting += len(found)
@@ -160,11 +157,8 @@ class Traces:
         for trace_id in wanted:
             if trace_id in self._ended:
                 self._keep(self._ended[trace_id])
-        first = self._next - len(self._kept)
-        # A number of before a restart means nothing now.
-        start = first if after > self._next else max(after, first)
-        found = tuple(span.read() for span in islice(self._kept, start - first, start - first + MAX_READ))
-        return Batch(found, start + len(found), 0 if after > self._next else start - after)
+        reading = self._kept.read(after, MAX_READ)
+        return Batch(tuple(span.read() for span in reading.items), reading.next, reading.lost)
 
 
 @dataclass(frozen=True, slots=True)

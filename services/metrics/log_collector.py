@@ -43,7 +43,7 @@ class LogCollector:
         batch = kept_lines.read(self._own_after)
         self._own_after = batch.next
         label = node_label(self._node.id)
-        self._outbox.put([LogLine(self._node.service_name, label, text) for text in batch.lines])
+        self._outbox.put([LogLine(self._node.service_name, label, text) for text in batch.items])
 
     async def _read(self, entry: directory.Entry) -> None:
         if entry.role is Role.WORKER:

@@ -216,7 +216,7 @@ class Node:
         if self.role is Role.WORKER:
             return node_api.LogLines((), 0, 0)
         batch = kept_lines.read(request.after)
-        return node_api.LogLines(batch.lines, batch.next, batch.lost)
+        return node_api.LogLines(batch.items, batch.next, batch.lost)
 
     @rpc.serves(node_api.read_health)
     async def read_health(self, request: node_api.ReadHealth, call: rpc.Call) -> node_api.NodeHealth:

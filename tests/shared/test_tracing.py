@@ -199,7 +199,7 @@ def test_nothing_grows_where_nobody_reads(traces: Traces, clock: Clock) -> None:
                     pass
     assert len(traces._kept) <= tracing.MAX_KEPT
     assert traces._waiting <= tracing.MAX_WAITING
-    assert traces.read(0).lost == traces._next - len(traces._kept)
+    assert traces.read(0).lost == traces._kept._next - len(traces._kept)
     clock.now += 1000
     with traces.enter("GET /", ""):
         pass
