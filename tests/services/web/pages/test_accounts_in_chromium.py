@@ -17,6 +17,7 @@ from services.web import application, csrf, door, passthrough, rendering, sessio
 from services.web.settings import WebSettings
 from shared.api import accounts
 from shared.telemetry import Metrics
+from shared.tracing import Traces
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.fake_accounts import CODE, GOOD_CODE
@@ -81,7 +82,7 @@ async def stage() -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
         mesh.provider = await stack.enter_async_context(serving(provider))
-        pages = door.Door(application.build(site), gateway, Metrics("web"), always_over_tls=False)
+        pages = door.Door(application.build(site), gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         origin = await stack.enter_async_context(serving(pages))
         provider.back = f"{origin}/login/oidc/back"
         mesh.add_account("alice", "correct horse")

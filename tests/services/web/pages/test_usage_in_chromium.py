@@ -19,6 +19,7 @@ from services.web.settings import WebSettings
 from shared.api import gateway, ledger
 from shared.api.usage_report import UsageOfKey, UsageOfModel, UsageSum
 from shared.telemetry import Metrics
+from shared.tracing import Traces
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, UserRole
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Page
@@ -61,7 +62,7 @@ async def stage() -> AsyncIterator[Stage]:
             now=made.clock,
         )
         passed = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
-        pages = door.Door(application.build(site), passed, Metrics("web"), always_over_tls=False)
+        pages = door.Door(application.build(site), passed, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         made.origin = await stack.enter_async_context(serving(pages))
         yield made
 
