@@ -47,7 +47,7 @@ _TOKEN = re.compile(r'name="token" value="([^"]+)"')
 #: What a page loads by itself: scripts, styles and pictures, but no link that somebody would have to follow.
 _LOADS = re.compile(r'<(?:script|img)\b[^>]*?\bsrc="([^"]+)"|<link\b[^>]*?\brel="(?:stylesheet|icon|modulepreload)"[^>]*?\bhref="([^"]+)"')
 #: What a module or a style sheet loads.
-_IMPORTS = re.compile(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](\.{0,2}/[^"']+)["']|url\(\s*["']?([^"')]+)["']?\s*\)""")
+_IMPORTS = re.compile(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](\.{0,2}/[^"']+)["']|\burl\(\s*["']?([^"')]+)["']?\s*\)""")
 
 
 @dataclass(frozen=True, slots=True)
