@@ -227,6 +227,8 @@ _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
 
 def _below(found: Found) -> list[str]:
     """What is about the whole time, or about now."""
+    from cli import output
+
     told, active = found.report, found.report.active
     back = f" ({_credits(told.given_back_micro)} of it given back)" if told.given_back_micro else ""
     lines = [
@@ -236,7 +238,7 @@ def _below(found: Found) -> list[str]:
     ]
     if found.new is not None:
         users, keys = sum(day.registrations for day in found.new.days), sum(day.keys for day in found.new.days)
-        lines.append(f"new           {users} registered, {keys} keys made")
+        lines.append(f"new           {users} registered, {output.counted(keys, 'key')} made")
     return lines
 
 
