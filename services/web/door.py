@@ -8,6 +8,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from services.web import headers, passthrough
 from shared import context, errors, tracing
 from shared.telemetry import Metrics
+from shared.telemetry.exemplars import Exemplars
 
 #: The first words of our paths: labels of metrics come from a short list, whatever is asked for.
 _KNOWN = frozenset({"", "dashboard", "api-keys", "playground", "register", "login", "login-link", "logout", "static"})
@@ -21,6 +22,7 @@ class Door:
         self._pages = pages
         self._gateway = gateway
         self._metrics = metrics
+        self._exemplars = Exemplars()
         self._traces = traces
         #: PUBLIC_URL says https: a proxy before us speaks TLS, even if we do not see it.
         self._always_over_tls = always_over_tls
@@ -64,7 +66,9 @@ class Door:
         finally:
             service = self._metrics.service
             self._metrics.requests.labels(service=service, method=method, status=_status_label(status)).inc()
-            self._metrics.request_duration.labels(service=service, method=method, model="").observe(time.perf_counter() - began)
+            self._metrics.request_duration.labels(service=service, method=method, model="").observe(
+                time.perf_counter() - began, self._exemplars.of_request()
+            )
         return _status_label(status)
 
 

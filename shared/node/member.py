@@ -35,6 +35,7 @@ from shared.node.standing import Standing
 from shared.node.swarming import keys_of, open_swarm
 from shared.swarm_link import SwarmTransport
 from shared.telemetry import kept_lines, logs
+from shared.telemetry.exemplars import Exemplars
 from shared.telemetry.metrics import Metrics, version
 from shared.trust import Trust
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
@@ -113,6 +114,7 @@ class Node:
         #: Methods × statuses, both from closed lists.
         self._counters: dict[tuple[str, str], Counter] = {}
         self._timers: dict[str, Histogram] = {}
+        self._exemplars = Exemplars()
         if ways.nats is not None:
             ways.nats.on_connection = self._on_connection
             ways.nats.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
@@ -283,7 +285,7 @@ class Node:
             name = method.name.partition(".")[2]
             timer = self.metrics.request_duration.labels(service=self.service_name, method=name, model="")
             self._timers[method.name] = timer
-        timer.observe(seconds)
+        timer.observe(seconds, self._exemplars.of_request())
 
     def _log_bug(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], error: Exception) -> None:
         _log.exception("a handler broke", method=method.name)

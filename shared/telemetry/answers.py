@@ -14,7 +14,7 @@ from typing import Final, Generic, Self, TypeVar
 from prometheus_client import Counter, Histogram
 
 from shared import errors
-from shared.telemetry import exemplars
+from shared.telemetry.exemplars import Exemplars
 from shared.telemetry.metrics import Metrics
 from shared.types import ModelName
 
@@ -105,6 +105,7 @@ class _Answers:
 
     def __init__(self, metrics: Metrics) -> None:
         self._service = metrics.service
+        self._exemplars = Exemplars()
         self._models: set[str] = set()
         self._duration = _Kept(lambda: metrics.request_duration)
         self._tokens = _Kept(lambda: metrics.tokens)
@@ -147,7 +148,7 @@ class WorkerAnswers(_Answers):
 
     def ended(self, answer: Answer) -> None:
         """Call it once for each request, while ``context.current`` is still its own."""
-        exemplar, model = exemplars.of_request(), self._named(answer.model)
+        exemplar, model = self._exemplars.of_request(), self._named(answer.model)
         self._count(answer, model, exemplar)
         labels = (answer.operation, self._provider, model)
         self._server_duration.of(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
@@ -221,7 +222,7 @@ class GatewayAnswers(_Answers):
     def ended(self, answer: Answer, *, asked: bool) -> None:
         """Call it once for each request, while ``context.current`` is still its own. ``asked``: whether it was one for the workers,
         and not refused at the door or answered before."""
-        exemplar, model = exemplars.of_request(), self._named(answer.model)
+        exemplar, model = self._exemplars.of_request(), self._named(answer.model)
         self._count(answer, model, exemplar)
         if not asked or not model:
             return

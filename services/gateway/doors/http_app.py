@@ -22,6 +22,7 @@ from shared.api.auth import Principal
 from shared.bounded_waits import BoundedWait
 from shared.spans import Open
 from shared.telemetry import Metrics, logs
+from shared.telemetry.exemplars import Exemplars
 from shared.turns import Turns
 
 #: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
@@ -93,6 +94,7 @@ class HttpApp:
         self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
         self._callers = callers
         self._metrics = metrics
+        self._exemplars = Exemplars()
         self._limits_of = limits_of
         self._on_refusal = on_refusal
         self._crowds = Crowds()
@@ -137,7 +139,7 @@ class HttpApp:
             self._metrics.requests.labels(service=self._metrics.service, method=method, status=status).inc()
             if not runs_a_model:  # the pipeline knows the model and observes with it
                 duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
-                duration.observe(time.perf_counter() - began)
+                duration.observe(time.perf_counter() - began, self._exemplars.of_request())
         return "" if status == "success" else status
 
     def _find(self, scope: Scope, call: HttpCall) -> Route:

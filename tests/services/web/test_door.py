@@ -53,3 +53,13 @@ async def test_requests_are_counted_under_a_short_list_of_labels(site: visits.Si
         ("passthrough", "peer_failed"): 1,
         ("OTHER /login", "method_not_allowed"): 1,
     }
+
+
+async def test_a_page_whose_trace_is_kept_is_an_exemplar_of_its_time(site: visits.Site) -> None:
+    metrics = Metrics("web")
+    async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
+        app = door.Door(application.build(site), gateway, metrics, Traces(ratio=1.0), always_over_tls=False)
+        async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
+            await client.get("/login")
+    (head,) = metrics.read().exemplars
+    assert head.startswith("ai_platform_request_duration_seconds_bucket{")

@@ -6,8 +6,9 @@ from contextlib import nullcontext
 import pytest
 
 from shared import context, errors, telemetry
-from shared.telemetry import answers, exemplars
+from shared.telemetry import answers
 from shared.telemetry.answers import Answer, GatewayAnswers, WorkerAnswers
+from shared.telemetry.exemplars import PAUSE_SECONDS, Exemplars
 from shared.tracing import Serving, Traces
 from shared.types import ModelName
 
@@ -154,6 +155,17 @@ def test_a_request_whose_trace_is_kept_is_an_exemplar_of_its_buckets() -> None:
 def test_a_request_whose_trace_is_not_kept_is_none(in_a_request: bool) -> None:
     metrics = telemetry.Metrics("inference")
     with _request(sampled=False) if in_a_request else nullcontext():
-        assert exemplars.of_request() is None
+        assert Exemplars().of_request() is None
         WorkerAnswers(metrics, "echo").ended(_answer())
     assert not any(sample.exemplar for family in metrics.registry.collect() for sample in family.samples)
+
+
+def test_of_a_crowd_of_requests_only_some_are_exemplars() -> None:
+    now = 100.0
+    exemplars = Exemplars(lambda: now)
+    with _request(sampled=True):
+        assert exemplars.of_request() == {"trace_id": TRACE}
+        now += PAUSE_SECONDS / 2
+        assert exemplars.of_request() is None
+        now += PAUSE_SECONDS
+        assert exemplars.of_request() == {"trace_id": TRACE}

@@ -345,6 +345,7 @@ async def test_a_trace_of_the_caller_goes_on(house: House, http: httpx.AsyncClie
     answer = await http.get("/v1/models", headers={"traceparent": trace})
     assert UUID(answer.headers["x-request-id"]).version == 7
     assert (await http.get("/v1/models", headers={"traceparent": "nonsense"})).status_code == 200
+    assert {one.trace_id for one in house.metrics.read().exemplars.values()} == {"a" * 32}
 
 
 async def test_requests_are_counted(http: httpx.AsyncClient, house: House) -> None:
