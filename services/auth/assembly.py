@@ -20,8 +20,6 @@ from services.auth.identities import CountRefusal, Identities
 from services.auth.keyring import Keyring
 from services.auth.last_used import LastUsed
 from services.auth.logins import Logins
-from services.auth.mail import postman as mail
-from services.auth.mail.postman import Postman
 from services.auth.mfa.enrolment import Enrolment
 from services.auth.mfa.factors import Factors
 from services.auth.nodes.doorkeeper import Doorkeeper
@@ -61,6 +59,8 @@ from shared import errors
 from shared.api.gateway import Check
 from shared.cache import Cache
 from shared.database import Database
+from shared.mail import postman as mail
+from shared.mail.postman import Postman
 from shared.node import Node
 from shared.telemetry import logs
 from shared.types import Credential

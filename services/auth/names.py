@@ -7,6 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from uuid import UUID
 
 from shared import errors
+from shared.mail import address
 from shared.types import ModelName
 
 #: Made by auth itself at its first start, and by nobody else.
@@ -14,11 +15,6 @@ ADMIN_USERNAME = "admin"
 ADMIN_EMAIL = "admin@localhost"
 
 _USERNAME = re.compile(r"[A-Za-z0-9_.-]{3,50}")
-# What <input type=email> accepts: https://html.spec.whatwg.org/#valid-e-mail-address. Only a letter sent there proves more.
-_EMAIL = re.compile(
-    r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
-)
-_LONGEST_EMAIL = 100
 _LONGEST_KEY_NAME = 100
 _LONGEST_MODEL_NAME = 200
 #: Each is compared at every request of its key.
@@ -35,8 +31,9 @@ def check_username(username: str) -> None:
 
 
 def check_email(email: str) -> None:
-    if not may_be_email(email):
-        raise errors.BadRequest(f"email: an address such as you@example.com, at most {_LONGEST_EMAIL} characters", hint="check the address")
+    if not address.may_be_email(email):
+        most = address.LONGEST
+        raise errors.BadRequest(f"email: an address such as you@example.com, at most {most} characters", hint="check the address")
     if email.lower() == ADMIN_EMAIL:
         raise errors.AlreadyExists(f"the address {ADMIN_EMAIL} is reserved", hint="choose another address")
 
@@ -85,11 +82,6 @@ def _as_compared(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Networ
 
 def may_be_username(text: str) -> bool:
     return _USERNAME.fullmatch(text) is not None
-
-
-def may_be_email(text: str) -> bool:
-    # The length first: it also bounds the time of the pattern.
-    return len(text) <= _LONGEST_EMAIL and _EMAIL.fullmatch(text) is not None
 
 
 def may_be_key_name(text: str) -> bool:

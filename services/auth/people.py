@@ -103,13 +103,18 @@ class People:
     async def list_users(self, request: auth.ListUsers, call: Call) -> auth.Users:
         if not 1 <= request.limit <= _MOST_USERS_LISTED:
             raise errors.BadRequest(f"limit: 1 to {_MOST_USERS_LISTED}")
-        return auth.Users(await self._store.list_users(request.limit))
+        found = await self._store.list_users(request.limit + 1, request.search, request.after)
+        return auth.Users(found[: request.limit], more=len(found) > request.limit)
 
     @serves(business.count_new_accounts)
     async def count_new_accounts(self, request: business.CountNewAccounts, call: Call) -> business.NewAccounts:
         if not 0 < (request.until - request.since).days <= business.MOST_DAYS:
             raise errors.BadRequest(f"since and until: two days, the earlier one first, at most {business.MOST_DAYS} apart")
         return business.NewAccounts(await self._store.count_new(request.since, request.until))
+
+    @serves(business.name_users)
+    async def name_users(self, request: business.NameUsers, call: Call) -> business.UserNames:
+        return business.UserNames(await self._store.names_of(request.ids))
 
     @serves(auth.get_user_usage)
     async def get_user_usage(self, request: auth.GetUserUsage, call: Call) -> UserUsage:

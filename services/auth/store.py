@@ -20,6 +20,7 @@ from shared.api.auth import ApiKey, Change, KeyBounds, KeyKind, KeyLimits, Princ
 from shared.api.business import NewOfDay
 from shared.api.gateway import Check
 from shared.api.privacy import StaleKey, StaleUser
+from shared.mail import address
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
 #: Somebody who needs more active keys than this is making one per request.
@@ -123,7 +124,7 @@ class Store:
 
     async def find_account(self, name: str) -> Account | None:
         """By user name or e-mail address; what can be neither is nobody, and not asked for."""
-        if names.may_be_email(name):
+        if address.may_be_email(name):
             row = await self._db.row("find_user_by_email", name)
         elif names.may_be_username(name):
             row = await self._db.row("find_user_by_username", name)
@@ -152,8 +153,12 @@ class Store:
         assert row is not None  # a SELECT without FROM has one row
         return row["theme"], row["team_name"]
 
-    async def list_users(self, limit: int) -> tuple[User, ...]:
-        return tuple(_user(row) for row in await self._db.rows("list_users", limit))
+    async def list_users(self, limit: int, search: str = "", after: UserId | None = None) -> tuple[User, ...]:
+        return tuple(_user(row) for row in await self._db.rows("list_users", limit, search, after))
+
+    async def names_of(self, users: Sequence[UserId]) -> dict[str, str]:
+        """By the id; of those that there are."""
+        return {str(row["id"]): row["username"] for row in await self._db.rows("names_of", list(users))}
 
     async def count_new(self, since: date, until: date) -> tuple[NewOfDay, ...]:
         """Of each UTC day before ``until`` on which somebody registered or made a key."""

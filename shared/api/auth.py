@@ -2,12 +2,18 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
+
+import msgspec
 
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.api.usage import UserUsage
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR}
+
+#: A part of a text; no pattern. PostgreSQL has no NUL.
+Search = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[^\x00]*\Z")]
 
 
 class UserData(Body, frozen=True):
@@ -301,11 +307,19 @@ class GetUserCalled(Body, frozen=True):
 
 
 class ListUsers(Body, frozen=True):
+    """The newest first."""
+
     limit: int = 100
+    #: A part of the name or the address, in any case of its letters, or a whole id; empty finds all.
+    search: Search = ""
+    #: The last one of the page before; None for the first page.
+    after: UserId | None = None
 
 
 class Users(Body, frozen=True):
     users: tuple[User, ...]
+    #: There are older ones.
+    more: bool = False
 
 
 class GetUserUsage(Body, frozen=True):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.auth import PEOPLE
+from shared.api.auth import PEOPLE, Search
 from shared.api.method import Body, Method, Nothing
 from shared.types import TenantId, Tier, UserId
 
@@ -34,6 +34,8 @@ class Organisation(Body, frozen=True, omit_defaults=False):
 
 class Organisations(Body, frozen=True):
     organisations: tuple[Organisation, ...]
+    #: There are older ones.
+    more: bool = False
 
 
 class TeamMember(Body, frozen=True):
@@ -115,7 +117,13 @@ class RemoveTeamMember(Body, frozen=True):
 
 
 class ListAllOrganisations(Body, frozen=True):
+    """The newest first."""
+
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    #: A part of the name, in any case of its letters, or a whole id; empty finds all.
+    search: Search = ""
+    #: The last one of the page before; None for the first page.
+    after: TenantId | None = None
 
 
 class SetTeamTier(Body, frozen=True):

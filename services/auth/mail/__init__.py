@@ -1,1 +1,1 @@
-"""Mail to people: what it says, and how it gets out."""
+"""What auth's mails say; `shared.mail` sends them."""

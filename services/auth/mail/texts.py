@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import NamedTuple
 
+from shared.mail import letters
+
 _LONGEST_NAME = 60
 _NOT_YOU = "If this was not you, set a new password now and look through your sessions and keys."
 
@@ -104,10 +106,7 @@ def _text(subject: str, username: str, text: str) -> Text:
 
 
 def _line(text: str) -> str:
-    """In one short line, and with no address of a page in it."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    plain = " ".join(printable.replace("://", ": //").split())
-    return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 1]}…"
+    return letters.one_line(text, _LONGEST_NAME)
 
 
 def _time(at: datetime) -> str:

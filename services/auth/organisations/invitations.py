@@ -7,7 +7,6 @@ import msgspec
 
 from services.auth import acts, names
 from services.auth.mail import texts
-from services.auth.mail.postman import Postman
 from services.auth.organisations import rules
 from services.auth.organisations.store import OrganisationStore
 from services.auth.parts import Parts
@@ -15,6 +14,7 @@ from shared import errors
 from shared.api import organisations as api
 from shared.api.method import Nothing
 from shared.api.organisations import Organisation
+from shared.mail.postman import Postman
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 

@@ -11,6 +11,7 @@ from services.auth import api_keys, names, roles
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.organisations import TeamRole
+from shared.mail import address
 from shared.types import TenantId, UserId
 
 #: That one person owns; more are made by a script.
@@ -75,7 +76,7 @@ def check_name(name: str) -> str:
 def check_invited(email: str) -> str:
     """Raises BadRequest."""
     email = email.strip()
-    if not names.may_be_email(email):
+    if not address.may_be_email(email):
         raise errors.BadRequest("email: an address such as you@example.com, at most 100 characters", hint="check the address")
     return email
 

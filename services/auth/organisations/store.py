@@ -39,9 +39,10 @@ class OrganisationStore:
     async def list_of(self, user_id: UserId) -> tuple[Organisation, ...]:
         return tuple(_organisation(row) for row in await self._db.rows("list_organisations_of", user_id))
 
-    async def list_all(self, asker: Asker, limit: int) -> tuple[Organisation, ...]:
+    async def list_all(self, asker: Asker, limit: int, search: str = "", after: TenantId | None = None) -> tuple[Organisation, ...]:
         """Every tenant's: for administrators."""
-        return tuple(_organisation(row) for row in await self._db.rows("list_all_organisations", asker.user_id, limit))
+        rows = await self._db.rows("list_all_organisations", asker.user_id, limit, search, after)
+        return tuple(_organisation(row) for row in rows)
 
     async def get(self, transaction: database.Transaction, organisation: TenantId, asker: Asker) -> Organisation:
         """Raises NotFound, also where it is not the asker's to see."""

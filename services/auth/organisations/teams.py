@@ -93,7 +93,8 @@ class Teams:
 
     @serves(api.list_all_organisations)
     async def list_all_organisations(self, request: api.ListAllOrganisations, call: Call) -> api.Organisations:
-        return api.Organisations(await self._organisations.list_all(rules.asker(call.principal), request.limit))
+        found = await self._organisations.list_all(rules.asker(call.principal), request.limit + 1, request.search, request.after)
+        return api.Organisations(found[: request.limit], more=len(found) > request.limit)
 
     @serves(api.set_team_tier)
     async def set_team_tier(self, request: api.SetTeamTier, call: Call) -> Organisation:

@@ -2,12 +2,12 @@
 
 from services.auth import acts
 from services.auth.mail import texts
-from services.auth.mail.postman import Postman
 from services.auth.mfa.store import FactorStore
 from services.auth.own_account.session_ends import SessionEnds
 from services.auth.parts import Parts
 from shared import errors
 from shared.api import auth
+from shared.mail.postman import Postman
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 

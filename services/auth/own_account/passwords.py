@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from services.auth import acts, api_keys
 from services.auth.mail import texts
-from services.auth.mail.postman import Postman
 from services.auth.own_account import mail_limits
 from services.auth.own_account.mail_limits import MailLimits
 from services.auth.own_account.session_ends import SessionEnds
@@ -16,6 +15,7 @@ from services.auth.store import Account
 from shared import context, errors
 from shared.api import accounts
 from shared.api.method import Nothing
+from shared.mail.postman import Postman
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.types import Role, TenantId

@@ -5,12 +5,12 @@ from typing import Protocol
 
 from services.auth import acts, names
 from services.auth.mail import texts
-from services.auth.mail.postman import Postman
 from services.auth.mfa.factors import FactorState
 from services.auth.own_account.store import AccountStore
 from services.auth.parts import Parts
 from shared import access, errors
 from shared.api import accounts, auth
+from shared.mail.postman import Postman
 from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.types import TenantId, UserId

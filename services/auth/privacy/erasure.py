@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from services.auth import acts
 from services.auth.mail import texts
-from services.auth.mail.postman import Postman
 from services.auth.own_account.session_ends import OpenSessions
 from services.auth.parts import Parts
 from services.auth.privacy.store import Due, PrivacyStore
@@ -18,6 +17,7 @@ from shared import errors
 from shared.api import privacy
 from shared.api.auth import User
 from shared.api.method import Nothing
+from shared.mail.postman import Postman
 from shared.node import lifecycle
 from shared.rpc import Call, serves
 from shared.telemetry import logs

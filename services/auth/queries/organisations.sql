@@ -27,12 +27,15 @@ ORDER BY lower(organisations.name), organisations.id
 LIMIT 1000;
 
 -- name: list_all_organisations
--- The newest, for administrators; whether user $1 is among their members.
+-- The newest, older than organisation $4, with $3 in the name or as the id, for administrators; whether user $1 is among their members.
 SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisations
 LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $1
-ORDER BY organisations.created_at DESC, organisations.id
+WHERE (strpos(lower(organisations.name), lower($3)) > 0 OR organisations.id::text = lower($3))
+    AND ($4::uuid IS NULL OR (organisations.created_at, organisations.id)
+        < (SELECT last.created_at, last.id FROM organisations AS last WHERE last.id = $4))
+ORDER BY organisations.created_at DESC, organisations.id DESC
 LIMIT $2;
 
 -- name: find_organisation

@@ -35,11 +35,19 @@ FROM users
 WHERE lower(email) = lower($1);
 
 -- name: list_users
--- The newest users.
+-- The newest users, older than user $3, with $2 in the name or the address, or as the id.
 SELECT id, username, email, role, subscription_tier, is_active, created_at
 FROM users
-ORDER BY created_at DESC, id
+WHERE (strpos(lower(username), lower($2)) > 0 OR strpos(lower(email), lower($2)) > 0 OR id::text = lower($2))
+    AND ($3::uuid IS NULL OR (created_at, id) < (SELECT last.created_at, last.id FROM users AS last WHERE last.id = $3))
+ORDER BY created_at DESC, id DESC
 LIMIT $1;
+
+-- name: names_of
+-- What those of these users are called that there are.
+SELECT id, username
+FROM users
+WHERE id = ANY($1::uuid[]);
 
 -- name: count_new
 -- On each day: who registered, and the keys that were made.

@@ -13,7 +13,8 @@ from services.auth import api_keys
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, events
+from shared.api import auth, business, events
+from shared.rpc import bodies
 from shared.types import Credential, MicroCredits, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, fields_of
@@ -359,6 +360,29 @@ async def test_only_an_administrator_administers(world: Surroundings) -> None:
             await world.ask(auth.list_users, auth.ListUsers(limit), admin)
     with pytest.raises(errors.NotAllowed, match="own account"):
         await world.ask(auth.set_active, auth.SetActive("admin", is_active=False), admin)
+
+
+async def test_users_are_found_by_a_part_of_their_name_and_read_page_by_page(world: Surroundings) -> None:
+    admin = await world.admin_token()
+    made = [await world.register(f"dana{number}") for number in range(5)]
+    read, last = [], None
+    while True:
+        page = await world.ask(auth.list_users, auth.ListUsers(2, "DANA", last), admin)
+        read.append([user.id for user in page.users])
+        if not page.more:
+            break
+        last = page.users[-1].id
+    assert read == [[made[4].id, made[3].id], [made[2].id, made[1].id], [made[0].id]]
+    for search, found in ((made[1].email, [made[1]]), (str(made[2].id).upper(), [made[2]]), ("dana%", []), ("_ana1", [])):
+        assert list((await world.ask(auth.list_users, auth.ListUsers(search=search), admin)).users) == found, search
+    assert not (await world.ask(auth.list_users, auth.ListUsers(after=UserId(uuid4())), admin)).users
+    asked = business.NameUsers((made[0].id, UserId(uuid4()), made[4].id))
+    assert (await world.ask(business.name_users, asked, admin)).names == {str(made[0].id): "dana0", str(made[4].id): "dana4"}
+    with pytest.raises(errors.NotAllowed):
+        await world.ask(business.name_users, asked, (await world.login("dana1")).access_token)
+    for search in ("x" * 201, "a\0b"):
+        with pytest.raises(errors.BadRequest):
+            bodies.decode_request(auth.ListUsers, bodies.encode(auth.ListUsers(search=search)), "auth.listUsers")
 
 
 async def test_the_first_administrator_is_made_once(settings: AuthSettings) -> None:

@@ -1,12 +1,16 @@
 """What mails say: whatever a person is called, a mail has its shape and no line of theirs."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 
+from services.auth import api_keys
 from services.auth.mail import texts
-from services.auth.mail.letters import Letter
 from services.auth.mail.texts import Text
+from shared.mail import postman
+from shared.mail.letters import Letter
+from shared.telemetry import logs
 
 AT = datetime(2026, 12, 21, 7, 5, tzinfo=UTC)
 
@@ -56,3 +60,18 @@ def test_without_an_address_of_the_pages_there_is_the_code_alone() -> None:
 
 def test_the_day_of_an_erasure_is_named() -> None:
     assert "21 December 2026, 07:05 UTC" in texts.erasure_planned("anna", AT, "").text
+
+
+async def test_without_a_mail_server_the_log_has_the_mail_with_a_link_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    token = api_keys.random_text()
+    logs.configure("auth")
+    try:
+        async with postman.opened(postman.parse(None, "aimesh <noreply@example.com>")) as opened:
+            text = texts.reset("anna", "http://localhost:3000/reset", token, 30)
+            await opened.send("anna@example.com", text.subject, text.text)
+            assert "SMTP_URL" in opened.check().detail
+    finally:
+        logs.silence()
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["event"] == "mail, printed because SMTP_URL is not set"
+    assert f"http://localhost:3000/reset#{token}\n" in line["text"], "not masked as a secret"

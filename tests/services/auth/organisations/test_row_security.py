@@ -162,7 +162,7 @@ async def test_a_query_of_ours_that_asks_for_anothers_rows_gets_none(town: Town)
         "list_keys_named": (acme.id, acme.ben.user.id, "bens"),
         "find_organisation": (acme.id, acme.anna.user.id, True),
         "list_organisations_of": (acme.anna.user.id,),
-        "list_all_organisations": (acme.anna.user.id, 100),
+        "list_all_organisations": (acme.anna.user.id, 100, "", None),
         "list_team_members": (acme.id,),
         "list_invitations": (acme.id,),
     }

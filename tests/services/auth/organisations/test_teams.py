@@ -224,7 +224,11 @@ async def test_an_administrator_sees_all_and_sets_what_was_paid_for(town: Town) 
     own = await town.found(boss, "Own")
     listed = (await town.ask(api.list_all_organisations, api.ListAllOrganisations(), boss.login)).organisations
     assert [(found.id, found.role) for found in listed] == [(own.id, TeamRole.OWNER), (acme.id, None)]
-    assert (await town.ask(api.list_all_organisations, api.ListAllOrganisations(1), boss.login)).organisations == listed[:1]
+    assert (await town.ask(api.list_all_organisations, api.ListAllOrganisations(1), boss.login)) == api.Organisations(listed[:1], more=True)
+    rest = api.ListAllOrganisations(1, after=own.id)
+    assert (await town.ask(api.list_all_organisations, rest, boss.login)) == api.Organisations(listed[1:])
+    for search, found in (("OW", listed[:1]), (str(acme.id), listed[1:]), ("%", ())):
+        assert (await town.ask(api.list_all_organisations, api.ListAllOrganisations(search=search), boss.login)).organisations == found
     assert (await town.page(acme, boss.login)).organisation.role is None
     changed = await town.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
     assert (changed.tier, (await town.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)

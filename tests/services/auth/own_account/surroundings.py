@@ -14,7 +14,6 @@ import msgspec
 
 from services.auth.failed_logins import FailedLogins
 from services.auth.mail import texts
-from services.auth.mail.letters import Letter
 from services.auth.mfa.factors import FactorState
 from services.auth.own_account.mail_limits import MailLimits
 from services.auth.own_account.passwords import Needs, PasswordChanges
@@ -33,6 +32,7 @@ from shared.api.gateway import Check
 from shared.api.method import Method, Reply, Request
 from shared.cache import Cache
 from shared.database import Database, Transaction
+from shared.mail.letters import Letter
 from shared.node import lifecycle
 from shared.rpc import Dispatcher
 from shared.rpc.gate import Gate

@@ -6,9 +6,9 @@ from email.policy import default
 
 import pytest
 
-from services.auth.mail import letters
-from services.auth.mail.letters import Letter, Sender
 from shared import errors
+from shared.mail import letters
+from shared.mail.letters import Letter, Sender
 
 AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SENDER = Sender("aimesh", "noreply@example.com")

@@ -5,26 +5,26 @@ import contextlib
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from services.auth.mail import letters, smtp_url
-from services.auth.mail.delivery import Delivery, Envelope, NotDeliveredError
-from services.auth.mail.letters import Letter, Sender
-from services.auth.mail.outbox import Outbox, Waiting
-from services.auth.mail.smtp_url import MailServer, Security
 from shared import errors
 from shared.api.gateway import Check
+from shared.mail import letters, outbox, smtp_url
+from shared.mail.delivery import Delivery, Envelope, NotDeliveredError
+from shared.mail.letters import Letter, Sender
+from shared.mail.outbox import Outbox, Waiting
+from shared.mail.smtp_url import MailServer, Security
 from shared.node import lifecycle
 from shared.telemetry import logs
 
 #: For one mail, from the connection to the server's word that it has it.
 DEADLINE_SECONDS = 20.0
 #: What still waits when the service ends has this long to get out.
-_FAREWELL_SECONDS = 5.0
+FAREWELL_SECONDS = 5.0
 
 _log = logs.get(part="mail")
 
@@ -75,13 +75,20 @@ async def opened(post: Post) -> AsyncIterator[Postman]:
     if post.server is None:
         yield Printed()
         return
+    async with sending(post, post.server, outbox.PAUSES_SECONDS) as postman:
+        yield postman
+        await postman.finish(FAREWELL_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def sending(post: Post, server: MailServer, pauses_seconds: Sequence[float]) -> AsyncIterator["SmtpPostman"]:
+    """For who has a mail server for certain, and their own patience with it. What waits at the end of the block is lost."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="smtp")
     try:
         async with lifecycle.background() as tasks:
-            postman = SmtpPostman(post, post.server, thread)
+            postman = SmtpPostman(post, server, thread, pauses_seconds)
             tasks.create_task(postman.run())
             yield postman
-            await postman.finish(_FAREWELL_SECONDS)
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
 
@@ -100,12 +107,21 @@ class Printed:
 class SmtpPostman:
     """One mail at a time; ``run`` is the task that sends."""
 
-    def __init__(self, post: Post, server: MailServer, thread: ThreadPoolExecutor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        post: Post,
+        server: MailServer,
+        thread: ThreadPoolExecutor,
+        pauses_seconds: Sequence[float] = outbox.PAUSES_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._post = post
         self._server = server
         self._thread = thread
         self._clock = clock
-        self._outbox = Outbox()
+        self._outbox = Outbox(pauses_seconds)
+        #: 1 while one is with the mail server.
+        self._under_way = 0
         self._arrived = asyncio.Event()
         #: Nothing is due and nothing under way.
         self._idle = asyncio.Event()
@@ -116,6 +132,21 @@ class SmtpPostman:
             return
         self._idle.clear()
         self._arrived.set()
+
+    @property
+    def room(self) -> int:
+        """So many more mails are taken; what is sent beyond them is lost."""
+        return self._outbox.room
+
+    @property
+    def waiting(self) -> int:
+        """With the one that is under way."""
+        return len(self._outbox) + self._under_way
+
+    @property
+    def trouble(self) -> str:
+        """Why the last attempt failed; empty when it did not."""
+        return self._outbox.last_failure
 
     def check(self) -> Check:
         box = self._outbox
@@ -129,7 +160,9 @@ class SmtpPostman:
         while True:
             waiting = self._outbox.take_due(self._clock())
             if waiting is not None:
+                self._under_way = 1
                 await self._try(waiting)
+                self._under_way = 0
                 continue
             self._idle.set()
             with contextlib.suppress(TimeoutError):

@@ -6,7 +6,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 
-from services.auth.mail.smtp_url import MailServer, Security
+from shared.mail.smtp_url import MailServer, Security
 
 #: For each step that waits for the server; all of them together have the postman's deadline.
 _STEP_SECONDS = 10.0

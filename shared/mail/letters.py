@@ -7,8 +7,8 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, parseaddr
 
-from services.auth import names
 from shared import errors
+from shared.mail import address
 
 #: RFC 5322 §2.1.1 allows 998 characters in a line; a subject that is longer than this is none.
 _LONGEST_SUBJECT = 200
@@ -34,7 +34,7 @@ class Letter:
     text: str
 
     def __post_init__(self) -> None:
-        if not names.may_be_email(self.to):
+        if not address.may_be_email(self.to):
             raise errors.BadRequest("mail: the recipient's address is none", hint="give one such as you@example.com")
         if not (self.subject.isprintable() and 0 < len(self.subject) <= _LONGEST_SUBJECT):
             raise errors.BadRequest(f"mail: a subject is one line of at most {_LONGEST_SUBJECT} printable characters", hint="shorten it")
@@ -42,10 +42,10 @@ class Letter:
 
 def parse_sender(text: str) -> Sender:
     """`Name <name@example.com>`, or the address alone. Raises ValueError with a sentence."""
-    name, address = parseaddr(text)
-    if not (text.isprintable() and name.isprintable() and names.may_be_email(address)):
+    name, found = parseaddr(text)
+    if not (text.isprintable() and name.isprintable() and address.may_be_email(found)):
         raise ValueError("say Name <name@example.com>, or an address alone")
-    return Sender(name, address)
+    return Sender(name, found)
 
 
 def written(letter: Letter, sender: Sender, at: datetime, unique: str) -> bytes:
@@ -60,3 +60,10 @@ def written(letter: Letter, sender: Sender, at: datetime, unique: str) -> bytes:
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(letter.text)
     return message.as_bytes()
+
+
+def one_line(text: str, longest: int) -> str:
+    """What others chose, for the words of a mail: in one short line, and with no address of a page in it."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    plain = " ".join(printable.replace("://", ": //").split())
+    return plain if len(plain) <= longest else f"{plain[: longest - 1]}…"

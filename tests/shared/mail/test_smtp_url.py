@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.auth.mail import smtp_url
-from services.auth.mail.smtp_url import MailServer, Security
+from shared.mail import smtp_url
+from shared.mail.smtp_url import MailServer, Security
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Mails that wait to be sent: how many may, which is next, and what becomes of one that failed. Pure; the caller brings the clock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.auth.mail.letters import Letter
+from shared.mail.letters import Letter
 
 #: More than these are a mail server that has been away for long; each is some 2 kB.
 MOST_WAITING = 100
@@ -19,7 +20,9 @@ class Waiting:
 
 
 class Outbox:
-    def __init__(self) -> None:
+    def __init__(self, pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> None:
+        """After the last of the pauses a mail that fails again is lost."""
+        self._pauses = tuple(pauses_seconds)
         self._waiting: list[Waiting] = []
         self.sent = 0
         #: Those that nobody will get.
@@ -30,9 +33,14 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def room(self) -> int:
+        """So many more are taken."""
+        return max(0, MOST_WAITING - len(self._waiting))
+
     def put(self, letter: Letter, now: float) -> bool:
         """False where there is no room for it, and it is lost."""
-        if len(self._waiting) >= MOST_WAITING:
+        if not self.room:
             self.lost += 1
             return False
         self._waiting.append(Waiting(letter, now))
@@ -57,9 +65,9 @@ class Outbox:
     def failed(self, tried: Waiting, now: float, *, for_good: bool, why: str) -> bool:
         """Whether it will be tried again."""
         self.last_failure = why
-        if for_good or tried.tries >= len(PAUSES_SECONDS):
+        if for_good or tried.tries >= len(self._pauses):
             self.lost += 1
             return False
         # Beyond the bound by at most the one that was under way.
-        self._waiting.append(Waiting(tried.letter, now + PAUSES_SECONDS[tried.tries], tried.tries + 1))
+        self._waiting.append(Waiting(tried.letter, now + self._pauses[tried.tries], tried.tries + 1))
         return True

@@ -1,7 +1,7 @@
 """Which mail is next, and what becomes of one that failed; no clock, no loop."""
 
-from services.auth.mail.letters import Letter
-from services.auth.mail.outbox import MOST_WAITING, PAUSES_SECONDS, Outbox
+from shared.mail.letters import Letter
+from shared.mail.outbox import MOST_WAITING, PAUSES_SECONDS, Outbox
 
 
 def letter(number: int = 0) -> Letter:
