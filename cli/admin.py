@@ -53,16 +53,16 @@ def users() -> None:
 
 
 @users.command("list")
+@click.option("--search", metavar="TEXT", default="", help="Those with this in the name or the address, or with this id.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 @click.pass_obj
-def list_(here: Surroundings, /, *, limit: int, as_json: bool) -> None:
-    """List the accounts. Their ids are in the output of --json."""
-    from cli import output
+def list_(here: Surroundings, /, *, search: str, limit: int, as_json: bool) -> None:
+    """List the accounts, the newest first. Their ids are in the output of --json."""
+    from cli import output, people
     from cli.output import Column
-    from shared.api import auth
 
-    found = here.ask(auth.list_users, auth.ListUsers(limit=limit))
+    found = here.run(lambda connection: people.newest(connection, limit, search))
     columns: list[Column[User]] = [
         Column("USERNAME", lambda user: user.username),
         Column("EMAIL", lambda user: user.email),
@@ -71,7 +71,7 @@ def list_(here: Surroundings, /, *, limit: int, as_json: bool) -> None:
         Column("STATE", lambda user: "open" if user.is_active else "closed", lambda user: "green" if user.is_active else "red"),
         Column("AGE", lambda user: output.ago(user.created_at)),
     ]
-    output.show_rows(found.users, columns, as_json=as_json, empty="No accounts yet.")
+    output.show_rows(found, columns, as_json=as_json, empty="Nobody like that." if search else "No accounts yet.")
 
 
 @users.command("set-tier")

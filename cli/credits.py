@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 # Unknown options are taken for arguments, so that -5 is an amount.
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("user")
+@click.argument("whose")
 @click.argument("amount", callback=amounts.reader(), required=False)
 @click.option("--note", default="", help="Why; kept with the entries.")
 @click.option("--transfer-id", type=click.UUID, metavar="UUID", help="The same one again changes nothing: for repeating a call.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as an object; amounts are micro-credits.")
 @click.pass_obj
 def credits_(
-    here: Surroundings, /, user: str, amount: "MicroCredits | None", *, note: str, transfer_id: UUID | None, as_json: bool
+    here: Surroundings, /, whose: str, amount: "MicroCredits | None", *, note: str, transfer_id: UUID | None, as_json: bool
 ) -> None:
-    """Show the credits of USER, a username, e-mail address or id; with AMOUNT, give some first.
+    """Show the credits of WHOSE, a username, e-mail address or id, or an organisation's id; with AMOUNT, give some first.
 
     \b
     aicli admin credits alice 100
@@ -41,10 +41,10 @@ def credits_(
     if amount is None:
         if note or transfer_id:
             raise click.UsageError("--note and --transfer-id go with an AMOUNT")
-        account = here.run(lambda connection: _read(connection, user))
+        account = here.run(lambda connection: _read(connection, whose))
     else:
         chosen = RequestId(transfer_id) if transfer_id else context.new_request_id()
-        wanted = ledger.TopUp(user, amount, note=note, transfer_id=chosen)
+        wanted = ledger.TopUp(whose, amount, note=note, transfer_id=chosen)
         account = here.run(lambda connection: _top_up(connection, wanted))
     if as_json:
         output.show_json(output.plain(account))
@@ -53,11 +53,15 @@ def credits_(
         click.echo(line)
 
 
-async def _read(connection: "Connection", user: str) -> "Account":
+async def _read(connection: "Connection", whose: str) -> "Account":
     from shared.api import auth, ledger
+    from shared.types import UserId
 
-    found = await connection.call(auth.get_user_called, auth.GetUserCalled(user))
-    return await connection.call(ledger.read_account, ledger.ReadAccount(found.id))
+    try:
+        owner = UserId(UUID(whose))
+    except ValueError:
+        owner = (await connection.call(auth.get_user_called, auth.GetUserCalled(whose))).id
+    return await connection.call(ledger.read_account, ledger.ReadAccount(owner))
 
 
 async def _top_up(connection: "Connection", wanted: "TopUp") -> "Account":

@@ -5,7 +5,6 @@ The gateway has the sums and auth the names, so aicli asks both and joins what t
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -18,28 +17,21 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from cli.output import Column, Json
-    from shared.api.business import BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
+    from shared.api.business import BusinessReport, BusinessSum, By, GetBusinessReport, NewAccounts
+    from shared.business_lines import Line
+    from shared.types import MicroCredits
 
 #: More than the gateway gives itself for it.
 _REPORT_SECONDS = 25
-_MOST_NAMES = 1000
 #: What a spreadsheet would take for a formula.
 _FORMULA = ("=", "+", "-", "@")
 _UNITS = {"d": 1, "w": 7}
 _KINDS = ("day", "user", "model", "owner", "label")
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A row of the report under the name that people know."""
-
-    #: None for what has no model, ran on no worker that is known, or on one without owner or label.
-    name: str | None
-    sum: "BusinessSum"
-
-
 class Found(msgspec.Struct, frozen=True):
     report: "BusinessReport"
-    lines: tuple[Line, ...]
+    lines: "tuple[Line, ...]"
     #: None where auth did not say.
     new: "NewAccounts | None"
 
@@ -124,6 +116,7 @@ def _show(
     here: Surroundings, asked: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
 ) -> None:
     from cli import output
+    from shared.business_lines import Line
 
     if as_csv and as_json:
         raise click.UsageError("--csv or --json, not both")
@@ -155,52 +148,47 @@ def _plain(value: msgspec.Struct) -> "dict[str, Json]":
 
 async def _ask(connection: "Connection", asked: "GetBusinessReport") -> Found:
     from cli import output
-    from shared import errors
-    from shared.api import auth, business
+    from shared import business_lines, errors
+    from shared.api import business
 
     found = await connection.call(business.get_business_report, asked, deadline_seconds=_REPORT_SECONDS)
-    names: dict[str, str] = {}
+    ids = business_lines.ids_in(found, asked.by)
+    names: Mapping[str, str] = {}
     new = None
     try:
         new = await connection.call(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until))
-        if asked.by in (business.By.USER, business.By.OWNER):
-            users = await connection.call(auth.list_users, auth.ListUsers(limit=_MOST_NAMES))
-            names = {str(user.id): user.username for user in users.users}
+        if ids:
+            names = (await connection.call(business.name_users, business.NameUsers(ids))).names
     except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
         output.note(f"the auth service does not answer, so names and new accounts are missing: {error.message}")
-    whole_labels = asked.by is business.By.LABEL and asked.label is None
-    lines = tuple(Line(_named(row.name, names, whole_labels=whole_labels), row.sum) for row in found.rows)
-    return Found(found, lines, new)
-
-
-def _named(name: str | None, names: Mapping[str, str], *, whole_labels: bool) -> str | None:
-    if name is None:
-        return None
-    if whole_labels:
-        return " ".join(f"{key}={value}" for key, value in sorted(json.loads(name).items()))
-    return names.get(name, name)
+    return Found(found, business_lines.lines(found, asked, names), new)
 
 
 # --- what people read -----------------------------------------------------------------------------------------------------
 
 
-def _each(micro: int, number: int) -> str:
-    """Of so many, one: to the nearest micro-credit."""
-    from shared.amounts import written
-    from shared.types import MicroCredits
+def _each(micro: "MicroCredits", number: int) -> str:
+    from shared import business_lines
 
-    return written(MicroCredits((2 * micro + number) // (2 * number))) if number else "–"
+    one = business_lines.each(micro, number)
+    return "–" if one is None else _credits(one)
+
+
+def _speed(one: "BusinessSum") -> str:
+    from shared import business_lines
+
+    speed = business_lines.tokens_per_second(one)
+    return "–" if speed is None else f"{speed:.1f}"
 
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "–"
 
 
-def _credits(micro: int) -> str:
+def _credits(micro: "MicroCredits") -> str:
     from shared.amounts import written
-    from shared.types import MicroCredits
 
-    return written(MicroCredits(micro))
+    return written(micro)
 
 
 _USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
@@ -209,7 +197,7 @@ _USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
     "LIMITED": lambda one: str(one.limited),
     "TOKENS IN": lambda one: str(one.prompt_tokens),
     "OUT": lambda one: str(one.completion_tokens),
-    "TOKENS/S": lambda one: f"{1000 * one.made_tokens / one.made_ms:.1f}" if one.made_ms else "–",
+    "TOKENS/S": _speed,
     "CACHED": lambda one: _share(one.cached, one.requests),
     "CONVERSATIONS": lambda one: str(one.conversations),
     "USERS": lambda one: str(one.users),
@@ -228,16 +216,17 @@ _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
 def _below(found: Found) -> list[str]:
     """What is about the whole time, or about now."""
     from cli import output
+    from shared import business_lines
 
     told, active = found.report, found.report.active
     back = f" ({_credits(told.given_back_micro)} of it given back)" if told.given_back_micro else ""
     lines = [
         "",
-        f"revenue       {_credits(told.total.cost_micro - told.given_back_micro)} credits{back}",
+        f"revenue       {_credits(business_lines.revenue(told))} credits{back}",
         f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
     ]
     if found.new is not None:
-        users, keys = sum(day.registrations for day in found.new.days), sum(day.keys for day in found.new.days)
+        users, keys = business_lines.registered(found.new), business_lines.keys_made(found.new)
         lines.append(f"new           {users} registered, {output.counted(keys, 'key')} made")
     return lines
 
@@ -245,18 +234,16 @@ def _below(found: Found) -> list[str]:
 # --- CSV ------------------------------------------------------------------------------------------------------------------
 
 
-def written_csv(by: str, lines: Sequence[Line]) -> str:
+def written_csv(by: "By", lines: "Sequence[Line]") -> str:
     """Exact numbers; no line of sums, which a spreadsheet would add up once more."""
-    from shared.api.business import BusinessSum
+    from shared import business_lines
 
-    names = BusinessSum.__struct_fields__
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([by, "requests", *names, "cost_credits", "saved_credits"])
+    writer.writerow(business_lines.head(by))
     for line in lines:
-        one = line.sum
-        numbers = [one.requests, *(getattr(one, name) for name in names), _credits(one.cost_micro), _credits(one.saved_micro)]
-        writer.writerow([_harmless(line.name or ""), *numbers])
+        name, *numbers = business_lines.cells(line)
+        writer.writerow([_harmless(str(name)), *numbers])
     return text.getvalue()
 
 

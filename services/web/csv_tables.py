@@ -1,12 +1,14 @@
-"""Tables to take along, as CSV (RFC 4180): usage by day, and the request log. Pure."""
+"""Tables to take along, as CSV (RFC 4180): usage by day, the request log, and administrators' report. Pure."""
 
 import csv
 import io
 from collections.abc import Iterable, Mapping
 from datetime import UTC
 
-from shared import amounts
+from shared import amounts, business_lines
+from shared.api.business import By
 from shared.api.usage_report import LoggedRequest, UsageBucket
+from shared.business_lines import Line
 from shared.types import KeyId
 
 #: Litestar adds the charset.
@@ -37,6 +39,11 @@ def request_head() -> bytes:
 def request_rows(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, str]) -> bytes:
     """Behind ``request_head``, as often as there is more."""
     return _written(_request(request, key_names) for request in requests)
+
+
+def business(by: By, lines: Iterable[Line]) -> bytes:
+    """Without a line of sums, which a spreadsheet would add up once more."""
+    return _written((business_lines.head(by), *(business_lines.cells(line) for line in lines)))
 
 
 def _day(bucket: UsageBucket) -> tuple[Cell, ...]:

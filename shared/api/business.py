@@ -1,11 +1,14 @@
 """What an administrator is told of everybody. gateway: what was used and what that cost, by day, user, model, whose machine and its
-labels. auth: how many came."""
+labels. auth: how many came, and who they are."""
 
 from datetime import date
 from enum import StrEnum
+from typing import Annotated
+
+import msgspec
 
 from shared.api.method import Body, Method
-from shared.types import MicroCredits, Role
+from shared.types import MicroCredits, Role, UserId
 
 #: The longest time that one report is about.
 MOST_DAYS = 750
@@ -114,5 +117,17 @@ class NewAccounts(Body, frozen=True, omit_defaults=False):
     days: tuple[NewOfDay, ...]
 
 
+class NameUsers(Body, frozen=True):
+    """For a report's rows by user or owner."""
+
+    ids: Annotated[tuple[UserId, ...], msgspec.Meta(max_length=MOST_ROWS)]
+
+
+class UserNames(Body, frozen=True, omit_defaults=False):
+    #: By the id, of those that there are.
+    names: dict[str, str]
+
+
 get_business_report = Method("gateway.getBusinessReport", GetBusinessReport, BusinessReport, callers={Role.CLIENT, Role.WEB, Role.OPERATOR})
 count_new_accounts = Method("auth.countNewAccounts", CountNewAccounts, NewAccounts, callers={Role.CLIENT, Role.WEB, Role.OPERATOR})
+name_users = Method("auth.nameUsers", NameUsers, UserNames, callers={Role.CLIENT, Role.WEB, Role.OPERATOR})

@@ -36,13 +36,14 @@ class Account(Body, frozen=True, omit_defaults=False):
 class ReadAccount(Body, frozen=True):
     """None reads the caller's own; another's only for an administrator."""
 
+    #: A user's id, or an organisation's.
     user_id: UserId | None = None
 
 
 class TopUp(Body, frozen=True):
-    """For administrators: give credits to a user, or take back what was given by mistake (an amount below zero)."""
+    """For administrators: give credits to a user or an organisation, or take back what was given by mistake (an amount below zero)."""
 
-    #: A username, an e-mail address or a user id.
+    #: A username, an e-mail address or an id; of an organisation, whose name need not be its alone, the id.
     user: str
     amount_micro: MicroCredits
     #: Why; kept with the entries.

@@ -217,6 +217,20 @@ def test_admin_users(house: Shell) -> None:
     assert [row["username"] for row in json.loads(house("admin", "users", "list", "--json").stdout)] == ["alice", "bob"]
 
 
+def test_more_users_than_one_page_has_are_asked_for_page_by_page(house: Shell) -> None:
+    everyone = [msgspec.structs.replace(user(f"user{number}"), id=UserId(UUID(int=number))) for number in range(2500)]
+
+    def page(request: auth.ListUsers) -> auth.Users:
+        first = next((place + 1 for place, one in enumerate(everyone) if one.id == request.after), 0)
+        return auth.Users(tuple(everyone[first : first + request.limit]), more=len(everyone) > first + request.limit)
+
+    house.mesh.answer(auth.list_users, page)
+    listed = json.loads(house("admin", "users", "list", "--search", "user", "--limit", "2100", "--json").stdout)
+    assert [row["username"] for row in listed] == [one.username for one in everyone[:2100]]
+    asked = [(entry.request.limit, entry.request.search) for entry in house.mesh.asked if isinstance(entry.request, auth.ListUsers)]
+    assert asked == [(1000, "user"), (1000, "user"), (100, "user")]
+
+
 def test_who_says_premium_is_told_its_new_name(house: Shell) -> None:
     result = house("admin", "users", "set-tier", "bob", "premium")
     assert (result.exit_code, house.mesh.asked) == (2, [])

@@ -14,6 +14,7 @@ from cli import report
 from shared import amounts, errors
 from shared.api import auth, business
 from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, By, GetBusinessReport, NewAccounts, NewOfDay
+from shared.business_lines import Line
 from shared.types import MicroCredits, Tier, UserId, UserRole
 from tests.cli.fake_mesh import Shell
 
@@ -36,7 +37,7 @@ def told(*names: str | None, more: bool = False, back: int = 0) -> BusinessRepor
 def office(shell: Shell) -> Shell:
     shell.mesh.answer(business.get_business_report, told("2026-03-01"))
     shell.mesh.answer(business.count_new_accounts, NEW)
-    shell.mesh.answer(auth.list_users, auth.Users((ALICE,)))
+    shell.mesh.answer(business.name_users, business.UserNames({str(ALICE.id): ALICE.username}))
     return shell
 
 
@@ -90,6 +91,7 @@ def test_json_has_all_of_it(office: Shell) -> None:
     shown = json.loads(office("report", "cost", "--by", "user", "--json").stdout)
     assert (shown["by"], shown["total"]["cost_micro"], shown["active"]["month"]) == ("user", 2_500_000, 4)
     assert shown["rows"][0]["name"] == "alice"
+    assert office.mesh.asked[-1].request == business.NameUsers((ALICE.id,))
     assert shown["new"]["days"][1] == {"day": TODAY.isoformat(), "registrations": 1, "keys": 1}
 
 
@@ -136,7 +138,7 @@ SUMS = st.builds(BusinessSum, **{name: st.integers(0, 10**12) for name in Busine
 
 @given(st.lists(st.tuples(st.none() | st.text(), SUMS), max_size=5))
 def test_a_csv_says_every_number_as_it_is(rows: list[tuple[str | None, BusinessSum]]) -> None:
-    text = report.written_csv("model", [report.Line(name, one) for name, one in rows])
+    text = report.written_csv(By.MODEL, [Line(name, one) for name, one in rows])
     read = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [{name: int(line[name]) for name in BusinessSum.__struct_fields__} for line in read] == [
         {name: getattr(one, name) for name in BusinessSum.__struct_fields__} for _, one in rows

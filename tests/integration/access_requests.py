@@ -133,6 +133,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.getUser": lambda: auth.GetUser(NOBODY),
     "auth.getUserCalled": lambda: auth.GetUserCalled("nobody-at-all"),
     "auth.listUsers": auth.ListUsers,
+    "auth.nameUsers": lambda: business.NameUsers((UserId(uuid4()),)),
     "auth.listAllOrganisations": organisations.ListAllOrganisations,
     "auth.setOrganisationTier": lambda: organisations.SetTeamTier(NO_TEAM, Tier.FREE),
     "auth.rotateSigningKeys": auth.RotateSigningKeys,

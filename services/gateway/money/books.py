@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from services.gateway import mesh
 from services.gateway.limiting.tiers import Plan
@@ -30,7 +30,7 @@ _log = logs.get(part="books")
 class Moved:
     """Whose account it was, whatever it was called, and how it stands now."""
 
-    user_id: UserId
+    owner: TenantId
     account: Account
 
 
@@ -64,19 +64,18 @@ class Books:
             raise errors.NotAllowed(
                 "that is another user's account", hint="leave userId out to mean yourself; only an administrator may name others"
             )
-        user = await self._rpc.call(auth.get_user, auth.GetUser(request.user_id), credential=credential)
-        return await self.account(TenantId(user.id), user.tier)
+        owner = TenantId(request.user_id)
+        return await self.account(owner, await self._tier_of(owner, credential))
 
     async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> Moved:
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
             raise errors.BadRequest("the amount is 0, or larger than anybody can mean", hint="at most 10 billion credits at once")
         _check_note(request.note)
-        user = await self._rpc.call(auth.get_user_called, auth.GetUserCalled(request.user), credential=credential)
+        owner, tier = await self._find_owner(request.user, credential)
         transfer_id = request.transfer_id or RequestId(uuid4())
-        plan = self._plans[user.tier]
-        if await self._store.top_up(transfer_id, TenantId(user.id), request.amount_micro, request.note, plan.monthly_micro):
-            _log.info("credits moved", user_id=user.id, micro=request.amount_micro, transfer_id=transfer_id, by=caller.user_id)
-        return Moved(user.id, await self.account(TenantId(user.id), user.tier))
+        if await self._store.top_up(transfer_id, owner, request.amount_micro, request.note, self._plans[tier].monthly_micro):
+            _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=caller.user_id)
+        return Moved(owner, await self.account(owner, tier))
 
     async def list_prices(self, request: ListPrices) -> ModelPrices:
         return ModelPrices(tuple(row.price for row in await self._store.list_prices(history=request.history)))
@@ -101,12 +100,36 @@ class Books:
         _log.info("request reverted", request_id=request.request_id, user_id=owner, by=caller.user_id)
         return await self.account(owner, await self._tier_of(owner, credential))
 
+    async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, Tier]:
+        """A user by name, address or id, or an organisation by its id. Raises NotFound."""
+        try:
+            user = await self._rpc.call(auth.get_user_called, auth.GetUserCalled(text), credential=credential)
+        except errors.NotFound:
+            owner = _tenant_id(text)
+            if owner is None:
+                raise
+            return owner, await self._tier_of_organisation(owner, credential)
+        return TenantId(user.id), user.tier
+
     async def _tier_of(self, tenant: TenantId, credential: Credential | None) -> Tier:
         try:
             return (await self._rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier
         except errors.NotFound:
-            asked = organisations.GetOrganisation(tenant)
-            return (await self._rpc.call(organisations.get_organisation, asked, credential=credential)).organisation.tier
+            return await self._tier_of_organisation(tenant, credential)
+
+    async def _tier_of_organisation(self, tenant: TenantId, credential: Credential | None) -> Tier:
+        try:
+            found = await self._rpc.call(organisations.get_organisation, organisations.GetOrganisation(tenant), credential=credential)
+        except errors.NotFound:
+            raise errors.NotFound(f"there is neither a user nor an organisation {tenant}", hint="check the id") from None
+        return found.organisation.tier
+
+
+def _tenant_id(text: str) -> TenantId | None:
+    try:
+        return TenantId(UUID(text))
+    except ValueError:
+        return None
 
 
 def _check_note(note: str) -> None:

@@ -1,5 +1,6 @@
-"""All organisations of the mesh, and the tier of each. Who belongs to one is its owners' to say, on a page of their own."""
+"""All organisations of the mesh; the tier and the credits of each. Who belongs to one is its owners' to say, on a page of their own."""
 
+import asyncio
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -8,18 +9,17 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import rendering
-from services.web.pages.admin import choices
+from services.web import rendering, searched_lists
+from services.web.pages.admin import choices, crediting
+from services.web.pages.admin.crediting import NOTHING_TYPED, CreditsForm
+from services.web.searched_lists import Pager, Wanted
 from services.web.visits import Page, Visit
 from shared import errors
-from shared.api import organisations
-from shared.types import TenantId, Tier
+from shared.api import ledger, organisations
+from shared.types import TenantId, Tier, UserId
 
-#: As many as auth gives.
-MOST_ORGANISATIONS = 1000
-_LONGEST_SEARCH = 200
 #: The words that a redirect may bring.
-_DONE = {"tier": "The tier is changed. Its limits count from the next request on."}
+_DONE = {"tier": "The tier is changed. Its limits count from the next request on.", "credits": "The credits are booked."}
 
 
 class TeamTierForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,15 +30,27 @@ class TeamTierForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class OrganisationsPage:
     organisations: tuple[organisations.Organisation, ...]
     search: str
-    #: Auth has more than it gives.
-    is_cut: bool
+    pager: Pager
     tiers: tuple[Tier, ...]
     problem: errors.AimeshError | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganisationPage:
+    team: organisations.Organisation
+    #: None where the gateway did not answer.
+    account: ledger.Account | None
+    tiers: tuple[Tier, ...]
+    typed: CreditsForm
+    transfer: str
+    problem: errors.AimeshError | None = None
+
+
 @get("/admin/organisations")
-async def show_organisations(visit: NamedDependency[Visit], search: FromQuery[str] = "", done: FromQuery[str] = "") -> Page:
-    view = await _page_of(visit, search.strip()[:_LONGEST_SEARCH])
+async def show_organisations(
+    visit: NamedDependency[Visit], search: FromQuery[str] = "", after: FromQuery[str] = "", done: FromQuery[str] = ""
+) -> Page:
+    view = await _page_of(visit, searched_lists.read(search, after))
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
     return visit.page("admin/organisations.html", view, here="admin", notice=notice)
 
@@ -52,17 +64,55 @@ async def set_team_tier(visit: NamedDependency[Visit], team_id: FromPath[UUID]) 
     except (errors.ConfirmationNeeded, errors.NotAuthenticated):
         raise
     except errors.CallerError as error:
-        view = await _page_of(visit, "", error)
+        view = await _page_of(visit, Wanted(), error)
         return visit.page("admin/organisations.html", view, here="admin", status=error.status)
     return visit.redirect("/admin/organisations?done=tier")
 
 
-async def _page_of(visit: Visit, search: str, problem: errors.AimeshError | None = None) -> OrganisationsPage:
-    answer = await visit.call(organisations.list_all_organisations, organisations.ListAllOrganisations(limit=MOST_ORGANISATIONS))
-    wanted = search.casefold()
-    found = tuple(each for each in answer.organisations if wanted in f"{each.name}\n{each.id}".casefold())
-    is_cut = len(answer.organisations) >= MOST_ORGANISATIONS
-    return OrganisationsPage(organisations=found, search=search, is_cut=is_cut, tiers=tuple(Tier), problem=problem)
+@get("/admin/organisations/{team_id:uuid}")
+async def show_organisation(visit: NamedDependency[Visit], team_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    view = await _page_of_one(visit, team_id)
+    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    return visit.page("admin/organisation.html", view, here="admin", notice=notice)
 
 
-ROUTES = (show_organisations, set_team_tier)
+@post("/admin/organisations/{team_id:uuid}/credits")
+async def give_credits(visit: NamedDependency[Visit], team_id: FromPath[UUID]) -> Page:
+    form = await visit.read_form(CreditsForm)
+    try:
+        await crediting.book(visit, team_id, form)
+    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
+        raise
+    except errors.CallerError as error:
+        view = await _page_of_one(visit, team_id, form, error)
+        return visit.page("admin/organisation.html", view, here="admin", status=error.status)
+    return visit.redirect(f"/admin/organisations/{team_id}?done=credits")
+
+
+async def _page_of_one(
+    visit: Visit, team_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
+) -> OrganisationPage:
+    found, account = await asyncio.gather(
+        visit.call(organisations.get_organisation, organisations.GetOrganisation(TenantId(team_id))),
+        visit.ask(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
+    )
+    return OrganisationPage(
+        team=found.organisation,
+        account=account,
+        tiers=tuple(Tier),
+        typed=typed,
+        transfer=typed.transfer or crediting.new_transfer(),
+        problem=problem,
+    )
+
+
+async def _page_of(visit: Visit, wanted: Wanted, problem: errors.AimeshError | None = None) -> OrganisationsPage:
+    place = TenantId(wanted.after) if wanted.after else None
+    request = organisations.ListAllOrganisations(searched_lists.ROWS_OF_A_PAGE, wanted.search, place)
+    found = await visit.call(organisations.list_all_organisations, request)
+    teams = found.organisations
+    pager = searched_lists.pager("/admin/organisations", wanted, teams[-1].id if teams else None, more=found.more)
+    return OrganisationsPage(organisations=teams, search=wanted.search, pager=pager, tiers=tuple(Tier), problem=problem)
+
+
+ROUTES = (show_organisations, show_organisation, set_team_tier, give_credits)

@@ -10,17 +10,16 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import forms, rendering, views
-from services.web.pages.admin import choices
+from services.web import forms, rendering, searched_lists, views
+from services.web.pages.admin import choices, crediting
+from services.web.pages.admin.crediting import NOTHING_TYPED, CreditsForm
+from services.web.searched_lists import Pager
 from services.web.visits import Page, Visit
-from shared import amounts, context, errors
+from shared import errors
 from shared.api import auth, gateway, ledger, usage_report
-from shared.types import MicroCredits, RequestId, TenantId, Tier, UserId, UserRole
+from shared.types import TenantId, Tier, UserId, UserRole
 
-#: As many as auth gives; the newest.
-MOST_USERS = 1000
 USAGE_DAYS = 30
-_LONGEST_SEARCH = 200
 #: The words that a redirect may bring.
 _DONE = {
     "role": "The role is changed. It counts from the next request on.",
@@ -45,23 +44,11 @@ class ActiveForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     active: str
 
 
-class CreditsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    amount: str = ""
-    note: str = ""
-    #: Made with the page: the same form twice, by a reload or a lost answer, is booked once.
-    transfer: str = ""
-
-
-NO_CREDITS = CreditsForm()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsersPage:
     users: tuple[auth.User, ...]
     search: str
-    #: Auth has more than it gives, and so the search did not see all.
-    is_cut: bool
-    problem: errors.AimeshError | None = None
+    pager: Pager
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +68,12 @@ class UserPage:
 
 
 @get("/admin/users")
-async def show_users(visit: NamedDependency[Visit], search: FromQuery[str] = "") -> Page:
-    answer = await visit.call(auth.list_users, auth.ListUsers(limit=MOST_USERS))
-    search = search.strip()[:_LONGEST_SEARCH]
-    found = matching(answer.users, search)
-    is_cut = len(answer.users) >= MOST_USERS
-    if search and not found and is_cut:
-        found = await _by_exact_name(visit, search)
-    view = UsersPage(users=found, search=search, is_cut=is_cut)
-    return visit.page("admin/users.html", view, here="admin")
+async def show_users(visit: NamedDependency[Visit], search: FromQuery[str] = "", after: FromQuery[str] = "") -> Page:
+    wanted = searched_lists.read(search, after)
+    place = UserId(wanted.after) if wanted.after else None
+    found = await visit.call(auth.list_users, auth.ListUsers(searched_lists.ROWS_OF_A_PAGE, wanted.search, place))
+    pager = searched_lists.pager("/admin/users", wanted, found.users[-1].id if found.users else None, more=found.more)
+    return visit.page("admin/users.html", UsersPage(users=found.users, search=wanted.search, pager=pager), here="admin")
 
 
 @get("/admin/users/{user_id:uuid}")
@@ -143,45 +127,13 @@ async def remove_factor(visit: NamedDependency[Visit], user_id: FromPath[UUID]) 
 async def give_credits(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
     form = await visit.read_form(CreditsForm)
     try:
-        request = ledger.TopUp(str(user_id), read_amount(form.amount), note=form.note.strip(), transfer_id=read_transfer(form.transfer))
-        await visit.call(ledger.top_up, request)
+        await crediting.book(visit, user_id, form)
     except errors.CallerError as error:
         return await _refused(visit, user_id, error, form)
     return visit.redirect(f"/admin/users/{user_id}?done=credits")
 
 
-def matching(users: tuple[auth.User, ...], search: str) -> tuple[auth.User, ...]:
-    """By a part of the name or the address, or by the id."""
-    wanted = search.casefold()
-    return tuple(user for user in users if wanted in f"{user.username}\n{user.email}\n{user.id}".casefold())
-
-
-def read_amount(text: str) -> MicroCredits:
-    """Raises BadRequest. Below zero takes back."""
-    try:
-        amount = amounts.read(text)
-    except ValueError as error:
-        raise errors.BadRequest(f"credits: {error}") from error
-    if not amount:
-        raise errors.BadRequest("credits: 0 changes nothing", hint="an amount below zero takes credits back")
-    return amount
-
-
-def read_transfer(text: str) -> RequestId:
-    try:
-        return RequestId(UUID(text))
-    except ValueError:
-        raise errors.BadRequest("the form has lost its number", hint="open the page again and send the form from there") from None
-
-
-async def _by_exact_name(visit: Visit, name: str) -> tuple[auth.User, ...]:
-    try:
-        return (await visit.call(auth.get_user_called, auth.GetUserCalled(name)),)
-    except errors.NotFound:
-        return ()
-
-
-async def _refused(visit: Visit, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NO_CREDITS) -> Page:
+async def _refused(visit: Visit, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
     """The page again, with what was typed and why it was not done. Raises what the application itself has to see."""
     if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
         raise error
@@ -189,7 +141,7 @@ async def _refused(visit: Visit, user_id: UUID, error: errors.CallerError, typed
     return visit.page("admin/user.html", view, here="admin", status=error.status)
 
 
-async def _page_of(visit: Visit, user_id: UUID, typed: CreditsForm = NO_CREDITS, problem: errors.AimeshError | None = None) -> UserPage:
+async def _page_of(visit: Visit, user_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None) -> UserPage:
     user = await visit.call(auth.get_user_called, auth.GetUserCalled(str(user_id)))
     now = visit.site.now()
     account, quota, usage = await asyncio.gather(
@@ -207,7 +159,7 @@ async def _page_of(visit: Visit, user_id: UUID, typed: CreditsForm = NO_CREDITS,
         roles=tuple(UserRole),
         tiers=tuple(Tier),
         typed=typed,
-        transfer=typed.transfer or str(context.new_request_id()),
+        transfer=typed.transfer or crediting.new_transfer(),
         problem=problem,
     )
 

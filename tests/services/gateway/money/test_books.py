@@ -15,17 +15,18 @@ from services.gateway.money.ledger import Bounds, Ledger
 from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.store import Store
 from shared import errors
-from shared.api import auth
+from shared.api import auth, organisations
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import MICRO, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.telemetry import Metrics
-from shared.types import MicroCredits, ModelName, RequestId, Tier, UserId, UserRole
+from shared.types import MicroCredits, ModelName, RequestId, TenantId, Tier, UserId, UserRole
 from tests.services.gateway.fakes import OWNER, FakeRpc, node_id
 from tests.services.gateway.money.test_ledger_store import row
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
 ADMIN = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), username="root", role=UserRole.ADMIN)
+ACME = organisations.Organisation(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO, 1)
 FREE = 100_000 * MICRO
 
 
@@ -33,14 +34,20 @@ class Site:
     def __init__(self, requests: Store, ledger_store: LedgerStore, ledger: Ledger) -> None:
         self.requests, self.ledger = requests, ledger
         rpc = FakeRpc()
-        rpc.answers |= {"auth.getUserCalled": self._user, "auth.getUser": self._user}
+        rpc.answers |= {"auth.getUserCalled": self._user, "auth.getUser": self._user, "auth.getOrganisation": self._organisation}
         self.books = Books(ledger_store, ledger, tiers.DEFAULTS, rpc)
 
     @staticmethod
     async def _user(request: Any) -> auth.User:
-        if getattr(request, "user", "ada") != "ada":
+        if getattr(request, "user", "ada") != "ada" or getattr(request, "user_id", ADA.id) != ADA.id:
             raise errors.NotFound("there is no such user")
         return ADA
+
+    @staticmethod
+    async def _organisation(request: organisations.GetOrganisation) -> organisations.OrganisationPage:
+        if request.id != ACME.id:
+            raise errors.NotFound("there is no such organisation")
+        return organisations.OrganisationPage(ACME, (), ())
 
 
 @pytest.fixture
@@ -96,8 +103,23 @@ async def test_a_top_up_that_is_sent_again_happens_once(site: Site) -> None:
     for _ in range(3):
         assert (await site.books.top_up(ADMIN, order, None)).account.balance_micro == 5 * MICRO
     moved = await site.books.top_up(ADMIN, TopUp("ada", MicroCredits(-2 * MICRO)), None)
-    assert (moved.user_id, moved.account.balance_micro) == (ADA.id, 3 * MICRO)
+    assert (moved.owner, moved.account.balance_micro) == (ADA.id, 3 * MICRO)
     assert (await site.ledger.verify()).findings == ()
+
+
+async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
+    moved = await site.books.top_up(ADMIN, TopUp(str(ACME.id), MicroCredits(5 * MICRO)), None)
+    assert (moved.owner, moved.account.balance_micro, moved.account.monthly_micro) == (
+        ACME.id,
+        5 * MICRO,
+        tiers.DEFAULTS[Tier.PRO].monthly_micro,
+    )
+    assert await site.books.read_account(ADMIN, ReadAccount(UserId(ACME.id)), None) == moved.account
+    for whose in ("Acme", str(uuid4())):
+        with pytest.raises(errors.NotFound):
+            await site.books.top_up(ADMIN, TopUp(whose, MicroCredits(MICRO)), None)
+    with pytest.raises(errors.NotFound, match="neither a user nor an organisation"):
+        await site.books.read_account(ADMIN, ReadAccount(UserId(uuid4())), None)
 
 
 @pytest.mark.parametrize(

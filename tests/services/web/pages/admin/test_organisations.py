@@ -1,3 +1,7 @@
+from uuid import uuid4
+
+import pytest
+
 from shared import errors
 from shared.types import Tier
 from tests.services.web.browser import Browser
@@ -13,8 +17,8 @@ async def test_all_are_listed_and_one_is_found(root: Browser, mesh: AdminMesh) -
     assert "Acme" in text
     assert "2 organisations" in text
     found = (await root.get(f"{PATH}?search=acm")).text
-    assert f"/organisations/{acme.id}" in found
-    assert f"/organisations/{other.id}" not in found
+    assert f"{PATH}/{acme.id}" in found
+    assert f"{PATH}/{other.id}" not in found
     assert "No organisation like that." in (await root.get(f"{PATH}?search=zzz")).text
 
 
@@ -26,6 +30,38 @@ async def test_a_tier_is_set_for_one(root: Browser, mesh: AdminMesh) -> None:
     page = (await root.get(done.headers["location"])).text
     assert "The tier is changed." in page
     assert '<option value="enterprise" selected>' in page
+
+
+async def test_one_has_its_credits_and_is_given_more(root: Browser, mesh: AdminMesh) -> None:
+    acme = mesh.add_organisation("Acme")
+    page = await root.get(f"{PATH}/{acme.id}")
+    for word in ("Acme", str(acme.id), ">1.5<", f'href="/organisations/{acme.id}"', "free tier"):
+        assert word in page.text
+    done = await root.submit(page, f"{PATH}/{acme.id}/credits", amount="25.5", note=" paid ")
+    assert done.headers["location"] == f"{PATH}/{acme.id}?done=credits"
+    shown = (await root.get(done.headers["location"])).text
+    assert "The credits are booked." in shown
+    assert "25.5 topped up" in shown
+    again = await root.submit(page, f"{PATH}/{acme.id}/credits", amount="25.5", note=" paid ")
+    assert again.status_code == 303
+    assert [(each.user, each.amount_micro, each.note) for each in mesh.moved.values()] == [(str(acme.id), 25_500_000, "paid")]
+
+
+@pytest.mark.parametrize(("amount", "said"), [("many", "is no amount"), ("0", "0 changes nothing"), ("99999999", "That is too much.")])
+async def test_an_amount_that_is_none_is_refused_and_kept(root: Browser, mesh: AdminMesh, amount: str, said: str) -> None:
+    acme = mesh.add_organisation("Acme")
+    page = await root.submit(await root.get(f"{PATH}/{acme.id}"), f"{PATH}/{acme.id}/credits", amount=amount, note="x")
+    assert page.status_code == 400
+    assert said in page.text
+    assert f'value="{amount}"' in page.text
+    assert not mesh.moved
+
+
+async def test_one_that_there_is_not_and_a_gateway_that_is_away(root: Browser, mesh: AdminMesh) -> None:
+    assert (await root.get(f"{PATH}/{uuid4()}")).status_code == 404
+    acme = mesh.add_organisation("Acme")
+    mesh.broken["gateway.readAccount"] = errors.NotReachable("no gateway is reachable")
+    assert "The gateway does not answer right now." in (await root.get(f"{PATH}/{acme.id}")).text
 
 
 async def test_a_tier_that_there_is_not_is_refused(root: Browser, mesh: AdminMesh) -> None:

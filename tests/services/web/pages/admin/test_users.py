@@ -1,8 +1,9 @@
+import html
 import re
 
 import pytest
 
-from services.web.pages.admin import users
+from services.web import searched_lists
 from shared import errors
 from shared.types import Tier, UserRole
 from tests.services.web.browser import Browser, forms_of
@@ -40,15 +41,25 @@ async def test_somebody_is_found(root: Browser, mesh: AdminMesh, search: str, fo
     assert f'value="{search}"' in page.text
 
 
-async def test_whom_the_list_does_not_reach_is_found_by_the_whole_name(
-    root: Browser, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(users, "MOST_USERS", 2)
-    for name in ("dana", "jordan"):
-        mesh.add_account(name, "x")
-    assert names((await root.get("/admin/users?search=jordan")).text) == ["jordan"]
-    assert names((await root.get("/admin/users?search=jord")).text) == []
-    assert "of the newest 1,000" in (await root.get("/admin/users")).text
+async def test_a_long_list_is_read_page_by_page(root: Browser, mesh: AdminMesh) -> None:
+    for number in range(searched_lists.ROWS_OF_A_PAGE * 2):
+        mesh.add_account(f"dana-{number}", "x")
+    read, path = [], "/admin/users?search=dana"
+    while path:
+        text = (await root.get(path)).text
+        read.append(names(text))
+        assert "on this page" in text
+        assert (">Newest</a>" in text) == (len(read) > 1)
+        older = re.search(r'<a href="([^"]+)" rel="next">Older</a>', text)
+        path = html.unescape(older[1]) if older else ""
+    assert [len(page) for page in read] == [100, 100]
+    assert len({name for page in read for name in page}) == 200
+
+
+async def test_a_place_that_is_none_is_said(root: Browser) -> None:
+    page = await root.get("/admin/users?after=x")
+    assert page.status_code == 400
+    assert "begin with its first page" in page.text.lower()
 
 
 async def test_a_page_of_one_has_their_credits_quota_and_usage(root: Browser, mesh: AdminMesh) -> None:

@@ -1,0 +1,107 @@
+"""What everybody used and what it brought in: by day, model, person, or whose machine it was; and the same as a table to take along."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, timedelta
+
+from litestar import Response, get
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import csv_tables, report_lines
+from services.web.report_lines import ReportLine, WholeLine
+from services.web.visits import Page, Visit
+from shared import business_lines
+from shared.api import business
+from shared.api.business import BusinessReport, By, GetBusinessReport
+from shared.business_lines import Line
+
+#: How many days the page can be about; the first is what it begins with.
+DAYS = (7, 30, 90, 365)
+#: A year of a busy mesh takes the gateway a while.
+REPORT_SECONDS = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    text: str
+    address: str
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportPage:
+    days: int
+    #: Head of the first column.
+    about: str
+    times: tuple[Choice, ...]
+    subjects: tuple[Choice, ...]
+    download: str
+    #: None when the gateway did not answer; the other two then have nothing.
+    whole: WholeLine | None
+    rows: tuple[ReportLine, ...] = ()
+    total: ReportLine | None = None
+    #: There are more rows than these.
+    is_cut: bool = False
+
+
+@get("/admin/report")
+async def show_report(visit: NamedDependency[Visit], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
+    span, subject = _read_days(days), _read_subject(by)
+    asked = _asked(visit, span, subject)
+    report, new = await asyncio.gather(
+        visit.ask(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS),
+        visit.ask(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until)),
+    )
+    lines = await _named(visit, report, asked) if report else ()
+    view = ReportPage(
+        days=span,
+        about=report_lines.WORDS[subject],
+        times=tuple(Choice(f"{each} days", _address(each, subject), each == span) for each in DAYS),
+        subjects=tuple(Choice(word, _address(span, each), each is subject) for each, word in report_lines.WORDS.items()),
+        download=_address(span, subject, "/admin/report.csv"),
+        whole=report_lines.whole(report, new) if report else None,
+        rows=report_lines.rows(report, lines, subject) if report else (),
+        total=report_lines.total(report) if report else None,
+        is_cut=report.more if report else False,
+    )
+    return visit.page("admin/report.html", view, here="admin")
+
+
+@get("/admin/report.csv")
+async def download_report(visit: NamedDependency[Visit], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
+    asked = _asked(visit, _read_days(days), _read_subject(by))
+    report = await visit.call(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS)
+    table = csv_tables.business(asked.by, await _named(visit, report, asked))
+    headers = {"Content-Disposition": f'attachment; filename="aimesh-report-{asked.by}-{asked.since}.csv"'}
+    return Response(table, media_type=csv_tables.MEDIA_TYPE, headers=headers)
+
+
+async def _named(visit: Visit, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
+    """Where auth does not answer, people are ids."""
+    ids = business_lines.ids_in(report, asked.by)
+    found = await visit.ask(business.name_users, business.NameUsers(ids)) if ids else None
+    return business_lines.lines(report, asked, found.names if found else {})
+
+
+def _asked(visit: Visit, days: int, by: By) -> GetBusinessReport:
+    """Of whole days, today's with them."""
+    until = visit.site.now().astimezone(UTC).date() + timedelta(days=1)
+    return GetBusinessReport(until - timedelta(days=days), until, by)
+
+
+def _address(days: int, by: By, path: str = "/admin/report") -> str:
+    return f"{path}?days={days}&by={by}"
+
+
+def _read_days(text: str) -> int:
+    """A number that is no choice is the first one: it came by an address that somebody changed."""
+    return next((days for days in DAYS if text == str(days)), DAYS[0])
+
+
+def _read_subject(text: str) -> By:
+    """As well."""
+    return By(text) if text in set(By) else By.DAY
+
+
+ROUTES = (show_report, download_report)

@@ -1,0 +1,109 @@
+"""What everybody used, as texts: a row for each day, person, model or machine, and what is about the whole time. Pure."""
+
+from dataclasses import dataclass
+
+from services.web import usage_chart
+from services.web.usage_chart import NOTHING, number
+from shared import business_lines
+from shared.api.business import BusinessReport, BusinessRow, BusinessSum, By, NewAccounts
+from shared.business_lines import Line
+
+#: What a row is about, as the choice and the head of the first column say it.
+WORDS = {By.DAY: "Day", By.MODEL: "Model", By.USER: "Person", By.OWNER: "Owner of the machine", By.LABEL: "Labels of the machine"}
+_NAMELESS = {By.MODEL: "no model", By.OWNER: "no owner, or no machine", By.LABEL: "no labels, or no machine"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportLine:
+    """What stands under a number is empty where there is nothing to say."""
+
+    name: str
+    #: The page of the person; empty for what has none.
+    page: str = ""
+    requests: str
+    requests_detail: str
+    tokens: str
+    tokens_detail: str
+    credits: str
+    credits_detail: str
+    conversations: str
+    conversations_detail: str
+    cached: str
+    cached_detail: str
+    users: str
+    liked: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeLine:
+    """About all of the time, or about now."""
+
+    revenue: str
+    revenue_detail: str
+    active: str
+    active_detail: str
+    new: str
+    new_detail: str
+    liked: str
+    liked_detail: str
+
+
+def rows(report: BusinessReport, shown: tuple[Line, ...], by: By) -> tuple[ReportLine, ...]:
+    """``shown`` are the report's rows under their names."""
+    return tuple(_row(row, line.name or _NAMELESS.get(by, NOTHING), by) for row, line in zip(report.rows, shown, strict=True))
+
+
+def total(report: BusinessReport) -> ReportLine:
+    return _texts("All", "", report.total)
+
+
+def whole(report: BusinessReport, new: NewAccounts | None) -> WholeLine:
+    active, total_ = report.active, report.total
+    rated = total_.thumbs_up + total_.thumbs_down
+    back = f", {usage_chart.cost(report.given_back_micro)} given back" if report.given_back_micro else ""
+    return WholeLine(
+        revenue=usage_chart.cost(business_lines.revenue(report)),
+        revenue_detail=f"credits{back}",
+        active=number(active.month),
+        active_detail=f"in 30 days; {number(active.week)} in 7, {number(active.day)} in 24 hours, {number(active.hour)} in the last hour",
+        new=NOTHING if new is None else number(business_lines.registered(new)),
+        new_detail="" if new is None else f"and {_counted(business_lines.keys_made(new), 'key')} made",
+        liked=f"{100 * total_.thumbs_up / rated:.0f} %" if rated else NOTHING,
+        liked_detail=f"{number(total_.thumbs_up)} of {number(rated)} thumbs are up" if rated else "nobody has rated an answer",
+    )
+
+
+def _row(row: BusinessRow, name: str, by: By) -> ReportLine:
+    return _texts(name, f"/admin/users/{row.name}" if by in (By.USER, By.OWNER) and row.name else "", row.sum)
+
+
+def _texts(name: str, page: str, one: BusinessSum) -> ReportLine:
+    speed = business_lines.tokens_per_second(one)
+    failed = one.failed + one.timed_out
+    details = [f"{number(failed)} failed"] if failed else []
+    details += [f"{number(one.limited)} over a limit"] if one.limited else []
+    return ReportLine(
+        name=name,
+        page=page,
+        requests=number(one.requests),
+        requests_detail=", ".join(details),
+        tokens=number(one.prompt_tokens + one.completion_tokens),
+        tokens_detail="" if speed is None else f"{speed:.1f} a second",
+        credits=usage_chart.cost(one.cost_micro),
+        credits_detail=_each(one, one.requests, "a request"),
+        conversations=number(one.conversations),
+        conversations_detail=_each(one, one.conversations, "each"),
+        cached=f"{100 * one.cached / one.requests:.0f} %" if one.requests else NOTHING,
+        cached_detail=f"saved {usage_chart.cost(one.saved_micro)}" if one.saved_micro else "",
+        users=number(one.users),
+        liked=f"{number(one.thumbs_up)} up, {number(one.thumbs_down)} down" if one.thumbs_up or one.thumbs_down else NOTHING,
+    )
+
+
+def _each(one: BusinessSum, count: int, what: str) -> str:
+    share = business_lines.each(one.cost_micro, count)
+    return f"{usage_chart.cost(share)} {what}" if share else ""
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"

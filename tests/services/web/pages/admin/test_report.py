@@ -1,0 +1,93 @@
+import csv
+import io
+import re
+
+import pytest
+
+from shared import errors
+from shared.types import UserRole
+from tests.services.web.browser import Browser
+from tests.services.web.pages.admin.admin_mesh import AdminMesh
+
+PATH = "/admin/report"
+
+
+def heads(text: str) -> list[str]:
+    return re.findall(r'<th role="rowheader" scope="row"[^>]*>(?:<a href="[^"]+">)?(?:<bdi>)?([^<]+)', text)
+
+
+async def test_days_are_the_beginning(root: Browser, mesh: AdminMesh) -> None:
+    text = (await root.get(PATH)).text
+    (asked,) = mesh.requests_of("gateway.getBusinessReport")
+    assert ((asked.until - asked.since).days, asked.by) == (7, "day")  # type: ignore[attr-defined]
+    assert heads(text) == [str(asked.since), "All"]  # type: ignore[attr-defined]
+    for word in (
+        ">2.00<", "credits, 0.442 given back", ">1,234<", "3 in 7, 2 in 24 hours, 1 in the last hour", "and 1 key made", ">75 %<",
+        "3 of 4 thumbs are up", ">1,221<", "21 failed, 5 over a limit", ">1,000,000<", "31.2 a second", ">2.44<", "0.002 a request",
+        "0.006 each", ">25 %<", "saved 0.04", "3 up, 1 down",
+    ):  # fmt: skip
+        assert word in text, word
+    assert not mesh.requests_of("auth.nameUsers")
+
+
+@pytest.mark.parametrize("by", ["user", "owner"])
+async def test_people_have_their_names_and_lead_to_their_page(root: Browser, mesh: AdminMesh, by: str) -> None:
+    dana = mesh.add_person("dana", UserRole.DEVELOPER)
+    text = (await root.get(f"{PATH}?by={by}&days=90")).text
+    assert heads(text) == ["root", "dana", "All"]
+    assert f'href="/admin/users/{dana.id}"' in text
+    mesh.broken["auth.nameUsers"] = errors.NotReachable("no auth is reachable")
+    assert str(dana.id) in heads((await root.get(f"{PATH}?by={by}")).text)
+
+
+async def test_what_has_no_name_says_so(root: Browser, mesh: AdminMesh) -> None:
+    mesh.names = ("smollm2", None)
+    assert heads((await root.get(f"{PATH}?by=model")).text) == ["smollm2", "no model", "All"]
+    mesh.names = ('{"region": "eu", "gpu": "a100"}', None)
+    assert heads((await root.get(f"{PATH}?by=label")).text) == ["gpu=a100 region=eu", "no labels, or no machine", "All"]
+
+
+async def test_the_choices_keep_each_other(root: Browser) -> None:
+    text = (await root.get(f"{PATH}?by=model&days=30")).text
+    assert '<a href="/admin/report?days=30&amp;by=model" aria-current="true">Model</a>' in text
+    assert '<a href="/admin/report?days=30&amp;by=user">Person</a>' in text
+    assert '<a href="/admin/report?days=365&amp;by=model">365 days</a>' in text
+    assert 'href="/admin/report.csv?days=30&amp;by=model"' in text
+
+
+async def test_what_is_no_choice_is_the_first_one(root: Browser, mesh: AdminMesh) -> None:
+    assert (await root.get(f"{PATH}?by=everything&days=-1")).status_code == 200
+    (asked,) = mesh.requests_of("gateway.getBusinessReport")
+    assert ((asked.until - asked.since).days, asked.by) == (7, "day")  # type: ignore[attr-defined]
+
+
+async def test_nothing_used_and_more_than_is_shown(root: Browser, mesh: AdminMesh) -> None:
+    mesh.names = ()
+    assert "Nobody asked anything in the last 7 days." in (await root.get(PATH)).text
+    mesh.names, mesh.more = ("a",), True
+    assert "Only those that cost the most are listed" in (await root.get(PATH)).text
+
+
+async def test_the_table_to_take_along_runs_nothing(root: Browser, mesh: AdminMesh) -> None:
+    mesh.names = ("=HYPERLINK(1)", None)
+    answer = await root.get(f"{PATH}.csv?by=model&days=30")
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert 'filename="aimesh-report-model-' in answer.headers["content-disposition"]
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [row["model"] for row in rows] == ["'=HYPERLINK(1)", ""]
+    assert {(row["requests"], row["cost_micro"], row["cost_credits"]) for row in rows} == {("1221", "2442000", "2.442")}
+
+
+async def test_who_does_not_answer_is_missing(root: Browser, mesh: AdminMesh) -> None:
+    mesh.broken["auth.countNewAccounts"] = errors.NotReachable("no auth is reachable")
+    assert "and 1 key made" not in (await root.get(PATH)).text
+    mesh.broken["gateway.getBusinessReport"] = errors.NotReachable("no gateway is reachable")
+    page = await root.get(PATH)
+    assert (page.status_code, "The report cannot be read right now." in page.text) == (200, True)
+
+
+async def test_names_are_texts(root: Browser, mesh: AdminMesh) -> None:
+    mesh.names = ("<script>alert(1)</script>",)
+    text = (await root.get(f"{PATH}?by=model")).text
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
