@@ -20,7 +20,11 @@ from shared.types import MeshName, Role
 
 #: The user of our own images and of the NATS container; that of the PostgreSQL and Valkey images.
 OURS, SERVERS = 10001, 999
+#: Of the images of compose.yaml's profile `observability`; Loki, Jaeger and the collector have the first of all.
+GRAFANA, NOBODY = 472, 65534
 NATS_URL = "nats://nats:4222"
+#: Where compose.yaml mounts it from.
+ADDRESSES = Path("/alertmanager/alertmanager.env")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,11 @@ _OF_AUTH = ("key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk
 
 def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     """What each volume holds, by the volume's name."""
+    yield from of_services(home, mesh)
+    yield from of_observers(home)
+
+
+def of_services(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     ensure_valkey_password(home)
     redis_url = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379".encode()
     gpu_key = nats_users.add_node(home, mesh, "worker-gpu", Role.WORKER)
@@ -78,6 +87,16 @@ def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     yield "valkey", Recipient(SERVERS, {"valkey.conf": valkey_conf(home)})
 
 
+def of_observers(home: Home) -> Iterator[tuple[str, Recipient]]:
+    """The profile `observability`. Volumes of data get an owner alone: their images do not all bring one."""
+    ensure_grafana_secrets(home)
+    passwords = {"admin_password": secret(home, "grafana_admin_password"), "secret_key": secret(home, "grafana_secret_key")}
+    yield "grafana", Recipient(GRAFANA, passwords)
+    yield "alertmanager", Recipient(NOBODY, {"alertmanager.env": alert_addresses()})
+    for name, user in (("grafana", GRAFANA), ("alertmanager", NOBODY), ("prometheus", NOBODY), ("loki", OURS), ("jaeger", OURS)):
+        yield f"{name}-data", Recipient(user, {})
+
+
 def key(home: Home, name: str) -> bytes:
     return home.key(name).read_bytes()
 
@@ -89,6 +108,17 @@ def secret(home: Home, name: str) -> bytes:
 def ensure_valkey_password(home: Home) -> None:
     """The embedded Valkey has none: there its socket is the lock."""
     secret_files.ensure_file(home.secrets / "valkey_password", lambda: secrets.token_urlsafe(32).encode())
+
+
+def ensure_grafana_secrets(home: Home) -> None:
+    """The embedded stack has no Grafana."""
+    for name in ("grafana_admin_password", "grafana_secret_key"):
+        secret_files.ensure_file(home.secrets / name, lambda: secrets.token_urlsafe(24).encode())
+
+
+def alert_addresses() -> bytes:
+    """What people wrote into deploy/alertmanager/alertmanager.env; it may hold tokens, so Alertmanager alone can read the copy."""
+    return ADDRESSES.read_bytes() if ADDRESSES.exists() else b""
 
 
 def database_url(home: Home, role: str) -> bytes:

@@ -1,4 +1,4 @@
-"""compose.yaml is a valid compose file, gives each service what it reads and nothing else, and opens two ports."""
+"""compose.yaml is a valid compose file, gives each service what it reads and nothing else, and opens two ports, or three with Grafana's."""
 
 import importlib
 import importlib.util
@@ -79,7 +79,7 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
             # This must not be lost with the container.
             assert mounts_of(service)[str(Path(path).parent)] == f"{service}-data"
     # What people bring themselves, in a folder of the host: only who mounts one names them.
-    for owns in ("OIDC_CA_FILE", "AUDIT_ANCHOR_FILE", "OTEL_EXPORTER_OTLP_HEADERS_FILE", "ALERT_WEBHOOK_URL_FILE"):
+    for owns in ("OIDC_CA_FILE", "AUDIT_ANCHOR_FILE", "OTEL_EXPORTER_OTLP_HEADERS_FILE", "ALERT_WEBHOOK_URL_FILE", "SMTP_URL_FILE"):
         assert environment.pop(owns, "") == ""
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 
@@ -91,19 +91,21 @@ def test_no_two_containers_share_secrets() -> None:
     assert "home" not in everybody
 
 
-def test_only_web_and_gateway_publish_a_port_and_on_loopback() -> None:
+def test_only_web_gateway_and_grafana_publish_a_port_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     resolved = {name: [compose_file.resolve(port, {}) for port in ports] for name, ports in published.items()}
-    assert resolved == {"gateway": ["127.0.0.1:3002:3002"], "web": ["127.0.0.1:3000:3000"]}
+    assert resolved == {"gateway": ["127.0.0.1:3002:3002"], "web": ["127.0.0.1:3000:3000"], "grafana": ["127.0.0.1:3005:3000"]}
     # What looks for machines elsewhere sees through no bridge; the two hold nothing but a key of their own, and are started on demand.
     on_the_host = [name for name, service in SERVICES.items() if service.get("network_mode") == "host"]
     assert on_the_host == ["dht", "relay"]
     assert {tuple(SERVICES[name]["profiles"]) for name in on_the_host} == {("hyperswarm",)}
 
 
-def test_all_but_the_public_two_and_ollama_are_on_the_private_network_alone() -> None:
+def test_all_but_the_public_two_ollama_and_who_looks_are_on_the_private_network_alone() -> None:
     outside = {name for name, service in SERVICES.items() if service.get("networks", ["none"]) != ["private"]}
-    assert outside == {"init", "gateway", "web", "ollama", "dht", "relay"}
+    # Where those are that look, test_observability says.
+    looking = {name for name in outside if SERVICES[name].get("profiles") == ["observability"]}
+    assert outside - looking == {"init", "gateway", "web", "ollama", "dht", "relay"}
     assert compose_file.load()["networks"]["private"]["internal"] is True
     assert SERVICES["init"]["network_mode"] == "none"
 
@@ -161,7 +163,9 @@ def test_servers_have_a_health_check_and_are_waited_for() -> None:
 def test_init_gives_to_every_container_that_has_a_volume_of_secrets() -> None:
     handed = {volume for target, volume in mounts_of("init").items() if target.startswith("/handed/")}
     wanted = {mounts_of(service)[place] for service in SERVICES for place in ("/run/aimesh", "/profile") if place in mounts_of(service)}
-    assert handed == wanted
+    kept = {volume for service in SERVICES if service != "init" for volume in mounts_of(service).values() if volume.endswith("-data")}
+    assert {volume for volume in handed if not volume.endswith("-data")} == wanted
+    assert {volume for volume in handed if volume.endswith("-data")} <= kept
 
 
 def test_files_that_are_mounted_exist() -> None:

@@ -1,0 +1,48 @@
+"""The programs of compose.yaml's profile `observability`, and their configurations as they read them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.deploy import compose_file
+from tests.deploy.compose_file import ROOT
+
+SERVICES = compose_file.services()
+OBSERVERS = {name: service for name, service in SERVICES.items() if service.get("profiles") == ["observability"]}
+
+
+def mounted(service: str) -> dict[str, Path]:
+    """Place in the container -> the file or folder of this checkout that is there."""
+    sources = compose_file.load()["configs"]
+    found = {each["target"]: ROOT / sources[each["source"]]["file"] for each in SERVICES[service].get("configs", [])}
+    for entry in SERVICES[service].get("volumes", []):
+        here, place, *_ = entry.split(":")
+        if here.startswith("./"):
+            found[place] = ROOT / here
+    return found
+
+
+def file_at(service: str, place: str) -> Path:
+    """What the program sees there."""
+    for where, here in mounted(service).items():
+        if Path(place).is_relative_to(where):
+            return here / Path(place).relative_to(where)
+    raise AssertionError(f"{service}: nothing of this checkout is at {place}")
+
+
+def option(service: str, name: str) -> str:
+    """Of its command, behind `--name=` or `-name=`."""
+    (found,) = (word.partition("=")[2] for word in SERVICES[service]["command"] if word.lstrip("-").startswith(f"{name}="))
+    return compose_file.resolve(found, {})
+
+
+def read(service: str, place: str) -> Any:
+    return yaml.safe_load(file_at(service, place).read_text(encoding="utf-8"))
+
+
+COLLECTOR = read("otel-collector", option("otel-collector", "config"))
+JAEGER = read("jaeger", option("jaeger", "config"))
+LOKI = read("loki", option("loki", "config.file"))
+PROMETHEUS = read("prometheus", option("prometheus", "config.file"))
+SOURCES = {source["uid"]: source for source in read("grafana", "/etc/grafana/provisioning/datasources/aimesh.yml")["datasources"]}
