@@ -24,6 +24,7 @@ COMMANDS = {
     "infer": "cli.infer:infer",
     "models": "cli.models:models",
     "nodes": "cli.nodes:nodes",
+    "top": "cli.top.command:top",
     "trace": "cli.trace:trace",
     "alerts": "cli.alerts:alerts",
     "usage": "cli.usage:usage",

@@ -1,4 +1,4 @@
-"""The log files of a stack: bounded in size, read from the end, followed across rotations.
+"""The log files of a stack: bounded in size and age, read from the end, followed across rotations.
 
 A file is copied and emptied when it is too long: its writers append, so they need not know. The lines of the moment
 between copy and emptying may be lost, which is why nothing but logs goes there.
@@ -8,7 +8,11 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+
+from cli.stack import log_ages
+from shared import private_file
 
 #: With one predecessor, at most twice this per program.
 MAX_BYTES = 10 * 1024 * 1024
@@ -27,7 +31,7 @@ def rotate(path: Path, max_bytes: int = MAX_BYTES) -> bool:
     try:
         if path.stat().st_size <= max_bytes:
             return False
-        aside = path.with_suffix(".log.1")
+        aside = _predecessor(path)
         with path.open("rb") as source, aside.open("wb") as target:
             # The end is what somebody will look for.
             source.seek(-max_bytes, os.SEEK_END)
@@ -36,6 +40,54 @@ def rotate(path: Path, max_bytes: int = MAX_BYTES) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def forget(path: Path, today: date, keep_days: int) -> bool:
+    """Throw away what the file and its predecessor have from before the last ``keep_days``; whether there was anything.
+
+    What stays of a file that is written to becomes its predecessor, whose own lines were older still.
+    """
+    oldest = today - timedelta(days=keep_days)
+    aside = _predecessor(path)
+    changed = False
+    for file in (aside, path):
+        try:
+            old = _old_bytes(file, oldest)
+            if not old:
+                continue
+            _cut(file, aside, old)
+            if file is path:
+                os.truncate(path, 0)
+        except FileNotFoundError:
+            continue
+        changed = True
+    return changed
+
+
+def _old_bytes(path: Path, oldest: date) -> int:
+    with path.open("rb") as file:
+        old = log_ages.old_bytes(file, oldest)
+        facts = os.fstat(file.fileno())
+    if old is not None:
+        return old
+    # No line says when; that of its last one is all that is known.
+    written = datetime.fromtimestamp(facts.st_mtime, UTC).date()
+    return facts.st_size if written < oldest else 0
+
+
+def _cut(source: Path, target: Path, beginning: int) -> None:
+    """Leave in ``target`` what ``source`` has after its beginning; no file where that is nothing."""
+    with source.open("rb") as file:
+        file.seek(max(beginning, file.seek(0, os.SEEK_END) - MAX_BYTES))
+        rest = file.read(MAX_BYTES)
+    if rest:
+        private_file.replace(target, rest)
+    else:
+        target.unlink(missing_ok=True)
+
+
+def _predecessor(path: Path) -> Path:
+    return path.with_suffix(".log.1")
 
 
 def tail(path: Path, lines: int, start: int = 0) -> list[str]:

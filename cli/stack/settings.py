@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
+from msgspec import Meta
+
 from cli.stack.home import Home, write_private
 from shared import config, identity
 from shared.config import Port, Variable
@@ -60,6 +62,11 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     ] = 4737
     relay: Annotated[bool, Variable("MESH_RELAY", "run a blind relay here, for machines whose NATs let no direct path through")] = False
     dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays elsewhere, hex, with commas")] = ()
+    log_retention_days: Annotated[
+        int,
+        Meta(ge=1, le=36500),
+        Variable("LOG_RETENTION_DAYS", "days that lines of the programs' logs are kept, where 20 MiB each hold them"),
+    ] = 90
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "the Node program to use in place of the one that came with aimesh")] = None
 
     def mistakes(self) -> Iterator[str]:
@@ -132,8 +139,8 @@ PASSED: dict[str, tuple[str, ...]] = {
     "PUBLIC_URL": ("auth", "metrics", "web"),
     "ADMIN_MFA": ("auth",),
     "SIGNING_KEY_DAYS": ("auth",),
-    "SMTP_URL": ("auth",),
-    "MAIL_FROM": ("auth",),
+    "SMTP_URL": ("auth", "metrics"),
+    "MAIL_FROM": ("auth", "metrics"),
     "OIDC_ISSUER": ("auth",),
     "OIDC_CLIENT_ID": ("auth",),
     "OIDC_CLIENT_SECRET": ("auth",),
@@ -196,6 +203,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "HISTORY_RAW_HOURS": ("metrics",),
     "HISTORY_MINUTE_DAYS": ("metrics",),
     "HISTORY_HOUR_DAYS": ("metrics",),
+    "ALERT_MAIL_TO": ("metrics",),
     "ALERT_WEBHOOK_URL": ("metrics",),
     "METRICS_NAMESPACES": ("metrics",),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("metrics",),

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import msgspec
@@ -24,8 +25,8 @@ from cli.stack import logs as log_files
 from cli.stack.home import Home
 from cli.stack.plan import Plan
 from cli.stack.program import Program
+from cli.stack.settings import StackSettings
 from shared import errors
-from shared.types import MeshName
 
 _log = logging.getLogger("supervisor")
 #: How often a starting server is asked whether it is ready.
@@ -36,10 +37,11 @@ _LOCK_PATIENCE_SECONDS = 12.0
 
 
 class Supervisor:
-    def __init__(self, home: Home, planned: Plan, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, home: Home, planned: Plan, tasks: asyncio.TaskGroup, log_days: int) -> None:
         self._home = home
         self._plan = planned
         self._tasks = tasks
+        self._log_days = log_days
         self._keepers = {
             program.name: keeper.Keeper(program, home.log(program.name), tasks, self._remember) for program in planned.programs
         }
@@ -55,7 +57,7 @@ class Supervisor:
         self._home.control_socket.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(self._serve, self._home.control_socket, limit=control.MAX_LINE_BYTES)
         async with server:
-            rotation = self._tasks.create_task(self._rotate())
+            rotation = self._tasks.create_task(self._keep_logs_short())
             starting = self._tasks.create_task(self._bring_up())
             await self._stop_wanted.wait()
             starting.cancel()
@@ -107,10 +109,17 @@ class Supervisor:
                 await asyncio.wait([self._running[name] for name in names])
         _log.info("everything has stopped")
 
-    async def _rotate(self) -> None:
+    async def _keep_logs_short(self) -> None:
+        """By size all the time; by age once a day, and at the start."""
+        looked_on: date | None = None
+        told: dict[str, str] = {}
         while True:
-            for path in self._home.logs.glob("*.log"):
-                log_files.rotate(path)
+            today = datetime.now(UTC).date()
+            # In a thread: a long log takes a moment to be read.
+            problems = await asyncio.to_thread(_shorten_logs, self._home, today, None if today == looked_on else self._log_days)
+            for name, why in problems.items() - told.items():
+                _log.warning("%s cannot be shortened: %s", name, why)
+            looked_on, told = today, problems
             await asyncio.sleep(_ROTATE_SECONDS)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,6 +150,19 @@ class Supervisor:
     def _answer(self) -> control.Answer:
         programs = tuple(each.status for each in self._keepers.values())
         return control.Answer(True, "", os.getpid(), self._plan.fingerprint, programs)
+
+
+def _shorten_logs(home: Home, today: date, keep_days: int | None) -> dict[str, str]:
+    """What went wrong, by file: a log that cannot be shortened must not end what runs. Without ``keep_days`` only long ones are."""
+    problems: dict[str, str] = {}
+    for path in home.logs.glob("*.log"):
+        try:
+            log_files.rotate(path)
+            if keep_days is not None:
+                log_files.forget(path, today, keep_days)
+        except OSError as error:
+            problems[path.name] = error.strerror or str(error)
+    return problems
 
 
 # --- the process --------------------------------------------------------------------------------------------------
@@ -186,10 +208,10 @@ def _children_file(home: Home) -> Path:
     return home.run / "children.json"
 
 
-async def _supervise(home: Home, planned: Plan, mesh: MeshName) -> None:
+async def _supervise(home: Home, planned: Plan, chosen: StackSettings) -> None:
     async with asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(revocation.watch(home, mesh))
-        await Supervisor(home, planned, tasks).run()
+        watching = tasks.create_task(revocation.watch(home, chosen.mesh))
+        await Supervisor(home, planned, tasks, chosen.log_retention_days).run()
         watching.cancel()
 
 
@@ -216,7 +238,7 @@ def main() -> int:
         except errors.AimeshError as error:
             _log.error("%s (%s)", error.message, error.hint)
             return 1
-        asyncio.run(_supervise(home, planned, chosen.mesh))
+        asyncio.run(_supervise(home, planned, chosen))
     return 0
 
 

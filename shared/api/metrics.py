@@ -54,15 +54,15 @@ class GetSystemHealth(Body, frozen=True):
 
 
 class ComponentHealth(Body, frozen=True, omit_defaults=False):
-    """A service, a worker or a server."""
+    """A part of the whole: something that runs, or something that it needs."""
 
     name: str
-    #: "service", "worker" or "server".
+    #: "service", "server", "worker"; "queue", one for each model that somebody waits for; "path" and "certificate", one for all nodes.
     kind: str
     #: "healthy", "degraded" or "down".
     status: str
     since: datetime
-    #: What is wrong and what to do; empty when nothing is.
+    #: What is wrong and what to do. When nothing is: empty, or what is good to know, such as which certificate ends next.
     detail: str = ""
 
 
@@ -92,4 +92,6 @@ class SystemHealth(Body, frozen=True, omit_defaults=False):
 record_metric = Method("metrics.recordMetric", RecordMetric, Nothing, callers=EVERYONE)
 record_metrics = Method("metrics.recordMetrics", RecordMetrics, RecordedMetrics, callers=EVERYONE)
 get_metrics = Method("metrics.getMetrics", GetMetrics, MetricsText, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
-get_system_health = Method("metrics.getSystemHealth", GetSystemHealth, SystemHealth, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
+get_system_health = Method(
+    "metrics.getSystemHealth", GetSystemHealth, SystemHealth, callers={Role.GATEWAY, Role.WEB, Role.CLIENT, Role.OPERATOR}
+)

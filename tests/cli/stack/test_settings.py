@@ -52,6 +52,14 @@ def test_quotes_and_spaces_survive_the_file(home: Home) -> None:
     assert settings.read_recorded(home) == kept == {"MODEL_ALIASES": 'a=it\'s $HOME # "x"'}
 
 
+@pytest.mark.parametrize("days", ["0", "-1", "36501", "a month", "1.5"])
+def test_logs_are_kept_for_ninety_days_or_any_whole_number_of_them(days: str) -> None:
+    assert settings.load({}).log_retention_days == 90
+    assert settings.load({"LOG_RETENTION_DAYS": "30"}).log_retention_days == 30
+    with pytest.raises(errors.BadSettings, match="LOG_RETENTION_DAYS"):
+        settings.load({"LOG_RETENTION_DAYS": days})
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(errors.BadSettings) as caught:
         settings.load({"WEB_SERVICE_PORT": "http", "AIMESH_ECHO": "perhaps"})

@@ -95,7 +95,7 @@ def logged(home: Home, name: str) -> str:
 @asynccontextmanager
 async def supervising(home: Home, *programs: Program) -> AsyncIterator[Desk]:
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(supervisor.Supervisor(home, Plan(programs, None, None, "f"), tasks).run())
+        running = tasks.create_task(supervisor.Supervisor(home, Plan(programs, None, None, "f"), tasks, log_days=90).run())
         while await control.ask(home.control_socket, Status()) is None:
             await asyncio.sleep(0.01)
         try:
@@ -229,6 +229,17 @@ async def test_nonsense_on_the_control_socket_harms_nobody(home: Home) -> None:
                 line.sendall(nonsense)
                 line.shutdown(socket.SHUT_WR)
         await desk.until("dummy", "running")
+
+
+async def test_lines_older_than_the_retention_are_thrown_away_at_the_start(home: Home) -> None:
+    home.log("gone").write_text('{"ts": "2020-02-29T00:00:00Z"}\n')
+    (home.logs / "a_folder.log").mkdir()  # what cannot be shortened ends nothing
+    async with supervising(home, program("dummy", *SLEEP)) as desk:
+        await desk.until("dummy", "running")
+        async with asyncio.timeout(10):
+            while home.log("gone").stat().st_size:
+                await asyncio.sleep(0.01)
+        assert (await desk.status("dummy")).state == "running"
 
 
 async def test_real_servers_run_below_a_very_long_path(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from services.web import live
 from services.web.events import Events
 from services.web.pages.admin import health_lines
 from services.web.pages.admin.health_lines import HealthLines, PartLine
-from services.web.visits import Page, Visit
+from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
+from shared import errors
 from shared.api import gateway, metrics
 
 
@@ -29,7 +30,7 @@ async def show_health(visit: NamedDependency[Visit]) -> Page:
 @get("/live/health")
 async def follow_health(visit: NamedDependency[Visit]) -> Events:
     async def read() -> live.Values:
-        return health_lines.values(await _lines(visit))
+        return health_lines.values(await _lines(visit)) | visit.banner_values()
 
     return live.answer(visit.site.followers, str(visit.person.user.id), read)
 
@@ -37,11 +38,19 @@ async def follow_health(visit: NamedDependency[Visit]) -> Events:
 async def _lines(visit: Visit) -> HealthLines:
     """What can be had: this page is opened when something is away."""
     whole, door, nodes = await asyncio.gather(
-        visit.ask(metrics.get_system_health, metrics.GetSystemHealth()),
+        _whole(visit),
         visit.ask(gateway.get_service_health, gateway.GetServiceHealth()),
         visit.ask(gateway.list_nodes, gateway.ListNodes()),
     )
     return health_lines.describe(whole, door, nodes.nodes if nodes else None)
+
+
+async def _whole(visit: Visit) -> metrics.SystemHealth | None:
+    """Asked by web itself: who may open this page was seen at its door, and it may be auth that does not answer."""
+    try:
+        return await visit.site.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)
+    except errors.PeerError:
+        return None
 
 
 ROUTES = (show_health, follow_health)

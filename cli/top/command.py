@@ -1,0 +1,99 @@
+"""`aicli top`: looks at the mesh again and again, and shows each frame: on the screen, as plain text, or as a line of JSON."""
+
+import asyncio
+import json
+import math
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from cli.connection import Connection
+    from cli.top.frame import Frame
+    from cli.top.readings import Readings
+
+
+def _refuse_nan(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """It is in every range of click's, for it is not outside."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number of seconds")
+    return value
+
+
+@click.command()
+@click.option(
+    "--every",
+    "seconds",
+    type=click.FloatRange(0.5, 3600),
+    callback=_refuse_nan,
+    default=2.0,
+    show_default=True,
+    help="Seconds between two looks at the mesh.",
+)
+@click.option("--once", is_flag=True, help="Show one frame as plain text and end, as where stdout is no terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print each frame as an object on a line of its own.")
+@click.pass_obj
+def top(here: Surroundings, /, *, seconds: float, once: bool, as_json: bool) -> None:
+    """Watch the whole mesh: health, alerts, requests, tokens, queues, and what each node does. For administrators.
+
+    Rates and loads are of the last 15 seconds. `s` sorts the nodes by another column, the arrows scroll, `q` or Ctrl-C ends it.
+    """
+    from cli.top.terminal import Terminal
+
+    terminal = Terminal(sys.stdin, sys.stdout)
+
+    async def work(connection: "Connection") -> None:
+        if as_json:
+            await _print_objects(connection, seconds, once=once)
+        elif once or not terminal.is_screen():
+            await _print_once(connection)
+        else:
+            from cli.top.live import Live
+
+            await Live(connection, seconds, terminal).run()
+
+    try:
+        here.run(work)
+    except KeyboardInterrupt:
+        # That is how one ends it.
+        return
+
+
+async def _print_once(connection: "Connection") -> None:
+    from cli.top import lines, readings
+    from cli.top.sources import Sources
+
+    seen = await Sources(connection, time.monotonic).look()
+    if (error := readings.why_nothing(seen)) is not None:
+        raise error
+    for line in lines.whole(_frame(seen)):
+        click.echo(line)
+
+
+async def _print_objects(connection: "Connection", seconds: float, *, once: bool) -> None:
+    from cli import output
+    from cli.outlet import Outlet
+    from cli.top import readings
+    from cli.top.sources import Sources
+
+    sources, outlet = Sources(connection, time.monotonic), Outlet(sys.stdout)
+    while True:
+        began = time.monotonic()
+        seen = await sources.look()
+        if once and (error := readings.why_nothing(seen)) is not None:
+            raise error
+        await outlet.write(json.dumps(output.plain(_frame(seen)), ensure_ascii=False) + "\n")
+        if once:
+            return
+        await asyncio.sleep(began + seconds - time.monotonic())
+
+
+def _frame(seen: "Readings") -> "Frame":
+    from cli.top import frame
+
+    return frame.make(seen, time.monotonic(), datetime.now(UTC))

@@ -1,0 +1,175 @@
+"""What `aicli top` was told: answers that stay when their source falls silent, and the latest numbers of the history. Pure."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Generic, Self, TypeVar
+
+from shared import errors
+from shared.api.alerts import Alerts
+from shared.api.gateway import NodeRows
+from shared.api.history import By, History, HistoryLine
+from shared.api.metrics import SystemHealth
+from shared.telemetry import host_instruments, instruments
+from shared.types import SERVICE_NAMES, Role
+
+T_co = TypeVar("T_co", covariant=True)
+
+#: A number that is older than the newest by more than this is of a node that is gone: three looks of the metrics service.
+_LATEST = timedelta(seconds=45)
+_GATEWAY, _WORKER = SERVICE_NAMES[Role.GATEWAY], SERVICE_NAMES[Role.WORKER]
+#: How a request ended that somebody has to look at; one that was refused by a limit or left by its caller is none of them.
+_FAILED = frozenset({"error", "timeout"})
+
+
+@dataclass(frozen=True, slots=True)
+class Told(Generic[T_co]):
+    """The last answer of one source."""
+
+    answer: T_co | None = None
+    #: When it came, in seconds of a monotonic clock.
+    at: float = 0.0
+    #: Why there is none that is newer; None while there is.
+    problem: errors.AimeshError | None = None
+
+    def missed(self, problem: errors.AimeshError) -> Self:
+        return replace(self, problem=problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Of one node; None is what it does not tell. Shares are from 0 to 1."""
+
+    cpu: float | None = None
+    memory: float | None = None
+    gpu: float | None = None
+    gpu_memory: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Of the last 15 seconds, per second."""
+
+    requests: float | None = None
+    errors: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    #: Model -> requests that wait, the longest queue first; models without one are left out.
+    queues: Mapping[str, float] = field(default_factory=dict)
+    #: By what `instruments.node_label` makes of a node's id.
+    loads: Mapping[str, Load] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    health: Told[SystemHealth] = field(default_factory=Told)
+    alerts: Told[Alerts] = field(default_factory=Told)
+    nodes: Told[NodeRows] = field(default_factory=Told)
+    numbers: Told[Numbers] = field(default_factory=Told)
+
+
+def why_nothing(readings: Readings) -> errors.AimeshError | None:
+    """Why nobody ever said anything; None where somebody did."""
+    sources: tuple[Told[object], ...] = (readings.health, readings.alerts, readings.nodes, readings.numbers)
+    if any(told.answer is not None for told in sources):
+        return None
+    return next((told.problem for told in sources if told.problem is not None), None)
+
+
+def numbers(answers: Sequence[History]) -> Numbers:
+    """Of the answers to ``QUESTIONS``, in any order."""
+    latest = list(_latest(answers))
+    if not latest:
+        return Numbers()
+    completed = _named(latest, instruments.COMPLETED_REQUESTS.name)
+    # Gateways and workers both count tokens; those of a gateway are what people got.
+    tokens = [(line, value) for line, value in _named(latest, instruments.TOKENS.name) if line.labels.get(By.SERVICE) == _GATEWAY]
+    return Numbers(
+        requests=sum(value for _, value in completed),
+        errors=sum(value for line, value in completed if line.labels.get("status") in _FAILED),
+        input_tokens=sum(value for line, value in tokens if line.labels.get("type") == "input"),
+        output_tokens=sum(value for line, value in tokens if line.labels.get("type") == "output"),
+        queues=_queues(latest),
+        loads=_loads(latest),
+    )
+
+
+#: What the history is asked: names, and by what their lines are told apart. A name of every node is a question of its own, because an
+#: answer has at most 200 lines.
+QUESTIONS: tuple[tuple[tuple[str, ...], tuple[By, ...]], ...] = (
+    ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name), (By.SERVICE,)),
+    ((instruments.QUEUE_DEPTH.name,), (By.SERVICE, By.MODEL)),
+    ((instruments.TOKENS.name,), (By.SERVICE, By.NODE)),
+    ((host_instruments.HOST_CPU.name,), (By.NODE,)),
+    ((host_instruments.HOST_MEMORY_USED.name,), (By.NODE,)),
+    ((host_instruments.HOST_MEMORY_TOTAL.name,), (By.NODE,)),
+    ((host_instruments.GPU_USAGE.name,), (By.NODE,)),
+    ((host_instruments.GPU_MEMORY_USED.name,), (By.NODE,)),
+    ((host_instruments.GPU_MEMORY_TOTAL.name,), (By.NODE,)),
+)
+
+_Value = tuple[HistoryLine, float]
+
+
+def _latest(answers: Sequence[History]) -> Iterator[_Value]:
+    """Each line's last number, of those lines that have a new one."""
+    found = [(line, *last) for answer in answers for line in answer.lines if (last := _last(answer, line)) is not None]
+    newest = max((at for _, at, _ in found), default=None)
+    for line, at, value in found:
+        if newest is not None and newest - at <= _LATEST:
+            yield line, value
+
+
+def _last(answer: History, line: HistoryLine) -> tuple[datetime, float] | None:
+    for step in range(len(line.values) - 1, -1, -1):
+        value = line.values[step]
+        if value is not None and math.isfinite(value):
+            # Nothing that is shown here can be negative.
+            return answer.since + timedelta(seconds=step * answer.step_seconds), max(0.0, value)
+    return None
+
+
+def _named(latest: Iterable[_Value], name: str, *, by_node: bool = False) -> list[_Value]:
+    return [(line, value) for line, value in latest if line.name == name and (By.NODE.value in line.labels) == by_node]
+
+
+def _queues(latest: Sequence[_Value]) -> dict[str, float]:
+    waiting: dict[str, float] = {}
+    for line, value in _named(latest, instruments.QUEUE_DEPTH.name):
+        if value > 0:
+            model = line.labels.get(By.MODEL.value, "")
+            waiting[model] = waiting.get(model, 0.0) + value
+    return dict(sorted(waiting.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _loads(latest: Sequence[_Value]) -> dict[str, Load]:
+    """A node with several GPUs has the mean of what they do, and the share of all of their memory."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for line, value in latest:
+        node = line.labels.get(By.NODE.value)
+        is_input = line.labels.get("type") == "input"
+        is_ours = By.SERVICE.value not in line.labels or line.labels[By.SERVICE.value] == _WORKER
+        if node is not None and is_ours and not is_input:
+            values.setdefault(node, {}).setdefault(line.name, []).append(value)
+    return {node: _load(of_node) for node, of_node in values.items()}
+
+
+def _load(values: Mapping[str, Sequence[float]]) -> Load:
+    def mean(name: str) -> float | None:
+        found = values.get(name)
+        return sum(found) / len(found) if found else None
+
+    def share(used: str, of_all: str) -> float | None:
+        whole = sum(values.get(of_all, ()))
+        return sum(values[used]) / whole if used in values and whole > 0 else None
+
+    tokens = values.get(instruments.TOKENS.name)
+    return Load(
+        cpu=mean(host_instruments.HOST_CPU.name),
+        memory=share(host_instruments.HOST_MEMORY_USED.name, host_instruments.HOST_MEMORY_TOTAL.name),
+        gpu=mean(host_instruments.GPU_USAGE.name),
+        gpu_memory=share(host_instruments.GPU_MEMORY_USED.name, host_instruments.GPU_MEMORY_TOTAL.name),
+        tokens_per_second=sum(tokens) if tokens else None,
+    )

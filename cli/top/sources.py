@@ -1,0 +1,98 @@
+"""Asks the mesh for what `aicli top` shows. Each source has its deadline, and may be away while the others answer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from cli.connection import Connection
+from cli.top import readings
+from cli.top.readings import Numbers, Readings, Told
+from shared import errors
+from shared.api import alerts, gateway, history, metrics
+from shared.api.history import By, History
+from shared.api.method import Method, Reply, Request
+
+T = TypeVar("T")
+
+#: Later, an answer says nothing of now.
+_DEADLINE_SECONDS = 3.0
+#: The metrics service looks every 15 s; asked this often, a look is shown soon after it was made.
+_NUMBERS_SECONDS = 5.0
+_STEP_SECONDS = 15
+#: To both sides of now: as far as two machines' clocks may be apart.
+_AROUND = timedelta(minutes=3)
+
+
+class Sources:
+    """``clock`` is in seconds and never goes back. ``look`` is for one task."""
+
+    def __init__(self, connection: Connection, clock: Callable[[], float]) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._last = Readings()
+
+    async def look(self) -> Readings:
+        """Ask all of them. Raises NotAuthenticated and NotAllowed, and nothing else: who is silent is told in the readings."""
+        last = self._last
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                health = tasks.create_task(self._told(last.health, self._health))
+                firing = tasks.create_task(self._told(last.alerts, self._alerts))
+                nodes = tasks.create_task(self._told(last.nodes, self._nodes))
+                numbers = tasks.create_task(self._told(last.numbers, self._numbers, seconds=_NUMBERS_SECONDS))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        self._last = Readings(health=health.result(), alerts=firing.result(), nodes=nodes.result(), numbers=numbers.result())
+        return self._last
+
+    async def _told(self, last: Told[T], ask: Callable[[], Awaitable[T]], *, seconds: float = 0.0) -> Told[T]:
+        """An answer that is younger than ``seconds`` is kept."""
+        if last.answer is not None and not last.problem and self._clock() - last.at < seconds:
+            return last
+        try:
+            answer = await ask()
+        except errors.WrongRole as error:
+            # A service of an earlier version, during an upgrade.
+            return last.missed(error)
+        except (errors.NotAuthenticated, errors.NotAllowed):
+            raise
+        except errors.AimeshError as error:
+            return last.missed(error)
+        return Told(answer, self._clock())
+
+    # --- the sources --------------------------------------------------------------------------------------------------
+
+    async def _health(self) -> metrics.SystemHealth:
+        return await self._ask(metrics.get_system_health, metrics.GetSystemHealth())
+
+    async def _alerts(self) -> alerts.Alerts:
+        return await self._ask(alerts.list_alerts, alerts.ListAlerts())
+
+    async def _nodes(self) -> gateway.NodeRows:
+        return await self._ask(gateway.list_nodes, gateway.ListNodes())
+
+    async def _numbers(self) -> Numbers:
+        now = datetime.now(UTC)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(self._history(now, names, by)) for names, by in readings.QUESTIONS]
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        answers = [each.result() for each in asked]
+        refused = [answer for answer in answers if isinstance(answer, errors.BadRequest)]
+        if len(refused) == len(answers):
+            raise refused[0]
+        return readings.numbers([answer for answer in answers if isinstance(answer, History)])
+
+    async def _history(self, now: datetime, names: Sequence[str], by: Sequence[By]) -> History | errors.BadRequest:
+        """A mesh may have more nodes than an answer has lines; what is shown besides is worth having."""
+        try:
+            return await self._ask(
+                history.get_history, history.GetHistory(tuple(names), now - _AROUND, now + _AROUND, _STEP_SECONDS, tuple(by))
+            )
+        except errors.BadRequest as error:
+            return error
+
+    async def _ask(self, method: Method[Request, Reply], request: Request) -> Reply:
+        return await self._connection.call(method, request, deadline_seconds=_DEADLINE_SECONDS)

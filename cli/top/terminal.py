@@ -1,0 +1,132 @@
+"""The terminal while `aicli top` has it: another screen, keys as they are pressed, and everything as it was at the end, however that comes.
+
+A picture is painted over the one before, so that nothing flickers; no line is wrapped.
+"""
+
+import asyncio
+import os
+import re
+import termios
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, TextIO
+
+import click
+
+from cli.outlet import Outlet
+from cli.top.lines import Line, Span
+
+# Of ECMA-48 and xterm: the alternate screen, the cursor, and whether the last column wraps.
+_ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
+_LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
+_HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+_ARROWS: Final = {b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[B": "down", b"\x1bOB": "down"}
+#: A sequence of ECMA-48, one of a keypad, or a letter.
+_KEY: Final = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO[@-~]|[ -~]")
+#: More at once was not typed.
+_MOST_KEYS: Final = 64
+#: What a terminal is taken for that does not say its size.
+_USUAL: Final = (80, 24)
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """Where a person sits; either stream may lead elsewhere."""
+
+    stdin: TextIO
+    stdout: TextIO
+
+    def is_screen(self) -> bool:
+        """Whether stdout can be painted on."""
+        return self.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows, now."""
+        try:
+            columns, rows = os.get_terminal_size(self.stdout.fileno())
+        except OSError:
+            return _USUAL
+        return (columns, rows) if columns > 0 and rows > 0 else _USUAL
+
+    @contextmanager
+    def taken(self, pressed: Callable[[str], None]) -> Iterator["Screen"]:
+        """The screen, until the block is left; ``pressed`` is told of each key by its letter, or up and down. In a running event loop."""
+        with _keys(self.stdin, pressed):
+            try:
+                self._write(_ENTER)
+                yield Screen(self.stdout)
+            finally:
+                self._write(_LEAVE)
+
+    def _write(self, text: str) -> None:
+        """At once: it is a few bytes, and what they undo must not wait."""
+        self.stdout.flush()
+        os.write(self.stdout.fileno(), text.encode())
+
+
+class Screen:
+    """Made by ``Terminal.taken``."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._outlet = Outlet(stdout)
+        self._has_colour = not os.environ.get("NO_COLOR")
+
+    async def paint(self, lines: Sequence[Line]) -> None:
+        """Waits for a terminal that is stopped; blocks nothing."""
+        rows = [f"{self._painted(line)}{_REST_OF_LINE}" for line in lines]
+        await self._outlet.write(_HOME + "\r\n".join(rows) + _REST_OF_SCREEN)
+
+    def _painted(self, line: Line) -> str:
+        return "".join(_styled(span) if self._has_colour else span.text for span in line)
+
+
+def _styled(span: Span) -> str:
+    match span.style if span.text else "":
+        case "":
+            return span.text
+        case "bold":
+            return click.style(span.text, bold=True)
+        case "dim":
+            return click.style(span.text, dim=True)
+        case colour:
+            return click.style(span.text, fg=colour)
+
+
+@contextmanager
+def _keys(stdin: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
+    """Keys without Enter and without echo. Ctrl-C is a signal as ever; Ctrl-Z and Ctrl-\\ are none: the screen would stay so."""
+    if not stdin.isatty():
+        yield
+        return
+    descriptor = stdin.fileno()
+    loop = asyncio.get_running_loop()
+    before = termios.tcgetattr(descriptor)
+    ours = termios.tcgetattr(descriptor)
+    ours[3] &= ~(termios.ICANON | termios.ECHO)
+    for unwanted in (termios.VSUSP, termios.VQUIT):
+        ours[6][unwanted] = b"\0"
+
+    def read() -> None:
+        try:
+            typed = os.read(descriptor, _MOST_KEYS)
+        except OSError:  # EIO, where it hung up
+            typed = b""
+        if not typed:
+            loop.remove_reader(descriptor)
+        for key in keys(typed):
+            pressed(key)
+
+    try:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, ours)
+        loop.add_reader(descriptor, read)
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def keys(typed: bytes) -> list[str]:
+    """What was pressed; other keys send sequences or bytes that are none of ours."""
+    found = (_ARROWS.get(part) or part.decode() for part in _KEY.findall(typed))
+    return [key for key in found if not key.startswith("\x1b")]

@@ -1,0 +1,140 @@
+"""From a frame to what stands on the screen."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.top import frame, lines
+from cli.top.frame import FiringAlert, Frame, Wrong
+from cli.top.lines import COLUMNS, Line, View
+from cli.top.readings import Load, Numbers, Readings, Told
+from shared import errors
+from shared.api.alerts import Alerts
+from shared.api.gateway import NodeRows
+from shared.types import ModelName, NodeId
+from tests.cli.top import seen
+from tests.cli.top.seen import AT, WORKER
+
+FRAME = frame.make(
+    Readings(
+        health=Told(seen.HEALTH),
+        alerts=Told(Alerts((seen.alert(), seen.alert("queue_depth_high", seen_by="ann")), ())),
+        nodes=Told(NodeRows(seen.NODES)),
+        numbers=Told(
+            Numbers(
+                requests=12,
+                errors=0.5,
+                input_tokens=340,
+                output_tokens=1234,
+                queues={"smollm2": 3, "echo": 1},
+                loads={WORKER[:12]: Load(cpu=0.5, gpu=0.914, memory=0.75, tokens_per_second=80)},
+            )
+        ),
+    ),
+    0.0,
+    AT,
+)
+
+
+def many(count: int) -> Frame:
+    rows = tuple(seen.node(NodeId(f"U{number:08}"), running=number % 7, slots=8) for number in range(count))
+    return frame.make(Readings(nodes=Told(NodeRows(rows))), 0.0, AT)
+
+
+def text(line: Line) -> str:
+    return "".join(span.text for span in line)
+
+
+def shown(found: Frame, view: View = View(), width: int = 120, height: int = 40) -> list[str]:  # noqa: B008 - frozen
+    return [text(line) for line in lines.fitted(found, view, width, height)]
+
+
+def first_words(found: Frame, view: View) -> list[str]:
+    rows = shown(found, view)
+    return [row.split()[0] for row in rows[next(place for place, row in enumerate(rows) if row.startswith("NODE")) + 1 :]]
+
+
+def test_the_gravest_stands_first_and_then_the_rates_and_the_nodes() -> None:
+    rows = lines.whole(FRAME)
+    assert rows[0].startswith("aimesh degraded   2 alerts")
+    assert rows[1:] == [
+        "down      worker UGONEBBBB, 12 s: gone without a word",
+        "warning   worker_gone, 5 min: A worker is gone",
+        "warning   queue_depth_high, 5 min: A worker is gone; ann looks after it",
+        "12 requests/s   0.5 errors/s   tokens/s: 340 in, 1,234 out   2 running",
+        "waiting: smollm2 3, echo 1",
+        "",
+        "NODE       KIND       STATE  PATH       RTT  CPU  GPU  MEMORY  GPU MEM  RUNNING  TOKENS/S  MODELS",
+        "UGATEWAYC  gateway    used   self         –    –    –       –        –        –         –  –",
+        "UGONEBBBB  inference  gone   –            –    –    –       –        –        –         –  smollm2",
+        "UWORKERAA  inference  used   direct  1.2 ms  50%  91%     75%        –   2/4 +1        80  smollm2",
+    ]
+
+
+def test_what_is_silent_is_said_once_for_one_reason_and_its_table_is_dimmed() -> None:
+    away = errors.NotReachable("no gateway answers")
+    found = frame.make(Readings(nodes=Told(NodeRows(seen.NODES), 1.0).missed(away), numbers=Told(problem=away)), 15.0, AT)
+    assert "the nodes, the numbers: 14 s old – no gateway answers" in shown(found)
+    *_, last = lines.fitted(found, View(), 120, 40)
+    assert {span.style for span in last if span.text.strip()} == {"dim"}
+    never = frame.make(Readings(health=Told(problem=away)), 15.0, AT)
+    assert "the health: not known – no gateway answers" in shown(never)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 3), (40, 8), (80, 24), (300, 100)])
+@pytest.mark.parametrize("above", [0, 1, 1000])
+def test_no_line_is_longer_than_the_terminal_and_there_are_no_more_of_them(width: int, height: int, above: int) -> None:
+    for found in (FRAME, many(300)):
+        rows = shown(found, lines.scrolled(found, View(above=above), height), width, height)
+        assert len(rows) <= height
+        assert max(map(len, rows)) <= width
+        if height > 20:
+            assert rows[-1].startswith("U")
+
+
+def test_one_can_scroll_to_the_last_node_and_back() -> None:
+    found, view = many(50), View()
+    for _ in range(100):
+        view = lines.scrolled(found, lines.press(view, "down") or View(), 24)
+    assert shown(found, view, height=24)[-1].startswith("U00000049")
+    for key in ["up"] * 100:
+        view = lines.scrolled(found, lines.press(view, key) or View(), 24)
+    assert view == View()
+
+
+def test_s_goes_through_all_columns_that_can_be_sorted_by_and_the_highest_is_first() -> None:
+    view, titles = View(), []
+    while True:
+        pressed = lines.press(view, "s")
+        assert pressed is not None
+        view = pressed
+        if view.sort == 0:
+            break
+        titles.append(COLUMNS[view.sort].title)
+    assert titles == ["RTT", "CPU", "GPU", "MEMORY", "GPU MEM", "RUNNING", "TOKENS/S"]
+    running = View(sort=[column.title for column in COLUMNS].index("RUNNING"))
+    assert first_words(many(9), running)[:3] == ["U00000006", "U00000005", "U00000004"]
+    cpu = View(sort=[column.title for column in COLUMNS].index("CPU"))
+    assert first_words(FRAME, cpu)[0] == WORKER[:9]
+
+
+def test_q_ends_it_and_other_keys_change_nothing() -> None:
+    view = View(sort=5, above=3)
+    assert lines.press(view, "q") is None
+    assert [lines.press(view, key) for key in ("x", "", "left")] == [view] * 3
+
+
+@given(st.text())
+def test_what_the_mesh_says_moves_no_cursor_and_begins_no_line(said: str) -> None:
+    found = msgspec.structs.replace(
+        FRAME,
+        health=said,
+        wrong=(Wrong(said, said, said, 1.0, said),),
+        alerts=(FiringAlert(said, said, 1.0, said, said, silenced=False),),
+        queues={said: 2.0},
+        nodes=(msgspec.structs.replace(FRAME.nodes[1], id=said, kind=said, path=said, models=(ModelName(said),)),),
+        silent=(frame.Silent("nodes", said, None),),
+    )
+    for row in (*lines.whole(found), *shown(found, width=1000)):
+        assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in row)

@@ -1,0 +1,74 @@
+"""What is asked of the mesh, and what stays when nobody answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cli.profile import Profile
+from cli.top.sources import Sources
+from shared import errors
+from shared.api import gateway, history
+from tests.cli.fake_mesh import FakeConnection, FakeMesh
+from tests.cli.top import seen
+
+
+@dataclass(slots=True)
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def mesh() -> FakeMesh:
+    found = FakeMesh()
+    seen.fill(found)
+    return found
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sources(mesh: FakeMesh, clock: Clock) -> Sources:
+    return Sources(FakeConnection(mesh, Profile(node_key_file=Path("none"))), clock)
+
+
+async def test_an_answer_stays_with_its_time_while_its_source_is_away_and_a_new_one_follows(
+    sources: Sources, mesh: FakeMesh, clock: Clock
+) -> None:
+    before = await sources.look()
+    mesh.answer(gateway.list_nodes, errors.NotReachable("no gateway answers"))
+    clock.now = 7.0
+    away = await sources.look()
+    assert away.nodes.answer == before.nodes.answer
+    assert away.nodes.at == 0.0
+    assert isinstance(away.nodes.problem, errors.NotReachable)
+    assert (away.health.at, away.health.problem) == (7.0, None)
+    mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
+    back = (await sources.look()).nodes
+    assert (back.answer, back.at, back.problem) == (gateway.NodeRows(()), 7.0, None)
+
+
+async def test_the_history_is_asked_as_often_as_it_may_have_changed(sources: Sources, mesh: FakeMesh, clock: Clock) -> None:
+    def asked() -> int:
+        return sum(one.method == history.get_history.name for one in mesh.asked)
+
+    await sources.look()
+    of_one_look = asked()
+    clock.now = 4.9
+    await sources.look()
+    assert asked() == of_one_look
+    clock.now = 5.0
+    await sources.look()
+    assert asked() == 2 * of_one_look
+
+
+async def test_a_refusal_ends_the_look(sources: Sources, mesh: FakeMesh) -> None:
+    mesh.answer(history.get_history, errors.NotAuthenticated("this key was revoked"))
+    with pytest.raises(errors.NotAuthenticated):
+        await sources.look()
