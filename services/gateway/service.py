@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway import admission
+from services.gateway import admission, served_models
 from services.gateway.callers import Callers
 from services.gateway.doors.http_app import HttpApp
 from services.gateway.doors.reference import Reference
@@ -160,6 +160,7 @@ class GatewayService:
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
+                node.tasks.create_task(served_models.measure(node, service._dispatch))
                 node.tasks.create_task(service.telling.run())
                 node.tasks.create_task(reports.end_old())
                 node.tasks.create_task(business.roll())
@@ -352,7 +353,7 @@ class GatewayService:
     @serves(ledgers.top_up)
     async def top_up(self, request: ledgers.TopUp, call: Call) -> ledgers.Account:
         moved = await self._books.top_up(call.principal, request, call.credential)
-        self.telling.act("credits.move", call.principal, target=moved.user_id, micro=str(request.amount_micro), note=request.note)
+        self.telling.act("credits.move", call.principal, target=moved.owner, micro=str(request.amount_micro), note=request.note)
         return moved.account
 
     @serves(ledgers.list_prices)

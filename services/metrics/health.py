@@ -1,27 +1,26 @@
 """The health of the whole: facts about nodes in, components with a status and a since out. Pure.
 
 A service is healthy when a node of it can be used and no live one has a complaint, degraded when it lives but something is
-wrong, and down when none lives. A server (PostgreSQL, Valkey, NATS) is what the services that need it say of it. The
-whole is as bad as the worst of what an answer to a prompt needs; a worker that is gone does not count while others serve.
+wrong, and down when none lives. A server (PostgreSQL, Valkey, NATS) is what the services that need it say of it.
+
+The whole is as bad as the worst of what an answer to a prompt needs. A worker that went without a goodbye degrades it while others
+serve, for as long as the directory remembers it, an hour: somebody has lost a machine and may not know. One that was stopped, drained
+or revoked was meant to go, and one that was never let in was never a part of the whole; neither counts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
+from itertools import chain
 
 import msgspec
 
+from services.metrics import findings
+from services.metrics.findings import Finding, Status, Way
+from services.metrics.signs import Signs
 from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.types import SERVICE_NAMES, SERVICE_ROLES, Role
-
-
-class Status(StrEnum):
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    DOWN = "down"
-
 
 _BADNESS = {Status.HEALTHY: 0, Status.DEGRADED: 1, Status.DOWN: 2}
 
@@ -32,6 +31,9 @@ ESSENTIAL = frozenset({Role.AUTH, Role.GATEWAY, Role.WORKER})
 SERVERS = {"postgresql": "PostgreSQL", "valkey": "Valkey", "nats": "NATS", "hyperswarm": "Hyperswarm"}
 #: Not every mesh has it: where no service speaks of it, it is not missed; and without it the house still works.
 OPTIONAL = "hyperswarm"
+_NO_SIGNS = Signs()
+#: Of a worker: what to do is where it stands.
+_LOST = "it went without a goodbye, see `aicli worker status` on its machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,12 @@ class NodeFact:
     checks: tuple[Check, ...] = ()
     #: Why it did not answer; empty when it did or was not asked.
     no_answer: str = ""
+    #: What others hold against it, whatever it says itself.
+    doubts: tuple[str, ...] = ()
+    #: The best way to it, or the last one there was, as ``NodeView`` has it; empty where there never was one.
+    path: str = ""
+    #: Of one that is gone: it drained, or was revoked.
+    said_goodbye: bool = False
 
     @property
     def complaint(self) -> str:
@@ -58,35 +66,58 @@ class NodeFact:
             return self.why_not
         if self.no_answer:
             return f"alive, but did not say how it is: {self.no_answer}"
-        return "; ".join(f"{check.name}: {check.detail or 'not ok'}" for check in self.checks if not check.ok)
+        wrong = (f"{check.name}: {check.detail or 'not ok'}" for check in self.checks if not check.ok)
+        return "; ".join([*wrong, *self.doubts])
+
+    @property
+    def was_lost(self) -> bool:
+        """It was here, and went without a word."""
+        return not self.alive and bool(self.path) and not self.said_goodbye
 
 
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """A component before it is known since when it is so."""
-
-    name: str
-    kind: str
-    status: Status
-    detail: str
-    #: Since when by the facts of this moment.
-    since: datetime
-
-
-def decide(nodes: Sequence[NodeFact], now: datetime, started_at: datetime, before: Mapping[str, ComponentHealth]) -> SystemHealth:
+def decide(
+    nodes: Sequence[NodeFact], now: datetime, started_at: datetime, before: Mapping[str, ComponentHealth], signs: Signs = _NO_SIGNS
+) -> SystemHealth:
     """``started_at`` is when this service began to look; ``before`` is the last decision, by ``key``."""
     services = {role: _service(role, [fact for fact in nodes if fact.role is role], now, started_at) for role in SERVICE_ROLES}
     servers = [_server(check, name, nodes, now) for check, name in SERVERS.items() if check != OPTIONAL or _is_spoken_of(check, nodes)]
     workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER]
-    findings = [*services.values(), *servers, *sorted(workers, key=lambda finding: finding.name)]
-    components = tuple(_dated(finding, now, before) for finding in findings)
+    parts = [*findings.certificates(signs, now), *findings.queues(signs, now)]
+    found = [
+        *services.values(),
+        *servers,
+        *findings.paths([_way(fact) for fact in nodes if _has_way(fact)], now),
+        *parts,
+        *sorted(workers, key=lambda finding: finding.name),
+    ]
+    components = tuple(_dated(finding, now, before) for finding in found)
     whole = worst(
-        [
-            *(finding.status if role in ESSENTIAL else _at_most_degraded(finding.status) for role, finding in services.items()),
-            *(finding.status for finding in servers),
-        ]
+        chain(
+            (finding.status if role in ESSENTIAL else _at_most_degraded(finding.status) for role, finding in services.items()),
+            (finding.status for finding in (*servers, *parts)),
+            (Status.DEGRADED for fact in nodes if fact.role is Role.WORKER and fact.was_lost),
+        )
     )
     return SystemHealth(status=whole, components=components)
+
+
+def doubts(catches: Mapping[str, int], refused: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
+    """By the label of a node: how often gateways caught it telling wrong counts, and what it recorded that was refused."""
+    return {label: (*_caught(catches.get(label, 0)), *filter(None, [refused.get(label)])) for label in {*catches, *refused}}
+
+
+def _caught(times: int) -> Iterator[str]:
+    if times:
+        yield (
+            f"it told wrong counts of tokens {times:,} {'times' if times > 1 else 'time'} within the last hour; nobody pays for those"
+            " answers, and from three on a gateway keeps it in quarantine: see docs/runbooks/wrong_counts.md"
+        )
+
+
+def servers_up(nodes: Sequence[NodeFact]) -> Mapping[str, bool]:
+    """By the names of the checks: whether any service reaches the server. Nothing of those that no service could be asked about."""
+    reached = {name: [check.ok for _, check in _said(name, nodes)] for name in SERVERS}
+    return {name: any(answers) for name, answers in reached.items() if answers}
 
 
 def key(component: ComponentHealth) -> str:
@@ -102,46 +133,62 @@ def _at_most_degraded(status: Status) -> Status:
     return Status.HEALTHY if status is Status.HEALTHY else Status.DEGRADED
 
 
-def _service(role: Role, nodes: Sequence[NodeFact], now: datetime, started_at: datetime) -> _Finding:
+def _service(role: Role, nodes: Sequence[NodeFact], now: datetime, started_at: datetime) -> Finding:
     name = SERVICE_NAMES[role]
     living = [fact for fact in nodes if fact.alive]
     if not nodes:
         detail = f"not seen since the metrics service started; see `aicli stack status`, or start it with `python -m services.{name}`"
-        return _Finding(name, "service", Status.DOWN, detail, started_at)
+        return Finding(name, "service", Status.DOWN, detail, started_at)
     if not living:
         last = max(nodes, key=lambda fact: fact.since)
         detail = f"no node of it is alive; the last one, {last.label}, went: {last.why_not or 'without a word'}"
-        return _Finding(name, "service", Status.DOWN, f"{detail}; see `aicli stack logs {name}`", last.since)
+        return Finding(name, "service", Status.DOWN, f"{detail}; see `aicli stack logs {name}`", last.since)
     complaints = [f"{fact.label}: {fact.complaint}" for fact in living if fact.complaint]
     if complaints:
-        return _Finding(name, "service", Status.DEGRADED, "; ".join(complaints), now)
-    return _Finding(name, "service", Status.HEALTHY, "", min(fact.since for fact in living))
+        return Finding(name, "service", Status.DEGRADED, "; ".join(complaints), now)
+    return Finding(name, "service", Status.HEALTHY, "", min(fact.since for fact in living))
 
 
 def _is_spoken_of(check_name: str, nodes: Sequence[NodeFact]) -> bool:
     return any(check.name.lower() == check_name for fact in nodes for check in fact.checks)
 
 
-def _server(check_name: str, name: str, nodes: Sequence[NodeFact], now: datetime) -> _Finding:
-    said = [(fact, check) for fact in nodes if fact.alive for check in fact.checks if check.name.lower() == check_name]
+def _said(check_name: str, nodes: Sequence[NodeFact]) -> list[tuple[NodeFact, Check]]:
+    """What the living say of a server."""
+    return [(fact, check) for fact in nodes if fact.alive for check in fact.checks if check.name.lower() == check_name]
+
+
+def _server(check_name: str, name: str, nodes: Sequence[NodeFact], now: datetime) -> Finding:
+    said = _said(check_name, nodes)
     failed = [f"{SERVICE_NAMES[fact.role]} says: {check.detail or 'not ok'}" for fact, check in said if not check.ok]
     if not said:
-        return _Finding(name, "server", Status.DEGRADED, "unknown: no service that uses it could be asked", now)
+        return Finding(name, "server", Status.DEGRADED, "unknown: no service that uses it could be asked", now)
     if not failed:
-        return _Finding(name, "server", Status.HEALTHY, "", now)
+        return Finding(name, "server", Status.HEALTHY, "", now)
     status = Status.DOWN if len(failed) == len(said) and check_name != OPTIONAL else Status.DEGRADED
-    return _Finding(name, "server", status, "; ".join(dict.fromkeys(failed)), now)
+    return Finding(name, "server", status, "; ".join(dict.fromkeys(failed)), now)
 
 
-def _worker(fact: NodeFact, now: datetime) -> _Finding:
+def _worker(fact: NodeFact, now: datetime) -> Finding:
+    if fact.was_lost:
+        return Finding(fact.label, "worker", Status.DOWN, f"{_LOST}: {fact.why_not or 'no reason is known'}", fact.since)
     if not fact.alive:
-        return _Finding(fact.label, "worker", Status.DOWN, fact.why_not or "gone without a word", fact.since)
+        return Finding(fact.label, "worker", Status.DOWN, fact.why_not or "gone without a word", fact.since)
     if fact.complaint:
-        return _Finding(fact.label, "worker", Status.DEGRADED, fact.complaint, now)
-    return _Finding(fact.label, "worker", Status.HEALTHY, "", fact.since)
+        return Finding(fact.label, "worker", Status.DEGRADED, fact.complaint, now)
+    return Finding(fact.label, "worker", Status.HEALTHY, "", fact.since)
 
 
-def _dated(finding: _Finding, now: datetime, before: Mapping[str, ComponentHealth]) -> ComponentHealth:
+def _has_way(fact: NodeFact) -> bool:
+    """Whoever was here and went has none any more, which its own line says."""
+    return fact.path not in ("", "self") if fact.alive else not (fact.path or fact.said_goodbye)
+
+
+def _way(fact: NodeFact) -> Way:
+    return Way(f"{SERVICE_NAMES[fact.role]} {fact.label}", fact.path, fact.why_not)
+
+
+def _dated(finding: Finding, now: datetime, before: Mapping[str, ComponentHealth]) -> ComponentHealth:
     component = ComponentHealth(
         name=finding.name, kind=finding.kind, status=finding.status, since=min(finding.since, now), detail=finding.detail
     )

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from services.metrics.recorded import Recorded, Who
+from shared import errors
 from shared.api import metrics as api
 from shared.api.gateway import Check
 from shared.api.method import Nothing
@@ -10,6 +11,9 @@ from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.telemetry.instruments import node_label
 from shared.types import SERVICE_NAMES
+
+#: Of a problem, in a line of the log; it may quote what was sent.
+_MAX_SAID = 200
 
 _log = logs.get(part="recorded")
 
@@ -27,20 +31,27 @@ class Intake:
 
     @serves(api.record_metric)
     async def record_metric(self, request: api.RecordMetric, call: Call) -> Nothing:
+        who, now = _who(call), datetime.now(UTC)
         try:
-            self._recorded.record(request, _who(call), datetime.now(UTC))
-        finally:
-            self._say_what_is_refused()
+            self._recorded.record(request, who, now)
+        except errors.BadRequest as error:
+            self._say_what_is_refused(who, 1, error.message, now)
+            raise
         return Nothing()
 
     @serves(api.record_metrics)
     async def record_metrics(self, request: api.RecordMetrics, call: Call) -> api.RecordedMetrics:
-        batch = self._recorded.record_all(request.samples, _who(call), datetime.now(UTC))
-        self._say_what_is_refused()
+        who, now = _who(call), datetime.now(UTC)
+        batch = self._recorded.record_all(request.samples, who, now)
+        if batch.refused:
+            self._say_what_is_refused(who, batch.refused, batch.problems[0], now)
         return api.RecordedMetrics(batch.taken, batch.refused, batch.problems)
 
-    def _say_what_is_refused(self) -> None:
+    def _say_what_is_refused(self, who: Who, samples: int, problem: str, now: datetime) -> None:
         """Once: those that send go on sending."""
+        service, node = who
+        if self._recorded.refusals.note(node, samples, problem, now):
+            _log.warning("recorded numbers refused", by=f"{service} {node}", samples=samples, problem=problem[:_MAX_SAID])
         if self._recorded.refused and not self._has_said:
             self._has_said = True
             _log.warning("recorded metrics have no room for more series", first=self._recorded.first_refused)

@@ -12,6 +12,7 @@ from math import isfinite
 from typing import Final
 
 from services.metrics import prometheus, series
+from services.metrics.refusals import Refusals
 from shared import errors
 from shared.api.metrics import RecordMetric
 from shared.telemetry import instruments
@@ -64,6 +65,8 @@ class Recorded:
         #: Series that found no room, and the first name that did not.
         self.refused = 0
         self.first_refused = ""
+        #: Samples that were refused, for whatever reason, and whose they were.
+        self.refusals = Refusals()
 
     def __len__(self) -> int:
         return self._count

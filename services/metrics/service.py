@@ -7,8 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
 from services.metrics import exporter, people
-from services.metrics.alarms.watch import Watch
-from services.metrics.alarms.webhook import Webhook
+from services.metrics.alarms.room import Alarms
 from services.metrics.history.room import History
 from services.metrics.intake import Intake
 from services.metrics.log_collector import LogCollector
@@ -46,8 +45,8 @@ class MetricsService:
         self._tally = Tally(node.metrics)
         self._survey = Survey(node, recorded, self._tally)
         self._outboxes: Outboxes | None = None
-        self._webhook: Webhook | None = None
         self._history = History(settings, self.metrics_text)
+        self._alarms = Alarms(settings, node.id, self.metrics_text)
 
     @classmethod
     @asynccontextmanager
@@ -60,8 +59,6 @@ class MetricsService:
             if settings.otlp_endpoint:
                 opened = opening.opened(node, settings.otlp_endpoint, settings.otlp_headers or "")
                 service._outboxes = await stack.enter_async_context(opened)
-            if settings.alert_webhook_url is not None:
-                service._webhook = Webhook(settings.alert_webhook_url, settings.public_url)
             service._start()
             if settings.metrics_enabled and settings.prometheus_port:
                 await stack.enter_async_context(exporter.listening(settings, service.metrics_text))
@@ -75,11 +72,8 @@ class MetricsService:
         node.dispatcher.add(traces)
         node.dispatcher.add(self._history)
         node.tasks.create_task(self._history.run(), name="history")
-        watch = Watch(self.metrics_text, (lambda _news: None) if self._webhook is None else self._webhook.tell)
-        node.dispatcher.add(watch)
-        node.tasks.create_task(watch.run(), name="alerts")
-        if self._webhook is not None:
-            node.tasks.create_task(self._webhook.run(), name="webhook")
+        node.dispatcher.add(self._alarms.watch)
+        node.tasks.create_task(self._alarms.run(), name="alerts")
         node.tasks.create_task(self._follow_events(), name="events")
         node.tasks.create_task(self._keep_looking(), name="health")
         node.tasks.create_task(traces.collect(node, self._survey.each, None if boxes is None else boxes.spans), name="traces")
@@ -89,8 +83,7 @@ class MetricsService:
     async def checks(self) -> tuple[Check, ...]:
         """It needs the mesh, which the node checks itself; and can do without PostgreSQL and whoever takes its traces, logs and alerts."""
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        handed_on = (*await self._history.checks(), self._intake.check(), *exported)
-        return handed_on if self._webhook is None else (*handed_on, self._webhook.check())
+        return (*await self._history.checks(), self._intake.check(), *exported, *await self._alarms.checks())
 
     def asgi(self) -> None:
         """It has no pages; /metrics on its port is `metrics_text`."""

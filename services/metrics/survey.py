@@ -3,13 +3,15 @@ nothing but its own part of the answer."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 import msgspec
 
-from services.metrics import health, openmetrics, prometheus
+from services.metrics import health, openmetrics, prometheus, signs
+from services.metrics.alarms import samples
 from services.metrics.recorded import Recorded
 from services.metrics.tally import Tally
 from shared import directory as directories
@@ -47,6 +49,10 @@ class MeshMetrics:
                     self._texts[form] = openmetrics.render(self._merged, _KNOWN)
         return self._texts[form]
 
+    def text_of(self, families: Set[str]) -> str:
+        """Of these alone, which costs little."""
+        return prometheus.render(prometheus.Merged(tuple(family for family in self._merged.families if family.name in families), 0))
+
 
 T = TypeVar("T")
 
@@ -78,6 +84,7 @@ class Survey:
         self._asking = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
         self._before: dict[str, ComponentHealth] = {}
         self._merger = prometheus.Merger(_KNOWN)
+        self._signs = signs.SignReader()
         self.metrics = Fresh(self._collect_metrics)
         self.health = Fresh(self._decide_health)
 
@@ -90,7 +97,9 @@ class Survey:
         told = [source for source in others if source is not None]
         merged = self._merger.merge([own, *told, *self._recorded.sources()])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
-        return MeshMetrics(merged)
+        found = MeshMetrics(merged)
+        self._signs.take(samples.read(found.text_of(signs.FAMILIES), signs.SERIES), datetime.now(UTC))
+        return found
 
     async def _read_metrics(self, entry: directories.Entry) -> prometheus.Source | None:
         try:
@@ -117,10 +126,20 @@ class Survey:
 
     async def _decide_health(self) -> SystemHealth:
         living = await self.each(self._read_health)
-        gone = [_fact(entry) for entry in self._known() if not entry.alive]
-        decided = health.decide([await self._own_fact(), *living, *gone], datetime.now(UTC), self._node.started_at, self._before)
+        gone = [self._fact(entry) for entry in self._known() if not entry.alive]
+        now = datetime.now(UTC)
+        told = self._signs.signs(now)
+        doubts = health.doubts(told.catches, self._recorded.refusals.complaints(now))
+        facts = [replace(fact, doubts=doubts.get(fact.label, ())) for fact in (await self._own_fact(), *living, *gone)]
+        self._show_servers(health.servers_up(facts))
+        decided = health.decide(facts, now, self._node.started_at, self._before, told)
         self._before = {health.key(component): component for component in decided.components}
         return msgspec.structs.replace(decided, nodes=self._view())
+
+    def _show_servers(self, up: Mapping[str, bool]) -> None:
+        self._node.metrics.server_up.clear()
+        for server, reached in up.items():
+            self._node.metrics.server_up.labels(server=server).set(reached)
 
     def _view(self) -> tuple[NodeView, ...]:
         own = NodeView(self._node.id, SERVICE_NAMES[Role.METRICS], "self", None, alive=True, since=self._node.started_at, why_not="")
@@ -138,8 +157,8 @@ class Survey:
                     node_api.read_health, node_api.ReadHealth(), to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS
                 )
         except errors.AimeshError as error:
-            return _fact(entry, no_answer=error.message)
-        return _fact(entry, checks=answer.checks)
+            return self._fact(entry, no_answer=error.message)
+        return self._fact(entry, checks=answer.checks)
 
     async def _own_fact(self) -> health.NodeFact:
         own = await self._node.health()
@@ -149,6 +168,21 @@ class Survey:
             alive=True,
             since=self._node.started_at,
             checks=own.checks,
+            path="self",
+        )
+
+    def _fact(self, entry: directories.Entry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
+        return health.NodeFact(
+            role=entry.role,
+            label=instruments.node_label(entry.node),
+            alive=entry.alive,
+            since=entry.since,
+            why_not=entry.why_not,
+            checks=checks,
+            no_answer=no_answer,
+            path=entry.path,
+            # A node that stops says before that it drains.
+            said_goodbye=entry.announcement.draining or self._node.roads.is_revoked(entry.node),
         )
 
     # --- nodes ------------------------------------------------------------------------------------------------------
@@ -170,15 +204,3 @@ def _source(read: node_api.NodeMetrics, role: Role, node: NodeId, *, trusted: bo
 
 def _labels(role: Role, node: NodeId) -> dict[str, str]:
     return {"service": SERVICE_NAMES[role], "node": instruments.node_label(node)}
-
-
-def _fact(entry: directories.Entry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
-    return health.NodeFact(
-        role=entry.role,
-        label=instruments.node_label(entry.node),
-        alive=entry.alive,
-        since=entry.since,
-        why_not=entry.why_not,
-        checks=checks,
-        no_answer=no_answer,
-    )

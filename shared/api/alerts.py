@@ -34,6 +34,8 @@ class Alert(Body, frozen=True, omit_defaults=False):
     seen_by: str
     #: Nobody is told of it.
     silenced: bool
+    #: The value with its unit; empty where it says no more than the alert does.
+    shown: str = ""
 
 
 class Silence(Body, frozen=True, omit_defaults=False):

@@ -209,6 +209,13 @@ LEDGER_DRIFT = Instrument(
     help="How far accounts, entries and reservations are from each other, in micro-credits; anything but 0 is an error",
 )
 
+MODEL_WORKERS = Instrument(
+    name="ai_platform_model_workers",
+    kind=Kind.GAUGE,
+    labels=("model",),
+    help="Workers that could serve the model just now, by each name that it has; one that lost its last worker stays at 0 for a day",
+)
+
 RESPONSE_CACHE = Instrument(
     name="ai_platform_response_cache_total",
     kind=Kind.COUNTER,
@@ -327,6 +334,12 @@ NODE_UP = Instrument(
     kind=Kind.GAUGE,
     labels=("service", "node"),
     help="1 for a node that is alive, 0 for one that is gone; forgotten an hour after it went",
+)
+SERVER_UP = Instrument(
+    name="ai_platform_server_up",
+    kind=Kind.GAUGE,
+    labels=("server",),
+    help="1 while a service reaches the server (postgresql, valkey, nats, hyperswarm), 0 while none of those that need it does",
 )
 SCRAPE_FAILURES = Instrument(
     name="ai_platform_scrape_failures_total",

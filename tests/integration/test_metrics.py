@@ -110,8 +110,10 @@ async def test_health_sees_all_services_servers_and_workers(stack: RunningStack,
             f"aimesh.{MESH}.rpc.metrics.getSystemHealth", b"{}", timeout=5, headers={"content-type": "application/json"}
         )
     health = msgspec.json.decode(answer.data, type=metrics.SystemHealth)
-    assert health.status == "healthy", health
+    # Workers that other tests have killed are missed for an hour; all else is well.
+    assert health.status in ("healthy", "degraded"), health
+    assert not [component for component in health.components if component.kind != "worker" and component.status != "healthy"], health
     kinds = [component.kind for component in health.components]
-    assert (kinds.count("service"), kinds.count("server")) == (5, 4)
+    assert (kinds.count("service"), kinds.count("server"), kinds.count("path"), kinds.count("certificate")) == (5, 4, 1, 1)
     # The stack's own; those that other tests let join are gone and listed still.
     assert kinds.count("worker") >= 2

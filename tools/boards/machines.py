@@ -1,7 +1,7 @@
 """Models, workers, GPUs; and the mesh between the machines."""
 
 from services.metrics.alerts.rule import Board
-from tools.boards.panel import HALF, THIRD, Dashboard, Query, Unit, lines, stat
+from tools.boards.panel import HALF, THIRD, WHOLE, Dashboard, Query, Unit, lines, stat
 from tools.boards.requests import quantile, rate
 
 _MEMORY_TAKEN = "max by (service, node) (ai_platform_host_memory_used_bytes) / max by (service, node) (ai_platform_host_memory_total_bytes)"
@@ -22,6 +22,13 @@ WORKERS = Dashboard(
         ),
         stat("Free places", "Answers that could begin at once", Unit.NUMBER, 'sum(ai_platform_worker_slots{state="free"})'),
         stat("Engine restarts", "In the last hour", Unit.NUMBER, "sum(increase(ai_platform_engine_restarts_total[1h]))", bad_from=1),
+        lines(
+            "Workers by model",
+            "That could serve it at that moment; at 0 its requests are refused",
+            Unit.NUMBER,
+            Query('max by (model) (ai_platform_model_workers{service="gateway"})', "{{model}}"),
+            width=WHOLE,
+        ),
         lines(
             "First token by model, 95 %",
             "At the worker: without the wait at the gateway",
@@ -149,13 +156,28 @@ MESH = Dashboard(
             Unit.SHARE,
             'sum(ai_platform_links_by_path{path=~"direct|punched"}) / sum(ai_platform_links_by_path{path=~"direct|punched|relayed"})',
         ),
-        lines("Links by path", "Over all nodes", Unit.NUMBER, Query("sum by (path) (ai_platform_links_by_path)", "{{path}}"), stacked=True),
+        lines(
+            "Links by path",
+            "Over all nodes",
+            Unit.NUMBER,
+            Query("sum by (path) (ai_platform_links_by_path)", "{{path}}"),
+            stacked=True,
+            width=THIRD,
+        ),
         lines(
             "Round trips by path",
             "The middle and the longest",
             Unit.SECONDS,
             Query("quantile by (path) (0.5, ai_platform_peer_rtt_seconds)", "{{path}} middle"),
             Query("max by (path) (ai_platform_peer_rtt_seconds)", "{{path}} longest"),
+            width=THIRD,
+        ),
+        lines(
+            "Servers that are reached",
+            "1 while a service reaches it",
+            Unit.NUMBER,
+            Query("max by (server) (ai_platform_server_up)", "{{server}}"),
+            width=THIRD,
         ),
         lines("Nodes by service", "That live", Unit.NUMBER, Query("sum by (service) (ai_platform_node_up)", "{{service}}"), width=THIRD),
         lines(

@@ -8,8 +8,11 @@ import bisect
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
+from services.metrics.alarms import recalling
+from services.metrics.alarms.recalling import Past
 from services.metrics.alerts.evaluating import Labels, Vector
 from services.metrics.alerts.expressions import Increase, Selector, Window, walk
 from services.metrics.alerts.rule import Rule
@@ -83,10 +86,29 @@ class _Series:
         return 0.0
 
 
+@dataclass(slots=True)
+class _Recalled:
+    """A series as it grew before the start."""
+
+    times: "array[float]"
+    #: How far it had grown by then.
+    grown: "array[float]"
+
+    def by(self, moment: float) -> float:
+        found = bisect.bisect_right(self.times, moment)
+        return self.grown[found - 1] if found else 0.0
+
+
 class Book:
     """``Readings`` for the rules it is made for, as of the last ``take``."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
+        rules = tuple(rules)
+        #: What may be recalled of the time before the start.
+        self.recallable = recalling.find(rules)
+        self._past: dict[str, dict[Labels, _Recalled]] = {}
+        #: When it began to see for itself; None before the first ``take``.
+        self.began_at: float | None = None
         #: Name of a series -> how far back the rules look at it.
         self._horizons: dict[str, float] = {}
         for rule in rules:
@@ -112,6 +134,8 @@ class Book:
     def take(self, samples: Iterable[Sample], now: float) -> None:
         """All of one collection. ``now`` never goes back."""
         self._now = now
+        if self.began_at is None:
+            self.began_at = now
         self.left_out = 0
         for sample in samples:
             known = self._series.get(sample.name)
@@ -143,6 +167,17 @@ class Book:
             for labels in [labels for labels, series in known.items() if self._now - series.seen_at > limit]:
                 del known[labels]
                 self._count -= 1
+        for name, past in self._past.items():
+            for labels in [labels for labels, one in past.items() if self._now - one.times[-1] > self._horizons[name]]:
+                del past[labels]
+
+    def recall(self, past: Past) -> None:
+        """What others saw before it began; said once. It counts beside what it sees itself: a counter that was 7 when this began
+        has not grown by 7."""
+        for name, labels, steps in past.by_series():
+            if name in self._horizons:
+                times, grown = zip(*steps, strict=True)
+                self._past.setdefault(name, {})[labels] = _Recalled(array("d", times), array("d", accumulate(grown)))
 
     # --- as Readings ------------------------------------------------------------------------------------------------
 
@@ -155,11 +190,17 @@ class Book:
 
     def increase(self, selector: Selector, window: Window) -> Vector:
         end = self._now - window.ago_seconds
-        return {
-            labels: series.grown_by(end) - series.grown_by(end - window.seconds)
+        begin = end - window.seconds
+        found = {
+            labels: series.grown_by(end) - series.grown_by(begin)
             for labels, series in self._series.get(selector.name, {}).items()
-            if _is_meant(labels, selector) and series.seen_at >= end - window.seconds
+            if _is_meant(labels, selector) and series.seen_at >= begin
         }
+        if selector in self.recallable.selectors:
+            for labels, past in self._past.get(selector.name, {}).items():
+                if past.times[-1] >= begin and _is_meant(labels, selector):
+                    found[labels] = found.get(labels, 0.0) + past.by(end) - past.by(begin)
+        return found
 
 
 def _is_meant(labels: Labels, selector: Selector) -> bool:

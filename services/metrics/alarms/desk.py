@@ -1,7 +1,7 @@
 """Which alerts there are, since when, who has seen them and who wants to hear nothing of them. Pure; the caller brings the clock."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,6 +16,10 @@ MAX_ENDED: Final = 200
 MAX_OF_ONE_RULE: Final = 100
 MAX_SILENCES: Final = 100
 MAX_SILENCE_SECONDS: Final = 30 * 24 * 3600.0
+#: An alert that nobody has looked at for longer than this began anew, as with Prometheus after a restart.
+OUTAGE_SECONDS: Final = 3600.0
+#: Within so long, more than three looks, the end of an alert at two replicas is one end.
+JUST_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,8 @@ class Alarm:
     ended: float | None = None
     #: Who has seen it, and looks after it; empty for nobody.
     seen_by: str = ""
+    #: When they said so.
+    seen_at: float | None = None
 
     @property
     def summary(self) -> str:
@@ -70,6 +76,17 @@ class News:
         return bool(self.began or self.ended)
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """An alert as it outlives the service."""
+
+    alarm: Alarm
+    #: Somebody was told of it, and not of its end.
+    told: bool
+    #: When it was last known that it lasts; of one that is over, its end.
+    held_at: float
+
+
 class Desk:
     """One for the service."""
 
@@ -77,17 +94,25 @@ class Desk:
         # What always fires says that Alertmanager is alive; it is none of ours.
         self._rules = tuple(rule for rule in rules if rule.severity is not Severity.NONE)
         self._active: dict[Rule, dict[Labels, Active]] = {rule: {} for rule in self._rules}
+        #: The last look; None before the first.
+        self.looked_at: float | None = None
         self._alarms: dict[str, Alarm] = {}
         self._ended: list[Alarm] = []
         self._silences: dict[str, Silence] = {}
         #: Those that somebody was told of.
         self._told: set[str] = set()
-        self._numbers = 0
+        #: Those that are over, and whose end nobody was told before the service ended.
+        self._owed: list[Alarm] = []
+        #: Of alerts whose end another replica has told -> when they were over there.
+        self._ended_elsewhere: dict[str, float] = {}
+        #: Silences that were ended here, and that the others do not know of.
+        self._ended_silences: set[str] = set()
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
     def look(self, readings: Readings, now: float) -> News:
         """Evaluate every rule. An alert that fires under a silence is told when that ends, if it still fires."""
+        self.looked_at = now
         before, self._alarms = self._alarms, {}
         for rule in self._rules:
             found = evaluating.advance(rule, readings, self._active[rule], now)
@@ -109,15 +134,18 @@ class Desk:
             value=active.value,
             firing=active.firing,
             seen_by="" if known is None else known.seen_by,
+            seen_at=None if known is None else known.seen_at,
         )
 
     def _news(self, over: Sequence[Alarm], now: float) -> News:
         self._silences = {key: silence for key, silence in self._silences.items() if silence.until > now}
         began = [alarm for alarm in self.firing() if alarm.id not in self._told and self.silence_of(alarm) is None]
-        ended = [alarm for alarm in over if alarm.id in self._told]
+        self._ended_elsewhere = {key: at for key, at in self._ended_elsewhere.items() if now - at < JUST_SECONDS}
+        ended = [alarm for alarm in over if alarm.id in self._told and alarm.id not in self._ended_elsewhere]
+        owed, self._owed = self._owed, []
         self._told |= {alarm.id for alarm in began}
         self._told -= {alarm.id for alarm in over}
-        return News(tuple(began), tuple(ended))
+        return News(tuple(began), (*owed, *ended))
 
     def firing(self) -> list[Alarm]:
         """The gravest first, then the oldest."""
@@ -133,31 +161,105 @@ class Desk:
 
     # --- what people do ---------------------------------------------------------------------------------------------
 
-    def acknowledge(self, alarm_id: str, by: str) -> Alarm | None:
+    def acknowledge(self, alarm_id: str, by: str, now: float) -> Alarm | None:
         """``by`` looks after it; None where there is no such alert."""
         alarm = self._alarms.get(alarm_id)
         if alarm is None:
             return None
-        self._alarms[alarm_id] = seen = replace(alarm, seen_by=by)
+        self._alarms[alarm_id] = seen = replace(alarm, seen_by=by, seen_at=now)
         return seen
 
-    def silence(self, name: str, labels: Labels, *, until: float, by: str, why: str) -> Silence | None:
-        """None where there are too many."""
+    def silence(self, made: Silence) -> bool:
+        """False where there are too many. Its id is one that no other replica gives."""
         if len(self._silences) >= MAX_SILENCES:
-            return None
-        self._numbers += 1
-        made = Silence(f"{self._numbers:04d}", name, labels, until, by, why)
+            return False
         self._silences[made.id] = made
-        return made
+        return True
 
     def end_silence(self, silence_id: str) -> bool:
-        return self._silences.pop(silence_id, None) is not None
+        if self._silences.pop(silence_id, None) is None:
+            return False
+        self._ended_silences.add(silence_id)
+        return True
 
     def silences(self) -> list[Silence]:
         return list(self._silences.values())
 
+    def ended_silences(self) -> frozenset[str]:
+        """Those that were ended here, and whose end is not written yet."""
+        return frozenset(self._ended_silences)
+
     def silence_of(self, alarm: Alarm) -> Silence | None:
         return next((silence for silence in self._silences.values() if silence.covers(alarm)), None)
+
+    # --- what outlives the service ----------------------------------------------------------------------------------
+
+    def remembered(self) -> list[Remembered]:
+        """All that there is after a look. Raises nothing, also before the first: then there is nothing."""
+        if self.looked_at is None:
+            return []
+        lasting = [Remembered(alarm, alarm.id in self._told, self.looked_at) for alarm in self._alarms.values()]
+        return [*lasting, *(Remembered(alarm, alarm in self._owed, alarm.ended or 0.0) for alarm in self._ended)]
+
+    def resume(self, stored: Iterable[Remembered], now: float) -> None:
+        """Once: what this replica knew when it ended. What was seen since it began again is not forgotten for it."""
+        for one in stored:
+            if one.alarm.ended is None and now - one.held_at < OUTAGE_SECONDS:
+                self._go_on(one)
+            else:
+                self._close(one)
+        self._ended = sorted(self._ended, key=lambda alarm: alarm.ended or now, reverse=True)[:MAX_ENDED]
+
+    def _go_on(self, one: Remembered) -> None:
+        """The next look says whether it still lasts."""
+        alarm = one.alarm
+        if alarm.id in self._alarms:
+            self._join(self._alarms[alarm.id], alarm)
+        else:
+            self._alarms[alarm.id] = alarm
+            self._active[alarm.rule][alarm.labels] = Active(alarm.since, alarm.value, alarm.firing)
+        if one.told:
+            self._told.add(alarm.id)
+
+    def _close(self, one: Remembered) -> None:
+        alarm = one.alarm if one.alarm.ended is not None else replace(one.alarm, ended=one.held_at)
+        if alarm.firing:
+            self._ended.append(alarm)
+        if one.told and alarm.id not in self._alarms:
+            self._owed.append(alarm)
+
+    def _join(self, mine: Alarm, other: Alarm) -> None:
+        """Two who saw the same: it lasts since the first of them saw it, and who said last that they look after it does."""
+        since = min(mine.since, other.since)
+        seen = max(mine, other, key=lambda one: one.seen_at or 0.0)
+        self._alarms[mine.id] = replace(mine, since=since, seen_by=seen.seen_by, seen_at=seen.seen_at)
+        of_rule = self._active[mine.rule]
+        of_rule[mine.labels] = replace(of_rule[mine.labels], since=since)
+
+    def hear(self, others: Iterable[Remembered], now: float) -> None:
+        """What the other replicas know of alerts that this one has as well; of all others it knows better."""
+        for one in others:
+            mine = self._alarms.get(one.alarm.id)
+            if mine is None:
+                continue
+            if one.alarm.ended is not None:
+                if not one.told and one.alarm.ended > mine.since:
+                    self._ended_elsewhere[mine.id] = one.alarm.ended
+            elif now - one.held_at < OUTAGE_SECONDS:
+                self._join(mine, one.alarm)
+                if one.told:
+                    self._told.add(mine.id)
+
+    def hear_silences(self, lasting: Iterable[Silence], ended: Set[str], now: float) -> None:
+        """What the replicas have agreed on. One that none of them knows stays."""
+        for silence_id in ended:
+            self._silences.pop(silence_id, None)
+        for silence in lasting:
+            if silence.until > now and silence.id not in self._ended_silences:
+                self._silences.setdefault(silence.id, silence)
+
+    def forget_ended_silences(self, written: Set[str]) -> None:
+        self._ended_silences -= written
 
 
 _GRAVITY: Final = {severity: place for place, severity in enumerate(Severity)}

@@ -1,6 +1,7 @@
 """Looks at the metrics of the mesh again and again, says what is wrong, and lets people look after it."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -36,8 +37,10 @@ class Watch:
         self._text = text
         self._tell = tell
         self._clock = clock
-        self._book = Book(rules.ALL)
-        self._desk = Desk(rules.ALL)
+        self.book = Book(rules.ALL)
+        self.desk = Desk(rules.ALL)
+        #: Something may be other than it was, for who keeps it to clear.
+        self.changed = asyncio.Event()
 
     async def run(self) -> None:
         """For ever. The first look waits until the others have been met: what is not there yet is not missed."""
@@ -49,8 +52,9 @@ class Watch:
         """Once."""
         text = await self._text()
         now = self._clock()
-        self._book.take(samples.read(text, self._book.names), now)
-        news = self._desk.look(self._book, now)
+        self.book.take(samples.read(text, self.book.names), now)
+        news = self.desk.look(self.book, now)
+        self.changed.set()
         for alarm in news.began:
             _log.warning("alert", name=alarm.rule.name, severity=alarm.rule.severity, about=dict(alarm.labels), summary=alarm.summary)
         for alarm in news.ended:
@@ -62,15 +66,16 @@ class Watch:
 
     @serves(api.list_alerts)
     async def list_alerts(self, request: api.ListAlerts, call: Call) -> api.Alerts:
-        desk = self._desk
+        desk = self.desk
         found = [*desk.firing(), *desk.pending(), *desk.ended()]
         return api.Alerts(tuple(self._shown(alarm) for alarm in found), tuple(map(_shown_silence, desk.silences())))
 
     @serves(api.acknowledge_alert)
     async def acknowledge_alert(self, request: api.AcknowledgeAlert, call: Call) -> api.Alert:
-        alarm = self._desk.acknowledge(request.id, _who(call.found))
+        alarm = self.desk.acknowledge(request.id, _who(call.found), self._clock())
         if alarm is None:
             raise errors.NotFound(f"there is no alert {request.id[:40]!r} now", hint="`aicli alerts` lists those that there are")
+        self.changed.set()
         return self._shown(alarm)
 
     @serves(api.silence_alerts)
@@ -83,16 +88,18 @@ class Watch:
         if len(request.labels) > 10 or any(len(text) > _MAX_TEXT for text in texts):
             raise errors.BadRequest(f"labels and why: at most 10 labels, and {_MAX_TEXT} characters each", hint="say it shorter")
         until = self._clock() + request.seconds
-        made = self._desk.silence(request.name, labels(**request.labels), until=until, by=_who(call.found), why=request.why)
-        if made is None:
+        made = Silence(secrets.token_hex(4), request.name, labels(**request.labels), until, _who(call.found), request.why)
+        if not self.desk.silence(made):
             raise errors.BadRequest("there are too many silences", hint="`aicli alerts` lists them; end some")
+        self.changed.set()
         _log.info("alerts silenced", name=made.name, about=dict(made.labels), by=made.by, seconds=request.seconds)
         return _shown_silence(made)
 
     @serves(api.end_silence)
     async def end_silence(self, request: api.EndSilence, call: Call) -> Nothing:
-        if not self._desk.end_silence(request.id):
+        if not self.desk.end_silence(request.id):
             raise errors.NotFound(f"there is no silence {request.id[:40]!r}", hint="`aicli alerts` lists them")
+        self.changed.set()
         return Nothing()
 
     def _shown(self, alarm: Alarm) -> api.Alert:
@@ -105,11 +112,12 @@ class Watch:
             since=_moment(alarm.since),
             ended=None if alarm.ended is None else _moment(alarm.ended),
             value=alarm.value,
+            shown=alarm.rule.shown(alarm.value),
             summary=alarm.summary,
             description=alarm.description,
             runbook=alarm.rule.runbook,
             seen_by=alarm.seen_by,
-            silenced=self._desk.silence_of(alarm) is not None,
+            silenced=self.desk.silence_of(alarm) is not None,
         )
 
 

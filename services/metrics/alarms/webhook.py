@@ -31,6 +31,11 @@ class Webhook:
         #: Why the last news were not taken; empty when they were. Without the address, which may hold a secret.
         self.trouble = ""
 
+    @property
+    def waiting(self) -> int:
+        """News that it has not taken yet."""
+        return len(self._waiting)
+
     def check(self) -> Check:
         return Check("alert webhook", ok=not self.trouble, detail=self.trouble, needed=False)
 

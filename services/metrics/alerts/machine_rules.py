@@ -16,7 +16,7 @@ from services.metrics.alerts.expressions import (
     series,
     total,
 )
-from services.metrics.alerts.rule import Board, Rule, Severity
+from services.metrics.alerts.rule import Board, Rule, Severity, Unit
 from shared.telemetry import host_instruments, instruments
 
 _UP = instruments.NODE_UP
@@ -43,6 +43,24 @@ def _down(service: str, severity: Severity) -> Rule:
     )
 
 
+#: server -> how bad it is without. Hyperswarm is a way of its own: what has another goes on.
+_SERVERS = {"postgresql": Severity.PAGE, "valkey": Severity.PAGE, "nats": Severity.PAGE, "hyperswarm": Severity.CRITICAL}
+
+
+def _server_down(server: str, severity: Severity) -> Rule:
+    return Rule(
+        name="server_down",
+        severity=severity,
+        when=below(highest(series(instruments.SERVER_UP, server=server)), 1),
+        hold_seconds=MINUTE,
+        summary="No service reaches {server}",
+        description="Without PostgreSQL or NATS nobody gets an answer, without Valkey limits are not counted as they should be, and without"
+        " Hyperswarm nobody reaches workers elsewhere.",
+        board=Board.MESH,
+        labels=(("server", server),),
+    )
+
+
 def _disk_free() -> Ratio:
     free, size = (Selector(one) for one in (host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL))
     return Ratio(lowest(free, "service", "node"), lowest(size, "service", "node"))
@@ -50,6 +68,7 @@ def _disk_free() -> Ratio:
 
 RULES = (
     *(_down(service, severity) for service, severity in _SERVICES.items()),
+    *(_server_down(server, severity) for server, severity in _SERVERS.items()),
     Rule(
         name="metrics_down",
         severity=Severity.PAGE,
@@ -78,6 +97,15 @@ RULES = (
         board=Board.WORKERS,
     ),
     Rule(
+        name="model_not_served",
+        severity=Severity.CRITICAL,
+        when=below(highest(series(instruments.MODEL_WORKERS, service="gateway"), "model"), 1),
+        hold_seconds=5 * MINUTE,
+        summary="No worker could serve {model} for 5 minutes",
+        description="Requests for it are refused, those for other models go on. A day after it was last served it is not missed any more.",
+        board=Board.WORKERS,
+    ),
+    Rule(
         name="worker_crash_loop",
         severity=Severity.CRITICAL,
         # At the fifth crash within five minutes it is not started again, so this is said before.
@@ -85,6 +113,7 @@ RULES = (
         summary="The engine of {model} on worker {node} crashes again and again",
         description="At the fifth crash within five minutes it stays down, and the worker does not serve this model any more.",
         board=Board.WORKERS,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="gpu_saturation",
@@ -94,6 +123,7 @@ RULES = (
         summary="GPU {gpu} of {node} is more than 90 % busy for 10 minutes",
         description="It has no room left: with more requests, answers begin later.",
         board=Board.WORKERS,
+        unit=Unit.SHARE,
     ),
     Rule(
         name="cpu_high",
@@ -103,6 +133,7 @@ RULES = (
         summary="The machine of {service} {node} is more than 80 % busy for 10 minutes",
         description="Everything on this machine gets slower. A worker without a GPU is meant to be busy while it answers.",
         board=Board.WORKERS,
+        unit=Unit.SHARE,
     ),
     Rule(
         name="disk_low",
@@ -112,6 +143,7 @@ RULES = (
         summary="Less than 10 % of the disk of {service} {node} is free",
         description="When it is full, PostgreSQL and the gateway's journal cannot write any more, and requests are refused.",
         board=Board.OVERVIEW,
+        unit=Unit.SHARE,
     ),
     Rule(
         name="nats_reconnects",
@@ -120,6 +152,7 @@ RULES = (
         summary="{service} {node} loses NATS again and again",
         description="Calls over NATS fail for a moment each time; those over direct links go on.",
         board=Board.MESH,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="scrape_failures",
@@ -128,6 +161,7 @@ RULES = (
         summary="Nodes of {service} do not give their metrics",
         description="They are up, and their part of every chart and alert is missing.",
         board=Board.OVERVIEW,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="spans_lost",
@@ -137,6 +171,7 @@ RULES = (
         summary="Traces of {service} are incomplete: {reason}",
         description="Spans that were to be kept were overwritten before they were read, or the OTLP endpoint did not take them.",
         board=Board.OVERVIEW,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="watchdog",

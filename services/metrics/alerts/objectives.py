@@ -26,7 +26,7 @@ from services.metrics.alerts.expressions import (
     walk,
 )
 from services.metrics.alerts.promql import duration
-from services.metrics.alerts.rule import Board, Rule, Severity
+from services.metrics.alerts.rule import Board, Rule, Severity, Unit
 from shared.telemetry import instruments
 from shared.types import RequestStatus
 
@@ -149,6 +149,7 @@ def _burning(objective: Objective, burn: Burn) -> Rule:
             f"at this speed the budget of 30 days is gone after {days:.2g} days."
         ),
         board=objective.board,
+        unit=Unit.SHARE,
         labels=(("window", long),),
     )
 

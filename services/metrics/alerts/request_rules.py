@@ -19,12 +19,14 @@ from services.metrics.alerts.expressions import (
     series,
     total,
 )
-from services.metrics.alerts.rule import Board, Rule, Severity
+from services.metrics.alerts.rule import Board, Rule, Severity, Unit
 from shared import errors
 from shared.telemetry import instruments
 
 #: With fewer calls within five minutes, one slow or failed one would be an alert.
 _LEAST_CALLS = 20
+#: Of one model.
+QUEUE_IS_LONG = 100
 #: How a call ends that its caller is not to blame for. Web gives the code that stands for the status.
 OUR_FAULT = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
 
@@ -44,6 +46,7 @@ RULES = (
         summary="{service} is slow: one call in twenty takes more than 1 s",
         description="Calls that run no model, such as logins, keys and usage. Pages and clients feel slow; answers may begin later, too.",
         board=Board.GATEWAY,
+        unit=Unit.SECONDS,
     ),
     Rule(
         name="response_slow",
@@ -53,6 +56,7 @@ RULES = (
         summary="{model} is slow: one answer in twenty begins after more than 5 s",
         description="From the request to the first text, waiting included. How long an answer takes as a whole depends on its length.",
         board=Board.WORKERS,
+        unit=Unit.SECONDS,
     ),
     Rule(
         name="error_rate_spike",
@@ -71,15 +75,17 @@ RULES = (
         summary="More than 5 % of the calls to {service} fail",
         description="Failures that the callers are not to blame for, within five minutes. Mistakes of callers are not counted.",
         board=Board.GATEWAY,
+        unit=Unit.SHARE,
     ),
     Rule(
         name="queue_depth_high",
         severity=Severity.WARNING,
-        when=above(total(series(instruments.QUEUE_DEPTH, service="gateway"), "model"), 100),
+        when=above(total(series(instruments.QUEUE_DEPTH, service="gateway"), "model"), QUEUE_IS_LONG),
         hold_seconds=MINUTE,
         summary="More than 100 requests wait for {model}",
         description="The workers that serve it are all busy. Requests wait, and those that wait too long are refused.",
         board=Board.WORKERS,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="limiter_degraded",
@@ -98,6 +104,7 @@ RULES = (
         summary="Worker {exported_node} tells wrong counts of tokens",
         description="Nobody pays for such answers. The third within an hour puts the worker into quarantine for an hour.",
         board=Board.WORKERS,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="cost_anomaly",
@@ -116,5 +123,6 @@ RULES = (
         summary="The last 24 hours cost more than 1.5 times as much as usual",
         description="Usual is the mean of the seven days before. A new customer, a runaway script or a stolen key look like this.",
         board=Board.LEDGER,
+        unit=Unit.TIMES,
     ),
 )

@@ -32,6 +32,21 @@ class Board(StrEnum):
     SECURITY = "aimesh-security"
 
 
+class Unit(StrEnum):
+    """What an alert's value counts."""
+
+    #: Nothing that says more than the alert does.
+    NONE = ""
+    COUNT = "count"
+    SECONDS = "seconds"
+    #: Of 1.
+    SHARE = "share"
+    #: As much as usual.
+    TIMES = "times"
+    #: Millionths of a credit.
+    MICRO_CREDITS = "micro-credits"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One condition. Rules of one name are one alert with one runbook; ``labels`` tell them apart."""
@@ -46,6 +61,7 @@ class Rule:
     #: What it means for users, in a sentence or two; `{label}` as above.
     description: str
     board: Board
+    unit: Unit = Unit.NONE
     #: Besides those of the condition.
     labels: tuple[tuple[str, str], ...] = ()
 
@@ -58,3 +74,27 @@ class Rule:
     def label_names(self) -> frozenset[str]:
         """What its alerts have, besides name and severity."""
         return expressions.labels_of(self.when) | {label for label, _ in self.labels}
+
+    def shown(self, value: float) -> str:
+        """For people; empty where it says nothing."""
+        match self.unit:
+            case Unit.NONE:
+                return ""
+            case Unit.COUNT:
+                return f"{value:,.0f}"
+            case Unit.SECONDS:
+                return _duration(value)
+            case Unit.SHARE:
+                return f"{100 * value:.3g} %"
+            case Unit.TIMES:
+                return f"{value:.3g} times as much"
+            case Unit.MICRO_CREDITS:
+                return f"{value:,.0f} micro-credits"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

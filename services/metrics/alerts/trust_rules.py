@@ -13,8 +13,13 @@ from services.metrics.alerts.expressions import (
     lowest,
     total,
 )
-from services.metrics.alerts.rule import Board, Rule, Severity
+from services.metrics.alerts.rule import Board, Rule, Severity, Unit
 from shared.telemetry import instruments
+
+#: It is renewed when a third of its life is left, which is more.
+CERTIFICATE_ENDS_SECONDS = 6 * HOUR
+#: Auth confirms the list of revoked nodes every two minutes.
+LIST_OLD_SECONDS = 600
 
 RULES = (
     Rule(
@@ -24,6 +29,7 @@ RULES = (
         summary="The ledger does not add up",
         description="Accounts, entries and reservations say different things. Somebody pays too much or too little until it is put right.",
         board=Board.LEDGER,
+        unit=Unit.MICRO_CREDITS,
     ),
     Rule(
         name="settle_journal_long",
@@ -32,6 +38,7 @@ RULES = (
         summary="Gateway {node} has more than 10,000 requests that PostgreSQL has not taken",
         description="They are safe on the gateway's disk, and written as soon as PostgreSQL takes them; until then usage and credits lag.",
         board=Board.LEDGER,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="reservation_old",
@@ -41,6 +48,7 @@ RULES = (
         summary="A request at gateway {node} holds credits for more than 5 minutes",
         description="A very long answer, or a request that was never ended. Its owner cannot spend what it holds.",
         board=Board.LEDGER,
+        unit=Unit.SECONDS,
     ),
     Rule(
         name="audit_chain_broken",
@@ -53,20 +61,22 @@ RULES = (
     Rule(
         name="certificate_expiring",
         severity=Severity.CRITICAL,
-        when=below(lowest(Selector(instruments.CERTIFICATE_SECONDS_LEFT), "service", "node"), 6 * HOUR),
+        when=below(lowest(Selector(instruments.CERTIFICATE_SECONDS_LEFT), "service", "node"), CERTIFICATE_ENDS_SECONDS),
         hold_seconds=5 * MINUTE,
         summary="The certificate of {service} {node} ends within 6 hours",
         description="It should have been renewed when a third of its life was left. When it ends, no node talks to this one any more.",
         board=Board.SECURITY,
+        unit=Unit.SECONDS,
     ),
     Rule(
         name="revocation_list_old",
         severity=Severity.WARNING,
-        when=above(highest(Selector(instruments.REVOCATION_LIST_AGE), "service", "node"), 600),
+        when=above(highest(Selector(instruments.REVOCATION_LIST_AGE), "service", "node"), LIST_OLD_SECONDS),
         hold_seconds=MINUTE,
         summary="{service} {node} has not heard for 10 minutes which nodes are revoked",
         description="Auth cannot be reached from there. A node that is revoked now is still believed there.",
         board=Board.SECURITY,
+        unit=Unit.SECONDS,
     ),
     Rule(
         name="contested_key",
@@ -75,5 +85,6 @@ RULES = (
         summary="Two processes seem to show the key of {service} {node}",
         description="Its links are made anew again and again. It was started twice, or somebody has a copy of its key.",
         board=Board.SECURITY,
+        unit=Unit.COUNT,
     ),
 )

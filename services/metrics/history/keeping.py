@@ -23,6 +23,8 @@ _ROWS_AT_ONCE: Final = 240
 #: A node that says other names at each look is bounded by this; a mesh of 500 nodes that all load a model has 1,000.
 MAX_LAYOUTS_A_DAY: Final = 5_000
 _DELETED_AT_ONCE: Final = 5_000
+#: Timers are rounded to milliseconds: a look that came a moment before its time would be that of 15 s ago, which was missed.
+_LATE_SECONDS: Final = 0.005
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: Rows from beyond this in the future were written when the clock was wrong.
 _FUTURE: Final = timedelta(hours=1)
@@ -82,7 +84,7 @@ class Keeper:
     async def look_for_ever(self) -> None:
         while True:
             now = self._clock()
-            await asyncio.sleep(rolling.RAW - now.timestamp() % rolling.RAW)
+            await asyncio.sleep(rolling.RAW - now.timestamp() % rolling.RAW + _LATE_SECONDS)
             await self.look()
 
     async def look(self) -> None:

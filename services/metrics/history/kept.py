@@ -4,7 +4,7 @@ A node's row has at most MAX_SERIES of them, those at the beginning of the list 
 of a model, then histograms. Labels that are not named are summed over; so are the values of ``status`` but success.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from shared.telemetry import host_instruments, instruments
@@ -19,6 +19,8 @@ MAX_LABEL_VALUE = 200
 
 SUCCESS, OTHER = "success", "other"
 _GROWING = ("_total", "_bucket", "_sum", "_count")
+#: Its ``status`` is one of many codes, of which all but success are one here.
+_FOLDED = instruments.REQUESTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,11 @@ class Kept:
 def is_counter(name: str) -> bool:
     """Also of names that an earlier version kept; Prometheus names them so."""
     return name.endswith(_GROWING)
+
+
+def tells_apart(kept: Kept, labels: Set[str]) -> bool:
+    """Whether its series are told apart by these labels just as those of the mesh are, and none are left out."""
+    return not kept.filled and labels <= {*kept.labels, "service", "node"} - ({"status"} if kept.instrument is _FOLDED else set())
 
 
 def is_share(name: str) -> bool:
@@ -82,6 +89,7 @@ _PLAIN = (
     host_instruments.HOST_DISK_WRITTEN,
     host_instruments.HOST_NETWORK_RECEIVED,
     host_instruments.HOST_NETWORK_SENT,
+    instruments.CONTESTED_KEYS,
 )
 _GPU = (
     host_instruments.GPU_USAGE,
@@ -110,6 +118,8 @@ ALL: tuple[Kept, ...] = (
     *(Kept(instrument=one, labels=("gpu",)) for one in _GPU),
     *(Kept(instrument=one, labels=("model",)) for one in _OF_MODEL),
     Kept(instrument=instruments.WORKER_SLOTS, labels=("model", "state")),
+    # Of the worker that a gateway says it of; there are none where no worker lies.
+    Kept(instrument=instruments.WRONG_COUNTS, labels=("exported_node",)),
     Kept(instrument=instruments.TOKENS, labels=("model", "type")),
     Kept(instrument=instruments.COMPLETED_REQUESTS, labels=("model", "status")),
     *_histogram(instruments.TTFT_SECONDS, ("0.1", "0.5", "1.0", "2.5", "10.0")),
@@ -127,7 +137,7 @@ def name_of(kept: Kept, labels: Mapping[str, str]) -> str | None:
     for label in sorted(kept.labels):
         value = labels.get(label, "")
         if label == "status" and value != SUCCESS:
-            value = OTHER if kept.instrument is instruments.REQUESTS else value
+            value = OTHER if kept.instrument is _FOLDED else value
         if len(value) > MAX_LABEL_VALUE or not value.isprintable():  # PostgreSQL takes no NUL
             return None
         if value:

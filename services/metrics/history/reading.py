@@ -1,7 +1,8 @@
 """From the text of the whole mesh to one row of numbers per node: what is kept of one look. Pure.
 
-Counters become what they grew by since the look before. One that went back began again from 0; a node that is seen for the first
-time has no growth yet, for nobody knows since when it counts; a series that a known node did not have before began from 0.
+Counters become what they grew by since the look before. One that went back began again from 0; a series that a known node did not have
+before began from 0. Of a node that is seen for the first time nobody knows since when it counts: its row has no counters, which charts
+show as a gap and not as nothing done. So it is for all nodes when this service was started again.
 """
 
 import math
@@ -94,9 +95,11 @@ class Reader:
                 counters.setdefault(node, {})
             if place.grows:
                 counters[node][head] = value
+                if node not in self._seen:
+                    continue
                 value = self._growth(node, head, value)
             row[key] = row.get(key, 0.0) + value
-        rows = tuple(self._row(node, row) for node, row in found.items())
+        rows = tuple(self._row(node, row) for node, row in found.items() if row)
         self._remember(counters)
         crowded += sum(max(0, len(row) - kept.MAX_SERIES) for row in found.values())
         return Look(at, rows, crowded)
@@ -114,8 +117,6 @@ class Reader:
         return place
 
     def _growth(self, node: tuple[str, str], head: str, value: float) -> float:
-        if node not in self._seen:
-            return 0.0
         before = self._seen[node].counters.get(head, 0.0)
         return value - before if value >= before else value
 

@@ -29,7 +29,7 @@ class History:
 
     def __init__(self, settings: MetricsSettings, text: Callable[[], Awaitable[str]]) -> None:
         self._url = settings.database_url if settings.history_raw_hours else None
-        self._keeps = _keeps(settings)
+        self._keeps = keeps_of(settings)
         self._keeper = Keeper(text, self._keeps)
         self._store: Store | None = None
         #: Why nothing can be written; empty while it can.
@@ -102,7 +102,8 @@ class History:
         return api.History(question.since, question.step_seconds, question.resolution, drawn)
 
 
-def _keeps(settings: MetricsSettings) -> Mapping[int, timedelta]:
+def keeps_of(settings: MetricsSettings) -> Mapping[int, timedelta]:
+    """How long rows of each resolution live."""
     return {
         rolling.RAW: timedelta(hours=settings.history_raw_hours),
         rolling.MINUTE: timedelta(days=settings.history_minute_days),

@@ -13,6 +13,7 @@ import asyncpg
 
 from services.metrics.history import rolling
 from services.metrics.history.choosing import Question
+from services.metrics.history.growing import Growth, Stretch
 from services.metrics.history.reading import Names, Row
 from services.metrics.history.rolling import Stored
 from shared import database, errors
@@ -144,6 +145,24 @@ class Store:
             Point(row["service"], row["node"], row["name"], row["step"], row["growth"], row["mean"], row["nodes"], row["peak"])
             for row in rows
         ]
+
+    async def growth(self, asked: Stretch, most: int) -> list[Growth]:
+        """Steps in which nothing grew are left out. The newest first, and at most ``most``."""
+        piece = asked.piece
+        rows = await self._database.rows(
+            "read_growth",
+            piece.resolution,
+            piece.begin,
+            piece.before,
+            sorted(asked.names),
+            sorted(asked.bounds),
+            asked.by_node,
+            asked.step_seconds,
+            sorted(asked.services),
+            most,
+            deadline_seconds=_READ_SECONDS,
+        )
+        return [Growth(row["service"], row["node"], row["name"], row["step"], row["growth"]) for row in rows]
 
 
 def _flat(arrays: Sequence[Sequence[float]]) -> tuple["array[float]", list[int], list[int]]:

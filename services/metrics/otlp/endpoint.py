@@ -1,5 +1,6 @@
 """The OTLP endpoint: a collector, Jaeger, Tempo, or whatever else takes OTLP over HTTP."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +10,10 @@ import httpx
 
 from shared import errors
 
+#: From the first byte that is sent to the end of the answer: one that comes byte by byte must not hold up the rest for ever.
 _SECONDS: Final = 10.0
+#: The answer to traces or logs that are taken is a few words. What is behind these nobody reads.
+_MOST_ANSWER_BYTES: Final = 64 * 1024
 #: It will take these later; all other refusals stand.
 _LATER: Final = frozenset({408, 429, 502, 503, 504})
 
@@ -25,15 +29,31 @@ async def opened(url: str, headers: Mapping[str, str]) -> AsyncIterator[Post]:
 
         async def post(path: str, body: bytes) -> None:
             try:
-                answer = await client.post(url.rstrip("/") + path, content=body)
+                async with asyncio.timeout(_SECONDS), client.stream("POST", url.rstrip("/") + path, content=body) as answer:
+                    await _read(answer)
             except (httpx.HTTPError, ssl.SSLError, OSError) as error:
                 raise errors.Unavailable(f"{url} does not answer: {type(error).__name__}") from error
             if answer.status_code in _LATER:
-                raise errors.Unavailable(f"{url} answers {answer.status_code}")
+                raise errors.Unavailable(f"{url} answers {answer.status_code}", retry_after_seconds=_wait_seconds(answer))
             if answer.status_code >= 300:
                 raise errors.BadRequest(f"{url} refuses {path} with {answer.status_code}", hint="is it the address of an OTLP endpoint?")
 
         yield post
+
+
+async def _read(answer: httpx.Response) -> None:
+    """To its end, so that the connection can be used again; one that has too much to say is cut off."""
+    size = 0
+    async for chunk in answer.aiter_raw():
+        size += len(chunk)
+        if size > _MOST_ANSWER_BYTES:
+            return
+
+
+def _wait_seconds(answer: httpx.Response) -> float | None:
+    """As it asks for; a date is not waited for, since its clock may be another one."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) <= len("86400") else None
 
 
 def read_headers(text: str) -> dict[str, str]:

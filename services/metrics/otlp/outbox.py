@@ -14,6 +14,8 @@ T = TypeVar("T")
 MAX_WAITING: Final = 20_000
 BATCH: Final = 512
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
+#: Where the endpoint itself says when; one that says later is asked all the same.
+_LONGEST_ASKED_SECONDS: Final = 60.0
 
 #: Raises Unavailable where it may be tried again, and BadRequest where these will never be taken.
 Send = Callable[[Sequence[T]], Awaitable[None]]
@@ -61,7 +63,7 @@ class Outbox(Generic[T]):
                 self._say(error)
                 self._waiting.extendleft(reversed(batch))
                 self.put(())
-                await asyncio.sleep(pause_seconds)
+                await asyncio.sleep(max(pause_seconds, min(error.retry_after_seconds or 0.0, _LONGEST_ASKED_SECONDS)))
                 pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
             except errors.AimeshError as error:
                 self._say(error)

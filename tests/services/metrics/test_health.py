@@ -5,6 +5,7 @@ import pytest
 
 from services.metrics import health
 from services.metrics.health import NodeFact
+from services.metrics.signs import Certificate, Queue, Signs
 from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.types import SERVICE_ROLES, Role
@@ -29,7 +30,13 @@ CHECKS = {
 
 def _node(role: Role, label: str | None = None, *, alive: bool = True, since: datetime = START) -> NodeFact:
     return NodeFact(
-        role=role, label=label or f"U{role}", alive=alive, since=since, why_not="" if alive else "silent for 6 s", checks=CHECKS[role]
+        role=role,
+        label=label or f"U{role}",
+        alive=alive,
+        since=since,
+        why_not="" if alive else "silent for 6 s",
+        checks=CHECKS[role],
+        path="self" if role is Role.METRICS else "nats",
     )
 
 
@@ -75,6 +82,7 @@ def test_all_well_shows_services_servers_and_workers() -> None:
         ("server", "PostgreSQL"),
         ("server", "Valkey"),
         ("server", "NATS"),
+        ("path", "paths"),
         ("worker", "Uworker"),
     ]
     assert {component.status for component in decided.components} == {"healthy"}
@@ -111,11 +119,30 @@ def test_all_well_shows_services_servers_and_workers() -> None:
         ),
         pytest.param(
             (*_without(Role.WORKER), _node(Role.WORKER, "U1", alive=False, since=WENT), _node(Role.WORKER, "U2")),
+            "degraded",
+            "U1",
+            "down",
+            "without a goodbye, see `aicli worker status` on its machine: silent for 6 s",
+            id="one worker was lost, another serves",
+        ),
+        pytest.param(
+            (*ALL, NodeFact(role=Role.WORKER, label="U1", alive=False, since=WENT, why_not="stopped", path="nats", said_goodbye=True)),
             "healthy",
             "U1",
             "down",
-            "silent",
-            id="one worker went, another serves",
+            "stopped",
+            id="one worker was stopped, another serves",
+        ),
+        pytest.param(
+            (*ALL, NodeFact(role=Role.WORKER, label="U1", alive=False, since=WENT, why_not="too old")),
+            "healthy",
+            "U1",
+            "down",
+            "too old",
+            id="a stranger was not let in",
+        ),
+        pytest.param(
+            _with(Role.WORKER, doubts=("it lied",)), "degraded", "Uworker", "degraded", "it lied", id="others hold something against it"
         ),
         pytest.param(
             (*_without(Role.AUTH), _node(Role.AUTH, "U1", alive=False), _node(Role.AUTH, "U2")),
@@ -175,3 +202,99 @@ def test_a_clock_that_runs_ahead_on_another_machine_is_not_believed() -> None:
 def test_it_travels() -> None:
     decided = _decide(ALL)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(decided), type=SystemHealth) == decided
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_say_who_is_reached_by_a_relay_only_and_who_not_at_all() -> None:
+    relayed = _with(Role.WORKER, path="relayed")
+    paths = _of(_decide(relayed), "paths")
+    assert (paths.kind, paths.status) == ("path", "healthy")
+    assert "by a relay only, which is slower: inference Uworker" in paths.detail
+    missed = tuple(NodeFact(role=Role.WORKER, label=f"U{n}", alive=False, since=WENT, why_not="no way through") for n in range(7))
+    decided = _decide((*relayed, *missed))
+    paths = _of(decided, "paths")
+    # It never was a part of the whole, and a stranger must not be able to change the word.
+    assert (paths.status, decided.status) == ("degraded", "healthy")
+    assert "inference U4 (no way through) and 2 more" in paths.detail
+    assert "U5" not in paths.detail
+    assert "by a relay only" in paths.detail
+
+
+def test_who_is_alone_has_no_paths() -> None:
+    decided = _decide(_without(*(set(SERVICE_ROLES) - {Role.METRICS})))
+    assert "path" not in {component.kind for component in decided.components}
+
+
+# --- certificates -----------------------------------------------------------------------------------------------------
+
+
+def _with_signs(signs: Signs, before: SystemHealth | None = None, now: datetime = NOW) -> SystemHealth:
+    last = {} if before is None else {health.key(component): component for component in before.components}
+    return health.decide(ALL, now, START, last, signs)
+
+
+@pytest.mark.parametrize(
+    ("certificates", "status", "detail"),
+    [
+        pytest.param((Certificate("auth UA", 90_000), Certificate("web UW", 7300)), "degraded", "web UW ends in 2 h", id="ends soon"),
+        pytest.param((Certificate("auth UA", 90_000), Certificate("web UW", 50_000)), "healthy", "web UW ends in 14 h", id="the next"),
+        pytest.param((Certificate("auth UA", -90),), "degraded", "auth UA ended 90 s ago", id="has ended"),
+        pytest.param((Certificate("auth UA", 90_000, 1200),), "degraded", "nodes are revoked: auth UA for 20 min", id="an old list"),
+        pytest.param(
+            tuple(Certificate(f"inference U{n}", 60) for n in range(200)), "degraded", "U4 ends in 60 s and 195 more", id="all of 200"
+        ),
+    ],
+)
+def test_certificates_are_one_component(certificates: tuple[Certificate, ...], status: str, detail: str) -> None:
+    decided = _with_signs(Signs(certificates))
+    found = _of(decided, "certificates", "certificate")
+    assert (found.status, decided.status) == (status, status)
+    assert detail in found.detail
+    assert len(found.detail) < 500
+
+
+# --- queues -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("waiting", "still_seconds", "status", "detail"),
+    [
+        pytest.param(1, 10, "healthy", "1 request waits", id="one waits"),
+        pytest.param(100, 10, "healthy", "100 requests wait", id="many wait"),
+        pytest.param(1101, 10, "degraded", "1,101 requests wait: its workers are all busy", id="too many wait"),
+        pytest.param(2, 60, "degraded", "2 requests wait, and none of its queue began for 60 s", id="nothing moves"),
+    ],
+)
+def test_a_queue_that_is_long_or_does_not_move_degrades_the_whole(waiting: int, still_seconds: int, status: str, detail: str) -> None:
+    decided = _with_signs(Signs(queues=(Queue("llama3", waiting, NOW - timedelta(seconds=still_seconds)),)))
+    found = _of(decided, "llama3", "queue")
+    assert (found.status, decided.status) == (status, status)
+    assert found.detail.startswith(detail)
+    assert found.since == NOW
+
+
+def test_a_queue_is_known_since_it_was_first_seen() -> None:
+    later = NOW + timedelta(seconds=30)
+    first = _with_signs(Signs(queues=(Queue("llama3", 2, NOW),)))
+    assert _of(_with_signs(Signs(queues=(Queue("llama3", 5, later),)), first, later), "llama3").since == NOW
+
+
+# --- servers and doubts -----------------------------------------------------------------------------------------------
+
+
+def test_a_server_is_up_while_somebody_reaches_it() -> None:
+    assert health.servers_up(ALL) == {"postgresql": True, "valkey": True, "nats": True}
+    assert health.servers_up(_with(Role.AUTH, checks=_failing(Role.AUTH, "postgresql")))["postgresql"]
+    nobody = tuple(NodeFact(**{**_fields(fact), "checks": _failing(fact.role, "valkey")}) for fact in ALL)  # type: ignore[arg-type]
+    assert health.servers_up(nobody) == {"postgresql": True, "valkey": False, "nats": True}
+    # The dead say nothing, and of a server that nobody can be asked about nothing is known.
+    assert health.servers_up(_with(Role.METRICS, alive=False)[:0]) == {}
+
+
+def test_doubts_of_a_node_are_put_together() -> None:
+    told = health.doubts({"U1": 1, "U2": 3}, {"U2": "5 numbers were refused", "U3": "1 number was refused"})
+    assert "1 time within" in told["U1"][0]
+    assert ("3 times within" in told["U2"][0], told["U2"][1:]) == (True, ("5 numbers were refused",))
+    assert told["U3"] == ("1 number was refused",)

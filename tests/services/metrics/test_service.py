@@ -230,6 +230,99 @@ async def _health_when(caller: RunningNode, down: set[tuple[str, str]]) -> api.S
             await asyncio.sleep(0.05)
 
 
+async def test_which_servers_are_reached_is_a_metric(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    gateway = await net.start(Gateway)
+    await until(lambda: _knows(metrics, Role.GATEWAY))
+    _stub(gateway).said = (Check("postgresql", ok=True), Check("valkey", ok=False, detail="no answer"))
+
+    async def servers() -> dict[str, float]:
+        await _health(gateway)
+        return {dict(labels)["server"]: up for labels, up in _values(await _text(gateway), "ai_platform_server_up").items()}
+
+    async def become(wanted: dict[str, float]) -> None:
+        async with asyncio.timeout(10):
+            while True:
+                if await servers() == wanted:
+                    return
+                await asyncio.sleep(0.05)
+
+    await become({"postgresql": 1, "valkey": 0, "nats": 1})
+    # A server that nobody speaks of any more is not said to be away.
+    _stub(gateway).said = ()
+    await become({"nats": 1})
+
+
+async def _degraded_by(caller: RunningNode, kind: str, name: str, words: str) -> api.ComponentHealth:
+    """The component that says so, as soon as the whole is degraded. The metrics are collected meanwhile, as for the alerts."""
+    async with asyncio.timeout(10):
+        while True:
+            await _text(caller)
+            health = await _health(caller)
+            for component in health.components:
+                if (component.kind, component.name, health.status) == (kind, name, "degraded") and words in component.detail:
+                    return component
+            await asyncio.sleep(0.05)
+
+
+async def test_a_worker_that_was_killed_is_missed_until_it_is_back_and_one_that_stopped_is_not(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    gateway = await net.start(Gateway)
+    _auth, _web, stays, killed, stopped = [await net.start(kind) for kind in (Auth, Web, Worker, Worker, Worker)]
+    await until(lambda: len(metrics.node.directory.usable(Role.WORKER)) == 3)
+    assert (await _health(gateway)).status == "healthy"
+    await stopped.stop()
+    await until(lambda: len(metrics.node.directory.usable(Role.WORKER)) == 2)
+    await until(lambda: not metrics.node.directory.find(stopped.node.id).alive)  # type: ignore[union-attr]
+    await _healthy(gateway)
+    await killed.cut()
+    label = killed.node.id[:12]
+    found = await _degraded_by(gateway, "worker", label, "without a goodbye")
+    assert (found.status, "silent for" in found.detail) == ("down", True)
+    assert stays.node.id[:12] not in {one.name for one in (await _health(gateway)).components if one.status != "healthy"}
+    await net.start(Worker, net.settings_of(killed))
+    await _healthy(gateway)
+
+
+async def _healthy(caller: RunningNode) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if (await _health(caller)).status == "healthy":
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_a_worker_that_records_nonsense_is_seen_in_the_health(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    gateway, worker = [await net.start(kind) for kind in (Gateway, Worker)]
+    for kind in (Auth, Web):
+        await net.start(kind)
+    await until(lambda: _knows(metrics, *(Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB)))
+    await worker.node.rpc.call(api.record_metrics, api.RecordMetrics((api.RecordMetric("custom_jobs_total", -1.0),) * 3))
+    with pytest.raises(errors.BadRequest):
+        await worker.node.rpc.call(api.record_metric, api.RecordMetric("custom_load", float("nan")))
+    found = await _degraded_by(gateway, "worker", worker.node.id[:12], "4 numbers that it recorded were refused")
+    assert "NaN" in found.detail
+    assert found.status == "degraded"
+
+
+async def test_a_worker_that_told_wrong_counts_is_seen_in_the_health(net: TestNet) -> None:
+    metrics = await _start_metrics(net)
+    gateway, worker = [await net.start(kind) for kind in (Gateway, Worker)]
+    for kind in (Auth, Web):
+        await net.start(kind)
+    await until(lambda: _knows(metrics, *(Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB)))
+    gateway.node.metrics.certificate_seconds_left.set(90_000)
+    await _text(gateway)
+    gateway.node.metrics.wrong_counts.labels(node=worker.node.id).inc()
+    gateway.node.metrics.queue_depth.labels(model="llama3").set(101)
+    await _degraded_by(gateway, "worker", worker.node.id[:12], "wrong counts of tokens 1 time within the last hour")
+    await _degraded_by(gateway, "queue", "llama3", "101 requests wait")
+    found = {(one.kind, one.name): one for one in (await _health(gateway)).components}
+    assert f"gateway {gateway.node.id[:12]} ends in 25 h" in found["certificate", "certificates"].detail
+    assert found["path", "paths"].status == "healthy"
+
+
 async def test_a_worker_may_record_but_not_read(net: TestNet) -> None:
     await _start_metrics(net)
     worker = await net.start(Worker)

@@ -22,6 +22,7 @@ BOUNDED = {
     "scope",
     "tier",
     "time_window",
+    "server",
     "type",
     "state",
     "reason",

@@ -1,11 +1,12 @@
 """An alert from its first sign to its end: who is told, once, and who is not."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from services.metrics.alarms import desk
-from services.metrics.alarms.desk import Desk
+from services.metrics.alarms.desk import Desk, Silence
 from services.metrics.alerts import rules
 from services.metrics.alerts.evaluating import Vector, labels
 from services.metrics.alerts.expressions import Selector, Window, above, highest, series
@@ -49,6 +50,10 @@ def at() -> Desk:
     return Desk([LONG_QUEUE, HOT])
 
 
+def silence(name: str, *, until: float, **about: str) -> Silence:
+    return Silence(f"id of {name}", name, labels(**about), until, "ann", "it compiles")
+
+
 def test_an_alert_fires_when_it_has_lasted_and_is_told_once_and_once_when_it_is_over(at: Desk) -> None:
     assert not at.look(Now({"llama3": 150}), 1000)
     assert ([one.firing for one in at.pending()], at.firing()) == ([False], [])
@@ -80,8 +85,8 @@ def test_the_gravest_come_first_then_the_oldest(at: Desk) -> None:
 
 
 def test_a_silence_keeps_an_alert_quiet_and_its_end_does_not_lose_it(at: Desk) -> None:
-    made = at.silence("cpu_high", labels(node="box"), until=2000, by="ann", why="it compiles")
-    assert made is not None
+    made = silence("cpu_high", until=2000, node="box")
+    assert at.silence(made)
     news = at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
     assert [dict(one.labels) for one in news.began] == [{"node": "other"}]
     assert at.silence_of(next(one for one in at.firing() if dict(one.labels) == {"node": "box"})) == made
@@ -91,14 +96,14 @@ def test_a_silence_keeps_an_alert_quiet_and_its_end_does_not_lose_it(at: Desk) -
 
 
 def test_an_alert_that_began_and_ended_in_silence_is_no_news(at: Desk) -> None:
-    at.silence("", (), until=2000, by="ann", why="a drill")
+    at.silence(silence("", until=2000))
     assert not at.look(Now(machines={"box": 0.9}), 1000)
     assert not at.look(Now(), 1015)
 
 
 def test_a_silence_can_be_ended_early(at: Desk) -> None:
-    made = at.silence("cpu_high", (), until=2000, by="ann", why="")
-    assert made is not None
+    made = silence("cpu_high", until=2000)
+    at.silence(made)
     at.look(Now(machines={"box": 0.9}), 1000)
     assert at.end_silence(made.id)
     assert not at.end_silence(made.id)
@@ -108,8 +113,8 @@ def test_a_silence_can_be_ended_early(at: Desk) -> None:
 def test_who_looks_after_it_is_remembered_until_it_is_over(at: Desk) -> None:
     at.look(Now(machines={"box": 0.9}), 1000)
     [alarm] = at.firing()
-    assert at.acknowledge(alarm.id, "ann") is not None
-    assert at.acknowledge("nothing", "ann") is None
+    assert at.acknowledge(alarm.id, "ann", 1000) is not None
+    assert at.acknowledge("nothing", "ann", 1000) is None
     at.look(Now(machines={"box": 0.95}), 1015)
     assert [(one.id, one.seen_by) for one in at.firing()] == [(alarm.id, "ann")]
     at.look(Now(), 1030)
@@ -125,8 +130,8 @@ def test_one_rule_that_holds_for_everything_buries_nothing(at: Desk) -> None:
 
 def test_silences_and_what_is_over_are_bounded(at: Desk) -> None:
     for number in range(desk.MAX_SILENCES):
-        assert at.silence("a", (), until=1e12, by="ann", why=str(number)) is not None
-    assert at.silence("a", (), until=1e12, by="ann", why="one more") is None
+        assert at.silence(silence(str(number), until=1e12))
+    assert not at.silence(silence("one more", until=1e12))
     for number in range(desk.MAX_ENDED + 50):
         at.look(Now(machines={"box": 0.9}), 1000 + number * 2)
         at.look(Now(), 1001 + number * 2)
@@ -147,3 +152,122 @@ def test_every_rule_of_ours_can_be_looked_at() -> None:
     whole.look(Nothing(), 1000)
     names = {alarm.rule.name for alarm in [*whole.firing(), *whole.pending()]}
     assert names == {"metrics_down"}, "of nothing it is true that there is nothing"
+
+
+# --- after a restart, and beside other replicas -------------------------------------------------------------------------
+
+
+def restarted(before: Desk, now: float) -> Desk:
+    made = Desk([LONG_QUEUE, HOT])
+    made.hear_silences(before.silences(), frozenset(), now)
+    made.resume(before.remembered(), now)
+    return made
+
+
+def test_after_a_restart_what_was_told_is_not_told_again_and_its_end_is(at: Desk) -> None:
+    at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
+    at.acknowledge(at.firing()[0].id, "ann", 1001)
+    again = restarted(at, 1100)
+    assert not again.look(Now(machines={"box": 0.9}), 1115).began
+    [alarm] = again.firing()
+    assert (alarm.since, alarm.seen_by) == (1000, "ann")
+    assert [one.ended for one in again.ended()] == [1115]
+
+
+def test_how_long_it_has_held_goes_on_over_a_restart(at: Desk) -> None:
+    at.look(Now({"llama3": 150}), 1000)
+    again = restarted(at, 1030)
+    assert [one.since for one in again.pending()] == [1000]
+    assert again.look(Now({"llama3": 150}), 1060).began
+
+
+def test_what_nobody_looked_at_for_long_begins_anew(at: Desk) -> None:
+    at.look(Now({"llama3": 150}, {"box": 0.9}), 1000)
+    now = 1000 + desk.OUTAGE_SECONDS
+    again = restarted(at, now)
+    news = again.look(Now({"llama3": 150}), now + 15)
+    assert [(one.rule.name, one.ended) for one in news.ended] == [("cpu_high", 1000)], "somebody was told that it began"
+    assert [one.since for one in again.pending()] == [now + 15]
+
+
+def test_an_end_that_nobody_heard_of_is_told_after_the_restart(at: Desk) -> None:
+    at.look(Now(machines={"box": 0.9}), 1000)
+    at.look(Now(), 1015)
+    waiting = [replace(one, told=True) for one in at.remembered()]
+    again = Desk([LONG_QUEUE, HOT])
+    again.resume(waiting, 1100)
+    assert [one.ended for one in again.look(Now(), 1115).ended] == [1015]
+    assert not again.look(Now(), 1130)
+    assert len(again.ended()) == 1
+
+
+def test_what_was_seen_since_the_start_wins_over_what_is_remembered_late(at: Desk) -> None:
+    at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
+    box, other = at.firing()
+    at.acknowledge(box.id, "ann", 1001)
+    again = Desk([LONG_QUEUE, HOT])
+    again.look(Now(machines={"box": 0.95}), 1100)
+    again.acknowledge(box.id, "bob", 1101)
+    again.resume(at.remembered(), 1110)
+    news = again.look(Now(machines={"box": 0.95}), 1115)
+    assert [one.id for one in news.ended] == [other.id], "the one before had told it, and it is over"
+    assert [(one.since, one.seen_by) for one in again.firing()] == [(1000, "bob")]
+
+
+def test_before_the_first_look_nothing_is_remembered(at: Desk) -> None:
+    at.look(Now(machines={"box": 0.9}), 1000)
+    assert restarted(at, 1010).remembered() == []
+
+
+def test_another_replica_says_who_looks_after_it_since_when_and_that_it_was_told(at: Desk) -> None:
+    other = Desk([LONG_QUEUE, HOT])
+    other.look(Now({"llama3": 150}, {"box": 0.9}), 1000)
+    other.acknowledge(other.firing()[0].id, "ann", 1005)
+    at.look(Now({"llama3": 150}), 1010)
+    at.hear(other.remembered(), 1010)
+    assert at.firing() == [], "what it does not see itself is not its"
+    assert [one.since for one in at.pending()] == [1000]
+    assert at.look(Now({"llama3": 150}, {"box": 0.9}), 1060).began, "nobody has told these"
+    other.look(Now({"llama3": 150}, {"box": 0.9}), 1065)
+    third = Desk([LONG_QUEUE, HOT])
+    third.look(Now({"llama3": 150}), 1050)
+    third.hear(other.remembered(), 1066)
+    assert third.look(Now({"llama3": 150}), 1067).began == (), "the other has"
+
+
+def test_the_end_that_another_replica_has_told_is_not_told_again_but_a_later_one_is(at: Desk) -> None:
+    other = Desk([LONG_QUEUE, HOT])
+    for one in (at, other):
+        one.look(Now(machines={"box": 0.9}), 1000)
+        one.look(Now(machines={"box": 0.9}), 1015)
+    assert other.look(Now(), 1030).ended
+    at.hear(other.remembered(), 1035)
+    assert not at.look(Now(), 1037)
+    at.look(Now(machines={"box": 0.9}), 1045)
+    at.hear(other.remembered(), 1200)
+    assert at.look(Now(), 1201).ended
+
+
+def test_a_replica_that_is_gone_says_nothing_any_more(at: Desk) -> None:
+    other = Desk([LONG_QUEUE, HOT])
+    other.look(Now({"llama3": 150}), 1000)
+    now = 1000 + desk.OUTAGE_SECONDS
+    at.look(Now({"llama3": 150}), now)
+    at.hear(other.remembered(), now)
+    assert [one.since for one in at.pending()] == [now]
+
+
+def test_silences_of_all_replicas_are_one_list_and_absence_ends_none(at: Desk) -> None:
+    mine, theirs = silence("cpu_high", until=2000), silence("queue_depth_high", until=2000)
+    at.silence(mine)
+    at.hear_silences([theirs], frozenset(), 1000)
+    assert at.silences() == [mine, theirs]
+    at.hear_silences([], frozenset({theirs.id}), 1000)
+    assert at.silences() == [mine]
+    at.end_silence(mine.id)
+    at.hear_silences([mine], frozenset(), 1000)
+    assert at.silences() == [], "the others do not know yet that it was ended"
+    assert at.ended_silences() == {mine.id}
+    at.forget_ended_silences(frozenset({mine.id}))
+    at.hear_silences([silence("old", until=999)], frozenset(), 1000)
+    assert (at.silences(), at.ended_silences()) == ([], frozenset())

@@ -1,10 +1,9 @@
 """Text of metrics in, alerts out: on the list, in the log, at the webhook; and what people do about them."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -17,6 +16,7 @@ from services.metrics.alerts.evaluating import labels
 from shared import errors
 from shared.api import alerts as api
 from shared.rpc import Call
+from tests.services.metrics.alarms.chat import Chat
 from tests.services.web.servers import serving
 from tests.testnet import until
 
@@ -132,27 +132,6 @@ def test_samples_are_those_that_are_asked_for() -> None:
 
 
 # --- the webhook -------------------------------------------------------------------------------------------------------
-
-
-class Chat:
-    """A webhook that may be away."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.got: list[dict[str, Any]] = []
-        self.asked = 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while (message := await receive())["type"] == "http.request":
-            body += message["body"]
-            if not message.get("more_body"):
-                break
-        self.asked += 1
-        if self.status == 200:
-            self.got.append(json.loads(body))
-        await send({"type": "http.response.start", "status": self.status, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
 
 
 @asynccontextmanager

@@ -78,6 +78,27 @@ def test_no_two_rules_make_the_same_alert() -> None:
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("no_worker", 4, ""),
+        ("worker_crash_loop", 3, "3"),
+        ("settle_journal_long", 12_345, "12,345"),
+        ("cpu_high", 0.972, "97.2 %"),
+        ("availability_burn", 0.00155, "0.155 %"),
+        ("response_slow", 0.25, "250 ms"),
+        ("response_slow", 7.129, "7.13 s"),
+        ("revocation_list_old", 660, "11 min"),
+        ("certificate_expiring", 19_000, "5.3 h"),
+        ("cost_anomaly", 1.8, "1.8 times as much"),
+        ("ledger_drift", -3, "-3 micro-credits"),
+    ],
+)
+def test_a_value_is_told_with_its_unit(name: str, value: float, shown: str) -> None:
+    rule = next(rule for rule in rules.ALL if rule.name == name)
+    assert rule.shown(value) == shown
+
+
 def test_what_is_recorded_under_one_name_is_one_thing() -> None:
     names = [recording.name for recording in rules.RECORDINGS]
     assert len(names) == len(set(names))

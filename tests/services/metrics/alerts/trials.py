@@ -286,6 +286,30 @@ def _losing(course: Course, level: float) -> Sequence[Line]:
     return (line(instruments.SPANS_LOST, course.counter(0, level), reason="overwritten", **_GATEWAY),)
 
 
+def _served(course: Course, level: float) -> Sequence[Line]:
+    """Two gateways, of which one sees no worker at all; and a model that is well."""
+    workers = instruments.MODEL_WORKERS
+    return (
+        line(workers, course.gauge(2, level), model="llama3", **_GATEWAY),
+        line(workers, course.gauge(0, 0), model="llama3", service="gateway", node="h"),
+        line(workers, course.gauge(1, 1), model="phi", **_GATEWAY),
+    )
+
+
+def _unreached(server: str) -> Trial:
+    """Of two metrics services one has lost it before."""
+
+    def lines(course: Course, level: float) -> Sequence[Line]:
+        up = instruments.SERVER_UP
+        return (
+            line(up, course.gauge(1, level), server=server, service="metrics", node="m"),
+            line(up, course.gauge(0, 0), server=server, service="metrics", node="n"),
+            line(up, course.gauge(1, 1), server="other", service="metrics", node="m"),
+        )
+
+    return Trial(rule=_rule("server_down", server=server), step_seconds=30, course=Course(3, 5, 3), lines=lines, over=0, under=0, brief=2)
+
+
 MACHINES = (
     _gone("service_down", _nodes("auth", 0), service="auth"),
     # As it is after an hour, when the node is forgotten.
@@ -294,6 +318,8 @@ MACHINES = (
     _gone("metrics_down", _nodes("all", None)),
     _gone("no_worker", _nodes("inference", None)),
     _gone("worker_gone", _nodes("inference", 0)),
+    *(_unreached(server) for server in ("postgresql", "valkey", "nats", "hyperswarm")),
+    _trial("model_not_served", _served, Course(3, 8, 3), 0, 1),
     _trial("worker_crash_loop", _one_jump(instruments.ENGINE_RESTARTS, model="llama3", **_WORKER), Course(15, 5, 15), 3, 2),
     _trial("gpu_saturation", _one_gauge(host_instruments.GPU_USAGE, 0.5, gpu="0", **_WORKER), Course(3, 13, 3), 0.91, 0.9),
     _trial("cpu_high", _one_gauge(host_instruments.HOST_CPU, 0.5, **_WORKER), Course(3, 13, 3), 0.81, 0.8),

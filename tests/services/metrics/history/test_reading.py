@@ -61,7 +61,8 @@ def test_what_a_real_node_says_is_found() -> None:
 def test_kinds_are_known_by_names() -> None:
     for one in kept.ALL:
         assert kept.is_counter(one.name) == (one.instrument.kind != "gauge"), one.name
-        assert set(one.labels) - {"le"} <= set(one.instrument.labels)
+        own = {label.removeprefix("exported_") for label in one.labels}
+        assert own - {"le"} <= set(one.instrument.labels)
         assert {float(bound) for bound in one.bounds} <= {*one.instrument.buckets, float("inf")}
     assert len(kept.BY_NAME) == len(kept.ALL), "one name in two rows of the list"
 
@@ -80,9 +81,16 @@ def test_growth_adds_up_to_what_was_counted(steps: list[int | None]) -> None:
 
 def test_of_a_node_that_is_new_nobody_knows_since_when_it_counts() -> None:
     reader = Reader()
-    assert set(values(reader.read(text(("inference", "n", tokens(1e9))), AT)).values()) == {0}
+    assert reader.read(text(("inference", "n", tokens(1e9))), AT).rows == ()
     grown = values(reader.read(text(("inference", "n", tokens(1e9, 8))), AT))
     assert sorted(grown.values()) == [0, 8], "the second series began after the first look"
+
+
+def test_whoever_looks_for_the_first_time_knows_gauges_and_no_counters() -> None:
+    """As when the service was started again: what was done meanwhile is not known, and not nothing."""
+    gauge = "ai_platform_queue_depth"
+    both = tokens(7) + f'# HELP {gauge} q\n# TYPE {gauge} gauge\n{gauge}{{model="m"}} 2\n'
+    assert values(Reader().read(text(("inference", "n", both)), AT)) == {f'{gauge}{{model="m"}}': 2}
 
 
 def test_growth_of_a_node_that_did_not_answer_once_is_told_later() -> None:
@@ -98,9 +106,11 @@ def test_growth_of_a_node_that_did_not_answer_once_is_told_later() -> None:
 
 def test_a_crowd_is_bounded_and_counted() -> None:
     reader = Reader()
-    look = reader.read(text(*((("inference", f"n{number}", tokens(1))) for number in range(kept.MAX_NODES + 7))), AT)
+    crowd = text(*((("inference", f"n{number}", tokens(1))) for number in range(kept.MAX_NODES + 7)))
+    assert reader.read(crowd, AT).left_out == 7
+    look = reader.read(crowd, AT)
     assert (len(look.rows), look.left_out) == (kept.MAX_NODES, 7)
-    look = reader.read(text(("inference", "n", tokens(*range(kept.MAX_SERIES + 5)))), AT)
+    look = reader.read(text(("inference", "n0", tokens(*range(kept.MAX_SERIES + 5)))), AT)
     assert (len(look.rows[0].values), look.left_out) == (kept.MAX_SERIES, 5)
 
 

@@ -1,6 +1,7 @@
 """An endpoint that is away loses nothing for a while, takes what it missed when it is back, and never takes memory without end."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -84,6 +85,47 @@ async def test_an_endpoint_that_is_back_takes_what_it_missed(box: Outbox[Told], 
     assert endpoint.took == [1, 2, 3]
     assert box.trouble == ""
     assert lost == []
+
+
+async def test_an_endpoint_that_says_when_is_asked_then_and_not_hours_later(
+    box: Outbox[Told], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_LONGEST_ASKED_SECONDS", 0.2)
+    endpoint.refusal = errors.Unavailable("busy", retry_after_seconds=3600)
+    box.put([told(1)])
+    await endpoint.until_asked()
+    began = time.monotonic()
+    await endpoint.until_asked()
+    assert 0.15 < time.monotonic() - began < 3
+
+
+class Said:
+    """Stands where the log is."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def warning(self, _event: str, *, why: str) -> None:
+        self.lines.append(("warning", why))
+
+    def info(self, _event: str) -> None:
+        self.lines.append(("info", ""))
+
+
+async def test_trouble_is_said_once_for_all_tries_and_so_is_its_end(
+    box: Outbox[Told], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Said()
+    monkeypatch.setattr(outbox, "_log", said)
+    for why in ("away", "busy"):
+        endpoint.refusal = errors.Unavailable(why)
+        box.put([told(1)])
+        for _ in range(4):
+            await endpoint.until_asked()
+    endpoint.refusal = None
+    box.put([told(2)])
+    await drained(box)
+    assert said.lines == [("warning", "away"), ("warning", "busy"), ("info", "")]
 
 
 async def test_what_it_refuses_for_good_is_let_go(box: Outbox[Told], endpoint: Endpoint, lost: list[int]) -> None:

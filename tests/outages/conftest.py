@@ -1,0 +1,19 @@
+"""One stack with nothing wrong in it, for what people are told when something goes: in the other folders something always has gone."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import stacks
+from tests.stacks import RunningStack
+
+_shared = stacks.OfFolder(Path(__file__).parent, INFERENCE_BACKEND="echo")
+
+
+@pytest.fixture
+def stack(pytestconfig: pytest.Config) -> RunningStack:
+    return _shared.get(pytestconfig)
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    _shared.leave(nextitem)

@@ -1,0 +1,107 @@
+"""kill -9 of a worker while another serves: the health says so at once and for as long, the alert comes, and both end when it is back.
+
+Nobody looks after the mesh but the metrics service itself, at its own pace: the alert holds for a minute before it fires. It takes two
+minutes in all.
+"""
+
+import time
+from collections.abc import Iterator, Set
+
+import msgspec
+import pytest
+
+from services.metrics.alarms import watch
+from services.metrics.alerts import rules
+from shared import directory
+from shared.api import alerts, metrics
+from shared.api.metrics import ComponentHealth, SystemHealth
+from tests.chaos import streams
+from tests.stacks import MESH, RunningStack, until
+
+#: What was promised. A look takes 2 s, the deadline of a node that does not answer, and may begin a second late; the rest is for machines
+#: with more to do than they can.
+DEGRADED_SECONDS = 5.0
+HOLD_SECONDS = next(rule.hold_seconds for rule in rules.ALL if rule.name == "worker_gone")
+#: A look finds it gone, the one after the hold fires it; the rest is for such machines, too.
+FIRES_SECONDS = directory.GONE_AFTER_SECONDS + HOLD_SECONDS + 2 * watch.EVERY_SECONDS + 15
+ENDS_SECONDS = watch.EVERY_SECONDS + 15
+
+
+@pytest.mark.timeout(300)
+async def test_a_killed_worker_is_missed_at_once_and_until_it_is_back(stack: RunningStack) -> None:
+    await until(lambda: _is_healthy(stack), seconds=60, what="all is well")
+    before = {one.name for one in _workers(await _health(stack))}
+    async with streams.worker(stack) as victim:
+        await until(lambda: _is_healthy(stack, more_than=before), seconds=30, what="the new worker is well, too")
+        (label,) = {one.name for one in _workers(await _health(stack))} - before
+        killed_at = time.monotonic()
+        victim.kill()
+        first = await until(lambda: _missed(stack, label), seconds=30, what=f"the health misses {label}")
+        degraded = time.monotonic() - killed_at
+        lost, gone = await _until_gone(stack, label), time.monotonic() - killed_at
+        firing = await until(lambda: _alert(stack, label, "firing"), seconds=FIRES_SECONDS, what="worker_gone fires")
+        fires = time.monotonic() - killed_at
+        assert (await _health(stack)).status == "degraded"
+    async with streams.worker(stack) as back:
+        back_at = time.monotonic()
+        await until(lambda: _is_healthy(stack, more_than=before), seconds=ENDS_SECONDS, what="all is well again")
+        over = await until(lambda: _alert(stack, label, "over"), seconds=ENDS_SECONDS, what="worker_gone is over")
+        ends = time.monotonic() - back_at
+        back.process.terminate()
+        await back.process.wait()
+        await until(lambda: _is_down(stack, label), what="it has stopped")
+        # Who stops in an orderly way is not missed, then or later.
+        assert (await _health(stack)).status == "healthy"
+    took = f"degraded after {degraded:.2f} s, gone after {gone:.2f} s, alert after {fires:.0f} s"
+    print(f"OUTAGE worker: {took}; over {ends:.0f} s after it came back")
+    assert degraded <= DEGRADED_SECONDS, f"it took {degraded:.1f} s"
+    assert "did not say how it is" in first.detail or "without a goodbye" in first.detail
+    assert "without a goodbye" in lost.detail
+    assert "silent for" in lost.detail
+    assert (firing.severity, firing.id) == ("warning", over.id)
+
+
+async def _health(stack: RunningStack) -> SystemHealth:
+    async with stack.operator() as nats:
+        answer = await nats.request(
+            f"aimesh.{MESH}.rpc.{metrics.get_system_health.name}", b"{}", timeout=5, headers={"content-type": "application/json"}
+        )
+    return msgspec.json.decode(answer.data, type=SystemHealth)
+
+
+def _workers(health: SystemHealth) -> Iterator[ComponentHealth]:
+    return (one for one in health.components if one.kind == "worker")
+
+
+async def _is_healthy(stack: RunningStack, more_than: Set[str] = frozenset()) -> bool:
+    """And there are more workers than these."""
+    health = await _health(stack)
+    well = {one.name for one in _workers(health) if one.status == "healthy"}
+    return health.status == "healthy" and well > more_than
+
+
+async def _missed(stack: RunningStack, label: str) -> ComponentHealth | None:
+    """The whole is degraded, and this is why."""
+    health = await _health(stack)
+    return next((one for one in _workers(health) if one.name == label and one.status != "healthy" and health.status == "degraded"), None)
+
+
+async def _until_gone(stack: RunningStack, label: str) -> ComponentHealth:
+    """It is never well between not answering and being gone."""
+
+    async def gone() -> ComponentHealth | None:
+        found = await _missed(stack, label)
+        assert found is not None, "the health was well again while the worker was away"
+        return found if found.status == "down" else None
+
+    return await until(gone, seconds=30, what=f"{label} is gone")
+
+
+async def _is_down(stack: RunningStack, label: str) -> bool:
+    return any(one.name == label and one.status == "down" for one in _workers(await _health(stack)))
+
+
+async def _alert(stack: RunningStack, label: str, state: str) -> alerts.Alert | None:
+    async with stack.client() as mesh:
+        found = await mesh.rpc.call(alerts.list_alerts, alerts.ListAlerts(), credential=stack.api_key)
+    return next((one for one in found.alerts if (one.name, one.labels.get("node"), one.state) == ("worker_gone", label, state)), None)

@@ -1,0 +1,25 @@
+"""Who takes what a webhook tells."""
+
+import json
+from typing import Any
+
+
+class Chat:
+    """A webhook that may be away."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.got: list[dict[str, Any]] = []
+        self.asked = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message.get("more_body"):
+                break
+        self.asked += 1
+        if self.status == 200:
+            self.got.append(json.loads(body))
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,113 @@
+"""What a mail about alerts says, whatever stands in the labels of a metric."""
+
+import shlex
+from datetime import UTC, datetime
+from email.parser import BytesParser
+from email.policy import default
+
+import pytest
+
+from cli import alerts
+from services.metrics.alarms import mail_words
+from services.metrics.alarms.desk import Alarm
+from services.metrics.alarms.mail_rounds import Round
+from services.metrics.alerts.rule import Severity
+from shared.mail import letters
+from shared.mail.letters import Letter, Sender
+from tests.services.metrics.alarms.sample_alarms import NOON, alarm
+
+NOW = datetime(2026, 11, 21, 12, 3, tzinfo=UTC)
+PAGES = "https://ai.example.org/"
+SLOW = alarm("{model} is slow", Severity.WARNING, since=NOON - 3600, model="llama3")
+OVER = alarm("disk of box is full", Severity.TICKET, since=NOON - 7200, ended=NOON - 60)
+
+
+def mail(*began: Alarm, over: tuple[Alarm, ...] = (), **more: float) -> mail_words.Text:
+    left_out = int(more.pop("left_out", 0))
+    return mail_words.written(Round(began=began, ended=over, left_out=left_out, **more), PAGES, NOW)
+
+
+@pytest.mark.parametrize(
+    ("began", "over", "subject"),
+    [
+        ((alarm(),), (), "aimesh: No worker is up"),
+        ((alarm(), SLOW), (), "aimesh: 2 alerts, the gravest: No worker is up"),
+        ((), (OVER,), "aimesh: over: disk of box is full"),
+        ((), (OVER, OVER, OVER), "aimesh: 3 alerts are over, the gravest: disk of box is full"),
+        ((SLOW,), (OVER,), "aimesh: 1 alert, the gravest: llama3 is slow; 1 over"),
+    ],
+)
+def test_the_subject_says_how_many_and_what_is_worst(began: tuple[Alarm, ...], over: tuple[Alarm, ...], subject: str) -> None:
+    assert mail(*began, over=over).subject == subject
+
+
+def test_the_text_says_what_it_is_since_when_and_what_to_do() -> None:
+    text = mail(SLOW, over=(OVER,)).text
+    assert "https://ai.example.org/admin/alerts\n" in text
+    assert "As of 21 November 2026, 12:03 UTC." in text
+    assert "\nllama3 is slow\n  warning, since 21 November 2026, 11:00 UTC\n  Nobody gets an answer until one is back.\n" in text
+    assert "  about: model=llama3\n" in text
+    assert "  what to do: docs/runbooks/no_worker.md\n" in text
+    assert "  to silence it for two hours: aicli alerts silence no_worker --for 2h --label model=llama3\n" in text
+    assert "1 alert is over:\n\n- disk of box is full (ticket, 21 November 2026, 10:00 UTC until 21 November 2026, 11:59 UTC)\n" in text
+
+
+def test_without_an_address_of_the_pages_the_command_line_is_named() -> None:
+    text = mail_words.written(Round(began=(SLOW,), ended=()), "", NOW).text
+    assert "`aicli alerts list`" in text
+    assert "/admin" not in text
+
+
+def test_of_a_hundred_alerts_ten_are_told_in_full_and_none_is_kept_from_the_count() -> None:
+    text = mail(*(alarm(f"number {number}") for number in range(100)), left_out=7).text
+    assert "100 alerts began:" in text
+    assert text.count("what to do:") == mail_words.MOST_IN_FULL
+    assert text.count("\n- number") == mail_words.MOST_NAMED
+    assert f"- and {100 - mail_words.MOST_IN_FULL - mail_words.MOST_NAMED} more\n" in text
+    assert "7 more, less grave, came meanwhile: https://ai.example.org/admin/alerts" in text
+
+
+def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
+    text = mail(SLOW, over=(OVER,), left_out=5, held_seconds=1500).text
+    assert "7 alerts that began or ended were not told for 25 minutes: 20 mails had gone out within an hour." in text
+    text = mail(SLOW, pause_seconds=2400).text
+    assert "last of 20 mails within an hour" in text
+    assert "40 minutes" in text
+    assert "look at https://ai.example.org/admin/alerts" in text
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "a\r\nBcc: eve@example.com",
+        "a\n\n.\nQUIT",
+        "see https://evil.example/login now",
+        "\u2028x\u2029y",
+        "\0\x1b[31m",
+        "x" * 5000,
+        "$(reboot)",
+    ],
+)
+def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str) -> None:
+    written = mail(alarm("{model} is slow", model=hostile), SLOW, over=(alarm("{model} was slow", ended=NOON, model=hostile),))
+    letter = Letter("ops@example.org", written.subject, written.text)
+    read = BytesParser(policy=default).parsebytes(letters.written(letter, Sender("aimesh", "noreply@example.org"), NOW, "abc"))
+    assert set(read.keys()) <= {
+        "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "Content-Type", "Content-Transfer-Encoding", "MIME-Version",
+    }  # fmt: skip
+    assert (read["To"], read["Subject"]) == ("ops@example.org", written.subject)
+    lines = read.get_content().splitlines()
+    assert not [line for line in lines if line.startswith(("Bcc", ".", "QUIT"))]
+    assert "://evil" not in written.text
+    assert max(map(len, lines)) < 700
+    commands = [line.partition(": ")[2] for line in lines if "to silence it" in line]
+    assert commands == ["aicli alerts silence no_worker --for 2h", "aicli alerts silence no_worker --for 2h --label model=llama3"]
+
+
+@pytest.mark.parametrize("where", [{}, {"model": "llama3"}, {"model": "llama3", "service": "gateway"}, {"model": "llama3:8b, b=c"}])
+def test_aicli_understands_what_the_mail_tells_to_type(where: dict[str, str]) -> None:
+    words = shlex.split(mail_words.silencing(alarm(**where)))
+    assert words[:3] == ["aicli", "alerts", "silence"]
+    with alerts.silence.make_context("silence", words[3:]) as context:
+        assert (context.params["name"], context.params["seconds"]) == ("no_worker", 7200)
+        assert context.params["labels"] == ({} if ":" in where.get("model", "") else where)

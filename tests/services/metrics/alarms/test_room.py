@@ -1,0 +1,87 @@
+"""A metrics service that is started again: who was told of an alert is not told again, and hears of its end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from services.metrics.alarms import keeping, watch
+from services.metrics.alarms.room import Alarms
+from services.metrics.alarms.store import Store
+from services.metrics.alerts import rules
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared.api import alerts as api
+from shared.node import NodeSettings
+from shared.rpc import Call
+from shared.types import Role
+from tests.services.metrics.alarms.chat import Chat
+from tests.services.web.servers import serving
+from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+
+CALL = cast("Call", type("OfAnOperator", (), {"found": None})())
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running
+
+
+async def _start(net: TestNet, key: Path, database: str | None, webhook: str) -> RunningNode:
+    settings = MetricsSettings(
+        node_key_file=key,
+        port=0,
+        prometheus_port=0,
+        mesh=MESH,
+        nats_url=net.server.url,
+        database_url=database,
+        alert_webhook_url=webhook,
+    )
+    return await net.start(MetricsService, cast("NodeSettings", settings))
+
+
+def _alarms(running: RunningNode) -> Alarms:
+    assert isinstance(running.service, MetricsService)
+    return running.service._alarms
+
+
+async def _written(database: str, node: str) -> None:
+    """That somebody was told, and the silence."""
+    async with Store.open(database, node, rules.ALL) as store:
+        for _ in range(500):
+            if any(one.told for one in await store.own()) and (await store.silences(0)).ids:
+                return
+            await asyncio.sleep(0.01)
+    raise AssertionError("it was not written within 5 s")
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
+    net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch, with_database: bool
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(keeping, "_SOON_SECONDS", 0.02)
+    key = net.server.key("metrics", Role.METRICS)
+    chat = Chat()
+    async with serving(chat) as url:
+        first = await _start(net, key, postgres_url if with_database else None, url)
+        first.node.metrics.ledger_drift.set(5)
+        await until(lambda: len(chat.got) == 1)
+        made = await _alarms(first).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        if with_database:
+            await _written(postgres_url, first.node.id)
+            assert [(check.name, check.ok) for check in await _alarms(first).checks()] == [("alerts", True), ("alert webhook", True)]
+        await first.cut()
+
+        second = await _start(net, key, postgres_url if with_database else None, url)
+        second.node.metrics.ledger_drift.set(5)
+        desk = _alarms(second).watch.desk
+        await until(desk.firing)
+        assert [one.id for one in desk.silences()] == ([made.id] if with_database else [])
+        second.node.metrics.ledger_drift.set(0)
+        await until(desk.ended)
+        await until(lambda: chat.got[-1]["status"] == "resolved")
+    assert [got["status"] for got in chat.got] == (["firing", "resolved"] if with_database else ["firing", "firing", "resolved"])

@@ -1,0 +1,48 @@
+"""What the metrics service refuses to start with, and what it says then."""
+
+from pathlib import Path
+
+import pytest
+
+from services.metrics.settings import MOST_MAILED, MetricsSettings
+from shared import config, errors
+from shared.mail.outbox import MOST_WAITING
+
+SMTP = {"SMTP_URL": "smtp://user:s3cret@mail.example.org"}
+
+
+def load(tmp_path: Path, **environment: str) -> MetricsSettings:
+    return config.load(MetricsSettings, {"NODE_KEY_FILE": str(tmp_path / "node.nk"), "NATS_URL": "nats://127.0.0.1:4222", **environment})
+
+
+def test_who_gets_mail_is_said_with_commas(tmp_path: Path) -> None:
+    settings = load(tmp_path, ALERT_MAIL_TO="ops@example.org, anna@example.org,", **SMTP)
+    assert settings.alert_mail_to == ("ops@example.org", "anna@example.org")
+    assert settings.smtp_url == SMTP["SMTP_URL"]
+
+
+def test_a_mail_server_alone_mails_nobody(tmp_path: Path) -> None:
+    assert load(tmp_path, **SMTP).alert_mail_to == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ALERT_MAIL_TO": "ops@example.org"}, "ALERT_MAIL_TO needs a mail server: say SMTP_URL=smtp://"),
+        ({"ALERT_MAIL_TO": "ops@example.org,anna example.org", **SMTP}, "ALERT_MAIL_TO: number 2 is no address such as"),
+        ({"ALERT_MAIL_TO": "Anna <anna@example.org>", **SMTP}, "ALERT_MAIL_TO: number 1 is no address such as"),
+        ({"ALERT_MAIL_TO": ",".join(f"anna{n}@example.org" for n in range(6)), **SMTP}, "ALERT_MAIL_TO: 6 addresses, at most 5"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_to_do_and_without_the_address(tmp_path: Path, environment: dict[str, str], said: str) -> None:
+    with pytest.raises(errors.BadSettings) as refused:
+        load(tmp_path, **environment)
+    assert said in refused.value.message
+    assert "anna" not in refused.value.message
+    assert "s3cret" not in refused.value.message
+
+
+def test_an_hour_of_mails_to_everybody_finds_room() -> None:
+    from services.metrics.alarms.mail_rounds import MOST_AN_HOUR
+
+    assert MOST_MAILED * MOST_AN_HOUR <= MOST_WAITING
