@@ -47,6 +47,8 @@ PAGES: Mapping[str, Who] = {
     "/live": Who.PERSON,
     "/live/nodes": Who.NODE_OWNER,
     "/live/health": Who.ADMIN,
+    "/live/charts": Who.ADMIN,
+    "/live/alerts": Who.ADMIN,
     "/admin": Who.ADMIN,
 }
 

@@ -28,7 +28,7 @@ from services.web.pages import (
     usage,
 )
 from services.web.pages import organisations as teams
-from services.web.pages.admin import audit_log, health, mesh_settings, organisations, prices, tickets, users
+from services.web.pages.admin import alerts, audit_log, charts, health, mesh_settings, organisations, prices, report, tickets, users
 from services.web.visits import HttpRequest, NotConfirmed, Page, SignInFirst, Site, StepFirst, Visit
 from shared import context, errors
 from shared.api import auth
@@ -56,6 +56,9 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *invitation.ROUTES,
     *nodes.ROUTES,
     *health.ROUTES,
+    *charts.ROUTES,
+    *report.ROUTES,
+    *alerts.ROUTES,
     *tickets.ROUTES,
     *users.ROUTES,
     *organisations.ROUTES,

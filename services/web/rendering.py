@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from services.web import assets, usage_chart
 from services.web.assets import Assets
+from services.web.banner import Banner
 from shared.api.auth import KeyLimits
 from shared.types import UserRole
 
@@ -36,6 +37,8 @@ class Frame:
     theme: str = "system"
     #: What the page says at its top.
     notice: "Notice | None" = None
+    #: What it says above that of alerts; None where it is no page that speaks of them.
+    banner: Banner | None = None
 
 
 @dataclass(frozen=True, slots=True)

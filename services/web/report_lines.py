@@ -8,8 +8,9 @@ from shared import business_lines
 from shared.api.business import BusinessReport, BusinessRow, BusinessSum, By, NewAccounts
 from shared.business_lines import Line
 
-#: What a row is about, as the choice and the head of the first column say it.
-WORDS = {By.DAY: "Day", By.MODEL: "Model", By.USER: "Person", By.OWNER: "Owner of the machine", By.LABEL: "Labels of the machine"}
+#: What a row is about, as the choice says it, and as the head of the first column does.
+CHOICES = {By.DAY: "Day", By.MODEL: "Model", By.USER: "Person", By.OWNER: "Owner", By.LABEL: "Labels"}
+HEADS = CHOICES | {By.OWNER: "Owner of the machine", By.LABEL: "Labels of the machine"}
 _NAMELESS = {By.MODEL: "no model", By.OWNER: "no owner, or no machine", By.LABEL: "no labels, or no machine"}
 
 

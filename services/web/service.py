@@ -13,6 +13,7 @@ from services.web import application, csrf, door, passthrough, rendering, sessio
 from services.web.settings import WebSettings
 from shared.api.gateway import Check
 from shared.node import Node
+from shared.node.lifecycle import background
 from shared.types import Role
 
 
@@ -37,7 +38,8 @@ class WebService:
             renderer=rendering.Renderer.load(),
             now=lambda: datetime.now(UTC),
         )
-        async with passthrough.Passthrough.open(settings.gateway_url, settings.gateway_ca_file) as gateway:
+        async with passthrough.Passthrough.open(settings.gateway_url, settings.gateway_ca_file) as gateway, background() as tasks:
+            tasks.create_task(site.lookout.run(node.rpc))
             yield cls(node, application.build(site), gateway, always_over_tls=settings.public_url.startswith("https://"))
 
     async def checks(self) -> tuple[Check, ...]:

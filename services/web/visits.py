@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,15 +14,17 @@ from litestar import MediaType, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import Cookie, State
 
-from services.web import access, answers, csrf, forms, live, rendering, sessions
+from services.web import access, answers, banner, csrf, forms, live, rendering, sessions
 from services.web.access import Who
 from services.web.caller import Caller
 from services.web.crowd import Crowd
+from services.web.lookout import Lookout
 from services.web.settings import WebSettings
 from shared import errors
 from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
 from shared.turns import Turns
+from shared.types import UserRole
 
 HttpRequest = LitestarRequest[None, None, State]
 Page = Response[bytes]
@@ -29,6 +32,8 @@ Page = Response[bytes]
 #: Where a login leads unless a page asked for it.
 HOME = "/dashboard"
 _OWN_PATH = re.compile(r"(?:/[0-9A-Za-z_-][0-9A-Za-z._-]*)+")
+#: The pages that speak of alerts to administrators, as the navigation calls them.
+_WITH_BANNER = frozenset({"admin", "dashboard"})
 #: A page rather says "not available right now" than keep somebody waiting longer.
 PAGE_CALL_SECONDS = 3.0
 _LONGEST_AGENT = 200
@@ -69,6 +74,7 @@ class Site:
     now: Callable[[], datetime]
     followers: Crowd = field(default_factory=live.crowd)
     answers: Crowd = field(default_factory=answers.crowd)
+    lookout: Lookout = field(default_factory=lambda: Lookout(time.monotonic))
     #: Of those who register and sign in: what a page or an answer is made of shall come as evenly beside a crowd of them.
     passwords: Turns = field(default_factory=lambda: Turns(8, seconds=10, refusal="too many people sign in at once"))
 
@@ -128,6 +134,21 @@ class Visit:
         if session.step is not auth.Step.DONE and who is not Who.HALFWAY:
             raise StepFirst(session.step)
         access.check(who, session)
+        if self.is_administrator:
+            # Now, so that the answer is there when the page is: it has questions of its own that it waits for.
+            self.site.lookout.want(session.access_token)
+
+    @property
+    def is_administrator(self) -> bool:
+        session = self.session
+        return session is not None and session.step is auth.Step.DONE and session.user.role is UserRole.ADMIN
+
+    def banner_values(self) -> live.Values:
+        """For the events of a page that speaks of alerts, and to whom."""
+        if not self.is_administrator:
+            return {}
+        self.site.lookout.want(self.person.access_token)
+        return banner.values(self.site.lookout.banner())
 
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
         """Ask auth or the gateway in the person's name. Raises AimeshError."""
@@ -237,6 +258,7 @@ class Visit:
             form_token=self.site.tokens.issue(self._session_binding() if session else self._form_session()),
             theme=(session.theme if session is not None else None) or "system",
             notice=notice,
+            banner=self.site.lookout.banner() if self.is_administrator and here in _WITH_BANNER else None,
         )
         return Response(
             self.site.renderer.render(template, frame, view),

@@ -11,7 +11,7 @@ from tests.acceptance.watching import Watch, expected
 from tests.people import Desk
 from tests.stacks import RunningStack
 
-SUBJECTS = ("", "/nodes", "/nodes/tickets", "/users", "/organisations", "/prices", "/audit", "/settings")
+SUBJECTS = ("", "/alerts", "/nodes", "/nodes/tickets", "/users", "/organisations", "/prices", "/audit", "/settings")
 
 
 async def test_the_admin_of_a_new_mesh_signs_in_for_the_first_time(stack: RunningStack, watch: Watch) -> None:

@@ -13,7 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from services.web import application
 from shared import identity, tickets
-from shared.api import auth, membership
+from shared.api import auth, membership, organisations
 from shared.node import enrolling
 from shared.node.enrolling import Newcomer
 from shared.types import UserRole
@@ -54,6 +54,9 @@ PERSONAL = {
 }
 OF_ADMINISTRATORS = {
     "admin-health": "/admin",
+    "admin-charts": "/admin/charts",
+    "admin-alerts": "/admin/alerts",
+    "admin-report": "/admin/report",
     "admin-nodes": "/admin/nodes",
     "admin-tickets": "/admin/nodes/tickets",
     "admin-users": "/admin/users",
@@ -110,6 +113,7 @@ def test_no_page_is_forgotten() -> None:
         "/api-keys/{key_id:uuid}/revoke",
         "/organisations/{team:uuid}",
         "/admin/users/{user_id:uuid}",
+        "/admin/organisations/{team_id:uuid}",
         "/admin/nodes/{node_id:str}/approve",
         "/admin/nodes/{node_id:str}/revoke",
         "/nodes/{node_id:str}/revoke",
@@ -248,6 +252,11 @@ async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, alb
     await ada.goes("/admin/nodes/tickets")
     await page.click("button", "Make a ticket")
     await album.add(page, "admin-ticket-created")
+    team = organisations.CreateOrganisation("Example & Daughters")
+    await desk.mesh.rpc.call(organisations.create_organisation, team, credential=desk.admin_key)
+    await ada.goes("/admin/organisations")
+    await page.click("main tbody a", team.name)
+    await album.add(page, "admin-organisation")
     await ada.goes(f"/admin/users?search={ada.name}")
     await page.click("main tbody a", ada.name)
     await album.add(page, "admin-user")

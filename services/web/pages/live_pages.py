@@ -66,7 +66,7 @@ class Following:
             report = await visit.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
             self._report = overview.report_values(report, wanted)
             self._last = LastReport(now, (visit.site.now() - now).total_seconds(), newest)
-        return self._report | overview.quota_values(quota) | overview.recent_values(recent) | {"connection": ""}
+        return self._report | overview.quota_values(quota) | overview.recent_values(recent) | visit.banner_values() | {"connection": ""}
 
 
 @get("/live/overview")

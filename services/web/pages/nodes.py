@@ -87,7 +87,7 @@ async def follow_nodes(visit: NamedDependency[Visit]) -> Events:
             visit.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS),
         )
         found = node_lines.join(members.members, rows.nodes, root, only_members=root == "/nodes")
-        return {
+        return visit.banner_values() | {
             "nodes": [node_lines.plain(line) for line in found.lines],
             "summary": found.summary,
             "no_nodes": not found.lines,

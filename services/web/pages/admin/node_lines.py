@@ -41,6 +41,9 @@ class NodeLine:
     revoke: str = ""
     approve_label: str = ""
     revoke_label: str = ""
+    #: How it went; empty for who may not see that.
+    charts: str = ""
+    charts_label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *
         revoke=f"{root}/{node}/revoke" if can_go else "",
         approve_label=f"Approve {name} {short}",
         revoke_label=f"Revoke {name} {short}",
+        charts=f"/admin/charts?node={node}" if root.startswith("/admin") else "",
+        charts_label=f"Charts of {name} {short}",
     )
 
 

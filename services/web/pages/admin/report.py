@@ -56,9 +56,9 @@ async def show_report(visit: NamedDependency[Visit], days: FromQuery[str] = "", 
     lines = await _named(visit, report, asked) if report else ()
     view = ReportPage(
         days=span,
-        about=report_lines.WORDS[subject],
+        about=report_lines.HEADS[subject],
         times=tuple(Choice(f"{each} days", _address(each, subject), each == span) for each in DAYS),
-        subjects=tuple(Choice(word, _address(span, each), each is subject) for each, word in report_lines.WORDS.items()),
+        subjects=tuple(Choice(word, _address(span, each), each is subject) for each, word in report_lines.CHOICES.items()),
         download=_address(span, subject, "/admin/report.csv"),
         whole=report_lines.whole(report, new) if report else None,
         rows=report_lines.rows(report, lines, subject) if report else (),

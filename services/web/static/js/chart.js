@@ -1,9 +1,12 @@
-// Draws a `<table data-chart="bars|lines">` with uPlot and follows its changes; without JavaScript the table itself is there.
+// Draws a `<table data-chart="bars|lines|series">` with uPlot and follows its changes; without JavaScript the table itself is there.
 
+import { readSeries } from './series_table.js'
 import { TEXTS } from './texts.js'
 
 const HEIGHT = 220
 const COLOURS = ['var(--series-1)', 'var(--series-2)', 'var(--series-3)', 'var(--series-4)']
+/** Behind the last colour the first comes again, dashed in another way; so does its mark, by `data-dash`. */
+const DASHES = [[], [7, 4], [2, 3]]
 const COMPACT = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
 /** Steps between labels of rows without a time: whole rows only. */
 const ROW_STEPS = [1, 2, 5, 7, 10, 14, 20, 30, 50, 100, 200, 500, 1000]
@@ -11,8 +14,11 @@ const ROW_STEPS = [1, 2, 5, 7, 10, 14, 20, 30, 50, 100, 200, 500, 1000]
 const uPlot = /** @type {any} */ (globalThis).uPlot
 
 /**
- * @typedef {{label: string, unit: string, column: number, isDrawn: boolean}} Series
- * @typedef {{isTime: boolean, rows: HTMLTableRowElement[], series: Series[], values: (number | null)[][]}} Facts
+ * @typedef {{label: string, isDrawn: boolean, text: (place: number) => string}} Series  `text` is what it says at a place.
+ * @typedef {{isTime: boolean, isEmpty: boolean, last: number, name: (place: number) => string, series: Series[],
+ *   values: (number | null)[][], write: (value: number) => string, most: number | null,
+ *   tick: ((seconds: number) => string) | null}} Facts  `write` is for the scale, whose end is `most`, if that is always the same; `tick`
+ *   is for times below the chart.
  */
 
 /** What a table says: a number is its cell's `data-value` or text; a row's place is its header's `data-value`, in Unix seconds. @param {HTMLTableElement} table @returns {Facts} */
@@ -23,15 +29,29 @@ export function readTable(table) {
   const unit = heads.find((head, column) => column > 0 && head.dataset.chart !== 'off')?.dataset.unit ?? ''
   /** @type {Series[]} */
   const series = []
+  /** @type {(number | null)[][]} */
+  const columns = []
   for (const [column, head] of heads.entries()) {
     if (column === 0 || head.dataset.chart === 'off') continue
     const isDrawn = (head.dataset.unit ?? '') === unit && (table.dataset.chart !== 'bars' || series.length === 0)
-    series.push({ label: head.textContent?.trim() ?? '', unit: head.dataset.unit ?? '', column, isDrawn })
+    const text = (/** @type {number} */ row) => rows[row]?.cells[column].textContent?.trim() ?? ''
+    series.push({ label: head.textContent?.trim() ?? '', isDrawn, text })
+    columns.push(rows.map((row) => toNumber(row.cells[column])))
   }
   const times = rows.map((row) => toNumber(row.cells[0]))
   const isTime = rows.length > 0 && rows.every((row) => row.cells[0].dataset.value) && !times.includes(null)
   const places = isTime ? times : rows.map((_, index) => index)
-  return { isTime, rows, series, values: [places, ...series.map(({ column }) => rows.map((row) => toNumber(row.cells[column])))] }
+  return {
+    isTime,
+    isEmpty: rows.length === 0,
+    last: rows.length - 1,
+    name: (row) => rows[row]?.cells[0].textContent?.trim() ?? '',
+    series,
+    values: [places, ...columns],
+    write: (value) => COMPACT.format(value) + unit,
+    most: null,
+    tick: null,
+  }
 }
 
 /** @param {HTMLTableCellElement | undefined} cell */
@@ -49,7 +69,7 @@ class Chart {
   /** @param {HTMLTableElement} table */
   constructor(table) {
     this.table = table
-    this.facts = readTable(table)
+    this.facts = this.#facts()
     this.colours = COLOURS
     this.figure = document.createElement('figure')
     this.figure.className = 'plot'
@@ -63,13 +83,15 @@ class Chart {
   }
 
   start() {
-    this.table.before(this.figure)
+    // A wide table scrolls by itself, and takes the chart not along.
+    const numbers = this.table.parentElement?.matches('.scrolls') ? this.table.parentElement : this.table
+    numbers.before(this.figure)
     if (this.table.dataset.chartTable !== 'shown') {
       const details = document.createElement('details')
       const summary = document.createElement('summary')
       summary.textContent = TEXTS.chartTable
-      this.table.before(details)
-      details.append(summary, this.table)
+      numbers.before(details)
+      details.append(summary, numbers)
     }
     this.field.addEventListener('keydown', (event) => this.#key(event))
     new MutationObserver(() => this.#plan()).observe(this.table, { subtree: true, childList: true, characterData: true, attributes: true })
@@ -80,33 +102,43 @@ class Chart {
     this.#draw()
   }
 
+  #facts() {
+    return this.table.dataset.chart === 'series' ? readSeries(this.table) : readTable(this.table)
+  }
+
   #plan() {
     if (this.#isPlanned) return
     this.#isPlanned = true
     requestAnimationFrame(() => {
       this.#isPlanned = false
       const { isTime, series } = this.facts
-      this.facts = readTable(this.table)
-      if (!this.#plot || isTime !== this.facts.isTime || series.length !== this.facts.series.length) this.#draw()
-      else this.#plot.setData(this.facts.values)
-      this.#read(this.#plot?.cursor.idx ?? null)
+      this.facts = this.#facts()
+      if (!this.#plot || isTime !== this.facts.isTime || series.length !== this.facts.series.length) {
+        this.#draw()
+        return
+      }
+      this.#plot.setData(this.facts.values)
+      this.#read(this.#plot.cursor.idx ?? null)
     })
   }
 
   #draw() {
+    const place = this.#plot?.cursor.idx ?? null
     this.#plot?.destroy()
     this.#plot = null
-    this.figure.hidden = this.facts.rows.length === 0
+    this.figure.hidden = this.facts.isEmpty
     if (this.figure.hidden) return
     this.#plot = new uPlot(this.#options(), this.facts.values, this.field)
-    this.#read(null)
+    this.#read(place)
+    // Whoever reads goes on reading; the scales are known when the library has drawn.
+    if (place !== null) requestAnimationFrame(() => this.#show(place))
   }
 
   #options() {
     const [text, line, ...colours] = resolve(this.field, ['var(--soft)', 'var(--line)', ...COLOURS])
     this.colours = colours
     const isBars = this.table.dataset.chart === 'bars'
-    const { isTime, series } = this.facts
+    const { isTime, series, most, tick } = this.facts
     const axis = { stroke: text, font: '12px system-ui, sans-serif', grid: { stroke: line, width: 1 }, ticks: { show: false } }
     return {
       width: this.field.clientWidth,
@@ -116,20 +148,29 @@ class Chart {
       tzDate: (/** @type {number} */ seconds) => uPlot.tzDate(new Date(seconds * 1000), 'Etc/UTC'),
       scales: {
         x: { time: isTime, range: isBars ? pad : undefined },
-        y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => [0, most > 0 ? most * 1.08 : 1] },
+        y: {
+          range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ top) => [0, most ?? (top > 0 ? top * 1.08 : 1)],
+        },
       },
       axes: [
         {
           ...axis,
           grid: { show: false },
-          ...(isTime
-            ? {}
-            : { incrs: ROW_STEPS, values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((each) => this.#name(each)) }),
+          // One line of words: the library leaves room for the day below the hour.
+          ...(tick ? { size: 32 } : {}),
+          ...(tick
+            ? { values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map(tick) }
+            : isTime
+              ? {}
+              : {
+                  incrs: ROW_STEPS,
+                  values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((each) => this.facts.name(each)),
+                }),
         },
         {
           ...axis,
           size: 60,
-          values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((each) => COMPACT.format(each) + (series[0]?.unit ?? '')),
+          values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((each) => this.facts.write(each)),
         },
       ],
       series: [
@@ -140,6 +181,7 @@ class Chart {
           stroke: colours[index % colours.length],
           fill: isBars ? colours[index % colours.length] : undefined,
           width: isBars ? 0 : 2,
+          dash: isBars ? undefined : DASHES[Math.floor(index / colours.length) % DASHES.length],
           points: isBars ? { show: false } : { size: 8, fill: colours[index % colours.length], filter: isolated },
           paths: isBars ? uPlot.paths.bars({ size: [0.7, 60] }) : undefined,
         })),
@@ -148,36 +190,39 @@ class Chart {
     }
   }
 
-  /** @param {number} row */
-  #name(row) {
-    return this.facts.rows[row]?.cells[0].textContent?.trim() ?? ''
-  }
-
   /** Shows the legend, with the values of one row if there is one. @param {number | null} row */
   #read(row) {
-    const parts = this.facts.series.map(({ label, column, isDrawn }, index) => {
+    const parts = this.facts.series.map(({ label, isDrawn, text }, index) => {
       const part = document.createElement('span')
       const mark = document.createElement('i')
-      mark.style.background = this.colours[index % this.colours.length]
-      const value = row === null ? '' : (this.facts.rows[row]?.cells[column].textContent?.trim() ?? '')
-      part.append(...(isDrawn ? [mark] : []), value ? `${label}: ${value}` : label)
+      mark.style.color = this.colours[index % this.colours.length]
+      mark.dataset.dash = String(Math.floor(index / this.colours.length) % DASHES.length)
+      const value = row === null ? '' : text(row)
+      const name = document.createElement('bdi')
+      name.textContent = label
+      part.append(...(isDrawn ? [mark] : []), name, value ? `: ${value}` : '')
       part.hidden = !isDrawn && value === ''
       return part
     })
     const when = document.createElement('strong')
-    when.textContent = row === null ? '' : this.#name(row)
+    when.textContent = row === null ? '' : this.facts.name(row)
     this.reading.replaceChildren(...(row === null ? [] : [when, ' ']), ...parts)
   }
 
   /** @param {KeyboardEvent} event */
   #key(event) {
-    const last = this.facts.rows.length - 1
+    const { last } = this.facts
     const now = this.#plot?.cursor.idx ?? null
     const to = { ArrowLeft: (now ?? last + 1) - 1, ArrowRight: (now ?? -1) + 1, Home: 0, End: last }[event.key]
     if (!this.#plot || to === undefined) return
     event.preventDefault()
-    const row = Math.max(0, Math.min(last, to))
-    this.#plot.setCursor({ left: this.#plot.valToPos(this.facts.values[0][row], 'x'), top: 0 })
+    this.#show(to)
+  }
+
+  /** @param {number} place */
+  #show(place) {
+    const at = this.facts.values[0][Math.max(0, Math.min(this.facts.last, place))]
+    this.#plot?.setCursor({ left: this.#plot.valToPos(at, 'x'), top: 0 })
   }
 }
 

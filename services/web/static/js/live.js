@@ -80,7 +80,9 @@ export class Live {
     this.#attempt = 0
     this.#say('live')
     try {
-      apply(this.root, JSON.parse(data))
+      const values = JSON.parse(data)
+      // What stands outside of it and follows whatever the page follows.
+      for (const part of [this.root, ...document.querySelectorAll('[data-live-beside]')]) apply(part, values)
     } catch (error) {
       // A fault in the page or in the server: it is seen in the console, and the next event may be a good one.
       reportError(error)

@@ -10,6 +10,7 @@ export const TEXTS = {
   proceed: 'Continue',
   chartTable: 'The numbers as a table',
   chartHint: 'Left and right arrow keys read the values.',
+  unknown: 'no data',
   stopped: 'Stopped.',
   unreachable: 'The connection to aimesh was lost.',
   unreachableHint: 'Check your network, then send the message again.',

@@ -178,3 +178,82 @@ async def test_one_day_alone_among_many_is_seen(chrome: Browser) -> None:
     async with opened(chrome, site, width=390) as page:
         await page.goto(site.origin)
         await drawn_in(page, "--series-1")
+
+
+SINCE = 1_795_176_000
+
+
+def series(*lines: tuple[str, str], unit: str = "share") -> str:
+    """A chart of the history: each row is a line, with the numbers of all steps."""
+    row = (
+        '<tr data-id="{0}" data-value="{1}" data-live-attr="data-value:points"><th scope="row" data-live="label">{0}</th>'
+        '<td data-live="latest">x</td></tr>'
+    )
+    head = f'<th scope="col" data-value="{SINCE}" data-live-attr="data-value:since">Line</th><th scope="col">Latest</th>'
+    return (
+        '<section data-live-source="/live"><div class="scrolls" tabindex="0" role="region" aria-label="Numbers">'
+        f'<table data-chart="series" data-unit="{unit}" data-step="30"><caption>Processors</caption><thead><tr>{head}</tr></thead>'
+        f'<tbody data-live-list="cpu"><template>{row.format("", "")}</template>{"".join(row.format(*line) for line in lines)}</tbody>'
+        "</table></div></section>"
+    )
+
+
+async def test_a_line_of_the_history_is_read_step_by_step_and_broken_where_nothing_is_known(chrome: Browser) -> None:
+    site = Site()
+    site.show(series(("rig", ".1,.2,,.4"), ("gateway", ".5,.5,.5,.5")), "chart", head=HEAD)
+    async with opened(chrome, site, width=390) as page:
+        await page.goto(f"{site.origin}/")
+        await drawn_in(page, "--series-2")
+        await wait_for(page, f"{READING} === 'riggateway'")
+        await page.evaluate("document.querySelector('[aria-roledescription=chart]').focus()")
+        for name, wanted in (
+            ("Home", "12:00 rig: 10 %gateway: 50 %"),
+            ("ArrowRight", "12:00 rig: 20 %gateway: 50 %"),
+            ("ArrowRight", "12:01 rig: no datagateway: 50 %"),
+            ("End", "12:01 rig: 40 %gateway: 50 %"),
+        ):
+            await key(page, name)
+            await wait_for(page, f"{READING} === '{wanted}'")
+        # The table scrolls by itself, below the chart.
+        assert await page.evaluate("document.querySelector('.plot').closest('.scrolls') === null")
+        assert await page.evaluate("document.querySelector('details > .scrolls > table').rows.length") == 3
+        assert [each for each in await axe.violations(page) if each.is_serious] == []
+
+
+async def test_twelve_lines_can_be_told_apart_by_colour_and_dash(chrome: Browser) -> None:
+    site = Site()
+    names = [f"machine {number}" for number in range(12)]
+    site.show(series(*((name, f".{number},.{number}") for number, name in enumerate(names))), "chart", head=HEAD)
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        await drawn_in(page, "--series-1")
+        look = "(({color, borderTopStyle}) => [color, borderTopStyle].join())(getComputedStyle(each))"
+        looks = await page.evaluate(f"[...document.querySelectorAll('.plot output i')].map(each => {look})")
+        assert len(set(looks)) == len(looks) == 12
+
+
+async def test_a_line_that_comes_later_is_drawn_and_time_goes_on(chrome: Browser) -> None:
+    site = Site()
+    site.show(series(("rig", ".1,.2")), "chart", "live", head=HEAD)
+
+    async def live(visit: Visit) -> None:
+        await visit.begin()
+        rows = [{"id": name, "label": name, "points": points, "latest": "x"} for name, points in (("rig", ".1,.9"), ("new", ".3,.4"))]
+        await visit.event({"since": str(SINCE + 600), "cpu": rows})
+        await visit.gone()
+
+    site.answers["/live"] = live
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        await drawn_in(page, "--series-2")
+        await page.evaluate("document.querySelector('[aria-roledescription=chart]').focus()")
+        await key(page, "End")
+        await wait_for(page, f"{READING} === '12:10 rig: 90 %new: 40 %'")
+
+
+async def test_a_chart_without_lines_takes_no_room_until_one_comes(chrome: Browser) -> None:
+    site = Site()
+    site.show(series(), "chart", head=HEAD)
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        await wait_for(page, "document.querySelector('.plot')?.hidden")

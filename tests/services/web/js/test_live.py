@@ -33,6 +33,8 @@ BODY = """
       <input aria-label="Note"></li>
   </ul>
 </section>
+<p id="beside" data-live-beside data-live-show="banner" hidden><b data-live="banner"></b></p>
+<p id="stranger" data-live="banner">as it was</p>
 """
 
 
@@ -117,6 +119,16 @@ async def test_values_and_allowed_attributes_follow(chrome: Browser) -> None:
             assert await page.evaluate("document.getElementById('link').getAttribute('href')") == "/new"
         await visit.event({"requests.today": "<img src=x onerror=alert(1)>"})
         await wait_for(page, "document.getElementById('total').textContent.startsWith('<img')")
+
+
+async def test_what_stands_outside_of_it_follows_where_it_says_so(chrome: Browser) -> None:
+    async with followed(chrome) as (page, _, visit):
+        await visit.event({"banner": "1 alert:"})
+        await wait_for(page, "!document.getElementById('beside').hidden")
+        assert await text(page, "#beside") == "1 alert:"
+        assert await text(page, "#stranger") == "as it was"
+        await visit.event({"banner": ""})
+        await wait_for(page, "document.getElementById('beside').hidden")
 
 
 async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(chrome: Browser) -> None:

@@ -11,7 +11,10 @@ from shared import errors
 from shared.api import audit, auth, gateway, ledger, membership, metrics, organisations, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
-from tests.services.web.fake_mesh import NOW, Account, FakeMesh
+from tests.services.web.fake_mesh import NOW, Account
+from tests.services.web.pages.admin.fake_alerts import FakeAlerts
+from tests.services.web.pages.admin.fake_history import FakeHistory
+from tests.services.web.pages.admin.fake_report import FakeReport
 
 #: 56 characters of base32, as a node's key has them.
 WORKER = NodeId("U" + "WORKER" + "A" * 49)
@@ -19,7 +22,7 @@ WAITING = NodeId("U" + "WAITING" + "A" * 48)
 GATEWAY = NodeId("U" + "GATEWAY" + "A" * 48)
 
 
-class AdminMesh(FakeMesh):
+class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
     """A test writes the lists and reads ``asked``."""
 
     def __init__(self) -> None:
@@ -139,7 +142,11 @@ class AdminMesh(FakeMesh):
 
     def _list_users(self, request: auth.ListUsers, credential: Credential | None) -> auth.Users:
         self._admin(credential)
-        return auth.Users(tuple(account.user for account in self.accounts.values())[: request.limit])
+        wanted = request.search.lower()
+        users = [account.user for account in self.accounts.values()]
+        found = [user for user in users if wanted in f"{user.username}\n{user.email}\n{user.id}".lower()]
+        after = next((place + 1 for place, user in enumerate(found) if user.id == request.after), 0)
+        return auth.Users(tuple(found[after : after + request.limit]), more=len(found) > after + request.limit)
 
     def _get_user_called(self, request: auth.GetUserCalled, credential: Credential | None) -> auth.User:
         self._admin(credential)
@@ -182,7 +189,17 @@ class AdminMesh(FakeMesh):
         self, request: organisations.ListAllOrganisations, credential: Credential | None
     ) -> organisations.Organisations:
         self._admin(credential)
-        return organisations.Organisations(tuple(self.organisations)[: request.limit])
+        found = [team for team in self.organisations if request.search.lower() in f"{team.name}\n{team.id}".lower()]
+        after = next((place + 1 for place, team in enumerate(found) if team.id == request.after), 0)
+        return organisations.Organisations(tuple(found[after : after + request.limit]), more=len(found) > after + request.limit)
+
+    def _get_organisation(self, request: organisations.GetOrganisation, credential: Credential | None) -> organisations.OrganisationPage:
+        """Any for administrators, others for their members."""
+        for team in self.organisations:
+            if team.id == request.id:
+                self._admin(credential)
+                return organisations.OrganisationPage(team, (), ())
+        return super()._get_organisation(request, credential)
 
     def _set_organisation_tier(self, request: organisations.SetTeamTier, credential: Credential | None) -> organisations.Organisation:
         self._admin(credential)

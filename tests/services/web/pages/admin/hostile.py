@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import msgspec
 
-from shared.api import accounts, audit, auth, gateway, ledger, metrics, service_settings
+from shared.api import accounts, alerts, audit, auth, gateway, ledger, metrics, service_settings
 from shared.api.membership import MemberState
 from shared.api.organisations import Invitation, TeamRole
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageReport, UsageSum
@@ -56,7 +56,7 @@ def build(mesh: HostileMesh, name: str) -> Town:
     bounds = auth.KeyBounds((), (ModelName(name),), (name,))
     mesh.keys[-1] = msgspec.structs.replace(key, bounds=bounds)
     paths = {"key_id": str(key.id), "user_id": str(me.id)}
-    paths |= _nodes(mesh, name) | {"team": str(_organisations(mesh, name, me))}
+    paths |= _nodes(mesh, name) | {"team": str(_organisations(mesh, name, me)), "team_id": str(mesh.organisations[0].id)}
     _usage(mesh, name, key)
     mesh.acting[token] = TenantId(next(iter(mesh.teams)))
     mesh.add_other_session(name, address=name)
@@ -68,6 +68,12 @@ def build(mesh: HostileMesh, name: str) -> Town:
         mesh.rows.append(audit.AuditRow("house", number + 1, act, name, "ab" * 32))
     mesh.settings = (service_settings.ShownSetting("SOME_SETTING", name, name, "What it is"),)
     mesh.checks = (gateway.Check(name, False, name),)
+    for state in ("firing", "pending", "over"):
+        alert = mesh.add_alert(state, state=state)
+        # How grave it is and what to do stands in its rule.
+        mesh.alerts[-1] = msgspec.structs.replace(alert, name=name, labels={name: name}, summary=name, description=name, seen_by=name)
+    mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
+    mesh.keep_everything(model=name, gpu=name)
     mesh.health = metrics.SystemHealth("down", (metrics.ComponentHealth(name, "worker", "down", NOW, name),))
     return Town(mesh, name, token, paths)
 

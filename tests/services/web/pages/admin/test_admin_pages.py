@@ -1,16 +1,24 @@
 """What holds for every page of administrators."""
 
 import re
+from uuid import UUID
 
+import msgspec
 import pytest
 
+from shared.api.alerts import Silence
 from shared.api.membership import MemberState
-from shared.types import Role, UserRole
+from shared.types import Role, TenantId, UserRole
 from tests.services.web.browser import Browser, forms_of
+from tests.services.web.fake_mesh import NOW
 from tests.services.web.pages.admin.admin_mesh import GATEWAY, WAITING, WORKER, AdminMesh
 
+ACME = TenantId(UUID(int=77))
 PATHS = (
     "/admin",
+    "/admin/charts",
+    "/admin/alerts",
+    "/admin/report?by=user",
     "/admin/nodes",
     f"/admin/nodes/{WAITING}/approve",
     f"/admin/nodes/{WORKER}/revoke",
@@ -18,6 +26,7 @@ PATHS = (
     "/admin/users",
     "/admin/users/{user}",
     "/admin/organisations",
+    f"/admin/organisations/{ACME}",
     "/admin/prices?history=yes",
     "/admin/audit",
     "/admin/settings",
@@ -25,10 +34,10 @@ PATHS = (
 #: No other method may be called by a GET.
 _READING = {
     "auth.loginUser", "auth.resumeSession", "auth.listNodes", "auth.listTickets", "auth.listUsers", "auth.getUserCalled",
-    "auth.listAllOrganisations", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers",
-    "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes",
-    "gateway.getServiceHealth", "gateway.listModels", "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota",
-    "gateway.getUsageReport", "metrics.getSystemHealth",
+    "auth.listAllOrganisations", "auth.getOrganisation", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers",
+    "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes", "gateway.getServiceHealth", "gateway.listModels",
+    "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
+    "auth.countNewAccounts", "auth.nameUsers", "metrics.getSystemHealth", "metrics.getHistory", "metrics.listAlerts",
 }  # fmt: skip
 
 
@@ -41,7 +50,11 @@ def dana(mesh: AdminMesh) -> str:
     mesh.add_node(GATEWAY, Role.GATEWAY)
     mesh.add_ticket("abcd")
     mesh.add_organisation("Acme")
+    mesh.organisations[0] = msgspec.structs.replace(mesh.organisations[0], id=ACME)
     mesh.add_row(1)
+    for state in ("firing", "pending", "over"):
+        mesh.add_alert(state=state, node="n1")
+    mesh.silences.append(Silence("0001", "no_worker", {}, NOW, "root", ""))
     return str(mesh.add_person("dana", UserRole.USER).id)
 
 
@@ -50,7 +63,7 @@ async def test_pages_load_nothing_from_elsewhere_and_have_nothing_inline(root: B
     page = await root.get(path.format(user=dana))
     text = page.text
     assert page.status_code == 200
-    assert text.count("<script") == len(re.findall(r'<script(?: type="module")? src="/static/[^"]+"></script>', text))
+    assert text.count("<script") == len(re.findall(r'<script(?: type="module"| defer)? src="/static/[^"]+"></script>', text))
     assert " style=" not in text
     assert not re.search(r' on\w+="', text)
     for address in re.findall(r'(?:src|href|action)="([^"]*)"', text):

@@ -35,6 +35,12 @@ async def test_the_page_stands_when_a_part_is_away(root: Browser, mesh: AdminMes
     assert ("–</p>" in page.text) == (away == "gateway")
 
 
+async def test_the_whole_is_asked_by_web_itself_so_that_it_is_seen_while_auth_is_away(root: Browser, mesh: AdminMesh) -> None:
+    await root.get("/admin")
+    (credential,) = {asked.credential for asked in mesh.asked if asked.method == "metrics.getSystemHealth"}
+    assert credential is None
+
+
 async def test_nobody_answering_is_said_as_that(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken |= {"gateway": errors.NotReachable("no"), "metrics": errors.NotReachable("no")}
     assert "Not known</span>" in (await root.get("/admin")).text

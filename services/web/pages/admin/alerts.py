@@ -1,0 +1,141 @@
+"""What is wrong just now: who looks after it, and peace from what is known. Kept up to date while the page is open."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+
+from services.web import forms, live, rendering
+from services.web.events import Events
+from services.web.pages.admin import alert_lines
+from services.web.pages.admin.alert_lines import AlertLine, AlertLines, SilenceLine
+from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
+from shared import errors
+from shared.api import alerts
+
+#: How long a silence may last, in seconds -> the words for it.
+LIFETIMES = {3600: "1 hour", 4 * 3600: "4 hours", 86_400: "1 day", 7 * 86_400: "1 week"}
+#: What the metrics service takes.
+MOST_WHY = 200
+#: The words that a redirect may bring.
+_DONE = {
+    "seen": "You look after it. The others see that here.",
+    "silenced": "It is silenced: it stays on this list, and nobody is told of it.",
+    "ended": "The silence is over. What still fires is told now.",
+}
+
+
+class SilenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: In seconds.
+    lifetime: str = "3600"
+    #: `this` is the alert with its labels, `name` all of its name.
+    covers: str = "this"
+    why: str = ""
+
+
+NOTHING_TYPED = SilenceForm()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertsPage:
+    lines: AlertLines
+    lifetimes: dict[int, str] = field(default_factory=lambda: LIFETIMES)
+    most_why: int = MOST_WHY
+    #: What the rows of those that come later are made from.
+    blank: AlertLine = field(default_factory=AlertLine)
+    blank_silence: SilenceLine = field(default_factory=SilenceLine)
+    nothing_typed: SilenceForm = NOTHING_TYPED
+    #: Of a silence that was refused: for which alert, and what.
+    typed_for: str = ""
+    typed: SilenceForm = NOTHING_TYPED
+    problem: errors.AimeshError | None = None
+
+
+@get("/admin/alerts")
+async def show_alerts(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
+    found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())
+    if found is not None:
+        # What was done here a moment ago is so on all pages.
+        visit.site.lookout.note(found)
+    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    view = AlertsPage(lines=alert_lines.describe(found, visit.site.now()))
+    return visit.page("admin/alerts.html", view, here="admin", notice=notice)
+
+
+@get("/live/alerts")
+async def follow_alerts(visit: NamedDependency[Visit]) -> Events:
+    """Where the metrics service goes away meanwhile, what is on the page stays, forms included, and is marked as old."""
+
+    async def read() -> live.Values:
+        found = await visit.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
+        visit.site.lookout.note(found)
+        return alert_lines.values(alert_lines.describe(found, visit.site.now())) | {"connection": ""}
+
+    return live.answer(visit.site.followers, str(visit.person.user.id), read)
+
+
+@post("/admin/alerts/{alert_id:str}/acknowledge")
+async def acknowledge(visit: NamedDependency[Visit], alert_id: FromPath[str]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    try:
+        await visit.call(alerts.acknowledge_alert, alerts.AcknowledgeAlert(alert_id), deadline_seconds=PAGE_CALL_SECONDS)
+    except (errors.CallerError, errors.PeerError) as error:
+        return await _refused(visit, error)
+    return visit.redirect("/admin/alerts?done=seen")
+
+
+@post("/admin/alerts/{alert_id:str}/silence")
+async def silence(visit: NamedDependency[Visit], alert_id: FromPath[str]) -> Page:
+    form = await visit.read_form(SilenceForm)
+    try:
+        found = await visit.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
+        wanted = read_silence(form, find(found, alert_id))
+        await visit.call(alerts.silence_alerts, wanted, deadline_seconds=PAGE_CALL_SECONDS)
+    except (errors.CallerError, errors.PeerError) as error:
+        return await _refused(visit, error, typed_for=alert_id, typed=form)
+    return visit.redirect("/admin/alerts?done=silenced")
+
+
+@post("/admin/alerts/silences/{silence_id:str}/end")
+async def end_silence(visit: NamedDependency[Visit], silence_id: FromPath[str]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    try:
+        await visit.call(alerts.end_silence, alerts.EndSilence(silence_id), deadline_seconds=PAGE_CALL_SECONDS)
+    except (errors.CallerError, errors.PeerError) as error:
+        return await _refused(visit, error)
+    return visit.redirect("/admin/alerts?done=ended")
+
+
+def find(found: alerts.Alerts, alert_id: str) -> alerts.Alert:
+    """Raises NotFound. One that is over may come again, and so be silenced."""
+    for alert in found.alerts:
+        if alert.id == alert_id:
+            return alert
+    raise errors.NotFound("this alert is over, and gone from the list", hint="choose one that is on it")
+
+
+def read_silence(form: SilenceForm, alert: alerts.Alert) -> alerts.SilenceAlerts:
+    """Raises BadRequest."""
+    if form.lifetime not in map(str, LIFETIMES):
+        raise errors.BadRequest("how long: not one of those that there are", hint=f"choose one of {', '.join(LIFETIMES.values())}")
+    if form.covers not in ("this", "name"):
+        raise errors.BadRequest("what it covers: not one of those that there are", hint="choose this alert, or all of its name")
+    why = form.why.strip()
+    if len(why) > MOST_WHY:
+        raise errors.BadRequest(f"why: longer than {MOST_WHY} characters", hint="say it shorter")
+    return alerts.SilenceAlerts(float(form.lifetime), alert.name, alert.labels if form.covers == "this" else {}, why)
+
+
+async def _refused(visit: Visit, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED) -> Page:
+    """The page as it is now, with why; what was typed is kept where its alert still is."""
+    if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
+        raise error
+    found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())
+    lines = alert_lines.describe(found, visit.site.now())
+    view = AlertsPage(lines=lines, typed_for=typed_for, typed=typed, problem=error)
+    return visit.page("admin/alerts.html", view, here="admin", status=error.status)
+
+
+ROUTES = (show_alerts, follow_alerts, acknowledge, silence, end_silence)

@@ -1,0 +1,87 @@
+// Reads a `<table data-chart="series">`: a row is a line, its `data-value` the numbers of all steps, and says its numbers as the page does.
+
+import { TEXTS } from './texts.js'
+
+const DAY_SECONDS = 86_400
+const BYTES = ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
+
+/** @typedef {import('./chart.js').Facts} Facts */
+
+/** @param {HTMLTableElement} table @returns {Facts} */
+export function readSeries(table) {
+  const rows = [...table.tBodies].flatMap((body) => [...body.rows])
+  const since = Number(table.tHead?.rows[0]?.cells[0]?.dataset.value)
+  const step = Number(table.dataset.step)
+  const lines = rows.map((row) => readPoints(row.dataset.value ?? ''))
+  const count = Math.max(0, ...lines.map((line) => line.length))
+  const places = Array.from({ length: count }, (_, index) => since + index * step)
+  const write = (/** @type {number} */ value) => say(table.dataset.unit ?? '', value)
+  const isLong = count * step > DAY_SECONDS
+  return {
+    isTime: true,
+    isEmpty: count === 0,
+    last: count - 1,
+    name: (index) => moment(places[index], isLong),
+    series: rows.map((row, index) => ({
+      label: row.cells[0]?.textContent?.trim() ?? '',
+      isDrawn: true,
+      text: (at) => {
+        const value = lines[index][at] ?? null
+        return value === null ? TEXTS.unknown : write(value)
+      },
+    })),
+    values: [places, ...lines.map((line) => places.map((_, index) => line[index] ?? null))],
+    write,
+    // A share has its whole as its scale, so that little looks like little.
+    most: table.dataset.unit === 'share' ? 1 : null,
+    tick: (seconds) => tick(seconds, isLong),
+  }
+}
+
+/** What is not known is empty. @param {string} written @returns {(number | null)[]} */
+export function readPoints(written) {
+  if (written === '') return []
+  return written.split(',').map((each) => (each === '' || !Number.isFinite(Number(each)) ? null : Number(each)))
+}
+
+/** A number with its unit, as short as the page has it. @param {string} unit @param {number} value */
+export function say(unit, value) {
+  if (unit === 'share') return `${(value * 100).toFixed(0)} %`
+  if (unit === 'bytes') return sayBytes(value)
+  if (unit === 'celsius') return `${value.toFixed(0)} °C`
+  if (unit === 'seconds') return value < 1 ? `${(value * 1000).toFixed(0)} ms` : `${digits(value)} s`
+  return digits(value)
+}
+
+/** @param {number} value */
+function sayBytes(value) {
+  let [size, rest] = [0, value]
+  while (rest >= 999.5 && size < BYTES.length - 1) [size, rest] = [size + 1, rest / 1000]
+  return `${digits(rest)} ${BYTES[size]}`
+}
+
+/** Three digits. @param {number} value */
+function digits(value) {
+  return Number(value.toPrecision(3)).toLocaleString('en')
+}
+
+/** @param {number} seconds @param {boolean} isLong Over more than a day. */
+function moment(seconds, isLong) {
+  return isLong ? `${day(seconds)} ${time(seconds)}` : time(seconds)
+}
+
+/** Over more than a day each begins with its name. @param {number} seconds @param {boolean} isLong */
+function tick(seconds, isLong) {
+  return isLong && seconds % DAY_SECONDS === 0 ? day(seconds) : time(seconds)
+}
+
+/** @param {number} seconds */
+function time(seconds) {
+  return new Date(seconds * 1000).toISOString().slice(11, 16)
+}
+
+/** @param {number} seconds */
+function day(seconds) {
+  const at = new Date(seconds * 1000)
+  return `${at.getUTCDate()} ${at.toLocaleString('en', { month: 'short', timeZone: 'UTC' })}`
+}

@@ -1,0 +1,79 @@
+"""The metrics service's part of the fake mesh that is about alerts: a test writes what is wrong, and people look after it."""
+
+from datetime import timedelta
+
+import msgspec
+
+from shared import errors
+from shared.api import alerts, auth
+from shared.api.alerts import Alert, Silence
+from shared.api.method import Nothing
+from shared.types import Credential
+from tests.services.web.fake_mesh import NOW, FakeMesh
+
+
+class FakeAlerts(FakeMesh):
+    """What ``AdminMesh`` has of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: The gravest first, as the service has them.
+        self.alerts: list[Alert] = []
+        self.silences: list[Silence] = []
+        self.most_silences = 100
+
+    def add_alert(
+        self,
+        name: str = "no_worker",
+        severity: str = "page",
+        state: str = "firing",
+        *,
+        minutes: float = 12,
+        ended_minutes_ago: float = 0,
+        **labels: str,
+    ) -> Alert:
+        """That has lasted for so many minutes."""
+        ended = NOW - timedelta(minutes=ended_minutes_ago) if state == "over" else None
+        alert = Alert(
+            f"{len(self.alerts):012x}", name, severity, labels, state, (ended or NOW) - timedelta(minutes=minutes), ended, 0.97345,
+            f"{name} is wrong", f"What {name} means for users.", f"docs/runbooks/{name}.md", "", False, "97.3 %",
+        )  # fmt: skip
+        self.alerts.append(alert)
+        return alert
+
+    def _admin(self, credential: Credential | None) -> auth.User:
+        """Raises NotAllowed for anybody else."""
+        raise NotImplementedError
+
+    def _list_alerts(self, _request: alerts.ListAlerts, credential: Credential | None) -> alerts.Alerts:
+        self._admin(credential)
+        return alerts.Alerts(tuple(map(self._seen, self.alerts)), tuple(self.silences))
+
+    def _acknowledge_alert(self, request: alerts.AcknowledgeAlert, credential: Credential | None) -> Alert:
+        by = self._admin(credential).username
+        for place, alert in enumerate(self.alerts):
+            if alert.id == request.id and alert.state != "over":
+                self.alerts[place] = msgspec.structs.replace(alert, seen_by=by)
+                return self.alerts[place]
+        raise errors.NotFound(f"there is no alert {request.id[:40]!r} now", hint="`aicli alerts` lists those that there are")
+
+    def _silence_alerts(self, request: alerts.SilenceAlerts, credential: Credential | None) -> Silence:
+        by = self._admin(credential).username
+        if len(self.silences) >= self.most_silences:
+            raise errors.BadRequest("there are too many silences", hint="`aicli alerts` lists them; end some")
+        until = NOW + timedelta(seconds=request.seconds)
+        made = Silence(f"{len(self.silences) + 1:04d}", request.name, request.labels, until, by, request.why)
+        self.silences.append(made)
+        return made
+
+    def _end_silence(self, request: alerts.EndSilence, credential: Credential | None) -> Nothing:
+        self._admin(credential)
+        for silence in self.silences:
+            if silence.id == request.id:
+                self.silences.remove(silence)
+                return Nothing()
+        raise errors.NotFound(f"there is no silence {request.id[:40]!r}", hint="`aicli alerts` lists them")
+
+    def _seen(self, alert: Alert) -> Alert:
+        covered = any(one.name in ("", alert.name) and one.labels.items() <= alert.labels.items() for one in self.silences)
+        return msgspec.structs.replace(alert, silenced=covered)

@@ -1,0 +1,179 @@
+import pytest
+from litestar.types import ASGIApp
+
+from shared import errors
+from shared.api.alerts import AcknowledgeAlert, Silence, SilenceAlerts
+from shared.types import UserRole
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.fake_mesh import NOW
+from tests.services.web.pages.admin import followed
+from tests.services.web.pages.admin.admin_mesh import AdminMesh
+
+PATH = "/admin/alerts"
+AWAY = errors.NotReachable("no metrics node is reachable", hint="start it with `python -m services.metrics`")
+
+
+async def test_what_fires_comes_first_then_what_may_then_silences_then_what_is_over(root: Browser, mesh: AdminMesh) -> None:
+    for state, name in (("firing", "no_worker"), ("pending", "cpu_high"), ("over", "disk_low")):
+        mesh.add_alert(name, state=state, node="n1")
+    mesh.silences.append(Silence("0001", "worker_gone", {}, NOW, "ada", "moving house"))
+    page = await root.get(PATH)
+    assert page.status_code == 200
+    places = [page.text.index(text) for text in ("no_worker is wrong", "cpu_high is wrong", "moving house", "disk_low is wrong")]
+    assert places == sorted(places)
+    for text in (
+        "1 alert</span>",
+        '<span data-live="lasted">12 min</span>',
+        "Not for long enough yet",
+        "docs/runbooks/no_worker.md",
+        "node=n1",
+        ">97.3 %<",
+        ">page<",
+    ):
+        assert text in page.text
+    assert 'data-live-source="/live/alerts"' in page.text
+    assert 'aria-current="page">Alerts</a>' in page.text
+
+
+async def test_nothing_wrong_says_what_is_watched(root: Browser) -> None:
+    text = (await root.get(PATH)).text
+    assert "Nothing is wrong</span>" in text
+    assert '<p data-live-show="calm">The metrics service looks at requests' in text
+    assert '<div class="group" data-live-show="now" hidden>' in text
+
+
+async def test_a_metrics_service_that_is_away_is_said_and_the_page_stands(root: Browser, mesh: AdminMesh) -> None:
+    mesh.broken["metrics"] = AWAY
+    page = await root.get(PATH)
+    assert page.status_code == 200
+    assert "Not known</span>" in page.text
+    assert '<p data-live-show="away">The metrics service' in page.text
+    assert "Nothing is wrong" not in page.text
+
+
+async def test_who_looks_after_an_alert_is_seen_by_the_others(root: Browser, mesh: AdminMesh) -> None:
+    alert = mesh.add_alert()
+    mesh.add_alert("cpu_high")
+    action = f"{PATH}/{alert.id}/acknowledge"
+    page = await root.get(PATH)
+    assert f'action="{action}" data-live-attr="action:acknowledge_path" data-live-show="is_free">' in page.text
+    done = await root.submit(page, action)
+    assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=seen")
+    assert mesh.requests_of("metrics.acknowledgeAlert") == [AcknowledgeAlert(alert.id)]
+    after = await root.get(done.headers["location"])
+    assert "You look after it." in after.text
+    assert '<bdi data-live="seen_by">root</bdi>' in after.text
+    assert f'action="{action}" data-live-attr="action:acknowledge_path" data-live-show="is_free" hidden>' in after.text
+
+
+@pytest.mark.parametrize(
+    ("covers", "lifetime", "wanted"),
+    [
+        pytest.param("this", "3600", SilenceAlerts(3600.0, "no_worker", {"node": "n1"}, "moving house"), id="this one for an hour"),
+        pytest.param("name", "604800", SilenceAlerts(604_800.0, "no_worker", {}, "moving house"), id="all of its name for a week"),
+    ],
+)
+async def test_a_silence_covers_one_or_all_of_its_name(
+    root: Browser, mesh: AdminMesh, covers: str, lifetime: str, wanted: SilenceAlerts
+) -> None:
+    mesh.add_alert("cpu_high", node="n1")
+    action = f"{PATH}/{mesh.add_alert(node='n1').id}/silence"
+    done = await root.submit(await root.get(PATH), action, covers=covers, lifetime=lifetime, why=" moving house ")
+    assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=silenced")
+    assert mesh.requests_of("metrics.silenceAlerts") == [wanted]
+    after = (await root.get(done.headers["location"])).text
+    assert "It is silenced" in after
+    assert '<span data-live="silenced_until">' in after
+    assert after.count("moving house") == 2
+
+
+async def test_a_silence_is_ended(root: Browser, mesh: AdminMesh) -> None:
+    mesh.silences.append(Silence("0001", "no_worker", {}, NOW, "ada", ""))
+    done = await root.submit(await root.get(PATH), f"{PATH}/silences/0001/end")
+    assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=ended")
+    assert mesh.silences == []
+    assert "What still fires is told now." in (await root.get(done.headers["location"])).text
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        pytest.param({"lifetime": "60"}, "How long: not one of those that there are.", id="a time of its own"),
+        pytest.param({"lifetime": "3600.0"}, "How long: not one of those that there are.", id="a number written otherwise"),
+        pytest.param({"covers": "everything"}, "What it covers: not one of those that there are.", id="all alerts"),
+        pytest.param({"why": "x" * 201}, "Why: longer than 200 characters.", id="a long story"),
+    ],
+)
+async def test_a_silence_that_does_not_fit_is_refused(root: Browser, mesh: AdminMesh, typed: dict[str, str], said: str) -> None:
+    action = f"{PATH}/{mesh.add_alert().id}/silence"
+    page = await root.submit(await root.get(PATH), action, **{"lifetime": "3600", "covers": "this", "why": ""} | typed)
+    assert page.status_code == 400
+    assert said in page.text
+    assert mesh.silences == []
+
+
+async def test_a_refused_silence_keeps_what_was_typed_where_it_was_typed(root: Browser, mesh: AdminMesh) -> None:
+    mesh.most_silences = 0
+    first, second = (f"{PATH}/{mesh.add_alert(node=node).id}/silence" for node in ("n1", "n2"))
+    page = await root.submit(await root.get(PATH), second, lifetime="86400", covers="name", why="moving house")
+    assert "There are too many silences." in page.text
+    forms = forms_of(page)
+    assert (forms[first]["why"], forms[second]["why"]) == ("", "moving house")
+    assert page.text.count('<details class="silencing" open>') == 1
+    assert page.text.count('value="86400" selected') == 1
+
+
+async def test_an_alert_that_is_gone_meanwhile_is_said(root: Browser, mesh: AdminMesh) -> None:
+    alert = mesh.add_alert()
+    page = await root.get(PATH)
+    mesh.alerts.clear()
+    for act in ("acknowledge", "silence"):
+        answer = await root.submit(page, f"{PATH}/{alert.id}/{act}", **({"lifetime": "3600", "covers": "this"} if act == "silence" else {}))
+        assert answer.status_code == 404
+        assert 'role="alert"' in answer.text
+        assert "Nothing is wrong</span>" in answer.text
+
+
+async def test_what_cannot_be_done_while_metrics_is_away_is_said(root: Browser, mesh: AdminMesh) -> None:
+    alert = mesh.add_alert()
+    mesh.silences.append(Silence("0001", "no_worker", {}, NOW, "ada", ""))
+    page = await root.get(PATH)
+    mesh.broken["metrics"] = AWAY
+    for path in (f"{alert.id}/acknowledge", "silences/0001/end"):
+        answer = await root.submit(page, f"{PATH}/{path}")
+        assert answer.status_code == 503
+        assert "No metrics node is reachable." in answer.text
+        assert "<code>python -m services.metrics</code>" in answer.text
+
+
+async def test_acts_come_only_from_our_own_page(root: Browser, mesh: AdminMesh) -> None:
+    mesh.silences.append(Silence("0001", "other", {}, NOW, "ada", ""))
+    alert = mesh.add_alert()
+    page = await root.get(PATH)
+    for path in (f"{alert.id}/acknowledge", f"{alert.id}/silence", "silences/0001/end"):
+        assert (await root.submit(page, f"{PATH}/{path}", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
+        assert (await root.submit(page, f"{PATH}/{path}", token="forged")).status_code == 403
+    assert len(mesh.silences) == 1
+    assert mesh.requests_of("metrics.acknowledgeAlert") == []
+
+
+async def test_the_page_is_followed_by_a_stream(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.add_person("root", UserRole.ADMIN)
+    mesh.add_alert(node="n1")
+    values = await followed.first_event(app, "/live/alerts", "root")
+    assert (values["word"], values["away"], values["connection"]) == ("1 alert", False, "")
+    assert values["now"][0]["summary"] == "no_worker is wrong"
+
+
+async def test_what_was_shown_stays_while_metrics_is_away(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.add_person("root", UserRole.ADMIN)
+    mesh.broken["metrics"] = AWAY
+    assert await followed.first_event(app, "/live/alerts", "root") == {"connection": "stale"}
+
+
+async def test_only_administrators_open_and_follow_it(browser: Browser, mesh: AdminMesh) -> None:
+    mesh.add_person("bob", UserRole.NODE_OWNER)
+    await browser.sign_in("bob", "correct horse")
+    for path in (PATH, "/live/alerts"):
+        assert (await browser.get(path)).status_code == 403
+    assert "metrics.listAlerts" not in mesh.names_asked()

@@ -1,0 +1,145 @@
+"""What an administrator does with alerts in a browser: they come and go by themselves, and what is being typed stays."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from litestar.types import ASGIApp
+
+from services.web import live
+from shared.types import UserRole
+from tests.acceptance import chromium
+from tests.acceptance.album import Album
+from tests.acceptance.chromium import Page
+from tests.acceptance.watching import Watch
+from tests.services.web import servers
+from tests.services.web.fake_mesh import NOW
+from tests.services.web.pages.admin.admin_mesh import AdminMesh
+
+#: Longer than a telephone is wide, with nothing to break it at but its dots.
+MACHINE = "gpu-17.rack-3.basement.building-north.campus.university.example.org"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages hear of changes at once."""
+    monkeypatch.setattr(live, "_EVERY_SECONDS", 0.02)
+
+
+@asynccontextmanager
+async def alerts_page(app: ASGIApp, mesh: AdminMesh, *, javascript: bool = True) -> AsyncIterator[Page]:
+    """The page of alerts before an administrator called root; nothing may have gone wrong in it in the end."""
+    token = mesh.add_session(mesh.add_person("root", UserRole.ADMIN))
+    async with servers.serving(app) as origin, chromium.launch() as chrome:
+        watch = Watch(chrome, origin)
+        page = await watch.open(javascript=javascript)
+        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
+        await page.goto(f"{origin}/admin/alerts")
+        yield page
+        await watch.check()
+
+
+async def press_key(page: Page, name: str, code: int, text: str = "") -> None:
+    facts = {"key": name, "code": name, "windowsVirtualKeyCode": code}
+    await page.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **facts, **({"text": text} if text else {}))
+    await page.send("Input.dispatchKeyEvent", type="keyUp", **facts)
+
+
+async def shows(page: Page, *words: str) -> None:
+    for each in words:
+        await page.until(f"document.body.innerText.includes({each!r})")
+
+
+async def test_alerts_come_and_go_without_a_reload(app: ASGIApp, mesh: AdminMesh) -> None:
+    async with alerts_page(app, mesh) as page:
+        await page.evaluate("window.isTheSame = true")
+        await shows(page, "Nothing is wrong")
+        alert = mesh.add_alert(node="n1")
+        await shows(page, "1 alert", "no_worker is wrong", "for 12 min", "docs/runbooks/no_worker.md")
+        assert "Nothing is wrong" not in await page.text()
+        mesh.alerts[0] = msgspec.structs.replace(alert, state="over", ended=NOW)
+        await shows(page, "Nothing is wrong", "Over in the last 24 hours", "12 min")
+        assert await page.evaluate("document.querySelectorAll('.alerts > [data-id]').length") == 0
+        assert await page.evaluate("isTheSame")
+
+
+async def test_what_is_being_typed_stays_while_other_alerts_come(app: ASGIApp, mesh: AdminMesh) -> None:
+    alert = mesh.add_alert("cpu_high", "warning", node="n1")
+    async with alerts_page(app, mesh) as page:
+        await page.press(".silencing summary")
+        await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
+        await page.send("Input.insertText", text="moving")
+        # A graver one above it, and its own facts are others now.
+        mesh.alerts[0] = msgspec.structs.replace(alert, value=3.5, shown="3.5 s", description="More of it.", seen_by="ada")
+        mesh.add_alert("no_worker")
+        mesh.alerts.reverse()
+        await shows(page, "no_worker is wrong", "More of it.", "3.5", "ada")
+        await page.send("Input.insertText", text=" house")
+        own = f"document.querySelector('[data-id=\"{alert.id}\"]')"
+        assert await page.evaluate(f"{own}.querySelector('input[name=why]').value") == "moving house"
+        assert await page.evaluate(f"{own}.querySelector('details').open")
+        assert await page.evaluate(f"document.activeElement === {own}.querySelector('input[name=why]')")
+        # Somebody looks after it by now, so that nobody is asked to.
+        assert not await page.evaluate(f"{own}.querySelector('form[action$=acknowledge]').checkVisibility()")
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, mesh: AdminMesh, javascript: bool) -> None:
+    if not javascript:
+        mesh.add_alert(node="n1")
+    async with alerts_page(app, mesh, javascript=javascript) as page:
+        if javascript:
+            # What came after the page was opened can be answered as well.
+            mesh.add_alert(node="n1")
+            await shows(page, "no_worker is wrong")
+        await page.click(".alerts button", "I look after it")
+        await shows(page, "You look after it.", "Looks after it")
+        assert mesh.alerts[0].seen_by == "root"
+        await page.press(".silencing summary")
+        await page.evaluate("document.querySelector('.alerts select[name=lifetime]').value = '86400'")
+        await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
+        await page.send("Input.insertText", text="moving house")
+        await page.click(".silencing button", "Silence it")
+        await shows(page, "It is silenced", "Silenced until", "21 Nov 2026, 14:05 UTC", "moving house")
+        (silence,) = mesh.silences
+        assert (silence.name, silence.labels, silence.by, silence.why) == ("no_worker", {"node": "n1"}, "root", "moving house")
+        await page.click("main button", "End")
+        await shows(page, "The silence is over.")
+        assert mesh.silences == []
+        assert not await page.evaluate("document.getElementById('silences').checkVisibility()")
+
+
+async def test_everything_is_reached_by_the_keyboard(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.add_alert(node="n1")
+    async with alerts_page(app, mesh) as page:
+        await page.evaluate("document.querySelector('.tabs a:last-of-type').focus()")
+        reached = []
+        for _ in range(3):
+            await press_key(page, "Tab", 9)
+            reached.append(await page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.name"))
+            if reached[-1] == "Silence: no_worker is wrong":
+                break
+        assert reached == ["I look after it: no_worker is wrong", "Silence: no_worker is wrong"]
+        await press_key(page, "Enter", 13, "\r")
+        assert await page.evaluate("document.querySelector('.silencing').open")
+        for name in ("lifetime", "covers", "why"):
+            await press_key(page, "Tab", 9)
+            assert await page.evaluate("document.activeElement.name") == name
+
+
+async def test_it_looks_well_with_much_on_it(app: ASGIApp, mesh: AdminMesh) -> None:
+    album = Album()
+    for name, severity in (("no_worker", "page"), ("error_rate_spike", "critical"), ("cpu_high", "warning"), ("disk_low", "ticket")):
+        mesh.add_alert(name, severity, node=MACHINE)
+    mesh.add_alert("gpu_saturation", "warning", "pending", minutes=3)
+    mesh.add_alert("worker_gone", "warning", "over", minutes=200, ended_minutes_ago=90, node=MACHINE)
+    mesh.alerts[1] = msgspec.structs.replace(mesh.alerts[1], seen_by="ada")
+    async with alerts_page(app, mesh) as page:
+        await page.press(".silencing summary")
+        await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
+        await page.send("Input.insertText", text="The rack moves to another room until the evening, and everybody knows of it.")
+        await page.click(".silencing button", "Silence it")
+        await page.press("[data-id]:nth-of-type(2) .silencing summary")
+        await album.add(page, "admin-alerts-many")
+    album.check()

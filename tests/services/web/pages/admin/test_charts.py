@@ -1,0 +1,349 @@
+"""The charts of administrators: the page with its states, what it asks, and what an open one is sent."""
+
+import asyncio
+import gzip
+import re
+from datetime import datetime, timedelta
+from typing import Any, cast
+from urllib.parse import quote
+
+import httpx
+import pytest
+from litestar.types import ASGIApp
+
+from services.web import assets, banner, history_questions, live, visits
+from services.web.history_questions import Span
+from services.web.pages.admin import charts
+from services.web.visits import Site
+from shared import errors
+from shared.api import auth
+from shared.types import Credential, NodeId, UserRole
+from tests.services.web import servers
+from tests.services.web.browser import Browser
+from tests.services.web.fake_mesh import NOW
+from tests.services.web.pages.admin import fake_history, followed
+from tests.services.web.pages.admin.admin_mesh import WORKER, AdminMesh
+
+PATH = "/admin/charts"
+OF_MESH = ("requests", "first", "tokens", "waiting", "running")
+OF_MACHINES = ("cpu", "memory", "disk", "gpu", "gpu_memory", "heat")
+
+
+def shown(text: str) -> list[str]:
+    """The charts of a page, in order."""
+    return re.findall(r'<h2 id="chart-([a-z_]+)"', text)
+
+
+def rows(text: str, chart: str) -> list[str]:
+    """What the lines of a chart are called."""
+    section = text.partition(f'id="chart-{chart}"')[2].partition("</section>")[0]
+    return re.findall(r'<tr data-id="[^"]+"[^>]*><th scope="row"><bdi[^>]*>(.*?)</bdi>', section)
+
+
+def asked(mesh: AdminMesh) -> int:
+    return mesh.names_asked().count("metrics.getHistory")
+
+
+async def test_every_chart_is_there_with_its_lines(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    mesh.add_member(WORKER)
+    page = await root.get(PATH)
+    assert (page.status_code, shown(page.text)) == (200, [*OF_MESH, *OF_MACHINES])
+    assert rows(page.text, "requests") == ["Answered", "Failed", "Refused by a limit"]
+    assert rows(page.text, "waiting") == ["smollm2"]
+    # By the name that the machine joined with.
+    assert rows(page.text, "heat") == ["rig UWORKERAA GPU 0"]
+    assert "No data" not in page.text
+
+
+@pytest.mark.parametrize("span", Span)
+async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(root: Browser, mesh: AdminMesh, span: Span) -> None:
+    mesh.keep_everything()
+    page = await root.get(f"{PATH}?span={span}")
+    assert asked(mesh) == 4
+    assert {request.until - request.since for request in mesh.requests_of("metrics.getHistory")} == {history_questions.STEPS[span].whole}
+    assert f'<a href="{PATH}?span={span}" aria-current="true">' in page.text
+    # Only the last hour follows by itself, and whoever sees another one is told so.
+    assert ('data-live-source="/live/charts"' in page.text, "stand still" in page.text) == (span is Span.HOUR, span is not Span.HOUR)
+    assert ('data-live="p0"' in page.text) == (span is Span.HOUR)
+
+
+async def test_a_mesh_with_more_machines_than_an_answer_has_lines_asks_a_bounded_number_of_times(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    for place in range(250):
+        mesh.keep_machine(f"UMANY{place:07}")
+    page = await root.get(PATH)
+    assert asked(mesh) == len(history_questions.Question) == 13
+    # What has few enough lines is shown by machine, the rest by service.
+    assert rows(page.text, "heat") == ["inference UWORKERAA GPU 0"]
+    assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
+
+
+async def test_where_it_is_known_how_many_machines_there_are_nothing_is_asked_in_vain(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    for place in range(250):
+        node = NodeId(f"UMANY{place:07}".replace("0", "A").replace("1", "B").replace("8", "C").replace("9", "D").ljust(56, "A"))
+        mesh.add_member(node)
+        mesh.keep_machine(node[:12])
+    page = await root.get(PATH)
+    assert asked(mesh) == 8
+    assert rows(page.text, "heat") == ["inference UWORKERAA GPU 0"]
+    assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
+    page = await root.get(f"{PATH}?node={WORKER}")
+    assert asked(mesh) == 8 + 5
+    # Its GPUs are told apart, and the page says why not the rest.
+    assert rows(page.text, "heat") == ["inference UWORKERAA GPU 0"]
+    assert "This could not be read: the history tells at most 200 machines apart." in page.text
+
+
+async def test_more_gpus_than_an_answer_has_lines_are_drawn_together_and_that_is_asked_once(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    mesh.most_lines = 16
+    for place in range(250):
+        mesh.add_member(NodeId(f"U{place:055}"))
+    for place in range(20):
+        mesh.keep("gpu_usage_ratio", 0.5, service="inference", node=f"UMANY{place:07}", gpu="0")
+    page = await root.get(PATH)
+    assert asked(mesh) == 8
+    assert rows(page.text, "gpu") == ["inference GPU 0"]
+
+
+async def test_a_machine_has_a_page_of_its_own(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    mesh.add_member(WORKER, name="rig <1>")
+    mesh.add_node(WORKER)
+    link = f"{PATH}?node={WORKER}"
+    assert f'href="{link}" aria-label="Charts of rig &lt;1&gt; UWORKERAA"' in (await root.get("/admin/nodes")).text
+    before = asked(mesh)
+    page = await root.get(link)
+    assert (shown(page.text), asked(mesh) - before) == (list(OF_MACHINES), 2)
+    assert rows(page.text, "cpu") == ["rig &lt;1&gt; UWORKERAA"]
+    assert f'href="{PATH}?span=week&amp;node={WORKER}"' in page.text
+    assert f'data-live-source="/live/charts?node={WORKER}"' in page.text
+    assert "rig &lt;1&gt;</bdi>" in page.text
+
+
+async def test_a_machine_that_nobody_knows_has_no_lines(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    page = await root.get(f"{PATH}?node=UNKNOWN{'A' * 49}")
+    assert (page.status_code, shown(page.text), rows(page.text, "cpu")) == (200, ["cpu", "memory", "disk"], [])
+    assert "No machine tells it." in page.text
+
+
+@pytest.mark.parametrize("node", ["<script>", "short", "U" + "A" * 80, "../../etc"])
+@pytest.mark.parametrize("path", [PATH, "/live/charts"])
+async def test_what_is_no_machine_is_not_asked_about(root: Browser, mesh: AdminMesh, path: str, node: str) -> None:
+    page = await root.get(f"{path}?node={quote(node)}")
+    assert (page.status_code, asked(mesh)) == (404, 0)
+    assert "choose one there" in page.text
+
+
+async def test_a_mesh_without_a_history_says_what_would_make_one(root: Browser, mesh: AdminMesh) -> None:
+    mesh.refused = errors.NotFound("this mesh keeps no history of its metrics", hint="give the metrics service a DATABASE_URL")
+    page = await root.get(PATH)
+    assert (page.status_code, shown(page.text)) == (200, [])
+    assert "keeps no history of its numbers" in page.text
+    assert "Give the metrics service a DATABASE_URL." in page.text
+    # There is nothing to follow.
+    assert "data-live-source" not in page.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(errors.NotReachable("no node of role metrics is alive"), id="no metrics service"),
+        pytest.param(errors.Unavailable("PostgreSQL does not answer", hint="see `aicli stack status`"), id="no database"),
+    ],
+)
+async def test_the_page_stands_while_the_history_cannot_be_read(root: Browser, mesh: AdminMesh, error: errors.AimeshError) -> None:
+    mesh.broken["metrics"] = error
+    page = await root.get(f"{PATH}?span=week")
+    assert page.status_code == 200
+    assert "The history cannot be read right now:" in page.text
+    assert f'<a href="{PATH}?span=week">Try again</a>' in page.text
+
+
+async def test_a_history_that_is_still_empty_says_when_there_will_be_something(root: Browser) -> None:
+    assert "looks at the mesh every 15 seconds" in (await root.get(PATH)).text
+    assert "The history has just begun" in (await root.get(f"{PATH}?span=month")).text
+
+
+async def test_without_auth_machines_have_no_names_and_charts_all_the_same(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    mesh.broken["auth.listNodes"] = errors.NotReachable("nobody there")
+    assert rows((await root.get(PATH)).text, "heat") == ["inference UWORKERAA GPU 0"]
+
+
+async def test_a_gap_is_said_in_words_and_is_no_zero(root: Browser, mesh: AdminMesh) -> None:
+    away = range(40, 54)
+    mesh.keep("active_users", lambda step: None if step in away else 2.0)
+    mesh.keep_machine(fake_history.NODE, cpu=lambda step: None if step in away else 0.0)
+    page = await root.get(PATH)
+    assert "No data from 13:25 to 13:32." in page.text
+    points = re.search(r'data-value="([0-9,.]+)"', page.text.partition('id="chart-cpu"')[2].partition("<tbody")[2])
+    assert points is not None
+    assert [each == "" for each in points[1].split(",")] == [step in away for step in range(120)]
+
+
+async def test_only_administrators_see_and_follow_them(browser: Browser, mesh: AdminMesh) -> None:
+    mesh.add_person("bob", UserRole.NODE_OWNER)
+    await browser.sign_in("bob", "correct horse")
+    assert [(await browser.get(path)).status_code for path in (PATH, "/live/charts")] == [403, 403]
+    # Nor does the page of machines lead those there who may not see it.
+    assert "/admin/charts" not in (await browser.get("/nodes")).text
+    assert asked(mesh) == 0
+
+
+async def test_what_needs_no_history_is_sent_before_it_is_read(app: ASGIApp, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh.keep_everything()
+    mesh.add_person("root", UserRole.ADMIN)
+    seen, whole = asyncio.Event(), AdminMesh.call
+
+    async def slow(self: AdminMesh, method: Any, request: Any, **options: Any) -> Any:
+        if method.name == "metrics.getHistory":
+            await seen.wait()
+        return await whole(self, method, request, **options)
+
+    monkeypatch.setattr(AdminMesh, "call", slow)
+    text = ""
+    async with servers.serving(app) as origin, httpx.AsyncClient(base_url=origin) as client, asyncio.timeout(10):
+        await Browser(client).sign_in("root", "correct horse")
+        async with client.stream("GET", PATH) as answer:
+            async for piece in answer.aiter_text():
+                text += piece
+                if "30 days" in text and not seen.is_set():
+                    assert (answer.status_code, shown(text)) == (200, [])
+                    seen.set()
+    assert shown(text) == [*OF_MESH, *OF_MACHINES]
+    assert text.count("<h1") == text.count("</html>") == 1
+
+
+async def test_a_history_that_takes_too_long_is_not_waited_for(root: Browser, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh.keep_everything()
+    monkeypatch.setattr(charts, "WHOLE_SECONDS", 0.0)
+    page = await root.get(PATH)
+    assert (page.status_code, asked(mesh)) == (200, 0)
+    assert "Look at a shorter time." in page.text
+
+
+async def test_the_largest_page_is_light(root: Browser, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    for place in range(20):
+        node = f"UMANY{place:07}"
+        mesh.keep_machine(node, cpu=lambda step, place=place: (place + step % 7) / 40)  # type: ignore[misc]
+        for name, size in (("usage_ratio", 0.7), ("memory_used_bytes", 6e10), ("memory_total_bytes", 8e10), ("temperature_celsius", 70.0)):
+            mesh.keep(f"gpu_{name}", lambda step, size=size: size * (1 + step % 9 / 40), service="inference", node=node, gpu="0")  # type: ignore[misc]
+    page = await root.get(PATH)
+    files = assets.load().files
+    names = set(re.findall(r'"/static/[0-9a-f]+/([^"]+)"', page.text)) | {
+        "js/series_table.js",
+        "js/texts.js",
+        "js/bindings.js",
+        "js/stream.js",
+    }
+    whole = len(page.content) + sum(len(files[name].packed or gzip.compress(files[name].content)) for name in names)
+    assert [len(rows(page.text, name)) for name in OF_MACHINES] == [12] * 6
+    assert whole < 150_000, (whole, len(page.content))
+
+
+# --- while somebody looks -----------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def following(site: Site, mesh: AdminMesh, clock: Clock) -> charts.Following:
+    user = mesh.add_person("root", UserRole.ADMIN)
+    token = mesh.add_session(user)
+    visit = visits.Visit(
+        site=visits.Site(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
+        request=cast("visits.HttpRequest", None),
+        session=auth.Session(Credential("access-root"), 600, token, user),
+    )
+    return charts.Following(visit, "")
+
+
+async def test_an_open_page_asks_again_every_fifteen_seconds(following: charts.Following, mesh: AdminMesh, clock: Clock) -> None:
+    mesh.keep_everything()
+    seen = []
+    for seconds in (0, 2, 12.9, 0.1, 2, 13):
+        clock.now += timedelta(seconds=seconds)
+        values = await following.read()
+        seen.append((asked(mesh), "cpu" in values))
+    # The page came with its numbers.
+    assert seen == [(0, False), (0, False), (0, False), (4, True), (4, True), (8, True)]
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.2, 15), (3, 30), (120, 300)])
+async def test_a_history_that_is_much_work_is_asked_for_more_rarely(
+    following: charts.Following, mesh: AdminMesh, clock: Clock, took: float, pause: float
+) -> None:
+    def slow(_: int) -> float:
+        clock.now = began + timedelta(seconds=took)
+        return 1.0
+
+    mesh.keep("active_users", slow)
+    began = clock.now = clock.now + timedelta(seconds=15)
+    await following.read()
+    assert asked(mesh) == 4
+    clock.now = began + timedelta(seconds=pause - 0.5)
+    await following.read()
+    assert asked(mesh) == 4
+    clock.now = began + timedelta(seconds=pause)
+    await following.read()
+    assert asked(mesh) == 8
+
+
+async def test_an_open_page_is_stale_until_the_metrics_service_is_back(following: charts.Following, mesh: AdminMesh, clock: Clock) -> None:
+    mesh.keep_everything()
+    seen: list[live.Values] = []
+    for seconds, is_away in ((15, False), (15, True), (2, True), (13, False)):
+        clock.now += timedelta(seconds=seconds)
+        mesh.broken = {"metrics": errors.NotReachable("nobody there")} if is_away else {}
+        seen.append(await following.read())
+    assert [values["connection"] for values in seen] == ["", "stale", "stale", ""]
+    # What was there stays, and a page that cannot be filled asks no more often.
+    assert all("cpu" in values for values in seen)
+    assert asked(mesh) == 12
+
+
+async def test_the_stream_brings_every_value_that_the_page_names(
+    root: Browser, following: charts.Following, mesh: AdminMesh, clock: Clock
+) -> None:
+    mesh.keep_everything()
+    mesh.add_member(WORKER)
+    clock.now += timedelta(seconds=15)
+    values = await following.read()
+    source = (await root.get(PATH)).text.split("data-live-source", 1)[1]
+    lists = re.findall(r'data-live-list="([a-z_]+)".*?</tbody>', source, re.DOTALL)
+    assert lists == [*OF_MESH, *OF_MACHINES]
+    parts = []
+    for name in lists:
+        row = re.search(rf'<tbody data-live-list="{name}".*?</tbody>', source, re.DOTALL)
+        assert row is not None
+        source = source.replace(row[0], "")
+        parts.append((cast("list[dict[str, str]]", values[name])[0], row[0]))
+    for known, part in [(values, source), *parts]:
+        named = set(re.findall(r'data-live(?:-show|-list)?="([a-z0-9_]+)"', part))
+        named |= {each.partition(":")[2] for pair in re.findall(r'data-live-attr="([^"]+)"', part) for each in pair.split()}
+        assert named
+        assert named - set(lists) - set(known) == set()
+
+
+async def test_the_stream_is_an_administrators(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    mesh.add_person("root", UserRole.ADMIN)
+    values = await followed.first_event(app, "/live/charts", "root")
+    # The page came with its numbers; what all pages of administrators say comes with the stream.
+    assert values == {"connection": ""} | banner.values(banner.NOTHING)

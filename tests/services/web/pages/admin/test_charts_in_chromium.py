@@ -1,0 +1,74 @@
+"""The charts of administrators in a real browser: drawn, followed, and for everybody to use."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from litestar.types import ASGIApp
+
+from services.web import live
+from services.web.pages.admin import charts
+from shared.types import UserRole
+from tests.acceptance import chromium
+from tests.acceptance.chromium import Page
+from tests.services.web import servers
+from tests.services.web.js import axe
+from tests.services.web.js.site import key, wait_for
+from tests.services.web.pages.admin.admin_mesh import AdminMesh
+
+DRAWN = "document.querySelectorAll('.uplot canvas').length"
+
+
+@asynccontextmanager
+async def opened(app: ASGIApp, mesh: AdminMesh, path: str = "/admin/charts", *, javascript: bool = True) -> AsyncIterator[Page]:
+    """A page of an administrator."""
+    user = mesh.add_person("root", UserRole.ADMIN)
+    async with chromium.launch() as browser, servers.serving(app) as origin:
+        page = await browser.open(javascript=javascript)
+        await page.send("Network.setCookie", name="aimesh_session", value=mesh.add_session(user), url=origin)
+        await page.goto(f"{origin}{path}")
+        yield page
+        assert page.problems == []
+
+
+async def test_everybody_can_use_the_page(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.keep_everything(model="W" * 200)
+    for place in range(14):
+        mesh.keep_machine(f"UMANY{place:07}", cpu=place / 14)
+    async with opened(app, mesh) as page:
+        await wait_for(page, f"{DRAWN} === 11")
+        await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
+        for width, dark in ((1280, False), (1280, True), (390, False)):
+            await page.look(width=width, dark=dark)
+            assert await axe.violations(page) == [], (width, dark)
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+async def test_without_scripts_the_numbers_are_there(app: ASGIApp, mesh: AdminMesh) -> None:
+    mesh.keep_everything()
+    async with opened(app, mesh, "/admin/charts?span=week", javascript=False) as page:
+        text = await page.text()
+        assert "Answered\t2.5" in text
+        assert await page.evaluate("[...document.querySelectorAll('table')].every(each => each.checkVisibility())")
+
+
+async def test_an_open_page_follows(app: ASGIApp, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(charts, "SOONEST_SECONDS", 0.0)
+    load = [0.25]
+    mesh.keep("active_users", 1.0)
+    mesh.keep_machine("UAAAAAAAAAAA", cpu=lambda _: load[0])
+    async with opened(app, mesh) as page:
+        await wait_for(page, "document.querySelector('[data-live-source]').dataset.liveState === 'live'")
+        place = "document.getElementById('chart-cpu').parentElement"
+        await wait_for(page, f"{place}.querySelector('canvas')")
+        await page.evaluate(f"{place}.querySelector('[aria-roledescription=chart]').focus()")
+        await key(page, "End")
+        said = f"{place}.querySelector('output').textContent"
+        await wait_for(page, f"{said} === '14:04 inference UAAAAAAAA: 25 %'")
+        load[0] = 0.75
+        await wait_for(page, f"{said} === '14:04 inference UAAAAAAAA: 75 %'")
+        # A machine that comes is drawn too, and its numbers are in the table.
+        mesh.keep_machine("UBBBBBBBBBBB", "gateway", cpu=0.5)
+        await wait_for(page, f"{said} === '14:04 gateway UBBBBBBBB: 50 %inference UAAAAAAAA: 75 %'")
+        assert await page.evaluate(f"{place}.querySelectorAll('tbody tr').length") == 2

@@ -1,0 +1,79 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.metrics.history import choosing, kept, rolling
+from services.web import history_questions
+from services.web.history_questions import Question, Span
+from shared.api import history
+
+#: As the metrics service keeps it unless it is told otherwise.
+KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
+MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - Hypothesis takes its bounds without a zone
+
+
+@given(MOMENTS, st.sampled_from(Span), st.sampled_from(Question))
+def test_the_metrics_service_answers_every_question_in_its_own_steps(now: datetime, span: Span, question: Question) -> None:
+    asked = history_questions.ask(question, span, now)
+    understood = choosing.read(asked, now, KEEPS)
+    assert (understood.since, understood.step_seconds) == (asked.since, asked.step_seconds)
+    assert 119 <= understood.steps <= 181
+    # The present moment is in the last step, or right behind it; and all of the time is there.
+    assert abs(now - asked.until) <= timedelta(seconds=asked.step_seconds)
+    assert (asked.until <= now) == (span is Span.HOUR)
+    assert asked.until - asked.since == history_questions.STEPS[span].whole
+
+
+@pytest.mark.parametrize("span", Span)
+def test_columns_are_made_of_whole_steps(span: Span) -> None:
+    steps = history_questions.STEPS[span]
+    assert steps.period % steps.step == timedelta(0)
+    assert steps.whole % steps.period == timedelta(0)
+
+
+def test_every_series_that_is_asked_for_is_kept() -> None:
+    now = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
+    for question in Question:
+        names = history_questions.ask(question, Span.HOUR, now).names
+        assert 1 <= len(names) <= history.MOST_NAMES
+        for name in names:
+            rest = name.rpartition(":")[2]
+            assert rest in kept.BY_NAME or f"{rest}_bucket" in kept.BY_NAME, name
+
+
+@pytest.mark.parametrize(
+    ("machines", "of_one", "asked"),
+    [
+        (0, False, 4),
+        (25, False, 4),
+        (26, False, 11),
+        (200, False, 11),
+        (201, False, 8),
+        (25, True, 2),
+        (26, True, 9),
+        (201, True, 5),
+    ],
+)
+def test_what_is_asked_first_probably_fits_into_the_answers(machines: int, of_one: bool, asked: int) -> None:
+    plan = history_questions.plan(machines, of_one=of_one)
+    assert len(plan) == len(set(plan)) == asked
+    assert plan[0] is Question.WHOLE
+    assert (Question.TOGETHER in plan) == (machines > history.MOST_LINES and not of_one)
+
+
+@pytest.mark.parametrize("machines", [0, 100, 1000])
+def test_each_question_is_asked_once_at_most_whatever_is_refused(machines: int) -> None:
+    seen: list[Question] = []
+    waiting = list(history_questions.plan(machines, of_one=False))
+    while waiting:
+        seen += waiting
+        others = dict.fromkeys(other for each in waiting for other in history_questions.INSTEAD.get(each, ()))
+        waiting = [each for each in others if each not in seen]
+    assert len(seen) == len(set(seen)) <= len(Question)
+    assert Question.TOGETHER in seen
+
+
+def test_a_word_that_is_none_is_the_last_hour() -> None:
+    assert [history_questions.read_span(text) for text in ("", "<b>", "week")] == [Span.HOUR, Span.HOUR, Span.WEEK]
