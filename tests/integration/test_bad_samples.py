@@ -1,0 +1,219 @@
+"""What a worker can get wrong, or lie about, when it records metrics over the mesh: refused or bounded, said once, seen in the health.
+
+The rules themselves are told one by one in tests/services/metrics/test_recorded.py; here a worker says it to a whole stack.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+
+import httpx
+import msgspec
+import psutil
+import pytest
+
+from cli.stack import nats_users
+from services.metrics import recorded
+from shared import errors
+from shared.api import metrics
+from shared.api.gateway import Check
+from shared.api.metrics import RecordMetric, RecordMetrics
+from shared.frames import wire
+from shared.node import Node, NodeSettings
+from shared.node.member import Service
+from shared.telemetry.instruments import node_label
+from shared.types import Role
+from tests.stacks import MESH, RunningStack, total, until
+from tests.testnet import live
+
+#: As many as fit into a message, and a few less.
+IN_ONE_BATCH = 10_000
+MILLION = 1_000_000
+#: Of refusing a million samples on two busy cores; a machine with nothing else to do needs a twelfth of it.
+A_MILLION_SECONDS = 60.0
+#: What decoding a megabyte at a time takes, and the memory's own fragments; a million series would be 300 MB.
+MOST_GROWTH_BYTES = 64 * 1024 * 1024
+
+
+class Worker:
+    """Has no model, so that nobody asks it for answers."""
+
+    role: ClassVar[Role] = Role.WORKER
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Worker"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+
+@pytest.fixture
+async def worker(stack: RunningStack) -> AsyncIterator[Node]:
+    """One more of the stack. What was recorded is forgotten afterwards: others use the stack."""
+    key_file = nats_users.add_node(stack.place, MESH, "bad-samples", Role.WORKER)
+    settings = NodeSettings(mesh=MESH, nats_url=f"nats://127.0.0.1:{stack.environment['NATS_PORT']}", node_key_file=key_file)
+    started: asyncio.Future[tuple[Node, Service]] = asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(live(Worker, settings, started, stop))
+        node, _ = await started
+        await until(lambda: _is_known(stack, node_label(node.id)), what="metrics has heard of it")
+        yield node
+        stop.set()
+    if await stack.programs():  # after the last test of the folder it is down already
+        done = await stack.aicli("stack", "restart", "metrics")
+        assert done.status == 0, done.err
+
+
+async def _is_known(stack: RunningStack, label: str) -> bool:
+    return await stack.metric("metrics", "ai_platform_node_up", node=label) == 1
+
+
+async def test_each_wrong_sample_is_refused_and_the_good_ones_of_its_batch_are_taken(stack: RunningStack, worker: Node) -> None:
+    now = datetime.now(UTC)
+    good = (RecordMetric("custom_watts", 300), RecordMetric("custom_jobs_total", 2, {"team": "a"}), RecordMetric("custom_now", 1, {}, now))
+    wrong = (
+        RecordMetric("jobs_total", 1),
+        RecordMetric("ai_platform_made_up", 1),
+        RecordMetric("ai_platform_ttft_seconds_count", 1, {"model": "echo"}),
+        RecordMetric("custom_watts", float("nan")),
+        RecordMetric("custom_watts", float("inf")),
+        RecordMetric("custom_jobs_total", -1, {"team": "a"}),
+        RecordMetric("custom_watts", 1, {"le": "1"}),
+        RecordMetric("custom_watts", 1, {"x": "y" * 10_000}),
+        RecordMetric("custom_old", 1, {}, now - timedelta(hours=1)),
+        RecordMetric("custom_early", 1, {}, now + timedelta(days=365)),
+    )
+    said_before = len(_warnings(stack))
+    done = await worker.rpc.call(metrics.record_metrics, RecordMetrics((*wrong, *good)))
+    assert (done.taken, done.refused, len(done.problems)) == (len(good), len(wrong), len(wrong))
+    with pytest.raises(errors.BadRequest, match="only finite numbers"):
+        await worker.rpc.call(metrics.record_metric, RecordMetric("custom_watts", float("-inf")))
+    text = await _of_the_mesh(stack, "custom_watts")
+    mine = {"service": "inference", "node": node_label(worker.id)}
+    assert (total(text, "custom_watts", **mine), total(text, "custom_jobs_total", **mine, team="a")) == (300, 2)
+    for name in ("made_up", "custom_old", "custom_early", "yyyy"):
+        assert name not in text
+    assert node_label(worker.id) in _said_once(_warnings(stack)[said_before:])
+    assert "refused" in await _told(stack, node_label(worker.id))
+
+
+@pytest.mark.timeout(180)
+async def test_a_million_label_values_take_the_room_of_one_node(stack: RunningStack, worker: Node) -> None:
+    before, said_before = await _resident_bytes(stack), len(_warnings(stack))
+    began, taken, refused, answered = time.monotonic(), 0, 0, list[float]()
+    async with stack.http(service="metrics") as http:
+        for first in range(0, MILLION, IN_ONE_BATCH):
+            done = await worker.rpc.call(metrics.record_metrics, _batch(first))
+            taken, refused = taken + done.taken, refused + done.refused
+            if first % (MILLION // 10) == 0:
+                answered.append(await _seconds_of_a_scrape(http))
+    took = time.monotonic() - began
+    print(f"a million samples in {took:.1f} s; scrapes meanwhile took up to {max(answered):.2f} s")
+    assert (taken, refused) == (recorded.MAX_SERIES_OF_ONE, MILLION - recorded.MAX_SERIES_OF_ONE)
+    assert took < A_MILLION_SECONDS
+    text = await _of_the_mesh(stack, "custom_flood")
+    assert total(text, "custom_flood") == recorded.MAX_SERIES_OF_ONE
+    assert total(text, "ai_platform_custom_series") == recorded.MAX_SERIES_OF_ONE
+    grown = await _resident_bytes(stack) - before
+    assert grown < MOST_GROWTH_BYTES, f"{grown / 1e6:.0f} MB more"
+
+    # Nobody else lacks room for it.
+    async with stack.operator() as nats:
+        sample = msgspec.json.encode(RecordMetric("custom_of_another", 1))
+        answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.record_metric.name}", sample, timeout=5, headers=_JSON)
+    assert msgspec.json.decode(answer.data) == {}, answer.data
+    assert node_label(worker.id) in _said_once(_warnings(stack)[said_before:])
+    assert "custom_flood" in await _told(stack, node_label(worker.id))
+
+
+async def test_ten_megabytes_are_refused_before_and_on_the_way(stack: RunningStack, worker: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = await _resident_bytes(stack)
+    batch = RecordMetrics((RecordMetric("custom_long", 1, {"x": "y" * 10_000_000}),))
+    with pytest.raises(errors.TooLarge, match="the limit is 1048576"):
+        await worker.rpc.call(metrics.record_metrics, batch)
+    with monkeypatch.context() as patched:
+        # A worker of somebody who has changed the program.
+        patched.setattr(wire, "MAX_MESSAGE_BYTES", 2**30)
+        for _ in range(10):
+            with pytest.raises((errors.LinkLost, errors.NotReachable)):
+                await worker.rpc.call(metrics.record_metrics, batch, deadline_seconds=5)
+    done = await worker.rpc.call(metrics.record_metrics, RecordMetrics((RecordMetric("custom_short", 1),)))
+    assert done.taken == 1
+    grown = await _resident_bytes(stack) - before
+    assert grown < MOST_GROWTH_BYTES, f"{grown / 1e6:.0f} MB more"
+    assert "custom_long" not in await _of_the_mesh(stack, "custom_short")
+
+
+def _batch(first: int) -> RecordMetrics:
+    return RecordMetrics(tuple(RecordMetric("custom_flood", 1, {"x": str(number)}) for number in range(first, first + IN_ONE_BATCH)))
+
+
+async def _of_the_mesh(stack: RunningStack, name: str) -> str:
+    """The text, once it has this metric: scrapes within a second share one."""
+    async with stack.http(service="metrics") as http:
+
+        async def found() -> str:
+            text = (await http.get("/metrics")).text
+            return text if f"\n{name}" in text else ""
+
+        return await until(found, what=f"the text has {name}")
+
+
+async def _seconds_of_a_scrape(http: httpx.AsyncClient) -> float:
+    began = time.monotonic()
+    answer = await http.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    return time.monotonic() - began
+
+
+async def _resident_bytes(stack: RunningStack) -> int:
+    pid = (await stack.pids())["metrics"]
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+async def _details(stack: RunningStack) -> list[str]:
+    """What the health says is wrong."""
+    async with stack.operator() as nats:
+        answer = await nats.request(f"aimesh.{MESH}.rpc.{metrics.get_system_health.name}", b"{}", timeout=5, headers=_JSON)
+    health = msgspec.json.decode(answer.data, type=metrics.SystemHealth)
+    return [f"{one.name}: {one.detail}" for one in health.components if one.status != "healthy"]
+
+
+async def _told(stack: RunningStack, label: str) -> str:
+    """What the health says of this node, as soon as it says something: answers within a second are one."""
+
+    async def told() -> str:
+        return "\n".join(detail for detail in await _details(stack) if label in detail)
+
+    return await until(told, what=f"the health speaks of {label}")
+
+
+def _said_once(warnings: Sequence[Mapping[str, object]]) -> str:
+    """The warnings, of which no two say the same."""
+    said = [str(line["event"]) for line in warnings]
+    assert said, "the log says nothing"
+    assert len(said) == len(set(said)), said
+    return json.dumps(warnings)
+
+
+def _warnings(stack: RunningStack) -> list[Mapping[str, object]]:
+    return [line for line in _lines(stack) if line["level"] == "warning" and line.get("part") == "recorded"]
+
+
+def _lines(stack: RunningStack) -> Iterator[Mapping[str, object]]:
+    for line in stack.log("metrics").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+_JSON = {"content-type": "application/json"}
