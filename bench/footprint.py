@@ -20,7 +20,7 @@ from tests.stacks import REPOSITORY, RunningStack, stack
 SERVICES = ("auth", "gateway", "metrics", "web")
 
 
-def _resident_mib(pid: int) -> float:
+def resident_mib(pid: int) -> float:
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
@@ -50,10 +50,10 @@ async def _run(runs: int) -> list[report.Row]:
         for name in SERVICES:
             pid = programs[name].pid
             assert pid is not None
-            rows.append(report.alone(f"idle memory of {name}", _resident_mib(pid), "MiB", at_most=110))
+            rows.append(report.alone(f"idle memory of {name}", resident_mib(pid), "MiB", at_most=110))
         worker = programs["inference"].pid
         assert worker is not None
-        rows.append(report.alone("idle memory of inference, engine aside", _resident_mib(worker), "MiB"))
+        rows.append(report.alone("idle memory of inference, engine aside", resident_mib(worker), "MiB"))
         return rows
 
 

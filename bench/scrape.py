@@ -65,8 +65,14 @@ def _machine(metrics: Metrics, draw: random.Random) -> None:
 
 
 def worker(number: int) -> NodeMetrics:
-    draw, traces = random.Random(number), Traces(ratio=0)
     metrics = Metrics("inference")
+    work(metrics, number)
+    return metrics.read()
+
+
+def work(metrics: Metrics, number: int) -> None:
+    """An hour of one worker."""
+    draw, traces = random.Random(number), Traces(ratio=0)
     answers = WorkerAnswers(metrics, "llama_cpp")
     _machine(metrics, draw)
     for model in draw.sample(MODELS, MODELS_OF_A_WORKER):
@@ -80,7 +86,6 @@ def worker(number: int) -> NodeMetrics:
             metrics.worker_slots.labels(model=model, state=state).set(draw.randrange(8))
         for gauge in (metrics.engine_overhead, metrics.engine_step_seconds, metrics.engine_tokens_per_second):
             gauge.labels(model=model).set(draw.random())
-    return metrics.read()
 
 
 def gateway() -> NodeMetrics:
