@@ -98,7 +98,7 @@ class Survey:
         merged = self._merger.merge([own, *told, *self._recorded.sources()])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
         found = MeshMetrics(merged)
-        self._signs.take(samples.read(found.text_of(signs.FAMILIES), signs.SERIES), datetime.now(UTC))
+        self._signs.take(samples.read(found.text_of(signs.FAMILIES), dict.fromkeys(signs.SERIES, ())), datetime.now(UTC))
         return found
 
     async def _read_metrics(self, entry: directories.Entry) -> prometheus.Source | None:

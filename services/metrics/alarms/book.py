@@ -6,7 +6,7 @@ further apart before that. A series that was never seen has not grown.
 
 import bisect
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
@@ -109,14 +109,17 @@ class Book:
         self._past: dict[str, dict[Labels, _Recalled]] = {}
         #: When it began to see for itself; None before the first ``take``.
         self.began_at: float | None = None
-        #: Name of a series -> how far back the rules look at it.
+        #: Name of a series -> how far back the rules look at it, and what they mean of it.
         self._horizons: dict[str, float] = {}
+        selectors: dict[str, dict[Selector, None]] = {}
         for rule in rules:
             for part in walk(rule.when):
                 selector = getattr(part, "of", None)
                 if isinstance(selector, Selector):
                     back = part.window.seconds + part.window.ago_seconds if isinstance(part, Increase) else 0
                     self._horizons[selector.name] = max(self._horizons.get(selector.name, 0), back)
+                    selectors.setdefault(selector.name, {})[selector] = None
+        self._selectors = {name: tuple(found) for name, found in selectors.items()}
         self._series: dict[str, dict[Labels, _Series]] = {name: {} for name in self._horizons}
         self._count = 0
         self._now = 0.0
@@ -124,9 +127,9 @@ class Book:
         self.left_out = 0
 
     @property
-    def names(self) -> frozenset[str]:
-        """Series that it wants to be told."""
-        return frozenset(self._horizons)
+    def wanted(self) -> Mapping[str, Sequence[Selector]]:
+        """Names of series that it wants to be told, and which of them."""
+        return self._selectors
 
     def __len__(self) -> int:
         return self._count
@@ -144,6 +147,8 @@ class Book:
             series = known.get(sample.labels)
             if series is not None:
                 series.take(sample.value, now)
+            elif not any(_is_meant(sample.labels, selector) for selector in self._selectors[sample.name]):
+                continue
             elif self._count < MAX_SERIES:
                 known[sample.labels] = self._new(sample, now)
                 self._count += 1

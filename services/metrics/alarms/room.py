@@ -64,8 +64,8 @@ class Alarms:
 
     async def checks(self) -> tuple[Check, ...]:
         """Without a DATABASE_URL everything is forgotten at a restart, and nobody complains."""
-        told = tuple(way.check() for way in self._ways)
-        return told if self._url is None else (self._keeper.check(), *told)
+        memory = () if self._url is None else (self._keeper.check(),)
+        return (*memory, self.watch.check(), *(way.check() for way in self._ways))
 
     async def _remember(self) -> None:
         try:

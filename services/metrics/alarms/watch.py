@@ -15,6 +15,7 @@ from services.metrics.alerts.evaluating import labels
 from shared import errors
 from shared.api import alerts as api
 from shared.api.auth import Principal
+from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.rpc import Call, serves
 from shared.telemetry import logs
@@ -52,7 +53,7 @@ class Watch:
         """Once."""
         text = await self._text()
         now = self._clock()
-        self.book.take(samples.read(text, self.book.names), now)
+        self.book.take(samples.read(text, self.book.wanted), now)
         news = self.desk.look(self.book, now)
         self.changed.set()
         for alarm in news.began:
@@ -61,6 +62,12 @@ class Watch:
             _log.info("alert is over", name=alarm.rule.name, about=dict(alarm.labels))
         if news:
             self._tell(news)
+
+    def check(self) -> Check:
+        """Whether the rules see everything that they look at."""
+        lost = self.book.left_out
+        detail = f"{lost} series found no room, so an alert about them would not be seen" if lost else ""
+        return Check("alert rules", ok=not lost, detail=detail, needed=False)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from services.metrics.alerts.expressions import (
 from services.metrics.alerts.rule import Board, Rule, Severity, Unit
 from shared import errors
 from shared.telemetry import instruments
+from shared.types import SERVICE_NAMES, Role
 
 #: With fewer calls within five minutes, one slow or failed one would be an alert.
 _LEAST_CALLS = 20
@@ -30,8 +31,10 @@ QUEUE_IS_LONG = 100
 #: How a call ends that its caller is not to blame for. Web gives the code that stands for the status.
 OUR_FAULT = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
 
-#: Calls that run no model. What web passes on to the gateway is measured there.
-_PLAIN_CALLS = Selector(instruments.REQUEST_DURATION, (("model", ("",)),), (("method", ("passthrough",)),))
+#: Calls that run no model. What web passes on to the gateway is measured there; what workers are asked besides, nobody waits for.
+_PLAIN_CALLS = Selector(
+    instruments.REQUEST_DURATION, (("model", ("",)),), (("method", ("passthrough",)), ("service", (SERVICE_NAMES[Role.WORKER],)))
+)
 _PLAIN_CALLS_COUNT = replace(_PLAIN_CALLS, suffix=COUNT)
 
 RULES = (

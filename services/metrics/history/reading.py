@@ -6,8 +6,9 @@ show as a gap and not as nothing done. So it is for all nodes when this service 
 """
 
 import math
+import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, TypeAlias
@@ -71,13 +72,14 @@ class Reader:
 
     def __init__(self) -> None:
         self._places: dict[str, _Place | None] = {}
+        self._texts: dict[str, str] = {}
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._names: dict[Names, Names] = {}
 
     def read(self, text: str, at: datetime) -> Look:
         """``text`` is in the format 0.0.4, as ``prometheus.render`` writes it."""
         if len(self._places) > _MAX_HEADS:
-            self._places = {}
+            self._places, self._texts = {}, {}
         found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
         counters: dict[tuple[str, str], dict[str, float]] = {}
         crowded = 0
@@ -112,7 +114,9 @@ class Reader:
             order, one = known
             name, labels = kept.name_of(one, parsed.labels), parsed.labels
             if name is not None and labels.get("service") and labels.get("node"):
-                place = _Place(labels["service"], labels["node"], name, order, kept.is_counter(one.name))
+                # The same few texts come with thousands of series.
+                service, node, name = (self._texts.setdefault(text, text) for text in (labels["service"], labels["node"], name))
+                place = _Place(service, node, name, order, kept.is_counter(one.name))
         self._places[head] = place
         return place
 
@@ -137,15 +141,33 @@ class Reader:
             self._names = {}
 
 
-def _lines(text: str) -> list[str]:
-    """Those of the families that are kept."""
-    lines: list[str] = []
-    for family in ("\n" + text).split("\n# HELP ")[1:]:
-        if family.partition(" ")[0] in _FAMILIES:
-            lines += [line for line in family.split("\n")[2:] if line]
-    return lines
+def _lines(text: str) -> Iterator[str]:
+    """Those of the families that are kept, but for buckets that are not. One family at a time: all are many megabytes."""
+    end = -1
+    while end < len(text):
+        begin = end + 1
+        end = text.find(_NEXT_FAMILY, begin)
+        if end < 0:
+            end = len(text)
+        found = _FAMILY.match(text, begin, end)
+        if found is None or (unkept := _UNKEPT.get(found[1])) is None:
+            continue
+        for line in text[begin:end].split("\n")[2:]:
+            if line and not unkept(line):
+                yield line
 
 
+def _unkept(name: str) -> Callable[[str], bool]:
+    """Of an instrument: whether a line is a bucket that no history has. Looked at before the line is taken apart: most are."""
+    bounds = tuple(f'le="{bound}"' for one in kept.ALL if one.instrument.name == name for bound in one.bounds)
+    empty = tuple(f'{before}{label}=""' for one in kept.ALL if one.instrument.name == name for label in one.filled for before in "{,")
+    bucket = f"{name}_bucket{{"
+    return lambda line: line.startswith(bucket) and (any(label in line for label in empty) or not any(bound in line for bound in bounds))
+
+
+_NEXT_FAMILY: Final = "\n# HELP "
+_FAMILY: Final = re.compile(r"# HELP (\S+)")
+#: By the name of an instrument that is kept.
+_UNKEPT: Final = {name: _unkept(name) for name in {one.instrument.name for one in kept.ALL}}
 #: Said of a node by ourselves: it may have said nothing.
 _NODE_UP: Final = instruments.NODE_UP.name
-_FAMILIES: Final = frozenset(one.instrument.name for one in kept.ALL)

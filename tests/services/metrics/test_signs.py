@@ -27,7 +27,7 @@ class Mesh:
         told = [prometheus.Source(self.worker.render(), {"service": "inference", "node": WORKER[:12]})]
         if gateway_is_there:
             told.append(prometheus.Source(self.gateway.render(), {"service": "gateway", "node": "UG"}))
-        self.reader.take(samples.read(prometheus.render(prometheus.merge(told)), signs.SERIES), self.now)
+        self.reader.take(samples.read(prometheus.render(prometheus.merge(told)), dict.fromkeys(signs.SERIES, ())), self.now)
         return self.reader.signs(self.now)
 
 

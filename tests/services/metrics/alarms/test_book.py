@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.metrics.alarms import book
+from services.metrics.alarms import book, samples
 from services.metrics.alarms.book import Book, Sample
 from services.metrics.alerts import rules
 from services.metrics.alerts.evaluating import labels
@@ -66,7 +66,7 @@ def test_what_is_gone_is_no_part_of_the_present() -> None:
     assert made.latest(QUEUE) == {here.labels: 3}
     made.take([], 15.0)
     assert made.latest(QUEUE) == {}
-    assert len(made) == 3
+    assert len(made) == 2, "what no rule means is not kept"
     made.take([], 700.0)
     assert len(made) == 0
 
@@ -78,7 +78,33 @@ def test_series_beyond_the_bound_are_left_out_and_counted() -> None:
     assert (len(made), made.left_out) == (book.MAX_SERIES, 7)
 
 
+def test_what_no_rule_means_takes_no_room() -> None:
+    made = Book(rules.ALL)
+    calls = (instruments.REQUEST_DURATION.name + "_bucket", instruments.TTFT_SECONDS.name + "_bucket")
+    of_workers = [
+        Sample(name, labels(service="inference", node=str(number), model="", le="1.0"), 1.0) for name in calls for number in range(9)
+    ]
+    made.take([*of_workers, Sample(calls[0], labels(service="auth", method="x", model="", le="1.0"), 1.0)], 0.0)
+    assert (len(made), made.left_out) == (1, 0)
+
+
+def test_a_mesh_of_200_workers_finds_room() -> None:
+    text = (
+        "".join(
+            f'{name}{{service="inference",node="n{node}",model="m{model}",le="{bound}"}} 1\n'
+            for name in (instruments.REQUEST_DURATION.name + "_bucket", instruments.TTFT_SECONDS.name + "_bucket")
+            for node in range(200)
+            for model in ("", 1, 2, 3)
+            for bound in instruments.TTFT_SECONDS.buckets
+        )
+        + f'{instruments.LEDGER_DRIFT.name}{{service="gateway",node="g"}} 3\n'
+    )
+    made = Book(rules.ALL)
+    made.take(samples.read(text, made.wanted), 0.0)
+    assert (len(made), made.left_out) == (1, 0)
+
+
 def test_it_wants_what_the_rules_look_at() -> None:
-    names = Book(rules.ALL).names
+    names = Book(rules.ALL).wanted
     assert instruments.LEDGER_DRIFT.name in names
     assert instruments.BUILD_INFO.name not in names

@@ -197,7 +197,7 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
     for seconds in [300.0] * (94 * 12) + [15.0] * 480:
         mesh.work(seconds)
         await history.look()
-        throughout.take(samples.read(await mesh.text(), throughout.names), mesh.now.timestamp())
+        throughout.take(samples.read(await mesh.text(), throughout.wanted), mesh.now.timestamp())
     await history.keep(store.history)
     mesh.now += timedelta(seconds=1)
 

@@ -7,15 +7,17 @@ from typing import cast
 
 import pytest
 
-from services.metrics.alarms import samples, webhook
+from services.metrics.alarms import book, samples, webhook
 from services.metrics.alarms.book import Sample
 from services.metrics.alarms.desk import News
 from services.metrics.alarms.watch import Watch
 from services.metrics.alarms.webhook import Webhook
 from services.metrics.alerts.evaluating import labels
+from services.metrics.alerts.expressions import Selector
 from shared import errors
 from shared.api import alerts as api
 from shared.rpc import Call
+from shared.telemetry import instruments
 from tests.services.metrics.alarms.chat import Chat
 from tests.services.web.servers import serving
 from tests.testnet import until
@@ -122,13 +124,38 @@ async def test_what_there_is_not_is_said(mesh: Mesh) -> None:
         await mesh.watch().end_silence(api.EndSilence("nothing"), CALL)
 
 
+async def test_what_finds_no_room_is_said(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = mesh.watch()
+    await watch.look()
+    assert watch.check().ok
+    monkeypatch.setattr(book, "MAX_SERIES", 5)
+    mesh.text = DRIFTING
+    await watch.look()
+    assert (watch.check().ok, watch.check().needed, "1 series found no room" in watch.check().detail) == (False, False, True)
+
+
 def test_samples_are_those_that_are_asked_for() -> None:
     text = '# HELP a b\na{x="1",y=""} 5\na 7\nab 9\nb{x="q\\"\\\\ \\n"} +Inf\nb{x="q\\"\\\\ \\n"} 2.5e3\nc NaN\n'
-    assert list(samples.read(text, {"a", "b", "c"})) == [
+    assert list(samples.read(text, {"a": (), "b": (), "c": ()})) == [
         Sample("a", labels(x="1"), 5),
         Sample("a", (), 7),
         Sample("b", labels(x='q"\\ \n'), 2500),
     ]
+
+
+def test_what_no_selector_means_is_passed_over_before_it_is_taken_apart() -> None:
+    selector = Selector(instruments.REQUESTS, (("service", ("auth", 'a"b')), ("model", ("",))), (("method", ("x",)),))
+    name = selector.name
+    lines = (
+        f'{name}{{service="auth",method="y"}} 1',
+        f'{name}{{service="auth",method="y",model=""}} 2',
+        f'{name}{{method="x",service="auth"}} 3',
+        f'{name}{{service="auth",method="x"}} 3',
+        f'{name}{{service="web",method="y"}} 4',
+        f'{name}{{service="a\\"b"}} 5',
+        f'{name}{{service="auth",xmethod="x"}} 6',
+    )
+    assert [sample.value for sample in samples.read("\n".join(lines), {name: (selector,)})] == [1, 2, 5, 6]
 
 
 # --- the webhook -------------------------------------------------------------------------------------------------------
