@@ -96,6 +96,12 @@ async def _scrape(http: httpx.AsyncClient) -> tuple[float, int]:
     return took, sum(line.startswith("ai_platform_build_info{") and 'service="inference"' in line for line in text.splitlines())
 
 
+def _processor_ms(pid: int) -> float:
+    """What it has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
 async def measure(pid: int, port: int, nats: str, key_files: list[Path], minutes: float) -> list[report.Row]:
     count = len(key_files)
     async with workers(nats, key_files), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
@@ -105,10 +111,12 @@ async def measure(pid: int, port: int, nats: str, key_files: list[Path], minutes
             assert time.monotonic() < give_up_at, f"only {seen} of {count} workers answer"
             await asyncio.sleep(1)
             seen = (await _scrape(http))[1]
-        took, held, ends_at = list[float](), list[float](), time.monotonic() + minutes * 60
+        took, worked, held, ends_at = list[float](), list[float](), list[float](), time.monotonic() + minutes * 60
         while time.monotonic() < ends_at:
             await asyncio.sleep(EVERY_SECONDS)
+            before = _processor_ms(pid)
             milliseconds, seen = await _scrape(http)
+            worked.append(_processor_ms(pid) - before)
             assert seen == count, f"{seen} of {count} workers answered"
             took.append(milliseconds)
             held.append(resident_mib(pid))
@@ -116,6 +124,7 @@ async def measure(pid: int, port: int, nats: str, key_files: list[Path], minutes
     return [
         report.alone(f"a scrape, {what}: median", statistics.median(took), "ms", at_most=300),
         report.alone(f"a scrape, {what}: slowest", max(took), "ms"),
+        report.alone(f"a scrape, {what}: processor time of the metrics service, median", statistics.median(worked), "ms", at_most=300),
         report.alone(f"memory of the metrics service, {what}: most", max(held), "MiB", at_most=200),
     ]
 
