@@ -4,6 +4,7 @@
 the servers themselves, for tests that kill them.
 """
 
+import gc
 import logging
 import sys
 import tempfile
@@ -22,6 +23,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         crash = getattr(report.longrepr, "reprcrash", None)
         why = str(crash.message if crash is not None else report.longrepr)[:4000]
         print(f"\n{report.when} of {report.nodeid} failed: {why}", file=sys.__stderr__, flush=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pauses() -> Iterator[None]:
+    """Sweeps between modules, not within a test: with thousands of tests loaded, a sweep of everything takes seconds.
+
+    A pause of seconds is longer than the deadlines that tests hold clients and servers to.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
 
 
 @pytest.fixture(autouse=True)

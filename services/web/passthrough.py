@@ -18,7 +18,9 @@ from services.web import problems
 from services.web.headers import Header
 from shared import context, errors
 
-CONNECT_SECONDS = 2.0
+CONNECT_SECONDS = 3.0
+#: A connection that did not come about is tried once more: nothing has been sent, and this program may have been the slow one.
+CONNECT_RETRIES = 1
 #: Longest silence of the gateway; a queued request hears from it sooner than that.
 READ_IDLE_SECONDS = 120.0
 #: A peer that takes or sends nothing for this long has stopped, on either side.
@@ -99,7 +101,8 @@ class Passthrough:
         limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=KEEPALIVE_SECONDS)
         timeout = httpx.Timeout(READ_IDLE_SECONDS, connect=CONNECT_SECONDS, write=STALLED_SECONDS, pool=CONNECT_SECONDS)
         # trust_env=False: HTTP_PROXY is for the outside, and the gateway is inside.
-        async with httpx.AsyncClient(verify=verify, limits=limits, timeout=timeout, trust_env=False) as client:
+        transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=CONNECT_RETRIES, trust_env=False)
+        async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
             yield cls(client, gateway_url)
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -221,3 +222,18 @@ async def test_many_at_once(client: httpx.AsyncClient, upstream: Upstream) -> No
     answers = await asyncio.gather(*(client.post("/v1/x", content=body) for body in bodies))
     assert [answer.content for answer in answers] == bodies
     assert len(upstream.seen) == 50
+
+
+async def test_a_connection_that_fails_once_is_tried_again(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    connect, failures = loop.create_connection, [OSError("out of luck")]
+
+    async def failing_once(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await connect(*args, **options)
+
+    async with serving(upstream) as url, passthrough.Passthrough.open(url) as gateway:
+        monkeypatch.setattr(loop, "create_connection", failing_once)
+        assert await gateway.healthy() == f"{url}/healthz answers 201"
+    assert failures == []

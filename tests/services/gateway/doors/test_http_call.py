@@ -299,7 +299,7 @@ async def test_a_body_that_trickles_is_a_400_in_time(
         await asyncio.sleep(0.002)
         return {"type": "http.request", "body": b" ", "more_body": True}
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         await house.app()(reader.scope, trickling, reader.send)
     assert reader.sent[0]["status"] == 400
     assert "did not arrive" in reader.text

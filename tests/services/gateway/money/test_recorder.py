@@ -56,7 +56,7 @@ async def test_rows_wait_on_disk_while_the_store_is_away() -> None:
         while not store.writes:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await asyncio.sleep(0)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             records.reserve()
             await records.written(records.add(row()))
         assert not first.written.is_set()
@@ -119,7 +119,7 @@ async def test_a_store_that_is_slow_costs_a_request_a_quarter_of_a_second() -> N
     async with recorder(store, journal).running() as records:
         records.reserve()
         pending = records.add(row())
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await records.written(pending)
         assert (pending.in_journal, pending.written.is_set()) == (True, False)
         store.stalled.set()
