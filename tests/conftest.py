@@ -26,14 +26,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_pauses() -> Iterator[None]:
+def _no_pauses() -> None:
     """Sweeps between modules, not within a test: with thousands of tests loaded, a sweep of everything takes seconds.
 
     A pause of seconds is longer than the deadlines that tests hold clients and servers to.
     """
     gc.collect()
     gc.freeze()
-    yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway import admission, served_models
+from services.gateway import admission, node_rows, served_models
 from services.gateway.callers import Callers
 from services.gateway.doors.http_app import HttpApp
 from services.gateway.doors.reference import Reference
@@ -31,7 +31,7 @@ from services.gateway.once import Again, Once
 from services.gateway.openai.embeddings import OpenAiEmbeddings
 from services.gateway.openai.http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.placing import dispatch, policy, routing, strikes
+from services.gateway.placing import dispatch, policy, routing
 from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
 from services.gateway.relaying import receipts
@@ -54,7 +54,7 @@ from shared import access, context, errors
 from shared.access import Permission
 from shared.api import auth, embedding, gateway
 from shared.api import ledger as ledgers
-from shared.api.gateway import Check, NodeRow
+from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage import UserUsage
 from shared.cache import Cache
@@ -63,8 +63,7 @@ from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.rpc.gate import Gate, Visitor
 from shared.rpc.telling import Telling
-from shared.telemetry.metrics import version
-from shared.types import SERVICE_NAMES, Credential, ModelName, Role, TenantId, UserId
+from shared.types import Credential, ModelName, Role, TenantId, UserId
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,32 +279,7 @@ class GatewayService:
 
     @serves(gateway.list_nodes)
     async def list_nodes(self, _request: gateway.ListNodes, call: Call) -> gateway.NodeRows:
-        rows = [self._own_row(), *(self._row(entry) for entry in self._node.directory.entries())]
-        return gateway.NodeRows(tuple(sorted(rows, key=lambda row: (row.role, row.id))))
-
-    def _own_row(self) -> NodeRow:
-        """A node does not hear itself, so the directory has everybody else."""
-        return NodeRow(
-            id=self._node.id,
-            role=self.role,
-            service=SERVICE_NAMES[self.role],
-            path="self",
-            alive=True,
-            refused=False,
-            usable=True,
-            why_not="",
-            models=(),
-            since=self._node.started_at,
-            version=version(),
-            running=self._dispatch.in_flight,
-            queued=0,
-            slots=0,
-        )
-
-    def _row(self, entry: Entry) -> NodeRow:
-        seconds = self._node.roads.round_trip_seconds(entry.node)
-        left = self._dispatch.knowledge.strikes.seconds_left(entry.node, self._dispatch.clock())
-        return _node_row(entry, None if seconds is None else round(seconds * 1000, 3), strikes.why_not(left))
+        return gateway.NodeRows(node_rows.of_mesh(self._node, self._dispatch))
 
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
         """What there is for this caller; for somebody who says no name, what everybody may use."""
@@ -397,25 +371,3 @@ def _responses(settings: GatewaySettings, node: Node, cache: Cache, takes: Takes
         most_seconds=settings.request_timeout_seconds,
     )
     return ResponseCache(cache, takes, node.metrics, bounds, secret=settings.prompt_hash_secret)
-
-
-def _node_row(entry: Entry, round_trip_ms: float | None, quarantined: str = "") -> NodeRow:
-    said = entry.announcement
-    return NodeRow(
-        id=entry.node,
-        role=entry.role,
-        service=SERVICE_NAMES.get(entry.role, entry.role.value),
-        path=entry.path,
-        alive=entry.alive,
-        refused=entry.refused,
-        usable=not (entry.why_not or quarantined),
-        why_not=entry.why_not or quarantined,
-        models=tuple(offer.name for offer in said.models),
-        since=entry.since,
-        version=said.version,
-        running=said.load.running,
-        queued=said.load.queued,
-        slots=said.load.slots,
-        round_trip_ms=round_trip_ms,
-        labels=said.labels,
-    )
