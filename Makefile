@@ -6,6 +6,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 #: Narrows a test run: make test TESTS=tests/cli
 TESTS ?=
+#: Tests that break whole stacks, move machines between networks or look at the clock: one at a time, with nothing beside them.
+ALONE := tests/acceptance tests/chaos tests/integration tests/nat tests/outages
+#: All others, several at once: most of their time they wait for a server.
+AT_ONCE := 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev up down status test check chaos storm bench docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
@@ -36,8 +40,15 @@ status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
 test: setup-dev ## run every test, with servers of its own
-	@$(if $(TESTS),,$(PYTHON) tools/setup.py system)
+ifeq ($(TESTS),)
+	@$(PYTHON) tools/setup.py system
+	@failed=0; \
+	$(BIN)/python -m pytest --numprocesses $(AT_ONCE) --dist loadfile $(ALONE:%=--ignore=%) || failed=1; \
+	$(BIN)/python -m pytest $(ALONE) || failed=1; \
+	exit $$failed
+else
 	@$(BIN)/python -m pytest $(TESTS)
+endif
 
 check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
 	@$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ the servers themselves, for tests that kill them.
 
 import gc
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tests.testnet import NatsServer
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Say at once what failed: a run takes long, and its summary comes when all is over."""
-    if report.failed:
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         crash = getattr(report.longrepr, "reprcrash", None)
         why = str(crash.message if crash is not None else report.longrepr)[:4000]
         print(f"\n{report.when} of {report.nodeid} failed: {why}", file=sys.__stderr__, flush=True)
