@@ -12,19 +12,23 @@ reads the same answer.
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Generic
 
 from services.gateway.admission import BadField
 from services.gateway.limiting.limits import Tightest
 from services.gateway.pipeline import Pipeline
 from services.gateway.repeats import cache_keys
-from services.gateway.repeats.idempotency import About, Idempotency
-from services.gateway.repeats.idempotency_keys import FIELD, Asked
+from services.gateway.repeats.idempotency import Idempotency
+from services.gateway.repeats.idempotency_keys import FIELD, Asked, End
+from services.gateway.repeats.repeat import About
+from services.gateway.repeats.take import Piece
 from services.gateway.repeats.takes import Take
 from services.gateway.running import Running
 from shared import context
 from shared.api.auth import Principal
+from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.api.inference import Chunk
 from shared.types import ModelName, RequestId
@@ -37,20 +41,22 @@ class Again:
     key: str | None = None
     #: What its caller has lost of the answer.
     rest: Rest | None = None
+    #: As ``Asked.together``.
+    together: bytes = b""
 
 
 #: A request that is asked once.
 NEVER = Again()
 
 
-class Answer:
+class Answer(Generic[Piece, End]):
     """Iterate it for its numbered chunks; with the number 0 what it waits for. ``result`` is there when the block of ``run`` is left."""
 
     def __init__(
         self,
         about: About,
-        chunks: AsyncIterator[tuple[int, Chunk]],
-        result: Callable[[], InferenceResult],
+        chunks: AsyncIterator[tuple[int, Piece]],
+        result: Callable[[], End],
         *,
         allowance: Tightest | None = None,
         clamped_to: int | None = None,
@@ -66,7 +72,7 @@ class Answer:
         #: It is the answer of another call.
         self.is_repeat = is_repeat
 
-    def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
+    def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         return self._chunks
 
     @property
@@ -84,7 +90,7 @@ class Answer:
         return self._about.began_at
 
     @property
-    def result(self) -> InferenceResult:
+    def result(self) -> End:
         return self._result()
 
 
@@ -106,19 +112,19 @@ class Once:
         whole: bool = False,
         cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
         streamed: bool = True,
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[Answer[Chunk, InferenceResult]]:
         """What is behind ``again.rest``, or the ``whole`` of the answer; in chunks of some tokens where it is not ``streamed`` and
         nobody can ask for it again, whose chunks are counted. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
         if again.key is not None:
-            asked = _asked(principal, request, again.key, again.rest)
-            async with self._under_key(principal, asked, seconds=seconds, whole=whole, cache=cache) as answer:
+            asked = replace(asked_under(again.key, principal, request, rest=again.rest), together=again.together)
+            async with self._under_key(principal, request, asked, seconds=seconds, whole=whole, cache=cache) as answer:
                 yield answer
             return
         if again.rest is not None:
             raise BadField("Last-Event-ID", f"goes with the {FIELD} that the request had; without one an answer ends with its stream")
         async with (
             self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed) as running,
-            aclosing(_numbered(running)) as chunks,
+            aclosing(numbered(running)) as chunks,
         ):
             yield Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
 
@@ -128,12 +134,12 @@ class Once:
 
     @asynccontextmanager
     async def _under_key(
-        self, principal: Principal, asked: Asked, *, seconds: float, whole: bool, cache: cache_keys.Asked
-    ) -> AsyncIterator[Answer]:
-        async def produce(take: Take[Running, InferenceResult], seed: int) -> InferenceResult:
+        self, principal: Principal, request: InferenceRequest, asked: Asked, *, seconds: float, whole: bool, cache: cache_keys.Asked
+    ) -> AsyncIterator[Answer[Chunk, InferenceResult]]:
+        async def produce(take: Take[Running, Chunk, InferenceResult], seed: int) -> InferenceResult:
             # As long as there is: whoever reads it has a deadline of its own.
             left = self._idempotency.most_seconds
-            async with self._pipeline.run(principal, asked.request, seconds=left, drawn_seed=seed, cache=cache) as running:
+            async with self._pipeline.run(principal, request, seconds=left, drawn_seed=seed, cache=cache) as running:
                 take.tell(running)
                 async for chunk in running:
                     await take.add(chunk)
@@ -148,7 +154,8 @@ class Once:
                 yield Answer(about, repeat, lambda: repeat.result, is_repeat=not ours)
 
 
-def _asked(principal: Principal, request: InferenceRequest, key: str, rest: Rest | None) -> Asked:
+def asked_under(key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, *, rest: Rest | None = None) -> Asked:
+    """This call, as one that may be a repeat."""
     now = context.current.get() or context.start()
     return Asked(
         owner=principal.tenant_id,
@@ -160,8 +167,9 @@ def _asked(principal: Principal, request: InferenceRequest, key: str, rest: Rest
     )
 
 
-async def _numbered(running: Running) -> AsyncGenerator[tuple[int, Chunk]]:
+async def numbered(chunks: AsyncIterator[Piece]) -> AsyncGenerator[tuple[int, Piece]]:
+    """From 1 on; what only says what the answer waits for has the number 0."""
     number = 0
-    async for chunk in running:
+    async for chunk in chunks:
         number += not chunk.waiting
         yield (0 if chunk.waiting else number), chunk

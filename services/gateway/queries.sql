@@ -295,10 +295,10 @@ ORDER BY log.created_at, log.id
 LIMIT $4;
 
 -- name: rate_request
--- A thumb for a request that this user made for this tenant; a day that is over has to be summed up again.
+-- A thumb for a request that this user made for this tenant, and of whose answer something came; a day that is over has to be summed up again.
 WITH rated AS (
     SELECT id, tenant_id, user_id, model_used, created_at FROM request_logs
-    WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND model_used IS NOT NULL
+    WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND model_used IS NOT NULL AND (status = 'success' OR completion_tokens > 0)
 ),
 late AS (
     INSERT INTO usage_rolls (day)

@@ -19,6 +19,7 @@ from services.gateway.doors.rest_accounts import RestAccounts
 from services.gateway.doors.rest_inference import RestInference
 from services.gateway.doors.rest_usage import RestUsage
 from services.gateway.embeddings import Embeddings
+from services.gateway.embeddings_once import EmbeddingsOnce
 from services.gateway.limiting import limits
 from services.gateway.limiting.quotas import Quotas, Rules
 from services.gateway.model_orders import ModelOrders
@@ -63,7 +64,7 @@ from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.rpc.gate import Gate, Visitor
 from shared.rpc.telling import Telling
-from shared.types import Credential, ModelName, Role, TenantId, UserId
+from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserId
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class GatewayService:
         self._idempotency = opened.idempotency
         self.reports = opened.reports
         self._once = Once(self._pipeline, opened.idempotency)
-        self._embeddings = Embeddings(self._pipeline, parts)
+        self._embeddings = EmbeddingsOnce(Embeddings(self._pipeline, parts), opened.idempotency)
         self._http = self._http_app()
 
     @classmethod
@@ -231,9 +232,11 @@ class GatewayService:
         again = Again(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.Asked.OFF if request.fresh else cache_keys.Asked.NOTHING
         async with self._once.run(principal, request.request, seconds=seconds, again=again, cache=cache) as answer:
+            untold: RequestId | None = answer.request_id
             async for number, chunk in answer:
-                said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number)
+                said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number, untold)
                 await stream.send(said)
+                untold = None
         return answer.result
 
     @serves(gateway.cancel_inference)
@@ -246,10 +249,10 @@ class GatewayService:
         context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
-        async with self._embeddings.run(principal, request.request, seconds=seconds) as running:
-            async for vectors in running:
+        async with self._embeddings.run(principal, request.request, seconds=seconds, key=request.idempotency_key) as answer:
+            async for _, vectors in answer:
                 await stream.send(vectors)
-        return running.result
+        return answer.result
 
     # --- what there is ------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,8 @@ class UsageReports:
         return Nothing()
 
     async def rate(self, caller: Principal, request: RequestId, rating: int) -> None:
-        """Raises NotFound for a request that is not the caller's, or has no answer."""
+        """Also for an answer that the caller stopped. Raises NotFound for a request that is not the caller's, or of whose answer nothing
+        came."""
         if rating == 0:
             await self._store.unrate(caller.tenant_id, caller.user_id, request)
         elif not await self._store.rate(caller.tenant_id, caller.user_id, request, rating):

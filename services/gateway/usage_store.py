@@ -62,7 +62,7 @@ class UsageStore:
         return tuple(_logged(row) for row in found)
 
     async def rate(self, tenant: TenantId, user: UserId, request: RequestId, rating: int) -> bool:
-        """Whether there is such a request of this user."""
+        """Whether there is such a request of this user, with an answer or a part of one."""
         async with self._database.bound(tenant) as transaction:
             return bool(await transaction.run("rate_request", request, tenant, user, rating))
 

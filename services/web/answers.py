@@ -26,10 +26,15 @@ MOST = 200
 MOST_OF_ONE = 4
 
 
+class Began(msgspec.Struct, frozen=True):
+    """Something of an answer came: from now on it can be rated, and found in the log, also when it is stopped."""
+
+    request_id: RequestId
+
+
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an answer took, as the page shows it."""
 
-    #: By which it can be rated, and found in the log.
     request_id: RequestId
     prompt_tokens: int
     completion_tokens: int
@@ -85,6 +90,9 @@ async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: Abstra
         with room:
             async with asking.ask(asked, seconds=_SECONDS, lost=lambda _began: None) as answer:
                 async for chunk in answer:
+                    # Again where another gateway has gone on with it, under an id of its own.
+                    if chunk.request_id is not None:
+                        yield event("began", Began(chunk.request_id))
                     if chunk.waiting:
                         yield event("waiting", {"message": chunk.waiting})
                     if chunk.text:

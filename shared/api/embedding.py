@@ -52,6 +52,8 @@ class RequestEmbeddings(Body, frozen=True):
     request: EmbeddingRequest
     #: Without it the credential of the call itself counts.
     auth: Auth = Auth()
+    #: Chosen by the caller: the same request under the same key again is answered once and paid once.
+    idempotency_key: str | None = None
 
     def own_credential(self) -> Credential | None:
         return self.auth.api_key

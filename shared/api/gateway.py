@@ -68,6 +68,8 @@ class InferenceChunk(Body, frozen=True):
     waiting: str = ""
     #: Its number, from 1 on without a gap; 0 for what only says what the answer waits for.
     sequence: int = 0
+    #: In the first one that a call brings: who reads no further than this can still name the answer.
+    request_id: RequestId | None = None
 
 
 class InferenceResult(Body, frozen=True, omit_defaults=False):

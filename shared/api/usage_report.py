@@ -113,7 +113,8 @@ class ExportRequests(Body, frozen=True):
 
 
 class GiveFeedback(Body, frozen=True):
-    """A thumb for one's own request; another one later takes its place, 0 takes it back."""
+    """A thumb for one's own request that has an answer, or the part of one until it was stopped; another thumb later takes its place, 0
+    takes it back."""
 
     request_id: RequestId
     rating: Annotated[int, msgspec.Meta(ge=-1, le=1)]

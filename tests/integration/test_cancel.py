@@ -98,6 +98,23 @@ async def test_the_slot_is_free_at_once(stack: RunningStack, desk: Desk, way: st
     assert statistics.median(seconds) <= FREE_WITHIN_SECONDS
 
 
+async def test_an_answer_that_was_stopped_can_be_rated_by_who_asked_for_it(stack: RunningStack, ann: Person, bob: Person) -> None:
+    async with stack.http(ann.key.secret) as http:
+        async with http.stream("POST", "/v1/chat/completions", json=asking.chat_body(LONG, stream=True)) as answer:
+            thumb = {"request_id": answer.headers["x-request-id"], "rating": -1}
+            await anext(line async for line in answer.aiter_lines() if '"content":"word' in line)
+
+        async def is_taken() -> bool:
+            return (await http.post("/api/feedback", json=thumb)).status_code == 200
+
+        await until(is_taken, what="its row is written")
+        (logged,) = (await http.get("/api/requests")).json()["requests"]
+    assert (logged["id"], logged["status"], logged["rating"]) == (thumb["request_id"], "cancelled", -1)
+    assert logged["completion_tokens"] > 0
+    async with stack.http(bob.key.secret) as http:
+        asking.problem(await http.post("/api/feedback", json=thumb), 404, "not_found")
+
+
 async def _free(busy: Callable[[], Awaitable[float]], asked: "asyncio.Task[float]") -> float:
     """When the worker was first seen without work. The caller's own end is not waited for."""
     async with asyncio.timeout(10):

@@ -1,5 +1,6 @@
 """OpenAI's own Python client against a whole stack, at the gateway's address and at the one for everything."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import openai
@@ -143,3 +144,21 @@ async def test_vectors_of_texts_in_both_encodings(client: openai.AsyncOpenAI) ->
     assert nearness(cat, kitten) > nearness(cat, markets)
     with pytest.raises(openai.BadRequestError, match=r"input\[1\] has \d+ tokens; this model takes 2048"):
         await client.embeddings.create(model="smollm2", input=["short", "word " * 5000])
+
+
+async def test_vectors_under_a_key_are_made_and_paid_once(client: openai.AsyncOpenAI, stack: RunningStack, ann: Person) -> None:
+    async def ask(*texts: str) -> list[list[float]]:
+        answer = await client.embeddings.create(model="smollm2", input=list(texts), extra_headers={"Idempotency-Key": "chapter 1"})
+        return [one.embedding for one in answer.data]
+
+    first = await ask("one", "two")
+    for again in [await ask("one", "two"), *await asyncio.gather(*(ask("one", "two") for _ in range(10)))]:
+        assert again == first
+    with pytest.raises(openai.ConflictError):
+        await ask("one", "three")
+    async with stack.database("gateway") as database:
+        rows = await database.fetch("SELECT id, status, cost_micro FROM request_logs WHERE user_id = $1", ann.id)
+        paid = await database.fetch("SELECT transfer, amount_micro FROM entries WHERE owner = $1 AND account = 'revenue'", ann.id)
+    (row,) = rows
+    assert (row["status"], row["cost_micro"] > 0) == ("success", True)
+    assert [(entry["transfer"], entry["amount_micro"]) for entry in paid] == [(row["id"], row["cost_micro"])]

@@ -8,7 +8,10 @@ from services.gateway.doors.forms import About, Form
 from services.gateway.doors.http_call import HttpCall
 from services.gateway.doors.http_errors import Headers
 from services.gateway.once import Again, Answer, Once
-from shared.api.gateway import InferenceRequest
+from services.gateway.repeats.idempotency_keys import End
+from services.gateway.repeats.take import Piece
+from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.inference import Chunk
 from shared.telemetry.metrics import version
 from shared.types import ModelName
 
@@ -34,14 +37,14 @@ def again_of(call: HttpCall) -> Again:
     return Again(key=call.idempotency_key, rest=None if event_id is None else event_ids.read(event_id))
 
 
-async def hand_on(call: HttpCall, said: Answer, form: Form, *, stream: bool, after: int = 0, with_ids: bool = True) -> None:
+async def hand_on(
+    call: HttpCall, said: Answer[Chunk, InferenceResult], form: Form, *, stream: bool, after: int = 0, with_ids: bool = True
+) -> None:
     """All but the end. Of a stream that the caller knows up to chunk ``after``, what is behind that.
 
     Nothing is sent before the first text, or the first word of what it waits for: until then an error still has a status of its own.
     """
-    if said.allowance is not None:
-        call.add_headers(http_errors.allowance_headers(said.allowance))
-    call.add_headers(_headers(said))
+    call.add_headers(headers(said))
     form.begin(About(said.request_id, said.model, int(said.began_at.timestamp()), _fingerprint(said.model)))
     async for number, chunk in said:
         if not number:
@@ -56,9 +59,9 @@ async def hand_on(call: HttpCall, said: Answer, form: Form, *, stream: bool, aft
                 await call.send_events(events, event_ids.write(said.request_id, number) if with_ids else None)
 
 
-def _headers(said: Answer) -> Headers:
-    """What a caller may want to know before the text."""
-    found: Headers = []
+def headers(said: Answer[Piece, End]) -> Headers:
+    """What a caller may want to know before the answer."""
+    found: Headers = [] if said.allowance is None else http_errors.allowance_headers(said.allowance)
     if said.clamped_to is not None:
         found.append((b"x-budget-clamped", b"%d" % said.clamped_to))
     if said.is_repeat:

@@ -224,7 +224,7 @@ async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_
 
 
 async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
-    if isinstance(error, errors.Cancelled) and not call.started:
+    if isinstance(error, errors.Cancelled) and call.left and not call.started:
         _log.info("client went away")
         return
     try:

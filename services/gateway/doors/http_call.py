@@ -73,6 +73,8 @@ class HttpCall:
         self.principal: Principal | None = None
         self.started = False
         self.ended = False
+        #: Nobody reads any more: its client has gone, or has the whole answer.
+        self.left = False
         self._extra: Headers = []
         #: How a failure is told where events are the answer; None where they are not.
         self._failed: Callable[[ErrorBody], Sequence[Event]] | None = None
@@ -167,6 +169,7 @@ class HttpCall:
                 limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, BODY_SECONDS))
             message = await self._receive()
             if message["type"] == "http.disconnect":
+                self.left = True
                 raise errors.Cancelled("the client went away")
             part = message.get("body", b"")
             size += len(part)
@@ -181,8 +184,8 @@ class HttpCall:
         self._writes.close()
 
     def add_headers(self, extra: Headers) -> None:
-        """Before the answer starts."""
-        self._extra += extra
+        """Before the answer starts. Of one name the last one counts."""
+        self._extra = [*{**dict(self._extra), **dict(extra)}.items()]
 
     async def answer(self, content: msgspec.Struct, *, status: int = 200) -> None:
         await self.answer_bytes(_encode(content), b"application/json", status=status)
@@ -198,7 +201,7 @@ class HttpCall:
             await self.send_events((Event(content),) if self._failed is None else self._failed(content))
             await self.end_events()
             return
-        self._extra += http_errors.headers(error)
+        self.add_headers(http_errors.headers(error))
         await self.answer(content, status=http_errors.status(error))
 
     def expect_events(self, failed: Callable[[ErrorBody], Sequence[Event]]) -> None:
@@ -235,6 +238,7 @@ class HttpCall:
         """Only after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self.left = True
 
     def _token(self, name: bytes, shown: str) -> str | None:
         found = self._headers.get(name)

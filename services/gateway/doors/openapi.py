@@ -47,10 +47,8 @@ _ERRORS: dict[int, tuple[str, Json]] = {
 }
 _OF_EVERYONE, _OF_CALLERS, _OF_BODIES, _OF_MODELS = (503,), (401, 403), (400, 413, 415), (402, 404, 409, 429, 504)
 
-_RUN_HEADERS = (
-    ("Idempotency-Key", "The same request under the same key again is answered once and paid once"),
-    ("Last-Event-ID", "The id of the last event that was seen of a streamed answer: the rest of it comes"),
-)
+_KEY_HEADER = ("Idempotency-Key", "The same request under the same key again is answered once and paid once")
+_REST_HEADER = ("Last-Event-ID", "The id of the last event that was seen of a streamed answer: the rest of it comes")
 #: Method -> a header without which there is no call.
 _NEEDED_HEADERS = {"cancelInference": ("Idempotency-Key", "Which request is meant: the one that was asked for under this key")}
 
@@ -147,8 +145,10 @@ def _parameters(route: Route) -> list[Json]:
         found.append({"name": name.rstrip("}"), "in": "path", "required": True, "schema": {"type": "string"}})
     if route.query is not None:
         found += [_query_parameter(route.query, field) for field in msgspec.structs.fields(route.query)]
+    if _runs(route):
+        found.append(_header(*_KEY_HEADER, required=False))
     if route.streams:
-        found += [_header(name, what, required=False) for name, what in _RUN_HEADERS]
+        found.append(_header(*_REST_HEADER, required=False))
     if (needed := _NEEDED_HEADERS.get(route.method)) is not None:
         found.append(_header(*needed, required=True))
     return found

@@ -7,10 +7,11 @@ from typing import Literal
 import msgspec
 
 from services.gateway.admission import BadField
-from services.gateway.doors import bodies, http_errors
+from services.gateway.doors import answering, bodies
 from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
-from services.gateway.embeddings import NUMBER_BYTES, Embeddings
+from services.gateway.embeddings import NUMBER_BYTES
+from services.gateway.embeddings_once import EmbeddingsOnce
 from shared.api import embedding
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult
 from shared.types import ModelName
@@ -51,8 +52,8 @@ class EmbeddingList(msgspec.Struct, frozen=True):
 class OpenAiEmbeddings:
     """The handler of /v1/embeddings."""
 
-    def __init__(self, embeddings: Embeddings, *, request_seconds: float) -> None:
-        self._embeddings = embeddings
+    def __init__(self, once: EmbeddingsOnce, *, request_seconds: float) -> None:
+        self._once = once
         self._request_seconds = request_seconds
 
     def routes(self) -> tuple[Route, ...]:
@@ -67,12 +68,12 @@ class OpenAiEmbeddings:
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
         found: list[bytes] = []
-        async with self._embeddings.run(call.caller, to_request(body), seconds=self._request_seconds) as running:
-            if running.allowance is not None:
-                call.add_headers(http_errors.allowance_headers(running.allowance))
-            async for vectors in running:
+        asked = self._once.run(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
+        async with asked as said:
+            call.add_headers(answering.headers(said))
+            async for _, vectors in said:
                 found += vectors.vectors
-        await call.answer(answer(body, found, running.result))
+        await call.answer(answer(body, found, said.result))
 
 
 def read(body: bytes) -> EmbeddingBody:

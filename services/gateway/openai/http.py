@@ -76,21 +76,22 @@ class OpenAi:
 
     async def _complete(self, call: HttpCall) -> None:
         asked = openai_completions.read(call.body)
-        *earlier, last = openai_completions.to_requests(asked)
+        requests = openai_completions.to_requests(asked)
         form = CompletionForm(asked)
-        if not earlier:
-            await answering.answer(call, self._once, last, form, stream=asked.stream, seconds=self._request_seconds)
+        if len(requests) == 1:
+            await answering.answer(call, self._once, requests[0], form, stream=asked.stream, seconds=self._request_seconds)
             return
+        *earlier, last = zip(requests, _parts(answering.again_of(call), requests), strict=True)
         ends_at = time.monotonic() + self._request_seconds
-        for number, request in enumerate(earlier):
-            result = await self._complete_one(call, request, number, form, stream=asked.stream, seconds=ends_at - time.monotonic())
+        for request, again in earlier:
+            result = await self._complete_one(call, request, again, form, stream=asked.stream, seconds=ends_at - time.monotonic())
             if asked.stream:
                 await call.send_events(form.end(result))
             else:
                 form.close(result)
             # Each request has a row of its own, under an id of its own.
             context.another()
-        result = await self._complete_one(call, last, len(earlier), form, stream=asked.stream, seconds=ends_at - time.monotonic())
+        result = await self._complete_one(call, *last, form, stream=asked.stream, seconds=ends_at - time.monotonic())
         if asked.stream:
             await call.send_events(form.last_events(result))
             await call.end_events()
@@ -98,18 +99,13 @@ class OpenAi:
             await call.answer(form.whole(result))
 
     async def _complete_one(
-        self, call: HttpCall, request: InferenceRequest, number: int, form: CompletionForm, *, stream: bool, seconds: float
+        self, call: HttpCall, request: InferenceRequest, again: Again, form: CompletionForm, *, stream: bool, seconds: float
     ) -> InferenceResult:
         """One of several prompts. Their events have no ids: a caller who loses the stream asks again under the same key."""
         if stream:
             call.expect_events(form.failed)
-        again = answering.again_of(call)
-        if again.rest is not None:
-            raise BadField("Last-Event-ID", "goes with one prompt; several in one request are told from the beginning")
-        # Each of them is answered once.
-        part = Again(key=None if again.key is None else idempotency_keys.part(again.key, number))
         async with self._once.run(
-            call.caller, request, seconds=seconds, again=part, whole=True, cache=call.cache_wish, streamed=stream
+            call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_wish, streamed=stream
         ) as said:
             await answering.hand_on(call, said, form, stream=stream, with_ids=False)
         return said.result
@@ -127,3 +123,14 @@ class OpenAi:
 
     def _shown(self, model: ServedModel) -> Model:
         return Model(model.name, self._started_at, model.only_embeds)
+
+
+def _parts(again: Again, requests: tuple[InferenceRequest, ...]) -> tuple[Again, ...]:
+    """How each of several prompts is a repeat: each is answered once, and goes with the same others. Raises BadRequest for the rest of a
+    stream."""
+    if again.rest is not None:
+        raise BadField("Last-Event-ID", "goes with one prompt; several in one request are told from the beginning")
+    if again.key is None:
+        return (again,) * len(requests)
+    key, together = again.key, idempotency_keys.digest(requests)
+    return tuple(Again(key=idempotency_keys.part(key, number), together=together) for number in range(len(requests)))

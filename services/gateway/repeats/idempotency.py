@@ -13,21 +13,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import msgspec
 
 from services.gateway.repeats import idempotency_keys, sealed
-from services.gateway.repeats.idempotency_keys import Asked, Found, KeptAnswer, LeftBehind, New, Orphaned, Over, RunningHere, State
+from services.gateway.repeats.idempotency_keys import Asked, End, Found, KeptAnswer, LeftBehind, New, Orphaned, Over, RunningHere, State
 from services.gateway.repeats.idempotency_store import SWEEP_BATCH, IdempotencyStore
+from services.gateway.repeats.repeat import Head, Kept, Repeat
+from services.gateway.repeats.take import Piece
 from services.gateway.repeats.takes import Name, Reader, Take, Takes
 from shared import errors
-from shared.api.gateway import InferenceResult
-from shared.api.inference import Chunk
 from shared.node import lifecycle
 from shared.telemetry import logs
-from shared.types import ModelName, NodeId, RequestId, TenantId
+from shared.types import NodeId, RequestId, TenantId
 
 #: One statement prolongs all leases of a gateway, so it costs little to do so often; and after this time at most a client whose
 #: gateway died goes on elsewhere.
@@ -51,64 +50,8 @@ _CLOCK_SLACK_SECONDS = 0.05
 _log = logs.get(part="idempotency")
 
 
-class About(Protocol):
-    """What is known of a request before its first chunk."""
-
-    @property
-    def request_id(self) -> RequestId: ...
-
-    @property
-    def model(self) -> ModelName | None: ...
-
-    @property
-    def began_at(self) -> datetime: ...
-
-
-Head = TypeVar("Head", bound=About)
 #: Makes the answer with this seed: says the head, then the chunks.
-Produce = Callable[[Take[Head, InferenceResult], int], Awaitable[InferenceResult]]
-
-
-class Repeat(Generic[Head]):
-    """An answer, whether it is made for this call or was made, or is being made, for another. Iterate it for its numbered chunks;
-    with the number 0 what it waits for. ``result`` is there behind them."""
-
-    def __init__(self, source: "Reader[Head, InferenceResult] | _Kept", head: Head | KeptAnswer) -> None:
-        self._source = source
-        #: What ``produce`` told; of an answer from the store, the same three facts.
-        self.head = head
-
-    def __aiter__(self) -> "Repeat[Head]":
-        return self
-
-    async def __anext__(self) -> tuple[int, Chunk]:
-        """Raises what the making of the answer raised, when all that came before it was read."""
-        return await anext(self._source)
-
-    @property
-    def result(self) -> InferenceResult:
-        return self._source.end
-
-
-class _Kept:
-    """Reads an answer from the store."""
-
-    def __init__(self, answer: KeptAnswer, after: int) -> None:
-        self.answer = answer
-        self._rest: Iterator[tuple[int, Chunk]] = iter([*enumerate(answer.chunks or (), start=1)][after:])
-
-    async def __anext__(self) -> tuple[int, Chunk]:
-        for found in self._rest:
-            return found
-        _ = self.end
-        raise StopAsyncIteration
-
-    @property
-    def end(self) -> InferenceResult:
-        if self.answer.problem is not None:
-            raise errors.from_problem(self.answer.problem)
-        assert self.answer.result is not None  # one of both is there
-        return self.answer.result
+Produce = Callable[[Take[Head, Piece, End], int], Awaitable[End]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +98,9 @@ class Idempotency:
             yield self
 
     @asynccontextmanager
-    async def answer(self, asked: Asked, produce: Produce[Head], *, seconds: float, whole: bool = False) -> AsyncIterator[Repeat[Head]]:
+    async def answer(
+        self, asked: Asked, produce: Produce[Head, Piece, End], *, seconds: float, whole: bool = False
+    ) -> AsyncIterator[Repeat[Head, Piece, End]]:
         """The answer behind the chunk ``asked.after``, or the ``whole`` of it. Leaving the block ends the reading; the making
         ends where nobody reads it for a while.
 
@@ -164,7 +109,7 @@ class Idempotency:
         """
         idempotency_keys.check(asked.key)
         source = await self._open(asked, produce, seconds, 0 if whole else asked.after)
-        if isinstance(source, _Kept):
+        if isinstance(source, Kept):
             yield Repeat(source, source.answer)
             return
         with source:
@@ -173,13 +118,15 @@ class Idempotency:
     def cancel(self, owner: TenantId, key: str) -> None:
         """End the making of an answer that nobody wants any more, where this gateway makes it; what came until then is counted. The same
         request under the same key again is run anew."""
-        for asked in [asked for asked in self._ours.values() if (asked.owner, asked.key) == (owner, key)]:
+        for asked in [asked for asked in self._ours.values() if asked.owner == owner and idempotency_keys.is_part(asked.key, key)]:
             if (take := self._takes.find(_name(asked, asked.request_id))) is not None:
                 take.stop(errors.Cancelled("the caller wants no more of this answer"))
 
     # --- who runs it ------------------------------------------------------------------------------------------------
 
-    async def _open(self, asked: Asked, produce: Produce[Head], seconds: float, after: int) -> "Reader[Head, InferenceResult] | _Kept":
+    async def _open(
+        self, asked: Asked, produce: Produce[Head, Piece, End], seconds: float, after: int
+    ) -> Reader[Head, Piece, End] | Kept[Piece, End]:
         ends_at = self._clock() + seconds
         pause = _FIRST_PAUSE_SECONDS
         with self._counted() as wait:
@@ -196,7 +143,7 @@ class Idempotency:
                         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _claim(self, asked: Asked) -> New | Orphaned | Found:
-        wanted = idempotency_keys.fingerprint(asked.request, self._secret)
+        wanted = idempotency_keys.fingerprint(asked.request, self._secret, asked.together)
         dead: RequestId | None = None
         # Before the row is there: who finds it must not take it for one that a dead process left.
         self._ours[asked.request_id] = asked
@@ -218,23 +165,23 @@ class Idempotency:
             if claimed is None:
                 del self._ours[asked.request_id]
 
-    async def _begin(self, asked: Asked, claimed: New | Orphaned, produce: Produce[Head]) -> Take[Head, InferenceResult]:
+    async def _begin(self, asked: Asked, claimed: New | Orphaned, produce: Produce[Head, Piece, End]) -> Take[Head, Piece, End]:
         try:
             idempotency_keys.ensure_can_go_on(claimed, asked)
         except errors.AnswerGone:
             await self._give_up(asked, claimed)
             raise
 
-        async def make(take: Take[Head, InferenceResult]) -> InferenceResult:
+        async def make(take: Take[Head, Piece, End]) -> End:
             return await self._make(asked, claimed, take, produce)
 
         return self._takes.start(_name(asked, asked.request_id), make, seconds=self.most_seconds, kept=True)
 
-    def _over(self, asked: Asked, request_id: RequestId, answer: bytes | None, after: int) -> "Reader[Head, InferenceResult] | _Kept":
+    def _over(self, asked: Asked, request_id: RequestId, answer: bytes | None, after: int) -> Reader[Any, Any, Any] | Kept[Any, Any]:
         kept = None if answer is None else self._unseal(asked, request_id, answer)
         if kept is not None and kept.chunks is not None:
-            return _Kept(kept, after)
-        take: Take[Head, InferenceResult] | None = self._takes.find(_name(asked, request_id))
+            return Kept(kept, after)
+        take = self._takes.find(_name(asked, request_id))
         if take is None:
             raise errors.AnswerGone(
                 "this request was answered, and its answer was too long to be kept", hint="send it again under another idempotency key"
@@ -264,9 +211,7 @@ class Idempotency:
 
     # --- while it runs, and when it has ended -----------------------------------------------------------------------
 
-    async def _make(
-        self, asked: Asked, claimed: New | Orphaned, take: Take[Head, InferenceResult], produce: Produce[Head]
-    ) -> InferenceResult:
+    async def _make(self, asked: Asked, claimed: New | Orphaned, take: Take[Head, Piece, End], produce: Produce[Head, Piece, End]) -> End:
         async def failed(error: errors.AimeshError) -> None:
             await self._failed(asked, claimed, take, error)
 
@@ -288,15 +233,15 @@ class Idempotency:
         await self._end(asked, take, _Ending(State.ENDED, self._seal(asked, take, result=result)))
         return result
 
-    async def _failed(self, asked: Asked, claimed: New | Orphaned, take: Take[Head, InferenceResult], error: errors.AimeshError) -> None:
-        if take.last == 0:
+    async def _failed(self, asked: Asked, claimed: New | Orphaned, take: Take[Any, Any, Any], error: errors.AimeshError) -> None:
+        if take.last == 0 or not idempotency_keys.kind_of(asked.request).counts_in_part:
             # Nobody joins what never was.
             self._takes.forget(take)
             await self._give_up(asked, claimed)
         else:
             await self._end(asked, take, _Ending(State.FAILED, self._seal(asked, take, problem=error.to_problem())))
 
-    async def _end(self, asked: Asked, take: Take[Head, InferenceResult], ending: _Ending) -> None:
+    async def _end(self, asked: Asked, take: Take[Any, Any, Any], ending: _Ending) -> None:
         await self._save(asked.request_id, ending)
         if asked.request_id not in self._ours and ending.answer is not None and take.chunks is not None:
             # From now on repeats read it from the store.
@@ -339,22 +284,23 @@ class Idempotency:
     def _seal(
         self,
         asked: Asked,
-        take: Take[Head, InferenceResult],
+        take: Take[Head, Piece, End],
         *,
-        result: InferenceResult | None = None,
+        result: End | None = None,
         problem: errors.Problem | None = None,
     ) -> bytes | None:
         head = take.head
         if head is None:
             return None
         kept = KeptAnswer(head.request_id, head.model, head.began_at, take.chunks, result, problem)
-        answer = sealed.seal(msgspec.msgpack.encode(kept), asked.owner, str(asked.request_id), self._secret)
+        level = idempotency_keys.kind_of(asked.request).compression
+        answer = sealed.seal(msgspec.msgpack.encode(kept), asked.owner, str(asked.request_id), self._secret, compression=level)
         return answer if len(answer) <= MOST_ANSWER_BYTES else None
 
-    def _unseal(self, asked: Asked, request_id: RequestId, answer: bytes) -> KeptAnswer | None:
+    def _unseal(self, asked: Asked, request_id: RequestId, answer: bytes) -> KeptAnswer[Any, Any] | None:
         plain = sealed.unseal(answer, asked.owner, str(request_id), self._secret)
         try:
-            return None if plain is None else msgspec.msgpack.decode(plain, type=KeptAnswer)
+            return None if plain is None else idempotency_keys.kind_of(asked.request).decoder.decode(plain)
         except msgspec.MsgspecError:  # of another version
             return None
 
@@ -380,7 +326,7 @@ class Idempotency:
             del self._ours[request_id]
             take.stop(errors.LinkLost("another gateway has gone on with this request", hint="send it again under the same idempotency key"))
 
-    def _stop_unread(self, running: Mapping[RequestId, Take[Any, InferenceResult]]) -> None:
+    def _stop_unread(self, running: Mapping[RequestId, Take[Any, Any, Any]]) -> None:
         now = self._clock()
         self._unread = {request_id: self._unread.get(request_id, now) for request_id, take in running.items() if not take.is_read}
         for request_id, since in self._unread.items():

@@ -2,20 +2,25 @@
 
 import hashlib
 import hmac
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from services.gateway.admission import BadField
 from services.gateway.repeats import cache_keys
+from services.gateway.repeats.take import Piece
 from shared import errors
+from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
 from shared.errors import Problem
 from shared.types import ModelName, NodeId, RequestId, TenantId
+
+End = TypeVar("End", bound=InferenceResult | EmbeddingResult)
 
 #: As Stripe's.
 MAX_KEY_CHARACTERS = 255
@@ -35,13 +40,15 @@ class Asked:
 
     owner: TenantId
     key: str
-    request: InferenceRequest
+    request: InferenceRequest | EmbeddingRequest
     #: Of this very call.
     request_id: RequestId
     #: What is drawn with, if this call is the first.
     seed: int
     #: The last chunk that the caller has.
     after: int = 0
+    #: Of all requests that were sent as one, where this is one of several; see ``digest``.
+    together: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +109,37 @@ class LeftBehind:
 Found = Over | RunningHere | RunningElsewhere | LeftBehind
 
 
-class KeptAnswer(msgspec.Struct, frozen=True, array_like=True):
+class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=True):
     """An answer as it is stored. One of ``result`` and ``problem`` is there."""
 
     request_id: RequestId
     model: ModelName | None
     began_at: datetime
     #: None where they were too long to be kept.
-    chunks: tuple[Chunk, ...] | None
-    result: InferenceResult | None = None
+    chunks: tuple[Piece, ...] | None
+    result: End | None = None
     problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What answers of one kind have of their own."""
+
+    decoder: msgspec.msgpack.Decoder[KeptAnswer[Any, Any]]
+    #: A part of one is paid for, so it is an answer too, and a failure behind it is its end.
+    counts_in_part: bool
+    #: How hard to look for what can be left out of it; 0 for not at all.
+    compression: int
+
+
+TEXTS: Final = Kind(decoder=msgspec.msgpack.Decoder(KeptAnswer[Chunk, InferenceResult]), counts_in_part=True, compression=1)
+#: Their numbers are as good as random: nothing of them can be left out.
+VECTORS: Final = Kind(decoder=msgspec.msgpack.Decoder(KeptAnswer[Vectors, EmbeddingResult]), counts_in_part=False, compression=0)
+
+
+def kind_of(request: InferenceRequest | EmbeddingRequest) -> Kind:
+    """Of its answer."""
+    return VECTORS if isinstance(request, EmbeddingRequest) else TEXTS
 
 
 def check(key: str) -> None:
@@ -121,13 +149,27 @@ def check(key: str) -> None:
 
 
 def part(key: str, number: int) -> str:
-    """The key of one of several requests that were sent as one."""
-    return f"{hashlib.sha256(key.encode()).hexdigest()}#{number}"
+    """The key of one of several requests that were sent as one. The first has the caller's own, so that no other request ever has it."""
+    return f"{hashlib.sha256(key.encode()).hexdigest()}#{number}" if number else key
 
 
-def fingerprint(request: InferenceRequest, secret: str) -> bytes:
+def is_part(found: str, key: str) -> bool:
+    """Whether it is the key of a request that was sent under ``key``, alone or with others."""
+    return found == key or found.startswith(part(key, 1).removesuffix("1"))
+
+
+def digest(requests: Iterable[InferenceRequest]) -> bytes:
+    """Of requests that were sent as one: another one among them makes all of them others."""
+    return hashlib.sha256(b"".join(cache_keys.canonical(request) for request in requests)).digest()
+
+
+def fingerprint(request: InferenceRequest | EmbeddingRequest, secret: str, together: bytes = b"") -> bytes:
     """The same for the same request, whatever way it came in."""
-    return hmac.new(secret.encode(), b"idempotency:" + cache_keys.canonical(request), hashlib.sha256).digest()
+    if isinstance(request, EmbeddingRequest):
+        said = b"idempotency of embeddings:" + msgspec.msgpack.encode(request)
+    else:
+        said = b"idempotency:" + cache_keys.canonical(request) + together
+    return hmac.new(secret.encode(), said, hashlib.sha256).digest()
 
 
 def judge(held: Held, wanted: bytes, *, node: NodeId, ours: Container[RequestId]) -> Found:
@@ -151,7 +193,7 @@ def ensure_can_go_on(found: New | Orphaned, asked: Asked) -> None:
         raise errors.AnswerGone(
             "nothing is left of the answer that this asks the rest of", hint="send the request again under another idempotency key"
         )
-    if (asked.request.n or 1) > 1:
+    if isinstance(asked.request, InferenceRequest) and (asked.request.n or 1) > 1:
         raise errors.AnswerGone(
             "the gateway that gave this answer has gone, and several answers at once are not made again in the same order",
             hint="send the request again without asking for the rest",

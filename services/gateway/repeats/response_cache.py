@@ -135,8 +135,8 @@ class ResponseCache:
         self._counted.labels(result=origin.value).inc()
         came(origin)
 
-    def _join(self, at: Name, seconds: float) -> "Reader[Accepted, Generation] | None":
-        take: Take[Accepted, Generation] | None = self._takes.find(at)
+    def _join(self, at: Name, seconds: float) -> "Reader[Accepted, Chunk, Generation] | None":
+        take: Take[Accepted, Chunk, Generation] | None = self._takes.find(at)
         # One whose time is nearly over would end with an error that is not this request's.
         if take is None or take.ends_at - self._clock() < seconds / 2:
             return None
@@ -145,8 +145,8 @@ class ResponseCache:
         except errors.AnswerGone:
             return None
 
-    def _start(self, question: Question, name: str, at: Name, generate: Generate) -> "Take[Accepted, Generation]":
-        async def produce(take: "Take[Accepted, Generation]") -> Generation:
+    def _start(self, question: Question, name: str, at: Name, generate: Generate) -> "Take[Accepted, Chunk, Generation]":
+        async def produce(take: "Take[Accepted, Chunk, Generation]") -> Generation:
             generation: Generation | None = None
             async with aclosing(generate(self._bounds.most_seconds)) as answers:
                 async for said in answers:
@@ -209,7 +209,7 @@ class ResponseCache:
             _log.error("the response cache is not used", call=script, reason=f"{error.message}: {error.__cause__!r}")
 
 
-async def _follow(reader: "Reader[Accepted, Generation]") -> AsyncGenerator[Said]:
+async def _follow(reader: "Reader[Accepted, Chunk, Generation]") -> AsyncGenerator[Said]:
     with reader:
         accepted: Accepted | None = None
         async for number, chunk in reader:

@@ -1,16 +1,19 @@
 """What there is of one answer that is being made: its numbered chunks, how far each reader is, and whether there is room for more. Pure.
 
-Chunks are numbered from 1 on without a gap. What only says what the answer waits for has the number 0, and only the latest of
-it is kept, until the next text.
+A chunk is a piece of text, or some vectors. Chunks are numbered from 1 on without a gap. What only says what the answer waits for has
+the number 0, and only the latest of it is kept, until the next chunk.
 """
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import Generic, NewType, TypeVar
 
 from shared import errors
+from shared.api.embedding import Vectors
 from shared.api.inference import Chunk, TokenLogprob
 
 ReaderId = NewType("ReaderId", int)
+#: What an answer comes in.
+Piece = TypeVar("Piece", bound=Chunk | Vectors)
 
 #: Of one answer. 32,768 tokens in one chunk each would take 15 MB here; 4 MiB are some 9,500, far more than almost any answer has.
 MOST_BYTES = 4 * 1024 * 1024
@@ -20,7 +23,7 @@ MOST_BYTES = 4 * 1024 * 1024
 AHEAD_BYTES = 64 * 1024
 
 #: What CPython takes for the objects of a chunk, by sys.getsizeof, rounded up.
-_CHUNK_BYTES, _TOKEN_BYTES, _CHANCE_BYTES, _CALL_BYTES, _CHARACTER_BYTES = 400, 40, 200, 400, 4
+_CHUNK_BYTES, _TOKEN_BYTES, _CHANCE_BYTES, _CALL_BYTES, _CHARACTER_BYTES, _VECTOR_BYTES = 400, 40, 200, 400, 4, 48
 
 
 @dataclass(slots=True)
@@ -33,20 +36,21 @@ class _Reader:
     waiting: int = 0
 
 
-class Tape:
+class Tape(Generic[Piece]):
     """One answer. ``kept``: it is made to its end also without readers, and does not wait for them while it has room."""
 
     def __init__(self, *, kept: bool, most_bytes: int = MOST_BYTES, ahead_bytes: int = AHEAD_BYTES) -> None:
         self.kept = kept
         self._most_bytes = most_bytes
         self._ahead_bytes = ahead_bytes
-        self._chunks: list[Chunk] = []
+        self._chunks: list[Piece] = []
         #: Of each chunk, where it ends in bytes of the whole answer.
         self._ends: list[int] = []
         #: Chunks that were forgotten, and their bytes.
         self._gone, self._gone_bytes = 0, 0
         self._written = 0
-        self._waiting = ""
+        #: The last word on waiting; None since there is text.
+        self._waiting: Piece | None = None
         #: Grows with every word on waiting; 0 before the first.
         self._waits = 0
         self._readers: dict[ReaderId, _Reader] = {}
@@ -63,7 +67,7 @@ class Tape:
         return self._written - self._gone_bytes
 
     @property
-    def whole(self) -> tuple[Chunk, ...] | None:
+    def whole(self) -> tuple[Piece, ...] | None:
         """All its chunks; None where the first ones were forgotten."""
         return None if self._gone else tuple(self._chunks)
 
@@ -78,12 +82,12 @@ class Tape:
 
     # --- who makes it -----------------------------------------------------------------------------------------------
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Piece) -> None:
         if chunk.waiting:
-            self._waiting = chunk.waiting
+            self._waiting = chunk
             self._waits += 1
             return
-        self._waiting = ""
+        self._waiting = None
         self._written += size_of(chunk)
         self._chunks.append(chunk)
         self._ends.append(self._written)
@@ -129,7 +133,7 @@ class Tape:
         """Safe to call twice."""
         self._readers.pop(reader, None)
 
-    def next(self, reader: ReaderId) -> tuple[int, Chunk] | None:
+    def next(self, reader: ReaderId) -> tuple[int, Piece] | None:
         """What this reader has not had yet; None where that is nothing for now."""
         found = self._readers[reader]
         position = found.number - self._gone
@@ -137,9 +141,9 @@ class Tape:
             found.number += 1
             found.offset = self._ends[position]
             return found.number, self._chunks[position]
-        if self._waiting and found.waiting < self._waits:
+        if self._waiting is not None and found.waiting < self._waits:
             found.waiting = self._waits
-            return 0, Chunk("", (), waiting=self._waiting)
+            return 0, self._waiting
         return None
 
     def _offset(self, number: int) -> int:
@@ -148,8 +152,10 @@ class Tape:
         return self._ends[number - self._gone - 1] if number > self._gone else self._gone_bytes
 
 
-def size_of(chunk: Chunk) -> int:
+def size_of(chunk: Chunk | Vectors) -> int:
     """Of its objects in memory, never too few."""
+    if isinstance(chunk, Vectors):
+        return _CHUNK_BYTES + sum(_VECTOR_BYTES + len(vector) for vector in chunk.vectors)
     calls = sum(_CALL_BYTES + _CHARACTER_BYTES * len(call.name + call.arguments) for call in chunk.tool_calls)
     logprobs = sum(_logprob_bytes(one) for one in chunk.logprobs)
     return _CHUNK_BYTES + _CHARACTER_BYTES * len(chunk.text) + _TOKEN_BYTES * len(chunk.token_ids) + logprobs + calls

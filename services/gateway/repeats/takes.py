@@ -15,9 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from services.gateway.repeats.take import ReaderId, Tape
+from services.gateway.repeats.take import Piece, ReaderId, Tape
 from shared import errors
-from shared.api.inference import Chunk
 from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.types import TenantId
@@ -51,10 +50,10 @@ class _Outcome(Generic[End]):
     failure: BaseException | None
 
 
-class Take(Generic[Head, End]):
+class Take(Generic[Head, Piece, End]):
     """One answer that is being made. Its maker calls ``tell`` once and ``add`` for every chunk; everybody else makes a reader."""
 
-    def __init__(self, name: Name, tape: Tape, ends_at: float, owner: "Takes") -> None:
+    def __init__(self, name: Name, tape: Tape[Piece], ends_at: float, owner: "Takes") -> None:
         self.name = name
         #: When its time is over, by the clock of its owner.
         self.ends_at = ends_at
@@ -70,7 +69,7 @@ class Take(Generic[Head, End]):
         self._cancel: Callable[[], object] = lambda: None
 
     @property
-    def chunks(self) -> tuple[Chunk, ...] | None:
+    def chunks(self) -> tuple[Piece, ...] | None:
         """All that it has so far; None where it is too long to be kept whole."""
         return self._tape.whole
 
@@ -83,7 +82,7 @@ class Take(Generic[Head, End]):
     def is_read(self) -> bool:
         return self._tape.is_read
 
-    def reader(self, after: int = 0) -> "Reader[Head, End]":
+    def reader(self, after: int = 0) -> "Reader[Head, Piece, End]":
         """Everything behind the chunk ``after``. Raises AnswerGone where that is no longer here. Use it with ``with`` at once: an
         answer that nobody reads is not made any further, unless it is kept."""
         return Reader(self, self._tape.join(after))
@@ -95,7 +94,7 @@ class Take(Generic[Head, End]):
         self._head = head
         self._news.set()
 
-    async def add(self, chunk: Chunk) -> None:
+    async def add(self, chunk: Piece) -> None:
         """Waits while the answer is as far ahead of its readers as it may be; the deadline of the take ends that."""
         self._tape.add(chunk)
         self._news.set()
@@ -108,7 +107,7 @@ class Take(Generic[Head, End]):
 
     # --- for its readers and its owner ------------------------------------------------------------------------------
 
-    def next(self, reader: ReaderId) -> tuple[int, Chunk] | None:
+    def next(self, reader: ReaderId) -> tuple[int, Piece] | None:
         found = self._tape.next(reader)
         if found is not None:
             self._room.set()
@@ -169,14 +168,14 @@ class Take(Generic[Head, End]):
         self._news.set()
 
 
-class Reader(Generic[Head, End]):
+class Reader(Generic[Head, Piece, End]):
     """Sees every chunk once and in order, also those of before it came; with the number 0 what the answer waits for."""
 
-    def __init__(self, take: Take[Head, End], reader: ReaderId) -> None:
+    def __init__(self, take: Take[Head, Piece, End], reader: ReaderId) -> None:
         self.take = take
         self._reader = reader
 
-    def __enter__(self) -> "Reader[Head, End]":
+    def __enter__(self) -> "Reader[Head, Piece, End]":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,10 +189,10 @@ class Reader(Generic[Head, End]):
             await self.take.wait()
         return self.take.head
 
-    def __aiter__(self) -> "Reader[Head, End]":
+    def __aiter__(self) -> "Reader[Head, Piece, End]":
         return self
 
-    async def __anext__(self) -> tuple[int, Chunk]:
+    async def __anext__(self) -> tuple[int, Piece]:
         """Raises what the making of the answer raised, when all that came before it was read."""
         while True:
             found = self.take.next(self._reader)
@@ -209,7 +208,7 @@ class Reader(Generic[Head, End]):
         return self.take.end
 
 
-Produce = Callable[[Take[Head, End]], Awaitable[End]]
+Produce = Callable[[Take[Head, Piece, End]], Awaitable[End]]
 
 
 class Takes:
@@ -218,7 +217,7 @@ class Takes:
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, most_bytes: int = MOST_BYTES) -> None:
         self._clock = clock
         self._most_bytes = most_bytes
-        self._found: dict[Name, Take[Any, Any]] = {}
+        self._found: dict[Name, Take[Any, Any, Any]] = {}
         #: Those that are kept and over, with the moment from which nobody needs them; the oldest first.
         self._over: OrderedDict[Name, float] = OrderedDict()
         #: What each of them takes, and all together.
@@ -242,33 +241,33 @@ class Takes:
     def crowded(self) -> bool:
         return self._bytes > self._most_bytes
 
-    def find(self, name: Name) -> Take[Any, Any] | None:
+    def find(self, name: Name) -> Take[Any, Any, Any] | None:
         """One that is being made, or is kept."""
         self._forget_old()
         return self._found.get(name)
 
-    def start(self, name: Name, produce: Produce[Head, End], *, seconds: float, kept: bool = False) -> Take[Head, End]:
+    def start(self, name: Name, produce: Produce[Head, Piece, End], *, seconds: float, kept: bool = False) -> Take[Head, Piece, End]:
         """Make an answer, for at most ``seconds``; from now on it is found under its name, in place of any other. One that is not
         ``kept`` needs its first reader before anything else is awaited."""
         assert self._tasks is not None  # `running` is entered
         self._forget_old()
         if (other := self._found.get(name)) is not None:
             self.forget(other)
-        take: Take[Head, End] = Take(name, Tape(kept=kept), self._clock() + seconds, self)
+        take: Take[Head, Piece, End] = Take(name, Tape(kept=kept), self._clock() + seconds, self)
         self._found[name] = take
         task = self._tasks.create_task(self._make(take, produce, seconds))
         take.runs_as(task)
         task.add_done_callback(lambda task: self._ended(take, task))
         return take
 
-    def forget(self, take: Take[Any, Any]) -> None:
+    def forget(self, take: Take[Any, Any, Any]) -> None:
         """Nobody finds it any more; who reads it goes on. Safe to call twice."""
         if self._found.get(take.name) is take:
             del self._found[take.name]
             self._over.pop(take.name, None)
             self._bytes -= self._weights.pop(take.name, 0)
 
-    def weigh(self, take: Take[Any, Any]) -> None:
+    def weigh(self, take: Take[Any, Any, Any]) -> None:
         """Its size has changed."""
         if self._found.get(take.name) is take:
             self._bytes += take.size - self._weights.get(take.name, 0)
@@ -276,7 +275,7 @@ class Takes:
         if self.crowded:
             self._forget_old()
 
-    async def _make(self, take: Take[Head, End], produce: Produce[Head, End], seconds: float) -> "_Outcome[End]":
+    async def _make(self, take: Take[Head, Piece, End], produce: Produce[Head, Piece, End], seconds: float) -> "_Outcome[End]":
         async def within() -> End:
             try:
                 async with asyncio.timeout(seconds):
@@ -293,7 +292,7 @@ class Takes:
         # A cancel of its own is not the reader's: there it would end the reader's task.
         return _Outcome(None, _cancelled() if isinstance(made, asyncio.CancelledError) else made)
 
-    def _ended(self, take: Take[Head, End], task: "asyncio.Task[_Outcome[End]]") -> None:
+    def _ended(self, take: Take[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
         take.ended(task)
         if self._found.get(take.name) is not take:
             return

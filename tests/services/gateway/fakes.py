@@ -16,6 +16,7 @@ from services.gateway.doors.rest_accounts import RestAccounts
 from services.gateway.doors.rest_inference import RestInference
 from services.gateway.doors.rest_usage import RestUsage
 from services.gateway.embeddings import Embeddings
+from services.gateway.embeddings_once import EmbeddingsOnce
 from services.gateway.limiting import tiers
 from services.gateway.limiting.quotas import Quotas, Rules
 from services.gateway.money.ledger import Ledger
@@ -317,7 +318,7 @@ class House:
         self.pipeline = Pipeline(parts)
         keys = Idempotency(FakeKeys(), takes, node_id(99), secret="s" * 16, most_seconds=30)
         self.once = Once(self.pipeline, keys)
-        self.embeddings = Embeddings(self.pipeline, parts)
+        self.embeddings = EmbeddingsOnce(Embeddings(self.pipeline, parts), keys)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: Load | None = None, **more: Any) -> None:

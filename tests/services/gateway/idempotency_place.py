@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from services.gateway.repeats.idempotency import Idempotency, Repeat
+from services.gateway.repeats.idempotency import Idempotency
 from services.gateway.repeats.idempotency_keys import Asked
 from services.gateway.repeats.idempotency_store import IdempotencyStore
+from services.gateway.repeats.repeat import Repeat
 from services.gateway.repeats.takes import Take, Takes
 from services.gateway.store import opened
 from shared import database, errors
@@ -53,7 +54,7 @@ class Maker:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     seeds: list[int] = field(default_factory=list)
 
-    async def make(self, take: Take[Head, InferenceResult], asked: Asked, seed: int) -> InferenceResult:
+    async def make(self, take: Take[Head, Chunk, InferenceResult], asked: Asked, seed: int) -> InferenceResult:
         self.seeds.append(seed)
         take.tell(Head(asked.request_id))
         for number in range(1, self.length + 1):
@@ -83,7 +84,7 @@ class Gateway:
     async def ask(self, call: Asked, *, seconds: float = 10, stops_after: int | None = None) -> Heard:
         heard = Heard([], [])
 
-        async def produce(take: Take[Head, InferenceResult], seed: int) -> InferenceResult:
+        async def produce(take: Take[Head, Chunk, InferenceResult], seed: int) -> InferenceResult:
             return await self.maker.make(take, call, seed)
 
         try:
@@ -94,7 +95,7 @@ class Gateway:
         return heard
 
     @staticmethod
-    async def _read(repeat: Repeat[Head], heard: Heard, stops_after: int | None) -> None:
+    async def _read(repeat: Repeat[Head, Chunk, InferenceResult], heard: Heard, stops_after: int | None) -> None:
         async for number, chunk in repeat:
             heard.numbers.append(number)
             heard.texts.append(chunk.text)

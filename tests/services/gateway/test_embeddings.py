@@ -69,9 +69,9 @@ async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
 
 async def ask(house: House, *inputs: str, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
     context.start()  # as a door does
-    async with house.embeddings.run(OWNER, EmbeddingRequest(inputs, **fields), seconds=10) as running:
-        found = [vector async for vectors in running for vector in vectors.vectors]
-    return found, running.result
+    async with house.embeddings.run(OWNER, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
+        found = [vector async for _, vectors in answer for vector in vectors.vectors]
+    return found, answer.result
 
 
 # --- the way ------------------------------------------------------------------------------------------------------------
@@ -162,6 +162,33 @@ async def test_openais_client_gets_numbers_in_both_encodings(client: openai.Asyn
         answer = await client.embeddings.create(model="llama3", input=["a", "bb"], encoding_format=encoding)
         assert [(one.index, list(one.embedding)) for one in answer.data] == [(0, [1, 1]), (1, [2, 1])]
         assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("smollm2", 7, 7)
+
+
+async def test_openais_client_asks_again_under_its_key_and_is_answered_once(client: openai.AsyncOpenAI, house: House) -> None:
+    under_key = {"Idempotency-Key": "page 4"}
+
+    async def ask(encoding: Any, *texts: str) -> Any:
+        return await client.embeddings.with_raw_response.create(
+            model="smollm2", input=list(texts), encoding_format=encoding, extra_headers=under_key
+        )
+
+    answers = [await ask(encoding, "a", "bb") for encoding in ("float", "float", openai.omit)]
+    shown = [[list(one.embedding) for one in answer.parse().data] for answer in answers]
+    assert shown == [[[1, 1], [2, 1]]] * 3, "how the numbers are written is no part of the request"
+    assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true", "true"]
+    row = house.store.only_row
+    assert [answer.headers.get("x-original-request-id") for answer in answers] == [None, str(row.id), str(row.id)]
+    assert [answer.headers.get("x-ratelimit-remaining-requests") for answer in answers] == ["2", None, None]
+    assert (len(house.worker.asked), row.status, row.prompt_tokens) == (1, "success", 7)
+    with pytest.raises(openai.ConflictError) as refused:
+        await ask("float", "a", "b")
+    assert refused.value.code == "idempotency_conflict"
+
+
+async def test_a_key_that_is_none_is_a_400(http: httpx.AsyncClient, house: House) -> None:
+    answer = await http.post("/v1/embeddings", json={"input": "a"}, headers={"idempotency-key": "x" * 256})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
+    assert not house.worker.asked
 
 
 async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, house: House) -> None:

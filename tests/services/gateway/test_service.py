@@ -14,7 +14,7 @@ from services.gateway.placing import strikes
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.api import audit, auth, gateway, inference, ledger
+from shared.api import audit, auth, gateway, inference, ledger, usage_report
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
@@ -280,6 +280,24 @@ async def test_a_cancel_of_the_caller_reaches_the_worker_and_is_recorded(site: S
             break
     await until(lambda: worker.cancelled == 1)
     assert await site.ended() == [("cancelled", 1)]
+
+
+async def test_the_first_piece_names_the_answer_so_that_one_that_was_stopped_can_be_rated(site: Site) -> None:
+    worker: StandInWorker = site.nodes["worker"].service  # type: ignore[assignment]
+    request = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
+    async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+        names = [chunk.request_id async for chunk in answer]
+    assert names == [answer.end.request_id, None]
+    await site.ended()
+    worker.hangs = True
+    async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
+        stopped = (await anext(aiter(answer))).request_id
+    assert stopped is not None
+    async with asyncio.timeout(5):
+        while len(await site.rows("SELECT id FROM gateway.request_logs")) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await site.client.rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(stopped, -1), credential=KEY)
+    assert [tuple(row) for row in await site.rows("SELECT request_id, rating FROM gateway.feedback")] == [(stopped, -1)]
 
 
 async def test_a_revoked_key_stops_at_once(site: Site) -> None:

@@ -298,6 +298,19 @@ async def test_a_thumb_is_given_changed_and_taken_back(opened: database.Database
     assert await ratings(store) == {first.id: None, second.id: None}
 
 
+@pytest.mark.parametrize("status", RequestStatus)
+async def test_what_was_stopped_can_be_rated_by_its_owner_and_what_never_began_by_nobody(
+    opened: database.Database, store: UsageStore, status: RequestStatus
+) -> None:
+    has_text, is_empty = row(status=status), row(status=status, completion_tokens=0)
+    await write(opened, [has_text, is_empty])
+    assert not await store.rate(TenantId(BOB), BOB, has_text.id, -1)
+    assert await store.rate(TenantId(ADA), ADA, has_text.id, -1)
+    # A whole answer may have no token of text: vectors have none.
+    assert await store.rate(TenantId(ADA), ADA, is_empty.id, -1) is (status is RequestStatus.SUCCESS)
+    assert await ratings(store) == {has_text.id: -1, is_empty.id: -1 if status is RequestStatus.SUCCESS else None}
+
+
 async def test_a_thumb_is_only_for_ones_own_answered_requests(opened: database.Database, store: UsageStore) -> None:
     bobs, without_model = row(user_id=BOB), row(model_used=None)
     for_team, bobs_for_team = row(team_id=TEAM), row(user_id=BOB, team_id=TEAM)

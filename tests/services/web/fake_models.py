@@ -45,14 +45,16 @@ class FakeModels:
         known = request.rest.after if request.rest else 0
         until, failure = self.failures.pop(0) if self.failures else (len(self.pieces), None)
         self.running += 1
+        named = self.result.request_id
         try:
             if self.waiting and not known:
-                yield InferenceChunk("", waiting=self.waiting)
+                yield InferenceChunk("", waiting=self.waiting, request_id=named)
             for number, piece in enumerate(self.pieces[:until], start=1):
                 if number > 1:
                     await self.gate.wait()
                 if number > known:
-                    yield InferenceChunk(piece, sequence=number)
+                    is_first = number == known + 1 and (known or not self.waiting)
+                    yield InferenceChunk(piece, sequence=number, request_id=named if is_first else None)
             if failure is not None:
                 raise failure
         except (asyncio.CancelledError, GeneratorExit):

@@ -45,6 +45,8 @@ export function receive(chat, event, facts) {
   const last = chat.messages.at(-1)
   if (last?.state !== 'writing') return chat
   switch (event) {
+    case 'began':
+      return changeLast(chat, { requestId: facts.request_id })
     case 'chunk':
       return changeLast(chat, { text: last.text + facts.text, waiting: '' })
     case 'waiting':
@@ -63,6 +65,9 @@ export function receive(chat, event, facts) {
 
 /** @param {Conversation} chat @param {Message['state']} state @returns {Conversation} */
 export const end = (chat, state) => (isWriting(chat) ? changeLast(chat, { state, waiting: '' }) : chat)
+
+/** A whole answer, or what a person has of one that they stopped: why they did is worth knowing. @param {Message | undefined} message */
+export const canBeRated = (message) => Boolean(message?.requestId && (message.usage || (message.state === 'stopped' && message.text)))
 
 /** @param {Conversation} chat @param {string} requestId @param {Message['rating']} rating @returns {Conversation} */
 export function rate(chat, requestId, rating) {

@@ -47,6 +47,7 @@ class Playground {
       event.preventDefault()
       this.form.requestSubmit()
     })
+    this.root.addEventListener('invalid', unfold, { capture: true })
     this.root.addEventListener('keydown', (event) => {
       if (event.key === 'Escape' && this.#controller && !this.root.querySelector('dialog[open]')) this.#stop()
     })
@@ -92,7 +93,7 @@ class Playground {
 
   #regenerate() {
     const next = conversation.regenerate(this.chat)
-    if (next === this.chat) return
+    if (next === this.chat || !this.#areNumbers()) return
     this.chat = next
     this.#rows.pop()?.remove()
     this.#answer()
@@ -111,13 +112,21 @@ class Playground {
     this.#controller?.abort()
   }
 
+  /** Says at the field what is no number. A message that is sent by the form has gone through this already. */
+  #areNumbers() {
+    return NUMBERS.every((name) => /** @type {HTMLInputElement} */ (this.form.elements.namedItem(name)).reportValidity())
+  }
+
   /** What the form says now. */
   #settings() {
     const fields = new FormData(this.form)
     /** @type {Record<string, number>} */
     const numbers = {}
     for (const name of NUMBERS) {
-      const written = String(fields.get(name) ?? '').trim()
+      // Many people's decimals have a comma.
+      const written = String(fields.get(name) ?? '')
+        .trim()
+        .replace(',', '.')
       if (written !== '' && Number.isFinite(Number(written))) numbers[name] = Number(written)
     }
     return { model: String(fields.get('model') ?? ''), system: String(fields.get('system') ?? '').trim(), numbers }
@@ -192,8 +201,8 @@ class Playground {
       const isBusy = isWriting && row === this.#rows.at(-1)
       if (act === 'stop') button.hidden = !isWriting
       if (act === 'regenerate') button.hidden = isWriting || row !== this.#rows.at(-1)
-      // A whole answer can be rated; a part of one says little about the model.
-      if (row && (act === 'up' || act === 'down')) button.hidden = isBusy || !this.chat.messages[this.#rows.indexOf(row)]?.requestId
+      if (row && (act === 'up' || act === 'down'))
+        button.hidden = isBusy || !conversation.canBeRated(this.chat.messages[this.#rows.indexOf(row)])
     }
     this.#part('send').hidden = isWriting
     this.#part('empty').hidden = this.chat.messages.length > 0
@@ -266,6 +275,12 @@ class Playground {
   #mark(row, rating) {
     for (const act of ['up', 'down']) row.querySelector(`[data-chat-act="${act}"]`)?.setAttribute('aria-pressed', String(act === rating))
   }
+}
+
+/** A field that is folded away cannot be pointed at, and then a browser does not say what is wrong with it. @param {Event} event */
+function unfold(event) {
+  const folded = event.target instanceof Element && event.target.closest('details')
+  if (folded) folded.open = true
 }
 
 /** @param {import('./conversation.js').Usage | null} usage */

@@ -17,6 +17,7 @@ from services.gateway.repeats.idempotency_keys import (
     State,
 )
 from shared import errors
+from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.types import NodeId, RequestId, UserId
 
@@ -67,6 +68,31 @@ def test_the_fingerprint_is_of_everything_that_is_asked(fields: dict[str, Any]) 
     prints = {idempotency_keys.fingerprint(one, SECRET), idempotency_keys.fingerprint(other, SECRET)}
     assert len(prints) == 2
     assert idempotency_keys.fingerprint(one, "t" * 16) not in prints
+
+
+@pytest.mark.parametrize("fields", [{"inputs": ("a",)}, {"inputs": ("ab", "")}, {"inputs": ("b", "a")}, {"model": "m"}, {"dimensions": 2}])
+def test_so_is_that_of_texts(fields: dict[str, Any]) -> None:
+    one, other = EmbeddingRequest(("a", "b")), EmbeddingRequest(**{"inputs": ("a", "b"), **fields})
+    assert idempotency_keys.fingerprint(one, SECRET) == idempotency_keys.fingerprint(EmbeddingRequest(("a", "b")), SECRET)
+    assert idempotency_keys.fingerprint(one, SECRET) != idempotency_keys.fingerprint(other, SECRET)
+
+
+def test_requests_that_were_sent_as_one_have_keys_of_their_own_and_the_first_one_has_the_callers() -> None:
+    keys = [idempotency_keys.part("k", number) for number in range(16)]
+    assert keys[0] == "k"
+    assert len(set(keys)) == 16
+    assert all(idempotency_keys.is_part(key, "k") for key in keys)
+    assert not any(
+        idempotency_keys.is_part(key, "k") for key in ("kk", "", "K", *(idempotency_keys.part("l", number) for number in range(3)))
+    )
+    idempotency_keys.check(idempotency_keys.part("x" * 255, 15))
+
+
+def test_another_request_among_those_sent_as_one_makes_all_of_them_others() -> None:
+    a, b, c = (InferenceRequest(prompt=prompt) for prompt in "abc")
+    together = [idempotency_keys.digest(each) for each in ([a, b], [b, a], [a], [a, b, c], [a, c])]
+    assert len({idempotency_keys.fingerprint(a, SECRET, each) for each in (b"", *together)}) == 6
+    assert idempotency_keys.digest([a, b]) == together[0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Idempotency keys, Last-Event-ID and the response cache at the HTTP door, on the fakes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -7,8 +8,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from shared.api.generation import Generation
+from shared.api.inference import Chunk, ProcessPrompt
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, House
+from tests.services.gateway.fakes import KEY, FakeWorker, House
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**CHAT, "stream": True}
@@ -83,11 +86,70 @@ async def test_what_nothing_is_left_of_is_gone(http: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (410, "answer_gone")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/api/inference"])
+async def test_a_repeat_of_a_stream_is_the_same_stream_and_its_rest_is_its_end(http: httpx.AsyncClient, house: House, path: str) -> None:
+    body = {"/v1/chat/completions": CHAT, "/v1/responses": {"input": "hi"}}.get(path, {"prompt": "hi"}) | {"stream": True}
+    first, again = [await http.post(path, json=body, headers=WITH_KEY) for _ in range(2)]
+    assert first.status_code == again.status_code == 200, first.text
+    assert first.text == again.text
+    rest = await http.post(path, json=body, headers=WITH_KEY | {"last-event-id": ids(first)[0]})
+    behind = f"id: {ids(first)[0]}\n"
+    assert first.text.endswith(rest.text)
+    assert 0 < len(rest.text) < len(first.text) - first.text.index(behind)
+    assert len(house.worker.asked) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions", "/api/inference"])
+async def test_another_body_under_the_key_is_refused_at_every_door(http: httpx.AsyncClient, house: House, path: str) -> None:
+    name = "input" if path == "/v1/responses" else "prompt"
+    await http.post(path, json={name: "hi"}, headers=WITH_KEY)
+    answer = await http.post(path, json={name: "ho"}, headers=WITH_KEY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert len(house.worker.asked) == 1
+
+
+SEVERAL = [{"prompt": ["a", "b"]}, {"prompt": ["a"]}, {"prompt": "b"}, {"prompt": ["a", "b", "c"]}, {"prompt": ["a", "c"]}]
+
+
+@pytest.mark.parametrize("first", SEVERAL, ids=str)
+async def test_one_prompt_more_or_less_is_another_request(http: httpx.AsyncClient, house: House, first: dict[str, Any]) -> None:
+    for body in (first, *(each for each in SEVERAL if each != first)):
+        answer = await http.post("/v1/completions", json=body, headers=WITH_KEY)
+        assert answer.status_code == (200 if body == first else 409), body
+    assert len(house.worker.asked) == len(first["prompt"])
+
+
+class HangsAt(FakeWorker):
+    """In the middle of its answer to the prompt with this number."""
+
+    number = 1
+
+    async def run(self, prompt: ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
+        self.hangs_after = 1 if len(self.asked) == self.number else None
+        async for said in super().run(prompt):
+            yield said
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_several_prompts_are_withdrawn_by_their_one_key(http: httpx.AsyncClient, house: House, number: int) -> None:
+    worker = HangsAt()
+    worker.number = number
+    house.add_worker(1, worker, "smollm2")
+    asking = asyncio.create_task(http.post("/v1/completions", json={"prompt": ["a", "b", "c"]}, headers=WITH_KEY))
+    await worker.said.wait()
+    await http.delete("/api/inference", headers=WITH_KEY)
+    told = await asking
+    assert (told.status_code, told.json()["error"]["code"]) == (499, "cancelled"), "who still waits is told"
+    assert len(worker.asked) == number, "the next is not begun any more"
+
+
 async def test_several_prompts_under_one_key_are_answered_once_each(http: httpx.AsyncClient, house: House) -> None:
     body = {"prompt": ["a", "b"]}
     first, second = [await http.post("/v1/completions", json=body, headers=WITH_KEY) for _ in range(2)]
     assert first.json()["choices"] == second.json()["choices"]
     assert len(house.worker.asked) == 2
+    assert second.headers.get_list("idempotent-replayed") == ["true"]
+    assert len(first.headers.get_list("x-ratelimit-remaining-requests")) == 1
     lost = await http.post("/v1/completions", json=body, headers={**WITH_KEY, "last-event-id": "0" * 32 + "-1"})
     assert (lost.status_code, lost.json()["error"]["param"]) == (400, "Last-Event-ID")
 

@@ -8,6 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from services.gateway.repeats import take
 from services.gateway.repeats.take import ReaderId, Tape
 from shared import errors
+from shared.api.embedding import Vectors
 from shared.api.generation import ToolCall
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 
@@ -120,9 +121,12 @@ def test_in_a_crowd_it_keeps_what_its_readers_need() -> None:
             id="log probabilities",
         ),
         pytest.param(Chunk("", (70_000,), tool_calls=(ToolCall("call_1", "weather", "{}" * 100),)), id="a tool call"),
+        pytest.param(Vectors((b"1234",)), id="a vector"),
+        pytest.param(Vectors(tuple(bytes([number]) * 4 for number in range(256))), id="many small vectors"),
+        pytest.param(Vectors((b"12", bytes(65_536))), id="a large vector"),
     ],
 )
-def test_no_chunk_is_taken_for_smaller_than_it_is(one: Chunk) -> None:
+def test_no_chunk_is_taken_for_smaller_than_it_is(one: Chunk | Vectors) -> None:
     seen: set[int] = set()
 
     def measure(thing: object) -> int:

@@ -38,10 +38,10 @@ def chunk(number: int) -> Chunk:
     return Chunk(f"{number} ", (number,))
 
 
-def says(count: int, gate: asyncio.Event | None = None) -> Produce[str, int]:
+def says(count: int, gate: asyncio.Event | None = None) -> Produce[str, Chunk, int]:
     """Makes so many chunks, the second half of them behind a gate."""
 
-    async def produce(take: Take[str, int]) -> int:
+    async def produce(take: Take[str, Chunk, int]) -> int:
         take.tell("head")
         for number in range(1, count + 1):
             if gate is not None and number == count // 2 + 1:
@@ -52,7 +52,7 @@ def says(count: int, gate: asyncio.Event | None = None) -> Produce[str, int]:
     return produce
 
 
-async def read(reader: Reader[str, int]) -> list[int]:
+async def read(reader: Reader[str, Chunk, int]) -> list[int]:
     with reader:
         return [number async for number, one in reader if one.text == f"{number} "]
 
@@ -83,7 +83,7 @@ async def test_nobody_finds_anothers_answer(takes: Takes) -> None:
 async def test_an_answer_that_nobody_reads_is_cancelled_at_once_and_not_before(takes: Takes) -> None:
     cancelled = asyncio.Event()
 
-    async def hang(take: Take[str, int]) -> int:
+    async def hang(take: Take[str, Chunk, int]) -> int:
         await take.add(chunk(1))
         try:
             await asyncio.Event().wait()
@@ -135,14 +135,14 @@ async def test_a_kept_answer_is_made_to_its_end_and_read_later(takes: Takes, clo
 
 
 async def test_an_error_reaches_every_reader_behind_what_was_made(takes: Takes) -> None:
-    async def fail(take: Take[str, int]) -> int:
+    async def fail(take: Take[str, Chunk, int]) -> int:
         await take.add(chunk(1))
         await asyncio.sleep(0)
         raise errors.LinkLost("gone")
 
     take = takes.start(NAME, fail, seconds=5)
 
-    async def try_to_read(reader: Reader[str, int]) -> list[int]:
+    async def try_to_read(reader: Reader[str, Chunk, int]) -> list[int]:
         seen: list[int] = []
         with reader, pytest.raises(errors.LinkLost):
             async for number, _ in reader:
@@ -156,7 +156,7 @@ async def test_an_error_reaches_every_reader_behind_what_was_made(takes: Takes) 
 
 
 async def test_a_bug_is_the_readers_to_raise_and_ends_nothing_else(takes: Takes) -> None:
-    async def bug(take: Take[str, int]) -> int:
+    async def bug(take: Take[str, Chunk, int]) -> int:
         raise ZeroDivisionError
 
     take = takes.start(NAME, bug, seconds=5)
@@ -166,7 +166,7 @@ async def test_a_bug_is_the_readers_to_raise_and_ends_nothing_else(takes: Takes)
 
 
 async def test_its_time_is_bounded_also_when_no_reader_reads(takes: Takes) -> None:
-    async def endless(take: Take[str, int]) -> int:
+    async def endless(take: Take[str, Chunk, int]) -> int:
         while True:
             await take.add(chunk(1))
 
@@ -208,7 +208,7 @@ async def test_many_at_once_stay_within_the_bound_and_lose_nothing() -> None:
         readers = [takes.start(name, says(300), seconds=5, kept=True).reader() for name in names]
         most = 0
 
-        async def watch(reader: Reader[str, int]) -> list[int]:
+        async def watch(reader: Reader[str, Chunk, int]) -> list[int]:
             nonlocal most
             seen = []
             with reader:
@@ -238,7 +238,7 @@ async def test_another_under_the_same_name_takes_its_place(takes: Takes) -> None
 async def test_the_end_of_the_gateway_ends_what_is_being_made() -> None:
     ended = False
 
-    async def hang(take: Take[str, int]) -> int:
+    async def hang(take: Take[str, Chunk, int]) -> int:
         nonlocal ended
         try:
             await asyncio.Event().wait()
@@ -260,7 +260,7 @@ async def test_the_end_of_the_gateway_ends_what_is_being_made() -> None:
 async def test_readers_that_come_and_go_at_random(takes: Takes, seed: int) -> None:
     rng = random.Random(seed)
 
-    async def stutter(take: Take[str, int]) -> int:
+    async def stutter(take: Take[str, Chunk, int]) -> int:
         for number in range(1, 201):
             await take.add(chunk(number))
             for _ in range(rng.randrange(3)):

@@ -72,6 +72,21 @@ test('a rating finds its answer by its request', () => {
   assert.deepEqual(conversation.rate(chat, '', 'down'), chat)
 })
 
+test('an answer that was stopped can be rated as soon as there is something of it', () => {
+  let chat = conversation.ask(conversation.EMPTY, 'q')
+  const stopped = () => conversation.end(chat, 'stopped').messages[1]
+  assert.equal(conversation.canBeRated(stopped()), false)
+  chat = conversation.receive(chat, 'began', { request_id: 'req_1' })
+  assert.equal(conversation.canBeRated(stopped()), false)
+  chat = conversation.receive(chat, 'chunk', { text: 'half' })
+  assert.equal(conversation.canBeRated(chat.messages[1]), false)
+  assert.equal(conversation.canBeRated(stopped()), true)
+  assert.equal(stopped().requestId, 'req_1')
+  const broken = conversation.receive(chat, 'problem', { code: 'x', message: 'y' })
+  assert.equal(conversation.canBeRated(broken.messages[1]), false)
+  assert.equal(conversation.canBeRated(undefined), false)
+})
+
 const REQUEST = {
   model: 'llama-3',
   messages: [

@@ -12,7 +12,8 @@ def _code(name: str, label: str) -> str:
 
 
 def playground() -> str:
-    fields = "".join(f'<label>{label} <input name="{name}" form="chat" inputmode="decimal"></label>' for name, label in NUMBERS)
+    number = 'form="chat" inputmode="decimal" pattern=" *[0-9]*[.,]?[0-9]+ *"'
+    fields = "".join(f'<label>{label} <input name="{name}" {number}></label>' for name, label in NUMBERS)
     return f"""
 <section class="chat" data-playground data-form-token="form-token" data-address="https://ai.example" aria-label="Chat">
   <details><summary>Settings</summary>

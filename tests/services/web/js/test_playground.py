@@ -102,7 +102,7 @@ async def test_a_question_is_answered_in_markdown_as_it_comes(chrome: Browser) -
         await chat.page.evaluate("document.querySelector('details').open = true")
         await chat.page.evaluate(
             "for (const [name, value] of Object.entries("
-            "{model: 'large', temperature: '0.5', max_tokens: '64', seed: 'x', system: ' Be brief '}))"
+            "{model: 'large', temperature: ' 0,5 ', max_tokens: '64', system: ' Be brief '}))"
             " document.querySelector(`[name=${name}]`).value = value"
         )
         visit = await chat.ask("What is *this*?")
@@ -297,6 +297,47 @@ async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> Non
         assert await chat.page.evaluate(pressed) == "true,false"
         assert [visit.sent["request_id"] for visit in chat.feedback] == ["req_1", "req_2", "req_1"]
         chat.page.problems[:] = [problem for problem in chat.page.problems if "503" not in problem]
+
+
+async def test_an_answer_that_was_stopped_can_be_rated_once_something_of_it_came(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        hidden = f"[...{LAST}.querySelectorAll('[data-chat-act=up], [data-chat-act=down]')].map(each => each.hidden)"
+        visit = await chat.ask("Tell me nothing")
+        await visit.event({"request_id": "req_0"}, "began")
+        await visit.event({"message": "The model is loading"}, "waiting")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=waiting]').textContent.includes('loading')")
+        await press(chat.page, "[data-chat-act=stop]")
+        await chat.state("ready")
+        assert await chat.page.evaluate(hidden) == [True, True]
+        visit = await chat.ask("Tell me everything")
+        await visit.event({"request_id": "req_1"}, "began")
+        await visit.event({"text": "Once upon"}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'Once upon'")
+        assert await chat.page.evaluate(hidden) == [True, True]
+        await press(chat.page, "[data-chat-act=stop]")
+        await chat.state("ready")
+        assert await chat.page.evaluate(hidden) == [False, False]
+        await press(chat.page, "[data-chat-message]:last-child [data-chat-act=down]")
+        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Thank you.'")
+        assert [visit.sent for visit in chat.feedback] == [{"request_id": "req_1", "rating": "down"}]
+
+
+async def test_a_parameter_that_is_no_number_is_said_and_nothing_is_sent(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.say(await chat.ask("one"), "answer")
+        await chat.page.evaluate("document.querySelector('[name=temperature]').value = 'warm'")
+        # Folded away, where a browser would say nothing at all.
+        assert not await chat.page.evaluate("document.querySelector('details').open")
+        await chat.page.evaluate("document.getElementById('message').focus()")
+        await write(chat.page, "two")
+        await key(chat.page, "Enter", text="\r")
+        await wait_for(chat.page, "document.activeElement.name === 'temperature' && document.querySelector('details').open")
+        await press(chat.page, "[data-chat-act=regenerate]")
+        await wait_for(chat.page, "document.activeElement.name === 'temperature'")
+        assert chat.answers.numbers == 1
+        await chat.page.evaluate("document.querySelector('[name=temperature]').value = ''")
+        await press(chat.page, "[data-chat=send]")
+        assert (await chat.answers.next()).sent["messages"][-1]["content"] == "two"
 
 
 async def test_the_chat_as_code_names_the_present_settings(chrome: Browser) -> None:

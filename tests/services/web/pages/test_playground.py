@@ -132,7 +132,8 @@ async def test_an_answer_comes_in_pieces_and_ends_with_what_it_took(alice: Brows
         "cost": "0.01234",
         "tokens_per_second": 30.0,
     }
-    assert read_events(answer.text) == [("chunk", {"text": "Hello "}), ("chunk", {"text": "there."}), ("usage", took)]
+    began = {"request_id": str(RESULT.request_id)}
+    assert read_events(answer.text) == [("began", began), ("chunk", {"text": "Hello "}), ("chunk", {"text": "there."}), ("usage", took)]
 
 
 async def test_what_was_typed_reaches_the_gateway_in_the_persons_name(alice: Browser, mesh: FakeMesh) -> None:
@@ -150,7 +151,8 @@ async def test_what_was_typed_reaches_the_gateway_in_the_persons_name(alice: Bro
 
 async def test_what_an_answer_waits_for_is_told(alice: Browser, mesh: FakeMesh) -> None:
     mesh.waiting = "loading smollm2 …"
-    assert read_events((await ask(alice)).text)[0] == ("waiting", {"message": "loading smollm2 …"})
+    (named, _), waiting, *_ = read_events((await ask(alice)).text)
+    assert (named, waiting) == ("began", ("waiting", {"message": "loading smollm2 …"}))
 
 
 async def test_a_refusal_of_the_gateway_is_told_with_what_to_do(alice: Browser, mesh: FakeMesh) -> None:
@@ -240,7 +242,7 @@ async def test_a_bug_cuts_the_answer_off_and_gives_nothing_away(real: Browser, m
             async for piece in answer.aiter_text():
                 text += piece
     # The page's script takes an end without a word about tokens for what it is.
-    assert [name for name, _ in read_events(text)] == ["chunk", "chunk"]
+    assert [name for name, _ in read_events(text)] == ["began", "chunk", "chunk"]
     assert "secret" not in text
 
 
