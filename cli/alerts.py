@@ -1,18 +1,42 @@
 """`aicli alerts`: what is wrong just now, who looks after it, and peace from what is known."""
 
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import click
 
-from cli import durations, labelling
+from cli import durations
 from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from shared.api.alerts import Alert, Silence
 
 _seconds = durations.between(timedelta(minutes=1), timedelta(days=30), "a silence lasts 1 minute to 30 days")
+_LABELS_HELP = "Only those with these labels; %2C is a comma and %25 a per cent sign, as mails about alerts write them."
+#: A per cent sign that stands for nothing.
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _STYLES = {"page": "red", "critical": "red", "warning": "yellow"}
+
+
+def _read_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """A click callback: KEY=VALUE, several with commas, the option several times. Metrics may have any character in a label, so what
+    has a meaning here or in a shell may be written as in an address of the web."""
+    found = {}
+    for pair in (pair for value in values for pair in value.split(",")):
+        try:
+            key, content = (_meant(part) for part in pair.partition("=")[::2])
+        except UnicodeDecodeError as error:
+            raise click.BadParameter(f"{pair!r}: what stands behind its per cent signs is no text", context, parameter) from error
+        if not key or not content or _LONE_PERCENT.search(pair):
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE, with a comma as %2C and a per cent sign as %25", context, parameter)
+        found[key] = content
+    return found
+
+
+def _meant(written: str) -> str:
+    return unquote(written, errors="strict")
 
 
 @click.group()
@@ -77,9 +101,7 @@ def ack(here: Surroundings, /, *, alert_id: str, as_json: bool) -> None:
 @alerts.command()
 @click.argument("name", metavar="[ALERT]", default="")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, default="2h", show_default=True, help="How long, such as 30m or 7d.")
-@click.option(
-    "--label", "--labels", "labels", callback=labelling.read, metavar="KEY=VALUE,…", multiple=True, help="Only those with these labels."
-)
+@click.option("--label", "--labels", "labels", callback=_read_labels, metavar="KEY=VALUE,…", multiple=True, help=_LABELS_HELP)
 @click.option("--why", default="", help="For the others who look.")
 @click.option("--json", "as_json", is_flag=True, help="Print the silence as an object.")
 @click.pass_obj

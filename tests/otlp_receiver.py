@@ -37,6 +37,8 @@ class Receiver:
         self.lines: list[tuple[str, dict[str, Any]]] = []
         #: As they came.
         self.bodies: list[bytes] = []
+        #: Path -> what it says of what it takes there, in JSON.
+        self.answers: dict[str, bytes] = {}
 
     def take(self, path: str, body: bytes) -> bool:
         self.bodies.append(body)
@@ -70,8 +72,11 @@ def receiving(port: int) -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             self.send_response(200 if receiver.take(self.path, body) else 404)
-            self.send_header("content-length", "0")
+            answer = receiver.answers.get(self.path, b"{}")
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
             self.end_headers()
+            self.wfile.write(answer)
 
         def log_message(self, *_what: object) -> None:
             """Nobody reads it."""

@@ -4,7 +4,7 @@ A service is healthy when a node of it can be used and no live one has a complai
 wrong, and down when none lives. A server (PostgreSQL, Valkey, NATS) is what the services that need it say of it.
 
 The whole is as bad as the worst of what an answer to a prompt needs. A worker that went without a goodbye degrades it while others
-serve, for as long as the directory remembers it, an hour: somebody has lost a machine and may not know. One that was stopped, drained
+serve, for as long as it is remembered, an hour: somebody has lost a machine and may not know. One that was stopped, drained
 or revoked was meant to go, and one that was never let in was never a part of the whole; neither counts.
 """
 

@@ -49,28 +49,55 @@ DELETE FROM snapshots WHERE ctid = ANY(ARRAY(
 -- Those that no row has any more.
 DELETE FROM layouts WHERE used_on < $1;
 
+-- name: plan_by_question
+-- For the rest of a transaction: a plan that fits any question reads all rows for each step, and what takes a second is not worth compiling.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true);
+
 -- name: read_lines
 -- Of each series and step: the sum over nodes of what it grew by (of a gauge, of its mean), how many nodes that is, and the highest look.
 WITH wanted AS MATERIALIZED (
-    SELECT layouts.id AS layout, series.name, series.position::integer AS position
+    SELECT layouts.id AS layout, series.name, series.position::integer AS position,
+           dense_rank() OVER (ORDER BY series.name COLLATE "C")::integer AS number
     FROM layouts CROSS JOIN LATERAL unnest(layouts.names) WITH ORDINALITY AS series (name, position)
-    WHERE split_part(series.name, '{', 1) = ANY($4::text[])
-),
-of_node AS (
-    SELECT snapshots.node, snapshots.service, wanted.name,
-           floor(extract(epoch FROM snapshots.at - $2::timestamptz) / $5::integer)::integer AS step,
-           sum(snapshots.sums[wanted.position]::float8) AS total, sum(snapshots.looks) AS looks,
-           max(coalesce(snapshots.peaks[wanted.position], snapshots.sums[wanted.position])) AS peak
-    FROM unnest($1::smallint[], $3::timestamptz[], $9::timestamptz[]) AS piece (resolution, begin, before)
-    JOIN snapshots ON snapshots.resolution = piece.resolution AND snapshots.at >= piece.begin AND snapshots.at < piece.before
-    JOIN wanted USING (layout)
-    GROUP BY 1, 2, 3, 4
+    WHERE layouts.used_on >= ($2::timestamptz AT TIME ZONE 'UTC')::date AND split_part(series.name, '{', 1) = ANY($4::text[])
 )
-SELECT CASE WHEN $6::boolean THEN service ELSE '' END AS service, CASE WHEN $7::boolean THEN node ELSE '' END AS node, name, step,
-       sum(total) AS growth, sum(total / looks) AS mean, count(*) AS nodes, max(peak) AS peak
-FROM of_node
-GROUP BY 1, 2, 3, 4
+SELECT found.service, found.node, names.name, steps.step, found.growth, found.mean, found.nodes, found.peak
+-- One step after the other, and names come last: what is grouped at a time stays small, and so do its keys.
+FROM generate_series(0, $11::integer - 1) AS steps (step)
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN $6::boolean THEN of_node.service ELSE '' END AS service, CASE WHEN $7::boolean THEN of_node.node ELSE '' END AS node,
+           of_node.number, sum(of_node.total) AS growth, sum(of_node.total / of_node.looks) AS mean, count(*) AS nodes,
+           max(of_node.peak) AS peak
+    FROM (
+        SELECT snapshots.node COLLATE "C" AS node, snapshots.service COLLATE "C" AS service, wanted.number,
+               sum(snapshots.sums[wanted.position]::float8) AS total, sum(snapshots.looks) AS looks,
+               max(coalesce(snapshots.peaks[wanted.position], snapshots.sums[wanted.position])) AS peak
+        FROM unnest($1::smallint[], $3::timestamptz[], $9::timestamptz[]) AS piece (resolution, begin, before)
+        JOIN snapshots ON snapshots.resolution = piece.resolution
+            AND snapshots.at >= greatest(piece.begin, $2::timestamptz + $5::integer * interval '1 second' * steps.step)
+            AND snapshots.at < least(piece.before, $2::timestamptz + $5::integer * interval '1 second' * (steps.step + 1))
+        JOIN wanted USING (layout)
+        WHERE $10::text IS NULL OR snapshots.node = $10::text
+        GROUP BY 1, 2, 3
+    ) AS of_node
+    GROUP BY 1, 2, 3
+) AS found
+JOIN (SELECT DISTINCT number, name FROM wanted) AS names USING (number)
 LIMIT $8;
+
+-- name: read_covered
+-- How many looks of each step knew what had grown since the look before: as many as have this counter of those who look.
+SELECT of_node.step, max(of_node.looks)::integer AS looks
+FROM (
+    SELECT snapshots.node, floor(extract(epoch FROM snapshots.at - $2::timestamptz) / $5::integer)::integer AS step,
+           sum(snapshots.looks) AS looks
+    FROM unnest($1::smallint[], $3::timestamptz[], $4::timestamptz[]) AS piece (resolution, begin, before)
+    JOIN snapshots ON snapshots.resolution = piece.resolution AND snapshots.at >= piece.begin AND snapshots.at < piece.before
+    JOIN layouts ON layouts.id = snapshots.layout
+    WHERE snapshots.service = $6 AND $7::text = ANY(layouts.names)
+    GROUP BY 1, 2
+) AS of_node
+GROUP BY 1;
 
 -- name: read_growth
 -- How much counters grew in each step, where they did, of some services; of histograms some of the buckets. The newest first.
@@ -140,3 +167,26 @@ UPDATE silences SET ended = true, until = least(until, $2) WHERE id = ANY($1::te
 -- name: delete_old_silences
 -- Those whose time is over.
 DELETE FROM silences WHERE until < $1;
+
+-- name: list_attendance
+-- Which workers one replica knew, if it still looked then.
+SELECT node, path, gone_at, why FROM attendance WHERE replica = $1 AND held_at > $2 LIMIT $3;
+
+-- name: write_attendance
+-- Some of one replica's; doing it again gives the same.
+INSERT INTO attendance (replica, held_at, node, path, gone_at, why)
+SELECT $1, $2, * FROM unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[])
+ON CONFLICT (replica, node) DO UPDATE
+SET held_at = excluded.held_at, path = excluded.path, gone_at = excluded.gone_at, why = excluded.why;
+
+-- name: delete_attendance
+-- Of one replica all but these.
+DELETE FROM attendance WHERE replica = $1 AND node <> ALL($2::text[]);
+
+-- name: touch_attendance
+-- The replica still looks.
+UPDATE attendance SET held_at = $2 WHERE replica = $1;
+
+-- name: delete_old_attendance
+-- Of replicas that are gone.
+DELETE FROM attendance WHERE held_at < $1;

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
 from services.metrics import exporter, people
+from services.metrics.alarms.attendance import Attendance
 from services.metrics.alarms.room import Alarms
 from services.metrics.history.room import History
 from services.metrics.intake import Intake
@@ -43,10 +44,11 @@ class MetricsService:
         recorded = Recorded(settings.metrics_namespaces)
         self._intake = Intake(recorded)
         self._tally = Tally(node.metrics)
-        self._survey = Survey(node, recorded, self._tally)
+        attendance = Attendance()
+        self._survey = Survey(node, recorded, self._tally, attendance)
         self._outboxes: Outboxes | None = None
         self._history = History(settings, self.metrics_text)
-        self._alarms = Alarms(settings, node.id, self.metrics_text)
+        self._alarms = Alarms(settings, node.id, self.metrics_text, attendance)
 
     @classmethod
     @asynccontextmanager

@@ -12,6 +12,7 @@ import msgspec
 
 from services.metrics import health, openmetrics, prometheus, signs
 from services.metrics.alarms import samples
+from services.metrics.alarms.attendance import Attendance
 from services.metrics.recorded import Recorded
 from services.metrics.tally import Tally
 from shared import directory as directories
@@ -77,8 +78,9 @@ class Fresh(Generic[T]):
 class Survey:
     """The metrics and the health of the mesh, as its nodes tell them."""
 
-    def __init__(self, node: nodes.Node, recorded: Recorded, tally: Tally) -> None:
+    def __init__(self, node: nodes.Node, recorded: Recorded, tally: Tally, attendance: Attendance) -> None:
         self._node = node
+        self._attendance = attendance
         self._recorded = recorded
         self._tally = tally
         self._asking = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
@@ -118,8 +120,9 @@ class Survey:
         metrics.custom_series.set(len(self._recorded))
         metrics.node_up.clear()
         metrics.node_up.labels(**_labels(Role.METRICS, self._node.id)).set(1)
-        for entry in self._node.directory.entries():
-            if entry.role in SERVICE_NAMES:
+        for entry in (*self._known(), *self._node.directory.entries(Role.METRICS)):
+            # Whoever was meant to go is not missed, and who never was let in never was up.
+            if entry.alive or self._fact(entry).was_lost:
                 metrics.node_up.labels(**_labels(entry.role, entry.node)).set(entry.alive)
 
     # --- health -----------------------------------------------------------------------------------------------------
@@ -188,8 +191,12 @@ class Survey:
     # --- nodes ------------------------------------------------------------------------------------------------------
 
     def _known(self) -> list[directories.Entry]:
-        """The nodes that can be asked: no clients, and no metrics service, which none other may speak to."""
-        return [entry for entry in self._node.directory.entries() if entry.role in SERVICE_NAMES and entry.role is not Role.METRICS]
+        """The nodes that can be asked, and those that are missed: no clients, and no metrics service, which none other may speak to."""
+        asked = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
+        self._attendance.look(asked.values(), self._node.roads.is_revoked, datetime.now(UTC))
+        # Those that went before this process began, of whom the directory knows nothing, or the key alone.
+        unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in asked or not asked[node].path}
+        return [*{**asked, **unseen}.values()]
 
     async def each(self, ask: Callable[[directories.Entry], Coroutine[object, object, T]]) -> Sequence[T]:
         """Ask all live nodes at the same time; ``ask`` turns a failure into an answer of its own."""

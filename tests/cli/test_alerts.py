@@ -77,3 +77,28 @@ def test_silence_and_its_end(shell: Shell) -> None:
 def test_a_time_that_is_none_is_refused_before_anything_is_asked(shell: Shell, time: str) -> None:
     assert shell("alerts", "silence", "--for", time).exit_code == 2
     assert shell.mesh.asked == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "labels"),
+    [
+        ("model=llama3:8b", {"model": "llama3:8b"}),
+        ("model=llama3%3A8b,node=U%2CB", {"model": "llama3:8b", "node": "U,B"}),
+        ("path=a=b", {"path": "a=b"}),
+        ("share=50%25", {"share": "50%"}),
+        ("owner=J%C3%B6rg", {"owner": "J\u00f6rg"}),
+        ("owner=J\u00f6rg Wu", {"owner": "J\u00f6rg Wu"}),
+    ],
+)
+def test_a_label_may_say_anything(shell: Shell, typed: str, labels: dict[str, str]) -> None:
+    shell.mesh.answer(alerts.silence_alerts, QUIET)
+    assert shell("alerts", "silence", "--label", typed).exit_code == 0
+    assert shell.mesh.asked[-1].request == alerts.SilenceAlerts(7200, "", labels, "")
+
+
+@pytest.mark.parametrize("typed", ["", "model", "model=", "=llama3", "model=a,,b=c", "share=50%", "share=%zz", "name=%FF"])
+def test_a_label_that_is_none_is_refused_before_anything_is_asked(shell: Shell, typed: str) -> None:
+    done = shell("alerts", "silence", "--label", typed)
+    assert done.exit_code == 2
+    assert repr(typed.split(",")[1 if ",," in typed else 0]) in done.stderr
+    assert shell.mesh.asked == []

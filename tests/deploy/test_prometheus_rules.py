@@ -10,6 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from cli.stack import home as homes
+from cli.stack import initialise, plan
 from services.gateway import store as gateway_store
 from services.metrics.alerts import rules
 from services.metrics.alerts.rule import Rule, Severity
@@ -178,6 +180,17 @@ def test_commands_of_the_runbooks_exist() -> None:
             words = found.split()
             longest = max((n for n in range(2, len(words) + 1) if " ".join(words[:n]) in commands), default=0)
             assert longest, f"{path.name}: {found}"
+
+
+def test_programs_of_the_stack_have_the_names_that_runbooks_give_them(tmp_path: Path) -> None:
+    """A worker is called inference there, which is easy to forget at night."""
+    home = homes.locate({"AIMESH_HOME": str(tmp_path / "home")})
+    made = initialise.ensure(home, {}, tmp_path)
+    programs = {program.name for program in plan.make(home, made.settings, made.recorded, {}).programs}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in RUNBOOKS.glob("*.md"))
+    named = set(re.findall(r"\baicli stack (?:logs|restart) (\w[\w-]*)", text))
+    assert len(named) > 5
+    assert named <= programs
 
 
 async def test_the_queries_of_the_runbooks_are_answered(postgres_url: str) -> None:

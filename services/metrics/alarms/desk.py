@@ -16,6 +16,8 @@ MAX_ENDED: Final = 200
 MAX_OF_ONE_RULE: Final = 100
 MAX_SILENCES: Final = 100
 MAX_SILENCE_SECONDS: Final = 30 * 24 * 3600.0
+#: Characters of a label that a silence is for.
+MAX_LABEL: Final = 200
 #: An alert that nobody has looked at for longer than this began anew, as with Prometheus after a restart.
 OUTAGE_SECONDS: Final = 3600.0
 #: Within so long, more than three looks, the end of an alert at two replicas is one end.
@@ -96,6 +98,8 @@ class Desk:
         self._active: dict[Rule, dict[Labels, Active]] = {rule: {} for rule in self._rules}
         #: The last look; None before the first.
         self.looked_at: float | None = None
+        #: Name of an alert -> how many of it found no room at the last look.
+        self.crowded: dict[str, int] = {}
         self._alarms: dict[str, Alarm] = {}
         self._ended: list[Alarm] = []
         self._silences: dict[str, Silence] = {}
@@ -113,10 +117,13 @@ class Desk:
     def look(self, readings: Readings, now: float) -> News:
         """Evaluate every rule. An alert that fires under a silence is told when that ends, if it still fires."""
         self.looked_at = now
+        self.crowded = {}
         before, self._alarms = self._alarms, {}
         for rule in self._rules:
             found = evaluating.advance(rule, readings, self._active[rule], now)
             self._active[rule] = kept = dict(sorted(found.items(), key=lambda item: item[1].since)[:MAX_OF_ONE_RULE])
+            if len(found) > len(kept):
+                self.crowded[rule.name] = self.crowded.get(rule.name, 0) + len(found) - len(kept)
             for labels, active in kept.items():
                 self._note(rule, labels, active, before)
         over = [replace(alarm, ended=now) for key, alarm in before.items() if key not in self._alarms and alarm.firing]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from services.metrics.alarms import changes, recalling
+from services.metrics.alarms.attendance import Member
 from services.metrics.alarms.changes import Written
 from services.metrics.alarms.desk import ENDED_SECONDS, JUST_SECONDS, OUTAGE_SECONDS
 from services.metrics.alarms.recalling import Past
@@ -20,6 +21,7 @@ from services.metrics.history.store import Store as History
 from shared import errors
 from shared.api.gateway import Check
 from shared.telemetry import logs
+from shared.types import NodeId
 
 #: After which PostgreSQL is asked what the others know, and tried again where it was away.
 EVERY_SECONDS: Final = 5.0
@@ -50,6 +52,7 @@ class Keeper:
     ) -> None:
         """``keeps`` is how long the history has rows of each resolution; None where there is no history."""
         self._desk = watch.desk
+        self._attendance = watch.attendance
         self._book = watch.book
         self._changed = watch.changed
         self._node = node
@@ -59,6 +62,8 @@ class Keeper:
         self._recalls_left = _RECALLS
         #: What PostgreSQL has of this replica; None until it was asked, for each connection again.
         self._written: Written | None = None
+        #: Who was there, as PostgreSQL has it; the same.
+        self._attended: Mapping[NodeId, Member] | None = None
         self._touched_at: float | None = None
         self._has_resumed = False
         #: Set when what there was before the start is known again: alerts, silences, and how counters grew.
@@ -87,12 +92,13 @@ class Keeper:
 
     def forget_connection(self) -> None:
         """What PostgreSQL has is asked again: it may be another one, or one that was put back."""
-        self._written = self._touched_at = None
+        self._written = self._attended = self._touched_at = None
 
     async def keep(self, store: Store) -> None:
         """Once: hear what the others know, and write what is new. Raises Unavailable; what was not done then is done by the next call."""
         self._changed.clear()
         await self._keep_silences(store)
+        await self._keep_attendance(store)
         if self._written is None:
             own = await store.own()
             if not self._has_resumed:
@@ -133,6 +139,20 @@ class Keeper:
         if ended:
             await store.end_silences(ended, now + _STAYS_SECONDS)
             self._desk.forget_ended_silences(ended)
+
+    async def _keep_attendance(self, store: Store) -> None:
+        """Before the alerts: one that goes on because somebody is missed must not end at a look that does not miss them."""
+        now, attended = self._clock(), self._attended
+        if attended is None:
+            attended = {one.node: one for one in await store.attendance(now - OUTAGE_SECONDS)}
+            if not self._has_resumed:
+                self._attendance.recall(attended.values(), datetime.fromtimestamp(now, UTC))
+        members = self._attendance.members()
+        changed = [one for node, one in members.items() if node not in attended or attended[node].gone_at != one.gone_at]
+        # What is in the table from before a long outage goes at the first time.
+        if changed or attended.keys() - members or self._attended is None:
+            await store.write_attendance(changed, members, now)
+        self._attended = members
 
     async def _write(self, store: Store, written: Written) -> Written:
         kept = changes.settled(self._desk.remembered(), written, is_all_taken=self._is_all_taken())

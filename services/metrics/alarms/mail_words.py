@@ -1,12 +1,12 @@
 """What a mail about alerts says. Pure; what comes out of metrics becomes one short line in it, no header, and no address of a page."""
 
-import re
 import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
-from services.metrics.alarms.desk import Alarm
+from services.metrics.alarms.desk import MAX_LABEL, Alarm
 from services.metrics.alarms.mail_rounds import MOST_AN_HOUR, Round
 from shared.mail import letters
 
@@ -15,8 +15,8 @@ MOST_IN_FULL: Final = 10
 MOST_NAMED: Final = 40
 _LONGEST_SUBJECT_PART: Final = 120
 _LONGEST_LINE: Final = 300
-#: What `aicli alerts silence --label` takes.
-_TAKEN_AS_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+#: A command that is longer nobody copies whole.
+_LONGEST_COMMAND: Final = 600
 
 
 class Text(NamedTuple):
@@ -77,7 +77,8 @@ def _in_full(alarm: Alarm) -> Iterator[str]:
     if alarm.labels:
         yield f"  about: {', '.join(_short(f'{label}={value}', _LONGEST_LINE) for label, value in alarm.labels)}"
     yield f"  what to do: {alarm.rule.runbook}"
-    yield f"  to silence it for two hours: {silencing(alarm)}"
+    yield f"  to say that you look after it: {shlex.join(['aicli', 'alerts', 'ack', alarm.id])}"
+    yield f"  to silence {'it' if is_typed(alarm) else 'all alerts of this name'} for two hours: {silencing(alarm)}"
 
 
 def _named(alarms: tuple[Alarm, ...]) -> Iterator[str]:
@@ -91,11 +92,22 @@ def _named(alarms: tuple[Alarm, ...]) -> Iterator[str]:
 
 
 def silencing(alarm: Alarm) -> str:
-    """As it is typed into a shell. Where a label cannot be typed so, it is for all alerts of this name."""
+    """As it is typed into a shell; for all alerts of this name where its labels are too much to type."""
     words = ["aicli", "alerts", "silence", alarm.rule.name, "--for", "2h"]
-    if alarm.labels and all(_TAKEN_AS_LABEL.fullmatch(word) for pair in alarm.labels for word in pair):
-        words += ["--label", ",".join(f"{label}={value}" for label, value in alarm.labels)]
+    if alarm.labels and is_typed(alarm):
+        words += ["--label", _typed(alarm)]
     return shlex.join(words)
+
+
+def is_typed(alarm: Alarm) -> bool:
+    """Whether a silence takes its labels, and a line of a mail."""
+    return all(len(value) <= MAX_LABEL for _, value in alarm.labels) and len(_typed(alarm)) <= _LONGEST_COMMAND
+
+
+def _typed(alarm: Alarm) -> str:
+    """As `aicli alerts silence --label` reads it: what is no letter, digit or one of `_.-~/` as in an address of the web (RFC 3986 §2.1),
+    so that it is one word and no link, whatever it says."""
+    return ",".join(f"{quote(label)}={quote(value)}" for label, value in alarm.labels)
 
 
 def _counted(alerts: int) -> str:

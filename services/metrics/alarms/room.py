@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from services.metrics.alarms.attendance import Attendance
 from services.metrics.alarms.desk import News
 from services.metrics.alarms.keeping import Keeper
 from services.metrics.alarms.mailing import Mailing
@@ -44,11 +45,13 @@ class Way(Protocol):
 class Alarms:
     """``watch`` has the handlers; ``run`` is the task."""
 
-    def __init__(self, settings: MetricsSettings, node: str, text: Text, clock: Callable[[], float] = time.time) -> None:
-        """``node`` is this one, ``text`` that of the whole mesh."""
+    def __init__(
+        self, settings: MetricsSettings, node: str, text: Text, attendance: Attendance, clock: Callable[[], float] = time.time
+    ) -> None:
+        """``node`` is this one, ``text`` that of the whole mesh; ``attendance`` is kept over a restart, whoever looks for it."""
         self._url = settings.database_url
         self._ways = tuple(_ways(settings))
-        self.watch = Watch(text, self._tell, clock)
+        self.watch = Watch(text, self._tell, clock, attendance)
         keeps = keeps_of(settings) if settings.history_raw_hours else None
         self._keeper = Keeper(self.watch, node, self._is_all_taken, clock, keeps)
 

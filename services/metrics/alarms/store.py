@@ -1,4 +1,4 @@
-"""The tables of alerts and silences. Only this module of the room talks to PostgreSQL."""
+"""The tables of alerts, silences and attendance. Only this module of the room talks to PostgreSQL."""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -10,12 +10,14 @@ from typing import Final
 import asyncpg
 import msgspec
 
+from services.metrics.alarms.attendance import Member
 from services.metrics.alarms.changes import Changes
 from services.metrics.alarms.desk import MAX_SILENCES, Alarm, Remembered, Silence
 from services.metrics.alerts.evaluating import Labels
 from services.metrics.alerts.rule import Rule
 from services.metrics.history import store as history
 from shared import database, errors
+from shared.directory import MAX_NODES
 
 #: One task of the room writes and reads.
 _POOL_SIZE: Final = 2
@@ -87,11 +89,13 @@ class Store:
     async def touch(self, now: float) -> None:
         """What lasts lasts until now."""
         await self._database.run("touch_alarms", self._node, _moment(now))
+        await self._database.run("touch_attendance", self._node, _moment(now))
 
     async def delete_before(self, moment: float) -> None:
-        """Alerts and silences, of all replicas."""
+        """Alerts, silences and attendance, of all replicas."""
         await self._database.run("delete_old_alarms", _moment(moment))
         await self._database.run("delete_old_silences", _moment(moment))
+        await self._database.run("delete_old_attendance", _moment(moment))
 
     # --- silences ---------------------------------------------------------------------------------------------------
 
@@ -106,6 +110,25 @@ class Store:
 
     async def end_silences(self, ids: Collection[str], stays_until: float) -> None:
         await self._database.run("end_silences", sorted(ids), _moment(stays_until))
+
+    # --- attendance -------------------------------------------------------------------------------------------------
+
+    async def attendance(self, held_after: float) -> list[Member]:
+        """What this replica has written, if it still looked then."""
+        rows = await self._database.rows("list_attendance", self._node, _moment(held_after), MAX_NODES)
+        return [Member(row["node"], row["path"], row["gone_at"], row["why"]) for row in rows]
+
+    async def write_attendance(self, changed: Sequence[Member], everybody: Collection[str], now: float) -> None:
+        """Those that have ``changed``, and nobody besides ``everybody``."""
+        columns = (
+            [one.node for one in changed],
+            [one.path for one in changed],
+            [one.gone_at for one in changed],
+            [one.why for one in changed],
+        )
+        async with self._database.transaction() as transaction:
+            await transaction.run("delete_attendance", self._node, list(everybody))
+            await transaction.run("write_attendance", self._node, _moment(now), *columns)
 
     # ----------------------------------------------------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Final
 
 from services.metrics.alarms import samples
+from services.metrics.alarms.attendance import Attendance
 from services.metrics.alarms.book import Book
-from services.metrics.alarms.desk import MAX_SILENCE_SECONDS, Alarm, Desk, News, Silence
+from services.metrics.alarms.desk import MAX_LABEL, MAX_SILENCE_SECONDS, Alarm, Desk, News, Silence
 from services.metrics.alerts import rules
 from services.metrics.alerts.evaluating import labels
 from shared import errors
@@ -21,7 +23,6 @@ from shared.rpc import Call, serves
 from shared.telemetry import logs
 
 EVERY_SECONDS: Final = 15.0
-_MAX_TEXT: Final = 200
 
 #: The metrics of the whole mesh as Prometheus text.
 Text = Callable[[], Awaitable[str]]
@@ -34,7 +35,9 @@ _log = logs.get(part="alerts")
 class Watch:
     """Handlers; ``run`` is the task."""
 
-    def __init__(self, text: Text, tell: Tell, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, text: Text, tell: Tell, clock: Callable[[], float] = time.time, attendance: Attendance | None = None) -> None:
+        """Workers that ``attendance`` misses are gone, whether or not the text says so: it may have been made before they were recalled."""
+        self.attendance = attendance or Attendance()
         self._text = text
         self._tell = tell
         self._clock = clock
@@ -53,7 +56,7 @@ class Watch:
         """Once."""
         text = await self._text()
         now = self._clock()
-        self.book.take(samples.read(text, self.book.wanted), now)
+        self.book.take(chain(samples.read(text, self.book.wanted), self.attendance.samples()), now)
         news = self.desk.look(self.book, now)
         self.changed.set()
         for alarm in news.began:
@@ -64,10 +67,11 @@ class Watch:
             self._tell(news)
 
     def check(self) -> Check:
-        """Whether the rules see everything that they look at."""
+        """Whether the rules see everything that they look at, and people everything that the rules find."""
         lost = self.book.left_out
-        detail = f"{lost} series found no room, so an alert about them would not be seen" if lost else ""
-        return Check("alert rules", ok=not lost, detail=detail, needed=False)
+        found = [f"{lost} series found no room, so an alert about them would not be seen"] if lost else []
+        found += [f"{more} more alerts {name} are not listed: one cause, many nodes" for name, more in self.desk.crowded.items()]
+        return Check("alert rules", ok=not found, detail="; ".join(found), needed=False)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 
@@ -92,8 +96,8 @@ class Watch:
         if request.name and request.name not in {rule.name for rule in rules.ALL}:
             raise errors.BadRequest(f"name: there is no alert called {request.name[:80]!r}", hint="docs/reference/alerts.md lists them")
         texts = [request.why, *request.labels, *request.labels.values()]
-        if len(request.labels) > 10 or any(len(text) > _MAX_TEXT for text in texts):
-            raise errors.BadRequest(f"labels and why: at most 10 labels, and {_MAX_TEXT} characters each", hint="say it shorter")
+        if len(request.labels) > 10 or any(len(text) > MAX_LABEL for text in texts):
+            raise errors.BadRequest(f"labels and why: at most 10 labels, and {MAX_LABEL} characters each", hint="say it shorter")
         until = self._clock() + request.seconds
         made = Silence(secrets.token_hex(4), request.name, labels(**request.labels), until, _who(call.found), request.why)
         if not self.desk.silence(made):

@@ -96,7 +96,7 @@ def _alert(status: str, alarm: Alarm, source: str) -> dict[str, Any]:
         "annotations": {"summary": alarm.summary, "description": alarm.description, "runbook_url": alarm.rule.runbook},
         "startsAt": _moment(alarm.since),
         "endsAt": "0001-01-01T00:00:00Z" if alarm.ended is None else _moment(alarm.ended),
-        "generatorURL": source,
+        "generatorURL": f"{source.rstrip('/')}/admin/alerts" if source else "",
         "fingerprint": alarm.id,
     }
 

@@ -1,10 +1,13 @@
 """What is on its way to the OTLP endpoint: sent in batches, tried again, and let go when there is too much."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
+from services.metrics.otlp.partial import Rejection, Rejections
 from shared import errors
 from shared.telemetry import logs
 
@@ -17,8 +20,10 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 #: Where the endpoint itself says when; one that says later is asked all the same.
 _LONGEST_ASKED_SECONDS: Final = 60.0
 
-#: Raises Unavailable where it may be tried again, and BadRequest where these will never be taken.
-Send = Callable[[Sequence[T]], Awaitable[None]]
+#: What of them was not taken, or None. Raises Unavailable where it may be tried again, and BadRequest where these will never be taken.
+Send = Callable[[Sequence[T]], Awaitable[Rejection | None]]
+#: Counts those that nobody will see.
+Count = Callable[[int], object]
 
 _log = logs.get(part="otlp")
 
@@ -26,10 +31,13 @@ _log = logs.get(part="otlp")
 class Outbox(Generic[T]):
     """Of one kind of thing, such as spans."""
 
-    def __init__(self, send: Send[T], lost: Callable[[int], object]) -> None:
-        """``lost`` counts those that nobody will see."""
+    def __init__(self, what: str, send: Send[T], lost: Count, rejected: Count, clock: Callable[[], float] = time.monotonic) -> None:
+        """``what`` they are, for people. Those are ``rejected`` that the endpoint left out of a batch that it took."""
         self._send = send
         self._lost = lost
+        self._rejected = rejected
+        self._clock = clock
+        self._rejections = Rejections(what)
         self._waiting: deque[T] = deque()
         self._some = asyncio.Event()
         #: Why the last batch was not taken; empty when it was.
@@ -37,6 +45,10 @@ class Outbox(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def complaint(self) -> str:
+        """What is wrong with the endpoint; empty when nothing is."""
+        return self.trouble or self._rejections.complaint(self._clock())
 
     def put(self, some: Sequence[T]) -> None:
         self._waiting.extend(some)
@@ -58,7 +70,7 @@ class Outbox(Generic[T]):
                 self._some.clear()
                 continue
             try:
-                await self._send(batch)
+                rejection = await self._send(batch)
             except errors.Unavailable as error:
                 self._say(error)
                 self._waiting.extendleft(reversed(batch))
@@ -72,6 +84,22 @@ class Outbox(Generic[T]):
                 if self.trouble:
                     _log.info("the OTLP endpoint takes what is sent again")
                 self.trouble, pause_seconds = "", _FIRST_PAUSE_SECONDS
+                self._note(rejection, len(batch))
+
+    def _note(self, rejection: Rejection | None, sent: int) -> None:
+        """They are not sent again: https://opentelemetry.io/docs/specs/otlp/#partial-success-1 forbids it."""
+        now = self._clock()
+        if rejection is None:
+            if self._rejections.end(now):
+                _log.info("the OTLP endpoint takes all again", what=self._rejections.what)
+            return
+        # Whoever rejects more than there was means all of it.
+        rejection = replace(rejection, count=min(rejection.count, sent))
+        if rejection.count:
+            self._rejected(rejection.count)
+        if self._rejections.note(rejection, now):
+            event = "the OTLP endpoint took a part" if rejection.count else "the OTLP endpoint took all and has something to say"
+            _log.warning(event, what=self._rejections.what, rejected=rejection.count, why=rejection.why)
 
     def _say(self, error: errors.AimeshError) -> None:
         if error.message != self.trouble:

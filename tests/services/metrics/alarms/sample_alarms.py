@@ -1,5 +1,7 @@
 """Alerts for what tells them, as the desk would make them."""
 
+import hashlib
+
 from services.metrics.alarms.desk import Alarm, News
 from services.metrics.alerts.evaluating import labels
 from services.metrics.alerts.expressions import above, highest, series
@@ -21,7 +23,7 @@ def alarm(
         description="Nobody gets an answer until one is back.",
         board=Board.OVERVIEW,
     )
-    key = f"{summary}{sorted(where.items())}"
+    key = hashlib.sha256(f"{summary}{sorted(where.items())}".encode()).hexdigest()[:12]
     return Alarm(id=key, rule=rule, labels=labels(**where), since=since, value=2, firing=True, ended=ended)
 
 

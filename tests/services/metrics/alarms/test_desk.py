@@ -126,6 +126,9 @@ def test_one_rule_that_holds_for_everything_buries_nothing(at: Desk) -> None:
     at.look(Now({"llama3": 150}, {f"box{number}": 0.9 for number in range(1000)}), 1000)
     at.look(Now({"llama3": 150}, {f"box{number}": 0.9 for number in range(1000)}), 1100)
     assert len(at.firing()) == desk.MAX_OF_ONE_RULE + 1
+    assert at.crowded == {"cpu_high": 1000 - desk.MAX_OF_ONE_RULE}
+    at.look(Now({"llama3": 150}, {"box": 0.9}), 1200)
+    assert at.crowded == {}
 
 
 def test_silences_and_what_is_over_are_bounded(at: Desk) -> None:

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from services.metrics.alarms import keeping, room
+from services.metrics.alarms.attendance import Attendance
 from services.metrics.alarms.changes import Changes
 from services.metrics.alarms.desk import ENDED_SECONDS, OUTAGE_SECONDS, News
 from services.metrics.alarms.keeping import TOUCH_SECONDS, Keeper
@@ -172,7 +173,7 @@ async def test_it_is_written_when_it_changes_and_not_at_each_look(store: Store, 
     mesh.text = DRIFTING
     replica = Replica(mesh)
     await replica.look(store)
-    assert writes == ["write", "touch_alarms", "delete_old_alarms", "delete_old_silences"]
+    assert writes == ["write", "touch_alarms", "touch_attendance", "delete_old_alarms", "delete_old_silences", "delete_old_attendance"]
     writes.clear()
     for number in range(int(TOUCH_SECONDS) // 15 - 1):
         mesh.text = DRIFTING.replace("} 5", f"}} {number + 6}")
@@ -249,7 +250,7 @@ async def living(mesh: Mesh, url: str) -> AsyncIterator[Alarms]:
         return mesh.text
 
     settings = MetricsSettings(node_key_file=Path("/nowhere"), port=0, database_url=url)
-    alarms = Alarms(settings, "UONE", text, lambda: mesh.now)
+    alarms = Alarms(settings, "UONE", text, Attendance(), lambda: mesh.now)
     task = asyncio.create_task(alarms.run())
     try:
         yield alarms
@@ -317,7 +318,7 @@ async def test_without_a_database_nobody_complains() -> None:
     async def text() -> str:
         return WELL
 
-    checks = await Alarms(MetricsSettings(node_key_file=Path("/nowhere"), port=0), "UONE", text).checks()
+    checks = await Alarms(MetricsSettings(node_key_file=Path("/nowhere"), port=0), "UONE", text, Attendance()).checks()
     assert [(check.name, check.ok) for check in checks] == [("alert rules", True)]
 
 

@@ -1,16 +1,21 @@
 """What a mail about alerts says, whatever stands in the labels of a metric."""
 
+import dataclasses
+import re
 import shlex
 from datetime import UTC, datetime
 from email.parser import BytesParser
 from email.policy import default
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cli import alerts
 from services.metrics.alarms import mail_words
 from services.metrics.alarms.desk import Alarm
 from services.metrics.alarms.mail_rounds import Round
+from services.metrics.alerts.evaluating import labels
 from services.metrics.alerts.rule import Severity
 from shared.mail import letters
 from shared.mail.letters import Letter, Sender
@@ -48,6 +53,7 @@ def test_the_text_says_what_it_is_since_when_and_what_to_do() -> None:
     assert "\nllama3 is slow\n  warning, since 21 November 2026, 11:00 UTC\n  Nobody gets an answer until one is back.\n" in text
     assert "  about: model=llama3\n" in text
     assert "  what to do: docs/runbooks/no_worker.md\n" in text
+    assert f"  to say that you look after it: {shlex.join(['aicli', 'alerts', 'ack', SLOW.id])}\n" in text
     assert "  to silence it for two hours: aicli alerts silence no_worker --for 2h --label model=llama3\n" in text
     assert "1 alert is over:\n\n- disk of box is full (ticket, 21 November 2026, 10:00 UTC until 21 November 2026, 11:59 UTC)\n" in text
 
@@ -100,14 +106,37 @@ def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str
     assert not [line for line in lines if line.startswith(("Bcc", ".", "QUIT"))]
     assert "://evil" not in written.text
     assert max(map(len, lines)) < 700
-    commands = [line.partition(": ")[2] for line in lines if "to silence it" in line]
-    assert commands == ["aicli alerts silence no_worker --for 2h", "aicli alerts silence no_worker --for 2h --label model=llama3"]
+    commands = [line.partition(": ")[2] for line in lines if "to silence " in line]
+    assert commands[1] == "aicli alerts silence no_worker --for 2h --label model=llama3"
+    assert [words[:5] for words in map(shlex.split, commands)] == [["aicli", "alerts", "silence", "no_worker", "--for"]] * 2
+    assert not re.search(r"[$;|&<>`\s]", commands[0].partition(" --label ")[2])
 
 
-@pytest.mark.parametrize("where", [{}, {"model": "llama3"}, {"model": "llama3", "service": "gateway"}, {"model": "llama3:8b, b=c"}])
-def test_aicli_understands_what_the_mail_tells_to_type(where: dict[str, str]) -> None:
-    words = shlex.split(mail_words.silencing(alarm(**where)))
+def understood(alarm: Alarm) -> tuple[str, int, dict[str, str]]:
+    """What `aicli` makes of what the mail tells to type: the alert's name, for how many seconds, with which labels."""
+    words = shlex.split(mail_words.silencing(alarm))
     assert words[:3] == ["aicli", "alerts", "silence"]
     with alerts.silence.make_context("silence", words[3:]) as context:
-        assert (context.params["name"], context.params["seconds"]) == ("no_worker", 7200)
-        assert context.params["labels"] == ({} if ":" in where.get("model", "") else where)
+        return context.params["name"], context.params["seconds"], context.params["labels"]
+
+
+@pytest.mark.parametrize("where", [{}, {"model": "llama3"}, {"model": "llama3", "service": "gateway"}, {"model": "llama3:8b, b=c%20"}])
+def test_aicli_understands_what_the_mail_tells_to_type(where: dict[str, str]) -> None:
+    assert understood(alarm(**where)) == ("no_worker", 7200, where)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,10}", fullmatch=True), st.text(min_size=1, max_size=15), max_size=3))
+def test_whatever_stands_in_its_labels_only_that_alert_is_silenced(where: dict[str, str]) -> None:
+    one = dataclasses.replace(alarm(), labels=labels(**where))
+    assert mail_words.is_typed(one)
+    assert understood(one) == ("no_worker", 7200, where)
+    assert mail_words.silencing(one).isascii()
+    assert mail_words.silencing(one).isprintable()
+
+
+def test_a_silence_that_is_for_more_than_this_alert_says_so() -> None:
+    """A silence takes no labels as long as this."""
+    text = mail(alarm(model="x" * 201), alarm("another", model="x" * 200)).text
+    assert "  to silence all alerts of this name for two hours: aicli alerts silence no_worker --for 2h\n" in text
+    assert f"  to silence it for two hours: aicli alerts silence no_worker --for 2h --label model={'x' * 200}\n" in text

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.metrics.alarms import mailing
+from services.metrics.alarms.attendance import Attendance
 from services.metrics.alarms.desk import News
 from services.metrics.alarms.mail_rounds import GATHER_SECONDS, MOST_AN_HOUR, MOST_WAITING
 from services.metrics.alarms.mailing import Mailing
@@ -201,7 +202,7 @@ async def test_a_mail_server_that_cannot_be_one_ends_the_service_at_its_start(tm
         node_key_file=tmp_path / "node.nk", mesh=MESH, alert_mail_to=(OPS,), smtp_url="http://s3cret", mail_from="me"
     )
     with pytest.raises(errors.BadSettings) as refused:
-        Alarms(settings, "UAAA", _nothing)
+        Alarms(settings, "UAAA", _nothing, Attendance())
     assert "SMTP_URL cannot be used" in refused.value.message
     assert "MAIL_FROM cannot be used" in refused.value.message
     assert "s3cret" not in refused.value.message

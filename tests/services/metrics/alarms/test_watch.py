@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from services.metrics.alarms import book, samples, webhook
+from services.metrics.alarms import book, desk, samples, webhook
 from services.metrics.alarms.book import Sample
 from services.metrics.alarms.desk import News
 from services.metrics.alarms.watch import Watch
@@ -134,6 +134,18 @@ async def test_what_finds_no_room_is_said(mesh: Mesh, monkeypatch: pytest.Monkey
     assert (watch.check().ok, watch.check().needed, "1 series found no room" in watch.check().detail) == (False, False, True)
 
 
+async def test_alerts_beyond_those_of_one_rule_that_are_listed_are_said(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = mesh.watch()
+    monkeypatch.setattr(desk, "MAX_OF_ONE_RULE", 3)
+    mesh.text = "\n".join([WELL, *(f'ai_platform_node_up{{service="inference",node="U{number}"}} 0' for number in range(8))])
+    await watch.look()
+    assert (watch.check().ok, watch.check().needed) == (False, False)
+    assert "5 more alerts worker_gone are not listed" in watch.check().detail
+    mesh.text, mesh.now = WELL, mesh.now + 15
+    await watch.look()
+    assert watch.check().ok
+
+
 def test_samples_are_those_that_are_asked_for() -> None:
     text = '# HELP a b\na{x="1",y=""} 5\na 7\nab 9\nb{x="q\\"\\\\ \\n"} +Inf\nb{x="q\\"\\\\ \\n"} 2.5e3\nc NaN\n'
     assert list(samples.read(text, {"a": (), "b": (), "c": ()})) == [
@@ -191,6 +203,7 @@ async def test_a_webhook_hears_of_the_beginning_and_of_the_end(mesh: Mesh) -> No
     [alert] = first["alerts"]
     assert alert["labels"]["alertname"] == "ledger_drift"
     assert alert["labels"]["severity"] == "page"
+    assert alert["generatorURL"] == "https://ai.example.org/admin/alerts"
     assert alert["annotations"]["runbook_url"] == "docs/runbooks/ledger_drift.md"
     assert second["alerts"][0]["fingerprint"] == alert["fingerprint"]
     assert second["alerts"][0]["endsAt"] > alert["startsAt"]

@@ -1,14 +1,16 @@
 """The ways in which an OTLP endpoint can be broken, each over a real socket: all are told from one another, and none holds anything up."""
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
 
 from services.metrics.otlp import endpoint
 from services.metrics.otlp.endpoint import Post
+from services.metrics.otlp.partial import Rejection
 from shared import errors
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -50,7 +52,7 @@ class Floods:
 
 
 @asynccontextmanager
-async def answering(answer: Answer) -> AsyncIterator[Post]:
+async def answering(answer: Answer, headers: Mapping[str, str] | None = None) -> AsyncIterator[Post]:
     """Posts to a server that reads a request and then does this."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,7 +67,7 @@ async def answering(answer: Answer) -> AsyncIterator[Post]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     try:
-        async with endpoint.opened(f"http://127.0.0.1:{port}/", {}) as post:
+        async with endpoint.opened(f"http://127.0.0.1:{port}/", headers or {}) as post:
             yield post
     finally:
         server.close()
@@ -115,5 +117,18 @@ async def test_what_will_never_be_taken_is_said(status: int) -> None:
 
 
 async def test_garbage_in_a_good_answer_is_nobody_s_concern() -> None:
-    async with answering(says("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x01\x02\x03")) as post:
-        await post("/v1/traces", b"{}")
+    for form in ("", "content-type: application/json\r\n"):
+        answer = says(f"HTTP/1.1 200 OK\r\n{form}content-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x01\x02\x03")
+        async with answering(answer) as post:
+            assert await post("/v1/traces", b"{}") is None
+
+
+def rejecting(why: str) -> Answer:
+    body = json.dumps({"partialSuccess": {"rejectedSpans": "1", "errorMessage": why}})
+    return says(f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}")
+
+
+async def test_what_was_rejected_is_told_without_the_key_that_an_endpoint_may_quote() -> None:
+    headers = {"authorization": "Bearer abcdef123456", "x-tenant": "7"}
+    async with answering(rejecting("7 of abcdef123456 are too old, Bearer"), headers) as post:
+        assert await post("/v1/traces", b"{}") == Rejection(1, "7 of … are too old, Bearer")

@@ -53,7 +53,7 @@ def lost() -> list[int]:
 @pytest.fixture
 async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Outbox[Told]]:
     monkeypatch.setattr(outbox, "_FIRST_PAUSE_SECONDS", 0.01)
-    made = Outbox(endpoint.send, lost.append)
+    made = Outbox("spans", endpoint.send, lost.append, lost.append)
     running = asyncio.create_task(made.run())
     yield made
     running.cancel()
