@@ -2,8 +2,8 @@
 
     python -m bench.history [--nodes 200] [--series 100] [--json FILE]
 
-A PostgreSQL of its own with durable commits. It writes two hours of looks of a few nodes for the sizes, and some looks of all of them
-for the times.
+A PostgreSQL of its own with durable commits. It writes two hours of looks of a few nodes for the sizes, some looks of all of them for
+the times, and a day of their minutes for what the page of charts asks.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from services.metrics.history import choosing, kept, rolling
 from services.metrics.history.keeping import Keeper
 from services.metrics.history.reading import Look, Row
 from services.metrics.history.store import Store
+from services.web import history_questions
 from shared.api.history import By, GetHistory
 from tests.servers import PostgresServer, running
 
@@ -27,7 +28,17 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
 ROWS_A_DAY = {rolling.RAW: 5760, rolling.MINUTE: 1440, rolling.HOUR: 24}
 SIZE_NODES, SIZE_LOOKS, TIMED_LOOKS = 5, 490, 490
+#: What the page of charts asks about a day of each machine.
+OF_A_MACHINE = tuple(history_questions.OF_MACHINE.values())
 
+#: A day of minutes, of which every fourth node has a layout of its own.
+_LAYOUT = "INSERT INTO metrics.layouts (digest, names, used_on) VALUES ($1, $2, $3)"
+_DAY = """
+INSERT INTO metrics.snapshots (resolution, at, node, service, part, layout, looks, sums, peaks)
+SELECT 60, $1::timestamptz + minute * interval '1 minute', 'U' || translate(lpad(node::text, 11, '0'), '0189', 'ABCD'), 'inference', 0,
+       1 + node % 4, 4, array_fill(node::real, ARRAY[$3::integer]), array_fill(node::real, ARRAY[$3::integer])
+FROM generate_series(0, 1439) AS minute, generate_series(1, $2::integer) AS node
+"""
 _SIZES = "SELECT resolution, avg(pg_column_size(s.*)) AS own, count(*) AS rows FROM metrics.snapshots s GROUP BY 1"
 
 
@@ -76,10 +87,43 @@ async def measure(server: PostgresServer, nodes: int, series: int) -> list[repor
             until = BEGIN + timedelta(seconds=15 * TIMED_LOOKS)
             question = choosing.read(GetHistory(("ai_platform_queue_depth",), BEGIN, until, step, by), until, KEEPS)
             began = time.perf_counter()
-            points = await store.lines(question, by, choosing.MOST_POINTS)
+            points = (await store.lines(question, by, choosing.MOST_POINTS)).points
             ms = (time.perf_counter() - began) * 1000
             rows.append(one(f"read two hours of them in steps of {step} s{' by node' if by else ''}, {len(points)} points", ms, "ms"))
     return rows
+
+
+async def measure_day(server: PostgresServer, nodes: int, series: int) -> list[report.Row]:
+    """Of a day in steps of ten minutes: all of each machine at once, one number of each, and all of one machine."""
+    url = server.url(await server.new_database())
+    until, rows = BEGIN + timedelta(days=1), []
+    async with Store.open(url) as store:
+        await _fill_day(url, nodes, series)
+        by = (By.SERVICE, By.NODE)
+        for what, names, node in (
+            (f"all of {nodes} machines", OF_A_MACHINE, None),
+            (f"one number of {nodes} machines", OF_A_MACHINE[:1], None),
+            ("all of one machine", OF_A_MACHINE, "UAAAAAAAAAA2"),
+        ):
+            question = choosing.read(GetHistory(names, BEGIN, until, 600, by, node), until, KEEPS)
+            began = time.perf_counter()
+            points = (await store.lines(question, by, 2 * choosing.MOST_POINTS)).points
+            seconds = time.perf_counter() - began
+            rows.append(report.alone(f"read a day in steps of 600 s: {what}, {len(points)} points", seconds, "s"))
+    return rows
+
+
+async def _fill_day(url: str, nodes: int, series: int) -> None:
+    rest = tuple(f"ai_platform_other_{number}_total" for number in range(series - len(OF_A_MACHINE)))
+    connection = await asyncpg.connect(url)
+    try:
+        for layout in range(4):
+            names = (*rest[: 10 * layout], *OF_A_MACHINE, *rest[10 * layout :])
+            await connection.execute(_LAYOUT, bytes([layout]), names, BEGIN.date())
+        await connection.execute(_DAY, BEGIN, nodes, series)
+        await connection.execute("ANALYZE")
+    finally:
+        await connection.close()
 
 
 async def _bytes_a_row(url: str) -> dict[int, float]:
@@ -104,6 +148,7 @@ def main() -> None:
     assert options.series <= kept.MAX_SERIES
     with running(partial(PostgresServer, durable=True)) as server:
         rows = asyncio.run(measure(server, options.nodes, options.series))
+        rows += asyncio.run(measure_day(server, options.nodes, options.series))
     report.publish(rows, options.json)
 
 

@@ -22,6 +22,8 @@ _ENDS = {
     "Left by their caller": {"cancelled"},
 }
 _ALWAYS = {"Answered", "Failed"}
+#: Path of a link -> what people call it; the shortest way first.
+_PATHS = {"direct": "Direct", "punched": "Direct through a NAT", "relayed": "Through a relay", "nats": "Over NATS"}
 _GATEWAY = "gateway"
 
 
@@ -85,6 +87,10 @@ class Answers:
     def running(self) -> list[Series]:
         lines = self._lines(Question.MODELS, history_questions.SLOTS)
         return [self._of_model(line) for line in lines if line.labels.get("state") == "busy"]
+
+    def round_trips(self) -> list[Series]:
+        lines = {line.labels.get("path", ""): line for line in self._lines(Question.ROUND_TRIPS, history_questions.ROUND_TRIPS)}
+        return [Series(path, label, self._values(lines[path])) for path, label in _PATHS.items() if path in lines]
 
     def machines(self, question: Question) -> list[Series]:
         lines = self._lines(question, history_questions.OF_MACHINE[question])

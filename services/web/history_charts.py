@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from enum import Enum, auto
 
 from services.web import history_lines, history_questions
 from services.web.history_answers import Answers, Series
@@ -61,6 +62,15 @@ class Charts:
     blank: Line = field(default_factory=Line)
 
 
+class _About(Enum):
+    """What the lines of a chart tell of; the page of one machine has no charts of the mesh."""
+
+    MESH = auto()
+    MACHINES = auto()
+    #: The mesh where the page is about it, and the machine on the page of one.
+    EITHER = auto()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     id: str
@@ -68,7 +78,7 @@ class _Plan:
     unit: Unit
     find: Callable[[Answers], list[Series]]
     hint: str = ""
-    is_of_machine: bool = False
+    about: _About = _About.MESH
     #: What is said where it has no line; where that is empty, the chart is not there then.
     nothing: str = ""
     #: By which of its lines those are chosen that are shown. None: it has few, in an order of their own.
@@ -102,27 +112,31 @@ _PLANS = (
         nothing="No model is loaded on a worker.",
     ),
     _Plan(
+        id="round_trips", title="Round trips", unit=Unit.SECONDS, find=Answers.round_trips, about=_About.EITHER,
+        nothing="No node told of any in this time.", hint="Means over the links that were open, by the way they take.",
+    ),
+    _Plan(
         id="cpu", title="Processors", unit=Unit.SHARE, find=lambda answers: answers.machines(Question.CPU), rank=_busiest,
-        nothing="No machine tells it.", hint="Several nodes on one machine each tell of the whole machine.", is_of_machine=True,
+        nothing="No machine tells it.", hint="Several nodes on one machine each tell of the whole machine.", about=_About.MACHINES,
     ),
     _Plan(
         id="memory", title="Memory", unit=Unit.SHARE, find=lambda answers: answers.shares(Question.MEMORY, Question.MEMORY_SIZE),
-        rank=_busiest, nothing="No machine tells it.", is_of_machine=True,
+        rank=_busiest, nothing="No machine tells it.", about=_About.MACHINES,
     ),
     _Plan(
         id="disk", title="Free on disk", unit=Unit.BYTES, find=lambda answers: answers.machines(Question.DISK), rank=_fullest,
-        nothing="No machine tells it.", hint="Of the disk that has the node’s files.", is_of_machine=True,
+        nothing="No machine tells it.", hint="Of the disk that has the node’s files.", about=_About.MACHINES,
     ),
     _Plan(
-        id="gpu", title="GPUs", unit=Unit.SHARE, find=lambda answers: answers.machines(Question.GPU), rank=_busiest, is_of_machine=True,
+        id="gpu", title="GPUs", unit=Unit.SHARE, find=lambda answers: answers.machines(Question.GPU), rank=_busiest, about=_About.MACHINES,
     ),
     _Plan(
-        id="gpu_memory", title="Memory of GPUs", unit=Unit.SHARE, rank=_busiest, is_of_machine=True,
+        id="gpu_memory", title="Memory of GPUs", unit=Unit.SHARE, rank=_busiest, about=_About.MACHINES,
         find=lambda answers: answers.shares(Question.GPU_MEMORY, Question.GPU_MEMORY_SIZE),
     ),
     _Plan(
         id="heat", title="Temperature of GPUs", unit=Unit.CELSIUS, find=lambda answers: answers.machines(Question.GPU_HEAT), rank=_busiest,
-        is_of_machine=True,
+        about=_About.MACHINES,
     ),
 )  # fmt: skip
 
@@ -139,7 +153,7 @@ def draw(found: Mapping[Question, History | errors.AimeshError], span: Span, nam
     if history_lines.first_known(seen) is None:
         return Charts()
     columns = _columns(grid, span)
-    drawn = (_chart(plan, answers, columns) for plan in _PLANS if plan.is_of_machine or not node)
+    drawn = (_chart(plan, answers, columns) for plan in _PLANS if plan.about is not _About.MESH or not node)
     return Charts(
         since=str(int(grid.since.timestamp())),
         step_seconds=whole.step_seconds,
@@ -197,7 +211,7 @@ def _note(plan: _Plan, shown: Sequence[Series], left_out: int, answers: Answers)
     if left_out:
         chosen = "fullest" if plan.rank is _fullest else "busiest"
         parts.append(f"{left_out} more {'is' if left_out == 1 else 'are'} not shown: these are the {chosen}.")
-    if plan.is_of_machine:
+    if plan.about is _About.MACHINES:
         parts += _say_broken(shown, answers)
     return " ".join(parts)
 

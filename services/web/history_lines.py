@@ -19,6 +19,8 @@ NOT_YET = 2
 #: Of gaps in words; how many more there are is said.
 MOST_GAPS = 3
 _DAY = timedelta(days=1)
+#: Below them a millisecond is too much to be rounded to.
+_FEW_SECONDS = 0.00995
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -154,7 +156,8 @@ def text(unit: Unit, value: float | None) -> str:
         case Unit.BYTES:
             return _bytes(value)
         case Unit.SECONDS:
-            return usage_chart.latency(round(value * 1000))
+            # Round trips within a house are of tenths of a millisecond.
+            return f"{value * 1000:.1f} ms" if 0 < value < _FEW_SECONDS else usage_chart.latency(round(value * 1000))
         case Unit.CELSIUS:
             return f"{value:.0f} °C"
         case Unit.RATE | Unit.COUNT:

@@ -1,7 +1,7 @@
 """What the metrics service is asked for the charts of administrators: which series, of which time, in which steps. Pure.
 
 All questions of a page have the same steps. One about each machine can have more lines than an answer holds; then others are asked in
-its place, as `INSTEAD` says: so a page asks each question once at most.
+its place, as `instead` says: so a page asks each question once at most.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Steps:
     step: timedelta
     #: A column of the table below a chart.
     period: timedelta
-    #: Short steps are shown when they are over: of one in which the second of two looks is missing nobody knows how much it was a second.
+    #: Short steps are shown when they are over: of one with one look instead of two the mean would jump.
     only_whole: bool = False
 
 
@@ -46,6 +46,7 @@ class Question(StrEnum):
     WHOLE = "whole"
     SERVICES = "services"
     MODELS = "models"
+    ROUND_TRIPS = "round trips"
     #: Everything about each machine at once; then the same one by one.
     MACHINES = "machines"
     CPU = "cpu"
@@ -67,6 +68,7 @@ COMPLETED = "ai_platform_completed_requests_total"
 TOKENS = "ai_platform_tokens_total"
 HALF_FIRST, MOST_FIRST = "p50:ai_platform_ttft_seconds", "p95:ai_platform_ttft_seconds"
 QUEUE, SLOTS = "ai_platform_queue_depth", "ai_platform_worker_slots"
+ROUND_TRIPS = "ai_platform_round_trip_seconds"
 #: Question about each machine -> the one name that it has.
 OF_MACHINE: Mapping[Question, str] = {
     Question.CPU: "ai_platform_host_cpu_usage_ratio",
@@ -82,6 +84,7 @@ _NAMES: Mapping[Question, tuple[str, ...]] = {
     Question.WHOLE: (MESH_SEEN, COMPLETED),
     Question.SERVICES: (GATEWAY_SEEN, TOKENS, HALF_FIRST, MOST_FIRST),
     Question.MODELS: (QUEUE, SLOTS),
+    Question.ROUND_TRIPS: (ROUND_TRIPS,),
     Question.MACHINES: tuple(OF_MACHINE.values()),
     Question.TOGETHER: tuple(OF_MACHINE.values()),
     **{question: (name,) for question, name in OF_MACHINE.items()},
@@ -93,9 +96,11 @@ _BY: Mapping[Question, tuple[By, ...]] = {
     Question.TOGETHER: (By.SERVICE,),
     **dict.fromkeys(OF_MACHINE, (By.SERVICE, By.NODE)),
 }
+#: What is asked of one machine alone where a page is about one.
+_OF_ONE = frozenset({Question.ROUND_TRIPS, Question.MACHINES, *OF_MACHINE})
 _OF_GPU = (Question.GPU, Question.GPU_MEMORY, Question.GPU_MEMORY_SIZE, Question.GPU_HEAT)
 #: A question that would have too many lines -> what is asked in its place.
-INSTEAD: Mapping[Question, tuple[Question, ...]] = {
+_INSTEAD: Mapping[Question, tuple[Question, ...]] = {
     Question.MACHINES: tuple(OF_MACHINE),
     **dict.fromkeys(OF_MACHINE, (Question.TOGETHER,)),
 }
@@ -109,19 +114,28 @@ def read_span(text: str) -> Span:
 def plan(machines: int, *, of_one: bool) -> tuple[Question, ...]:
     """What to ask first, all at once: what probably fits into the answers, because one that is too long is work in vain. A machine has a
     line for each question, but with several GPUs it has more, and machines that have gone may be there still."""
-    whole = (Question.WHOLE,) if of_one else (Question.WHOLE, Question.SERVICES, Question.MODELS)
+    if of_one:
+        return Question.WHOLE, Question.ROUND_TRIPS, Question.MACHINES
+    whole = (Question.WHOLE, Question.SERVICES, Question.MODELS, Question.ROUND_TRIPS)
     if machines * len(OF_MACHINE) <= MOST_LINES:
         return (*whole, Question.MACHINES)
     if machines <= MOST_LINES:
         return (*whole, *OF_MACHINE)
-    # Not every machine has a GPU. Who asks of one is not helped by what all of them are together.
-    return (*whole, *_OF_GPU) if of_one else (*whole, Question.TOGETHER, *_OF_GPU)
+    # Not every machine has a GPU.
+    return (*whole, Question.TOGETHER, *_OF_GPU)
 
 
-def ask(question: Question, span: Span, now: datetime) -> GetHistory:
-    """Up to now: its step is the last one, or the one before it."""
+def instead(question: Question, *, of_one: bool) -> tuple[Question, ...]:
+    """What is asked in its place when it has too many lines. Who asks of one machine is not helped by what all are together."""
+    return tuple(other for other in _INSTEAD.get(question, ()) if not of_one or other is not Question.TOGETHER)
+
+
+def ask(question: Question, span: Span, now: datetime, node: str = "") -> GetHistory:
+    """Up to now: its step is the last one, or the one before it. ``node`` is that of the only machine that matters; empty for all."""
     steps = STEPS[span]
     seconds = int(steps.step.total_seconds())
     begun = datetime.fromtimestamp(now.timestamp() // seconds * seconds, UTC)
     end = begun if steps.only_whole else begun + steps.step
-    return GetHistory(_NAMES[question], end - steps.whole, end, seconds, _BY.get(question, ()))
+    # Of the whole, one machine's page needs to know when anybody looked, and nothing else.
+    names = (MESH_SEEN,) if node and question is Question.WHOLE else _NAMES[question]
+    return GetHistory(names, end - steps.whole, end, seconds, _BY.get(question, ()), node if node and question in _OF_ONE else None)

@@ -29,6 +29,8 @@ class GetHistory(Body, frozen=True):
     #: A multiple of 15.
     step_seconds: int = 60
     by: tuple[By, ...] = ()
+    #: Of one machine alone: the id of its node, or at least its first 12 letters. All where it is left out.
+    node: str | None = None
 
 
 class HistoryLine(Body, frozen=True, omit_defaults=False):
@@ -36,7 +38,7 @@ class HistoryLine(Body, frozen=True, omit_defaults=False):
     name: str
     #: Those of `by`, and those that the metric has besides, such as status or gpu.
     labels: dict[str, str]
-    #: One for each step. Of counters per second, of others the mean; null where nothing is known.
+    #: One for each step. Of counters per second of the time that was seen, of others the mean; null where nothing is known.
     values: tuple[float | None, ...]
 
 

@@ -28,6 +28,7 @@ class Gauges:
         self._events = events
         self._host = host
         self._round_trips = Series(lambda: metrics.peer_rtt)
+        self._mean_round_trips = Series(lambda: metrics.round_trip)
         #: What the counters have been given so far.
         self._counted: Counter[str] = Counter()
         # There from the start: Prometheus sees the growth of what was there before.
@@ -41,6 +42,7 @@ class Gauges:
         links = self._roads.links()
         metrics.links.labels(state="open").set(len(links))
         self._round_trips.show(round_trips(links))
+        self._mean_round_trips.show(mean_round_trips(links))
         self._count("dropped events", metrics.events_dropped, self._events.dropped)
         if self._roads.swarm is not None:
             by_path = Counter(link.path for link in links)
@@ -69,3 +71,12 @@ def round_trips(links: Iterable[Link]) -> dict[tuple[str, ...], float]:
         if seconds is not None and (labels in found or len(found) < MOST_PEERS):
             found[labels] = min(seconds, found.get(labels, seconds))
     return found
+
+
+def mean_round_trips(links: Iterable[Link]) -> dict[tuple[str, ...], float]:
+    """Seconds by the path, over all links of it that have measured one. Pure."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for link in links:
+        if link.round_trip_seconds is not None:
+            found.setdefault((link.path,), []).append(link.round_trip_seconds)
+    return {path: sum(seconds) / len(seconds) for path, seconds in found.items()}

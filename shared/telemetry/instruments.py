@@ -55,11 +55,18 @@ PEER_RTT = Instrument(
     labels=("peer", "path"),
     help="Round trip of the last measurement on the link to another node",
 )
+ROUND_TRIP = Instrument(
+    name="ai_platform_round_trip_seconds",
+    kind=Kind.GAUGE,
+    unit="seconds",
+    labels=("path",),
+    help="Round trip of the last measurement, the mean over the open links of a path: nats, direct, punched or relayed",
+)
 SPANS_LOST = Instrument(
     name="ai_platform_spans_lost_total",
     kind=Kind.COUNTER,
     labels=("reason",),
-    help="Spans of traces to be kept that nobody will see: overwritten before they were read, or not taken by the OTLP endpoint",
+    help="Spans of traces to be kept that nobody will see: overwritten before they were read, not taken by the OTLP endpoint, or rejected",
 )
 SIDECAR_RESTARTS = Instrument(
     name="ai_platform_sidecar_restarts_total",
@@ -92,7 +99,7 @@ LOG_LINES_LOST = Instrument(
     name="ai_platform_log_lines_lost_total",
     kind=Kind.COUNTER,
     labels=("reason",),
-    help="Lines of logs that the OTLP endpoint will not have: overwritten before they were read, or not taken by it",
+    help="Lines of logs that the OTLP endpoint will not have: overwritten before they were read, not taken by it, or rejected",
 )
 BUILD_INFO = Instrument(
     name="ai_platform_build_info",
@@ -333,7 +340,7 @@ NODE_UP = Instrument(
     name="ai_platform_node_up",
     kind=Kind.GAUGE,
     labels=("service", "node"),
-    help="1 for a node that is alive, 0 for one that is gone; forgotten an hour after it went",
+    help="1 for a node that is alive, 0 for one that went without a goodbye; forgotten an hour after it went",
 )
 SERVER_UP = Instrument(
     name="ai_platform_server_up",

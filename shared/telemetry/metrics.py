@@ -63,6 +63,7 @@ class Metrics:
     links = _Measured(Gauge, instruments.LINKS)
     links_by_path = _Measured(Gauge, instruments.LINKS_BY_PATH)
     peer_rtt = _Measured(Gauge, instruments.PEER_RTT)
+    round_trip = _Measured(Gauge, instruments.ROUND_TRIP)
     log_lines_lost = _Measured(Counter, instruments.LOG_LINES_LOST)
     spans_lost = _Measured(Counter, instruments.SPANS_LOST)
     host_cpu = _Measured(Gauge, host_instruments.HOST_CPU)

@@ -10,8 +10,11 @@ from services.metrics.history import kept, rolling
 from shared import errors
 from shared.api import history as api
 from shared.api.history import GetHistory
+from shared.telemetry import instruments
+from shared.types import NodeId
 
 _QUANTILE: Final = re.compile(r"p([1-9][0-9]?)")
+_NODE: Final = re.compile(r"[A-Z2-7]{12,56}")
 HIGHEST: Final = "max"
 #: By the way that a step has: what a caller can get when all lines have all steps.
 MOST_POINTS: Final = api.MOST_STEPS * api.MOST_LINES
@@ -31,6 +34,11 @@ class Wanted:
     quantile: float | None = None
     highest: bool = False
 
+    @property
+    def is_divided(self) -> bool:
+        """It is told by the second."""
+        return kept.is_counter(self.name) and self.quantile is None and not self.highest
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -41,6 +49,8 @@ class Question:
     step_seconds: int
     steps: int
     resolution: int
+    #: As it is kept; None for all.
+    node: str | None = None
 
 
 def read(asked: GetHistory, now: datetime, keeps: Mapping[int, timedelta]) -> Question:
@@ -62,7 +72,7 @@ def read(asked: GetHistory, now: datetime, keeps: Mapping[int, timedelta]) -> Qu
         fitting = -(-(until - since).total_seconds() // (api.MOST_STEPS - 1) // rolling.RAW) * rolling.RAW
         hint = f"ask for less time, or for stepSeconds of at least {int(fitting)}"
         raise errors.BadRequest(f"stepSeconds: that would be {steps} steps, and at most {api.MOST_STEPS} are answered", hint=hint)
-    return Question(tuple(_wanted(name) for name in asked.names), begin, until, step, steps, resolution)
+    return Question(tuple(_wanted(name) for name in asked.names), begin, until, step, steps, resolution, _node(asked.node))
 
 
 def choose(since: datetime, step: int, now: datetime, keeps: Mapping[int, timedelta]) -> int:
@@ -89,6 +99,14 @@ def _wanted(asked: str) -> Wanted:
         known = ", ".join(sorted(kept.BY_NAME))
         raise errors.BadRequest(f"names: {asked[:200]!r} has no history", hint=f"those that have: {known}")
     return found
+
+
+def _node(asked: str | None) -> str | None:
+    if asked is not None and not _NODE.fullmatch(asked):
+        raise errors.BadRequest(
+            f"node: {asked[:60]!r} is no node's id", hint="the id that `aicli nodes` shows, or at least 12 letters of it"
+        )
+    return None if asked is None else instruments.node_label(NodeId(asked))
 
 
 def _utc(name: str, at: datetime) -> datetime:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from shared.telemetry import host_instruments, instruments
 from shared.telemetry.instrument import Instrument
+from shared.types import SERVICE_NAMES, Role
 
 #: Of one row: 800 bytes.
 MAX_SERIES = 200
@@ -18,6 +19,8 @@ MAX_NODES = 500
 MAX_LABEL_VALUE = 200
 
 SUCCESS, OTHER = "success", "other"
+#: Service and counter: whoever looks has its own numbers at each look, and this one as soon as it knows what grew since the look before.
+WITNESS = (SERVICE_NAMES[Role.METRICS], instruments.NATS_RECONNECTS.name)
 _GROWING = ("_total", "_bucket", "_sum", "_count")
 #: Its ``status`` is one of many codes, of which all but success are one here.
 _FOLDED = instruments.REQUESTS
@@ -53,7 +56,7 @@ def tells_apart(kept: Kept, labels: Set[str]) -> bool:
 
 def is_share(name: str) -> bool:
     """Over several nodes the mean says something, and the sum does not."""
-    return name.endswith(("_ratio", "_celsius", "_age_seconds", "_seconds_left", "_step_seconds", "_valid"))
+    return name.endswith(("_ratio", "_celsius", "_age_seconds", "_seconds_left", "_step_seconds", "_trip_seconds", "_valid"))
 
 
 def _histogram(instrument: Instrument, bounds: tuple[str, ...], filled: tuple[str, ...] = ()) -> tuple[Kept, ...]:
@@ -112,6 +115,7 @@ ALL: tuple[Kept, ...] = (
     Kept(instrument=instruments.REQUESTS, labels=("status",)),
     *(Kept(instrument=one) for one in _PLAIN),
     Kept(instrument=instruments.LINKS_BY_PATH, labels=("path",)),
+    Kept(instrument=instruments.ROUND_TRIP, labels=("path",)),
     Kept(instrument=instruments.ACTIVE_USERS, labels=("time_window",)),
     Kept(instrument=instruments.RATE_LIMIT_DECISIONS, labels=("decision",)),
     Kept(instrument=instruments.RESPONSE_CACHE, labels=("result",)),

@@ -52,31 +52,41 @@ class _Sum:
         self.peak = max(self.peak, point.peak)
 
 
-def draw(question: Question, by: Sequence[By], points: Iterable[Point]) -> tuple[HistoryLine, ...]:
-    """Raises BadRequest where there are too many."""
+def draw(question: Question, by: Sequence[By], points: Iterable[Point], covered: Mapping[int, float]) -> tuple[HistoryLine, ...]:
+    """``covered`` says how many seconds of a step were seen. Raises BadRequest where there are too many."""
     grouped: dict[str, dict[_Labels, dict[int, _Sum]]] = {}
-    parsed: dict[str, tuple[str, Mapping[str, str]]] = {}
+    #: Of the name in a layout, the service and the node: a line has many points, and to take a name apart costs more than to add.
+    found: dict[tuple[str, str, str], tuple[dict[int, _Sum], bool]] = {}
     for point in points:
-        if point.name not in parsed:
-            head = series.parse_head(point.name)
-            parsed[point.name] = ("", {}) if head is None else (head.name, head.labels)
-        name, own = parsed[point.name]
-        labels = {**own, By.SERVICE.value: point.service, By.NODE.value: point.node}
-        left_out = set(By) - set(by)
-        key = tuple(sorted((label, value) for label, value in labels.items() if label not in left_out))
-        grouped.setdefault(name, {}).setdefault(key, {}).setdefault(point.step, _Sum()).add(point, grows=kept.is_counter(name))
-    lines = [line for wanted in question.wanted for line in _of_name(wanted, question, grouped.get(wanted.name, {}))]
+        of_point = (point.name, point.service, point.node)
+        if of_point not in found:
+            name, key = _line_of(point, by)
+            found[of_point] = grouped.setdefault(name, {}).setdefault(key, {}), kept.is_counter(name)
+        steps, grows = found[of_point]
+        steps.setdefault(point.step, _Sum()).add(point, grows=grows)
+    seconds = [_seconds(question, step, covered) for step in range(question.steps)]
+    lines = [line for wanted in question.wanted for line in _of_name(wanted, seconds, grouped.get(wanted.name, {}))]
     if len(lines) > api.MOST_LINES:
         hint = "ask for fewer names, or with fewer words in `by`"
         raise errors.BadRequest(f"by: that would be {len(lines)} lines, and at most {api.MOST_LINES} are answered", hint=hint)
     return tuple(lines)
 
 
-def _of_name(wanted: Wanted, question: Question, found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
+def _line_of(point: Point, by: Sequence[By]) -> tuple[str, _Labels]:
+    """The metric, and what tells the line from the others of it."""
+    head = series.parse_head(point.name)
+    name, own = ("", {}) if head is None else (head.name, head.labels)
+    labels = {**own, By.SERVICE.value: point.service, By.NODE.value: point.node}
+    left_out = set(By) - set(by)
+    return name, tuple(sorted((label, value) for label, value in labels.items() if label not in left_out))
+
+
+def _of_name(wanted: Wanted, seconds: Sequence[float], found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
+    """``seconds`` of each step."""
     if wanted.quantile is not None:
-        return _quantiles(wanted, wanted.quantile, question, found)
+        return _quantiles(wanted, wanted.quantile, len(seconds), found)
     return [
-        _line(wanted, labels, [_value(wanted, sums.get(step), question, step) for step in range(question.steps)])
+        _line(wanted, labels, [_value(wanted, sums.get(step), each) for step, each in enumerate(seconds)])
         for labels, sums in sorted(found.items())
     ]
 
@@ -85,34 +95,33 @@ def _line(wanted: Wanted, labels: _Labels, values: Sequence[float | None]) -> Hi
     return HistoryLine(wanted.asked, {name: _unescape(value) for name, value in labels}, tuple(values))
 
 
-def _value(wanted: Wanted, found: _Sum | None, question: Question, step: int) -> float | None:
+def _value(wanted: Wanted, found: _Sum | None, seconds: float) -> float | None:
     if found is None:
         return None
-    grows = kept.is_counter(wanted.name)
     if wanted.highest:
-        return found.peak / rolling.RAW if grows else found.peak
-    if grows:
-        return found.total / _seconds(question, step)
+        return found.peak / rolling.RAW if kept.is_counter(wanted.name) else found.peak
+    if wanted.is_divided:
+        return found.total / seconds
     return found.total / found.nodes if kept.is_share(wanted.name) else found.total
 
 
-def _seconds(question: Question, step: int) -> float:
-    """How long a step is; the last one may not be over."""
+def _seconds(question: Question, step: int, covered: Mapping[int, float]) -> float:
+    """As much of a step as was seen: the first and the last one may be seen in part, and so is one in which nobody looked for a while.
+    Where nobody knows how much that is, as long as the step is by now."""
     left = (question.until - question.since).total_seconds() - step * question.step_seconds
-    return min(question.step_seconds, max(rolling.RAW, left))
+    return covered.get(step) or min(question.step_seconds, max(rolling.RAW, left))
 
 
 # --- quantiles --------------------------------------------------------------------------------------------------------
 
 
-def _quantiles(wanted: Wanted, share: float, question: Question, found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
+def _quantiles(wanted: Wanted, share: float, steps: int, found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
     groups: dict[_Labels, dict[float, Mapping[int, _Sum]]] = {}
     for labels, sums in found.items():
         bound = float(dict(labels).get(_BOUND, "nan"))
         groups.setdefault(tuple(pair for pair in labels if pair[0] != _BOUND), {})[bound] = sums
     return [
-        _line(wanted, labels, [_quantile_at(share, step, buckets) for step in range(question.steps)])
-        for labels, buckets in sorted(groups.items())
+        _line(wanted, labels, [_quantile_at(share, step, buckets) for step in range(steps)]) for labels, buckets in sorted(groups.items())
     ]
 
 

@@ -94,11 +94,11 @@ class History:
             raise errors.NotFound("this mesh keeps no history of its metrics", hint=hint)
         if self._store is None:
             raise errors.Unavailable("the history cannot be read: PostgreSQL does not answer", hint="see `aicli stack status`")
-        points = await self._store.lines(question, request.by, choosing.MOST_POINTS + 1)
-        if len(points) > choosing.MOST_POINTS:
+        found = await self._store.lines(question, request.by, choosing.MOST_POINTS + 1)
+        if len(found.points) > choosing.MOST_POINTS:
             hint = "ask for fewer names, or a longer stepSeconds"
             raise errors.BadRequest(f"that would be over {choosing.MOST_POINTS} numbers", hint=hint)
-        drawn = lines.draw(question, request.by, points)
+        drawn = lines.draw(question, request.by, found.points, found.covered)
         return api.History(question.since, question.step_seconds, question.resolution, drawn)
 
 

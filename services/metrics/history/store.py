@@ -11,11 +11,11 @@ from pathlib import Path
 
 import asyncpg
 
-from services.metrics.history import rolling
+from services.metrics.history import kept, rolling
 from services.metrics.history.choosing import Question
 from services.metrics.history.growing import Growth, Stretch
 from services.metrics.history.reading import Names, Row
-from services.metrics.history.rolling import Stored
+from services.metrics.history.rolling import Piece, Stored
 from shared import database, errors
 from shared.api.gateway import Check
 from shared.api.history import By
@@ -43,6 +43,15 @@ class Point:
     mean: float
     nodes: int
     peak: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is for one question."""
+
+    points: Sequence[Point]
+    #: Step -> how many seconds of it were seen, where anybody looked. Nothing where no counter is divided by them.
+    covered: Mapping[int, float]
 
 
 class Store:
@@ -124,12 +133,10 @@ class Store:
         found = await self._database.rows("list_rows", resolution, since, before, list(nodes), deadline_seconds=_READ_SECONDS)
         return [Stored(row["node"], row["service"], row["layout"], row["looks"], row["sums"], row["peaks"]) for row in found]
 
-    async def lines(self, question: Question, by: Collection[By], most: int) -> list[Point]:
+    async def lines(self, question: Question, by: Collection[By], most: int) -> Found:
         """At most ``most`` points."""
-        newest = {resolution: await self.find_newest(resolution, question.until) for resolution in rolling.FROM}
-        pieces = rolling.pieces(question.resolution, question.since, question.until, newest)
-        rows = await self._database.rows(
-            "read_lines",
+        pieces = await self._pieces(question)
+        asked = (
             [piece.resolution for piece in pieces],
             question.since,
             [piece.begin for piece in pieces],
@@ -139,12 +146,25 @@ class Store:
             By.NODE in by,
             most,
             [piece.before for piece in pieces],
-            deadline_seconds=_READ_SECONDS,
+            question.node,
+            question.steps,
         )
-        return [
+        is_divided = any(one.is_divided for one in question.wanted)
+        async with self._database.transaction(deadline_seconds=_READ_SECONDS) as transaction:
+            await transaction.value("plan_by_question")
+            rows = await transaction.rows("read_lines", *asked)
+            covered = await _covered(transaction, question, pieces) if is_divided else {}
+        points = [
             Point(row["service"], row["node"], row["name"], row["step"], row["growth"], row["mean"], row["nodes"], row["peak"])
             for row in rows
         ]
+        return Found(points, covered)
+
+    async def _pieces(self, question: Question) -> list[Piece]:
+        """As far as there are looks: one that is written between two reads is in none of them."""
+        newest = {resolution: await self.find_newest(resolution, question.until) for resolution in (*rolling.FROM, rolling.RAW)}
+        seen = max((rolling.ends(last, resolution) for resolution, last in newest.items() if last is not None), default=question.until)
+        return rolling.pieces(question.resolution, question.since, min(question.until, seen), newest)
 
     async def growth(self, asked: Stretch, most: int) -> list[Growth]:
         """Steps in which nothing grew are left out. The newest first, and at most ``most``."""
@@ -163,6 +183,19 @@ class Store:
             deadline_seconds=_READ_SECONDS,
         )
         return [Growth(row["service"], row["node"], row["name"], row["step"], row["growth"]) for row in rows]
+
+
+async def _covered(transaction: database.Transaction, question: Question, pieces: Sequence[Piece]) -> Mapping[int, float]:
+    rows = await transaction.rows(
+        "read_covered",
+        [piece.resolution for piece in pieces],
+        question.since,
+        [piece.begin for piece in pieces],
+        [piece.before for piece in pieces],
+        question.step_seconds,
+        *kept.WITNESS,
+    )
+    return {row["step"]: float(row["looks"] * rolling.RAW) for row in rows}
 
 
 def _flat(arrays: Sequence[Sequence[float]]) -> tuple["array[float]", list[int], list[int]]:

@@ -44,6 +44,7 @@ def found(**answers: History | errors.AimeshError) -> dict[Question, History | e
         Question.WHOLE: whole,
         Question.SERVICES: services,
         Question.MODELS: answer(),
+        Question.ROUND_TRIPS: answer(),
         Question.MACHINES: answer(),
     }
     return empty | {Question[name.upper()]: each for name, each in answers.items()}
@@ -117,6 +118,18 @@ def test_what_waits_and_what_runs_is_by_model() -> None:
     charts = drawn(found(models=answer(*models)))
     assert [each.label for each in chart(charts, "waiting").lines] == ["large", "small"]
     assert [(each.label, each.highest) for each in chart(charts, "running").lines] == [("large", "3")]
+
+
+def test_round_trips_are_by_the_way_of_the_links_the_shortest_first() -> None:
+    measured = {"nats": 0.0412, "relayed": 0.12, "direct": 0.0004}
+    trips = [line(history_questions.ROUND_TRIPS, seconds, path=path) for path, seconds in measured.items()]
+    for node in ("", A):
+        told = chart(drawn(found(round_trips=answer(*trips)), node=node), "round_trips")
+        assert [(each.label, each.latest) for each in told.lines] == [
+            ("Direct", "0.4 ms"), ("Through a relay", "120 ms"), ("Over NATS", "41 ms"),
+        ]  # fmt: skip
+        assert told.note == ""
+    assert chart(drawn(found()), "round_trips").note == "No node told of any in this time."
 
 
 def test_memory_is_the_share_of_what_there_is() -> None:

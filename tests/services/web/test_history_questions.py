@@ -46,14 +46,13 @@ def test_every_series_that_is_asked_for_is_kept() -> None:
 @pytest.mark.parametrize(
     ("machines", "of_one", "asked"),
     [
-        (0, False, 4),
-        (25, False, 4),
-        (26, False, 11),
-        (200, False, 11),
-        (201, False, 8),
-        (25, True, 2),
-        (26, True, 9),
-        (201, True, 5),
+        (0, False, 5),
+        (25, False, 5),
+        (26, False, 12),
+        (200, False, 12),
+        (201, False, 9),
+        (25, True, 3),
+        (201, True, 3),
     ],
 )
 def test_what_is_asked_first_probably_fits_into_the_answers(machines: int, of_one: bool, asked: int) -> None:
@@ -63,16 +62,27 @@ def test_what_is_asked_first_probably_fits_into_the_answers(machines: int, of_on
     assert (Question.TOGETHER in plan) == (machines > history.MOST_LINES and not of_one)
 
 
+@pytest.mark.parametrize("of_one", [False, True])
 @pytest.mark.parametrize("machines", [0, 100, 1000])
-def test_each_question_is_asked_once_at_most_whatever_is_refused(machines: int) -> None:
+def test_each_question_is_asked_once_at_most_whatever_is_refused(machines: int, of_one: bool) -> None:
     seen: list[Question] = []
-    waiting = list(history_questions.plan(machines, of_one=False))
+    waiting = list(history_questions.plan(machines, of_one=of_one))
     while waiting:
         seen += waiting
-        others = dict.fromkeys(other for each in waiting for other in history_questions.INSTEAD.get(each, ()))
+        others = dict.fromkeys(other for each in waiting for other in history_questions.instead(each, of_one=of_one))
         waiting = [each for each in others if each not in seen]
     assert len(seen) == len(set(seen)) <= len(Question)
-    assert Question.TOGETHER in seen
+    assert (Question.TOGETHER in seen) == (not of_one)
+
+
+def test_of_one_machine_all_is_asked_but_when_anybody_looked() -> None:
+    node, now = "UAAAAAAAAAAA", datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
+    asked = {question: history_questions.ask(question, Span.HOUR, now, node) for question in history_questions.plan(300, of_one=True)}
+    assert {question: each.node for question, each in asked.items()} == {
+        Question.WHOLE: None, Question.ROUND_TRIPS: node, Question.MACHINES: node,
+    }  # fmt: skip
+    assert asked[Question.WHOLE].names == (history_questions.MESH_SEEN,)
+    assert history_questions.ask(Question.MACHINES, Span.HOUR, now).node is None
 
 
 def test_a_word_that_is_none_is_the_last_hour() -> None:

@@ -7,7 +7,7 @@ import pytest
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.link import Link
-from shared.node.gauges import MOST_PEERS, round_trips
+from shared.node.gauges import MOST_PEERS, mean_round_trips, round_trips
 from shared.node.member import Node
 from shared.telemetry.instruments import node_label
 from shared.types import NodeId, Peer, Role
@@ -58,6 +58,12 @@ def test_in_a_large_mesh_the_first_peers_are_shown(peers: int) -> None:
     assert round_trips(links)["U0", "nats"] == 0.5
 
 
+def test_the_mean_round_trip_is_by_path_and_over_the_links_that_know_theirs() -> None:
+    links = [link("U1", "nats", 0.02), link("U2", "nats", 0.04), link("U3", "nats", None), link("U1", "direct", 0.001)]
+    assert mean_round_trips(links) == {("nats",): pytest.approx(0.03), ("direct",): 0.001}
+    assert mean_round_trips([link("U3", "relayed", None)]) == {}
+
+
 async def test_a_node_shows_its_machine_and_its_links_while_they_are_there() -> None:
     async with testnet() as net:
         web, auth = await net.start(Web), await net.start(Auth)
@@ -66,5 +72,7 @@ async def test_a_node_shows_its_machine_and_its_links_while_they_are_there() -> 
         await web.node.rpc.call(node_api.read_revocations, node_api.ReadRevocations(), to=auth.node.id)
         series = f'ai_platform_peer_rtt_seconds{{path="nats",peer="{node_label(auth.node.id)}"}}'
         await until(lambda: series in web.node.metrics_text())
+        assert 'ai_platform_round_trip_seconds{path="nats"}' in web.node.metrics_text()
         await auth.stop()
         await until(lambda: "ai_platform_peer_rtt_seconds{" not in web.node.metrics_text())
+        assert "ai_platform_round_trip_seconds{" not in web.node.metrics_text()

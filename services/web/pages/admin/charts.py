@@ -135,18 +135,15 @@ class Following:
 async def _read(visit: Visit, span: Span, node: str, members: tuple[Member, ...]) -> Found:
     """Each question is asked once at most: what would be too long an answer is asked in another way."""
     machines = sum(member.state is MemberState.ACTIVE for member in members)
-    waiting = history_questions.plan(machines, of_one=bool(node))
+    of_one = bool(node)
+    waiting = history_questions.plan(machines, of_one=of_one)
     found: dict[Question, History | errors.AimeshError] = {}
-    if node and machines > history.MOST_LINES:
-        found = dict.fromkeys(
-            history_questions.OF_MACHINE, errors.BadRequest(f"the history tells at most {history.MOST_LINES} machines apart")
-        )
-    asking = _Asking(visit, span)
+    asking = _Asking(visit, span, node)
     while waiting:
         answers = await asyncio.gather(*(asking.ask(question) for question in waiting))
         found |= dict(zip(waiting, answers, strict=True))
         refused = [question for question in waiting if isinstance(found[question], errors.BadRequest)]
-        instead = dict.fromkeys(other for question in refused for other in history_questions.INSTEAD.get(question, ()))
+        instead = dict.fromkeys(other for question in refused for other in history_questions.instead(question, of_one=of_one))
         waiting = tuple(question for question in instead if question not in found)
     return found
 
@@ -154,16 +151,17 @@ async def _read(visit: Visit, span: Span, node: str, members: tuple[Member, ...]
 class _Asking:
     """Some questions at once, and none after the time that all have together."""
 
-    def __init__(self, visit: Visit, span: Span) -> None:
+    def __init__(self, visit: Visit, span: Span, node: str) -> None:
         self._visit = visit
         self._span = span
+        self._node = node
         self._now = visit.site.now()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._ends_at = asyncio.get_running_loop().time() + WHOLE_SECONDS
 
     async def ask(self, question: Question) -> History | errors.AimeshError:
         """Never raises what the metrics service says: the page is half sent by then."""
-        wanted = history_questions.ask(question, self._span, self._now)
+        wanted = history_questions.ask(question, self._span, self._now, self._node)
         async with self._room:
             left = self._ends_at - asyncio.get_running_loop().time()
             if left <= 0:

@@ -49,8 +49,13 @@ export function say(unit, value) {
   if (unit === 'share') return `${(value * 100).toFixed(0)} %`
   if (unit === 'bytes') return sayBytes(value)
   if (unit === 'celsius') return `${value.toFixed(0)} °C`
-  if (unit === 'seconds') return value < 1 ? `${(value * 1000).toFixed(0)} ms` : `${digits(value)} s`
+  if (unit === 'seconds') return value < 1 ? `${milliseconds(value * 1000)} ms` : `${digits(value)} s`
   return digits(value)
+}
+
+/** With a tenth where they are few. @param {number} value */
+function milliseconds(value) {
+  return value.toFixed(value > 0 && value < 9.95 ? 1 : 0)
 }
 
 /** @param {number} value */

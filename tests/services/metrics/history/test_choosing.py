@@ -45,6 +45,10 @@ def test_the_longest_rows_that_fit_and_are_there(ago: timedelta, step: int, reso
         (asked(timedelta(hours=1), name="up"), "no history"),
         (asked(timedelta(hours=1), name=f"p0:{NAME}"), "begins with"),
         (asked(timedelta(hours=1), name=f"p95:{NAME}"), "no history"),
+        *(
+            (GetHistory((NAME,), NOW - timedelta(hours=1), NOW, node=node), "no node's id")
+            for node in ("", "UABC", "U\0" + "A" * 54, "U" * 57)
+        ),
         (GetHistory((), NOW - timedelta(hours=1), NOW), "from 1"),
         (GetHistory((NAME,), datetime(2026, 6, 1), NOW), "time zone"),  # noqa: DTZ001 - that is the mistake
         (GetHistory((NAME,), datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)), "no time"),
@@ -54,6 +58,11 @@ def test_what_cannot_be_answered_is_refused_with_a_hint(question: GetHistory, re
     with pytest.raises(errors.BadRequest, match=reason) as refused:
         choosing.read(question, NOW, KEEPS)
     assert refused.value.hint
+
+
+def test_a_node_is_read_by_what_the_history_has_of_its_id() -> None:
+    asked_of = [GetHistory((NAME,), NOW - timedelta(hours=1), NOW, node=node) for node in (None, "U" + "A" * 55, "U" + "A" * 11)]
+    assert [choosing.read(each, NOW, KEEPS).node for each in asked_of] == [None, "UAAAAAAAAAAA", "UAAAAAAAAAAA"]
 
 
 def test_the_hint_about_too_many_steps_works() -> None:
@@ -76,6 +85,6 @@ def test_too_many_lines_are_refused() -> None:
     question = choosing.read(asked(timedelta(hours=1)), NOW, KEEPS)
     points = [Point("inference", f"n{number}", NAME, 0, 1, 1, 1, 1) for number in range(201)]
     with pytest.raises(errors.BadRequest, match="201 lines"):
-        lines.draw(question, [By.NODE], points)
-    (line,) = lines.draw(question, [], points)
+        lines.draw(question, [By.NODE], points, {})
+    (line,) = lines.draw(question, [], points, {})
     assert line.values[0] == 201

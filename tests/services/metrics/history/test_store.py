@@ -1,59 +1,18 @@
 """The history on a real PostgreSQL: written once, rolled up to the same each time, thrown away by age, and caught up with."""
 
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 
 import asyncpg
 import pytest
 
-from services.metrics import prometheus
-from services.metrics.history import choosing, keeping, lines, rolling
+from services.metrics.history import keeping, rolling
 from services.metrics.history.keeping import Keeper
 from services.metrics.history.store import Store
-from services.metrics.prometheus import Source
 from shared import errors
-from shared.api.history import By, GetHistory, HistoryLine
-from shared.telemetry import Metrics
+from shared.api.history import By
 from tests.servers import PostgresServer
-
-BEGIN = datetime(2026, 3, 29, 0, 0, tzinfo=UTC)
-KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
-
-
-@pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[Store]:
-    async with Store.open(postgres_url) as opened:
-        yield opened
-
-
-class Mesh:
-    """Two workers that generate so many tokens a look, and a clock."""
-
-    def __init__(self) -> None:
-        self.now = BEGIN
-        self.workers = {"a": Metrics("inference"), "b": Metrics("inference")}
-        self.keeper = Keeper(self.text, KEEPS, lambda: self.now)
-
-    async def text(self) -> str:
-        return prometheus.render(
-            prometheus.merge([Source(one.render(), {"service": "inference", "node": node}) for node, one in self.workers.items()])
-        )
-
-    async def look(self, tokens: int = 30, seconds: float = 15) -> None:
-        self.now += timedelta(seconds=seconds)
-        for number, worker in enumerate(self.workers.values()):
-            worker.tokens.labels(type="output", model="m").inc(tokens)
-            worker.queue_depth.labels(model="m").set(number + 1)
-            worker.host_cpu.set(0.25 + number / 2)
-            for _ in range(10):
-                worker.ttft_seconds.labels(model="m").observe(0.3)
-        await self.keeper.look()
-
-    async def drawn(self, store: Store, name: str, *by: By, since: datetime = BEGIN, step: int = 60) -> list[HistoryLine]:
-        asked = GetHistory((name,), since, self.now, step, by)
-        question = choosing.read(asked, self.now, KEEPS)
-        found = await store.lines(question, by, choosing.MOST_POINTS)
-        return list(lines.draw(question, by, found))
+from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 
 
 async def test_what_was_seen_is_drawn(store: Store) -> None:
@@ -63,7 +22,7 @@ async def test_what_was_seen_is_drawn(store: Store) -> None:
     await mesh.keeper.keep(store)
     (line,) = await mesh.drawn(store, "ai_platform_tokens_total", By.MODEL)
     assert line.labels == {"model": "m", "type": "output"}
-    assert line.values == (2 * 60 / 60, 2 * 120 / 60, 2 * 120 / 60, 2 * 30 / 15), (
+    assert line.values == (2 * 60 / 30, 2 * 120 / 60, 2 * 120 / 60, 2 * 30 / 15), (
         "the first look knows no growth, the last minute is not over"
     )
     (line,) = await mesh.drawn(store, "ai_platform_tokens_total", step=15)
@@ -72,6 +31,9 @@ async def test_what_was_seen_is_drawn(store: Store) -> None:
     assert [(one.labels, one.values[1]) for one in of_nodes] == [({"node": "a"}, 1.0), ({"node": "b"}, 2.0)]
     (cpu,) = await mesh.drawn(store, "ai_platform_host_cpu_usage_ratio", step=15)
     assert cpu.values[1] == 0.5, "shares of several nodes are not added"
+    (trips,) = await mesh.drawn(store, "ai_platform_round_trip_seconds")
+    assert trips.labels == {"path": "nats"}
+    assert trips.values[1] == pytest.approx(0.015), "nor are round trips"
     (highest,) = await mesh.drawn(store, "max:ai_platform_host_cpu_usage_ratio")
     assert highest.values[1] == 0.75
     (median,) = await mesh.drawn(store, "p50:ai_platform_ttft_seconds")
@@ -108,7 +70,7 @@ async def test_an_hour_is_the_sum_of_its_looks_also_in_the_night_when_clocks_are
     hours = await store.rows(rolling.HOUR, BEGIN, mesh.now, ["a"])
     assert [row.looks for row in hours] == [1, 238, 240], "the first look has no counters; midnight itself was not looked at"
     (line,) = await mesh.drawn(store, "ai_platform_tokens_total", since=BEGIN, step=3600)
-    assert list(line.values[:2]) == pytest.approx([2 * 30 * 238 / 3600, 2 * 30 * 240 / 3600])
+    assert list(line.values[:2]) == pytest.approx([2 * 30 * 238 / (238 * 15), 2 * 30 * 240 / 3600])
 
 
 async def test_minutes_and_hours_that_were_missed_are_made_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

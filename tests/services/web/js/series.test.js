@@ -69,6 +69,8 @@ test('numbers have their unit', () => {
     ['bytes', 999.6, '1 kB'],
     ['bytes', 123.4e9, '123 GB'],
     ['seconds', 0.084, '84 ms'],
+    ['seconds', 0.0004, '0.4 ms'],
+    ['seconds', 0, '0 ms'],
     ['seconds', 2.5, '2.5 s'],
     ['celsius', 71.4, '71 °C'],
     ['rate', 12_345.6, '12,300'],

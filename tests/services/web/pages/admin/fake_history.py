@@ -51,6 +51,7 @@ class FakeHistory(FakeMesh):
         self.keep("worker_slots", 1.0, service="inference", node=NODE, model=model, state="free")
         for service, node in (("gateway", OTHER), ("inference", NODE)):
             self.keep_machine(node, service)
+            self.keep("round_trip_seconds", 0.0021, service=service, node=node, path="nats")
         at = {"service": "inference", "node": NODE, "gpu": gpu}
         for name, value in (("usage_ratio", 0.9), ("memory_used_bytes", 6e10), ("memory_total_bytes", 8e10), ("temperature_celsius", 71.0)):
             self.keep(f"gpu_{name}", value, **at)
@@ -69,17 +70,17 @@ class FakeHistory(FakeMesh):
             raise self.refused
         until = min(request.until, NOW)
         steps = -int((request.since - until).total_seconds() // request.step_seconds)
-        lines = [line for name in request.names for line in self._lines(name, request.by, steps)]
+        lines = [line for name in request.names for line in self._lines(name, request, steps)]
         if len(lines) > self.most_lines:
             raise errors.BadRequest(f"by: that would be {len(lines)} lines, and at most {self.most_lines} are answered", hint="fewer")
         since = datetime.fromtimestamp(request.since.timestamp() // request.step_seconds * request.step_seconds, UTC)
         return History(since, request.step_seconds, 15, tuple(lines))
 
-    def _lines(self, asked: str, by: tuple[By, ...], steps: int) -> list[HistoryLine]:
+    def _lines(self, asked: str, request: GetHistory, steps: int) -> list[HistoryLine]:
         found: dict[tuple[tuple[str, str], ...], list[float | None]] = {}
-        left_out = set(By) - set(by)
+        left_out = set(By) - set(request.by)
         for one in self.kept:
-            if one.name != asked.rpartition(":")[2]:
+            if one.name != asked.rpartition(":")[2] or (request.node is not None and one.labels["node"] != request.node[:12]):
                 continue
             key = tuple(sorted((label, value) for label, value in one.labels.items() if label not in left_out))
             sums = found.setdefault(key, [None] * steps)

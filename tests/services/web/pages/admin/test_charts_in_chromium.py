@@ -36,7 +36,7 @@ async def test_everybody_can_use_the_page(app: ASGIApp, mesh: AdminMesh) -> None
     for place in range(14):
         mesh.keep_machine(f"UMANY{place:07}", cpu=place / 14)
     async with opened(app, mesh) as page:
-        await wait_for(page, f"{DRAWN} === 11")
+        await wait_for(page, f"{DRAWN} === 12")
         await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
         for width, dark in ((1280, False), (1280, True), (390, False)):
             await page.look(width=width, dark=dark)

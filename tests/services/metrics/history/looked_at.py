@@ -1,0 +1,49 @@
+"""A small mesh that is looked at, and its clock: what the tests of the history's tables write and read."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from services.metrics import prometheus
+from services.metrics.history import choosing, lines, rolling
+from services.metrics.history.keeping import Keeper
+from services.metrics.history.store import Store
+from services.metrics.prometheus import Source
+from shared.api.history import By, GetHistory, HistoryLine
+from shared.telemetry import Metrics
+
+BEGIN = datetime(2026, 3, 29, 0, 0, tzinfo=UTC)
+KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
+
+
+class Mesh:
+    """Two workers that generate so many tokens a look, and the metrics service itself."""
+
+    def __init__(self, workers: Sequence[str] = ("a", "b")) -> None:
+        self.now = BEGIN
+        self.workers = {node: Metrics("inference") for node in workers}
+        self.own = Metrics("metrics")
+        self.own.active_users.labels(time_window="1h").set(2)
+        self.own.nats_reconnects.inc(0)
+        self.keeper = Keeper(self.text, KEEPS, lambda: self.now)
+
+    async def text(self) -> str:
+        workers = [Source(one.render(), {"service": "inference", "node": node}) for node, one in self.workers.items()]
+        return prometheus.render(prometheus.merge([*workers, Source(self.own.render(), {"service": "metrics", "node": "m"})]))
+
+    async def look(self, tokens: int = 30, seconds: float = 15) -> None:
+        self.now += timedelta(seconds=seconds)
+        for number, worker in enumerate(self.workers.values()):
+            worker.tokens.labels(type="output", model="m").inc(tokens)
+            worker.queue_depth.labels(model="m").set(number + 1)
+            worker.host_cpu.set(0.25 + number / 2)
+            worker.round_trip.labels(path="nats").set(0.01 * (number + 1))
+            for _ in range(10):
+                worker.ttft_seconds.labels(model="m").observe(0.3)
+        await self.keeper.look()
+
+    async def drawn(
+        self, store: Store, name: str, *by: By, since: datetime = BEGIN, step: int = 60, node: str | None = None
+    ) -> list[HistoryLine]:
+        question = choosing.read(GetHistory((name,), since, self.now, step, by, node), self.now, KEEPS)
+        found = await store.lines(question, by, choosing.MOST_POINTS)
+        return list(lines.draw(question, by, found.points, found.covered))
