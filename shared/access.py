@@ -136,6 +136,7 @@ METHODS: Mapping[str, Access] = {
     "auth.switchOrganisation": _ACCOUNT,
     "auth.inviteMember": _ACCOUNT_FRESH,
     "auth.withdrawInvitation": _ACCOUNT,
+    "auth.readInvitation": _ACCOUNT,
     "auth.acceptInvitation": _ACCOUNT,
     "auth.setOrganisationRole": _ACCOUNT_FRESH,
     "auth.removeOrganisationMember": _ACCOUNT,

@@ -1,8 +1,43 @@
 /** Asks a model of an aimesh. See README.md. */
 
-export interface ClientOptions {
-  /** An API key (`aicli keys create NAME`) or an access token. */
+export type ClientOptions = ClientSettings & (WithKey | WithSession)
+
+export interface WithKey {
+  /** An API key (`aicli keys create NAME`), or an access token, which is not renewed. */
   apiKey: string
+  session?: undefined
+}
+
+export interface WithSession {
+  /** Of `login`. Its access token is renewed when it is too old. */
+  session: Session
+  apiKey?: undefined
+}
+
+/** A login. Only one client may go on with it. */
+export interface Session {
+  /** Good for ten minutes. */
+  readonly accessToken: string
+  /** Gives another access token and another one of itself, once. */
+  readonly sessionToken: string
+}
+
+export interface LoginOptions extends CallOptions {
+  /** It, or `email`. */
+  username?: string
+  email?: string
+  password: string
+  /** Of the second factor, where there is one. */
+  code?: string
+  baseUrl: string
+  /** Used in place of the global one. */
+  fetch?: typeof globalThis.fetch
+}
+
+/** Needs no key. */
+export declare function login(options: LoginOptions): Promise<Session>
+
+export interface ClientSettings {
   /** Of the gateway, or of the web pages, which pass requests on. */
   baseUrl: string
   /** How long a call may take, with all that is sent again; 300,000 without it. */
@@ -139,6 +174,8 @@ export interface Quota {
 export declare class AIInferenceClient {
   /** Throws a TypeError for options that cannot work. */
   constructor(options: ClientOptions)
+  /** The one that was given, or what has become of it: each renewal spends the session token before. Null for a client with a key. */
+  get session(): Session | null
   inference(request: InferenceRequest): Promise<Answer>
   stream(request: InferenceRequest): AnswerStream
   /** Sent again it is counted again: the gateway knows no repeats of embeddings. */
@@ -164,7 +201,7 @@ export interface ErrorFacts {
 /** The root of the tree. Match on the class or on `code`, which is for ever; `message` and `hint` are for people and may change. */
 export declare class AimeshError extends Error {
   constructor(message: string, facts?: ErrorFacts)
-  /** As docs/reference/errors.md lists them; besides `connection_failed` and `answer_broken`, which are this client's. */
+  /** As docs/reference/errors.md lists them; besides `connection_failed`, `answer_broken` and `session_ended`, which are this client's. */
   code: string
   /** What to do next; may be empty. */
   hint: string
@@ -185,6 +222,8 @@ export declare class BadRequest extends AimeshError {}
 export declare class TooLarge extends BadRequest {}
 /** No credential, or one that is unknown, expired or revoked. */
 export declare class NotAuthenticated extends AimeshError {}
+/** The session of this client gives no access token any more; log in again. */
+export declare class SessionEnded extends NotAuthenticated {}
 /** Money, not rate: waiting does not help. */
 export declare class BudgetExhausted extends AimeshError {}
 /** Known, but may not do this. */

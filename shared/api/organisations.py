@@ -103,6 +103,21 @@ class AcceptInvitation(Body, frozen=True):
     token: Annotated[str, msgspec.Meta(max_length=200)]
 
 
+class ReadInvitation(Body, frozen=True):
+    """Uses nothing up. A wrong code counts as a guess of whoever is logged in."""
+
+    token: Annotated[str, msgspec.Meta(max_length=200)]
+
+
+class InvitationOffer(Body, frozen=True):
+    """To what an open invitation invites; said only to whom it is for."""
+
+    organisation_name: str
+    role: TeamRole
+    invited_by: str
+    expires_at: datetime
+
+
 class SetTeamRole(Body, frozen=True):
     organisation: TenantId
     user_id: UserId
@@ -137,6 +152,7 @@ get_organisation = Method("auth.getOrganisation", GetOrganisation, OrganisationP
 rename_organisation = Method("auth.renameOrganisation", RenameOrganisation, Organisation, callers=PEOPLE)
 invite_member = Method("auth.inviteMember", InviteMember, NewInvitation, callers=PEOPLE)
 withdraw_invitation = Method("auth.withdrawInvitation", WithdrawInvitation, Nothing, callers=PEOPLE)
+read_invitation = Method("auth.readInvitation", ReadInvitation, InvitationOffer, callers=PEOPLE)
 accept_invitation = Method("auth.acceptInvitation", AcceptInvitation, Organisation, callers=PEOPLE)
 set_team_role = Method("auth.setOrganisationRole", SetTeamRole, OrganisationPage, callers=PEOPLE)
 remove_team_member = Method("auth.removeOrganisationMember", RemoveTeamMember, Nothing, callers=PEOPLE)

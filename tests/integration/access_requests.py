@@ -116,6 +116,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.switchOrganisation": lambda: accounts.SwitchTeam(NO_TEAM),
     "auth.inviteMember": lambda: organisations.InviteMember(NO_TEAM, "somebody@example.org"),
     "auth.withdrawInvitation": lambda: organisations.WithdrawInvitation(NO_TEAM, "none"),
+    "auth.readInvitation": lambda: organisations.ReadInvitation("none"),
     "auth.acceptInvitation": lambda: organisations.AcceptInvitation("none"),
     "auth.setOrganisationRole": lambda: organisations.SetTeamRole(NO_TEAM, NOBODY, organisations.TeamRole.MEMBER),
     "auth.removeOrganisationMember": lambda: organisations.RemoveTeamMember(NO_TEAM, NOBODY),

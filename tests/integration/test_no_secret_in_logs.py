@@ -226,6 +226,9 @@ async def _invitation(desk: Desk, ann: Person, hidden: Hidden) -> None:
     invited = organisations.InviteMember(team.id, "somebody@example.org")
     made = await desk.mesh.rpc.call(organisations.invite_member, invited, credential=ann.access_token)
     hidden.add("invitation", made.token)
+    for asked in (made.token, made.token + "x"):
+        with pytest.raises(errors.NotFound):
+            await desk.mesh.rpc.call(organisations.read_invitation, organisations.ReadInvitation(asked), credential=ann.access_token)
     with pytest.raises(errors.AimeshError):
         await desk.mesh.rpc.call(
             organisations.accept_invitation, organisations.AcceptInvitation(made.token + "x"), credential=ann.access_token

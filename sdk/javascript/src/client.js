@@ -2,11 +2,13 @@
 
 import { AnswerStream } from './answer_stream.js'
 import { readAnswer, readEmbeddings, readModels, readQuota, readUsage } from './answers.js'
+import { Key, Login, NOBODY } from './bearers.js'
 import { Call, INFERENCE_PATH } from './calls.js'
 import { Gateway } from './gateway.js'
-import { addressOf, credentialOf, embeddingBody, ensureOptions, inferenceBody, retriesOf, timeoutOf } from './requests.js'
+import { renew } from './logins.js'
+import { addressOf, credentialOf, embeddingBody, ensureOptions, inferenceBody, retriesOf, sessionOf, timeoutOf } from './requests.js'
 
-/** @import {Answer, CallOptions, ClientOptions, Embeddings, EmbedRequest, InferenceRequest, Model, Quota, Usage} from '../index.d.ts' */
+/** @import {Answer, CallOptions, ClientOptions, Embeddings, EmbedRequest, InferenceRequest, Model, Quota, Session, Usage} from '../index.d.ts' */
 
 /** As long as a gateway takes for a request, where nobody told it otherwise. */
 const TIMEOUT_MS = 300_000
@@ -15,14 +17,23 @@ const MAX_RETRIES = 2
 /** Safe for any number of calls at once. */
 export class AIInferenceClient {
   #gateway
+  #login
   #timeoutMs
   #maxRetries
 
   /** @param {ClientOptions} options */
-  constructor({ apiKey, baseUrl, timeoutMs = TIMEOUT_MS, maxRetries = MAX_RETRIES, fetch = globalThis.fetch }) {
-    this.#gateway = new Gateway(addressOf(baseUrl), credentialOf(apiKey), fetch)
+  constructor({ apiKey, session, baseUrl, timeoutMs = TIMEOUT_MS, maxRetries = MAX_RETRIES, fetch = globalThis.fetch }) {
+    const address = addressOf(baseUrl)
+    const nobodys = new Gateway(address, NOBODY, fetch)
+    this.#login = session === undefined ? null : new Login(sessionOf(session, apiKey), (spent) => renew(nobodys, spent))
+    this.#gateway = new Gateway(address, this.#login ?? new Key(credentialOf(apiKey)), fetch)
     this.#timeoutMs = timeoutOf(timeoutMs)
     this.#maxRetries = retriesOf(maxRetries)
+  }
+
+  /** @returns {Session | null} the one that was given, or what has become of it: each renewal spends the session token before */
+  get session() {
+    return this.#login === null ? null : this.#login.session
   }
 
   /**
@@ -50,7 +61,7 @@ export class AIInferenceClient {
    */
   async embed(request) {
     const body = embeddingBody(request)
-    return readEmbeddings(await this.#call(request, false).ask({ method: 'POST', path: '/v1/embeddings', body }))
+    return readEmbeddings(await this.#call(request, true).ask({ method: 'POST', path: '/v1/embeddings', body }))
   }
 
   /**

@@ -35,6 +35,9 @@ export class TooLarge extends BadRequest {}
 /** No credential, or one that is unknown, expired or revoked. */
 export class NotAuthenticated extends AimeshError {}
 
+/** The session of this client gives no access token any more; log in again. */
+export class SessionEnded extends NotAuthenticated {}
+
 /** Money, not rate: waiting does not help. */
 export class BudgetExhausted extends AimeshError {}
 

@@ -3,8 +3,10 @@
 
 import { broken, readJson } from './answers.js'
 import { until } from './deadline.js'
-import { AnswerBroken, ConnectionFailed, fromAnswer } from './errors.js'
+import { AnswerBroken, ConnectionFailed, fromAnswer, NotAuthenticated } from './errors.js'
 import { joined } from './event_stream.js'
+
+/** @import {Bearer} from './bearers.js' */
 
 /** Of an answer that is read whole. The largest that there is, of embeddings, has some 10 MB. */
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -21,17 +23,17 @@ const MAX_ERROR_BYTES = 64 * 1024
 
 export class Gateway {
   #baseUrl
-  #apiKey
+  #bearer
   #fetch
 
   /**
    * @param {string} baseUrl
-   * @param {string} apiKey
+   * @param {Bearer} bearer
    * @param {typeof globalThis.fetch} fetch
    */
-  constructor(baseUrl, apiKey, fetch) {
+  constructor(baseUrl, bearer, fetch) {
     this.#baseUrl = baseUrl
-    this.#apiKey = apiKey
+    this.#bearer = bearer
     this.#fetch = fetch
   }
 
@@ -50,11 +52,30 @@ export class Gateway {
    * @param {AbortSignal} signal
    * @returns {Promise<Response>} one whose status is good; its body is to be read with `read`
    */
-  async open({ method, path, body, headers }, signal) {
+  async open(asked, signal) {
+    const token = this.#bearer.token()
+    const response = await this.#send(asked, token, signal)
+    if (response.ok) return response
+    const failure = await this.#failure(response, signal)
+    if (!(failure instanceof NotAuthenticated)) throw failure
+    // What was not let in has done nothing, so that it may be sent again whatever it is.
+    if (!(await until(signal, this.#bearer.renew(token)))) throw this.#bearer.explain(failure)
+    const again = await this.#send(asked, this.#bearer.token(), signal)
+    if (again.ok) return again
+    throw await this.#failure(again, signal)
+  }
+
+  /**
+   * @param {Asked} asked
+   * @param {string | null} token
+   * @param {AbortSignal} signal
+   */
+  async #send({ method, path, body, headers }, token, signal) {
     /** @type {Record<string, string>} */
-    const all = { ...headers, authorization: `Bearer ${this.#apiKey}` }
+    const all = { ...headers }
+    if (token !== null) all.authorization = `Bearer ${token}`
     if (body !== undefined) all['content-type'] = 'application/json'
-    const response = await this.#unlessLost(signal, () =>
+    return await this.#unlessLost(signal, () =>
       this.#fetch.call(globalThis, this.#baseUrl + path, {
         method,
         body,
@@ -67,8 +88,6 @@ export class Gateway {
         redirect: 'manual',
       }),
     )
-    if (response.ok) return response
-    throw await this.#failure(response, signal)
   }
 
   /**

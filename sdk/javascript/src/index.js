@@ -20,7 +20,9 @@ export {
   NotFound,
   Overloaded,
   RateLimited,
+  SessionEnded,
   TooLarge,
   Unavailable,
   UnknownModel,
 } from './errors.js'
+export { login } from './logins.js'

@@ -1,9 +1,10 @@
 // What a caller says, as what is sent. Pure. Whether the values are any good says the gateway, which names the field.
 
-/** @import {CallOptions, EmbedRequest, InferenceRequest} from '../index.d.ts' */
+/** @import {CallOptions, EmbedRequest, InferenceRequest, Session} from '../index.d.ts' */
 
 const OF_A_CALL = ['signal', 'timeoutMs']
 const OF_INFERENCE = ['prompt', 'messages', 'system', 'model', 'maxTokens', 'temperature', 'topP', 'topK', 'stop', 'seed']
+const OF_LOGIN = ['username', 'email', 'password', 'code']
 const OF_EMBEDDING = ['input', 'model', 'dimensions']
 /** The gateway's bound. A body that large could be sent and would be refused; this says so before. */
 export const MAX_BODY_BYTES = 1024 * 1024
@@ -64,6 +65,29 @@ export function credentialOf(apiKey) {
   if (typeof apiKey === 'string' && /^[!-~]+$/.test(apiKey)) return apiKey
   // Without what it is: an error may be logged.
   throw new TypeError('apiKey must be an API key or an access token, without spaces; `aicli keys create NAME` makes a key')
+}
+
+/**
+ * @param {unknown} session
+ * @param {unknown} apiKey
+ * @returns {Session}
+ */
+export function sessionOf(session, apiKey) {
+  if (apiKey !== undefined) throw new TypeError('a client has an apiKey or a session, not both')
+  const { accessToken, sessionToken } = /** @type {Record<string, unknown>} */ (session ?? {})
+  for (const token of [accessToken, sessionToken]) {
+    if (typeof token !== 'string' || !/^[!-~]+$/.test(token)) throw new TypeError('session must be what `login` answers')
+  }
+  return Object.freeze({ accessToken: String(accessToken), sessionToken: String(sessionToken) })
+}
+
+/**
+ * @param {object} who
+ * @returns {string}
+ * @throws {TypeError} for an option that there is not
+ */
+export function loginBody(who) {
+  return JSON.stringify(chosen(who, OF_LOGIN))
 }
 
 /**

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { AnswerStream } from '../src/answer_stream.js'
+import { Key } from '../src/bearers.js'
 import { Call } from '../src/calls.js'
 import { Gateway } from '../src/gateway.js'
 import { AnswerBroken, AnswerGone, ConnectionFailed, DeadlineExceeded, Internal, RateLimited, Unavailable } from '../src/index.js'
@@ -167,7 +168,7 @@ test('what is gone is told, and not asked for from the beginning', async (contex
 
 test('a gateway that says nothing any more is left for a new connection', async (context) => {
   const { baseUrl, seen } = await scripted(context, silence, events(ALL.slice(0, 2), 'hang'), events([...ALL.slice(2), ...END]))
-  const call = new Call(new Gateway(baseUrl, KEY, fetch), { signal: undefined, timeoutMs: 5000, maxRetries: 2, once: true })
+  const call = new Call(new Gateway(baseUrl, new Key(KEY), fetch), { signal: undefined, timeoutMs: 5000, maxRetries: 2, once: true })
   const stream = new AnswerStream(call, JSON.stringify({ ...ASKED, stream: true }), { silenceMs: 40 })
   assert.deepEqual(await piecesOf(stream), ['one', ' two', ' three', ' four'])
   assert.deepEqual(lastIds(seen), [undefined, undefined, '2'])
@@ -178,7 +179,7 @@ test('a reader who takes his time is no silence', async (context) => {
     events(ALL.slice(0, 2), 'hang')(response)
     setTimeout(() => response.end([...ALL.slice(2), ...END].join('')), 20)
   })
-  const call = new Call(new Gateway(baseUrl, KEY, fetch), { signal: undefined, timeoutMs: 5000, maxRetries: 2, once: true })
+  const call = new Call(new Gateway(baseUrl, new Key(KEY), fetch), { signal: undefined, timeoutMs: 5000, maxRetries: 2, once: true })
   const stream = new AnswerStream(call, JSON.stringify({ ...ASKED, stream: true }), { silenceMs: 30 })
   for await (const _ of stream) await new Promise((resolve) => setTimeout(resolve, 50))
   assert.equal(stream.answer.text, TEXT)

@@ -23,6 +23,10 @@ export async function program(client: declared.AIInferenceClient): Promise<strin
   await client.inference({ prompt: 'hi', max_tokens: 5 })
   // @ts-expect-error a key is needed
   new declared.AIInferenceClient({ baseUrl: 'http://127.0.0.1' })
+  const session: declared.Session = await declared.login({ baseUrl: 'http://127.0.0.1', username: 'ann', password: 'pw' })
+  new declared.AIInferenceClient({ session, baseUrl: 'http://127.0.0.1' }).session?.sessionToken.toUpperCase()
+  // @ts-expect-error a key or a session
+  new declared.AIInferenceClient({ apiKey: 'k', session, baseUrl: 'http://127.0.0.1' })
   // @ts-expect-error a stream is had of the client
   new declared.AnswerStream()
   return `${text} ${total} ${vectors.length}`

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from services.auth import acts, names
+from services.auth.failed_logins import Guess
 from services.auth.mail import texts
 from services.auth.organisations import rules
 from services.auth.organisations.store import OrganisationStore
@@ -17,16 +18,18 @@ from shared.api.organisations import Organisation
 from shared.mail.postman import Postman
 from shared.rpc import Call, serves
 from shared.telemetry import logs
+from shared.types import UserId
 
 _log = logs.get(part="auth")
 
 
 class Invitations:
-    """Handlers; all state is in PostgreSQL. The token is in the mail and in the answer, and nowhere else."""
+    """Handlers; the state is in PostgreSQL, guesses are counted in Valkey. The token is in the mail and in the answer, and nowhere else."""
 
     def __init__(self, parts: Parts, organisations: OrganisationStore, postman: Postman) -> None:
         self._public_url = parts.settings.public_url
         self._trail = parts.trail
+        self._guesses = parts.guesses
         self._organisations = organisations
         self._postman = postman
 
@@ -64,11 +67,22 @@ class Invitations:
             await self._trail.add(transaction, acts.done("organisation.withdraw", caller, tenant=id_, target=invitation))
         return Nothing()
 
+    @serves(api.read_invitation)
+    async def read_invitation(self, request: api.ReadInvitation, call: Call) -> api.InvitationOffer:
+        caller, token_hash = call.principal, rules.digest(request.token.strip())
+        rules.check_may_join(caller)
+        guess = await self._charge(caller.user_id)
+        offer = await self._organisations.find_offer(token_hash, caller.user_id)
+        if offer is None:
+            raise rules.no_offer()
+        # This one alone: who has one good code shall not wipe out the wrong ones with it.
+        await self._guesses.give_back(guess)
+        return offer
+
     @serves(api.accept_invitation)
     async def accept_invitation(self, request: api.AcceptInvitation, call: Call) -> Organisation:
         caller, token_hash = call.principal, rules.digest(request.token.strip())
-        if caller.key_id is not None and caller.team_id is not None:
-            raise errors.NotAllowed("a key of an organisation joins no other", hint="log in, or use a key of your own")
+        rules.check_may_join(caller)
         async with self._organisations.transaction() as transaction:
             joined = await self._organisations.accept(transaction, token_hash, rules.asker(caller))
             if joined is not None:
@@ -77,3 +91,10 @@ class Invitations:
             raise rules.why_not_accepted(await self._organisations.find_invitation(token_hash), datetime.now(UTC))
         _log.info("organisation joined", organisation=joined.id, user_id=caller.user_id)
         return joined
+
+    async def _charge(self, user_id: UserId) -> Guess:
+        """Before the code is looked for, so that many at once get no further. Raises Limited."""
+        try:
+            return await self._guesses.charge(rules.guesses_of(user_id))
+        except (errors.Limited, errors.NotAllowed) as error:
+            raise rules.too_many_guesses(error.retry_after_seconds) from error

@@ -66,6 +66,12 @@ def check_removal(caller: Principal, role: TeamRole | None, member: UserId) -> N
         check_owner(caller, role)
 
 
+def check_may_join(caller: Principal) -> None:
+    """Raises NotAllowed."""
+    if caller.key_id is not None and caller.team_id is not None:
+        raise errors.NotAllowed("a key of an organisation joins no other", hint="log in, or use a key of your own")
+
+
 def check_name(name: str) -> str:
     """Without what stands around it. Raises BadRequest."""
     if not names.may_be_key_name(name):
@@ -88,6 +94,27 @@ def no_owner_left() -> errors.NotAllowed:
 def digest(token: str) -> str:
     """What the database knows of an invitation's token: 256 random bits need no slow hash."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def guesses_of(user_id: UserId) -> str:
+    """What guesses of codes are counted under: apart from those of passwords, so that nobody locks their own login with an old link."""
+    return f"invitations read by {user_id}"
+
+
+def no_offer() -> errors.NotFound:
+    """Whether the code is nobody's, somebody else's, used, withdrawn or too old: who guesses shall not hear which."""
+    return errors.NotFound(
+        "no open invitation for you has this code",
+        hint="copy the whole code, sign in with the invited address, or ask for a new invitation",
+    )
+
+
+def too_many_guesses(retry_after_seconds: float | None) -> errors.Limited:
+    return errors.Limited(
+        "too many codes of invitations were tried",
+        hint="wait a while; with the code of the mail you can also join without reading it first",
+        retry_after_seconds=retry_after_seconds,
+    )
 
 
 def why_not_accepted(invitation: KnownInvitation | None, now: datetime) -> errors.CallerError:

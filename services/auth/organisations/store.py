@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from services.auth.organisations import rules
 from services.auth.organisations.rules import Asker, KnownInvitation
 from shared import database, errors
-from shared.api.organisations import Invitation, Organisation, OrganisationPage, TeamMember, TeamRole
+from shared.api.organisations import Invitation, InvitationOffer, Organisation, OrganisationPage, TeamMember, TeamRole
 from shared.types import KeyId, TenantId, Tier, UserId
 
 
@@ -118,6 +118,11 @@ class OrganisationStore:
         """What they belong to now; None where the invitation is not theirs, or not open."""
         row = await transaction.row("accept_invitation", token_hash, asker.user_id)
         return None if row is None else await self.get(transaction, TenantId(row["organisation_id"]), asker)
+
+    async def find_offer(self, token_hash: str, user_id: UserId) -> InvitationOffer | None:
+        """None for whatever reason it is not theirs to accept."""
+        row = await self._db.row("find_offer", token_hash, user_id)
+        return None if row is None else InvitationOffer(row["name"], TeamRole(row["role"]), row["invited_by"], row["expires_at"])
 
     async def find_invitation(self, token_hash: str) -> KnownInvitation | None:
         row = await self._db.row("find_invitation_by_token", token_hash)

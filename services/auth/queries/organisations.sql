@@ -144,6 +144,16 @@ ON CONFLICT (organisation_id, user_id) DO UPDATE SET
     role = CASE WHEN EXCLUDED.role = 'owner' THEN 'owner' ELSE organisation_members.role END
 RETURNING organisation_id, role;
 
+-- name: find_offer
+-- To what an open invitation invites user $2; nothing where it is not theirs or not open, whatever the reason.
+SELECT organisations.name, invitations.role, inviters.username AS invited_by, invitations.expires_at
+FROM invitations
+JOIN organisations ON organisations.id = invitations.organisation_id
+JOIN users AS inviters ON inviters.id = invitations.invited_by
+JOIN users AS invited ON invited.id = $2
+WHERE invitations.token_hash = $1 AND invitations.accepted_at IS NULL AND invitations.withdrawn_at IS NULL
+    AND invitations.expires_at > now() AND invited.is_active AND lower(invited.email) = lower(invitations.email);
+
 -- name: find_invitation_by_token
 -- Why it could not be accepted; its holder may know.
 SELECT email, accepted_at, withdrawn_at, expires_at FROM invitations WHERE token_hash = $1;

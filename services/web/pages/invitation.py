@@ -1,20 +1,43 @@
-"""Accepting an invitation to an organisation, with the code of the mail. What it invites to, auth says only to whom it is for."""
+"""Accepting an invitation to an organisation, with the code of the mail. What it invites to, auth says only to whom it is for.
+
+The code stands behind the ``#`` of the link, which no browser sends and so no log has: the page's script asks with it in a body.
+"""
 
 from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
-from litestar import get, post
+from litestar import MediaType, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
+from services.web import rendering
 from services.web.visits import Page, Visit
 from shared import errors
 from shared.api import organisations as api
+from shared.api.organisations import TeamRole
+
+_AS = {TeamRole.MEMBER: "a member", TeamRole.OWNER: "an owner"}
 
 
 class AcceptForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str
+
+
+class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the script has found behind the ``#`` or in the field."""
+
+    code: str
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """To what an invitation invites, in the words of the page."""
+
+    organisation: str
+    #: With its article.
+    role: str
+    invited_by: str
+    until: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +51,14 @@ class InvitationPage:
 @get("/invitation")
 async def show_invitation(visit: NamedDependency[Visit], token: FromQuery[str] = "") -> Page:
     return _page(visit, token)
+
+
+@post("/invitation/offer", status_code=HTTPStatus.OK)
+async def read_offer(visit: NamedDependency[Visit]) -> Page:
+    asked = await visit.read_json(Code)
+    found = await visit.call(api.read_invitation, api.ReadInvitation(asked.code.strip()))
+    offer = Offer(found.organisation_name, _AS[found.role], found.invited_by, rendering.day(found.expires_at))
+    return Page(msgspec.json.encode(offer), media_type=MediaType.JSON)
 
 
 @post("/invitation")
@@ -48,4 +79,4 @@ def _page(visit: Visit, code: str, problem: errors.CallerError | None = None) ->
     return visit.page("invitation.html", view, here="organisations", status=HTTPStatus.OK if problem is None else problem.status)
 
 
-ROUTES = (show_invitation, accept)
+ROUTES = (show_invitation, read_offer, accept)

@@ -148,7 +148,7 @@ async def invite(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
     except errors.CallerError as error:
         return await _refused(visit, team, error, typed=form)
     page = await visit.call(api.get_organisation, api.GetOrganisation(TenantId(team)))
-    view = _team_view(visit, page, invited=invited, link=f"{visit.address}/invitation?token={invited.token}")
+    view = _team_view(visit, page, invited=invited, link=f"{visit.address}/invitation#{invited.token}")
     return _team_page(visit, view, status=HTTPStatus.CREATED)
 
 

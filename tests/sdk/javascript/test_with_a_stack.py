@@ -27,6 +27,7 @@ PRINTED = (
     r"stopped: true\n",
     r"no such model; there are .*\becho\b.*\n",
     r"\{[^}]*dimensions: 16,[^}]*limits: [1-9][^}]*\}\n",
+    r"pro: true\n",
 )
 BEGINNING = """\
 import { AIInferenceClient } from 'aimesh-client'
@@ -35,7 +36,7 @@ const tell = (said) => console.log(JSON.stringify(said))
 """
 
 
-async def run(folder: Path, program: str, url: str, key: str) -> tuple[int | None, str, str]:
+async def run(folder: Path, program: str, url: str, key: str, **variables: str) -> tuple[int | None, str, str]:
     """A program of somebody who has installed the package."""
     (folder / "node_modules").mkdir(exist_ok=True)
     installed = folder / "node_modules" / "aimesh-client"
@@ -43,7 +44,7 @@ async def run(folder: Path, program: str, url: str, key: str) -> tuple[int | Non
         installed.symlink_to(PACKAGE)
     (folder / "program.mjs").write_text(program, encoding="utf-8")
     pipe = asyncio.subprocess.PIPE
-    environment = {"AIMESH_BASE_URL": url, "AIMESH_API_KEY": key}
+    environment = {"AIMESH_BASE_URL": url, "AIMESH_API_KEY": key, **variables}
     process = await asyncio.create_subprocess_exec(
         str(find_node()), "program.mjs", cwd=folder, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
@@ -69,7 +70,8 @@ async def test_the_examples_of_the_readme_do_what_they_say(
     stack: RunningStack, ann: Person, tmp_path: Path, number: int, service: str
 ) -> None:
     assert len(EXAMPLES) == len(PRINTED)
-    status, out, err = await run(tmp_path, EXAMPLES[number], stack.url(service), ann.key.secret)
+    login = {"AIMESH_USER": ann.username, "AIMESH_PASSWORD": ann.password}
+    status, out, err = await run(tmp_path, EXAMPLES[number], stack.url(service), ann.key.secret, **login)
     assert status == 0, err
     assert re.fullmatch(PRINTED[number], out, re.DOTALL), out
 
@@ -94,6 +96,22 @@ async def test_who_has_no_key_is_told(stack: RunningStack, tmp_path: Path) -> No
     assert (
         await told(tmp_path, program, stack.url("gateway"), "aip_live_nobody") == [["NotAuthenticated", "not_authenticated", 401, True]] * 3
     )
+
+
+async def test_a_login_whose_access_token_is_too_old_goes_on(stack: RunningStack, ann: Person, tmp_path: Path) -> None:
+    program = """
+    import { login } from 'aimesh-client'
+    const baseUrl = process.env.AIMESH_BASE_URL
+    const session = await login({ baseUrl, username: process.env.AIMESH_USER, password: process.env.AIMESH_PASSWORD })
+    const mine = new AIInferenceClient({ session: { ...session, accessToken: 'eyJ.of.yesterday' }, baseUrl })
+    const calls = Array.from({ length: 5 }, () => mine.inference({ prompt: 'a b', model: 'echo' }))
+    const texts = (await Promise.all(calls)).map(({ text }) => text)
+    tell({ texts, isAnother: mine.session.sessionToken !== session.sessionToken })
+    """
+    login = {"AIMESH_USER": ann.username, "AIMESH_PASSWORD": ann.password}
+    status, out, err = await run(tmp_path, BEGINNING + program, stack.url("web"), ann.key.secret, **login)
+    assert status == 0, err
+    assert json.loads(out) == {"texts": ["a b"] * 5, "isAnother": True}
 
 
 @asynccontextmanager

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from aimesh import calls, conversations
-from aimesh.actions import Head, Open, Pause, Read, Say, WireLost
+from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Say, WireLost
 from aimesh.answers import Answer
 from aimesh.conversations import Conversation, Surroundings, Terms
+from aimesh.errors import AimeshError
+from aimesh.logins import Login
 from aimesh.settings import Settings
 from aimesh.tries import Patience
 
@@ -40,6 +42,8 @@ class Played:
     opened: list[Open] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    #: Access tokens in whose place another was wanted.
+    spent: list[str] = field(default_factory=list)
 
     @property
     def keys(self) -> list[str | None]:
@@ -53,7 +57,7 @@ class Played:
 class Stage:
     """Time passes by pauses, and by what a script says that it takes."""
 
-    def __init__(self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x") -> None:
+    def __init__(self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x", login: Login | None = None) -> None:
         self._tries = list(tries)
         self._seconds_each = seconds_each
         self.now = 1000.0
@@ -61,7 +65,9 @@ class Stage:
         self._made = 0
         settings = Settings("http://mesh", api_key)
         patience = Patience(max_retries=2, first_pause_seconds=1.0)
-        self.around = Surroundings(settings=settings, patience=patience, clock=lambda: self.now, draw=lambda: 1.0, make_key=self._key)
+        self.around = Surroundings(
+            settings=settings, patience=patience, clock=lambda: self.now, draw=lambda: 1.0, make_key=self._key, login=login
+        )
 
     def run(self, conversation: Conversation[T]) -> T:
         pieces: list[bytes | WireLost] = []
@@ -81,6 +87,8 @@ class Stage:
                     self.played.pauses.append(seconds)
                     self.now += seconds
                     action = conversation.reply(None)
+                case Renew(spent):
+                    action = self._renew(conversation, spent)
                 case Say(said):
                     self.played.said.append(said)
                     action = conversation.reply(None)
@@ -91,6 +99,17 @@ class Stage:
 
     def stream(self, terms: Terms = TERMS) -> Answer:
         return self.run(conversations.streamed(STREAM, self.around, terms))
+
+    def _renew(self, conversation: Conversation[T], spent: str) -> Action | None:
+        self.played.spent.append(spent)
+        login = self.around.login
+        assert login is not None
+        try:
+            if login.is_spent(spent):
+                login.session = replace(login.session, access_token=f"{spent}'")
+        except AimeshError as error:
+            return conversation.fail(error)
+        return conversation.reply(None)
 
     def _key(self) -> str:
         self._made += 1

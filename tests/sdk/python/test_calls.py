@@ -145,8 +145,10 @@ def test_usage_and_quota() -> None:
 def test_a_user_a_login_and_a_key() -> None:
     user = answers.User(str(USER), "ann", "ann@example.org", "user", "pro")
     assert calls.register("a", "b", "c").read(read(MADE)) == user
-    session = calls.login("a", "b").read(read({"access_token": "hidden", "token_type": "bearer", "expires_in": 600, "user": MADE}))
-    assert session == answers.Session("hidden", 600, user)
+    logged_in = {"access_token": "hidden", "token_type": "bearer", "expires_in": 600, "session_token": "aip_rt_hidden", "user": MADE}
+    for opened in (calls.login("a", "b"), calls.renew("aip_rt_x")):
+        session = opened.read(read(logged_in))
+        assert session == answers.Session("hidden", 600, user, "aip_rt_hidden")
     key = {
         "id": KEY, "name": "laptop", "preview": "aip_live_…abcd", "created_at": NOW, "requests_per_hour": 1, "requests_per_minute": None,
         "tokens_per_minute": None, "concurrency": 2, "budget": "0.5",

@@ -44,7 +44,7 @@ async def test_what_the_account_is_asked(kind: str) -> None:
     user = {"id": "u", "username": "ann", "email": "a@b.c", "role": "user", "tier": "free"}
     replies = [Reply([json.dumps(one).encode()]) for one in (model, usage, quota, vectors)]
     replies += [Reply([json.dumps(user).encode()], status=201)]
-    replies += [Reply([json.dumps({"access_token": "t", "expires_in": 600, "user": user}).encode()])]
+    replies += [Reply([json.dumps({"access_token": "t", "expires_in": 600, "session_token": "s", "user": user}).encode()])]
     async with staged(kind, *replies) as stage:
         assert await stage.ask.do("models") == (aimesh.Model("echo", False),)
         assert (await stage.ask.do("usage")).tokens_used == 2

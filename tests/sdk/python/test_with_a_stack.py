@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aimesh
@@ -97,8 +98,15 @@ async def test_from_an_account_to_an_answer(stack: RunningStack) -> None:
         with pytest.raises(aimesh.NotAuthenticated):
             await nobody.login(name, "another passphrase")
     assert session.user == user
-    async with aimesh.AsyncClient(session.access_token, stack.url("web")) as logged_in:
+    stale = replace(session, access_token="eyJ.of.yesterday")
+    async with aimesh.AsyncClient(base_url=stack.url("web"), session=stale) as logged_in:
         made = await logged_in.keys.create("laptop", requests_per_minute=60, budget="1.5")
+        answers = await asyncio.gather(*(logged_in.inference("hello", model="echo") for _ in range(5)))
+        assert [answer.text for answer in answers] == ["hello"] * 5
+        assert logged_in.session is not None
+        assert logged_in.session.session_token != session.session_token
+    async with aimesh.AsyncClient(session.access_token, stack.url("web")) as by_token:
+        assert (await by_token.usage()).user_id == user.id
     assert (made.key.name, made.key.requests_per_minute, made.key.budget) == ("laptop", 60, "1.5")
     async with aimesh.AsyncClient(made.secret, stack.url("web")) as client:
         assert (await client.inference("hello", model="echo")).text == "hello"
@@ -201,7 +209,8 @@ async def test_what_the_readme_shows_runs(stack: RunningStack, ann: Person, tmp_
         **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
         "AIMESH_API_KEY": ann.key.secret,
         "AIMESH_BASE_URL": stack.url("web"),
-        "AIMESH_ACCESS_TOKEN": ann.access_token,
+        "AIMESH_USER": ann.username,
+        "AIMESH_PASSWORD": ann.password,
         "PYTHONPATH": str(SDK / "src"),
         "PYTHONWARNINGS": "error",
     }

@@ -25,6 +25,7 @@ class FakeOrganisations:
         self.teams: dict[TenantId, api.OrganisationPage] = {}
         #: Tokens of open invitations.
         self.invitations: dict[str, TenantId] = {}
+        self.offered = TeamRole.MEMBER
         #: Session token -> whom it acts for, where that is an organisation.
         self.acting: dict[str, TenantId] = {}
 
@@ -78,6 +79,15 @@ class FakeOrganisations:
             raise errors.NotFound("there is no open invitation with this id", hint="`getOrganisation` lists them")
         self.teams[request.organisation] = msgspec.structs.replace(page, invitations=left)
         return Nothing()
+
+    def _read_invitation(self, request: api.ReadInvitation, _: Credential | None) -> api.InvitationOffer:
+        """For anybody: whom an invitation is for is auth's to know."""
+        team = self.invitations.get(request.token)
+        if team is None:
+            raise errors.NotFound("no open invitation for you has this code", hint="copy the whole code, or ask for a new invitation")
+        page = self.teams[team]
+        owner = next(member.username for member in page.members if member.role is TeamRole.OWNER)
+        return api.InvitationOffer(page.organisation.name, self.offered, owner, NOW + timedelta(days=7))
 
     def _accept_invitation(self, request: api.AcceptInvitation, credential: Credential | None) -> api.Organisation:
         team = self.invitations.pop(request.token, None)

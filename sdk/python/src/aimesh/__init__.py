@@ -45,6 +45,7 @@ from aimesh.errors import (
     RateLimited,
     SecondFactorNeeded,
     ServerFailed,
+    SessionEnded,
     TooLarge,
     Unavailable,
     UnknownModel,
@@ -56,6 +57,6 @@ __all__ = [
     "BadRequest", "BudgetExhausted", "Cancelled", "Client", "ConfirmationNeeded", "Conflict", "ConnectionFailed", "DeadlineExceeded",
     "Embeddings", "IdempotencyConflict", "InProgress", "KeyLimits", "Keys", "Limit", "Message", "Model", "NewApiKey", "NotAllowed",
     "NotAuthenticated", "NotFound", "Options", "Overloaded", "ProtocolError", "Quota", "RateLimited", "SecondFactorNeeded",
-    "ServerFailed", "Session", "Stream", "TooLarge", "Unavailable", "UnknownModel", "Usage", "UsageDay", "UsageReport", "User",
-    "__version__",
+    "ServerFailed", "Session", "SessionEnded", "Stream", "TooLarge", "Unavailable", "UnknownModel", "Usage", "UsageDay", "UsageReport",
+    "User", "__version__",
 ]  # fmt: skip

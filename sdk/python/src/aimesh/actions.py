@@ -36,6 +36,14 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """Get another access token than the one that was refused; of all who want one, one asks the other side."""
+
+    spent: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Say:
     """A piece of the text, for whoever asked."""
 
@@ -51,7 +59,7 @@ class Head:
     headers: Mapping[str, str]
 
 
-Action = Open | Read | Pause | Say
+Action = Open | Read | Pause | Renew | Say
 #: A Head for Open, bytes for Read, nothing for the others.
 Reply = Head | bytes | None
 Steps = Generator[Action, Reply, T]

@@ -114,14 +114,17 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A login. Its access token stands in for an API key for a while."""
+    """A login. A client that is given it asks in its user's name, and renews the access token by the session's own."""
 
+    #: Stands in for an API key, for a while.
     access_token: str
     expires_in_seconds: int
     user: User
+    #: Gives another access token and another one of itself, once.
+    session_token: str
 
     def __repr__(self) -> str:
-        return f"Session(access_token=…, expires_in_seconds={self.expires_in_seconds}, user={self.user!r})"
+        return f"Session(access_token=…, session_token=…, expires_in_seconds={self.expires_in_seconds}, user={self.user!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ def read_user(found: Fields) -> User:
 
 
 def read_session(found: Fields) -> Session:
-    return Session(found.text("access_token"), found.integer("expires_in"), read_user(found.child("user")))
+    return Session(found.text("access_token"), found.integer("expires_in"), read_user(found.child("user")), found.text("session_token"))
 
 
 def read_new_key(found: Fields) -> NewApiKey:

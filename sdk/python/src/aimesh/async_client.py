@@ -8,6 +8,7 @@ import httpx
 
 from aimesh import calls, conversations, surroundings
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
+from aimesh.async_renewal import AsyncRenewal
 from aimesh.async_wire import AsyncWire
 from aimesh.calls import Call, KeyLimits, Options
 from aimesh.conversations import Conversation, Terms
@@ -16,11 +17,12 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """The platform, for one API key. For one event loop; every method raises AimeshError. ``close`` it, or use it with
+    """The platform, for one API key or one login. For one event loop; every method raises AimeshError. ``close`` it, or use it with
     ``async with``.
 
     ``timeout`` is for a whole call, repeats included: in seconds, and each call may have its own. ``http`` is for a client of httpx with
-    proxies or certificates of its own; it is not closed here.
+    proxies or certificates of its own; it is not closed here. ``session`` is for one of a login, in place of a key: its
+    access token is renewed whenever it is too old, once for all calls that wait for it.
     """
 
     def __init__(
@@ -31,12 +33,15 @@ class AsyncClient:
         timeout: float = surroundings.DEFAULT_SECONDS,
         max_retries: int = surroundings.DEFAULT_RETRIES,
         http: httpx.AsyncClient | None = None,
+        session: Session | None = None,
     ) -> None:
-        self._around = surroundings.of_process(api_key, base_url, max_retries)
+        self._around = surroundings.of_process(api_key, base_url, max_retries, session)
         self._timeout = timeout
         self._owns_http = http is None
         trust_env = surroundings.heeds_environment(self.base_url)
         self._http = http if http is not None else httpx.AsyncClient(limits=surroundings.LIMITS, trust_env=trust_env)
+        login = self._around.login
+        self._renewal = None if login is None else AsyncRenewal(self._http, self._around, login)
         self.keys = AsyncKeys(self)
 
     def __repr__(self) -> str:
@@ -52,8 +57,15 @@ class AsyncClient:
     def base_url(self) -> str:
         return self._around.settings.base_url
 
+    @property
+    def session(self) -> Session | None:
+        """The one that was given, or what has become of it since: each renewal spends the session token before."""
+        return None if self._around.login is None else self._around.login.session
+
     async def close(self) -> None:
         """Safe to call twice."""
+        if self._renewal is not None:
+            await self._renewal.close()
         if self._owns_http:
             await self._http.aclose()
 
@@ -83,7 +95,7 @@ class AsyncClient:
         without a gap or a repeat; ``resume=False`` ends with the connection."""
         terms = Terms(seconds=self._seconds(timeout), idempotency_key=idempotency_key, resume=resume)
         conversation = conversations.streamed(calls.inference(prompt, options, stream=True), self._around, terms)
-        return AsyncStream(AsyncWire(self._http, self.base_url, conversation), conversation)
+        return AsyncStream(self._wire(conversation), conversation)
 
     async def embed(
         self, texts: str | Sequence[str], *, model: str | None = None, dimensions: int | None = None, timeout: float | None = None
@@ -110,7 +122,7 @@ class AsyncClient:
         return await self.ask(calls.register(username, email, password), timeout)
 
     async def login(self, username: str, password: str, code: str | None = None, *, timeout: float | None = None) -> Session:
-        """By name or mail address. Needs no key; give the access token to another AsyncClient in place of one."""
+        """By name or mail address. Needs no key; give the session to another AsyncClient, in place of a key."""
         return await self.ask(calls.login(username, password, code), timeout)
 
     async def ask(self, call: Call[T], timeout: float | None) -> T:
@@ -118,16 +130,19 @@ class AsyncClient:
         return await self._run(conversations.whole(call, self._around, Terms(seconds=self._seconds(timeout))))
 
     async def _run(self, conversation: Conversation[T]) -> T:
-        async with AsyncWire(self._http, self.base_url, conversation) as wire:
+        async with self._wire(conversation) as wire:
             await wire.advance()
         return conversation.result
+
+    def _wire(self, conversation: Conversation[T]) -> AsyncWire[T]:
+        return AsyncWire(self._http, self.base_url, conversation, None if self._renewal is None else self._renewal.renew)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout
 
 
 class AsyncKeys:
-    """API keys. Who makes one has logged in: a client with the access token of a login makes them."""
+    """API keys. Who makes one has logged in: a client with the session of a login makes them."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client

@@ -4,14 +4,14 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import httpx
 
 from aimesh import wire_faults
-from aimesh.actions import Action, Head, Open, Pause, Read, Reply, Say, WireLost
+from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Reply, Say, WireLost
 from aimesh.conversations import Conversation
 from aimesh.errors import AimeshError
 from aimesh.wire_faults import CONNECT_SECONDS, FAULTS
@@ -22,10 +22,14 @@ T = TypeVar("T")
 class AsyncWire(Generic[T]):
     """One conversation and its connection. Leaving the block closes both, and says so to the other side where that matters."""
 
-    def __init__(self, http: httpx.AsyncClient, base_url: str, conversation: Conversation[T]) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, base_url: str, conversation: Conversation[T], renew: Callable[[Renew], Awaitable[None]] | None = None
+    ) -> None:
+        """``renew`` for conversations with a login."""
         self._http = http
         self._base_url = base_url
         self._conversation = conversation
+        self._renew = renew
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
 
@@ -41,8 +45,8 @@ class AsyncWire(Generic[T]):
         while action is not None and not isinstance(action, Say):
             try:
                 reply = await self._perform(action)
-            except WireLost as lost:
-                action = self._conversation.fail(lost)
+            except (WireLost, AimeshError) as fault:
+                action = self._conversation.fail(fault)
             else:
                 action = self._conversation.reply(reply)
         return None if action is None else action.text
@@ -52,7 +56,7 @@ class AsyncWire(Generic[T]):
         await self._hang_up()
         farewell = self._conversation.take_farewell()
         if farewell is not None and not self._http.is_closed:
-            async with AsyncWire(self._http, self._base_url, farewell) as wire:
+            async with AsyncWire(self._http, self._base_url, farewell, self._renew) as wire:
                 await wire.try_to_say()
 
     async def try_to_say(self) -> None:
@@ -69,6 +73,10 @@ class AsyncWire(Generic[T]):
                 return await self._read(seconds)
             case Pause(seconds):
                 await asyncio.sleep(seconds)
+                return None
+            case Renew():
+                assert self._renew is not None  # only a conversation with a login asks for it
+                await self._renew(action)
                 return None
             case Say():
                 return None

@@ -91,7 +91,7 @@ def embed(texts: str | Sequence[str], model: str | None, dimensions: int | None)
     inputs = [texts] if isinstance(texts, str) else list(texts)
     body = _json({"input": inputs, "model": model, "dimensions": dimensions, "encoding_format": "base64"})
     read = partial(answers.read_embeddings, count=len(inputs))
-    return Call(verb="POST", path="/v1/embeddings", read=read, body=body, under_a_key=True)
+    return Call(verb="POST", path="/v1/embeddings", read=read, body=body, under_a_key=True, goes_on=True)
 
 
 def models() -> Call[tuple[Model, ...]]:
@@ -118,6 +118,12 @@ def login(username: str, password: str, code: str | None = None) -> Call[Session
     name = "email" if "@" in username else "username"
     body = _json({name: username, "password": password, "code": code})
     return Call(verb="POST", path="/api/auth/login", read=answers.read_session, body=body, repeatable=False, needs_credential=False)
+
+
+def renew(session_token: str) -> Call[Session]:
+    """Asked again within ten seconds it is answered the same, should the answer be lost."""
+    body = _json({"session_token": session_token})
+    return Call(verb="POST", path="/api/auth/refresh", read=answers.read_session, body=body, needs_credential=False)
 
 
 def create_key(name: str, limits: KeyLimits) -> Call[NewApiKey]:

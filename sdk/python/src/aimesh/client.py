@@ -10,16 +10,19 @@ from aimesh import calls, conversations, surroundings
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
 from aimesh.calls import Call, KeyLimits, Options
 from aimesh.conversations import Conversation, Terms
+from aimesh.renewal import Renewal
 from aimesh.wire import Wire
 
 T = TypeVar("T")
 
 
 class Client:
-    """The platform, for one API key. Safe for several threads; every method raises AimeshError. ``close`` it, or use it with ``with``.
+    """The platform, for one API key or one login. Safe for several threads; every method raises AimeshError. ``close`` it, or use it
+    with ``with``.
 
     ``timeout`` is for a whole call, repeats included: in seconds, and each call may have its own. ``http`` is for a client of httpx with
-    proxies or certificates of its own; it is not closed here.
+    proxies or certificates of its own; it is not closed here. ``session`` is for one of a login, in place of a key: its
+    access token is renewed whenever it is too old, once for all calls that wait for it.
     """
 
     def __init__(
@@ -30,12 +33,15 @@ class Client:
         timeout: float = surroundings.DEFAULT_SECONDS,
         max_retries: int = surroundings.DEFAULT_RETRIES,
         http: httpx.Client | None = None,
+        session: Session | None = None,
     ) -> None:
-        self._around = surroundings.of_process(api_key, base_url, max_retries)
+        self._around = surroundings.of_process(api_key, base_url, max_retries, session)
         self._timeout = timeout
         self._owns_http = http is None
         trust_env = surroundings.heeds_environment(self.base_url)
         self._http = http if http is not None else httpx.Client(limits=surroundings.LIMITS, trust_env=trust_env)
+        login = self._around.login
+        self._renewal = None if login is None else Renewal(self._http, self._around, login)
         self.keys = Keys(self)
 
     def __repr__(self) -> str:
@@ -50,6 +56,11 @@ class Client:
     @property
     def base_url(self) -> str:
         return self._around.settings.base_url
+
+    @property
+    def session(self) -> Session | None:
+        """The one that was given, or what has become of it since: each renewal spends the session token before."""
+        return None if self._around.login is None else self._around.login.session
 
     def close(self) -> None:
         """Safe to call twice."""
@@ -82,7 +93,7 @@ class Client:
         without a gap or a repeat; ``resume=False`` ends with the connection."""
         terms = Terms(seconds=self._seconds(timeout), idempotency_key=idempotency_key, resume=resume)
         conversation = conversations.streamed(calls.inference(prompt, options, stream=True), self._around, terms)
-        return Stream(Wire(self._http, self.base_url, conversation), conversation)
+        return Stream(self._wire(conversation), conversation)
 
     def embed(
         self, texts: str | Sequence[str], *, model: str | None = None, dimensions: int | None = None, timeout: float | None = None
@@ -109,7 +120,7 @@ class Client:
         return self.ask(calls.register(username, email, password), timeout)
 
     def login(self, username: str, password: str, code: str | None = None, *, timeout: float | None = None) -> Session:
-        """By name or mail address. Needs no key; give the access token to another Client in place of one."""
+        """By name or mail address. Needs no key; give the session to another Client, in place of a key."""
         return self.ask(calls.login(username, password, code), timeout)
 
     def ask(self, call: Call[T], timeout: float | None) -> T:
@@ -117,16 +128,19 @@ class Client:
         return self._run(conversations.whole(call, self._around, Terms(seconds=self._seconds(timeout))))
 
     def _run(self, conversation: Conversation[T]) -> T:
-        with Wire(self._http, self.base_url, conversation) as wire:
+        with self._wire(conversation) as wire:
             wire.advance()
         return conversation.result
+
+    def _wire(self, conversation: Conversation[T]) -> Wire[T]:
+        return Wire(self._http, self.base_url, conversation, None if self._renewal is None else self._renewal.renew)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout
 
 
 class Keys:
-    """API keys. Who makes one has logged in: a client with the access token of a login makes them."""
+    """API keys. Who makes one has logged in: a client with the session of a login makes them."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from aimesh import answers, calls, errors, tries
-from aimesh.actions import Action, Head, Open, Pause, Read, Reply, Say, Steps, WireLost
+from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Reply, Say, Steps, WireLost
 from aimesh.answers import Answer
 from aimesh.calls import Call
-from aimesh.errors import AimeshError, AnswerBroken, BadRequest, ConnectionFailed, DeadlineExceeded, NotAuthenticated, ProtocolError
+from aimesh.errors import AimeshError, AnswerBroken, BadRequest, ConnectionFailed, DeadlineExceeded, ProtocolError
 from aimesh.event_stream import Event, Events
 from aimesh.json_fields import Fields
+from aimesh.logins import Bearer, Login
 from aimesh.settings import Settings
 from aimesh.tries import Patience, Trouble
 from aimesh.version import __version__
@@ -57,6 +58,8 @@ class Surroundings:
     #: From 0 to 1.
     draw: Callable[[], float]
     make_key: Callable[[], str]
+    #: In place of the settings' key.
+    login: Login | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +93,8 @@ class Conversation(Generic[T]):
     def reply(self, reply: Reply) -> Action | None:
         return self._go(lambda: self._steps.send(reply))
 
-    def fail(self, lost: WireLost) -> Action | None:
-        return self._go(lambda: self._steps.throw(lost))
+    def fail(self, fault: WireLost | AimeshError) -> Action | None:
+        return self._go(lambda: self._steps.throw(fault))
 
     @property
     def result(self) -> T:
@@ -177,6 +180,7 @@ class _Exchange(Generic[T]):
         #: A key of the caller's own is there to come back with.
         self._ends_with_us = call.goes_on and keyed and terms.idempotency_key is None
         self._seconds = terms.seconds
+        self._bearer = Bearer(around.settings.api_key, around.login, is_needed=call.needs_credential)
 
     def begin(self) -> None:
         self.progress.until = self._around.clock() + self._seconds
@@ -189,15 +193,14 @@ class _Exchange(Generic[T]):
         return left
 
     def open(self, accept: str, *, silence_seconds: float, slowly: bool = False) -> Open:
-        if self._call.needs_credential and self._around.settings.api_key is None:
-            raise NotAuthenticated("no API key was given", hint="pass api_key, or set AIMESH_API_KEY; `aicli keys create` makes one")
+        credential = self._bearer.take()
         left = self.left()
         if self._ends_with_us and self._key is not None:
             self.progress.farewell = _cancelling(self._key, self._around)
         return Open(
             verb=self._call.verb,
             path=self._call.path,
-            headers=self._headers(accept),
+            headers=self._headers(accept, credential),
             body=self._call.body,
             silence_seconds=min(silence_seconds, left),
             seconds=left,
@@ -207,6 +210,16 @@ class _Exchange(Generic[T]):
     def settled(self) -> None:
         """The other side has said how it ended."""
         self.progress.farewell = None
+
+    def renewed(self, problem: AimeshError | WireLost) -> Steps[bool]:
+        """Whether it is to be sent again with another access token. Raises SessionEnded, or whatever keeps us from getting one."""
+        spent = self._bearer.find_spent(problem)
+        if spent is None:
+            self._bearer.explain(problem)
+            return False
+        self.settled()
+        yield Renew(spent, self.left())
+        return True
 
     def judge(self, problem: AimeshError | WireLost) -> Pause:
         """The pause before the next try; raises where there is none."""
@@ -225,10 +238,10 @@ class _Exchange(Generic[T]):
             raise error from problem
         raise error
 
-    def _headers(self, accept: str) -> Mapping[str, str]:
+    def _headers(self, accept: str, credential: str | None) -> Mapping[str, str]:
         headers = {"accept": accept, "accept-encoding": "identity", "user-agent": f"aimesh-client/{__version__}"}
-        if self._around.settings.api_key is not None:
-            headers["authorization"] = f"Bearer {self._around.settings.api_key}"
+        if credential is not None:
+            headers["authorization"] = f"Bearer {credential}"
         if self._call.body is not None:
             headers["content-type"] = "application/json"
         if self._key is not None:
@@ -261,7 +274,8 @@ def _whole(exchange: _Exchange[T], call: Call[T]) -> Steps[T]:
         else:
             exchange.settled()
             return call.read(Fields.parse(content, "the answer"))
-        yield exchange.judge(problem)
+        if not (yield from exchange.renewed(problem)):
+            yield exchange.judge(problem)
 
 
 def _content(exchange: _Exchange[T]) -> Steps[bytes]:
@@ -315,12 +329,12 @@ def _streamed(exchange: _Exchange[Answer]) -> Steps[Answer]:
         except (AimeshError, WireLost) as error:
             problem = error
         try:
-            pause = exchange.judge(problem)
+            if not (yield from exchange.renewed(problem)):
+                yield exchange.judge(problem)
         except AimeshError as error:
             if exchange.progress.texts and (isinstance(error, ConnectionFailed) or error.status is not None):
                 raise _broken(error) from error
             raise  # what the stream itself told of its end, or that the time is over
-        yield pause
 
 
 def _events(exchange: _Exchange[Answer]) -> Steps[Answer]:

@@ -69,6 +69,12 @@ class NotAuthenticated(AimeshError):
     default_code = "not_authenticated"
 
 
+class SessionEnded(NotAuthenticated):
+    """The session of this client gives no access token any more; log in again."""
+
+    default_code = "session_ended"
+
+
 class BudgetExhausted(AimeshError):
     """Money, not rate: waiting does not help."""
 

@@ -7,14 +7,14 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import httpx
 
 from aimesh import wire_faults
-from aimesh.actions import Action, Head, Open, Pause, Read, Reply, Say, WireLost
+from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Reply, Say, WireLost
 from aimesh.conversations import Conversation
 from aimesh.errors import AimeshError
 from aimesh.wire_faults import CONNECT_SECONDS, FAULTS
@@ -28,10 +28,14 @@ _SLACK_SECONDS = 0.05
 class Wire(Generic[T]):
     """One conversation and its connection. Leaving the block closes both, and says so to the other side where that matters."""
 
-    def __init__(self, http: httpx.Client, base_url: str, conversation: Conversation[T]) -> None:
+    def __init__(
+        self, http: httpx.Client, base_url: str, conversation: Conversation[T], renew: Callable[[Renew], None] | None = None
+    ) -> None:
+        """``renew`` for conversations with a login."""
         self._http = http
         self._base_url = base_url
         self._conversation = conversation
+        self._renew = renew
         self._response: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._is_slow = False
@@ -50,8 +54,8 @@ class Wire(Generic[T]):
         while action is not None and not isinstance(action, Say):
             try:
                 reply = self._perform(action)
-            except WireLost as lost:
-                action = self._conversation.fail(lost)
+            except (WireLost, AimeshError) as fault:
+                action = self._conversation.fail(fault)
             else:
                 action = self._conversation.reply(reply)
         return None if action is None else action.text
@@ -61,7 +65,7 @@ class Wire(Generic[T]):
         self._hang_up()
         farewell = self._conversation.take_farewell()
         if farewell is not None and not self._http.is_closed:
-            with Wire(self._http, self._base_url, farewell) as wire:
+            with Wire(self._http, self._base_url, farewell, self._renew) as wire:
                 wire.try_to_say()
 
     def try_to_say(self) -> None:
@@ -78,6 +82,10 @@ class Wire(Generic[T]):
                 return self._read(seconds)
             case Pause(seconds):
                 time.sleep(seconds)
+                return None
+            case Renew():
+                assert self._renew is not None  # only a conversation with a login asks for it
+                self._renew(action)
                 return None
             case Say():
                 return None

@@ -78,6 +78,9 @@ async def test_every_story_is_the_same_for_a_role_that_is_no_superuser(town: Tow
     await town.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, acme.ben.user.id), acme.anna.login)
     with pytest.raises(errors.NotAuthenticated, match="revoked"):
         await town.principal(again.api_key)
+    carl = await town.person("carl")
+    sent = await town.ask(api.invite_member, api.InviteMember(acme.id, "carl@example.com"), acme.anna.login)
+    assert (await town.ask(api.read_invitation, api.ReadInvitation(sent.token), carl.login)).organisation_name == "Acme"
     await town.store.touch_keys([again.key.id])
     boss = await town.admin()
     admins = (await town.key(boss.login, kind=KeyKind.ADMIN)).api_key

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from services.auth import api_keys
 from services.auth.access_review import AccessReviews
+from services.auth.failed_logins import FailedLogins, Guess
 from services.auth.identities import Identities
 from services.auth.keyring import Keyring
 from services.auth.last_used import LastUsed
@@ -67,6 +68,16 @@ class Mailbox:
         return Check("mail", ok=True)
 
 
+class FreeGuesses:
+    """``FailedLogins`` that bounds nothing."""
+
+    async def charge(self, account: str, address: str = "") -> Guess:
+        return Guess((account, address, ""), (b"", b"", 0, 0))
+
+    async def give_back(self, guess: Guess) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Person:
     user: User
@@ -80,6 +91,7 @@ class Town:
     surroundings: Surroundings = field(default_factory=Surroundings)
     trail: Recorded = field(default_factory=Recorded)
     mailbox: Mailbox = field(default_factory=Mailbox)
+    guesses: FreeGuesses | FailedLogins = field(default_factory=FreeGuesses)
 
     def __post_init__(self) -> None:
         self.store = Store(self.db)
@@ -110,6 +122,7 @@ class Town:
                 store=self.store,
                 identities=self.identities,
                 trail=self.trail,
+                guesses=self.guesses,
             ),
         )
 
@@ -181,9 +194,9 @@ class Town:
 
 
 @contextlib.asynccontextmanager
-async def opened_town(url: str) -> AsyncIterator[Town]:
+async def opened_town(url: str, **instead: Any) -> AsyncIterator[Town]:
     async with opened(url) as db:
-        yield Town(db)
+        yield Town(db, **instead)
 
 
 async def refusal_of(asking: Any) -> errors.AimeshError:

@@ -1,7 +1,12 @@
+import httpx
 import pytest
 
-from tests.services.web.browser import Browser, forms_of
+from shared import errors
+from shared.api import organisations
+from shared.api.organisations import TeamRole
+from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
+from tests.services.web.pages.admin.hostile import NAMES
 
 
 @pytest.fixture
@@ -53,3 +58,59 @@ async def test_a_form_from_elsewhere_joins_nobody(bob: Browser, mesh: FakeMesh) 
     assert (await bob.submit(page, "/invitation", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
     assert (await bob.submit(page, "/invitation", token="")).status_code == 403
     assert "invited-bob" in mesh.invitations
+
+
+async def ask(browser: Browser, code: str, /, **headers: str) -> httpx.Response:
+    """As the script of the page does."""
+    token = forms_of(await browser.get("/invitation"))["/invitation"]["token"]
+    sent = SAME_ORIGIN | {"X-Form-Token": token} | {name.replace("_", "-"): value for name, value in headers.items()}
+    return await browser.client.post("/invitation/offer", json={"code": code}, headers=sent)
+
+
+@pytest.mark.parametrize(("role", "words"), [(TeamRole.MEMBER, "a member"), (TeamRole.OWNER, "an owner")])
+async def test_the_script_hears_to_what_a_code_invites(bob: Browser, mesh: FakeMesh, role: TeamRole, words: str) -> None:
+    mesh.offered = role
+    answer = await ask(bob, " invited-bob\n")
+    assert answer.json() == {"organisation": "Acme", "role": words, "invited_by": "alice", "until": "27 Nov 2026"}
+    assert answer.headers["cache-control"] == "no-store"
+    assert "invited-bob" in mesh.invitations
+    (asked,) = [each for each in mesh.asked if each.method == "auth.readInvitation"]
+    assert asked.request == organisations.ReadInvitation("invited-bob")
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_hostile_name_is_data_and_no_page(bob: Browser, mesh: FakeMesh, name: str) -> None:
+    mesh.invitations["another-code"] = mesh.add_team(NAMES[name], mesh.add_account(NAMES[name], "x"))
+    answer = await ask(bob, "another-code")
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert (answer.json()["organisation"], answer.json()["invited_by"]) == (NAMES[name], NAMES[name])
+
+
+@pytest.mark.parametrize("code", ["", "nobody's", '"><script>alert(1)</script>'])
+async def test_a_code_that_opens_nothing_is_refused_as_json(bob: Browser, code: str) -> None:
+    answer = await ask(bob, code)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == "no open invitation for you has this code"
+
+
+async def test_who_guesses_too_often_hears_when_to_come_back(bob: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["auth.readInvitation"] = errors.Limited("too many codes", hint="wait a while", retry_after_seconds=60)
+    answer = await ask(bob, "invited-bob")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+
+
+async def test_the_offer_is_for_our_own_page_alone(bob: Browser, mesh: FakeMesh) -> None:
+    for headers in ({"Sec_Fetch_Site": "cross-site"}, {"X_Form_Token": ""}, {"X_Form_Token": "0" * 97}):
+        assert (await ask(bob, "invited-bob", **headers)).status_code == 403
+    page = await bob.get("/invitation")
+    as_form = {"token": forms_of(page)["/invitation"]["token"], "code": "invited-bob"}
+    assert (await bob.client.post("/invitation/offer", data=as_form, headers=SAME_ORIGIN)).status_code == 415
+    assert (await bob.get("/invitation/offer?code=invited-bob")).status_code == 405
+    assert "auth.readInvitation" not in mesh.names_asked()
+
+
+async def test_a_visitor_is_offered_nothing(browser: Browser, mesh: FakeMesh) -> None:
+    answer = await browser.client.post("/invitation/offer", json={"code": "invited-bob"}, headers=SAME_ORIGIN)
+    assert answer.status_code == 303
+    assert "auth.readInvitation" not in mesh.names_asked()

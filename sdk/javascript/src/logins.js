@@ -1,0 +1,46 @@
+// Logging in, and going on with a login: what is asked without a credential.
+
+import { field, object } from './answers.js'
+import { NOBODY } from './bearers.js'
+import { Call } from './calls.js'
+import { Gateway } from './gateway.js'
+import { addressOf, loginBody, timeoutOf } from './requests.js'
+
+/** @import {LoginOptions, Session} from '../index.d.ts' */
+
+const LOGIN_MS = 30_000
+/** All tries of one renewal: a spent token that comes again is given the same answer for ten seconds. */
+const RENEWAL_MS = 8000
+const RENEWAL_RETRIES = 2
+
+/**
+ * Needs no key.
+ * @param {LoginOptions} options
+ * @returns {Promise<Session>} for a client, in place of a key
+ */
+export async function login({ baseUrl, signal, timeoutMs = LOGIN_MS, fetch = globalThis.fetch, ...who }) {
+  const gateway = new Gateway(addressOf(baseUrl), NOBODY, fetch)
+  // Not sent again: a wrong password would count twice.
+  const call = new Call(gateway, { signal, timeoutMs: timeoutOf(timeoutMs), maxRetries: 0, once: false })
+  return readSession(await call.ask({ method: 'POST', path: '/api/auth/login', body: loginBody(who) }))
+}
+
+/**
+ * @param {Gateway} gateway of nobody
+ * @param {string} sessionToken spent by it
+ * @returns {Promise<Session>}
+ */
+export async function renew(gateway, sessionToken) {
+  const call = new Call(gateway, { signal: undefined, timeoutMs: RENEWAL_MS, maxRetries: RENEWAL_RETRIES, once: false })
+  const body = JSON.stringify({ session_token: sessionToken })
+  return readSession(await call.ask({ method: 'POST', path: '/api/auth/refresh', body }))
+}
+
+/**
+ * @param {unknown} json
+ * @returns {Session}
+ */
+function readSession(json) {
+  const said = object(json, 'the answer')
+  return Object.freeze({ accessToken: field(said, 'access_token', 'string'), sessionToken: field(said, 'session_token', 'string') })
+}

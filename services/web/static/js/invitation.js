@@ -1,0 +1,107 @@
+// Says to what the code in the field invites, before somebody says yes. The code travels in a body, because addresses are logged.
+
+import './fragment.js'
+import { Refused, toRefused } from './stream.js'
+import { TEXTS } from './texts.js'
+
+/** @typedef {{organisation: string, role: string, invited_by: string, until: string}} Offer */
+
+/** As fragment.js takes them: what is shorter has lost its end, and asking about it would only be counted as a guess. */
+const CODE = /^[\w.~-]{16,200}$/
+const PARTS = /** @type {const} */ (['organisation', 'role', 'invited_by', 'until'])
+
+class Invitation {
+  /** The last one that was asked about. */
+  #code = ''
+  #controller = new AbortController()
+
+  /** @param {HTMLFormElement} form */
+  constructor(form) {
+    this.form = form
+    this.field = /** @type {HTMLInputElement} */ (form.elements.namedItem('code'))
+    this.offer = /** @type {HTMLElement} */ (form.querySelector('[data-offer]'))
+    this.noOffer = /** @type {HTMLElement} */ (form.querySelector('[data-no-offer]'))
+  }
+
+  start() {
+    this.field.addEventListener('change', () => this.#look())
+    this.field.addEventListener('input', (event) => {
+      // Not at each letter that is typed: each would be a guess.
+      if (event instanceof InputEvent && event.inputType.startsWith('insertFrom')) this.#look()
+      else this.#forget()
+    })
+    // After a refusal the page says why by itself.
+    if (!document.getElementById('problem')) this.#look()
+  }
+
+  async #look() {
+    const code = this.field.value.trim()
+    if (code === this.#code) return
+    this.#forget()
+    if (!CODE.test(code)) return
+    this.#code = code
+    const { signal } = this.#controller
+    try {
+      const offer = await this.#read(code, signal)
+      if (!signal.aborted) this.#show(offer)
+    } catch (error) {
+      if (signal.aborted) return
+      if (!(error instanceof Refused)) throw error
+      this.#refuse(error)
+    }
+  }
+
+  /** What is in the field is another code now. */
+  #forget() {
+    this.#controller.abort()
+    this.#controller = new AbortController()
+    this.#code = ''
+    this.offer.hidden = this.noOffer.hidden = true
+  }
+
+  /** Raises Refused. @param {string} code @param {AbortSignal} signal @returns {Promise<Offer>} */
+  async #read(code, signal) {
+    const token = /** @type {HTMLInputElement} */ (this.form.elements.namedItem('token')).value
+    const headers = { 'Content-Type': 'application/json', 'X-Form-Token': token }
+    const request = { method: 'POST', headers, body: JSON.stringify({ code }), signal }
+    const answer = await orRefused(fetch('/invitation/offer', { ...request, redirect: 'manual' }))
+    if (!answer.ok) throw await toRefused(answer)
+    return await orRefused(answer.json())
+  }
+
+  /** @param {Offer} offer */
+  #show(offer) {
+    for (const name of PARTS) {
+      const part = this.offer.querySelector(`[data-offer-part="${name}"]`)
+      if (part) part.textContent = offer[name]
+    }
+    this.offer.hidden = false
+  }
+
+  /** Where nobody could say it, the button below still does its part. @param {Refused} error */
+  #refuse(error) {
+    this.noOffer.textContent = toText(error)
+    this.noOffer.hidden = false
+  }
+}
+
+/** A network that fails, or an answer that is none of ours. @template T @param {Promise<T>} promise */
+async function orRefused(promise) {
+  try {
+    return await promise
+  } catch {
+    throw new Refused(0)
+  }
+}
+
+/** @param {Refused} error */
+function toText({ status, message, hint }) {
+  if (status === 401) return `${TEXTS.signedOut} ${TEXTS.signedOutHint}`
+  return status > 0 && status < 500 && message ? [message, hint].map(toSentence).join(' ').trim() : TEXTS.noOffer
+}
+
+/** @param {string} text */
+const toSentence = (text) => (text ? `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? '' : '.'}` : '')
+
+const form = document.querySelector('form[data-invitation]')
+if (form instanceof HTMLFormElement) new Invitation(form).start()

@@ -1,0 +1,78 @@
+"""A server that knows one session: its access token grows too old when a test says so, and each session token gives one answer."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aimesh
+
+from tests.sdk.python.scripted_server import Asked, Reply, Server, failed, whole
+
+USER = {"id": "u", "username": "ann", "email": "a@b.c", "role": "user", "tier": "free"}
+RENEW = "/api/auth/refresh"
+
+
+class SessionServer(Server):
+    def __init__(self, *answers: Reply) -> None:
+        """``answers`` to whoever has the right token, in order; the last one for ever."""
+        super().__init__(answers or [whole()])
+        self.number = 1
+        self.renewals = 0
+        #: Said in place of another token.
+        self.refusal: Reply | None = None
+        #: Of so many requests with a token that is too old, none is answered before all are there.
+        self.together = threading.Barrier(1)
+        #: Set where a renewal shall not be answered before it.
+        self.may_renew = threading.Event()
+        self.may_renew.set()
+        self.renewing = threading.Event()
+        #: Set where the refusal of the prompt `late` may be told.
+        self.may_refuse = threading.Event()
+        self.is_late = threading.Event()
+
+    @property
+    def session(self) -> aimesh.Session:
+        return aimesh.Session(f"access-{self.number}", 600, aimesh.User("u", "ann", "a@b.c", "user", "free"), f"session-{self.number}")
+
+    def age(self) -> None:
+        """The access token that is out is too old now."""
+        self.number += 1
+
+    def _answer(self, connection: object, asked: Asked) -> bool:
+        # Without the lock, which each request needs for its reply.
+        if asked.path == RENEW:
+            self.renewing.set()
+            self.may_renew.wait(5)
+        elif not self._is_good(asked):
+            if (asked.body or {}).get("prompt") == "late":
+                self.is_late.set()
+                self.may_refuse.wait(5)
+            self.together.wait(5)
+        return super()._answer(connection, asked)  # type: ignore[arg-type]
+
+    def _is_good(self, asked: Asked) -> bool:
+        return asked.headers.get("authorization") == f"Bearer access-{self.number}"
+
+    def _reply_to(self, asked: Asked) -> Reply:
+        if asked.path != RENEW:
+            return super()._reply_to(asked) if self._is_good(asked) else failed(401, "not_authenticated")
+        self.renewals += 1
+        if self.refusal is not None:
+            return self.refusal
+        # Spent with this answer, as by the platform.
+        if asked.body != {"session_token": f"session-{self.number - 1}"}:
+            return failed(401, "not_authenticated")
+        token = {"access_token": f"access-{self.number}", "expires_in": 600, "session_token": f"session-{self.number}"}
+        return Reply([json.dumps({**token, "token_type": "Bearer", "step": "done", "user": USER}).encode()])
+
+
+@contextmanager
+def serving(*answers: Reply) -> Iterator[SessionServer]:
+    server = SessionServer(*answers)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.may_renew.set()
+        server.stop()

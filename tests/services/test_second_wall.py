@@ -1,0 +1,59 @@
+"""Every table is behind PostgreSQL's own wall, or stands here with the reason why the first one is enough for it."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import asyncpg
+import pytest
+
+from services.auth import store as auth
+from services.gateway import store as gateway
+from shared.database import Database
+
+#: Schema -> what opens it -> table -> why nobody but the service itself asks for its rows.
+OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], dict[str, str]]] = {
+    "auth": (
+        auth.opened,
+        {
+            "users": "found by name before anybody is known; members of one organisation see each other",
+            "former_key_hashes": "found by a secret alone, before anybody is known; its key is behind the wall",
+            "changes": "ids for the caches of other services",
+            "tickets": "of the house",
+            "nodes": "of the house",
+            "mesh_state": "of the house",
+            "audit_heads": "numbers and digests, so that a chain grows in order",
+            "audit_anchors": "numbers and digests, signed",
+            "signing_keys": "of the house",
+        },
+    ),
+    "gateway": (
+        gateway.opened,
+        {
+            "prices": "of the house",
+            "accounts": "the ledger: held and settled by requests, in the service's own work",
+            "key_spending": "the ledger",
+            "reservations": "the ledger",
+            "entries": "the ledger, whose sums go over everybody",
+            "idempotency_keys": "claimed and kept by requests, by owner and key; the answers are sealed",
+            "usage_rolls": "days",
+        },
+    ),
+}
+_TABLES = """
+SELECT relname, relrowsecurity AND relforcerowsecurity AND EXISTS (SELECT FROM pg_policy WHERE polrelid = pg_class.oid)
+FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = $1 AND relkind IN ('r', 'p') AND relname <> 'migrations'
+"""
+
+
+@pytest.mark.parametrize("schema", OPEN)
+async def test_a_table_is_behind_the_wall_or_says_why_not(postgres_url: str, schema: str) -> None:
+    opened, reasons = OPEN[schema]
+    async with opened(postgres_url):
+        connection = await asyncpg.connect(postgres_url)
+        try:
+            walls = dict(await connection.fetch(_TABLES, schema))
+        finally:
+            await connection.close()
+    assert {table for table, has_wall in walls.items() if not has_wall} == set(reasons)
+    assert sum(walls.values()) >= 4
