@@ -6,8 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 #: Narrows a test run: make test TESTS=tests/cli
 TESTS ?=
-#: Tests that break whole stacks, move machines between networks or look at the clock: one at a time, with nothing beside them.
-ALONE := tests/acceptance tests/chaos tests/integration tests/nat tests/outages
+#: Tests that break whole stacks, move machines between networks, look at the clock or load a model: one at a time, nothing beside them.
+ALONE := tests/acceptance tests/chaos tests/integration tests/nat tests/outages tests/services/inference
 #: All others, several at once: most of their time they wait for a server.
 AT_ONCE := 3
 

@@ -5,6 +5,8 @@ The gateway has the sums and auth the names, so aicli asks both and joins what t
 
 import csv
 import io
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -132,10 +134,33 @@ def _show(
     columns: list[Column[Line]] = [output.Column(asked.by.upper(), lambda line: line.name or "–")]
     columns += [output.Column(title, lambda line, cell=cell: cell(line.sum)) for title, cell in cells.items()]  # type: ignore[misc]
     lines = [*found.lines, Line("all", found.report.total)] if found.lines else []
+    if lines and sys.stdout.isatty():
+        columns = _with_room(columns, lines)
     nothing = "Nothing was asked in this time. Ask for a longer one, such as --since 30d, or try `aicli infer hello`."
     output.show_rows(lines, columns, as_json=False, empty=nothing)
     for line in _below(found):
         click.echo(line)
+
+
+def _with_room(columns: "list[Column[Line]]", lines: "list[Line]") -> "list[Column[Line]]":
+    from cli import output
+
+    table = {column.title: [column.cell(line) for line in lines] for column in columns}
+    gone = leaving(table, shutil.get_terminal_size().columns)
+    if gone:
+        output.note(f"no room for {output.names(title.lower() for title in gone)}; --csv has them")
+    return [column for column in columns if column.title not in gone]
+
+
+def leaving(table: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """Of a table by its titles, those that a terminal of this width has no room for: first what nobody fills. Pure."""
+    left, gone = dict(table), list[str]()
+    for title in sorted((title for title in _LEAVING if title in table), key=lambda title: not _NOTHING.issuperset(table[title])):
+        if sum(max(map(len, (title, *cells))) for title, cells in left.items()) + _GAP * len(left) <= width:
+            break
+        del left[title]
+        gone.append(title)
+    return gone
 
 
 def _plain(value: msgspec.Struct) -> "dict[str, Json]":
@@ -211,6 +236,14 @@ _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
     "CACHED": lambda one: _share(one.cached, one.requests),
     "SAVED": lambda one: _credits(one.saved_micro),
 }
+
+
+#: In this order they leave where a terminal is too narrow.
+_LEAVING = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "A CONVERSATION", "TOKENS/S", "FAILED", "A REQUEST")
+#: Of a cell that says nothing.
+_NOTHING = frozenset({"–", "0", "0 %"})
+#: Between two columns of rich's table.
+_GAP = 3
 
 
 def _below(found: Found) -> list[str]:

@@ -85,7 +85,7 @@ def _alert(rule: Rule) -> dict[str, object]:
         "annotations": {
             "summary": annotation(rule.summary, dict(rule.labels)),
             "description": annotation(rule.description, dict(rule.labels)),
-            "runbook": rule.runbook,
+            "runbook_url": rule.runbook,
             "dashboard": rule.board.value,
         },
     }

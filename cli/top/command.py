@@ -41,7 +41,8 @@ def _refuse_nan(_context: click.Context, _parameter: click.Parameter, value: flo
 def top(here: Surroundings, /, *, seconds: float, once: bool, as_json: bool) -> None:
     """Watch the whole mesh: health, alerts, requests, tokens, queues, and what each node does. For administrators.
 
-    Rates and loads are of the last 15 seconds. `s` sorts the nodes by another column, the arrows scroll, `q` or Ctrl-C ends it.
+    Rates and loads are of the last 15 seconds. `s` sorts the nodes by another column; the arrows, Page Up and Down, Home and End scroll;
+    `q` or Ctrl-C ends it.
     """
     from cli.top.terminal import Terminal
 

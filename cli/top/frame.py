@@ -70,7 +70,10 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     #: healthy, degraded or down; null while nobody says.
     health: str | None
+    #: What is down first, at most five of them.
     wrong: tuple[Wrong, ...]
+    #: How many parts are not healthy.
+    parts_wrong: int | None
     #: The gravest first, at most five of them.
     alerts: tuple[FiringAlert, ...]
     #: How many fire.
@@ -90,12 +93,14 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 def make(readings: Readings, now: float, at: datetime) -> Frame:
     """``now`` is of the clock of the readings, ``at`` is the time of day."""
     health, nodes = readings.health.answer, readings.nodes.answer
+    wrong = _wrong(health.components if health is not None else (), at)
     numbers = readings.numbers.answer or Numbers()
     firing = _firing(readings, at)
     return Frame(
         at=at,
         health=health.status if health is not None else None,
-        wrong=_wrong(health.components if health is not None else (), at),
+        wrong=wrong[:MOST_WRONG],
+        parts_wrong=len(wrong) if health is not None else None,
         alerts=firing[:MOST_ALERTS],
         alerts_firing=len(firing) if readings.alerts.answer is not None else None,
         requests_per_second=numbers.requests,
@@ -122,7 +127,7 @@ def _firing(readings: Readings, at: datetime) -> tuple[FiringAlert, ...]:
 def _wrong(components: Iterable[ComponentHealth], at: datetime) -> tuple[Wrong, ...]:
     ill = [component for component in components if component.status != "healthy"]
     ill.sort(key=lambda component: component.status != "down")
-    return tuple(Wrong(one.name, one.kind, one.status, _seconds(at - one.since), one.detail) for one in ill[:MOST_WRONG])
+    return tuple(Wrong(one.name, one.kind, one.status, _seconds(at - one.since), one.detail) for one in ill)
 
 
 def _node(node: NodeRow, loads: Mapping[str, Load]) -> NodeLine:

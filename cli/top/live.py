@@ -63,7 +63,7 @@ class Live:
         while True:
             found = frame.make(seen, time.monotonic(), datetime.now(UTC))
             columns, rows = self._terminal.size()
-            view = lines.scrolled(found, view, rows)
+            view = lines.scrolled(found, view, columns, rows)
             await screen.paint(lines.fitted(found, view, columns, rows))
             match await self._events.get():
                 case Readings() as newer:

@@ -21,7 +21,15 @@ from cli.top.lines import Line, Span
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 _LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
-_ARROWS: Final = {b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[B": "down", b"\x1bOB": "down"}
+#: Terminals do not agree on what Home and End send.
+_NAMED: Final = {
+    **dict.fromkeys((b"\x1b[A", b"\x1bOA"), "up"),
+    **dict.fromkeys((b"\x1b[B", b"\x1bOB"), "down"),
+    **dict.fromkeys((b"\x1b[H", b"\x1bOH", b"\x1b[1~", b"\x1b[7~"), "home"),
+    **dict.fromkeys((b"\x1b[F", b"\x1bOF", b"\x1b[4~", b"\x1b[8~"), "end"),
+    b"\x1b[5~": "page up",
+    b"\x1b[6~": "page down",
+}
 #: A sequence of ECMA-48, one of a keypad, or a letter.
 _KEY: Final = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO[@-~]|[ -~]")
 #: More at once was not typed.
@@ -51,7 +59,7 @@ class Terminal:
 
     @contextmanager
     def taken(self, pressed: Callable[[str], None]) -> Iterator["Screen"]:
-        """The screen, until the block is left; ``pressed`` is told of each key by its letter, or up and down. In a running event loop."""
+        """The screen, until the block is left; ``pressed`` is told of each key by its letter or name. In a running event loop."""
         with _keys(self.stdin, pressed):
             try:
                 self._write(_ENTER)
@@ -128,5 +136,5 @@ def _keys(stdin: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
 
 def keys(typed: bytes) -> list[str]:
     """What was pressed; other keys send sequences or bytes that are none of ours."""
-    found = (_ARROWS.get(part) or part.decode() for part in _KEY.findall(typed))
+    found = (_NAMED.get(part) or part.decode() for part in _KEY.findall(typed))
     return [key for key in found if not key.startswith("\x1b")]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -57,6 +58,53 @@ def test_usage_by_day(office: Shell) -> None:
         "active users  1 in the last hour, 2 in 24 hours, 3 in 7 days, 4 in 30 days",
         "new           3 registered, 4 keys made",
     ]
+
+
+#: A day of a quiet mesh: nothing failed, nobody was limited, nobody said what they liked.
+QUIET = {
+    "DAY": ["2026-11-21", "all"],
+    "REQUESTS": ["7", "7"],
+    "FAILED": ["0", "0"],
+    "LIMITED": ["0", "0"],
+    "TOKENS IN": ["62", "62"],
+    "OUT": ["56", "56"],
+    "TOKENS/S": ["27.2", "27.2"],
+    "CACHED": ["0 %", "0 %"],
+    "CONVERSATIONS": ["7", "7"],
+    "USERS": ["1", "1"],
+    "LIKED": ["–", "–"],
+}
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"),
+    [
+        (200, []),
+        (118, []),
+        (80, ["LIKED", "LIMITED", "CACHED", "FAILED"]),
+        (60, ["LIKED", "LIMITED", "CACHED", "FAILED", "USERS", "CONVERSATIONS"]),
+        # What it is about, how much was asked and how many tokens that were stay, whatever the terminal makes of them.
+        (10, ["LIKED", "LIMITED", "CACHED", "FAILED", "USERS", "CONVERSATIONS", "TOKENS/S"]),
+    ],
+)
+def test_a_narrow_terminal_has_no_room_for_what_says_least(width: int, gone: list[str]) -> None:
+    assert report.leaving(QUIET, width) == gone
+
+
+def test_what_failed_leaves_late() -> None:
+    assert report.leaving({**QUIET, "FAILED": ["3", "3"]}, 80) == ["LIKED", "LIMITED", "CACHED", "USERS"]
+
+
+def test_who_sits_at_a_narrow_terminal_is_told_what_is_missing(office: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "LIKED" in office("report", "usage").stdout, "a pipe has all of it"
+    monkeypatch.setattr(report, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    done = office("report", "usage")
+    assert "LIKED" not in done.stdout
+    assert done.stderr.startswith("no room for liked, limited, ")
+    assert "--csv" in done.stderr
+    office.mesh.answer(business.get_business_report, told())
+    assert "no room" not in office("report", "usage").stderr
 
 
 def test_cost_by_user_has_their_names(office: Shell) -> None:

@@ -220,6 +220,23 @@ def test_it_is_pinned_bounded_and_nobody_in_particular(service: str) -> None:
     assert list(one["depends_on"]) == ["init"]
 
 
+@pytest.mark.parametrize(
+    ("service", "least", "below", "why"),
+    [
+        ("loki", (3, 7), (4,), "the program asks itself how it is"),
+        ("otel-collector", (0, 144), (1,), "its exporter has this name"),
+        ("prometheus", (3,), (4,), "there is a wget for the health check"),
+        ("jaeger", (2,), (3,), "it is made of the collector's parts"),
+        # Later Jaeger is a plugin, and nothing is loaded.
+        ("grafana", (12,), (13, 2), "it has a source for Jaeger in itself"),
+    ],
+)
+def test_a_version_is_one_that_has_what_is_asked_of_it(service: str, least: tuple[int, ...], below: tuple[int, ...], why: str) -> None:
+    """As the page says under "Newer images"."""
+    version = tuple(int(part) for part in OBSERVERS[service]["image"].rpartition(":")[2].removeprefix("v").split("."))
+    assert least <= version < below, why
+
+
 def test_nothing_of_the_mesh_waits_for_any_of_them() -> None:
     assert not [name for name, service in SERVICES.items() if set(service.get("depends_on", {})) & set(OBSERVERS)]
 

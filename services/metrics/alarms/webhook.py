@@ -93,7 +93,12 @@ def _alert(status: str, alarm: Alarm, source: str) -> dict[str, Any]:
     return {
         "status": status,
         "labels": {**dict(alarm.labels), "alertname": alarm.rule.name, "severity": str(alarm.rule.severity)},
-        "annotations": {"summary": alarm.summary, "description": alarm.description, "runbook_url": alarm.rule.runbook},
+        "annotations": {
+            "summary": alarm.summary,
+            "description": alarm.description,
+            "runbook_url": alarm.rule.runbook,
+            "dashboard": alarm.rule.board.value,
+        },
         "startsAt": _moment(alarm.since),
         "endsAt": "0001-01-01T00:00:00Z" if alarm.ended is None else _moment(alarm.ended),
         "generatorURL": f"{source.rstrip('/')}/admin/alerts" if source else "",

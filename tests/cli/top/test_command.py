@@ -26,7 +26,7 @@ def test_without_a_terminal_it_is_one_frame_as_plain_text(watching: Shell) -> No
     rows = done.stdout.splitlines()
     assert rows[0].startswith("aimesh degraded   1 alert")
     assert "12 requests/s   0.5 errors/s   tokens/s: 340 in, 1,234 out   2 running" in rows
-    assert rows[-1].split()[-6:] == ["75%", "25%", "2/4", "+1", "80", "smollm2"]
+    assert rows[-1].split()[-7:] == ["75%", "25%", "2/4", "+1", "80", "smollm2", "–"]
     assert "\x1b" not in done.stdout
     assert watching("top", "--once").stdout.splitlines()[1:] == rows[1:]
     assert {asked.credential for asked in watching.mesh.asked} == {KEY}

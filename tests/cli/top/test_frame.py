@@ -52,6 +52,7 @@ def test_what_is_down_stands_before_what_is_degraded() -> None:
     health = SystemHealth(status="down", components=tuple(parts) * 4)
     found = made(Readings(health=Told(health, NOW)))
     assert [one.status for one in found.wrong] == ["down"] * 4 + ["degraded"]
+    assert found.parts_wrong == 8
 
 
 def test_a_silent_source_keeps_its_last_numbers_and_says_how_old_they_are() -> None:
@@ -64,6 +65,7 @@ def test_a_silent_source_keeps_its_last_numbers_and_says_how_old_they_are() -> N
 def test_before_anybody_answered_nothing_is_known() -> None:
     found = made(Readings())
     assert (found.health, found.requests_per_second, found.streams_running, found.alerts_firing, found.nodes) == (None,) * 4 + ((),)
+    assert (found.wrong, found.parts_wrong) == ((), None)
 
 
 def test_a_clock_that_is_ahead_there_makes_no_negative_age() -> None:

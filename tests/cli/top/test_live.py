@@ -89,7 +89,7 @@ async def test_keys_are_obeyed_between_two_looks(screen: Person, mesh: FakeMesh)
 async def test_another_size_is_another_picture_and_a_small_one_is_cut(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen), asyncio.TaskGroup() as tasks:
         tasks.create_task(live(screen, mesh, seconds=3600).run())
-        await screen.sees("UWORKERAA", "smollm2\x1b[K")
+        await screen.sees("UWORKERAA", "no heartbeat\x1b[K")
         pictures = screen.shown.count(PICTURE)
         screen.resize(20, 4)
         os.kill(os.getpid(), signal.SIGWINCH)
@@ -129,7 +129,9 @@ async def test_no_colour_where_none_is_wanted(screen: Person, mesh: FakeMesh, mo
         (b"q", ["q"]),
         (b"sq", ["s", "q"]),
         (b"\x1b[A\x1bOB", ["up", "down"]),
-        (b"\x1b[5~\x1b[Aq", ["up", "q"]),
+        (b"\x1b[5~\x1b[6~\x1b[Aq", ["page up", "page down", "up", "q"]),
+        (b"\x1b[H\x1b[1~\x1bOH\x1b[F\x1b[4~\x1bOF", ["home"] * 3 + ["end"] * 3),
+        (b"\x1b[2~\x1b[15~q", ["q"]),
         (b"\x1b", []),
         (b"\x03\xff", []),
     ],

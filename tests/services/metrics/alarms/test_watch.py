@@ -205,6 +205,7 @@ async def test_a_webhook_hears_of_the_beginning_and_of_the_end(mesh: Mesh) -> No
     assert alert["labels"]["severity"] == "page"
     assert alert["generatorURL"] == "https://ai.example.org/admin/alerts"
     assert alert["annotations"]["runbook_url"] == "docs/runbooks/ledger_drift.md"
+    assert alert["annotations"]["dashboard"] == "aimesh-ledger"
     assert second["alerts"][0]["fingerprint"] == alert["fingerprint"]
     assert second["alerts"][0]["endsAt"] > alert["startsAt"]
 

@@ -155,7 +155,7 @@ async def test_an_alert_goes_all_the_way_to_a_webhook_and_so_does_its_end(outsid
         await until(lambda: outside.alerts("/page", "firing"), seconds=DELIVERED_SECONDS)
         [alert, *_] = outside.alerts("/page", "firing")
         assert alert["labels"] == {"alertname": "ledger_drift", "node": "g", "severity": "page"}
-        assert alert["annotations"]["runbook"] == "docs/runbooks/ledger_drift.md"
+        assert alert["annotations"]["runbook_url"] == "docs/runbooks/ledger_drift.md"
         assert alert["annotations"]["summary"] == "The ledger does not add up"
 
         outside.drift = 0

@@ -40,7 +40,7 @@ def expected(rule: Rule, key: Labels) -> dict[str, object]:
         "exp_annotations": {
             "summary": filled(rule.summary),
             "description": filled(rule.description),
-            "runbook": rule.runbook,
+            "runbook_url": rule.runbook,
             "dashboard": rule.board.value,
         },
     }
