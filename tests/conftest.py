@@ -1,6 +1,7 @@
 """Real servers for every test that names them: started once per run, on Unix sockets and free ports, in temporary folders.
 
-``postgres_url`` is a fresh database and ``valkey_url`` an empty server each time. ``postgres``, ``valkey`` and ``nats`` are
+``postgres_url`` is a fresh database and ``valkey_url`` an empty server each time; ``plain_url`` is the database as a role that meets
+row-level security. ``postgres``, ``valkey`` and ``nats`` are
 the servers themselves, for tests that kill them.
 """
 
@@ -9,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ async def postgres_url(postgres: PostgresServer) -> str:
     """A fresh database, owned by the superuser."""
     postgres.ensure_running()
     return postgres.url(await postgres.new_database())
+
+
+@pytest.fixture
+async def plain_url(postgres: PostgresServer, postgres_url: str) -> AsyncIterator[str]:
+    """The same database for a role that is no superuser, but will own all that it makes: what ``FORCE`` is for."""
+    async with postgres.plain_role(postgres_url) as url:
+        yield url
 
 
 @pytest.fixture

@@ -5,14 +5,15 @@ NATS is in ``tests/testnet.py``. All die with the test run, even when that is ki
 
 import asyncio
 import os
+import re
 import secrets
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,6 +109,21 @@ class PostgresServer(Server):
         finally:
             await connection.close()
         return name
+
+    @asynccontextmanager
+    async def plain_role(self, url: str) -> AsyncIterator[str]:
+        """That database for a role that is no superuser and may make schemas in it; gone afterwards, with all that it owns."""
+        role, password = f"plain_{secrets.token_hex(6)}", secrets.token_hex(16)
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(f"CREATE ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS PASSWORD '{password}'")
+            name = await connection.fetchval("SELECT current_database()")
+            await connection.execute(f"GRANT CREATE ON DATABASE {name} TO {role}")
+            yield re.sub(r"//[^@]*@", f"//{role}:{password}@", url)
+            await connection.execute(f"DROP OWNED BY {role} CASCADE")
+            await connection.execute(f"DROP ROLE {role}")
+        finally:
+            await connection.close()
 
 
 class ValkeyServer(Server):

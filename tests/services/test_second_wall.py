@@ -30,11 +30,6 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
         gateway.opened,
         {
             "prices": "of the house",
-            "accounts": "the ledger: held and settled by requests, in the service's own work",
-            "key_spending": "the ledger",
-            "reservations": "the ledger",
-            "entries": "the ledger, whose sums go over everybody",
-            "idempotency_keys": "claimed and kept by requests, by owner and key; the answers are sealed",
             "usage_rolls": "days",
         },
     ),

@@ -54,7 +54,7 @@ class Books:
         """What is left of the budget of the key that the caller came with; None where it has none."""
         if caller.key_id is None or caller.key_limits.budget_micro is None:
             return None
-        spent, reserved = await self._store.read_key_spending(caller.key_id)
+        spent, reserved = await self._store.read_key_spending(caller.tenant_id, caller.key_id)
         return KeyBudget(caller.key_limits.budget_micro, spent, reserved)
 
     async def read_account(self, caller: Principal, request: ReadAccount, credential: Credential | None) -> Account:

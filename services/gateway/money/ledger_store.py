@@ -42,7 +42,8 @@ class LedgerStore:
         return tuple(OpenReservation(**{name: row[name] for name in names}) for row in rows)
 
     async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
-        row = await self._database.row("read_account", owner, monthly_micro)
+        async with self._database.bound(owner) as transaction:
+            row = await transaction.row("read_account", owner, monthly_micro)
         assert row is not None  # the account is made where there is none
         return AccountRow(row["included_micro"], row["balance_micro"], row["reserved_micro"], row["month"])
 
@@ -64,9 +65,10 @@ class LedgerStore:
             raise AlreadyReverted from error
         return owner
 
-    async def read_key_spending(self, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
+    async def read_key_spending(self, owner: TenantId, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
         """What the key has spent, and what its running requests hold."""
-        row = await self._database.row("read_key_spending", key)
+        async with self._database.bound(owner) as transaction:
+            row = await transaction.row("read_key_spending", key)
         return (MicroCredits(0), MicroCredits(0)) if row is None else (row["spent_micro"], row["reserved_micro"])
 
     async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:

@@ -30,7 +30,8 @@ class IdempotencyStore:
         return New(row["seed"]) if row["attempt"] == 1 else Orphaned(row["seed"])
 
     async def find(self, owner: TenantId, key: str) -> Held | None:
-        row = await self._database.row("find_key", owner, key)
+        async with self._database.bound(owner) as transaction:
+            row = await transaction.row("find_key", owner, key)
         if row is None:
             return None
         return Held(row["fingerprint"], RequestId(row["request_id"]), State(row["state"]), row["answer"], NodeId(row["gateway"]))

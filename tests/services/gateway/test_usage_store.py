@@ -1,8 +1,6 @@
 """On a real PostgreSQL, as in a stack that runs: the gateway's role owns its schema and is no superuser, so row-level security holds it."""
 
 import random
-import re
-import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -31,20 +29,6 @@ MODELS = [ModelName("smollm2"), ModelName("qwen"), None]
 KEYS = [KeyId(UUID(int=101)), KeyId(UUID(int=102)), None]
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 TEAM = TenantId(UUID(int=50))
-
-
-@pytest.fixture
-async def plain_url(postgres_url: str) -> AsyncIterator[str]:
-    """The same database for a role that is no superuser, but will own all that it makes: what ``FORCE`` is for."""
-    role, password = f"gateway_{secrets.token_hex(6)}", secrets.token_hex(16)
-    async with _connected(postgres_url) as connection:
-        await connection.execute(f"CREATE ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS PASSWORD '{password}'")
-        name = await connection.fetchval("SELECT current_database()")
-        await connection.execute(f"GRANT CREATE ON DATABASE {name} TO {role}")
-    yield re.sub(r"//[^@]*@", f"//{role}:{password}@", postgres_url)
-    async with _connected(postgres_url) as connection:
-        await connection.execute(f"DROP OWNED BY {role} CASCADE")
-        await connection.execute(f"DROP ROLE {role}")
 
 
 @pytest.fixture

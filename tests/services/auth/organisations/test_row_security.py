@@ -1,7 +1,5 @@
 """The second wall: PostgreSQL itself shows a tenant's rows to that tenant alone, as a role that is no superuser meets it."""
 
-import re
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -20,18 +18,6 @@ from tests.services.auth.organisations.town import Person, Town, opened_town
 
 #: Each with the column that says whose a row is.
 TABLES = {"api_keys": "tenant_id", "organisations": "id", "organisation_members": "organisation_id", "invitations": "organisation_id"}
-
-
-@pytest.fixture
-async def plain_url(postgres_url: str) -> AsyncIterator[str]:
-    """The same database for a role that is no superuser, but will own all that it makes: what ``FORCE`` is for."""
-    role, password = f"plain_{secrets.token_hex(6)}", secrets.token_hex(16)
-    await by_hand.run(postgres_url, f"CREATE ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS PASSWORD '{password}'")
-    database = await by_hand.value(postgres_url, "SELECT current_database()")
-    await by_hand.run(postgres_url, f"GRANT CREATE ON DATABASE {database} TO {role}")
-    yield re.sub(r"//[^@]*@", f"//{role}:{password}@", postgres_url)
-    await by_hand.run(postgres_url, f"DROP OWNED BY {role} CASCADE")
-    await by_hand.run(postgres_url, f"DROP ROLE {role}")
 
 
 @pytest.fixture

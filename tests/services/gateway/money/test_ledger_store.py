@@ -58,7 +58,16 @@ class Books:
     async def execute(self, sql: str, *args: object) -> None:
         connection = await asyncpg.connect(self.url)
         try:
+            await connection.execute("SET aimesh.tenant TO '*'")
             await connection.execute(f"SET search_path TO gateway; {sql}") if not args else await connection.execute(sql, *args)
+        finally:
+            await connection.close()
+
+    async def count(self, table: str, tenant: str) -> int:
+        """What somebody sees who has the service's password and says that he is this tenant."""
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": tenant})
+        try:
+            return int(await connection.fetchval(f"SELECT count(*) FROM {table}"))
         finally:
             await connection.close()
 
@@ -80,11 +89,12 @@ def new_request() -> RequestId:
 
 
 @pytest.fixture
-async def books(postgres_url: str) -> AsyncIterator[Books]:
-    async with store.opened(postgres_url) as opened:
+async def books(plain_url: str) -> AsyncIterator[Books]:
+    """As a role that meets the second wall."""
+    async with store.opened(plain_url) as opened:
         ledger = LedgerStore(opened)
         await ledger.ensure_default_price(100_000_000, 200_000_000)
-        yield Books(Store(opened), ledger, postgres_url)
+        yield Books(Store(opened), ledger, plain_url)
 
 
 async def test_of_64_at_once_exactly_as_many_as_fit_are_granted(books: Books) -> None:
@@ -248,7 +258,7 @@ async def test_extending_leases_does_not_wait_for_those_that_are_being_settled(b
     ada, settling, running = new_owner(), new_request(), new_request()
     for request in (settling, running):
         await books.reserve(ada, request=request, lease=-40)
-    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway"})
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
     async with connection.transaction():
         await connection.execute("SELECT FROM reservations WHERE request_id = $1 FOR UPDATE", settling)
         await books.ledger.extend_leases([settling, running], 90)
@@ -268,9 +278,9 @@ async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Book
     assert await books.ledger.find_price(history[1].id) == history[1]
 
 
-async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(postgres_url: str) -> None:
-    async with store.opened(postgres_url) as opened:
-        books = Books(Store(opened), LedgerStore(opened), postgres_url)
+async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(plain_url: str) -> None:
+    async with store.opened(plain_url) as opened:
+        books = Books(Store(opened), LedgerStore(opened), plain_url)
         keys = IdempotencyStore(opened)
         await books.ledger.ensure_default_price(1, 1)
         ada, first, second = new_owner(), new_request(), new_request()
@@ -286,4 +296,31 @@ async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(pos
         # The first gateway lives after all, and says what it delivered.
         await books.settle(ada, (first, 400), (second, 300))
         assert await books.account(ada) == (3200, 0, 0)
+        assert (await books.report()).findings == ()
+
+
+async def test_a_bound_tenant_meets_nothing_of_anothers_however_it_is_asked_for(plain_url: str) -> None:
+    """With the arguments of the rightful tenant, as a mistake in our own code would have them; and nobody at all sees nothing."""
+    ada, bob, request, key = new_owner(), new_owner(), new_request(), KeyId(uuid4())
+    async with store.opened(plain_url) as opened:
+        books, keys = Books(Store(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)
+        await books.ledger.ensure_default_price(100_000_000, 200_000_000)
+        assert await books.reserve(bob, request=request, key_id=key, key_budget_micro=MicroCredits(5000)) == Granted(500)
+        asked = Asked(owner=bob, key="once", request=InferenceRequest(prompt="hi"), request_id=request, seed=7)
+        assert await keys.claim(asked, b"f" * 32, GATEWAY, lease_seconds=60) == New(7)
+        async with opened.bound(ada) as transaction:
+            assert await transaction.row("read_key_spending", key) is None
+            assert await transaction.row("find_key", bob, "once") is None
+            assert await transaction.rows("list_overdue", -3600, 10) == []
+            for statement in ("free_key", "abandon_key"):
+                assert await transaction.run(statement, request) == 0
+        for tenant, rows in ((str(bob), 1), (str(ada), 0), ("", 0), ("*", 1)):
+            for table in ("accounts", "key_spending", "reservations", "idempotency_keys"):
+                assert await books.count(table, tenant) == rows, (tenant, table)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+            async with opened.bound(ada) as transaction:
+                await transaction.row("read_account", bob, 3500)
+        assert await books.ledger.read_key_spending(bob, key) == (0, 500)
+        await books.settle(bob, (request, 300), key=key)
+        assert [await books.count("entries", tenant) for tenant in (str(bob), str(ada), "")] == [4, 0, 0]
         assert (await books.report()).findings == ()

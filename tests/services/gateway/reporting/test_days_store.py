@@ -2,8 +2,6 @@
 
 import asyncio
 import random
-import re
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -31,22 +29,6 @@ TEAM = TenantId(UUID(int=50))
 MODELS = [ModelName("smollm2"), ModelName("qwen"), None]
 OWNERS = [str(UUID(int=7)), str(UUID(int=8)), None]
 LABELS: list[tuple[tuple[str, str], ...]] = [(("gpu", "a100"), ("region", "eu")), (("region", "us"),), ()]
-
-
-@pytest.fixture
-async def plain_url(postgres_url: str) -> AsyncIterator[str]:
-    """The same database for a role that is no superuser, but will own all that it makes: what ``FORCE`` is for."""
-    role, password = f"gateway_{secrets.token_hex(6)}", secrets.token_hex(16)
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        await connection.execute(f"CREATE ROLE {role} LOGIN NOSUPERUSER NOBYPASSRLS PASSWORD '{password}'")
-        name = await connection.fetchval("SELECT current_database()")
-        await connection.execute(f"GRANT CREATE ON DATABASE {name} TO {role}")
-        yield re.sub(r"//[^@]*@", f"//{role}:{password}@", postgres_url)
-        await connection.execute(f"DROP OWNED BY {role} CASCADE")
-        await connection.execute(f"DROP ROLE {role}")
-    finally:
-        await connection.close()
 
 
 @pytest.fixture
