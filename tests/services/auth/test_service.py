@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import argon2
 import asyncpg
@@ -229,8 +229,8 @@ async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings)
         "",
         "aip_live_",
         "aip_live_" + "0" * 49,
-        api_keys.generate()[:-1] + "!",
-        api_keys.generate()[:-2],
+        pytest.param(api_keys.generate()[:-1] + "!", id="a sign that none has"),
+        pytest.param(api_keys.generate()[:-2], id="cut off"),
         "aip_live_' OR '1'='1' --" + "0" * 34,
         "sk-1234567890",
         "a" * 65536,
@@ -278,7 +278,7 @@ async def test_a_name_that_two_keys_have_revokes_neither(world: Surroundings) ->
     assert str(new.key.id) in refused.value.hint
 
 
-@pytest.mark.parametrize("key", ["", "nothing", "a\0b", "x" * 1000, str(uuid4())])
+@pytest.mark.parametrize("key", ["", "nothing", "a\0b", "x" * 1000, str(UUID(int=1))])
 async def test_a_key_that_is_not_there(world: Surroundings, key: str) -> None:
     _, new = await world.user_with_key()
     with pytest.raises(errors.NotFound):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
@@ -71,7 +71,7 @@ async def test_a_user_is_found_by_each_of_its_names(store: Store) -> None:
     assert account.password_hash == "hash"
 
 
-@pytest.mark.parametrize("name", ["nobody", "x@y.z", str(uuid4()), "", "a\0b", "' OR 1=1 --", "x" * 10_000])
+@pytest.mark.parametrize("name", ["nobody", "x@y.z", str(UUID(int=1)), "", "a\0b", "' OR 1=1 --", "x" * 10_000])
 async def test_nobody_is_called_that(store: Store, name: str) -> None:
     with pytest.raises(errors.NotFound):
         await store.get_user_called(name)

@@ -1,4 +1,4 @@
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -63,7 +63,7 @@ async def test_acting_for_an_organisation_and_for_oneself_again(alice: Browser, 
     assert "<small>in <bdi>Acme</bdi></small>" not in (await alice.get("/organisations")).text
 
 
-@pytest.mark.parametrize(("id_", "status"), [(str(uuid4()), 404), ("nonsense", 400), (EVIL, 400)])
+@pytest.mark.parametrize(("id_", "status"), [(str(UUID(int=1)), 404), ("nonsense", 400), (EVIL, 400)])
 async def test_one_cannot_act_for_others(alice: Browser, mesh: FakeMesh, acme: TenantId, id_: str, status: int) -> None:
     page = await alice.submit(await alice.get("/organisations"), "/organisations/switch", id=id_)
     assert page.status_code == status
