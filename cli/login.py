@@ -131,14 +131,19 @@ def logout(here: Surroundings) -> None:
     if key is None:
         raise errors.NotAuthenticated("this profile has no key: nobody is logged in")
 
-    async def work(connection: "Connection") -> None:
+    async def work(connection: "Connection") -> bool:
         listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=key)
-        for entry in listed.keys:
-            if entry.is_active and is_shown_as(key, entry.preview):
-                await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=key)
+        own = [entry for entry in listed.keys if entry.is_active and is_shown_as(key, entry.preview)]
+        for entry in own:
+            await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=key)
+        return bool(own)
 
+    is_over = True
     # A key that was revoked elsewhere is refused; what is left to do is to forget it.
     with suppress(errors.NotAuthenticated):
-        here.run(work)
+        is_over = here.run(work)
     profile.write(place.path, replace(before, api_key=None, username=None))
-    click.echo("Logged out; the key is revoked.")
+    if is_over:
+        click.echo("Logged out; the key is revoked.")
+    else:
+        click.echo("Logged out. The key was rotated elsewhere, and the old secret of this profile goes on until its overlap ends.")

@@ -1,13 +1,15 @@
 """The Litestar application of the pages: its routes, and what happens when one of them raises."""
 
 from http import HTTPStatus
+from urllib.parse import urlencode
 
-from litestar import Litestar, MediaType
+from litestar import HttpMethod, Litestar, MediaType
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
-from services.web import access, forms, problems, views, visits
+from services.web import access, forms, page_above, problems, views, visits
 from services.web.pages import (
     export,
     forgotten,
@@ -28,7 +30,19 @@ from services.web.pages import (
     usage,
 )
 from services.web.pages import organisations as teams
-from services.web.pages.admin import alerts, audit_log, charts, health, mesh_settings, organisations, prices, report, tickets, users
+from services.web.pages.admin import (
+    alerts,
+    audit_log,
+    charts,
+    health,
+    mesh_settings,
+    new_user,
+    organisations,
+    prices,
+    report,
+    tickets,
+    users,
+)
 from services.web.visits import HttpRequest, NotConfirmed, Page, SignInFirst, Site, StepFirst, Visit
 from shared import context, errors
 from shared.api import auth
@@ -61,6 +75,7 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *alerts.ROUTES,
     *tickets.ROUTES,
     *users.ROUTES,
+    *new_user.ROUTES,
     *organisations.ROUTES,
     *prices.ROUTES,
     *audit_log.ROUTES,
@@ -117,8 +132,13 @@ class Failures:
         if visit.session_token is not None:
             visit.sign_out()
         path = request.scope["path"]
-        then = path if request.method == "GET" and visits.own_page(path) == path else ""
-        return visit.redirect(f"/login?then={then}" if then else "/login")
+        words = {}
+        if request.method == "GET" and visits.own_page(path) == path:
+            words["then"] = path
+        if visit.session_token is not None:
+            # It was there, so that somebody wonders what happened.
+            words["done"] = "ended" if request.method == "GET" else "undone"
+        return visit.redirect(f"/login?{urlencode(words, safe='/')}" if words else "/login")
 
     def step_first(self, request: HttpRequest, error: StepFirst) -> Page:
         return self._visit(request).redirect(STEPS[error.step])
@@ -153,6 +173,8 @@ class Failures:
         return answer
 
     def not_http(self, request: HttpRequest, error: HTTPException) -> Page:
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "GET" and _is_for_eyes(request):
+            return self._visit(request).redirect(page_above.find(request.scope["path"], _READABLE))
         kind = _KIND_OF_STATUS.get(error.status_code, errors.BadRequest)
         answer = self.refused(request, kind(_MESSAGE_OF_STATUS.get(error.status_code, "the request does not fit this page")))
         answer.headers.update({name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"})
@@ -170,6 +192,10 @@ class Failures:
         return self._visit(request).page("error.html", view, here="error", status=status)
 
 
+#: The patterns of the pages that are there for a GET.
+_READABLE = tuple(
+    path for route in ROUTES if isinstance(route, HTTPRouteHandler) and HttpMethod.GET in route.http_methods for path in route.paths
+)
 _KIND_OF_STATUS: dict[int, type[errors.AimeshError]] = {
     HTTPStatus.NOT_FOUND: errors.NotFound,
     HTTPStatus.METHOD_NOT_ALLOWED: errors.MethodNotAllowed,
@@ -183,6 +209,11 @@ _MESSAGE_OF_STATUS: dict[int, str] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "what was sent is larger than this page takes",
     HTTPStatus.INTERNAL_SERVER_ERROR: "something went wrong on our side",
 }
+
+
+def _is_for_eyes(request: HttpRequest) -> bool:
+    """Somebody opens it in a browser; a program is better told what is wrong."""
+    return "text/html" in request.headers.get("accept", "")
 
 
 def _sent_json(request: HttpRequest) -> bool:

@@ -26,6 +26,8 @@ class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str
     email: str
     password: str
+    #: The page that asked for somebody to sign in.
+    then: str = ""
 
 
 class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -111,7 +111,7 @@ def _places(model: ModelName, workers: Iterable[NodeRow]) -> tuple[Place, ...]:
 
 def _place(row: NodeRow) -> Place:
     load = f"{row.running} of {row.slots} busy" if row.slots else ""
-    waiting = f", {row.queued} wait" if row.slots and row.queued else ""
+    waiting = f", {row.queued} waiting" if row.slots and row.queued else ""
     labels = tuple(f"{key}={value}" for key, value in sorted(row.labels.items()))
     return Place(row.id, row.id[:SHOWN_OF_ID], labels, load + waiting, "" if row.usable else row.why_not or "cannot be used")
 

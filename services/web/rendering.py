@@ -73,7 +73,7 @@ class Renderer:
             "number": _number,
             "credits": usage_chart.exact,
             "limits": _limits,
-            "day": _day,
+            "day": day,
             "clock": _clock,
             "sentence": _sentence,
             "in_code": _in_code,
@@ -118,7 +118,8 @@ def _in_code(model: str | None) -> str:
     return model if model is not None and _PLAIN.fullmatch(model) else "MODEL"
 
 
-def _day(value: date) -> str:
+def day(value: date) -> str:
+    """As the pages write it."""
     return f"{value.day} {value:%b %Y}"
 
 

@@ -13,6 +13,8 @@ class Landing:
     #: None when the gateway did not answer.
     health: gateway.ServiceHealth | None
     address: str
+    #: Whether anybody may make an account.
+    is_open: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ OF_ADMINISTRATORS = {
     "admin-nodes": "/admin/nodes",
     "admin-tickets": "/admin/nodes/tickets",
     "admin-users": "/admin/users",
+    "admin-user-new": "/admin/users/new",
     "admin-organisations": "/admin/organisations",
     "admin-prices": "/admin/prices",
     "admin-audit": "/admin/audit",
@@ -165,6 +166,37 @@ async def test_what_a_person_sees(stack: RunningStack, watch: Watch, album: Albu
     await page.fill(name="Example & Sons")
     await page.click("main button", "Create")
     await album.add(page, "organisation")
+
+
+@pytest.mark.timeout(180)
+async def test_an_invitation_says_to_whom_one_says_yes(stack: RunningStack, watch: Watch, album: Album) -> None:
+    ann, ben, carl = [Visitor(await watch.open(), stack.url("web")) for _ in range(3)]
+    for each, name in ((ann, "ann"), (ben, "ben"), (carl, "carl")):
+        await each.register(name)
+    await ann.goes("/organisations")
+    await ann.page.fill(name="Example & Daughters")
+    await ann.page.click("main button", "Create")
+    await ann.page.fill(email=f"{ben.name}@example.org")
+    await ann.page.click("main button", "Invite")
+    await album.add(ann.page, "organisation-invited")
+    link = str(await ann.page.evaluate("document.getElementById('link').value"))
+
+    with expected(carl.page, "status of 404"):
+        await carl.page.goto(link)
+        await carl.page.until("document.querySelector('[data-no-offer]').checkVisibility()")
+        await album.add(carl.page, "invitation-refused")
+    assert "Example" not in await carl.page.text()
+
+    # Who has to sign in first is asked afterwards.
+    await ben.sign_out()
+    await ben.page.goto(link)
+    await ben.page.fill(name=ben.name, password=ben.password)
+    await ben.page.click("main button", "Sign in")
+    await ben.page.until("document.querySelector('[data-offer]').checkVisibility()")
+    await ben.sees("Join Example & Daughters as a member?", f"Invited by {ann.name}, until")
+    await album.add(ben.page, "invitation-offer")
+    await ben.page.click("main button", "Join")
+    await ben.sees("You belong to this organisation now.")
 
 
 @pytest.mark.timeout(180)

@@ -142,6 +142,16 @@ def test_logout_forgets_the_key(house: Shell, revoked_before: bool) -> None:
     assert house("logout").exit_code == 3
 
 
+def test_logout_does_not_call_the_old_secret_of_a_rotated_key_revoked(house: Shell) -> None:
+    house.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", NEW_KEY),)))
+    done = house("logout")
+    assert done.exit_code == 0
+    assert "goes on until its overlap ends" in done.stdout
+    assert "revoked" not in done.stdout
+    assert asked(house) == [("listApiKeys", KEY)]
+    assert profile.read(house.folder / ".aimesh/profile.toml").api_key is None
+
+
 def test_keys_create_json(house: Shell) -> None:
     result = house("keys", "create", "ci", "--json")
     assert json.loads(result.stdout) == {"key": NEW_KEY, "id": str(UUID(int=9)), "name": "ci"}

@@ -7,6 +7,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from services.web import views
+from services.web.pages import signing_in
 from services.web.visits import Page, Visit
 from shared import errors
 from shared.api import auth, gateway
@@ -18,8 +19,10 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 
 @get("/")
 async def landing(visit: NamedDependency[Visit]) -> Page:
-    _, health = await asyncio.gather(_session_if_auth_answers(visit), _health(visit))
-    return visit.page("landing.html", views.Landing(health=health, address=visit.address))
+    _, health, options = await asyncio.gather(
+        _session_if_auth_answers(visit), _health(visit), signing_in.find_options(visit, deadline_seconds=STATUS_CALL_SECONDS)
+    )
+    return visit.page("landing.html", views.Landing(health=health, address=visit.address, is_open=options.open_registration))
 
 
 @get("/static/{version:str}/{name:path}")

@@ -21,6 +21,16 @@ from shared.types import Credential, ModelName, Tier
 RECENT = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """Whose account is new."""
+
+    #: The whole first key; None where it could not be made.
+    key: Credential | None
+    #: The page that they were on the way to; empty for none.
+    then: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverviewPage:
     username: str
@@ -36,10 +46,8 @@ class OverviewPage:
     blank_bucket: BucketLine = field(default_factory=BucketLine)
     blank_limit: LimitLine = field(default_factory=LimitLine)
     blank_request: RequestLine = field(default_factory=RequestLine)
-    #: The whole key, on the answer to the registration and never again.
-    new_key: Credential | None
-    #: The account is new, whether or not its first key could be made.
-    welcome: bool
+    #: On the answer to the registration and never again.
+    newcomer: Newcomer | None
     address: str
     #: None when nothing is served.
     model: ModelName | None
@@ -60,12 +68,12 @@ async def dashboard(visit: NamedDependency[Visit], span: FromQuery[str] = "", sh
     return await show_overview(visit, usage_chart.read_span(span), usage_chart.read_measure(show))
 
 
-async def show(visit: Visit, *, new_key: Credential | None = None, welcome: bool = False) -> Page:
+async def welcome(visit: Visit, *, new_key: Credential | None, then: str) -> Page:
     """For the answer to a registration."""
-    return await show_overview(visit, Span.MONTH, Measure.REQUESTS, new_key=new_key, welcome=welcome)
+    return await show_overview(visit, Span.MONTH, Measure.REQUESTS, Newcomer(new_key, then))
 
 
-async def show_overview(visit: Visit, span: Span, measure: Measure, *, new_key: Credential | None = None, welcome: bool = False) -> Page:
+async def show_overview(visit: Visit, span: Span, measure: Measure, newcomer: Newcomer | None = None) -> Page:
     """Shows what can be had: a gateway that is down takes the numbers away, not the page."""
     wanted = usage_chart.of_span(span, visit.site.now())
     report, quota, recent, models = await asyncio.gather(
@@ -83,8 +91,7 @@ async def show_overview(visit: Visit, span: Span, measure: Measure, *, new_key: 
         limits=quota_lines.limits(quota) if quota else None,
         credits=quota_lines.credits(quota.account if quota else None),
         recent=_newest(recent) if recent else None,
-        new_key=new_key,
-        welcome=welcome,
+        newcomer=newcomer,
         address=visit.address,
         model=next((model.name for model in models.models if not model.only_embeds), None) if models else None,
     )

@@ -24,6 +24,8 @@ FIRST_KEY_NAME = "first key"
 _DONE = {
     "reset": "Your new password is set. Sign in with it.",
     "late": "That took too long, so that the sign-in ended. Please begin again.",
+    "ended": "Your session has ended. Sign in to go on.",
+    "undone": "Your session had ended, so nothing was done. Sign in, and do it again.",
 }
 #: Where each step that a login still lacks is done.
 _STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor"}
@@ -38,6 +40,8 @@ class RegisterPage:
     oidc_name: str | None
     username: str = ""
     email: str = ""
+    #: The page that the newcomer is on the way to; empty for none.
+    then: str = ""
     problem: errors.AimeshError | None = None
 
 
@@ -58,10 +62,11 @@ class LoginLinkPage:
 
 
 @get("/register")
-async def show_register(visit: NamedDependency[Visit]) -> Page:
+async def show_register(visit: NamedDependency[Visit], then: FromQuery[str] = "") -> Page:
     if await visit.find_session() is not None:
-        return visit.redirect(visits.HOME)
-    return visit.page("register.html", await _register_page(visit), here="register")
+        return visit.redirect(visits.own_page(then))
+    form = forms.RegistrationForm("", "", "", then if visits.own_page(then) == then else "")
+    return visit.page("register.html", await _register_page(visit, form), here="register")
 
 
 @post("/register")
@@ -80,7 +85,7 @@ async def register(visit: NamedDependency[Visit]) -> Page:
     except errors.CallerError as error:
         view = await _register_page(visit, form, error)
         return visit.page("register.html", view, here="register", status=error.status)
-    return await _welcome(visit, user, form.password)
+    return await _welcome(visit, user, form)
 
 
 @get("/login")
@@ -88,7 +93,7 @@ async def show_login(visit: NamedDependency[Visit], then: FromQuery[str] = "", d
     session = await visit.find_session()
     if session is not None:
         return visit.redirect(after_login(session, then))
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    notice = rendering.Notice(_DONE[done], "good" if done == "reset" else "warn") if done in _DONE else None
     view = await _login_page(visit, then=then if visits.own_page(then) == then else "")
     return visit.page("login.html", view, here="login", notice=notice)
 
@@ -99,7 +104,10 @@ async def login(visit: NamedDependency[Visit]) -> Page:
         wanted = forms.read_json(await visit.request.body(), forms.Login)
         credentials = auth.Credentials(wanted.password, wanted.username, wanted.email, wanted.code)
         return _json(await _login(visit, credentials, auth.SessionKind.PROGRAM), HTTPStatus.OK)
-    form = await visit.read_form(forms.LoginForm, by_visitor=True)
+    try:
+        form = await visit.read_form(forms.LoginForm, by_visitor=True)
+    except errors.NotAllowed as error:
+        return await _too_old(visit, error)
     try:
         session = await _login(visit, _credentials(form.name.strip(), form.password), auth.SessionKind.BROWSER)
     except errors.CallerError as error:
@@ -158,12 +166,10 @@ async def end_session(visit: Visit) -> None:
             await visit.site.caller.call(auth.logout_user, auth.LogoutUser(visit.session_token))
 
 
-async def find_options(visit: Visit) -> accounts.SignInOptions:
+async def find_options(visit: Visit, *, deadline_seconds: float = visits.PAGE_CALL_SECONDS) -> accounts.SignInOptions:
     """What these pages have to know of auth; where it does not answer they stand as if it were set up as usual."""
     try:
-        return await visit.site.caller.call(
-            accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=visits.PAGE_CALL_SECONDS
-        )
+        return await visit.site.caller.call(accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=deadline_seconds)
     except errors.AimeshError:
         return accounts.SignInOptions(open_registration=True, password_min_length=visit.site.settings.password_min_length)
 
@@ -178,17 +184,32 @@ async def _end_at_provider(visit: Visit, token: str) -> str | None:
     return left.url
 
 
-async def _welcome(visit: Visit, user: auth.User, password: str) -> Page:
+async def _too_old(visit: Visit, error: errors.NotAllowed) -> Page:
+    """The form is older than the browser's cookie: another tab has signed in since, or the browser was started anew."""
+    if not visit.posted:
+        # It came from another site, and not from a page of ours that stood open.
+        raise error
+    then = visit.posted.get("then", "")
+    session = await visit.find_session()
+    if session is not None:
+        return visit.redirect(after_login(session, then))
+    problem = errors.NotAllowed("this page stood open for too long", hint="type your password again")
+    view = await _login_page(visit, name=visit.posted.get("name", ""), then=then, problem=problem)
+    return visit.page("login.html", view, here="login", status=problem.status)
+
+
+async def _welcome(visit: Visit, user: auth.User, form: forms.RegistrationForm) -> Page:
     """The new account's first page, with its first key. From here on the account exists, so whatever fails is said and not undone."""
     try:
-        session = await _login(visit, auth.Credentials(password, username=user.username), auth.SessionKind.BROWSER)
+        session = await _login(visit, auth.Credentials(form.password, username=user.username), auth.SessionKind.BROWSER)
     except errors.AimeshError as error:
-        view = await _login_page(visit, name=user.username, registered=True, problem=error)
+        view = await _login_page(visit, name=user.username, then=form.then, registered=True, problem=error)
         return visit.page("login.html", view, here="login", status=problems.status(error))
     visit.sign_in(session)
     if session.step is not auth.Step.DONE:
-        return visit.redirect(after_login(session, ""))
-    return await overview.show(visit, new_key=await _first_key(visit), welcome=True)
+        return visit.redirect(after_login(session, form.then))
+    then = visits.own_page(form.then)
+    return await overview.welcome(visit, new_key=await _first_key(visit), then="" if then == visits.HOME else then)
 
 
 async def _first_key(visit: Visit) -> Credential | None:
@@ -221,6 +242,7 @@ async def _register_page(
         oidc_name=options.oidc_name,
         username=form.username if form else "",
         email=form.email if form else "",
+        then=form.then if form else "",
         problem=problem,
     )
 

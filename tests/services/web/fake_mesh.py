@@ -135,7 +135,9 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         day = UsageDay(NOW.date() - timedelta(days=days_ago), KeyId(UUID(int=days_ago % 2)), requests, tokens)
         self.days = (*self.days, day)
 
-    def _register_user(self, request: auth.RegisterUser, _: Credential | None) -> auth.User:
+    def _register_user(self, request: auth.RegisterUser, credential: Credential | None) -> auth.User:
+        if not self.options.open_registration and (credential is None or self._user(credential).role is not UserRole.ADMIN):
+            raise errors.NotAllowed("registration is closed here", hint="ask an administrator for an account")
         wanted = request.user_data
         if wanted.username in self.accounts:
             raise errors.AlreadyExists(f"the username {wanted.username!r} is taken", hint="choose another one")

@@ -40,7 +40,7 @@ def test_a_served_model_with_its_places_the_least_busy_first() -> None:
     )
     assert [(place.id, place.load, place.why_not) for place in line.places] == [
         ("UIDLE", "0 of 4 busy", ""),
-        ("UBUSY", "3 of 4 busy, 2 wait", ""),
+        ("UBUSY", "3 of 4 busy, 2 waiting", ""),
         ("UBAD", "0 of 4 busy", "its clock is off"),
     ]
     assert line.places[0].labels == ("gpu=a100", "room=3")

@@ -55,6 +55,8 @@ class NodeList:
     left_out: int
 
 
+#: How the gateway reaches it, as people say it; what is not here is said as it is.
+_PATHS = {"nats": "over NATS", "relayed": "through a relay", "self": "itself"}
 #: Waiting ones need a decision, what is cut off needs none.
 _ORDER = {MemberState.PENDING: 0, MemberState.ACTIVE: 1, MemberState.REVOKED: 2}
 
@@ -97,7 +99,7 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *
         state=state,
         tone=tone,
         why=why,
-        path=(row.path if row is not None else "") or wording.NOTHING,
+        path=(_PATHS.get(row.path, row.path) if row is not None else "") or wording.NOTHING,
         round_trip=wording.round_trip(row.round_trip_ms) if row is not None else "",
         load=_load(row),
         models=", ".join(row.models) if row is not None and row.models else wording.NOTHING,
@@ -140,7 +142,7 @@ def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tupl
 def _load(row: NodeRow | None) -> str:
     if row is None or not row.slots:
         return wording.NOTHING
-    return f"{row.running} of {row.slots}" + (f", {row.queued} wait" if row.queued else "")
+    return f"{row.running} of {row.slots}" + (f", {row.queued} waiting" if row.queued else "")
 
 
 def _until(member: Member | None) -> str:

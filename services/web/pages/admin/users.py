@@ -27,8 +27,11 @@ _DONE = {
     "closed": "The account is closed. Its keys and sessions do not work any more.",
     "opened": "The account is open again, with its keys.",
     "credits": "The credits are booked.",
+    "added": "The account is there, with the password that you chose. Hand it over in person.",
+    "mailed": "The account is there, and a link to choose a password is on its way by mail.",
     "factor": "The second factor is removed. Their sessions are over; they log in with the password and set a new one up.",
 }
+_UNMAILED = "The account is there, but no mail could be sent. “Forgot your password?” on the login page sends another one."
 
 
 class RoleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,7 +82,7 @@ async def show_users(visit: NamedDependency[Visit], search: FromQuery[str] = "",
 @get("/admin/users/{user_id:uuid}")
 async def show_user(visit: NamedDependency[Visit], user_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     view = await _page_of(visit, user_id)
-    return visit.page("admin/user.html", view, here="admin", notice=rendering.Notice(_DONE[done]) if done in _DONE else None)
+    return visit.page("admin/user.html", view, here="admin", notice=_notice(done))
 
 
 @post("/admin/users/{user_id:uuid}/role")
@@ -131,6 +134,12 @@ async def give_credits(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -
     except errors.CallerError as error:
         return await _refused(visit, user_id, error, form)
     return visit.redirect(f"/admin/users/{user_id}?done=credits")
+
+
+def _notice(done: str) -> rendering.Notice | None:
+    if done == "unmailed":
+        return rendering.Notice(_UNMAILED, "warn")
+    return rendering.Notice(_DONE[done]) if done in _DONE else None
 
 
 async def _refused(visit: Visit, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:

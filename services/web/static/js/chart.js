@@ -10,6 +10,8 @@ const DASHES = [[], [7, 4], [2, 3]]
 const COMPACT = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
 /** Steps between labels of rows without a time: whole rows only. */
 const ROW_STEPS = [1, 2, 5, 7, 10, 14, 20, 30, 50, 100, 200, 500, 1000]
+/** Steps of a scale of what is counted: there is no half request. */
+const WHOLE_STEPS = Array.from({ length: 15 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat()
 /** The class of the library, from its own script before this one. */
 const uPlot = /** @type {any} */ (globalThis).uPlot
 
@@ -112,8 +114,10 @@ class Chart {
     requestAnimationFrame(() => {
       this.#isPlanned = false
       const { isTime, series } = this.facts
+      const wasCounted = isCounted(this.facts)
       this.facts = this.#facts()
-      if (!this.#plot || isTime !== this.facts.isTime || series.length !== this.facts.series.length) {
+      const isOther = isTime !== this.facts.isTime || series.length !== this.facts.series.length || wasCounted !== isCounted(this.facts)
+      if (!this.#plot || isOther) {
         this.#draw()
         return
       }
@@ -170,6 +174,7 @@ class Chart {
         {
           ...axis,
           size: 60,
+          ...(isCounted(this.facts) ? { incrs: WHOLE_STEPS } : {}),
           values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map((each) => this.facts.write(each)),
         },
       ],
@@ -224,6 +229,12 @@ class Chart {
     const at = this.facts.values[0][Math.max(0, Math.min(this.facts.last, place))]
     this.#plot?.setCursor({ left: this.#plot.valToPos(at, 'x'), top: 0 })
   }
+}
+
+/** Whether all that is drawn are whole numbers, and the scale is made for them. @param {Facts} facts */
+function isCounted({ values, series, most }) {
+  const drawn = values.slice(1).filter((_, index) => series[index].isDrawn)
+  return most === null && drawn.every((column) => column.every((value) => value === null || Number.isInteger(value)))
 }
 
 /** Where a line is too dense for its points, those without a neighbour: no line leads to them. @param {any} plot @param {number} series @param {boolean} isEach */

@@ -24,5 +24,6 @@ export const TEXTS = {
   tokensPerSecond: 'tokens/s',
   credits: 'credits',
   example: 'Say hello',
+  noOffer: 'What this code invites to cannot be shown just now. You can join all the same.',
   notSaved: 'This could not be saved.',
 }

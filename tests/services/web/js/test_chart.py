@@ -171,6 +171,28 @@ async def test_without_the_library_the_table_stays_as_it_is(chrome: Browser) -> 
         ]
 
 
+#: What is written into a drawing, kept.
+WRITTEN = """
+window.written = []
+const write = CanvasRenderingContext2D.prototype.fillText
+CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) { window.written.push(text); return write.call(this, text, ...rest) }
+"""
+
+
+async def test_the_scale_of_what_is_counted_has_no_halves(chrome: Browser) -> None:
+    site = Site()
+    site.show(table("bars", [("1 Nov", "0", "1"), ("2 Nov", "1", "1")]), "chart", head=HEAD)
+    async with opened(chrome, site) as page:
+        await page.send("Page.addScriptToEvaluateOnNewDocument", source=WRITTEN)
+        await page.goto(f"{site.origin}/")
+        await wait_for(page, "['0', '1'].every(each => written.includes(each))")
+        assert set(await page.evaluate("written")) == {"0", "1", "1 Nov", "2 Nov"}
+        # What comes later need not be a whole one.
+        await page.evaluate("written.length = 0; document.querySelector('tbody tr:last-child td').textContent = '0.4'")
+        await wait_for(page, "written.includes('0.4')")
+        assert "1" not in await page.evaluate("written")
+
+
 async def test_one_day_alone_among_many_is_seen(chrome: Browser) -> None:
     site = Site()
     rows = [(f"day {number}", "900" if number == 80 else "", "") for number in range(90)]

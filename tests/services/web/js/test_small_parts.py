@@ -137,6 +137,31 @@ async def test_a_dialog_of_the_page_opens_and_closes(chrome: Browser) -> None:
         await wait_for(page, "!document.getElementById('more').open && document.activeElement.textContent === 'More'")
 
 
+MENU = """
+<details class="account"><summary>ann</summary><a href="#one">Settings</a> <button type="button">Sign out</button></details>
+<p id="rest">The page.</p> <a id="after" href="#two">A link</a>
+"""
+
+
+@pytest.mark.parametrize("way", ["Escape", "Tab", "elsewhere"])
+async def test_the_menu_of_the_account_closes_when_somebody_goes_on(chrome: Browser, way: str) -> None:
+    site = Site()
+    site.show(MENU, "nav")
+    async with opened(chrome, site) as page:
+        await page.goto(f"{site.origin}/")
+        await press(page, "summary")
+        await press(page, "details button")
+        # What is in it does not close it.
+        assert await page.evaluate("document.querySelector('details').open && document.activeElement.tagName") == "BUTTON"
+        if way == "elsewhere":
+            await press(page, "#rest")
+        else:
+            await key(page, way)
+        await wait_for(page, "!document.querySelector('details').open")
+        focus = {"Escape": "SUMMARY", "Tab": "A", "elsewhere": "BODY"}[way]
+        assert await page.evaluate("document.activeElement.tagName") == focus
+
+
 THEME = """
 <div role="group" aria-label="Colours">
   <button type="button" data-theme-choice="light">Light</button> <button type="button" data-theme-choice="dark">Dark</button>

@@ -1,6 +1,9 @@
 """The pages of accounts in a real browser: the way to the provider and back under our policy, and whether everybody can use them."""
 
+import contextlib
+import json
 import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,15 +18,18 @@ import pytest_asyncio
 
 from services.web import application, csrf, door, passthrough, rendering, sessions, visits
 from services.web.settings import WebSettings
-from shared.api import accounts
+from shared import errors
+from shared.api import accounts, organisations
 from shared.telemetry import Metrics
 from shared.tracing import Traces
+from shared.types import TenantId
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.fake_accounts import CODE, GOOD_CODE
 from tests.services.web.fake_mesh import NOW, FakeMesh
 from tests.services.web.js import axe
-from tests.services.web.js.site import wait_for
+from tests.services.web.js.site import wait_for, write
+from tests.services.web.pages.admin.hostile import NAMES
 from tests.services.web.servers import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -90,9 +96,9 @@ async def stage() -> AsyncIterator[Stage]:
         yield Stage(mesh, origin, await stack.enter_async_context(chromium.launch()))
 
 
-async def sign_in(stage: Stage, page: Page) -> None:
+async def sign_in(stage: Stage, page: Page, name: str = "alice") -> None:
     await page.goto(f"{stage.origin}/login")
-    await page.fill(name="alice", password="correct horse")
+    await page.fill(name=name, password="correct horse")
     await page.click("button", "Sign in")
 
 
@@ -142,6 +148,147 @@ async def test_everybody_can_use_the_pages(stage: Stage, width: int, dark: bool)
     mesh.erased_at = None
     mesh.with_factor.clear()
     assert page.problems == []
+
+
+#: As auth makes them.
+CODE_OF_MAIL = "Zm9yLWJvYi1hbmQtbm9ib2R5LWVsc2UtaW4tYWxsLVg"
+
+
+@dataclass(slots=True)
+class Invited:
+    """bob, on the way to an organisation."""
+
+    stage: Stage
+    page: Page
+    name: str
+    team: TenantId
+
+    @property
+    def read(self) -> list[str]:
+        """The codes that were looked at."""
+        return [asked.request.token for asked in self.stage.mesh.asked if isinstance(asked.request, organisations.ReadInvitation)]
+
+    async def opens(self, path: str) -> None:
+        await self.page.goto(f"{self.stage.origin}{path}")
+
+    async def pastes(self, code: str) -> None:
+        await self.page.evaluate("document.getElementById('code').select()")
+        # What the menu of the browser does, but for the clipboard, which tests share with each other.
+        await self.page.evaluate(
+            "(text => { const field = document.getElementById('code'); field.value = text;"
+            f" field.dispatchEvent(new InputEvent('input', {{inputType: 'insertFromPaste', bubbles: true}})) }})({json.dumps(code)})"
+        )
+
+    async def offer(self) -> str:
+        await wait_for(self.page, "document.querySelector('[data-offer]').checkVisibility()")
+        return str(await self.page.evaluate("document.querySelector('[data-offer]').innerText.replace(/\\s+/g, ' ')"))
+
+    async def refusal(self) -> str:
+        await wait_for(self.page, "document.querySelector('[data-no-offer]').checkVisibility()")
+        return str(await self.page.evaluate("document.querySelector('[data-no-offer]').innerText"))
+
+
+@contextlib.asynccontextmanager
+async def invited(stage: Stage, name: str = "Acme", *, signed_in: bool = True, **window: Any) -> AsyncIterator[Invited]:
+    mesh = stage.mesh
+    bob = "bob-" + secrets.token_hex(4)
+    mesh.add_account(bob, "correct horse")
+    team = mesh.add_team(name, mesh.add_account(name, "x"))
+    mesh.invitations[CODE_OF_MAIL] = team
+    mesh.asked.clear()
+    page = await stage.chrome.open(**window)
+    if signed_in:
+        await sign_in(stage, page, bob)
+    yield Invited(stage, page, bob, team)
+    # In no address that a server sees.
+    assert not [url for url in page.requests if CODE_OF_MAIL in url.partition("#")[0]]
+    mesh.invitations.clear()
+    await page.send("Page.close")
+
+
+async def test_an_invitation_says_to_whom_one_says_yes(stage: Stage) -> None:
+    async with invited(stage) as bob:
+        await bob.opens(f"/invitation#{CODE_OF_MAIL}")
+        assert await bob.offer() == "Join Acme as a member? Invited by Acme, until 27 Nov 2026."
+        assert await bob.page.evaluate("location.href") == f"{stage.origin}/invitation"
+        assert bob.read == [CODE_OF_MAIL]
+        await bob.page.click("button", "Join")
+        assert await bob.page.evaluate("location.pathname") == f"/organisations/{bob.team}"
+        assert bob.page.problems == []
+
+
+async def test_who_has_to_sign_in_first_is_asked_afterwards(stage: Stage) -> None:
+    async with invited(stage, signed_in=False) as bob:
+        await bob.opens(f"/invitation#{CODE_OF_MAIL}")
+        await bob.page.fill(name=bob.name, password="correct horse")
+        await bob.page.click("button", "Sign in")
+        assert "Join Acme as a member?" in await bob.offer()
+        assert bob.page.problems == []
+
+
+async def test_a_code_that_is_put_in_by_hand_is_looked_at_once_it_is_whole(stage: Stage) -> None:
+    async with invited(stage) as bob:
+        await bob.opens("/invitation")
+        await bob.page.evaluate("document.getElementById('code').focus()")
+        for letter in CODE_OF_MAIL:
+            await write(bob.page, letter)
+        assert bob.read == []
+        await bob.page.evaluate("document.getElementById('code').blur()")
+        assert "Join Acme" in await bob.offer()
+        # Another one that was copied: the offer of the first goes at once.
+        stage.mesh.broken["auth.readInvitation"] = errors.Unavailable("auth is away")
+        await bob.pastes("another-code-of-another-mail")
+        assert await bob.refusal() == "What this code invites to cannot be shown just now. You can join all the same."
+        assert not await bob.page.evaluate("document.querySelector('[data-offer]').checkVisibility()")
+        stage.mesh.broken.clear()
+        await bob.pastes(CODE_OF_MAIL)
+        assert "Join Acme" in await bob.offer()
+        assert await bob.page.evaluate("!document.querySelector('[data-no-offer]').checkVisibility()")
+        assert bob.read == [CODE_OF_MAIL, "another-code-of-another-mail", CODE_OF_MAIL]
+        assert len([problem for problem in bob.page.problems if "503" not in problem]) == 0
+
+
+async def test_a_code_that_opens_nothing_says_so_before_anything_is_sent(stage: Stage) -> None:
+    async with invited(stage) as bob:
+        stage.mesh.invitations.clear()
+        await bob.opens(f"/invitation#{CODE_OF_MAIL}")
+        assert await bob.refusal() == "No open invitation for you has this code. Copy the whole code, or ask for a new invitation."
+        assert await axe.violations(bob.page) == []
+        await bob.pastes("short")
+        assert await bob.page.evaluate("!document.querySelector('[data-no-offer]').checkVisibility()")
+        await bob.page.fill(code=CODE_OF_MAIL)
+        await bob.page.click("button", "Join")
+        # The form's own refusal is enough.
+        assert "There is no such invitation." in await bob.page.text()
+        assert await bob.page.evaluate("!document.querySelector('[data-no-offer]').checkVisibility()")
+        assert [problem for problem in bob.page.problems if "404" not in problem] == []
+
+
+async def test_without_javascript_one_joins_as_ever(stage: Stage) -> None:
+    async with invited(stage, javascript=False) as bob:
+        await bob.opens("/invitation")
+        await bob.page.fill(code=CODE_OF_MAIL)
+        assert "Acme" not in await bob.page.text()
+        await bob.page.click("button", "Join")
+        assert await bob.page.evaluate("location.pathname") == f"/organisations/{bob.team}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["light", "dark phone"])
+async def test_a_hostile_organisation_stays_a_name(stage: Stage, name: str, width: int, dark: bool) -> None:
+    hostile = NAMES[name]
+    async with invited(stage, hostile, width=width, dark=dark) as bob:
+        await bob.opens(f"/invitation#{CODE_OF_MAIL}")
+        await bob.offer()
+        for part in ("organisation", "invited_by"):
+            shown = await bob.page.evaluate(f"document.querySelector('[data-offer-part={part}]').textContent")
+            assert shown == hostile
+            # What turns letters around ends with the name.
+            assert await bob.page.evaluate(f"document.querySelector('[data-offer-part={part}]').tagName") == "BDI"
+        assert await bob.page.evaluate("document.querySelectorAll('.offer script, .offer img').length") == 0
+        assert await axe.violations(bob.page) == []
+        assert await bob.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert bob.page.problems == []
 
 
 async def check(stage: Stage, page: Page, path: str = "") -> None:

@@ -99,7 +99,7 @@ async def test_whose_session_has_ended_is_told_no_more(app: ASGIApp, browser: Br
     mesh.add_account("alice", "correct horse")
     await browser.sign_in("alice", "correct horse")
     mesh.sessions.clear()
-    assert (await browser.get("/live/overview")).headers["location"] == "/login"
+    assert (await browser.get("/live/overview")).headers["location"] == "/login?done=ended"
 
 
 class Clock:

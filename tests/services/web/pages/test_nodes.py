@@ -38,7 +38,7 @@ async def test_an_administrator_sees_every_machine_with_its_path_load_and_models
     mesh.add_node(GATEWAY, Role.GATEWAY)
     page = await root.get("/admin/nodes")
     assert page.status_code == 200
-    for text in ("rig-1", "alice · gpu=a100", "punched", "23 ms", "2 of 4, 1 wait", "smollm2", "the house", "2 machines, 2 used"):
+    for text in ("rig-1", "alice · gpu=a100", "punched", "23 ms", "2 of 4, 1 waiting", "smollm2", "the house", "2 machines, 2 used"):
         assert text in page.text
     assert f'href="/admin/nodes/{WORKER}/revoke"' in page.text
     assert f'href="/admin/nodes/{GATEWAY}/revoke"' not in page.text

@@ -2,6 +2,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shared import errors
@@ -27,6 +28,14 @@ async def test_the_landing_page_says_whether_the_mesh_is_ready(browser: Browser,
     assert "Ready · 1 worker online" in (await browser.get("/")).text
     mesh.workers = 0
     assert "no worker is online" in (await browser.get("/")).text
+    assert "Create an account" in (await browser.get("/")).text
+
+
+async def test_where_registration_is_closed_the_start_page_offers_no_account(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
+    text = (await browser.get("/")).text
+    assert "Create an account" not in text
+    assert '<a class="button" href="/login">Sign in</a>' in text
 
 
 async def test_the_landing_page_stands_when_everything_else_is_down(alice: Browser, mesh: FakeMesh) -> None:
@@ -306,6 +315,7 @@ async def test_a_get_changes_nothing(alice: Browser, mesh: FakeMesh) -> None:
         await alice.get(path)
     reading = {
         "auth.resumeSession",
+        "auth.getSignInOptions",
         "auth.listApiKeys",
         "gateway.getUsageReport",
         "gateway.listRequests",

@@ -92,6 +92,27 @@ async def test_login_by_name_or_address(browser: Browser, mesh: FakeMesh, name: 
     assert "Sign out" in (await browser.get("/dashboard")).text
 
 
+async def test_who_registers_on_the_way_to_a_page_is_led_on_to_it(browser: Browser, mesh: FakeMesh) -> None:
+    """As with an invitation: its link asks for somebody to sign in who has no account yet."""
+    login = await browser.get("/login?then=/invitation")
+    assert 'href="/register?then=/invitation"' in login.text
+    form = await browser.get("/register?then=/invitation")
+    assert 'href="/login?then=/invitation"' in form.text
+    page = await browser.submit(form, "/register", **PERSON)
+    assert '<a class="button" href="/invitation">Go on to your invitation</a>' in page.text
+    # The key is shown here alone, so that nothing leads on by itself.
+    assert shown_key(page)
+
+
+@pytest.mark.parametrize("then", ["", "https://evil.example", "//evil.example", "/logout", "/dashboard"])
+async def test_a_registration_leads_nowhere_else(browser: Browser, then: str) -> None:
+    form = await browser.client.get("/register", params={"then": then})
+    page = await browser.submit(form, "/register", **PERSON, then=then)
+    assert page.status_code == 200
+    assert "Go on to" not in page.text
+    assert "evil.example" not in page.text
+
+
 async def test_a_wrong_password_keeps_the_name(browser: Browser, mesh: FakeMesh) -> None:
     mesh.add_account("alice", "correct horse")
     page = await browser.sign_in("alice", "wrong horse")

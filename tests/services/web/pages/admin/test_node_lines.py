@@ -48,7 +48,15 @@ def test_the_state_says_the_most_important_thing(known: Member | None, seen: Nod
 def test_a_line_has_what_both_services_know() -> None:
     line = joined((member(ONE),), (row(ONE),)).lines[0]
     assert (line.name, line.about, line.path, line.round_trip) == ("name of A", "alice · a=1, b=2", "direct", "1.3 ms")
-    assert (line.load, line.models, line.until) == ("2 of 4, 1 wait", "m", "20 Nov, 14:05 UTC")
+    assert (line.load, line.models, line.until) == ("2 of 4, 1 waiting", "m", "20 Nov, 14:05 UTC")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("nats", "over NATS"), ("relayed", "through a relay"), ("self", "itself"), ("direct", "direct"), ("by mail", "by mail"), ("", "–")],
+)
+def test_how_a_machine_is_reached_is_said_in_words(path: str, shown: str) -> None:
+    assert joined((), (msgspec.structs.replace(row(ONE), path=path),)).lines[0].path == shown
 
 
 def test_who_has_no_name_is_called_by_its_role() -> None:

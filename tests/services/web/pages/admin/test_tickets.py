@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,15 @@ async def test_a_new_ticket_is_a_command_to_copy_and_is_shown_once(root: Browser
 async def test_a_client_joins_with_another_command(root: Browser) -> None:
     _, text = await make(root, role="client")
     assert ">aicli mesh connect aip_join_secret</textarea>" in text
+
+
+@pytest.mark.parametrize("role", ["worker", "client"])
+async def test_who_lacks_aimesh_there_is_told_how_it_comes(root: Browser, role: str) -> None:
+    _, text = await make(root, role=role)
+    named = re.findall(r"<code>(?:make )?(setup|worker-\w+)</code>", text)
+    assert named == (["worker-cuda", "worker-rocm", "worker-metal", "worker-vulkan", "worker-cpu"] if role == "worker" else ["setup"])
+    makefile = (Path(__file__).parents[5] / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^[\w -]*\b{target}\b[\w -]*:", makefile, re.MULTILINE) for target in named)
 
 
 async def test_what_auth_warns_of_is_shown_with_the_ticket(root: Browser, mesh: AdminMesh) -> None:

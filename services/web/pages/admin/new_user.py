@@ -1,0 +1,73 @@
+"""An account that an administrator makes for somebody: the way in where registration is closed."""
+
+import secrets
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+
+from services.web.pages import signing_in
+from services.web.visits import Page, Visit
+from shared import errors
+from shared.api import accounts, auth
+
+_HERE = "/admin/users/new"
+
+
+class NewUserForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str = ""
+    email: str = ""
+    #: Empty where the newcomer chooses one, by a link that comes by mail.
+    password: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewUserPage:
+    #: Without the password, which is typed again.
+    typed: NewUserForm
+    password_min_length: int
+    problem: errors.AimeshError | None = None
+
+
+@get(_HERE)
+async def show_new_user(visit: NamedDependency[Visit]) -> Page:
+    return await _page(visit, NewUserForm())
+
+
+@post(_HERE)
+async def add_user(visit: NamedDependency[Visit]) -> Page:
+    form = await visit.read_form(NewUserForm)
+    # Nobody knows the drawn one, so that the link of the mail is the only way in.
+    password = form.password or secrets.token_urlsafe(32)
+    try:
+        async with visit.site.passwords.take():
+            request = auth.RegisterUser(auth.UserData(form.username.strip(), form.email.strip(), password))
+            user = await visit.call(auth.register_user, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, form, error)
+    done = "added" if form.password else await _invite(visit, user)
+    return visit.redirect(f"/admin/users/{user.id}?done={done}")
+
+
+async def _invite(visit: Visit, user: auth.User) -> str:
+    """How it went. The account is there by now, so that a mail which cannot be asked for is said and undoes nothing."""
+    try:
+        await visit.call(accounts.request_password_reset, accounts.RequestPasswordReset(user.username, visit.client()))
+    except errors.AimeshError:
+        return "unmailed"
+    return "mailed"
+
+
+async def _page(visit: Visit, form: NewUserForm, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(visit)
+    typed = NewUserForm(form.username, form.email)
+    view = NewUserPage(typed=typed, password_min_length=options.password_min_length, problem=problem)
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("admin/new_user.html", view, here="admin", status=status)
+
+
+ROUTES = (show_new_user, add_user)

@@ -1,0 +1,90 @@
+"""What somebody is shown who cannot be shown what they asked for."""
+
+import re
+
+import pytest
+
+from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
+from tests.services.web.fake_mesh import FakeMesh
+
+#: What browsers say that they like to read.
+EYES = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.fixture
+async def alice(browser: Browser, mesh: FakeMesh) -> Browser:
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    return browser
+
+
+@pytest.mark.parametrize(
+    ("path", "above"),
+    [
+        ("/logout", "/"),
+        ("/settings/security/second-factor/begin", "/settings/security"),
+        ("/api-keys/6d1f0e8a-0000-4000-8000-00000000000f/rotate", "/api-keys/6d1f0e8a-0000-4000-8000-00000000000f"),
+        ("/models/orders", "/models"),
+    ],
+)
+async def test_the_address_of_a_form_that_is_opened_by_itself_leads_to_the_page_with_the_form(
+    alice: Browser, path: str, above: str
+) -> None:
+    answer = await alice.client.get(path, headers=EYES)
+    assert (answer.status_code, answer.headers["location"]) == (303, above)
+    # A program is told what is wrong.
+    assert (await alice.client.get(path)).status_code == 405
+
+
+async def test_a_session_that_ended_is_said_at_the_login(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.sessions.clear()
+    answer = await alice.get("/api-keys")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?then=/api-keys&done=ended")
+    page = await alice.get(answer.headers["location"])
+    assert '<div class="notice warn" role="status"><p>Your session has ended. Sign in to go on.</p></div>' in page.text
+    assert forms_of(page)["/login"]["then"] == "/api-keys"
+
+
+async def test_a_form_that_came_after_the_session_is_said_to_be_undone(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.get("/api-keys")
+    mesh.sessions.clear()
+    answer = await alice.submit(page, "/api-keys", name="laptop")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?done=undone")
+    assert "nothing was done" in (await alice.get(answer.headers["location"])).text
+
+
+async def test_a_visitor_who_never_was_signed_in_is_told_of_no_end(browser: Browser) -> None:
+    assert (await browser.get("/api-keys")).headers["location"] == "/login?then=/api-keys"
+
+
+# --- a login page that stood open ----------------------------------------------------------------------------------------
+
+
+async def test_a_second_login_tab_is_let_in_by_the_first(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    second = await browser.get("/login?then=/api-keys")
+    await browser.sign_in("alice", "correct horse")
+    answer = await browser.submit(second, "/login", name="alice", password="correct horse")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/api-keys")
+    assert len(mesh.sessions) == 1
+
+
+async def test_a_login_page_from_before_the_browser_was_closed_asks_again(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    old = await browser.get("/login?then=/api-keys")
+    browser.client.cookies.clear()
+    page = await browser.submit(old, "/login", name="alice", password="correct horse")
+    assert page.status_code == 403
+    assert "This page stood open for too long." in page.text
+    assert mesh.sessions == {}
+    assert re.search(r"<h1>Sign in</h1>", page.text)
+    again = await browser.submit(page, "/login", password="correct horse")
+    assert (again.status_code, again.headers["location"]) == (303, "/api-keys")
+
+
+async def test_a_login_from_another_site_is_refused_even_to_who_is_signed_in(alice: Browser) -> None:
+    fields = {"name": "alice", "password": "correct horse", "token": "x"}
+    answer = await alice.client.post("/login", data=fields, headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 403
+    assert "another site" in answer.text
+    assert (await alice.client.post("/login", data=fields, headers=SAME_ORIGIN)).status_code == 303
