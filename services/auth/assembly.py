@@ -22,6 +22,7 @@ from services.auth.last_used import LastUsed
 from services.auth.logins import Logins
 from services.auth.mfa.enrolment import Enrolment
 from services.auth.mfa.factors import Factors
+from services.auth.newcomers import Newcomers
 from services.auth.nodes.doorkeeper import Doorkeeper
 from services.auth.nodes.members import Members
 from services.auth.nodes.mesh_ca import MeshCa
@@ -157,7 +158,8 @@ class Assembly:
         ends = SessionEnds(self._parts.store, self._parts.sessions)
         needs = own_passwords.Needs(rows=rows, ends=ends, limits=MailLimits(self._opened.cache), postman=postman)
         changes = PasswordChanges(self._parts, needs)
-        return Joined((People(self._parts), changes, Profile(self._parts, rows, factors, postman)), (changes.run,))
+        newcomers = Newcomers(self._opened.cache, self._settings.registrations_per_address)
+        return Joined((People(self._parts, newcomers), changes, Profile(self._parts, rows, factors, postman)), (changes.run,))
 
     def _of_organisations(self) -> Joined:
         teams = OrganisationStore(self._opened.database)

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 
 from services.auth import acts, names, roles
+from services.auth.logins import DOORS
+from services.auth.newcomers import Newcomers
 from services.auth.parts import Parts
 from shared import access, errors
 from shared.api import auth, business, events, gateway
@@ -20,37 +22,54 @@ _log = logs.get(part="auth")
 class People:
     """Handlers; all state is in PostgreSQL."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, newcomers: Newcomers) -> None:
         self._settings = parts.settings
         self._node = parts.node
         self._store = parts.store
         self._passwords = parts.passwords
         self._identities = parts.identities
         self._trail = parts.trail
+        self._newcomers = newcomers
 
     @serves(auth.register_user)
     async def register_user(self, request: auth.RegisterUser, call: Call) -> auth.User:
-        if not self._settings.open_registration:
-            await self._check_admin_registers(call)
+        by = await self._administrator(call)
         asked = request.user_data
         names.check_username(asked.username)
         names.check_email(asked.email)
         self._passwords.check(asked.password, username=asked.username, email=asked.email)
+        address = request.client.address if call.caller_role in DOORS else ""
+        if by is None and call.caller_role in DOORS:
+            # Who came by no door was let into the mesh by somebody.
+            await self._newcomers.charge(address, call.caller.node)
         password_hash = await self._passwords.hash(asked.password)
         async with self._store.adding_user() as transaction:
             user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
-            await self._trail.add(transaction, acts.done_by("user.register", user.id, target=user.id))
+            if by is None:
+                act = acts.done_by("user.register", user.id, target=user.id, address=address)
+            else:
+                act = acts.done("user.register", by, tenant=TenantId(user.id), target=user.id)
+            await self._trail.add(transaction, act)
         self._node.metrics.registrations.inc()
         self._node.publish(events.UserRegistered(datetime.now(UTC), user.id))
         _log.info("user registered", user_id=user.id)
         return user
 
-    async def _check_admin_registers(self, call: Call) -> None:
+    async def _administrator(self, call: Call) -> auth.Principal | None:
+        """Who adds somebody else; None for people who register themselves. Raises NotAllowed where they may not."""
         if call.credential is None:
+            if self._settings.open_registration:
+                return None
             # Whoever asks for an account has none to send; what helps is a person.
             raise errors.NotAllowed("registration is closed here", hint="ask an administrator for an account")
-        caller = await self._identities.of(call.credential)
-        access.check(access.of_method(auth.list_users.name), caller, 0, auth.register_user.name)
+        try:
+            caller = await self._identities.of(call.credential)
+            access.check(access.of_method(auth.list_users.name), caller, 0, auth.register_user.name)
+        except (errors.NotAuthenticated, errors.NotAllowed):
+            if self._settings.open_registration:
+                return None
+            raise
+        return caller
 
     @serves(auth.set_tier)
     async def set_tier(self, request: auth.SetTier, call: Call) -> auth.User:

@@ -32,6 +32,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         Variable("PASSWORD_MIN_LENGTH", "shortest password; NIST SP 800-63B-4 asks for 15 where there is no second factor"),
     ] = 8
     open_registration: Annotated[bool, Variable("OPEN_REGISTRATION", "anybody may register; false leaves it to administrators")] = True
+    registrations_per_address: Annotated[
+        int, Meta(ge=1), Variable("REGISTRATIONS_PER_ADDRESS", "accounts that one address may ask for in an hour; loopback is not counted")
+    ] = 20
     admin_password: Annotated[
         str | None, Variable("ADMIN_PASSWORD", "if there is no administrator yet, `admin` is made with this password", secret=True)
     ] = None

@@ -22,10 +22,6 @@ class UserData(Body, frozen=True):
     password: str
 
 
-class RegisterUser(Body, frozen=True):
-    user_data: UserData
-
-
 class User(Body, frozen=True):
     id: UserId
     username: str
@@ -56,11 +52,16 @@ class SessionKind(StrEnum):
 
 
 class Client(Body, frozen=True):
-    """Where a login comes from, for the list of one's sessions; as the door says that it saw it."""
+    """Where somebody comes from, for the list of one's sessions and for what an address may do; as the door says that it saw it."""
 
     address: str = ""
     #: The browser or program, as it calls itself.
     agent: str = ""
+
+
+class RegisterUser(Body, frozen=True):
+    user_data: UserData
+    client: Client = Client()
 
 
 class LoginUser(Body, frozen=True):

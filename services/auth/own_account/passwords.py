@@ -4,9 +4,8 @@ import asyncio
 import hashlib
 from dataclasses import dataclass
 
-from services.auth import acts, api_keys
+from services.auth import acts, api_keys, hourly
 from services.auth.mail import texts
-from services.auth.own_account import mail_limits
 from services.auth.own_account.mail_limits import MailLimits
 from services.auth.own_account.session_ends import SessionEnds
 from services.auth.own_account.store import AccountStore
@@ -84,7 +83,7 @@ class PasswordChanges:
     @serves(accounts.request_password_reset)
     async def request_password_reset(self, request: accounts.RequestPasswordReset, call: Call) -> Nothing:
         address = request.client.address if call.caller_role in _DOORS else ""
-        await self._limits.charge_address(mail_limits.asker_of(address, call.caller.node))
+        await self._limits.charge_address(hourly.asker_of(address, call.caller.node))
         try:
             self._wishes.put_nowait(_Wish(request.name.strip(), context.current.get()))
         except asyncio.QueueFull:

@@ -127,7 +127,8 @@ class RestAccounts:
     async def _register(self, call: HttpCall) -> None:
         body = bodies.read_either_case(call.body, RegisterBody)
         data = auth.UserData(body.username, body.email, body.password)
-        user = await self._rpc.call(auth.register_user, auth.RegisterUser(data), credential=call.credential)
+        request = auth.RegisterUser(data, auth.Client(call.address or "", call.agent))
+        user = await self._rpc.call(auth.register_user, request, credential=call.credential)
         await call.answer(msgspec.convert(user, UserAnswer, from_attributes=True), status=201)
 
     async def _login(self, call: HttpCall) -> None:

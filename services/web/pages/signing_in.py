@@ -223,7 +223,9 @@ async def _first_key(visit: Visit) -> Credential | None:
 
 async def _register(visit: Visit, user: auth.UserData) -> auth.User:
     async with visit.site.passwords.take():
-        return await visit.site.caller.call(auth.register_user, auth.RegisterUser(user), deadline_seconds=PASSWORD_CALL_SECONDS)
+        return await visit.site.caller.call(
+            auth.register_user, auth.RegisterUser(user, visit.client()), deadline_seconds=PASSWORD_CALL_SECONDS
+        )
 
 
 async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.Session:

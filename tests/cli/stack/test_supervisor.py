@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -242,9 +243,15 @@ async def test_lines_older_than_the_retention_are_thrown_away_at_the_start(home:
         assert (await desk.status("dummy")).state == "running"
 
 
-async def test_real_servers_run_below_a_very_long_path(tmp_path: Path) -> None:
-    (tmp_path / "s").mkdir()
-    home = homes.locate({"AIMESH_HOME": str(tmp_path / ("long" * 30)), "XDG_RUNTIME_DIR": str(tmp_path / "s")})
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """What a Unix socket's address has room for, wherever the tests' own folders are."""
+    with tempfile.TemporaryDirectory(prefix="s-") as folder:
+        yield Path(folder)
+
+
+async def test_real_servers_run_below_a_very_long_path(tmp_path: Path, short_path: Path) -> None:
+    home = homes.locate({"AIMESH_HOME": str(tmp_path / ("long" * 30)), "XDG_RUNTIME_DIR": str(short_path)})
     made = initialise.ensure(
         home, {"NATS_PORT": str(ports.find_free()), "DHT_PORT": str(ports.find_free(4, is_udp=True)), "MESH_RELAY": "on"}, tmp_path
     )

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from services.auth import failed_logins
-from services.auth.own_account import mail_limits
+from services.auth import failed_logins, hourly
 from services.auth.own_account.mail_limits import FOR_AN_ACCOUNT, FOR_AN_ADDRESS
 from shared import access, errors
 from shared.api import accounts, auth
@@ -284,7 +283,7 @@ async def test_a_client_does_not_say_where_it_comes_from(desk: Desk) -> None:
     ],
 )
 def test_who_is_counted(address: str, asker: str) -> None:
-    assert mail_limits.asker_of(address, NodeId("UNODE")) == asker
+    assert hourly.asker_of(address, NodeId("UNODE")) == asker
 
 
 async def test_a_store_that_is_away_for_a_moment_ends_one_wish_and_not_the_task(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,10 @@ async def test_somebody_registers(desk: Auth, http: httpx.AsyncClient, credentia
             "created_at": "2026-03-02T12:00:00Z",
         },
     )  # fmt: skip
-    assert desk.only == (auth.RegisterUser(auth.UserData("ada", "ada@example.org", "pass word")), credential)
+    assert desk.only == (
+        auth.RegisterUser(auth.UserData("ada", "ada@example.org", "pass word"), auth.Client("192.0.2.7", "curl/8.1")),
+        credential,
+    )
 
 
 async def test_a_login_is_asked_for_with_where_it_comes_from(desk: Auth, http: httpx.AsyncClient) -> None:

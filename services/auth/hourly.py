@@ -1,0 +1,37 @@
+"""How often something may be asked for in an hour, counted in Valkey for all replicas; and who it is that asks."""
+
+import hashlib
+from ipaddress import IPv6Address, ip_address, ip_network
+from pathlib import Path
+
+from shared.cache import Cache
+from shared.types import NodeId
+
+_WINDOW_SECONDS = 3600
+_SCRIPT = "hourly"
+
+
+class Hourly:
+    """May raise Unavailable. ``what`` keeps its counts apart from all others."""
+
+    def __init__(self, cache: Cache, what: str) -> None:
+        self._cache = cache
+        self._what = what
+        cache.script(_SCRIPT, Path(__file__).with_name("hourly.lua").read_text(encoding="utf-8"))
+
+    async def count(self, whom: str, most: int) -> float:
+        """0 where it was counted, otherwise the seconds to wait."""
+        # Hashed, because an address is a person's.
+        key = f"auth:{self._what}:{hashlib.sha256(whom.encode()).hexdigest()}"
+        return int(await self._cache.run(_SCRIPT, [key], [most, _WINDOW_SECONDS * 1000])) / 1000
+
+
+def asker_of(address: str, node: NodeId) -> str:
+    """Who is counted: an address, for IPv6 the network that one household has; the calling node where it says no address."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return str(node)
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is None:
+        return str(ip_network((found, 64), strict=False))
+    return str(getattr(found, "ipv4_mapped", None) or found)

@@ -1,0 +1,95 @@
+"""How many accounts an address may ask for, and who is not counted."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from services.auth.service import AuthService
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import audit, auth
+from shared.types import NodeId, Peer, Role
+from tests.services.auth.surroundings import Surroundings
+
+WEB, GATEWAY = Peer(Role.WEB, NodeId("U" + "W" * 55)), Peer(Role.GATEWAY, NodeId("U" + "G" * 55))
+MOST = 3
+
+
+@pytest.fixture
+async def world(settings: AuthSettings) -> AsyncIterator[Surroundings]:
+    world = Surroundings()
+    async with AuthService.open(msgspec.structs.replace(settings, registrations_per_address=MOST), world.as_node()) as world.service:
+        yield world
+
+
+async def register(
+    world: Surroundings,
+    name: str,
+    address: str,
+    *,
+    by: str | None = None,
+    peer: Peer = WEB,
+    email: str = "",
+    password: str = "a good sentence",
+) -> auth.User:
+    wanted = auth.RegisterUser(auth.UserData(name, email or f"{name}@example.com", password), auth.Client(address, "a browser"))
+    return await world.ask(auth.register_user, wanted, by, peer=peer)
+
+
+async def test_an_address_has_so_many_accounts_in_an_hour_through_whichever_door(world: Surroundings) -> None:
+    for number in range(MOST):
+        await register(world, f"person{number}", "192.0.2.7", peer=(WEB, GATEWAY)[number % 2])
+    with pytest.raises(errors.Limited, match="from your address") as refused:
+        await register(world, "onemore", "::ffff:192.0.2.7")
+    assert "administrator" in refused.value.hint
+    assert 3590 < (refused.value.retry_after_seconds or 0) <= 3600
+    await register(world, "onemore", "192.0.2.8")
+
+
+async def test_a_household_is_counted_as_one_and_who_says_no_address_as_its_door(world: Surroundings) -> None:
+    for number in range(MOST):
+        await register(world, f"six{number}", f"2001:db8::{number}")
+        await register(world, f"none{number}", "")
+    for address in ("2001:db8::ffff", "", "nonsense"):
+        with pytest.raises(errors.Limited):
+            await register(world, "onemore", address)
+
+
+async def test_asking_whether_a_name_is_taken_is_counted_and_what_tells_nothing_is_not(world: Surroundings) -> None:
+    await register(world, "anna", "192.0.2.9")
+    for _ in range(2 * MOST):
+        with pytest.raises(errors.BadRequest):
+            await register(world, "short", "192.0.2.7", password="short")
+    for _ in range(MOST):
+        with pytest.raises(errors.AlreadyExists):
+            await register(world, "other", "192.0.2.7", email="anna@example.com")
+    with pytest.raises(errors.Limited):
+        await register(world, "other", "192.0.2.7", email="anna@example.com")
+
+
+async def test_administrators_loopback_and_nodes_of_the_mesh_are_not_counted(world: Surroundings) -> None:
+    admin = await world.admin_token()
+    for number in range(2 * MOST):
+        await register(world, f"added{number}", "192.0.2.7", by=admin)
+        await register(world, f"here{number}", ("127.0.0.1", "::1", "::ffff:127.3.2.1")[number % 3])
+        await world.register(f"client{number}")
+    await register(world, "self", "192.0.2.7")
+
+
+async def test_a_key_of_somebody_else_or_of_nobody_changes_nothing(world: Surroundings) -> None:
+    _, new = await world.user_with_key()
+    for number, key in enumerate((new.api_key, "aip_live_nonsense", new.api_key)):
+        await register(world, f"person{number}", "192.0.2.7", by=key)
+    with pytest.raises(errors.Limited):
+        await register(world, "onemore", "192.0.2.7", by=new.api_key)
+
+
+async def test_the_log_says_who_added_somebody_and_where_somebody_came_from(world: Surroundings) -> None:
+    admin = await world.admin_token()
+    added, came = await register(world, "added", "192.0.2.7", by=admin), await register(world, "came", "192.0.2.7")
+    found = await world.ask(audit.list_audit, audit.ListAudit(action="user.register"), admin)
+    by_target = {row.act.target: row.act for row in found.rows}
+    root = await world.ask(auth.get_user_called, auth.GetUserCalled("admin"), admin)
+    assert (by_target[str(added.id)].actor, by_target[str(added.id)].address) == (root.id, "")
+    assert (by_target[str(came.id)].actor, by_target[str(came.id)].address) == (came.id, "192.0.2.7")
