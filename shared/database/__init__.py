@@ -261,7 +261,9 @@ class Database:
             yield None
             while True:
                 try:
-                    what = await asyncio.wait_for(unread.get(), _LISTEN_CHECK_SECONDS)
+                    # No wait_for: of one who is cancelled in the moment in which something comes it makes one who goes on (Python 3.11).
+                    async with asyncio.timeout(_LISTEN_CHECK_SECONDS):
+                        what = await unread.get()
                 except TimeoutError:
                     await connection.fetchval("SELECT 1", timeout=2)
                     continue

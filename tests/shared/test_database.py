@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
 from shared import database, errors
@@ -251,3 +253,34 @@ async def test_a_listener_that_does_not_read_learns_that_it_missed_some(postgres
         while seen[-1] != "1001":
             seen.append(await asyncio.wait_for(anext(payloads), 5))
         assert None in seen
+
+
+async def test_a_listener_that_is_cancelled_in_the_moment_in_which_something_comes_ends(
+    postgres_url: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listeners: list[Any] = []
+    add_listener = asyncpg.Connection.add_listener
+
+    async def caught(connection: asyncpg.Connection, channel: str, listener: Any) -> None:
+        listeners.append(listener)
+        await add_listener(connection, channel, listener)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", caught)
+    ready, heard = asyncio.Event(), 0
+
+    async def listen(db: Database) -> None:
+        nonlocal heard
+        async with contextlib.aclosing(db.listen("things")) as payloads:
+            async for payload in payloads:
+                ready.set()
+                heard += payload is not None
+
+    async with opened(postgres_url, package) as db:
+        listening = asyncio.create_task(listen(db))
+        await ready.wait()
+        await asyncio.sleep(0)
+        listeners[0](None, 0, "things", "now")
+        listening.cancel()
+        await asyncio.wait((listening,), timeout=5)
+        assert listening.cancelled()
+    assert heard == 0
