@@ -2,7 +2,8 @@
 
     python -m bench.ledger [--seconds 4] [--rounds 1000] [--json FILE]
 
-A real PostgreSQL with its defaults (every commit reaches the disk), the gateway's own stores and recorder. A request is a reservation,
+A real PostgreSQL with its defaults (every commit reaches the disk), the gateway's own stores and recorder, in a role that meets
+row-level security. A request is a reservation,
 and then its row and settlement by the recorder, as in the gateway. The rival does the least that anybody could: one committed
 INSERT of a row for each request.
 """
@@ -48,13 +49,17 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=1000)
     chosen = arguments.parse_args()
     with running(lambda folder: PostgresServer(folder, durable=True)) as postgres, TemporaryDirectory() as folder:
-        rows = uvloop.run(_measure(postgres.url(), Path(folder), chosen.seconds, chosen.rounds))
+        rows = uvloop.run(_measure(postgres, Path(folder), chosen.seconds, chosen.rounds))
     report.publish(rows, chosen.json)
 
 
-async def _measure(url: str, folder: Path, seconds: float, rounds: int) -> list[report.Row]:
+async def _measure(postgres: PostgresServer, folder: Path, seconds: float, rounds: int) -> list[report.Row]:
     tenants = [UserId(uuid4()) for _ in range(TENANTS)]
-    async with store.opened(url) as opened, asyncpg.create_pool(url, min_size=10, max_size=10) as pool:
+    async with (
+        postgres.plain_role(postgres.url()) as url,
+        store.opened(url) as opened,
+        asyncpg.create_pool(postgres.url(), min_size=10, max_size=10) as pool,
+    ):
         requests, ledger = Store(opened), LedgerStore(opened)
         await ledger.ensure_default_price(100_000_000, 200_000_000)
         await pool.execute("CREATE TABLE plain_rows (id uuid PRIMARY KEY, owner uuid, cost bigint)")

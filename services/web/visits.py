@@ -76,7 +76,7 @@ class Site:
     answers: Crowd = field(default_factory=answers.crowd)
     lookout: Lookout = field(default_factory=lambda: Lookout(time.monotonic))
     #: Of those who register and sign in: what a page or an answer is made of shall come as evenly beside a crowd of them.
-    passwords: Turns = field(default_factory=lambda: Turns(8, seconds=10, refusal="too many people sign in at once"))
+    passwords: Turns = field(default_factory=lambda: Turns(8, seconds=20, refusal="too many people sign in at once"))
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from shared.turns import Turns
 #: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
 #: hold up the tokens of everybody's answers.
 _STRANGERS_AT_ONCE = 8
-_LONGEST_WAIT_SECONDS = 10.0
+_LONGEST_WAIT_SECONDS = 20.0
 
 _log = logs.get(part="http")
 
