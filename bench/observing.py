@@ -23,7 +23,7 @@ from typing import ClassVar
 import httpx
 import uvloop
 
-from bench import report
+from bench import processor, report
 from bench.footprint import resident_mib
 from bench.scrape import work
 from services.metrics.service import MetricsService
@@ -96,12 +96,6 @@ async def _scrape(http: httpx.AsyncClient) -> tuple[float, int]:
     return took, sum(line.startswith("ai_platform_build_info{") and 'service="inference"' in line for line in text.splitlines())
 
 
-def _processor_ms(pid: int) -> float:
-    """What it has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
-
-
 async def measure(pid: int, port: int, nats: str, key_files: list[Path], minutes: float) -> list[report.Row]:
     count = len(key_files)
     async with workers(nats, key_files), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
@@ -114,9 +108,9 @@ async def measure(pid: int, port: int, nats: str, key_files: list[Path], minutes
         took, worked, held, ends_at = list[float](), list[float](), list[float](), time.monotonic() + minutes * 60
         while time.monotonic() < ends_at:
             await asyncio.sleep(EVERY_SECONDS)
-            before = _processor_ms(pid)
+            before = processor.spent_ms(pid)
             milliseconds, seen = await _scrape(http)
-            worked.append(_processor_ms(pid) - before)
+            worked.append(processor.spent_ms(pid) - before)
             assert seen == count, f"{seen} of {count} workers answered"
             took.append(milliseconds)
             held.append(resident_mib(pid))
