@@ -154,20 +154,19 @@ def scan(here: Surroundings, /, places: tuple[Path, ...], *, revokes: bool, as_j
 
 def _revoke_by_itself(here: Surroundings, secret: str) -> str:
     """What became of a key that was found, in words."""
-    from cli.login import is_shown_as
+    from cli import login
     from shared import errors
-    from shared.api import auth
     from shared.types import Credential
 
     key = Credential(secret)
 
     async def work(connection: "Connection") -> str:
-        listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=key)
-        own = [entry for entry in listed.keys if entry.is_active and is_shown_as(key, entry.preview)]
-        for entry in own:
-            await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=key)
-        # A list shows each key by its newest secret, and this one is let in: it is the one before, which a rotation left for a while.
-        return "revoked now" if own else "STILL WORKS, as the old secret of a key that was rotated: aicli keys revoke"
+        # One that is let in and that no list shows is the secret of before a rotation.
+        return (
+            "revoked now"
+            if await login.revoke(connection, key, by=key)
+            else "STILL WORKS, as the old secret of a key that was rotated: aicli keys revoke"
+        )
 
     try:
         return here.run(work, key_needed=False)

@@ -76,10 +76,7 @@ async def _exchange(connection: "Connection", credentials: "Credentials", title:
         made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind), credential=token)
         if old is not None:
             # The key that this profile forgets now would else stay valid, and nobody would know where it is.
-            listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=token)
-            for key in listed.keys:
-                if key.is_active and is_shown_as(old, key.preview):
-                    await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(key.id)), credential=token)
+            await revoke(connection, old, by=token)
     finally:
         await connection.call(auth.logout_user, auth.LogoutUser(session.session_token), credential=token)
     return session.user, made
@@ -100,7 +97,18 @@ async def _finish(connection: "Connection", session: "Session") -> "Session":
     return await connection.call(auth.confirm_login, auth.ConfirmLogin(code.strip()), credential=session.access_token)
 
 
-def is_shown_as(key: "Credential", preview: str) -> bool:
+async def revoke(connection: "Connection", key: "Credential", *, by: "Credential") -> bool:
+    """False where there is none to revoke: a list shows each key by its newest secret, and a rotation leaves the one before for a while."""
+    from shared.api import auth
+
+    listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=by)
+    own = [entry for entry in listed.keys if entry.is_active and _is_shown_as(key, entry.preview)]
+    for entry in own:
+        await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=by)
+    return bool(own)
+
+
+def _is_shown_as(key: "Credential", preview: str) -> bool:
     """Whether a preview, the first 12 and the last 4 characters with something between, may be this key's."""
     return len(key) > 16 and preview.startswith(key[:12]) and preview.endswith(key[-4:])
 
@@ -123,7 +131,6 @@ def logout(here: Surroundings) -> None:
     """Revoke this machine's key and forget it."""
     from cli import profile
     from shared import errors
-    from shared.api import auth
 
     place = profile.find(here.environment, here.folder)
     before = profile.read(place.path)
@@ -132,11 +139,7 @@ def logout(here: Surroundings) -> None:
         raise errors.NotAuthenticated("this profile has no key: nobody is logged in")
 
     async def work(connection: "Connection") -> bool:
-        listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=key)
-        own = [entry for entry in listed.keys if entry.is_active and is_shown_as(key, entry.preview)]
-        for entry in own:
-            await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=key)
-        return bool(own)
+        return await revoke(connection, key, by=key)
 
     is_over = True
     # A key that was revoked elsewhere is refused; what is left to do is to forget it.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from services.auth import acts, failed_logins, roles
+from services.auth.doors import DOORS, address_seen
 from services.auth.failed_logins import Guess
 from services.auth.identities import CODE_HINT
 from services.auth.mfa.factors import Factors
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 #: What else happens in the transaction of a login that lacks no step, like calling a deletion off.
 AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
-
-#: They see who comes to their door, and say it; what a client says of its address is its own word.
-DOORS = frozenset({Role.WEB, Role.GATEWAY})
 
 #: The query after which the gateways forget what they knew of a user's tokens, which is else good there for a minute.
 _TELL = "tell_of_user"
@@ -343,7 +341,8 @@ class Logins:
 
 def _address(client: auth.Client, call: Call) -> str:
     """What guesses are counted under besides the account: the address that a door has seen, or the node of whoever came by none."""
-    return client.address if call.caller_role in DOORS else str(call.caller.node)
+    seen = address_seen(client, call)
+    return str(call.caller.node) if seen is None else seen
 
 
 def _client(client: auth.Client, call: Call) -> auth.Client:

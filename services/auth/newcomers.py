@@ -1,7 +1,5 @@
 """How many accounts one address may ask for in an hour: each brings credits, and each attempt tells whether a name is taken."""
 
-from ipaddress import ip_address
-
 from services.auth import hourly
 from services.auth.hourly import Hourly
 from shared import errors
@@ -18,7 +16,8 @@ class Newcomers:
 
     async def charge(self, address: str, door: NodeId) -> None:
         """Counted before anything is looked up. Raises Limited. Who sits at the door's own machine is not counted."""
-        if _is_loopback(address):
+        seen = hourly.read(address)
+        if seen is not None and seen.is_loopback:
             return
         wait_seconds = await self._asked.count(hourly.asker_of(address, door), self._most)
         if wait_seconds:
@@ -27,11 +26,3 @@ class Newcomers:
                 hint=f"wait; {self._most} in an hour are allowed. An administrator can add people at any time",
                 retry_after_seconds=wait_seconds,
             )
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return False
-    return (getattr(found, "ipv4_mapped", None) or found).is_loopback

@@ -2,8 +2,7 @@
 
 from datetime import UTC, datetime
 
-from services.auth import acts, names, roles
-from services.auth.logins import DOORS
+from services.auth import acts, doors, names, roles
 from services.auth.newcomers import Newcomers
 from services.auth.parts import Parts
 from shared import access, errors
@@ -38,15 +37,15 @@ class People:
         names.check_username(asked.username)
         names.check_email(asked.email)
         self._passwords.check(asked.password, username=asked.username, email=asked.email)
-        address = request.client.address if call.caller_role in DOORS else ""
-        if by is None and call.caller_role in DOORS:
+        address = doors.address_seen(request.client, call)
+        if by is None and address is not None:
             # Who came by no door was let into the mesh by somebody.
             await self._newcomers.charge(address, call.caller.node)
         password_hash = await self._passwords.hash(asked.password)
         async with self._store.adding_user() as transaction:
             user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
             if by is None:
-                act = acts.done_by("user.register", user.id, target=user.id, address=address)
+                act = acts.done_by("user.register", user.id, target=user.id, address=address or "")
             else:
                 act = acts.done("user.register", by, tenant=TenantId(user.id), target=user.id)
             await self._trail.add(transaction, act)

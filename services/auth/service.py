@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from services.auth import acts, assembly
 from services.auth.assembly import Assembly, Opened
+from services.auth.doors import DOORS
 from services.auth.identities import logged_in_from
-from services.auth.logins import DOORS
 from services.auth.oidc.door import Equipment
 from services.auth.oidc.links import Links
 from services.auth.settings import AuthSettings

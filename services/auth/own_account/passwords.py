@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from dataclasses import dataclass
 
-from services.auth import acts, api_keys, hourly
+from services.auth import acts, api_keys, doors, hourly
 from services.auth.mail import texts
 from services.auth.own_account.mail_limits import MailLimits
 from services.auth.own_account.session_ends import SessionEnds
@@ -17,13 +17,11 @@ from shared.api.method import Nothing
 from shared.mail.postman import Postman
 from shared.rpc import Call, serves
 from shared.telemetry import logs
-from shared.types import Role, TenantId
+from shared.types import TenantId
 
 RESET_SECONDS = 1800
 #: Wishes that nobody has looked at yet; each takes a few milliseconds.
 _MOST_WAITING = 200
-#: They say truly from where somebody asks; a client could say anything.
-_DOORS = frozenset({Role.WEB, Role.GATEWAY})
 
 _log = logs.get(part="auth")
 
@@ -82,8 +80,8 @@ class PasswordChanges:
 
     @serves(accounts.request_password_reset)
     async def request_password_reset(self, request: accounts.RequestPasswordReset, call: Call) -> Nothing:
-        address = request.client.address if call.caller_role in _DOORS else ""
-        await self._limits.charge_address(hourly.asker_of(address, call.caller.node))
+        address = doors.address_seen(request.client, call)
+        await self._limits.charge_address(hourly.asker_of(address or "", call.caller.node))
         try:
             self._wishes.put_nowait(_Wish(request.name.strip(), context.current.get()))
         except asyncio.QueueFull:
