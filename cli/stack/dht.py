@@ -126,13 +126,6 @@ def _program(name: str, command: tuple[str, ...], probe: DatagramProbe, environm
     )
 
 
-def probes(settings: StackSettings) -> dict[str, DatagramProbe]:
-    """How to ask each of them whether it is there, by its name."""
-    place = of(settings)
-    found = {NAME: place.ports_probe} if is_embedded(settings) else {}
-    return found | ({RELAY: place.relay_probe} if has_relay(settings) else {})
-
-
 def ports_wanted(settings: StackSettings) -> list[Wanted]:
     place = of(settings)
     names = [(port, "a DHT node") for port in place.ports] if is_embedded(settings) else []

@@ -43,7 +43,14 @@ class StopWanted:
     """For good."""
 
 
-Event = Exited | RestartWanted | StopWanted
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """This process has not answered for so long that it must be started again."""
+
+    pid: int
+
+
+Event = Exited | RestartWanted | StopWanted | Hung
 
 
 class Keeper:
@@ -60,7 +67,7 @@ class Keeper:
         self._history = History()
         self._crashes = 0
 
-    def order(self, event: RestartWanted | StopWanted) -> bool:
+    def order(self, event: RestartWanted | StopWanted | Hung) -> bool:
         """Whether there was room for it."""
         try:
             self._events.put_nowait(event)
@@ -74,7 +81,10 @@ class Keeper:
             started = time.monotonic()
             event: Event | None = await self._live()
             if isinstance(event, Exited):
-                event = await self._pause(event.status, started)
+                is_hopeless = event.status == self.program.hopeless_status
+                event = await self._pause(f"ended with {_describe(event.status)}", started, is_hopeless=is_hopeless)
+            elif isinstance(event, Hung):
+                event = await self._pause("stopped answering", started)
             if isinstance(event, StopWanted):
                 break
         self._become("stopped")
@@ -122,7 +132,7 @@ class Keeper:
         """The next event that is about the present process, or an order."""
         while True:
             event = await self._events.get()
-            if not isinstance(event, Exited) or event.pid == pid:
+            if not isinstance(event, Exited | Hung) or event.pid == pid:
                 return event
 
     async def _end(self, process: Process) -> None:
@@ -137,13 +147,12 @@ class Keeper:
             await process.wait()
         _log.info("%s: stopped", self.program.name)
 
-    async def _pause(self, status: int, started: float) -> Event | None:
+    async def _pause(self, ended: str, started: float, *, is_hopeless: bool = False) -> Event | None:
         """After a crash: wait as long as the policy says, or until the order that is returned."""
         self._crashes += 1
-        ended = f"ended with {_describe(status)}"
         pause: float | None = None
         match restarts.decide(self._history, started_at=started, now=time.monotonic()):
-            case _ if status == self.program.hopeless_status:
+            case _ if is_hopeless:
                 # The program's own word: starting it again would not help.
                 self._stay_down("its settings are wrong; its log says which")
             case RestartIn(pause, history):
@@ -151,9 +160,7 @@ class Keeper:
                 _log.warning("%s: %s; starts again in %.0f s", self.program.name, ended, pause)
                 self._become("waiting", why=f"{ended}; starts again in {pause:.0f} s")
             case GiveUp(crashes):
-                self._stay_down(
-                    f"it ended {crashes} times within {restarts.WINDOW_SECONDS / 60:.0f} minutes, last with {_describe(status)}"
-                )
+                self._stay_down(f"it crashed {crashes} times within {restarts.WINDOW_SECONDS / 60:.0f} minutes; the last time it {ended}")
         event = await self._order_within(pause)
         if isinstance(event, RestartWanted):
             self._history = History()

@@ -1,15 +1,17 @@
 """What `aicli stack status` shows: the supervisor's view of each program together with the program's own."""
 
 import asyncio
+import os
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
-from cli.stack import control, dht, plan, probes, settings
+from cli.stack import control, plan, probes, settings
 from cli.stack.control import Answer, ProgramStatus
 from cli.stack.home import Home
-from cli.stack.program import DatagramProbe
+from cli.stack.program import CommandProbe, DatagramProbe, Probe, SocketProbe
 from shared import errors
 
 _RESTART_SECONDS = 60.0
@@ -34,17 +36,17 @@ async def collect(home: Home) -> list[Row]:
         return []
     stack = settings.load(settings.read_recorded(home))
     urls = {name: plan.url_of(name, stack) for name in (*plan.SERVICES, *((plan.ECHO,) if stack.echo else ()))}
-    datagrams = dht.probes(stack)
-    return list(await asyncio.gather(*(_row(each, urls.get(each.name), datagrams.get(each.name)) for each in answer.programs)))
+    asked = {server.name: server.probe for server in plan.servers(home, stack, os.environ)}
+    return list(await asyncio.gather(*(_row(each, urls.get(each.name), asked.get(each.name)) for each in answer.programs)))
 
 
-async def _row(program: ProgramStatus, url: str | None, probe: DatagramProbe | None) -> Row:
+async def _row(program: ProgramStatus, url: str | None, probe: Probe | None) -> Row:
     runs = program.state == "running"
     health = probes.Health(runs, "")
     if runs and url is not None:
         health = await probes.health_of(url)
     elif runs and probe is not None and not await probes.is_ready(probe):
-        health = probes.Health(False, f"it does not answer on UDP {', '.join(str(port) for port in probe.ports)} of {probe.host}")
+        health = probes.Health(False, f"it does not answer on {_place_of(probe)}")
     return Row(
         name=program.name,
         state="ready" if health.ready else "not ready" if runs else program.state,
@@ -55,6 +57,18 @@ async def _row(program: ProgramStatus, url: str | None, probe: DatagramProbe | N
         url=url,
         why=program.why or health.why,
     )
+
+
+def _place_of(probe: Probe) -> str:
+    match probe:
+        case DatagramProbe(host, ports):
+            return f"UDP {', '.join(str(port) for port in ports)} of {host}"
+        case SocketProbe(Path() as place):
+            return str(place)
+        case SocketProbe(port):
+            return f"port {port}"
+        case CommandProbe():
+            return "its socket, or is still starting"
 
 
 async def until_restarted(home: Home, name: str, before: Answer | None) -> Row:

@@ -69,14 +69,6 @@ def make(home: Home, settings: StackSettings, recorded: Mapping[str, str], machi
     visible = {name: machine[name] for name in _MACHINE if name in machine}
     database = None if _has_external_databases(settings) else postgres_of(home)
     cache = None if settings.redis_url else valkey_of(home)
-    servers = []
-    if database:
-        servers.append(postgres.program(database, visible))
-    if cache:
-        servers.append(valkey.program(cache, visible))
-    if not settings.nats_url:
-        servers.append(nats.program(home.nats, settings.nats_port, visible))
-    servers += dht.programs(settings, relay_seed(home), visible)
     engine = {name: value for name, value in machine.items() if name.upper().startswith(_ENGINE)}
     services = []
     for service in SERVICES:
@@ -85,8 +77,19 @@ def make(home: Home, settings: StackSettings, recorded: Mapping[str, str], machi
     if settings.echo:
         environment = {**visible, **service_environment(home, settings, recorded, "inference")}
         services.append(_service(ECHO, "inference", _as_echo(home, settings, environment), settings))
-    programs = (*servers, *services)
+    programs = (*servers(home, settings, visible), *services)
     return Plan(programs, database, cache, _fingerprint(programs, recorded))
+
+
+def servers(home: Home, settings: StackSettings, visible: Mapping[str, str]) -> Iterator[Program]:
+    """The servers that this stack runs itself."""
+    if not _has_external_databases(settings):
+        yield postgres.program(postgres_of(home), visible)
+    if not settings.redis_url:
+        yield valkey.program(valkey_of(home), visible)
+    if not settings.nats_url:
+        yield nats.program(home.nats, settings.nats_port, visible)
+    yield from dht.programs(settings, relay_seed(home), visible)
 
 
 def _has_external_databases(settings: StackSettings) -> bool:

@@ -87,7 +87,8 @@ def program(server: Postgres, environment: Mapping[str, str]) -> Program:
         command=unprivileged(str(bin_folder / "postgres"), "-D", str(server.data), "-p", str(_PORT), *settings),
         environment={**environment, "LC_ALL": "C.UTF-8"},
         stage=0,
-        probe=CommandProbe((str(bin_folder / "pg_isready"), "-q", "-h", str(server.sockets), "-p", str(_PORT), "-t", "1")),
+        # pg_isready: 0 accepts, 1 is starting or recovering, 2 does not answer.
+        probe=CommandProbe((str(bin_folder / "pg_isready"), "-q", "-h", str(server.sockets), "-p", str(_PORT), "-t", "1"), 2),
         # "Fast": sessions are ended, the data is left clean. SIGTERM would wait for every client to leave.
         stop_signal=signal.SIGINT,
     )

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from cli.stack.program import CommandProbe, DatagramProbe, Probe, SocketProbe
+from cli.stack.program import CommandProbe, DatagramProbe, Probe, Program, SocketProbe
 
 _ASK_SECONDS = 2.0
 #: A /readyz body is a few hundred bytes.
@@ -39,11 +39,11 @@ async def is_ready(probe: Probe) -> bool:
     try:
         async with asyncio.timeout(_ASK_SECONDS):
             match probe:
-                case CommandProbe(command):
+                case CommandProbe(command, _):
                     asked = await asyncio.create_subprocess_exec(*command)
                     return await asked.wait() == 0
                 case SocketProbe(place, question, expected):
-                    return await _exchange(place, question, expected)
+                    return await _exchange(place, question, len(expected)) == expected
                 case DatagramProbe(host, ports, question, expected):
                     answers = [await _ask((host, port), question) for port in ports]
                     return all(answer.startswith(expected) for answer in answers)
@@ -51,12 +51,12 @@ async def is_ready(probe: Probe) -> bool:
         return False
 
 
-async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bool:
+async def _exchange(place: Path | int, question: bytes, size: int) -> bytes:
     opening = asyncio.open_unix_connection(place) if isinstance(place, Path) else asyncio.open_connection("127.0.0.1", place)
     reader, writer = await opening
     try:
         writer.write(question)
-        return await reader.readexactly(len(expected)) == expected
+        return await reader.readexactly(size)
     finally:
         writer.close()
 
@@ -69,6 +69,26 @@ async def _ask(place: tuple[str, int], question: bytes) -> bytes:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(line, question)
         return await loop.sock_recv(line, _MAX_DATAGRAM_BYTES)
+
+
+async def gets_answer(program: Program) -> bool:
+    """Ask a running program anything; whether it answers at all within 2 s, also with a refusal. True if it cannot be asked."""
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            if program.url is not None:
+                await _get(program.url, "/healthz")
+            match program.probe:
+                case CommandProbe(command, silence_status):
+                    asked = await asyncio.create_subprocess_exec(*command)
+                    return await asked.wait() != silence_status
+                case SocketProbe(place, question):
+                    await _exchange(place, question, 1)
+                case DatagramProbe(host, ports, question):
+                    for port in ports:
+                        await _ask((host, port), question)
+    except (OSError, asyncio.IncompleteReadError, ValueError):
+        return False
+    return True
 
 
 async def health_of(url: str) -> Health:

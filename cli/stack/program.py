@@ -10,6 +10,8 @@ class CommandProbe:
     """Ready when the command ends with status 0."""
 
     command: tuple[str, ...]
+    #: The status with which the command says that it got no answer at all.
+    silence_status: int
 
 
 @dataclass(frozen=True, slots=True)

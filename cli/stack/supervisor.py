@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from cli.stack import control, keeper, plan, postgres, probes, processes, revocation, secret_files, settings, valkey
+from cli.stack import control, keeper, plan, postgres, probes, processes, revocation, secret_files, settings, valkey, watchdog
 from cli.stack import home as homes
 from cli.stack import logs as log_files
 from cli.stack.home import Home
@@ -33,7 +33,6 @@ _log = logging.getLogger("supervisor")
 _PROBE_SECONDS = 0.05
 _ROTATE_SECONDS = 5.0
 _LEFTOVER_GRACE_SECONDS = 10.0
-_LOCK_PATIENCE_SECONDS = 12.0
 
 
 class Supervisor:
@@ -58,9 +57,11 @@ class Supervisor:
         server = await asyncio.start_unix_server(self._serve, self._home.control_socket, limit=control.MAX_LINE_BYTES)
         async with server:
             rotation = self._tasks.create_task(self._keep_logs_short())
+            watching = self._tasks.create_task(watchdog.watch(self._keepers))
             starting = self._tasks.create_task(self._bring_up())
             await self._stop_wanted.wait()
             starting.cancel()
+            watching.cancel()
             await self._bring_down()
             rotation.cancel()
         self._home.control_socket.unlink(missing_ok=True)
@@ -169,8 +170,8 @@ def _shorten_logs(home: Home, today: date, keep_days: int | None) -> dict[str, s
 
 
 @contextmanager
-def only_one(home: Home, patience_seconds: float = 0.0) -> Iterator[bool]:
-    """Whether we are the only supervisor of this home; if so, until the block is left. Blocks for the patience at most."""
+def only_one(home: Home, patience_seconds: float = 0.0) -> Iterator[int | None]:
+    """Take the lock of this home's supervisor: yields its file descriptor, or None if another has it after the patience."""
     path = home.run / "supervisor.lock"
     path.touch(mode=0o600)
     give_up_at = time.monotonic() + patience_seconds
@@ -182,10 +183,16 @@ def only_one(home: Home, patience_seconds: float = 0.0) -> Iterator[bool]:
                 if time.monotonic() < give_up_at:
                     time.sleep(0.02)
                     continue
-                yield False
+                yield None
                 return
             break
-        yield True
+        yield lock.fileno()
+
+
+def is_alive(home: Home) -> bool:
+    """Return whether a supervisor process of this home lives, also one that does not answer yet."""
+    with only_one(home) as lock:
+        return lock is None
 
 
 def clear_leftovers(home: Home) -> None:
@@ -221,25 +228,27 @@ def main() -> int:
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     home = homes.locate(os.environ)
-    # `up` and `down` take the lock for a moment to see whether somebody has it.
-    with only_one(home, _LOCK_PATIENCE_SECONDS) as alone:
-        if not alone:
-            _log.info("another supervisor of %s runs already", home.root)
-            return 0
-        try:
-            recorded = settings.read_recorded(home)
-            chosen = settings.load(recorded)
-            planned = plan.make(home, chosen, recorded, os.environ)
-            clear_leftovers(home)
-            if planned.postgres is not None:
-                postgres.prepare(planned.postgres)
-            if planned.valkey is not None:
-                valkey.prepare(planned.valkey)
-        except errors.AimeshError as error:
-            _log.error("%s (%s)", error.message, error.hint)
-            return 1
-        asyncio.run(_supervise(home, planned, chosen))
+    _keep_lock()
+    try:
+        recorded = settings.read_recorded(home)
+        chosen = settings.load(recorded)
+        planned = plan.make(home, chosen, recorded, os.environ)
+        if planned.postgres is not None:
+            postgres.prepare(planned.postgres)
+        if planned.valkey is not None:
+            valkey.prepare(planned.valkey)
+    except errors.AimeshError as error:
+        _log.error("%s (%s)", error.message, error.hint)
+        return 1
+    asyncio.run(_supervise(home, planned, chosen))
     return 0
+
+
+def _keep_lock() -> None:
+    """Keep the lock, which `up` passed as standard input, until this process ends; our children do not inherit it."""
+    os.dup(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from cli.stack.home import Home
 from cli.stack.settings import StackSettings
 from shared import addresses, errors
 
-#: A service may have to load a model from a cold disk; the servers take a second.
-_READY_SECONDS = 180.0
+#: Starting fails when nothing new has happened for this long. A busy machine or a cold disk is slow, but it moves.
+_STALL_SECONDS = 180.0
+#: The most that starting may take, however much it moves.
+_START_SECONDS = 3600.0
 #: Stages of stopping, each with its grace, and then some.
 _STOP_SECONDS = 180.0
-_CONTROL_SECONDS = 15.0
+#: A supervisor that lives answers sooner, even on a busy machine.
+_CONTROL_SECONDS = 60.0
 _LOOK_SECONDS = 0.15
 #: A program that crashed this often while we wait will not come by waiting longer.
 _PATIENCE_CRASHES = 3
@@ -66,9 +69,7 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
         running = None
     log_ends = logs.ends(home.logs)
     if running is None:
-        _clear(home)
-        ports.check(plan.ports_wanted(made.settings))
-        _spawn(home)
+        _launch(home, made.settings)
         say(f"starting {', '.join(program.name for program in planned.programs)}")
     elif await _runs_already(running, planned):
         say("everything runs already")
@@ -76,20 +77,22 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
     else:
         await _repair(home, running, say)
     old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
-    await _until_ready(home, planned, Before(old_crashes, log_ends), say)
+    await until_ready(home, planned, Before(old_crashes, log_ends), say)
     return made.settings
 
 
 async def _find_running(home: Home) -> Answer | None:
-    """The supervisor of this home, if there is one; one that is just starting is waited for."""
+    """Return the supervisor's status, or None if none lives. Raises Internal if one lives and does not answer for a minute."""
     give_up_at = time.monotonic() + _CONTROL_SECONDS
     while True:
         answer = await control.ask(home.control_socket, control.Status())
-        if answer is not None or not home.run.is_dir() or time.monotonic() > give_up_at:
+        if answer is not None or not home.run.is_dir() or not supervisor.is_alive(home):
             return answer
-        with supervisor.only_one(home) as alone:
-            if alone:
-                return None
+        if time.monotonic() > give_up_at:
+            raise errors.Internal(
+                f"the supervisor has not answered for {_CONTROL_SECONDS:.0f} s",
+                hint="try again, or end its process (python -m cli.stack.supervisor) and run aicli stack up",
+            )
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -98,15 +101,22 @@ def _require_linux() -> None:
         raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml here")
 
 
-def _clear(home: Home) -> None:
-    """End what a killed supervisor left, because it holds our ports."""
-    with supervisor.only_one(home) as alone:
-        if alone:
-            supervisor.clear_leftovers(home)
+def _launch(home: Home, chosen: StackSettings) -> None:
+    """Start a supervisor that already holds the lock, after ending what a killed one left: that holds our ports."""
+    # Others who only look whether a supervisor lives have the lock for a moment.
+    with supervisor.only_one(home, patience_seconds=2.0) as lock:
+        if lock is None:
+            return  # another `up` was faster, and its supervisor serves this one too
+        supervisor.clear_leftovers(home)
+        ports.check(plan.ports_wanted(chosen))
+        _spawn(home, lock)
 
 
-def _spawn(home: Home) -> None:
-    """Start the supervisor in a session of its own and as nobody's child: it outlives us and gets none of our signals."""
+def _spawn(home: Home, lock: int) -> None:
+    """Start the supervisor in its own session and as nobody's child: it outlives us and gets none of our signals.
+
+    It inherits the lock as its standard input, so the lock is held exactly as long as the process lives.
+    """
     environment = {**os.environ, "AIMESH_HOME": str(home.root)}
     home.log(SUPERVISOR).touch(mode=0o600)
     with home.log(SUPERVISOR).open("ab") as log:
@@ -114,7 +124,7 @@ def _spawn(home: Home) -> None:
             ["setsid", "--fork", sys.executable, "-m", "cli.stack.supervisor"],  # noqa: S607 - util-linux, wherever it is
             env=environment,
             cwd=homes.checkout(),
-            stdin=subprocess.DEVNULL,
+            stdin=lock,
             stdout=log,
             stderr=log,
             check=True,
@@ -134,25 +144,30 @@ async def _runs_already(running: Answer, planned: plan.Plan) -> bool:
     return _all_run(running) and len((await _look(services)).ready) == len(services)
 
 
-async def _until_ready(home: Home, planned: plan.Plan, before: Before, say: Say) -> None:
+async def until_ready(home: Home, planned: plan.Plan, before: Before, say: Say, *, stall_seconds: float = _STALL_SECONDS) -> None:
+    """Wait while something new happens; raises Internal with the reason when nothing does, or when waiting cannot help."""
     services = _services(planned)
-    started = time.monotonic()
-    said: frozenset[str] = frozenset()
+    started = moved = time.monotonic()
+    seen: set[tuple[str, str]] = set()
     waiting = Waiting(frozenset(), {})
-    while time.monotonic() - started < _READY_SECONDS:
+    while time.monotonic() - moved < stall_seconds and time.monotonic() - started < _START_SECONDS:
         answer = await control.ask(home.control_socket, control.Status())
-        if (hopeless := _find_hopeless(home, answer, before, time.monotonic() - started)) is not None:
+        if (hopeless := _find_hopeless(home, answer, before)) is not None:
             raise _failure(home, hopeless, before, say)
         if answer is not None:
             waiting = await _look(services)
-            for name in sorted(waiting.ready - said):
+            facts = {*waiting.reasons.items(), *((name, "ready") for name in waiting.ready)}
+            facts |= {(program.name, program.state) for program in answer.programs}
+            for name in sorted(name for name in waiting.ready if (name, "ready") not in seen):
                 say(f"{name} is ready ({time.monotonic() - started:.1f} s)")
-            said |= waiting.ready
+            if not facts <= seen:
+                seen |= facts
+                moved = time.monotonic()
             if _all_run(answer) and len(waiting.ready) == len(services):
                 return
         await asyncio.sleep(_LOOK_SECONDS)
-    late = "; ".join(f"{name}: {reason}" for name, reason in waiting.reasons.items())
-    late_one = Hopeless(next(iter(waiting.reasons), SUPERVISOR), f"not ready after {_READY_SECONDS:.0f} s: {late}")
+    late = "; ".join(f"{name}: {reason}" for name, reason in waiting.reasons.items()) or "the supervisor does not answer"
+    late_one = Hopeless(next(iter(waiting.reasons), SUPERVISOR), f"not ready after {time.monotonic() - started:.0f} s: {late}")
     raise _failure(home, late_one, before, say)
 
 
@@ -181,11 +196,10 @@ class Hopeless:
     why: str
 
 
-def _find_hopeless(home: Home, answer: Answer | None, before: Before, waited: float) -> Hopeless | None:
+def _find_hopeless(home: Home, answer: Answer | None, before: Before) -> Hopeless | None:
     if answer is None:
-        with supervisor.only_one(home) as alone:
-            gone = alone and waited > 2
-        return Hopeless(SUPERVISOR, "the supervisor has ended") if gone or waited > _CONTROL_SECONDS else None
+        # Judge by the process: on a busy machine it may live for minutes before it answers.
+        return None if supervisor.is_alive(home) else Hopeless(SUPERVISOR, "the supervisor has ended")
     for program in answer.programs:
         crashes = program.crashes - before.crashes.get(program.name, 0)
         if program.state != "running" and crashes >= (1 if program.state == "down" else _PATIENCE_CRASHES):
@@ -206,15 +220,16 @@ async def down(home: Home, say: Say) -> bool:
     answer = await _find_running(home)
     if answer is None:
         if home.run.is_dir():
-            _clear(home)
+            with supervisor.only_one(home) as lock:
+                if lock is not None:
+                    supervisor.clear_leftovers(home)
         return False
     await control.ask(home.control_socket, control.Stop())
     started = time.monotonic()
     last = ""
     while time.monotonic() - started < _STOP_SECONDS:
-        with supervisor.only_one(home) as alone:
-            if alone:
-                return True
+        if not supervisor.is_alive(home):
+            return True
         now = await control.ask(home.control_socket, control.Status())
         stopping = ", ".join(each.name for each in now.programs if each.state == "stopping") if now else ""
         if stopping and stopping != last and time.monotonic() - started > 1:

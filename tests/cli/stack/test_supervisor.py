@@ -208,8 +208,8 @@ async def test_leftovers_of_a_killed_supervisor_are_cleared(home: Home) -> None:
 
 def test_one_supervisor_per_home(home: Home) -> None:
     with supervisor.only_one(home) as first, supervisor.only_one(home) as second:
-        assert first
-        assert not second
+        assert first is not None
+        assert second is None
 
 
 async def test_several_stacks_at_once(tmp_path: Path) -> None:

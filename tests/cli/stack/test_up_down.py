@@ -1,18 +1,23 @@
 """The whole stack, up and down, as `make up` does it: real servers, the five services, and the echo model for speed."""
 
 import asyncio
+import itertools
 import os
 import signal
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from cli.stack import control, first_run, overview, plan, ports, processes, up_down
+from cli.stack import control, first_run, overview, plan, ports, processes, supervisor, up_down
 from cli.stack import home as homes
-from cli.stack.control import Answer, Status
+from cli.stack.control import Answer, ProgramStatus, Status
 from cli.stack.home import Home
+from cli.stack.program import Program
 from shared import errors
 
 PORTS = ("WEB", "AUTH", "GATEWAY", "INFERENCE", "METRICS")
@@ -86,3 +91,72 @@ async def test_a_service_that_cannot_start_is_told_with_its_reason(home: Home, g
     # Repaired by a person, it comes up from where it is.
     async with asyncio.timeout(60):
         await up_down.up(home, {"BIND_HOST": ""}, tmp_path, said.append)
+
+
+NOTHING_BEFORE = up_down.Before({}, {})
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Home:
+    found = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+    homes.ensure_folders(found)
+    return found
+
+
+async def test_a_supervisor_that_lives_but_does_not_answer_has_not_ended(bare: Home) -> None:
+    nothing = plan.Plan((), None, None, "f")
+    with supervisor.only_one(bare), pytest.raises(errors.Internal, match=r"not ready after .* the supervisor does not answer"):
+        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, said.append, stall_seconds=1)
+    with pytest.raises(errors.Internal, match="the supervisor has ended"):
+        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, said.append)
+
+
+def test_the_lock_is_held_as_long_as_the_process_that_inherited_it(bare: Home) -> None:
+    with supervisor.only_one(bare) as lock:
+        process = subprocess.Popen(["sleep", "600"], stdin=lock)
+    with process:
+        assert supervisor.is_alive(bare)
+        process.terminate()
+    assert not supervisor.is_alive(bare)
+
+
+@asynccontextmanager
+async def starting_service(home: Home, reasons: Iterator[str]) -> AsyncIterator[plan.Plan]:
+    """A supervisor whose one service gives the next reason each time it is asked, and is ready when there are no more."""
+
+    async def answer_readyz(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        reason = next(reasons, None)
+        body = msgspec.json.encode({"checks": [{"name": "model", "ok": reason is None, "detail": reason or ""}]})
+        writer.write((b"HTTP/1.1 200 OK" if reason is None else b"HTTP/1.1 503 Service Unavailable") + b"\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    async def answer_order(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        row = ProgramStatus("inference", "running", 1, 0.0, 0, "")
+        writer.write(msgspec.json.encode(Answer(True, programs=(row,))) + b"\n")
+        await writer.drain()
+        writer.close()
+
+    async with (
+        await asyncio.start_server(answer_readyz, "127.0.0.1", 0) as server,
+        await asyncio.start_unix_server(answer_order, home.control_socket),
+    ):
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield plan.Plan((Program(name="inference", command=("true",), environment={}, stage=1, url=url),), None, None, "f")
+
+
+async def test_starting_may_take_longer_than_a_stall_while_something_new_happens(bare: Home) -> None:
+    stall_seconds = 2.0
+    started = time.monotonic()
+    progress = itertools.takewhile(lambda _: time.monotonic() - started < 2 * stall_seconds, (f"{n} %" for n in itertools.count()))
+    async with starting_service(bare, progress) as planned:
+        with supervisor.only_one(bare):
+            await up_down.until_ready(bare, planned, NOTHING_BEFORE, said.append, stall_seconds=stall_seconds)
+
+
+async def test_starting_fails_when_nothing_new_happens(bare: Home) -> None:
+    async with starting_service(bare, itertools.repeat("40 %")) as planned:
+        with supervisor.only_one(bare), pytest.raises(errors.Internal, match="inference: model: 40 %"):
+            await up_down.until_ready(bare, planned, NOTHING_BEFORE, said.append, stall_seconds=1)

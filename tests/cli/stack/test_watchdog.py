@@ -1,0 +1,126 @@
+# ruff: noqa: ASYNC110 - it waits for other processes, which signal nobody
+"""Programs that live but no longer answer: which of them are restarted, and which only look like it."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cli.stack import keeper, ports, probes, watchdog
+from cli.stack.program import CommandProbe, Program, SocketProbe
+from cli.stack.watchdog import START_SECONDS, Silence
+
+#: Answers every connection with what it is told to say; a service's HTTP and a server's protocol alike.
+SERVER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    line, _ = listener.accept()
+    line.recv(1000)
+    line.sendall(sys.argv[2].encode().decode("unicode_escape").encode())
+    line.close()
+"""
+REFUSAL = r"HTTP/1.1 503 Service Unavailable\r\n\r\n{}"
+
+
+def program(answer: str, *, is_service: bool) -> Program:
+    port = ports.find_free()
+    return Program(
+        name="dummy",
+        command=(sys.executable, "-c", SERVER, str(port), answer),
+        environment={"PATH": os.environ["PATH"]},
+        stage=1,
+        grace_seconds=0.2,
+        url=f"http://127.0.0.1:{port}" if is_service else None,
+        probe=None if is_service else SocketProbe(port, b"PING\r\n", b"+PONG"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("silence", "now", "expected"),
+    [
+        (Silence(1, 0.0, has_answered=True, tries=12), 60.0, True),
+        (Silence(1, 0.0, has_answered=True, tries=12), 59.9, False),
+        # Our own process slept, or the machine did: one try after a long pause proves nothing.
+        (Silence(1, 0.0, has_answered=True, tries=2), 3600.0, False),
+        # It is still starting.
+        (Silence(1, 0.0, has_answered=False, tries=100), START_SECONDS - 1, False),
+        (Silence(1, 0.0, has_answered=False, tries=100), START_SECONDS, True),
+    ],
+)
+def test_what_counts_as_hung(silence: Silence, now: float, expected: bool) -> None:
+    assert watchdog.is_hung(silence, now) is expected
+
+
+def test_an_answer_and_a_new_process_start_the_count_anew() -> None:
+    silent = Silence(1, 0.0, has_answered=True, tries=9)
+    assert watchdog.note_answer(silent, 1, False, 50.0) == Silence(1, 0.0, has_answered=True, tries=10)
+    assert watchdog.note_answer(silent, 1, True, 50.0) == Silence(1, 50.0, has_answered=True, tries=0)
+    assert watchdog.note_answer(silent, 2, False, 50.0) == Silence(2, 50.0, has_answered=False, tries=1)
+
+
+class Clock:
+    """Moves on by ten seconds each time the watchdog looks at it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 10
+        return self.seconds
+
+    async def until(self, seconds: float) -> None:
+        async with asyncio.timeout(30):
+            while self.seconds < seconds:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def watched(kept: Program, log: Path) -> AsyncIterator[tuple[keeper.Keeper, Clock]]:
+    """One program with its keeper and a watchdog."""
+    clock = Clock()
+    async with asyncio.TaskGroup() as tasks:
+        one = keeper.Keeper(kept, log, tasks, lambda child: None)
+        running = tasks.create_task(one.run())
+        while not await probes.gets_answer(kept):
+            await asyncio.sleep(0.01)
+        watching = tasks.create_task(watchdog.watch({kept.name: one}, look_seconds=0.01, now=clock))
+        try:
+            yield one, clock
+        finally:
+            watching.cancel()
+            one.order(keeper.StopWanted())
+            await running
+
+
+@pytest.mark.parametrize("is_service", [True, False])
+async def test_a_program_that_hangs_is_started_again(tmp_path: Path, is_service: bool) -> None:
+    async with watched(program("+PONG", is_service=is_service), tmp_path / "log") as (kept, clock):
+        await clock.until(30)
+        first = kept.status.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            while kept.status.pid in (first, None) or not await probes.gets_answer(kept.program):
+                await asyncio.sleep(0.02)
+        assert kept.status.crashes == 1
+
+
+@pytest.mark.parametrize(("answer", "is_service"), [(REFUSAL, True), ("-LOADING", False)])
+async def test_a_program_that_answers_with_a_refusal_is_left_alone(tmp_path: Path, answer: str, is_service: bool) -> None:
+    async with watched(program(answer, is_service=is_service), tmp_path / "log") as (kept, clock):
+        first = kept.status.pid
+        await clock.until(2 * watchdog.START_SECONDS)
+        assert (kept.status.pid, kept.status.crashes) == (first, 0)
+
+
+@pytest.mark.parametrize(("status", "answers"), [(0, True), (1, True), (2, False)])
+async def test_a_postgresql_that_is_starting_answers(status: int, answers: bool) -> None:
+    asked = CommandProbe(("sh", "-c", f"exit {status}"), silence_status=2)
+    assert await probes.gets_answer(Program(name="postgres", command=(), environment={}, stage=0, probe=asked)) is answers
+    assert await probes.is_ready(asked) is (status == 0)
