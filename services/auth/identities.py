@@ -13,10 +13,11 @@ from services.auth.tokens import LIFETIME_SECONDS, AccessTokens
 from shared import access, errors
 from shared.api import auth
 from shared.api.auth import Principal, Step, User
+from shared.telemetry.instruments import AuthFailure
 from shared.types import Credential, TenantId, Tier, UserId, UserRole
 
 #: Takes the reason of a refusal, one of a short list: it becomes a metric's label.
-CountRefusal = Callable[[str], None]
+CountRefusal = Callable[[AuthFailure], None]
 
 #: Where the login was made that stands behind the credential of the running task, as its door saw it; empty for a key. For refusals at
 #: the gate: to them a door says nothing of who stands in front of it.
@@ -180,6 +181,6 @@ class Identities:
             return Step.SET_UP_MFA
         return session.step
 
-    def _refused(self, reason: str, message: str, hint: str) -> errors.NotAuthenticated:
+    def _refused(self, reason: AuthFailure, message: str, hint: str) -> errors.NotAuthenticated:
         self.count_refusal(reason)
         return errors.NotAuthenticated(message, hint=hint)

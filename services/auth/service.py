@@ -20,6 +20,7 @@ from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.rpc.gate import Gate, Visitor
 from shared.telemetry import logs
+from shared.telemetry.instruments import AuthFailure
 from shared.types import Role
 
 _log = logs.get(part="auth")
@@ -34,6 +35,7 @@ class AuthService:
         self._settings = settings
         self._node = node
         self._opened = opened
+        self._auth_failures = node.metrics.auth_failures
         self._assembly = Assembly(settings, node, opened, self._count_refusal)
         self._identities = self._assembly.identities
 
@@ -100,8 +102,8 @@ class AuthService:
     def _on_refusal(self, method: str, visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self._assembly.trail.note(acts.refused(method, principal, error.message, address=_address(visitor)))
 
-    def _count_refusal(self, reason: str) -> None:
-        self._node.metrics.auth_failures.labels(reason=reason).inc()
+    def _count_refusal(self, reason: AuthFailure) -> None:
+        self._auth_failures.labels(reason=reason).inc()
 
 
 def _address(visitor: Visitor) -> str:

@@ -18,6 +18,7 @@ from services.gateway.caller_cache import CallerCache
 from shared import credentials, errors
 from shared.api import auth
 from shared.telemetry import logs
+from shared.telemetry.instruments import AuthFailure
 from shared.types import Credential, ModelName
 
 _ASK_SECONDS = 2.0
@@ -50,8 +51,11 @@ class Callers:
         wall_clock: Callable[[], float] = time.time,
         *,
         aliases: Mapping[str, str] = MappingProxyType({}),
+        count_refusal: Callable[[AuthFailure], object] = lambda reason: None,
     ) -> None:
+        """``count_refusal`` hears of credentials that auth is not asked about."""
         self._rpc = rpc
+        self._count_refusal = count_refusal
         #: A key that is for an alias is for the model that it stands for.
         self._aliases = aliases
         self._clock = clock
@@ -63,10 +67,15 @@ class Callers:
     async def identify(self, credential: Credential | None) -> auth.Principal:
         """Raises NotAuthenticated; a credential that has the wrong form never leaves this process."""
         if credential is None:
+            self._count_refusal("missing")
             raise errors.NotAuthenticated(
                 "no credential: send `Authorization: Bearer <API key or access token>` or `X-API-Key`", hint=_KEY_HINT
             )
-        _check_form(credential)
+        try:
+            _check_form(credential)
+        except errors.NotAuthenticated:
+            self._count_refusal("malformed")
+            raise
         digest = hashlib.sha256(credential.encode()).digest()
         if principal := self._cache.find(digest, self._clock()):
             return principal

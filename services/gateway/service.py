@@ -103,7 +103,7 @@ class GatewayService:
         self._policy = Policy(settings.routing_policy)
         queueing = dispatch.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         self._dispatch = Dispatch(node.directory, random.Random(), queueing, node.metrics)  # noqa: S311 - which worker is no secret
-        retries = node.metrics.retries
+        retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
         self._relay = Relay(
             node.rpc,
             self._dispatch,
@@ -111,7 +111,11 @@ class GatewayService:
             flag=lambda worker: node.metrics.wrong_counts.labels(node=worker).inc(),
         )
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
-        self.callers = Callers(node.rpc, aliases=settings.model_aliases)
+        self.callers = Callers(
+            node.rpc,
+            aliases=settings.model_aliases,
+            count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
+        )
         self.telling = Telling(node.rpc)
         node.dispatcher.gate = Gate(self.callers.identify, self._on_refusal)
         parts = Parts(

@@ -44,6 +44,9 @@ class MetricsService:
         recorded = Recorded(settings.metrics_namespaces)
         self._intake = Intake(recorded)
         self._tally = Tally(node.metrics)
+        # Shown as 0 from the start.
+        for _ in (node.metrics.spans_lost, node.metrics.log_lines_lost):
+            pass
         attendance = Attendance()
         self._survey = Survey(node, recorded, self._tally, attendance)
         self._outboxes: Outboxes | None = None

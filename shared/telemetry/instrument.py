@@ -22,6 +22,9 @@ class Instrument:
     #: Empty for plain numbers.
     unit: str = ""
     labels: tuple[str, ...] = ()
+    #: Values of the labels that are known beforehand. A counter shows them as 0 from its start: Prometheus' ``increase`` does not see a
+    #: series begin, so without the 0 it misses what is counted first.
+    known: tuple[tuple[str, ...], ...] = ()
     #: The upper bounds of a histogram, without infinity.
     buckets: tuple[float, ...] = ()
 

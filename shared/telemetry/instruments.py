@@ -5,6 +5,10 @@ Rules (prometheus.io/docs/practices/naming): prefix ``ai_platform_`` (``gen_ai_`
 never a label.
 """
 
+from itertools import product
+from typing import Literal, get_args
+
+from shared import errors
 from shared.telemetry import gen_ai_instruments, host_instruments
 from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, Kind
 from shared.types import NodeId
@@ -62,10 +66,12 @@ ROUND_TRIP = Instrument(
     labels=("path",),
     help="Round trip of the last measurement, the mean over the open links of a path: nats, direct, punched or relayed",
 )
+_LOST_FOR = (("overwritten",), ("not_taken",), ("rejected",))
 SPANS_LOST = Instrument(
     name="ai_platform_spans_lost_total",
     kind=Kind.COUNTER,
     labels=("reason",),
+    known=_LOST_FOR,
     help="Spans of traces to be kept that nobody will see: overwritten before they were read, not taken by the OTLP endpoint, or rejected",
 )
 SIDECAR_RESTARTS = Instrument(
@@ -99,6 +105,7 @@ LOG_LINES_LOST = Instrument(
     name="ai_platform_log_lines_lost_total",
     kind=Kind.COUNTER,
     labels=("reason",),
+    known=_LOST_FOR,
     help="Lines of logs that the OTLP endpoint will not have: overwritten before they were read, not taken by it, or rejected",
 )
 BUILD_INFO = Instrument(
@@ -112,10 +119,16 @@ BUILD_INFO = Instrument(
 
 REGISTRATIONS = Instrument(name="ai_platform_registrations_total", kind=Kind.COUNTER, help="Users registered")
 KEYS_CREATED = Instrument(name="ai_platform_keys_created_total", kind=Kind.COUNTER, help="API keys created")
+#: Why a credential is refused.
+AuthFailure = Literal[
+    "bad_ticket", "bad_token", "closed_account", "expired_key", "link_over", "malformed", "missing", "oidc", "reset_over", "revoked_key",
+    "rotated_key", "session_over", "session_reused", "too_many_logins", "unknown_key", "wrong_code", "wrong_password",
+]  # fmt: skip
 AUTH_FAILURES = Instrument(
     name="ai_platform_auth_failures_total",
     kind=Kind.COUNTER,
     labels=("reason",),
+    known=tuple((reason,) for reason in get_args(AuthFailure)),
     help="Credentials refused, by reason, such as wrong_password, unknown_key, revoked_key or malformed",
 )
 
@@ -149,6 +162,7 @@ STREAMS_ABORTED = Instrument(
     name="ai_platform_streams_aborted_total",
     kind=Kind.COUNTER,
     labels=("reason",),
+    known=tuple((reason,) for reason in (*sorted(errors.BY_CODE), "other")),
     help="Answers that ended early after their first token, by reason: cancelled by its reader, or the code of the error",
 )
 INTER_TOKEN_SECONDS = Instrument(
@@ -198,6 +212,7 @@ RETRIES = Instrument(
     name="ai_platform_retries_total",
     kind=Kind.COUNTER,
     labels=("kind", "outcome"),
+    known=tuple(product(("retry", "resumption"), ("answered", "failed", "left", "over_budget"))),
     help="Requests given to another worker, by kind: retry (nothing had come) or resumption (it goes on in mid-answer); and by what "
     "became of it there: answered, failed, left (by its caller), or over_budget for those that were not sent",
 )
@@ -227,6 +242,7 @@ RESPONSE_CACHE = Instrument(
     name="ai_platform_response_cache_total",
     kind=Kind.COUNTER,
     labels=("result",),
+    known=(("hit",), ("joined",), ("miss",)),
     help="Deterministic requests by where their answer came from: hit (given before), joined (given to another at once) or miss",
 )
 

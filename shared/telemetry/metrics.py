@@ -43,7 +43,10 @@ _CLASSES = {Kind.COUNTER: Counter, Kind.GAUGE: Gauge, Kind.HISTOGRAM: Histogram}
 def _register(instrument: Instrument, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
     match instrument.kind:
         case Kind.COUNTER:
-            return Counter(instrument.name, instrument.help, instrument.labels, registry=registry)
+            counter = Counter(instrument.name, instrument.help, instrument.labels, registry=registry)
+            for values in instrument.known:
+                counter.labels(*values)
+            return counter
         case Kind.GAUGE:
             return Gauge(instrument.name, instrument.help, instrument.labels, registry=registry)
         case Kind.HISTOGRAM:

@@ -49,11 +49,14 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("credential", MALFORMED, ids=lambda text: repr(text)[:30])
-async def test_a_malformed_credential_asks_nobody(credential: str | None) -> None:
-    callers, rpc = site()
+async def test_a_malformed_credential_is_counted_and_asks_nobody(credential: str | None) -> None:
+    refusals: list[str] = []
+    _, rpc = site()
+    callers = Callers(rpc, Time(), Time(), count_refusal=refusals.append)
     with pytest.raises(errors.NotAuthenticated):
         await callers.identify(None if credential is None else Credential(credential))
     assert not rpc.called
+    assert refusals == ["missing" if credential is None else "malformed"]
 
 
 @given(st.text(max_size=200))

@@ -95,6 +95,15 @@ def test_the_seeds_metrics_are_on_every_service_from_the_start(name: str, labels
     assert next(one for one in instruments.ALL if one.name == name).labels == labels
 
 
+@pytest.mark.parametrize("instrument", [one for one in instruments.ALL if one.known], ids=lambda one: one.name)
+def test_known_labels_are_there_as_zero_before_anything_is_counted(instrument: Instrument) -> None:
+    assert instrument.kind is Kind.COUNTER
+    node = telemetry.Metrics("gateway")
+    getattr(node, DECLARED[instrument.name])
+    for values in instrument.known:
+        assert node.registry.get_sample_value(instrument.name, dict(zip(instrument.labels, values, strict=True))) == 0
+
+
 def test_two_nodes_in_one_process_count_apart() -> None:
     one, two = telemetry.Metrics("auth"), telemetry.Metrics("gateway")
     one.requests.labels(service="auth", method="loginUser", status="success").inc()
