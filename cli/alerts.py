@@ -66,6 +66,7 @@ def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
         Column("STATE", _state),
         Column("SINCE", lambda alert: output.ago(alert.since)),
         Column("WHAT", lambda alert: alert.summary),
+        Column("WHERE", lambda alert: output.names(f"{name}={value}" for name, value in alert.labels.items())),
         Column("DO", lambda alert: alert.runbook),
     ]
     output.show_rows(chosen, columns, as_json=False, empty="Nothing is wrong")

@@ -34,6 +34,8 @@ class FiringAlert(msgspec.Struct, frozen=True):
     summary: str
     seen_by: str
     silenced: bool
+    #: The labels that tell it from others of its name, where the summary does not name them.
+    labels: dict[str, str] = {}
 
 
 class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +120,15 @@ def _firing(readings: Readings, at: datetime) -> tuple[FiringAlert, ...]:
     """In the order in which they came: the gravest first."""
     found: tuple[Alert, ...] = readings.alerts.answer.alerts if readings.alerts.answer is not None else ()
     return tuple(
-        FiringAlert(alert.name, alert.severity, _seconds(at - alert.since), alert.summary, alert.seen_by, alert.silenced)
+        FiringAlert(
+            name=alert.name,
+            severity=alert.severity,
+            seconds=_seconds(at - alert.since),
+            summary=alert.summary,
+            seen_by=alert.seen_by,
+            silenced=alert.silenced,
+            labels={label: value for label, value in alert.labels.items() if value not in alert.summary},
+        )
         for alert in found
         if alert.state == "firing"
     )

@@ -173,7 +173,8 @@ def _folded(text: str, width: int | None) -> list[str]:
 def _alert(alert: FiringAlert) -> Line:
     after = "; silenced" if alert.silenced else f"; {alert.seen_by} looks after it" if alert.seen_by else ""
     style = _SEVERITIES.get(alert.severity, "")
-    text = f" {alert.name}, {output.duration(alert.seconds)}: {alert.summary}{after}"
+    where = "".join(f" {label}={value}" for label, value in alert.labels.items())
+    text = f" {alert.name}, {output.duration(alert.seconds)}: {alert.summary}{where}{after}"
     return (Span(f"{_clean(alert.severity):<{_WORD}}", style), Span(_clean(text)))
 
 

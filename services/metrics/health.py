@@ -81,7 +81,8 @@ def decide(
     """``started_at`` is when this service began to look; ``before`` is the last decision, by ``key``."""
     services = {role: _service(role, [fact for fact in nodes if fact.role is role], now, started_at) for role in SERVICE_ROLES}
     servers = [_server(check, name, nodes, now) for check, name in SERVERS.items() if check != OPTIONAL or _is_spoken_of(check, nodes)]
-    workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER]
+    # One that said goodbye or was revoked is not down: it was meant to go, and `aicli nodes` shows it.
+    workers = [_worker(fact, now) for fact in nodes if fact.role is Role.WORKER and (fact.alive or not fact.said_goodbye)]
     parts = [*findings.certificates(signs, now), *findings.queues(signs, now)]
     found = [
         *services.values(),

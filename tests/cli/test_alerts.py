@@ -50,6 +50,14 @@ def test_what_fires_is_listed_with_what_to_do_and_the_silences_below(shell: Shel
     assert found["silences"][0]["by"] == "ann"
 
 
+def test_two_alerts_of_one_name_are_told_apart_by_their_labels(shell: Shell) -> None:
+    two = tuple(msgspec.structs.replace(DRIFT, id=node, labels={"node": node}) for node in ("UABC", "UDEF"))
+    shell.mesh.answer(alerts.list_alerts, alerts.Alerts(two, ()))
+    shown = shell("alerts", "list").stdout
+    assert "node=UABC" in shown
+    assert "node=UDEF" in shown
+
+
 @pytest.mark.parametrize(
     ("changed", "words"), [({"seen_by": "ann"}, "firing, ann looks after it"), ({"silenced": True}, "firing, silenced"), ({}, "firing")]
 )

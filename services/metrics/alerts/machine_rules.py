@@ -63,7 +63,7 @@ def _server_down(server: str, severity: Severity) -> Rule:
 
 def _disk_free() -> Ratio:
     free, size = (Selector(one) for one in (host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL))
-    return Ratio(lowest(free, "service", "node"), lowest(size, "service", "node"))
+    return Ratio(lowest(free, "machine", "disk"), lowest(size, "machine", "disk"))
 
 
 RULES = (
@@ -118,9 +118,9 @@ RULES = (
     Rule(
         name="gpu_saturation",
         severity=Severity.WARNING,
-        when=above(highest(Selector(host_instruments.GPU_USAGE), "node", "gpu"), 0.9),
+        when=above(highest(Selector(host_instruments.GPU_USAGE), "machine", "gpu"), 0.9),
         hold_seconds=10 * MINUTE,
-        summary="GPU {gpu} of {node} is more than 90 % busy for 10 minutes",
+        summary="GPU {gpu} of {machine} is more than 90 % busy for 10 minutes",
         description="It has no room left: with more requests, answers begin later.",
         board=Board.WORKERS,
         unit=Unit.SHARE,
@@ -128,9 +128,9 @@ RULES = (
     Rule(
         name="cpu_high",
         severity=Severity.WARNING,
-        when=above(highest(Selector(host_instruments.HOST_CPU), "service", "node"), 0.8),
+        when=above(highest(Selector(host_instruments.HOST_CPU), "machine"), 0.8),
         hold_seconds=10 * MINUTE,
-        summary="The machine of {service} {node} is more than 80 % busy for 10 minutes",
+        summary="{machine} is more than 80 % busy for 10 minutes",
         description="Everything on this machine gets slower. A worker without a GPU is meant to be busy while it answers.",
         board=Board.WORKERS,
         unit=Unit.SHARE,
@@ -140,7 +140,7 @@ RULES = (
         severity=Severity.CRITICAL,
         when=below(_disk_free(), 0.1),
         hold_seconds=5 * MINUTE,
-        summary="Less than 10 % of the disk of {service} {node} is free",
+        summary="Less than 10 % of the disk {disk} of {machine} is free",
         description="When it is full, PostgreSQL and the gateway's journal cannot write any more, and requests are refused.",
         board=Board.OVERVIEW,
         unit=Unit.SHARE,

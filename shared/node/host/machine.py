@@ -1,6 +1,8 @@
 """What this machine says of itself, on Linux and macOS, by psutil; inside a container or unit with limits, what it has of it."""
 
+import hashlib
 import re
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +17,22 @@ from shared.node.host.readings import Moved, Processors, Space
 UNREADABLE = (OSError, RuntimeError, ValueError, psutil.Error)
 
 _LOOPBACK = re.compile(r"lo\d*")
+#: Anew at every start of the kernel.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: What Docker, Podman and Kubernetes leave in a container.
+_CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
 
 
 class Machine(Protocol):
-    """Each method asks the system now, takes microseconds, and raises one of UNREADABLE where it does not tell."""
+    """Each method of a figure asks the system now, takes microseconds, and raises one of UNREADABLE where it does not tell."""
+
+    def name(self) -> str:
+        """The same for all nodes that share these figures, and for no others. Raises nothing."""
+        ...
+
+    def disk_name(self, folder: Path) -> str:
+        """Where the file system that has the folder is mounted. Raises nothing."""
+        ...
 
     def processors(self) -> Processors: ...
 
@@ -43,6 +57,23 @@ class ThisMachine(Machine):
         self._groups = limits.groups() if groups is None else groups
         self._processors = psutil.cpu_count() or 1
 
+    def name(self) -> str:
+        host = socket.gethostname()
+        try:
+            # Containers of one machine have the same; two machines called localhost do not.
+            boot = hashlib.sha256(_BOOT_ID.read_bytes()).hexdigest()[:6]
+        except OSError:
+            return host
+        try:
+            is_limited = limits.processors(self._groups, self._processors, time.monotonic()) is not None
+        except UNREADABLE:
+            is_limited = False
+        # A container's own host name says nothing about the machine whose figures it shows; with limits, the figures are its own.
+        return f"machine-{boot}" if not is_limited and any(sign.exists() for sign in _CONTAINER_SIGNS) else f"{host}-{boot}"
+
+    def disk_name(self, folder: Path) -> str:
+        return str(next(each for each in (_existing(folder), *_existing(folder).parents) if each.is_mount() or each == each.parent))
+
     def processors(self) -> Processors:
         limited = limits.processors(self._groups, self._processors, time.monotonic())
         if limited is not None:
@@ -58,8 +89,7 @@ class ThisMachine(Machine):
         return limited or Space(used=found.total - found.available, free=found.available, total=found.total)
 
     def disk(self, folder: Path) -> Space:
-        there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
-        found = psutil.disk_usage(str(there))
+        found = psutil.disk_usage(str(_existing(folder)))
         return Space(used=found.used, free=found.free, total=found.total)
 
     def disk_bytes(self) -> Mapping[str, Moved]:
@@ -76,3 +106,9 @@ class ThisMachine(Machine):
             for name, counted in found.items()
             if not _LOOPBACK.fullmatch(name)
         }
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    resolved = folder.absolute()
+    return next((each for each in (resolved, *resolved.parents) if each.exists()), resolved)

@@ -2,7 +2,7 @@
 
 In a container or a unit with limits of cgroup v2, processors and memory are what those limits leave; disk and network are
 the machine's. A figure that the system does not tell is left out, or NaN where it was shown before, and said once in the
-log. Several nodes on one machine each report it.
+log. Several nodes on one machine each report it, under the same name of the machine.
 """
 
 import math
@@ -50,6 +50,8 @@ class Host:
         self._looked_at = -math.inf
         #: Figures that the system has not told, so that each is said once.
         self._untold: set[str] = set()
+        self._name = self._machine.name()
+        self._disk_labels = (self._name, self._machine.disk_name(folder))
         self._memory: Space | None = None
         self._space: Space | None = None
         self._disk = (Growth(), Growth())
@@ -78,15 +80,15 @@ class Host:
             self._show_moved(seconds)
         gpus = self._gpus.fresh()
         for told, series in self._of_gpus.items():
-            series.show({(str(gpu.index),): value for gpu in gpus if (value := told(gpu)) is not None})
+            series.show({(self._name, str(gpu.index)): value for gpu in gpus if (value := told(gpu)) is not None})
 
     def _show_processors(self) -> None:
         before, now = self._processors, self._ask("processors", self._machine.processors)
         share = None if before is None or now is None else cpu_share(before, now)
         if share is not None:
-            self._metrics.host_cpu.set(share)
+            self._metrics.host_cpu.labels(self._name).set(share)
         elif now is None and before is not None:
-            self._metrics.host_cpu.set(math.nan)
+            self._metrics.host_cpu.labels(self._name).set(math.nan)
         # The system counts in steps of 10 ms: where nothing went by, the next share is of the longer time.
         if share is not None or before is None or now is None or before.of != now.of:
             self._processors = now
@@ -94,11 +96,11 @@ class Host:
     def _show_space(self) -> None:
         metrics, memory, disk = self._metrics, self._ask("memory", self._machine.memory), self._ask("disk", self._read_disk)
         if memory is not None or self._memory is not None:
-            metrics.host_memory_used.set(math.nan if memory is None else memory.used)
-            metrics.host_memory_total.set(math.nan if memory is None else memory.total)
+            metrics.host_memory_used.labels(self._name).set(math.nan if memory is None else memory.used)
+            metrics.host_memory_total.labels(self._name).set(math.nan if memory is None else memory.total)
         if disk is not None or self._space is not None:
-            metrics.host_disk_free.set(math.nan if disk is None else disk.free)
-            metrics.host_disk_total.set(math.nan if disk is None else disk.total)
+            metrics.host_disk_free.labels(*self._disk_labels).set(math.nan if disk is None else disk.free)
+            metrics.host_disk_total.labels(*self._disk_labels).set(math.nan if disk is None else disk.total)
         self._memory, self._space = memory, disk
 
     def _read_disk(self) -> Space:
@@ -107,9 +109,14 @@ class Host:
     def _show_moved(self, seconds: float) -> None:
         metrics = self._metrics
         if (disks := self._ask("bytes of the disks", self._machine.disk_bytes)) is not None:
-            _grow((metrics.host_disk_read, metrics.host_disk_written), self._disk, disks, seconds)
+            self._grow((metrics.host_disk_read, metrics.host_disk_written), self._disk, disks, seconds)
         if (network := self._ask("bytes of the network", self._machine.network_bytes)) is not None:
-            _grow((metrics.host_network_received, metrics.host_network_sent), self._network, network, seconds)
+            self._grow((metrics.host_network_received, metrics.host_network_sent), self._network, network, seconds)
+
+    def _grow(self, counters: tuple[Counter, Counter], growths: tuple[Growth, Growth], totals: Mapping[str, Moved], seconds: float) -> None:
+        inwards, outwards = (counter.labels(self._name) for counter in counters)
+        inwards.inc(growths[0].take({source: moved.inwards for source, moved in totals.items()}, seconds))
+        outwards.inc(growths[1].take({source: moved.outwards for source, moved in totals.items()}, seconds))
 
     def _ask(self, what: str, read: Callable[[], T]) -> T | None:
         try:
@@ -119,8 +126,3 @@ class Host:
                 self._untold.add(what)
                 _log.info("this machine does not tell a figure: it is left out of the metrics", figure=what, why=str(error))
             return None
-
-
-def _grow(counters: tuple[Counter, Counter], growths: tuple[Growth, Growth], totals: Mapping[str, Moved], seconds: float) -> None:
-    counters[0].inc(growths[0].take({source: moved.inwards for source, moved in totals.items()}, seconds))
-    counters[1].inc(growths[1].take({source: moved.outwards for source, moved in totals.items()}, seconds))

@@ -126,14 +126,6 @@ def test_all_well_shows_services_servers_and_workers() -> None:
             id="one worker was lost, another serves",
         ),
         pytest.param(
-            (*ALL, NodeFact(role=Role.WORKER, label="U1", alive=False, since=WENT, why_not="stopped", path="nats", said_goodbye=True)),
-            "healthy",
-            "U1",
-            "down",
-            "stopped",
-            id="one worker was stopped, another serves",
-        ),
-        pytest.param(
             (*ALL, NodeFact(role=Role.WORKER, label="U1", alive=False, since=WENT, why_not="too old")),
             "healthy",
             "U1",
@@ -160,6 +152,13 @@ def test_decide(nodes: tuple[NodeFact, ...], whole: str, name: str, status: str,
     component = _of(decided, name)
     assert (decided.status, component.status) == (whole, status)
     assert detail in component.detail
+
+
+def test_a_worker_that_said_goodbye_is_not_down() -> None:
+    stopped = NodeFact(role=Role.WORKER, label="U1", alive=False, since=WENT, why_not="stopped", path="nats", said_goodbye=True)
+    decided = _decide((*ALL, stopped))
+    assert decided.status == "healthy"
+    assert "U1" not in {component.name for component in decided.components}
 
 
 def test_a_server_that_nobody_reaches_is_down_and_its_users_are_degraded() -> None:

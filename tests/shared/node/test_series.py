@@ -5,11 +5,11 @@ from shared.telemetry.metrics import Metrics
 def test_series_that_are_gone_are_no_longer_shown() -> None:
     metrics = Metrics("web")
     series = Series(lambda: metrics.gpu_usage)
-    series.show({("0",): 0.5, ("1",): 0.25})
-    assert 'ai_platform_gpu_usage_ratio{gpu="1"} 0.25' in metrics.render()
-    series.show({("0",): 0.75})
+    series.show({("m", "0"): 0.5, ("m", "1"): 0.25})
+    assert 'ai_platform_gpu_usage_ratio{gpu="1",machine="m"} 0.25' in metrics.render()
+    series.show({("m", "0"): 0.75})
     text = metrics.render()
-    assert 'ai_platform_gpu_usage_ratio{gpu="0"} 0.75' in text
+    assert 'ai_platform_gpu_usage_ratio{gpu="0",machine="m"} 0.75' in text
     assert 'gpu="1"' not in text
     series.show({})
     assert 'gpu="0"' not in metrics.render()

@@ -37,6 +37,8 @@ BOUNDED = {
     "peer",
     "decision",
     "gpu",
+    "machine",
+    "disk",
     "gen_ai_operation_name",
     "gen_ai_provider_name",
     "gen_ai_request_model",

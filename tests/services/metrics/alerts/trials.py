@@ -215,6 +215,14 @@ def _one_gauge(instrument: Instrument, calm: float, **labels: str) -> Lines:
     return lambda course, level: (line(instrument, course.gauge(calm, level), **labels),)
 
 
+def _on_a_machine(instrument: Instrument, calm: float, **labels: str) -> Lines:
+    """All five services run on one machine and report its figures: that is one alert."""
+    return lambda course, level: tuple(
+        line(instrument, course.gauge(calm, level), service=service, node=service[0], machine="laptop-1", **labels)
+        for service in ("auth", "gateway", "inference", "metrics", "web")
+    )
+
+
 def _one_jump(instrument: Instrument, **labels: str) -> Lines:
     return lambda course, level: (line(instrument, course.jump(level), **labels),)
 
@@ -256,6 +264,7 @@ TRUST = (
 # --- machines -------------------------------------------------------------------------------------------------------
 
 _WORKER = {"service": "inference", "node": "w"}
+_DISK = {"machine": "laptop-1", "disk": "/"}
 
 
 def _nodes(gone: str, becomes: float | None) -> Lines:
@@ -277,8 +286,8 @@ def _gone(name: str, lines: Lines, **labels: str) -> Trial:
 
 def _disk(course: Course, level: float) -> Sequence[Line]:
     return (
-        line(host_instruments.HOST_DISK_FREE, course.gauge(500, level), **_WORKER),
-        line(host_instruments.HOST_DISK_TOTAL, course.gauge(1000, 1000), **_WORKER),
+        *(line(host_instruments.HOST_DISK_FREE, course.gauge(500, level), **node, **_DISK) for node in (_WORKER, _GATEWAY)),
+        *(line(host_instruments.HOST_DISK_TOTAL, course.gauge(1000, 1000), **node, **_DISK) for node in (_WORKER, _GATEWAY)),
     )
 
 
@@ -321,8 +330,8 @@ MACHINES = (
     *(_unreached(server) for server in ("postgresql", "valkey", "nats", "hyperswarm")),
     _trial("model_not_served", _served, Course(3, 8, 3), 0, 1),
     _trial("worker_crash_loop", _one_jump(instruments.ENGINE_RESTARTS, model="llama3", **_WORKER), Course(15, 5, 15), 3, 2),
-    _trial("gpu_saturation", _one_gauge(host_instruments.GPU_USAGE, 0.5, gpu="0", **_WORKER), Course(3, 13, 3), 0.91, 0.9),
-    _trial("cpu_high", _one_gauge(host_instruments.HOST_CPU, 0.5, **_WORKER), Course(3, 13, 3), 0.81, 0.8),
+    _trial("gpu_saturation", _on_a_machine(host_instruments.GPU_USAGE, 0.5, gpu="0"), Course(3, 13, 3), 0.91, 0.9),
+    _trial("cpu_high", _on_a_machine(host_instruments.HOST_CPU, 0.5), Course(3, 13, 3), 0.81, 0.8),
     _trial("disk_low", _disk, Course(3, 8, 3), 99, 100),
     _trial("nats_reconnects", _one_jump(instruments.NATS_RECONNECTS, **_GATEWAY), Course(20, 5, 20), 4, 3),
     _trial(

@@ -35,7 +35,7 @@ class Mesh:
         for number, worker in enumerate(self.workers.values()):
             worker.tokens.labels(type="output", model="m").inc(tokens)
             worker.queue_depth.labels(model="m").set(number + 1)
-            worker.host_cpu.set(0.25 + number / 2)
+            worker.host_cpu.labels("laptop-1").set(0.25 + number / 2)
             worker.round_trip.labels(path="nats").set(0.01 * (number + 1))
             for _ in range(10):
                 worker.ttft_seconds.labels(model="m").observe(0.3)

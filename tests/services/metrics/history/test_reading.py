@@ -33,8 +33,8 @@ def values(look: Look, node: str = "n") -> dict[str, float]:
 def test_what_a_real_node_says_is_found() -> None:
     metrics = Metrics("gateway")
     metrics.queue_depth.labels(model="m").set(3)
-    metrics.host_cpu.set(0.5)
-    metrics.gpu_usage.labels(gpu="0").set(0.9)
+    metrics.host_cpu.labels("laptop-1").set(0.5)
+    metrics.gpu_usage.labels("laptop-1", "0").set(0.9)
     reader = Reader()
     reader.read(text(("gateway", "n", metrics.render())), AT)
     metrics.tokens.labels(type="output", model="m").inc(7)

@@ -104,7 +104,7 @@ async def test_other_names_in_the_middle_of_a_minute_are_counted_once(store: Sto
     for number in range(8):
         await mesh.look()
         if number == 4:
-            mesh.workers["a"].gpu_usage.labels(gpu="0").set(1)
+            mesh.workers["a"].gpu_usage.labels("laptop-1", "0").set(1)
     await mesh.keeper.keep(store)
     rows = await store.rows(rolling.MINUTE, BEGIN + timedelta(minutes=1), BEGIN + timedelta(minutes=2), ["a"])
     assert sorted(row.looks for row in rows) == [2, 2]

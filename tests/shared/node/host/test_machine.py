@@ -1,5 +1,7 @@
 """Of the machine that the test runs on, what holds on any."""
 
+import hashlib
+import socket
 import time
 from pathlib import Path
 
@@ -55,3 +57,27 @@ def test_inside_limits_they_are_what_there_is(tmp_path: Path) -> None:
     assert machine.memory().total == 64 * MIB
     assert machine.memory().used == 32 * MIB
     assert machine.processors().busy == 0.5
+
+
+def test_all_nodes_of_a_machine_have_one_name_for_it() -> None:
+    name = ThisMachine(()).name()
+    assert name == ThisMachine(()).name()
+    boot = hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()
+    # Two machines called localhost do not share it.
+    assert name.endswith("-" + boot[:6])
+
+
+def test_a_container_with_limits_is_a_machine_apart(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    (tmp_path / "cpu.stat").write_text("usage_usec 5\n")
+    assert ThisMachine((tmp_path,)).name().startswith(socket.gethostname())
+
+
+def test_a_disk_is_named_after_its_mount(tmp_path: Path) -> None:
+    machine = ThisMachine(())
+    mount = Path(machine.disk_name(tmp_path))
+    assert mount.is_mount()
+    assert tmp_path.is_relative_to(mount)
+    assert mount.stat().st_dev == tmp_path.stat().st_dev
+    assert machine.disk_name(tmp_path / "not" / "there" / "yet") == str(mount)
+    assert machine.disk_name(Path("/proc")) == "/proc"

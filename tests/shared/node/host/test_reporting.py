@@ -25,6 +25,12 @@ class FakeMachine:
     #: What a figure raises, by its name.
     broken: dict[str, Exception] = field(default_factory=dict)
 
+    def name(self) -> str:
+        return "laptop-1"
+
+    def disk_name(self, folder: Path) -> str:
+        return "/"
+
     def processors(self) -> Processors:
         self._look("processors")
         self.looks += 1
@@ -92,6 +98,8 @@ def shown(metrics: Metrics) -> dict[str, float]:
     for family in text_string_to_metric_families(metrics.render()):
         for sample in family.samples:
             if sample.name.startswith(("ai_platform_host_", "ai_platform_gpu_")):
+                assert sample.labels.pop("machine")
+                sample.labels.pop("disk", None)
                 found[sample.name.removeprefix("ai_platform_") + "".join(f" {value}" for value in sample.labels.values())] = sample.value
     return found
 
