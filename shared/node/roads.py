@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from shared import errors
+from shared import errors, topics
 from shared.api.gateway import Check
 from shared.directory import Directory
 from shared.link import Link
@@ -93,7 +93,10 @@ class Roads:
     # --- for the pool ---------------------------------------------------------------------------------------------------
 
     async def reach(self, peer: Peer, transport: str) -> Connection:
-        """A connection to a peer by one transport. Raises PeerError, and NodeRevoked."""
+        """A connection to a peer by one transport. Raises PeerError, NodeRevoked, and WrongRole for a role that SPEAKS_TO forbids:
+        NATS would refuse the HELLO without telling the link, which would then count the peer as dead."""
+        if not topics.may_link(self._trust.role, peer.role):
+            raise errors.WrongRole(f"the role {self._trust.role} may not call {peer.role}", hint="shared/topics.py says who may")
         self._trust.check_not_revoked(peer.node)
         if transport == "nats" and self.nats is not None:
             return self._adopt(await self.nats.dial(peer))

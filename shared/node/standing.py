@@ -65,7 +65,9 @@ class Standing:
         nodes.watch(self._seen)
 
     def told(self, node: NodeId, number: int) -> None:
-        """A peer has a newer list."""
+        """A peer has a newer list. Replicas of one role hear each other's announcements and may not ask each other."""
+        if not self._may_ask(node):
+            return
         self._newer.add(node)
         if not self._trust.has_certificate(time.time()):
             # Nobody speaks to us but auth: it can be asked now.
@@ -200,8 +202,15 @@ class Standing:
                 return
 
     async def _pull_from_auth(self) -> bool:
+        if self._trust.role is Role.AUTH:
+            return True  # every auth signs the list itself, from the database that they share
         nodes = self._nodes.usable(Role.AUTH)
         return bool(nodes) and await self._pull(nodes[0].node)
+
+    def _may_ask(self, node: NodeId) -> bool:
+        """A node that the directory does not know has a link to us, so its role was checked."""
+        entry = self._nodes.find(node)
+        return entry is None or topics.may_link(self._trust.role, entry.role)
 
     async def _pull(self, node: NodeId) -> bool:
         try:

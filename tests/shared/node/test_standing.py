@@ -161,6 +161,25 @@ async def test_a_higher_number_is_asked_for_where_it_was_heard_and_cuts_off(worl
     assert certificates.check_list(kept.revocations, (here.house.ca.id,)).number == 2
 
 
+@pytest.mark.parametrize("role", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB])
+@pytest.mark.parametrize("other", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS])
+async def test_a_newer_list_is_asked_for_only_where_the_role_may_speak(world: Callable[..., World], role: Role, other: Role) -> None:
+    """402 refused publishes in 22 minutes with three auths: each asked the others for the list."""
+    here = world(role=role)
+    here.standing.take(here.house.reply())
+    here.hear(NodeId("UOTHER"), other)
+    here.standing.told(NodeId("UOTHER"), 2)
+    may_speak = other in topics.SPEAKS_TO[role]
+    async with here.running():
+        if may_speak:
+            here.house.number = 2
+            await until(lambda: here.trust.number == 2, seconds=10)
+        else:
+            await until(lambda: here.standing._pull_at > 0, seconds=10)
+    assert ("node.readRevocations", NodeId("UOTHER")) in here.house.asked or not may_speak
+    assert may_speak or NodeId("UOTHER") not in [node for _, node in here.house.asked]
+
+
 async def test_a_new_epoch_brings_new_meeting_places(world: Callable[..., World]) -> None:
     here = world()
     here.standing.take(here.house.reply())

@@ -137,6 +137,19 @@ class Metrics(_Service):
         return Nothing()
 
 
+async def test_a_role_that_may_not_be_spoken_to_is_never_dialled_and_stays_alive() -> None:
+    """NATS refuses such a HELLO; the dialler used to wait for its answer and then count the replica as dead."""
+    async with testnet() as net:
+        one, other = await net.start(Auth), await net.start(Auth)
+        await until(lambda: one.node.directory.find(other.node.id) is not None, seconds=10)
+        with pytest.raises(errors.WrongRole, match="the role auth may not call auth"):
+            await one.node.rpc.call(node_api.read_revocations, node_api.ReadRevocations(), to=other.node.id)
+        found = one.node.directory.find(other.node.id)
+        assert found is not None
+        assert found.alive
+        assert "Permissions Violation" not in (net.server.folder / "nats.log").read_text()
+
+
 async def test_a_client_calls_a_service() -> None:
     async with testnet() as net:
         await net.start(Auth)

@@ -1,0 +1,87 @@
+"""Further processes of a running stack's services: replicas with keys that they do not share, or twins that show the same key.
+
+async with replicas.replica(stack, "gateway") as second:
+    await second.ready()
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from cli.stack import nats_users, plan, settings
+from shared import identity
+from shared.types import NodeId, Role
+from tests.stacks import MESH, REPOSITORY, RunningStack, until
+from tests.testnet import free_port
+
+ROLES = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    service: str
+    node: NodeId
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    async def ready(self) -> None:
+        """Until its /readyz says so."""
+
+        async def answers() -> bool:
+            assert self.process.poll() is None, self.log[-2000:]
+            async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
+                return (await http.get(f"{self.url}/readyz")).status_code == 200
+
+        await until(answers, seconds=60, what=f"the second {self.service} is ready", ignoring=(httpx.HTTPError,))
+
+    async def ended(self) -> int:
+        """Its exit status, once it has one."""
+
+        async def status() -> tuple[int] | None:
+            found = self.process.poll()
+            return None if found is None else (found,)
+
+        return (await until(status, seconds=60, what=f"the second {self.service} ends"))[0]
+
+
+@asynccontextmanager
+async def replica(stack: RunningStack, service: str, *, key_file: Path | None = None, folder: Path) -> AsyncIterator[Replica]:
+    """One more process of a service; with ``key_file`` it shows that key. What it keeps lies in ``folder``."""
+    home, name = stack.place, f"{service}-replica"
+    if key_file is None:
+        key_file = await asyncio.to_thread(nats_users.add_node, home, MESH, name, ROLES[service])
+    port, log_file = free_port(), folder / f"{name}.log"
+    environment = _environment(stack, service) | {
+        "NODE_KEY_FILE": str(key_file),
+        "MESH_STATE_FILE": str(folder / f"{name}.mesh"),
+        f"{service.upper()}_SERVICE_PORT": str(port),
+    }
+    with log_file.open("ab") as log:
+        words = [sys.executable, "-m", f"services.{service}"]
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY, env=environment)
+    try:
+        yield Replica(service, identity.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+
+
+def _environment(stack: RunningStack, service: str) -> dict[str, str]:
+    """As the supervisor's, but for what two processes on one machine cannot both have."""
+    recorded = settings.read_recorded(stack.place)
+    found = plan.service_environment(stack.place, settings.load(recorded), recorded, service)
+    own = {"auth": {"AUDIT_ANCHOR_FILE": ""}, "metrics": {"PROMETHEUS_PORT": "0"}, "inference": {"INFERENCE_BACKEND": "echo", "MODELS": ""}}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    return {name: value for name, value in {**kept, **found, **own.get(service, {})}.items() if value}
