@@ -68,14 +68,18 @@ async def replica(stack: RunningStack, service: str, *, key_file: Path | None = 
         "MESH_STATE_FILE": str(folder / f"{name}.mesh"),
         f"{service.upper()}_SERVICE_PORT": str(port),
     }
-    with log_file.open("ab") as log:
-        words = [sys.executable, "-m", f"services.{service}"]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY, env=environment)
+    process = _start(service, environment, log_file)
     try:
         yield Replica(service, identity.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)
+
+
+def _start(service: str, environment: dict[str, str], log_file: Path) -> "subprocess.Popen[bytes]":
+    words = [sys.executable, "-m", f"services.{service}"]
+    with log_file.open("ab") as log:
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY, env=environment)
 
 
 def _environment(stack: RunningStack, service: str) -> dict[str, str]:
