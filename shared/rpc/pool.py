@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Set
+from dataclasses import dataclass
 
 from shared import directory, errors
 from shared.directory import Directory, Entry
@@ -36,6 +37,14 @@ def _not_refused() -> errors.AimeshError | None:
     return None
 
 
+@dataclass(slots=True)
+class _Dial:
+    """A node that is being dialled, and how many calls wait for it."""
+
+    lock: asyncio.Lock
+    callers: int = 0
+
+
 class Pool:
     """Owned by one node. Takes the best way that the directory knows, and tells it whose link died."""
 
@@ -56,7 +65,7 @@ class Pool:
         self._reach = reach
         self._rng = rng
         self._connections: dict[NodeId, Connection] = {}
-        self._dialling: dict[NodeId, asyncio.Lock] = {}
+        self._dialling: dict[NodeId, _Dial] = {}
         self._changed = asyncio.Event()
         nodes.watch(lambda entry: self._changed.set())
 
@@ -146,11 +155,16 @@ class Pool:
         return connection if entry.routes and connection.link.transport == entry.routes[0].transport else None
 
     async def _connect(self, entry: Entry) -> Connection:
-        lock = self._dialling.setdefault(entry.node, asyncio.Lock())
-        async with lock:
-            connection = self._open(entry) or await self._reach_by_any(entry)
-        self._dialling.pop(entry.node, None)
-        return connection
+        """One dial per node at a time. The last caller forgets it, also when the node could not be reached."""
+        dial = self._dialling.setdefault(entry.node, _Dial(asyncio.Lock()))
+        dial.callers += 1
+        try:
+            async with dial.lock:
+                return self._open(entry) or await self._reach_by_any(entry)
+        finally:
+            dial.callers -= 1
+            if not dial.callers:
+                del self._dialling[entry.node]
 
     async def _reach_by_any(self, entry: Entry) -> Connection:
         """By the best way that works; one that does not is struck off until it is heard by again. Raises PeerError."""

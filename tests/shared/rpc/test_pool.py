@@ -3,14 +3,15 @@
 import asyncio
 import random
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from shared import errors
-from shared.directory import Directory
+from shared.directory import Announcement, Directory
 from shared.rpc import Pool
 from shared.rpc.connection import Connection
-from shared.types import Peer, Role
+from shared.types import NodeId, Peer, Role
 
 
 async def nobody(peer: Peer, transport: str) -> Connection:
@@ -34,3 +35,18 @@ async def test_nobody_is_waited_for_no_longer_than_patience_lasts() -> None:
     pool = Pool(Directory(asyncio.get_running_loop().time), nobody, random.Random(1), patience_seconds=0.02)
     with pytest.raises(errors.NotReachable):
         await pool.connection(Role.GATEWAY, None, time.monotonic() + 20)
+
+
+async def test_nodes_that_cannot_be_reached_leave_nothing_behind() -> None:
+    async def unreachable(peer: Peer, transport: str) -> Connection:
+        await asyncio.sleep(0)
+        raise errors.NotReachable("nobody answers")
+
+    nodes = Directory(asyncio.get_running_loop().time)
+    pool = Pool(nodes, unreachable, random.Random(1), patience_seconds=0.02)
+    for number in range(100):
+        node = NodeId(f"U{number}")
+        nodes.heard(Announcement(Role.WORKER, node, "1", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
+        dials = [pool.connection(None, node, time.monotonic() + 20) for _ in range(3)]
+        assert all(isinstance(end, errors.NotReachable) for end in await asyncio.gather(*dials, return_exceptions=True))
+    assert not pool._dialling
