@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shared import errors, identity
 from shared.frames import wire
-from shared.frames.wire import Frame, Ping, Pong
+from shared.frames.wire import Frame, Hello, Ping, Pong
 from shared.types import MeshName, NodeId, Peer, Role
 
 #: Each side sends a PING this often, and takes this much silence for death. Both ends must agree, so both are fixed.
@@ -53,6 +53,8 @@ class Link:
         self.path = path
         self.dialled = dialled
         self.round_trip_seconds: float | None = None
+        #: Calls of one side that may run at once; settled by the HELLOs, before the layer above takes the link over.
+        self.max_calls = wire.MAX_CALLS_UNSAID
         self.on_frames: Callable[[list[Frame]], None] = _ignore_frames
         self.on_closed: Callable[[errors.AimeshError], None] = _ignore_close
         #: The number of our revocation list, told in every PONG; and what is done with the peer's, when it tells.
@@ -113,6 +115,10 @@ class Link:
         self.on_closed(why)
 
     # --- for the transport ----------------------------------------------------------------------------------------
+
+    def agree(self, hello: Hello) -> None:
+        """The peer's first HELLO was good."""
+        self.max_calls = max(1, min(wire.MAX_CALLS, hello.max_calls))
 
     def take_writes(self) -> list[list[Frame]]:
         """What is queued, cut into writes of at most MAX_WRITE_BYTES."""

@@ -169,7 +169,8 @@ class NatsTransport:
 
     def _hello(self, link: NatsLink) -> Hello:
         me = self.me
-        unsigned = Hello(wire.VERSION, me.role, me.node, time.time_ns() // 1_000_000, me.software, b"")
+        sent_at = time.time_ns() // 1_000_000
+        unsigned = Hello(wire.VERSION, me.role, me.node, sent_at, me.software, b"", max_calls=wire.MAX_CALLS)
         signature = me.key.sign("hello", wire.hello_text(unsigned, link.peer.node, link.id))
         return msgspec.structs.replace(unsigned, signature=signature)
 
@@ -283,6 +284,7 @@ class NatsTransport:
             raise errors.NotAllowed("the HELLO names another node than the one that NATS vouches for")
         if not identity.verify(hello.node, "hello", wire.hello_text(hello, self.me.node, link.id), hello.signature):
             raise errors.NotAllowed("the HELLO is not signed by the node's key")
+        link.agree(hello)
 
     def _refuse(self, subject: bytes, why: str) -> None:
         """A peer that sends what is not frames loses every link it has with us."""

@@ -109,7 +109,9 @@ class Trust:
         except errors.NotCertified:
             role = Role.NEWCOMER
         sent_at = int(now * 1000)
-        unsigned = Hello(wire.VERSION, role, self.me.id, sent_at, software, b"", self.certificate, self.number, self.delegation)
+        unsigned = Hello(
+            wire.VERSION, role, self.me.id, sent_at, software, b"", self.certificate, self.number, self.delegation, wire.MAX_CALLS
+        )
         return msgspec.structs.replace(unsigned, signature=self.me.sign("hello", wire.hello_text(unsigned, to, link_id)))
 
     def admit(self, hello: Hello, proved: NodeId, link_id: int, now: float) -> Admitted:

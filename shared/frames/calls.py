@@ -12,13 +12,9 @@ import msgspec
 
 from shared import errors
 from shared.frames import wire
+from shared.frames.windows import Window, Windows
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Item, Piece, Reply
 
-#: Items and bytes that may be on their way to a reader who does not read. 64 KiB × 256 calls bounds a link at 16 MiB.
-WINDOW_ITEMS = 1024
-WINDOW_BYTES = 64 * 1024
-#: Calls of one peer that may run at once on a link.
-MAX_CALLS = 256
 #: Bytes of half-received messages that a link holds.
 MAX_PARTIAL_BYTES = 8 * 1024 * 1024
 #: A deadline further away is taken as this one.
@@ -81,19 +77,22 @@ class _Partial:
 @dataclass(slots=True)
 class _Call:
     state: State
-    #: Asking side: received and not yet taken by the reader. Answering side: what may still be sent.
-    window_items: int = 0
-    window_bytes: int = 0
-    #: Asking side: taken by the reader and not yet given back as credit.
-    taken_items: int = 0
-    taken_bytes: int = 0
+    #: Answering side: what may still be sent.
+    credit_items: int = 0
+    credit_bytes: int = 0
+    #: Asking side, of a stream.
+    window: Window | None = None
     partial: _Partial | None = None
 
 
 class Calls:
-    """The calls of one link, both ways. Owned by one connection; not safe to share."""
+    """The calls of one link, both ways, of either side at most ``max_calls``. Owned by one connection; not safe to share."""
 
-    def __init__(self, *, dialled: bool) -> None:
+    def __init__(self, *, dialled: bool, max_calls: int = wire.MAX_CALLS) -> None:
+        self._max_calls = max_calls
+        self._windows = Windows()
+        #: Streams of ours that have ended with items that nobody has read yet.
+        self._unread: dict[int, Window] = {}
         self._calls: dict[int, _Call] = {}
         self._next_id = 1 if dialled else 2
         self._asked_by_us = self._next_id & 1
@@ -109,38 +108,53 @@ class Calls:
         return self._next_id
 
     def ask(self, call: Call, *, streaming: bool) -> list[Frame]:
-        """Open the call, which has ``next_id``. Returns the frames to send."""
+        """Open the call, which has ``next_id``. Returns the frames to send. Raises Overloaded if the link carries no more calls."""
+        if len(self._calls) - self._inbound + len(self._unread) >= self._max_calls:
+            raise errors.Overloaded(f"{self._max_calls} of our calls run on this link already", retry_after_seconds=1)
         call_id, self._next_id = self._next_id, self._next_id + 2
-        self._calls[call_id] = _Call(State.LISTENING if streaming else State.ASKED)
-        if len(call.body) <= wire.MAX_BODY_BYTES and not streaming:
+        window = self._windows.open() if streaming else None
+        self._calls[call_id] = _Call(State.ASKED if window is None else State.LISTENING, window=window)
+        if len(call.body) <= wire.MAX_BODY_BYTES and window is None:
             return [call]
-        window = (WINDOW_ITEMS, WINDOW_BYTES) if streaming else (0, 0)
+        credit = (0, 0) if window is None else (window.granted_items, window.granted_bytes)
         head, rest = _split(call_id, call.body)
-        first = msgspec.structs.replace(call, body=head, more=bool(rest), credit_items=window[0], credit_bytes=window[1])
+        first = msgspec.structs.replace(call, body=head, more=bool(rest), credit_items=credit[0], credit_bytes=credit[1])
         return [first, *rest]
 
     def withdraw(self, call_id: int) -> list[Frame]:
-        """Cancel a call of ours. Nothing more of it comes out; nothing happens if it is over already."""
+        """Cancel a call of ours, or stop reading one that has ended. Nothing more of it comes out. Safe to call twice."""
         call = self._calls.get(call_id)
-        if call is None or call.state is State.WITHDRAWN:
+        if call is None:
+            if (unread := self._unread.pop(call_id, None)) is not None:
+                self._windows.close(unread)
+            return []
+        if call.state is State.WITHDRAWN:
             return []
         call.state = State.WITHDRAWN
+        if call.window is not None:
+            self._windows.close(call.window)
         return [Cancel(call_id)]
 
     def take(self, call_id: int, size: int) -> list[Frame]:
         """The reader has taken an item of this size; returns a CREDIT once half the window is free."""
         call = self._calls.get(call_id)
+        window = self._unread.get(call_id) if call is None else call.window
+        if window is None or window.closed:
+            return []
+        window.unread_items -= 1
+        window.unread_bytes -= size
+        window.taken_items += 1
+        window.taken_bytes += size
+        if window.overdraft:
+            self._windows.overdraw(window)
         if call is None:
+            if window.unread_items <= 0:
+                self.withdraw(call_id)
             return []
-        call.window_items -= 1
-        call.window_bytes -= size
-        call.taken_items += 1
-        call.taken_bytes += size
-        if call.taken_items < WINDOW_ITEMS // 2 and call.taken_bytes < WINDOW_BYTES // 2:
+        if window.taken_items < window.granted_items // 2 and window.taken_bytes < window.granted_bytes // 2:
             return []
-        credit = Credit(call_id, call.taken_items, call.taken_bytes)
-        call.taken_items = call.taken_bytes = 0
-        return [credit]
+        items, bytes_ = self._windows.renew(window)
+        return [Credit(call_id, items, bytes_)] if items or bytes_ else []
 
     # --- what this side answers -----------------------------------------------------------------------------------
 
@@ -149,10 +163,10 @@ class Calls:
         call = self._calls.get(call_id)
         if call is None:
             return []
-        if call.window_items <= 0 or call.window_bytes <= 0:
+        if call.credit_items <= 0 or call.credit_bytes <= 0:
             return None
-        call.window_items -= 1
-        call.window_bytes -= len(body)
+        call.credit_items -= 1
+        call.credit_bytes -= len(body)
         if len(body) <= wire.MAX_BODY_BYTES:
             return [Item(call_id, body)]
         head, rest = _split(call_id, body)
@@ -179,7 +193,8 @@ class Calls:
     # --- what arrives ---------------------------------------------------------------------------------------------
 
     def receive(self, frame: Frame) -> Message | None:
-        """The message that this frame completes, or None. Raises ProtocolViolation: the link must then be closed."""
+        """The message that this frame completes, or None. Raises ProtocolViolation: the link must then be closed; and Overloaded:
+        this call must then be refused, or withdrawn if it is ours."""
         if type(frame) is Call:
             return self._receive_call(frame)
         if not isinstance(frame, _OF_A_CALL):
@@ -217,9 +232,9 @@ class Calls:
             raise errors.ProtocolViolation(f"call {frame.id} has a number of ours")
         if frame.id <= self._highest_seen:
             return None  # a duplicate: it is running or over
-        if self._inbound >= MAX_CALLS:
+        if self._inbound >= self._max_calls:
             self._highest_seen = frame.id
-            raise errors.Overloaded(f"{MAX_CALLS} calls of this peer are running", retry_after_seconds=1)
+            raise errors.Overloaded(f"{self._max_calls} calls of this peer are running", retry_after_seconds=1)
         self._highest_seen = frame.id
         self._inbound += 1
         call = _Call(State.ARRIVING if frame.more else State.SERVING, frame.credit_items, frame.credit_bytes)
@@ -239,8 +254,8 @@ class Calls:
             raise errors.ProtocolViolation(f"{type(frame).__name__} inside a message in pieces")
         withdrawn = call.state is State.WITHDRAWN
         if isinstance(frame, Credit):
-            call.window_items += max(0, frame.items)
-            call.window_bytes += max(0, frame.bytes)
+            call.credit_items += max(0, frame.items)
+            call.credit_bytes += max(0, frame.bytes)
         elif isinstance(frame, (Item, Reply, End)) and frame.more:
             self._collect(call, frame)
             return None
@@ -253,13 +268,18 @@ class Calls:
         return None if withdrawn else frame
 
     def _count(self, call: _Call, item: Item) -> None:
-        call.window_items += 1
-        call.window_bytes += len(item.body)
+        window = call.window
+        if window is None:
+            raise errors.ProtocolViolation(f"an item for call {item.id}, which is no stream")
+        window.unread_items += 1
+        window.unread_bytes += len(item.body)
         if (
-            call.window_items + call.taken_items > WINDOW_ITEMS
-            or call.window_bytes + call.taken_bytes > WINDOW_BYTES + wire.MAX_MESSAGE_BYTES
+            window.unread_items + window.taken_items > window.granted_items
+            or window.unread_bytes + window.taken_bytes > window.granted_bytes + wire.MAX_MESSAGE_BYTES
         ):
             raise errors.ProtocolViolation(f"call {item.id} sent more than its credit")
+        if window.unread_bytes > window.granted_bytes and not window.closed and not self._windows.overdraw(window):
+            raise errors.Overloaded("too much of this link's answers is unread for an item of this size", retry_after_seconds=1)
 
     def _collect(self, call: _Call, frame: Call | Reply | Item | End) -> None:
         call.partial = _Partial(frame, [], 0)
@@ -302,6 +322,11 @@ class Calls:
             self._partial_bytes -= call.partial.size
         if call_id & 1 != self._asked_by_us:
             self._inbound -= 1
+        if call.window is not None and not call.window.closed:
+            if call.window.unread_items > 0:
+                self._unread[call_id] = call.window
+            else:
+                self._windows.close(call.window)
         return True
 
 

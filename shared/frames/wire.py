@@ -18,6 +18,10 @@ MAX_BODY_BYTES = 64 * 1024 - 256
 MAX_BYTES_BEFORE_HELLO = 4 * 1024
 #: A message in pieces. An RPC that needs more should be a stream.
 MAX_MESSAGE_BYTES = 1024 * 1024
+#: Calls of one side that may run at once on a link; of the numbers in both HELLOs the smaller one counts.
+MAX_CALLS = 4096
+#: What a HELLO means that does not say: older versions refuse more.
+MAX_CALLS_UNSAID = 256
 #: One write to the transport: NATS has `max_payload: 2MB`, and a write this size is one millisecond of a gigabit line.
 MAX_WRITE_BYTES = 256 * 1024
 
@@ -39,6 +43,8 @@ class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
     revocations: int = 0
     #: What the certified key says of ``node``, where one profile has several processes; empty where they are the same key.
     delegation: bytes = b""
+    #: Calls of the receiver that the sender runs at once on this link. The link uses the smaller number of both HELLOs.
+    max_calls: int = MAX_CALLS_UNSAID
 
 
 class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):

@@ -6,13 +6,14 @@ from typing import Protocol
 
 from shared import errors
 from shared.frames import calls, wire
-from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Reply
+from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Piece, Reply
 from shared.link import Link
 from shared.rpc.serving import Dispatcher
 from shared.types import Peer
 
 #: Calls that a peer may withdraw as it likes: opening and resetting costs it nothing and us a task each (rapid reset).
-RESETS_PER_SECOND, RESETS_AT_ONCE = 200, 1000
+#: A peer that loses its own callers withdraws all that a link carries at once, which must not end the link.
+RESETS_PER_SECOND, RESETS_AT_ONCE = 200, wire.MAX_CALLS + 1000
 #: Answers that wait for a peer that goes on asking and does not read them.
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
 
@@ -71,7 +72,7 @@ class Connection:
         self.going_away = False
         #: Called once, when the link has ended and every call on it has failed.
         self.on_closed: list[Callable[[Connection], None]] = []
-        self._calls = calls.Calls(dialled=link.dialled)
+        self._calls = calls.Calls(dialled=link.dialled, max_calls=link.max_calls)
         self._dispatcher = dispatcher
         self._waiters: dict[int, Waiter] = {}
         self._serving: dict[int, _Serving] = {}
@@ -100,18 +101,17 @@ class Connection:
         return self._calls.next_id()
 
     def ask(self, call: Call, waiter: Waiter, *, streaming: bool) -> None:
-        """Send a call with ``next_id``; raises LinkLost if the link is gone."""
+        """Send a call with ``next_id``; raises LinkLost if the link is gone, and Overloaded if it carries no more calls."""
         if self.link.closed is not None:
             raise self.link.closed
+        frames = self._calls.ask(call, streaming=streaming)
         self._waiters[call.id] = waiter
-        for frame in self._calls.ask(call, streaming=streaming):
-            self.link.send(frame)
+        self._send_all(frames)
 
     def withdraw(self, call_id: int) -> None:
         """Cancel a call of ours; the waiter hears nothing more of it. Safe to call when it is over."""
-        if self._waiters.pop(call_id, None) is not None:
-            for frame in self._calls.withdraw(call_id):
-                self.link.send(frame)
+        self._waiters.pop(call_id, None)
+        self._send_all(self._calls.withdraw(call_id))
 
     def took(self, call_id: int, size: int) -> None:
         """The reader has taken an item of this many bytes."""
@@ -169,11 +169,20 @@ class Connection:
                 elif type(frame) is Cancel:
                     self._resets.add(self._now())  # of a call that was refused, or is over
             except errors.Overloaded as error:
-                if isinstance(frame, Call):
-                    self.link.send(Error(frame.id, error.to_problem()))
+                self._refuse(frame, error)
             except errors.ProtocolViolation as error:
                 self.link.close(error)
                 return
+
+    def _refuse(self, frame: Frame, error: errors.Overloaded) -> None:
+        """There is no room for a call of the peer, or for an item of a call of ours."""
+        if isinstance(frame, Call):
+            self.link.send(Error(frame.id, error.to_problem()))
+        elif isinstance(frame, (Item, Piece)):
+            waiter = self._waiters.get(frame.id)
+            self.withdraw(frame.id)
+            if waiter is not None:
+                waiter.failed(error)
 
     def _deliver(self, message: calls.Message) -> None:
         kind = type(message)

@@ -50,6 +50,7 @@ class SwarmLink(Link):
         connection, admitted = entrant.connection, entrant.admitted
         peer = replace(admitted.peer, channel=connection.channel)
         super().__init__(peer, transport="swarm", path=str(connection.path), dialled=connection.initiator, now=owner.loop.time())
+        self.agree(entrant.hello)
         self.connection = connection
         #: What our own last HELLO said that we are.
         self.came_as = entrant.came_as

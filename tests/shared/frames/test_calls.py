@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shared import errors
-from shared.frames import calls, wire
+from shared.frames import calls, windows, wire
 from shared.frames.calls import Calls
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Piece, Ping, Reply
 
@@ -98,8 +98,8 @@ def test_a_reader_who_takes_nothing_is_sent_a_window_and_no_more() -> None:
     while (item := answering.item(call_id, b"x" * 10)) is not None:
         give(asking, item)
         count += 1
-    assert count == calls.WINDOW_ITEMS
-    for _ in range(calls.WINDOW_ITEMS // 2 - 1):
+    assert count == windows.LARGEST_ITEMS
+    for _ in range(windows.LARGEST_ITEMS // 2 - 1):
         assert asking.take(call_id, 10) == []
     [credit] = asking.take(call_id, 10)
     assert credit == Credit(call_id, 512, 5120)
@@ -120,7 +120,103 @@ def test_a_peer_that_sends_beyond_its_credit_breaks_the_protocol() -> None:
     asking, _ = pair()
     call_id, _ = ask(asking, streaming=True)
     with pytest.raises(errors.ProtocolViolation, match="credit"):
-        give(asking, [Item(call_id, b"")] * (calls.WINDOW_ITEMS + 1))
+        give(asking, [Item(call_id, b"")] * (windows.LARGEST_ITEMS + 1))
+
+
+def stream(asking: Calls, answering: Calls) -> int:
+    call_id, frames = ask(asking, streaming=True)
+    give(answering, frames)
+    return call_id
+
+
+def fill(asking: Calls, answering: Calls, call_id: int, body: bytes) -> int:
+    """Send items until there is no credit; returns the bytes that arrived."""
+    size = 0
+    while (frames := answering.item(call_id, body)) is not None:
+        size += sum(len(message.body) for message in give(asking, frames) if isinstance(message, Item))
+    return size
+
+
+def test_the_unread_items_of_all_calls_of_a_link_are_bounded_together() -> None:
+    asking, answering = pair()
+    unread = 0
+    for number in range(wire.MAX_CALLS):
+        call_id = stream(asking, answering)
+        arrived = fill(asking, answering, call_id, bytes(1000))
+        assert arrived >= windows.FLOOR_BYTES, f"stream {number} got less than its floor, because others do not read"
+        unread += arrived
+    assert windows.MAX_LINK_BYTES // 2 < unread <= windows.MAX_LINK_BYTES
+    with pytest.raises(errors.Overloaded, match="4096 of our calls"):
+        ask(asking, streaming=True)
+
+
+def test_stalled_readers_make_another_stream_slower_and_never_stop_it() -> None:
+    asking, answering = pair()
+    for _ in range(wire.MAX_CALLS - 1):
+        fill(asking, answering, stream(asking, answering), bytes(1000))
+    moving, body = stream(asking, answering), bytes(100)
+    arrived = 0
+    while arrived < 1024 * 1024:
+        frames = answering.item(moving, body)
+        assert frames is not None, "it waits for the readers of other calls"
+        give(asking, frames)
+        arrived += len(body)
+        give(answering, asking.take(moving, len(body)))
+
+
+def test_windows_grow_again_when_the_other_calls_have_ended() -> None:
+    asking, answering = pair()
+    moving, *others = [stream(asking, answering) for _ in range(wire.MAX_CALLS)]
+    for call_id in others:
+        give(asking, answering.end(call_id, b""))
+    for _ in range(2 * windows.LARGEST_ITEMS):
+        give(asking, sent(answering, moving, b"x"))
+        give(answering, asking.take(moving, 1))
+    arrived = fill(asking, answering, moving, b"x")
+    assert windows.LARGEST_ITEMS // 2 <= arrived <= windows.LARGEST_ITEMS
+
+
+def test_an_ended_stream_that_nobody_has_read_still_counts() -> None:
+    """A peer that answers and ends thousands of streams at once could otherwise fill the memory of a slow reader."""
+    asking, answering = pair()
+    ids = [stream(asking, answering) for _ in range(wire.MAX_CALLS)]
+    for call_id in ids:
+        give(asking, [*sent(answering, call_id, bytes(100)), *answering.end(call_id, b"")])
+    with pytest.raises(errors.Overloaded):
+        ask(asking, streaming=True)
+    assert asking.take(ids[0], 100) == []
+    stream(asking, answering)
+    with pytest.raises(errors.Overloaded):
+        ask(asking, streaming=True)
+    assert asking.withdraw(ids[1]) == []
+    stream(asking, answering)
+
+
+def test_long_items_for_stalled_readers_end_their_own_call_and_no_other() -> None:
+    asking, answering = pair()
+    quiet = stream(asking, answering)
+    unread = 0
+    with pytest.raises(errors.Overloaded, match="unread"):
+        while True:
+            call_id = stream(asking, answering)
+            unread += fill(asking, answering, call_id, bytes(wire.MAX_MESSAGE_BYTES))
+    assert 3 * wire.MAX_MESSAGE_BYTES <= unread <= windows.MAX_LINK_BYTES
+    assert asking.withdraw(call_id) == [Cancel(call_id)]
+    assert give(asking, sent(answering, quiet, b"x")) == [Item(quiet, b"x")]
+    # The memory is there again as soon as one of them reads.
+    first = quiet + 2
+    asking.take(first, wire.MAX_MESSAGE_BYTES)
+    assert fill(asking, answering, stream(asking, answering), bytes(wire.MAX_MESSAGE_BYTES)) == wire.MAX_MESSAGE_BYTES
+
+
+def test_no_more_calls_are_asked_than_the_link_carries() -> None:
+    asking = Calls(dialled=True, max_calls=wire.MAX_CALLS_UNSAID)
+    for _ in range(256):
+        ask(asking)
+    with pytest.raises(errors.Overloaded, match="256 of our calls"):
+        ask(asking)
+    asking.receive(Reply(1, b""))
+    ask(asking)
 
 
 def test_what_crosses_a_cancel_on_the_way_is_dropped() -> None:
@@ -144,13 +240,13 @@ def test_a_call_cancelled_in_the_middle_of_its_body_is_never_started() -> None:
 
 
 def test_more_calls_than_a_peer_may_have_are_refused_one_by_one() -> None:
-    asking, answering = pair()
-    for _ in range(calls.MAX_CALLS):
+    asking, answering = Calls(dialled=True, max_calls=2 * wire.MAX_CALLS), Calls(dialled=False)
+    for _ in range(wire.MAX_CALLS):
         give(answering, ask(asking)[1])
     call_id, frames = ask(asking)
     with pytest.raises(errors.Overloaded):
         answering.receive(frames[0])
-    assert answering.inbound == calls.MAX_CALLS
+    assert answering.inbound == wire.MAX_CALLS
     assert give(answering, [Cancel(call_id)]) == [], "the refused call is over"
     answering.reply(1, b"")
     assert give(answering, ask(asking)[1])

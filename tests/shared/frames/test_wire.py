@@ -44,6 +44,13 @@ def test_an_independent_msgpack_reads_and_writes_the_same(frame: Frame, plain: l
     assert wire.decode(msgpack.packb([plain])) == [frame]
 
 
+def test_a_hello_of_an_older_version_means_256_calls() -> None:
+    older = [1, 1, "worker", KEY.id, 1_700_000_000_000, "aimesh/0.1.0", b"", b"certificate", 7, b""]
+    [hello] = wire.decode(msgpack.packb([older]))
+    assert isinstance(hello, Hello)
+    assert hello.max_calls == 256
+
+
 def test_hello_is_signed_as_it_was_when_the_protocol_was_frozen() -> None:
     """A change here locks every older node out. Certificates come as further fields; this text stays as it is."""
     text = wire.hello_text(HELLO, NodeId("UPEER"), 42)

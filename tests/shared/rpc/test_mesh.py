@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import ClassVar
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from shared import context, errors, rpc
@@ -15,7 +16,7 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
-from shared.frames import calls, wire
+from shared.frames import windows, wire
 from shared.frames.wire import Call, Item
 from shared.node.client import ClientSettings, client
 from shared.node.member import Node
@@ -292,12 +293,73 @@ async def test_a_slow_reader_stops_the_producer() -> None:
         door = await net.start(Gateway)
         async with door.node.rpc.stream(inference.process_prompt, prompt("tok", 100_000)) as answer:
             await anext(answer)
-            await until(lambda: running.service.sent >= calls.WINDOW_ITEMS)
+            await until(lambda: running.service.sent >= windows.LARGEST_ITEMS)
             before = running.service.sent
             # The other calls of the link go on meanwhile.
             async with door.node.rpc.stream(inference.process_prompt, prompt("other", 10)) as other:
                 assert len([chunk async for chunk in other]) == 10
             assert running.service.sent - before <= 11
+
+
+async def test_a_thousand_streams_run_at_once_on_one_link() -> None:
+    async with testnet() as net:
+        running = await net.start(Worker)
+        assert isinstance(running.service, Worker)
+        door = await net.start(Gateway)
+        first = asyncio.Barrier(1001)
+
+        async def read() -> int:
+            async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 2)) as answer:
+                chunks = [await anext(answer)]
+                await first.wait()
+                return len(chunks + [chunk async for chunk in answer])
+
+        readers = [asyncio.create_task(read()) for _ in range(1000)]
+        async with asyncio.timeout(60):
+            await first.wait()
+            assert door.node.pool.in_flight(running.node.id) == 1000
+            assert len([link for link in running.node.roads.links() if link.peer.node == door.node.id]) == 1
+            running.service.may_go_on.set()
+            assert await asyncio.gather(*readers) == [2] * 1000
+
+
+async def test_unread_answers_of_a_link_hold_no_more_than_16_mib_and_stop_no_other_call() -> None:
+    async with testnet() as net:
+        running = await net.start(Worker)
+        assert isinstance(running.service, Worker)
+        door = await net.start(Gateway)
+        async with contextlib.AsyncExitStack() as streams:
+            stalled = [
+                await streams.enter_async_context(door.node.rpc.stream(inference.process_prompt, prompt("x" * 1000, 100)))
+                for _ in range(500)
+            ]
+            sent_before = -1
+            async with asyncio.timeout(60):
+                while running.service.sent != sent_before:  # until no producer has credit
+                    sent_before = running.service.sent
+                    async with door.node.rpc.stream(inference.process_prompt, prompt("other", 10)) as other:
+                        assert len([chunk async for chunk in other]) == 10
+                    running.service.sent -= 10
+            held = sum(len(body) for answer in stalled for body in answer._bodies)
+            assert 500 * windows.FLOOR_BYTES <= held <= windows.MAX_LINK_BYTES
+            assert running.service.sent < 500 * 100, "nobody was held back"
+
+
+async def test_a_peer_that_does_not_say_how_many_calls_it_takes_gets_256() -> None:
+    async with testnet() as net:
+        running = await net.start(Auth)
+        transport = running.node.roads.nats
+        assert transport is not None
+        say_hello = transport._hello
+        # As versions before this field do; the decoder then fills this in.
+        transport._hello = lambda link: msgspec.structs.replace(say_hello(link), max_calls=wire.MAX_CALLS_UNSAID)  # type: ignore[method-assign]
+        caller = await net.client()
+        await caller.rpc.call(auth.login_user, login("ada"))
+        asked = [asyncio.create_task(caller.rpc.call(auth.login_user, login("hang"), deadline_seconds=60)) for _ in range(300)]
+        await until(lambda: sum(task.done() for task in asked) == 44, seconds=30)
+        running.service.may_go_on.set()  # type: ignore[attr-defined]  # it is an Auth
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(end) for end in ends] == [auth.Session] * 256 + [errors.Overloaded] * 44
 
 
 async def test_an_error_comes_after_the_items_before_it() -> None:
