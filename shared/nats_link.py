@@ -16,7 +16,7 @@ import msgspec
 from shared import errors, identity, topics
 from shared.frames import wire
 from shared.frames.wire import Frame, Hello
-from shared.link import HELLO_SECONDS, TICK_SECONDS, Link, Me
+from shared.link import HELLO_SECONDS, SILENCE_SECONDS, TICK_SECONDS, Link, Me
 from shared.nats.client import NatsClient
 from shared.nats.protocol import Message
 from shared.trust import Trust
@@ -26,6 +26,8 @@ from shared.types import SERVICE_ROLES, NodeId, Peer
 MAX_DIALLING = 256
 #: How long the first connection to the NATS server may take before we say that it is not there.
 CONNECT_SECONDS = 5.0
+#: Frames that have waited this long mean that nothing can be written: peers take as much silence for death.
+STUCK_SECONDS = SILENCE_SECONDS
 
 
 class _Data(msgspec.Struct, array_like=True, tag=0, frozen=True):
@@ -94,7 +96,10 @@ class NatsTransport:
         self.on_connection: Callable[[bool], None] = lambda connected: None
         #: By the subject that the peer's messages come on, and the link's id.
         self._links: dict[tuple[bytes, int], NatsLink] = {}
+        #: Links with frames that wait to be written, and since when the oldest of them has waited.
         self._dirty: list[NatsLink] = []
+        self._dirty_since = 0.0
+        self._write_is_due = False
         self._loop = asyncio.get_running_loop()
         self._is_silent = False
 
@@ -104,6 +109,20 @@ class NatsTransport:
     @property
     def connected(self) -> bool:
         return self.nats.connected and not self._is_silent
+
+    @property
+    def unwritten_seconds(self) -> float:
+        """How long the oldest frame that is not written yet has waited; 0 when there is none."""
+        return max(0.0, self.now() - self._dirty_since) if self._dirty else 0.0
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody can be reached over NATS now, for people; empty while peers can be."""
+        if not self.connected:
+            return "not connected; it is being tried again"
+        if (seconds := self.unwritten_seconds) > STUCK_SECONDS:
+            return f"connected, but nothing could be written for {seconds:.0f} s"
+        return ""
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -158,8 +177,9 @@ class NatsTransport:
 
     def wake_writer(self, link: NatsLink) -> None:
         if not self._dirty:
-            self._write_soon()
+            self._dirty_since = self.now()
         self._dirty.append(link)
+        self._write_soon()
 
     def forget(self, link: NatsLink, why: errors.AimeshError) -> None:
         if self._links.pop(link.key, None) is not None:
@@ -176,11 +196,14 @@ class NatsTransport:
 
     def _write_soon(self) -> None:
         """After this tick, so that what it queues leaves as one write."""
-        self._loop.call_soon(self._write)
+        if not self._write_is_due:
+            self._write_is_due = True
+            self._loop.call_soon(self._write)
 
     def _write(self) -> None:
+        self._write_is_due = False
         if self.nats.is_full or not self.connected:
-            return  # on_room calls again; a lost connection closes the links
+            return  # what waits is written when there is room (on_room) or a connection (_on_connection)
         dirty, self._dirty = self._dirty, []
         for link in dirty:
             self.write_link(link)
@@ -210,6 +233,8 @@ class NatsTransport:
             for link in self.links():
                 link.close(errors.LinkLost("the connection to the NATS server was lost", retry_after_seconds=1))
             self._dirty.clear()
+        else:
+            self._write_soon()
         self.on_connection(connected)
 
     def _on_message(self, message: Message) -> None:

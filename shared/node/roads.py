@@ -56,7 +56,7 @@ class Roads:
         """Each transport, and whether it is attached."""
         found = []
         if self.nats is not None:
-            found.append(Check("NATS", self.nats.connected, "" if self.nats.connected else "not connected; it is being tried again"))
+            found.append(Check("NATS", not self.nats.trouble, self.nats.trouble))
         if self.swarm is not None:
             found.append(Check("Hyperswarm", self.swarm.connected, "" if self.swarm.connected else self.swarm.trouble))
         return tuple(found)
