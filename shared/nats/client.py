@@ -1,34 +1,34 @@
 """The connection to a NATS server: log in with the node's key, publish, subscribe, and come back after every loss.
 
 Writing never waits: bytes go to the socket's buffer, and ``is_full`` says when a producer should. Callbacks run on the
-loop, one after the other, and must not raise or wait.
+loop, one after the other, and must not wait. One that raises is logged and counted, and loses that message alone.
 """
 
 import asyncio
-import base64
 import random
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 from shared import errors, identity
-from shared.joined_writes import JoinedWrites
 from shared.nats import protocol
-from shared.nats.protocol import Info, Message, Parser, Ping, Pong, Refused
+from shared.nats.protocol import Message
+from shared.nats.session import NatsSession
+from shared.telemetry import logs
 
 #: How long one server may take to let us in.
 LOGIN_SECONDS = 2.0
 #: Between tries after a loss; doubled up to the second figure, with jitter so that a restarted server is not stormed.
 RETRY_SECONDS = (0.1, 2.0)
-#: A server that has not answered our PING for this long is as good as gone.
-PING_SECONDS, SILENCE_SECONDS = 4.0, 10.0
-#: Unsent bytes at which ``is_full`` turns true.
-HIGH_WATER_BYTES = 1024 * 1024
+#: How often the server is pinged.
+PING_SECONDS = 4.0
+#: Callbacks that raise are counted; at most one in so many seconds is logged with its traceback.
+LOG_SECONDS = 10.0
 
 OnMessage = Callable[[Message], None]
+
+_log = logs.get(part="nats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,16 @@ class NatsClient:
         self._trusted = None if ca_file is None else _trusting(ca_file)
         self._subscriptions: dict[int, _Subscription] = {}
         self._last_sid = 0
-        self._session: _Session | None = None
+        #: The connection in use: logged in, and alive as far as we know.
+        self._session: NatsSession | None = None
+        #: Every connection that is open or being opened; ``close`` leaves none.
+        self._open: set[NatsSession] = set()
         self._lost = asyncio.Event()
         self._closing = False
         self.reconnects = 0
+        #: Callbacks that raised.
+        self.callback_errors = 0
+        self._logged_at = -LOG_SECONDS
         #: Called with False when the server is lost and with True when it is back.
         self.on_connection: Callable[[bool], None] = lambda connected: None
         #: Called with the server's words when it refuses something but keeps the connection: a subject that is not ours.
@@ -72,7 +78,7 @@ class NatsClient:
                 await self._connect_any()
                 return
             except (OSError, TimeoutError, errors.AimeshError) as error:
-                if loop.time() + RETRY_SECONDS[0] >= deadline:
+                if self._closing or loop.time() + RETRY_SECONDS[0] >= deadline:
                     raise _not_there(self._urls, error) from error
                 await asyncio.sleep(RETRY_SECONDS[0])
 
@@ -91,9 +97,12 @@ class NatsClient:
                 await self._connect_again()
 
     async def close(self) -> None:
-        """Send what is buffered, then leave."""
+        """Send what is buffered, then leave. A connection that is being made is dropped; nothing is delivered afterwards."""
         self._closing = True
         session, self._session = self._session, None
+        self._subscriptions.clear()
+        for other in self._open - {session}:
+            other.abort()
         if session is not None:
             await session.close()
 
@@ -147,13 +156,21 @@ class NatsClient:
         raise problem
 
     async def _connect_to(self, url: str) -> None:
-        session = _Session(self)
-        async with asyncio.timeout(LOGIN_SECONDS):
-            await session.open(url, self._key, self._name, self._trusted)
-            for sid, subscription in self._subscriptions.items():
-                session.write(protocol.subscribe(sid, subscription.subject, subscription.queue))
-            await session.ping()
+        """Log in, and only then subscribe: with the first message that arrives, ``publish`` already works."""
+        session = NatsSession(self)
+        self._open.add(session)
+        try:
+            async with asyncio.timeout(LOGIN_SECONDS):
+                await session.open(url, self._key, self._name, self._trusted)
+            if self._closing:
+                raise errors.Unavailable("the connection to NATS was closed while it was being made")
+        except BaseException:
+            session.abort()
+            self._open.discard(session)
+            raise
         self._session = session
+        for sid, subscription in self._subscriptions.items():
+            session.write(protocol.subscribe(sid, subscription.subject, subscription.queue))
 
     async def _connect_again(self) -> None:
         wait = RETRY_SECONDS[0]
@@ -170,136 +187,31 @@ class NatsClient:
 
     # --- called by the session --------------------------------------------------------------------------------------
 
-    def deliver(self, message: Message) -> None:
+    def message_arrived(self, message: Message) -> None:
         subscription = self._subscriptions.get(message.sid)
         if subscription is not None:
             subscription.callback(message)
 
-    def lost(self, session: "_Session") -> None:
+    def callback_failed(self, error: Exception) -> None:
+        self.callback_errors += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
+            _log.exception("a NATS callback raised", error=type(error).__name__, raised_so_far=self.callback_errors)
+
+    def request_refused(self, words: str) -> None:
+        self.on_refused(words)
+
+    def room_made(self) -> None:
+        self.on_room()
+
+    def session_ended(self, session: NatsSession) -> None:
+        self._open.discard(session)
         if self._session is session:
             # An orderly close has taken the session away before, so this is a loss.
             self._session = None
             self._lost.set()
             self.on_connection(False)
-
-
-class _Session(asyncio.Protocol):
-    """One TCP connection, from its INFO to its end."""
-
-    def __init__(self, client: NatsClient) -> None:
-        self._client = client
-        self._loop = asyncio.get_running_loop()
-        self._parser = Parser()
-        self._transport: asyncio.Transport | None = None
-        self._writes: JoinedWrites | None = None
-        self._info: asyncio.Future[Info] = self._loop.create_future()
-        self._pongs: list[asyncio.Future[None]] = []
-        self._gone: asyncio.Future[None] = self._loop.create_future()
-        self._problem: Exception | None = None
-        self._heard_at = self._loop.time()
-        self.is_full = False
-
-    async def open(self, url: str, key: identity.NodeKey, name: str, trusted: ssl.SSLContext | None) -> None:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "127.0.0.1", parts.port or 4222
-        transport, _ = await self._loop.create_connection(lambda: self, host, port)
-        self._transport = transport
-        try:
-            info = await self._info
-            if parts.scheme == "tls" or info.tls_required:
-                self._transport = await self._loop.start_tls(transport, self, trusted or ssl.create_default_context(), server_hostname=host)
-                assert self._transport is not None
-            self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-            self._writes = JoinedWrites(self._transport)
-            signature = base64.urlsafe_b64encode(key.sign_bare(info.nonce.encode())).rstrip(b"=").decode()
-            self.write(protocol.connect(name=name, nkey=key.id, signature=signature, version="0.1.0"))
-            await self.ping()
-        except BaseException:
-            self.abort()
-            raise
-
-    async def ping(self) -> None:
-        """A round trip: the server has taken all that was written before."""
-        if self._transport is None or self._transport.is_closing():
-            raise self._problem or ConnectionResetError("the connection to the NATS server is closed")
-        pong: asyncio.Future[None] = self._loop.create_future()
-        self._pongs.append(pong)
-        self.write(b"PING\r\n")
-        await pong
-
-    def check(self) -> None:
-        """End the connection if the server has been silent; otherwise give it reason to speak."""
-        if self._loop.time() - self._heard_at > SILENCE_SECONDS:
-            self.abort()
-        else:
-            self.write(b"PING\r\n")
-
-    def write(self, data: bytes) -> None:
-        if self._writes is not None:
-            self._writes.write(data)
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    async def close(self) -> None:
-        if self._transport is not None:
-            if self._writes is not None:
-                self._writes.flush()
-            self._transport.close()
-            await asyncio.wait({self._gone}, timeout=1)
-            self._transport.abort()
-
-    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
-
-    def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
-        try:
-            operations = self._parser.feed(data)
-        except errors.ProtocolViolation as error:
-            self._problem = error
-            self.abort()
-            return
-        deliver = self._client.deliver
-        for operation in operations:
-            if type(operation) is Message:
-                deliver(operation)
-            else:
-                self._control(operation)
-
-    def _control(self, operation: protocol.Operation) -> None:
-        if isinstance(operation, Ping):
-            self.write(b"PONG\r\n")
-        elif isinstance(operation, Pong):
-            if self._pongs and not (first := self._pongs.pop(0)).done():
-                first.set_result(None)
-        elif isinstance(operation, Info):
-            if not self._info.done():
-                self._info.set_result(operation)
-        elif isinstance(operation, Refused):
-            if operation.is_fatal:
-                self._problem = errors.NotAllowed(f"the NATS server says: {operation.text}")
-            else:
-                self._client.on_refused(operation.text)
-
-    def pause_writing(self) -> None:
-        self.is_full = True
-
-    def resume_writing(self) -> None:
-        self.is_full = False
-        self._client.on_room()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        problem = self._problem or error or ConnectionResetError("the NATS server closed the connection")
-        waiting: list[asyncio.Future[Any]] = [self._info, *self._pongs]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(problem)
-                future.exception()  # nobody may be left to read it
-        self._pongs.clear()
-        if not self._gone.done():
-            self._gone.set_result(None)
-        self._client.lost(self)
 
 
 def _trusting(ca_file: Path) -> ssl.SSLContext:

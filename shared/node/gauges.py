@@ -32,7 +32,7 @@ class Gauges:
         #: What the counters have been given so far.
         self._counted: Counter[str] = Counter()
         # There from the start: Prometheus sees the growth of what was there before.
-        for _ in (metrics.nats_reconnects, metrics.contested_keys):
+        for _ in (metrics.nats_reconnects, metrics.nats_callback_errors, metrics.contested_keys):
             pass
 
     def update(self) -> None:
@@ -44,6 +44,8 @@ class Gauges:
         self._round_trips.show(round_trips(links))
         self._mean_round_trips.show(mean_round_trips(links))
         self._count("dropped events", metrics.events_dropped, self._events.dropped)
+        if self._roads.nats is not None:
+            self._count("callback errors", metrics.nats_callback_errors, self._roads.nats.nats.callback_errors)
         if self._roads.swarm is not None:
             by_path = Counter(link.path for link in links)
             for path in PATHS:

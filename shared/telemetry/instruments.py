@@ -46,6 +46,11 @@ NATS_RECONNECTS = Instrument(
     kind=Kind.COUNTER,
     help="Times that the connection to NATS was lost and made again",
 )
+NATS_CALLBACK_ERRORS = Instrument(
+    name="ai_platform_nats_callback_errors_total",
+    kind=Kind.COUNTER,
+    help="Messages from NATS that were lost because this node's own code raised an error while handling them: alert on any",
+)
 LINKS_BY_PATH = Instrument(
     name="ai_platform_links_by_path",
     kind=Kind.GAUGE,

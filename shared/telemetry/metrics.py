@@ -98,6 +98,7 @@ class Metrics:
     certificate_seconds_left = _Measured(Gauge, instruments.CERTIFICATE_SECONDS_LEFT)
     revocation_list_age = _Measured(Gauge, instruments.REVOCATION_LIST_AGE)
     nats_reconnects = _Measured(Counter, instruments.NATS_RECONNECTS)
+    nats_callback_errors = _Measured(Counter, instruments.NATS_CALLBACK_ERRORS)
     events_dropped = _Measured(Counter, instruments.EVENTS_DROPPED)
     build_info = _Measured(Gauge, instruments.BUILD_INFO)
     registrations = _Measured(Counter, instruments.REGISTRATIONS)

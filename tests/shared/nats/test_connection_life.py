@@ -1,0 +1,196 @@
+"""The client and the link layer over a server that answers late, cuts connections and is closed on the way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shared import errors, identity, nats_link
+from shared.directory import Directory
+from shared.frames.wire import Call
+from shared.link import Link, Me
+from shared.nats import client as nats_client
+from shared.nats.client import NatsClient
+from shared.nats.protocol import Message
+from shared.nats_link import NatsTransport
+from shared.node.lifecycle import background
+from shared.node.roads import Roads
+from shared.types import Peer, Role
+from tests.shared.nats.scripted_server import ScriptedConnection, ScriptedNats, scripted_nats
+from tests.testnet import MESH, until
+
+
+def client_of(server: ScriptedNats) -> NatsClient:
+    return NatsClient(server.url, identity.NodeKey(identity.new_seed()), name="test")
+
+
+@asynccontextmanager
+async def transport_of(server: ScriptedNats, role: Role) -> AsyncIterator[NatsTransport]:
+    transport = NatsTransport(Me(MESH, role, identity.NodeKey(identity.new_seed()), "test"), server.url)
+    opened: list[Link] = []
+    transport.on_link = opened.append
+    await transport.connect(deadline_seconds=10)
+    await transport.nats.flush(deadline_seconds=10)
+    async with background() as tasks:
+        tasks.create_task(transport.run())
+        yield transport
+        await transport.close()
+
+
+def peer_of(transport: NatsTransport) -> Peer:
+    return Peer(transport.me.role, transport.me.node)
+
+
+def session_of(server: ScriptedNats, transport: NatsTransport) -> ScriptedConnection:
+    """The connection that hears what is sent to this node."""
+    [found] = [each for each in server.connections if transport.me.node in str(each.subscriptions)]
+    return found
+
+
+# --- a late PONG --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_that_was_dialled_before_its_pong_came_is_not_mute_afterwards() -> None:
+    async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
+        # Every PONG to a connection that has subscribed comes late.
+        server.holds = lambda connection: bool(connection.subscriptions)
+        old = session_of(server, worker)
+        old.cut()
+        await until(lambda: any(worker.me.node in str(each.subscriptions) for each in server.connections if each is not old), seconds=10)
+        before = session_of(server, worker).delivered
+        async with asyncio.TaskGroup() as tasks:
+            dialling = tasks.create_task(caller.dial(peer_of(worker)))
+            await until(lambda: session_of(server, worker).delivered > before)
+            server.release()
+            await asyncio.wait({dialling})
+            dialling.exception()
+            await until(lambda: worker.connected, seconds=10)
+            assert (await caller.dial(peer_of(worker))).closed is None
+            assert (await worker.dial(peer_of(caller))).closed is None
+
+
+async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_link, "STUCK_SECONDS", 0.1)
+    async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
+        roads = Roads(caller.trust, Directory(caller.now), caller, None, None)
+        link = await caller.dial(peer_of(worker))
+        assert [check.ok for check in roads.checks()] == [True]
+        session = session_of(server, caller)
+        session.reads.clear()
+
+        def push() -> bool:
+            while not caller.nats.is_full:
+                caller.nats.publish("aimesh.test.nobody", bytes(1024 * 1024))
+            link.send(Call(1, "a.b", 1000, b""))
+            return "nothing could be written" in caller.trouble
+
+        await until(push, seconds=10)
+        assert [check.ok for check in roads.checks()] == [False]
+        assert not caller.nats.is_full or caller.connected
+        session.reads.set()
+        await until(lambda: [check.ok for check in roads.checks()] == [True], seconds=10)
+
+
+# --- one connection -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subscribed", [False, True], ids=["late answer to the login", "late answer after it"])
+async def test_a_slow_login_leaves_one_connection_and_one_delivery(monkeypatch: pytest.MonkeyPatch, subscribed: bool) -> None:
+    monkeypatch.setattr(nats_client, "LOGIN_SECONDS", 0.3)
+    async with scripted_nats() as server:
+        server.holds = lambda connection: server.accepted < 4 and bool(connection.subscriptions) is subscribed
+        client = client_of(server)
+        heard: list[Message] = []
+        client.subscribe("a.b", heard.append)
+        await client.connect(deadline_seconds=20)
+        server.release()
+        await client.flush(deadline_seconds=10)
+        await until(lambda: len(server.connections) == 1)
+        client.publish("a.b", b"once")
+        await client.flush(deadline_seconds=10)
+        assert [message.payload for message in heard] == [b"once"]
+        await client.close()
+        await until(lambda: not server.connections)
+
+
+async def test_close_during_the_login_leaves_no_connection() -> None:
+    async with scripted_nats() as server:
+        server.holds = lambda connection: True
+        client = client_of(server)
+        async with asyncio.TaskGroup() as tasks:
+            connecting = tasks.create_task(_refused(client))
+            await until(lambda: any(each.held_pongs for each in server.connections))
+            await client.close()
+            server.release()
+            await connecting
+        assert not client.connected
+        await until(lambda: not server.connections)
+        assert server.accepted == 1
+
+
+async def test_close_during_a_reconnect_leaves_no_connection() -> None:
+    async with scripted_nats() as server:
+        client = client_of(server)
+        await client.connect(deadline_seconds=10)
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            server.holds = lambda connection: True
+            server.connections[0].cut()
+            await until(lambda: any(each.held_pongs for each in server.connections))
+            await client.close()
+            server.release()
+            await until(lambda: not server.connections)
+        assert not client.connected
+        assert server.accepted == 2
+
+
+async def _refused(client: NatsClient) -> None:
+    with pytest.raises(errors.Unavailable):
+        await client.connect(deadline_seconds=30)
+
+
+# --- callbacks and PINGs ------------------------------------------------------------------------------------------------
+
+
+async def test_a_callback_that_raises_loses_its_message_and_no_other() -> None:
+    async with scripted_nats() as server:
+        client = client_of(server)
+        heard: list[bytes] = []
+
+        def hear(message: Message) -> None:
+            if message.payload.startswith(b"bad"):
+                raise ValueError("a message that our code cannot handle")
+            heard.append(message.payload)
+
+        await client.connect(deadline_seconds=10)
+        client.subscribe("a.b", hear)
+        for payload in (b"bad 1", b"good 1", b"bad 2", b"good 2", b"bad 3", b"good 3"):
+            client.publish("a.b", payload)
+        await client.flush(deadline_seconds=10)
+        assert heard == [b"good 1", b"good 2", b"good 3"]
+        assert client.connected
+        assert client.callback_errors == 3
+        assert server.accepted == 1
+        await client.close()
+
+
+async def test_flush_waits_for_the_answer_to_its_own_ping() -> None:
+    async with scripted_nats() as server:
+        client = client_of(server)
+        await client.connect(deadline_seconds=10)
+        [connection] = server.connections
+        server.holds = lambda connection: True
+        assert client._session is not None
+        client._session.check()  # the keepalive's PING, which is answered first
+        async with asyncio.TaskGroup() as tasks:
+            flushing = tasks.create_task(client.flush(deadline_seconds=30))
+            await until(lambda: connection.held_pongs == 2)
+            heard: list[Message] = []
+            client.subscribe("a.b", heard.append)
+            connection.release(1)
+            connection.deliver("1", "a.b", "", b"", b"behind the first PONG")
+            await until(lambda: bool(heard))
+            assert not flushing.done()
+            connection.release(1)
+        await client.close()
