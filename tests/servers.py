@@ -88,13 +88,44 @@ class Server:
 
 
 class PostgresServer(Server):
-    """One cluster; each test gets a database of its own. ``durable`` for measurements: what is committed is on the disk."""
+    """One cluster; each test gets a database of its own. ``durable`` for measurements: what is committed is on the disk. With
+    ``primary``, a running server, it is a standby that follows that one and only reads until ``promote``."""
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
-        folder.joinpath("password").write_text(secrets.token_urlsafe(16), encoding="ascii")
+    def __init__(self, folder: Path, *, durable: bool = False, primary: "PostgresServer | None" = None) -> None:
         self.server = postgres.Postgres(folder, folder, "admin", folder / "password")
+        password = secrets.token_urlsafe(16) if primary is None else primary.server.admin_password.read_text(encoding="ascii")
+        self.server.admin_password.write_text(password, encoding="ascii")
         super().__init__(folder, postgres.program(self.server, _ENVIRONMENT), () if durable else _FAST)
+        if primary is not None:
+            self._copy(primary)
         postgres.prepare(self.server)
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / ".s.PGSQL.5432"
+
+    def _copy(self, primary: "PostgresServer") -> None:
+        """As administrators make a standby; ``-R`` writes down whom it follows."""
+        words = ["-h", str(primary.folder), "-U", "admin", "-D", str(self.server.data), "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+        subprocess.run(
+            postgres.unprivileged(str(postgres.binaries() / "pg_basebackup"), *words),
+            env={**_ENVIRONMENT, "PGPASSWORD": primary.server.admin_password.read_text(encoding="ascii")},
+            check=True, timeout=60, capture_output=True,
+        )  # fmt: skip
+
+    def demote(self) -> None:
+        """Stop it and start it again as a standby, which follows nobody and only reads."""
+        self.stop()
+        (self.server.data / "standby.signal").touch()
+        self.start()
+
+    async def promote(self) -> None:
+        """From now on this standby writes."""
+        connection = await asyncpg.connect(self.url())
+        try:
+            assert await connection.fetchval("SELECT pg_promote(true, 30)")
+        finally:
+            await connection.close()
 
     def url(self, name: str = "postgres") -> str:
         own = self.server.url("admin", self.server.admin_password.read_text(encoding="ascii"))

@@ -1,7 +1,8 @@
 """PostgreSQL: a pool, named queries, transactions and notifications, each with a deadline. Only stores import this.
 
-What PostgreSQL refuses (a unique violation) passes through for the store to translate; that it does not answer becomes
-``errors.Unavailable``. A server that was restarted is used again by the first call after it accepts connections.
+What PostgreSQL refuses (a unique violation) passes through for the store to translate; that it does not answer, or takes no
+writes now, becomes ``errors.Unavailable``. A server that was restarted is used again by the first call after it accepts
+connections, and one that only reads is left: behind the same address there may be another by now, which writes.
 """
 
 import asyncio
@@ -38,22 +39,26 @@ _SESSION_SETTINGS = {
     "aimesh.tenant": "*",
 }
 _BIND = "SELECT set_config('aimesh.tenant', $1, true)"
+#: "on" at a standby, and where an administrator or a provider has set it.
+_ONLY_READS = "SELECT current_setting('transaction_read_only')"
 #: Notifications that nobody has read yet. When it is full they are dropped and the reader learns that it missed some.
 _UNREAD_NOTIFICATIONS = 1000
 #: How often an idle listening connection is asked whether it still lives: a host that vanished sends no goodbye.
 _LISTEN_CHECK_SECONDS = 15
 
-#: PostgreSQL is not there, is starting or stopping, or has no room for one more.
+#: PostgreSQL is not there, is starting or stopping, has no room for one more row or connection, cannot use its disk, or only reads.
 _GONE = (
     OSError,  # TimeoutError is one
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
 )
 #: What the driver makes of a connection that died in the middle of something, or of a mistake of ours.
 _LOST_ITS_PLACE = (asyncpg.InterfaceError, asyncpg.InternalClientError)
-#: Two wanted each other's rows, and PostgreSQL has undone all of one of them: it may be done again.
+#: PostgreSQL has undone all of it, and it may be done again: two wanted each other's rows, or a standby had to get on.
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _UNDONE_TRIES = 3
 #: The settings are wrong, and waiting will not mend them.
@@ -192,10 +197,10 @@ class Database:
                 wait_seconds = min(wait_seconds * 2, 1)
 
     async def check(self) -> Check:
-        """Whether PostgreSQL answers, for /readyz; within 2 s."""
+        """Whether PostgreSQL answers and takes writes, for /readyz; within 2 s."""
         try:
             async with self._connection(2) as connection:
-                await connection.fetchval("SELECT 1")
+                await _check_it_writes(connection)
         except errors.Unavailable as error:
             return Check("postgresql", ok=False, detail=f"{error.message} ({_reason(error.__cause__)}); {error.hint}")
         return Check("postgresql", ok=True)
@@ -231,12 +236,15 @@ class Database:
                     # Also where its caller is cancelled once more meanwhile.
                     await asyncio.shield(_release(self._pool, connection))
         except _UNDONE as error:
+            if isinstance(error, asyncpg.SerializationError):
+                # With our isolation level only a standby says that; the next connection may reach the primary.
+                await self._pool.expire_connections()
             raise errors.Unavailable("two wanted the same rows of PostgreSQL at once", hint="try again", retry_after_seconds=0.1) from error
         except _GONE as error:
             if not isinstance(error, TimeoutError):
                 # Where one connection died the idle ones have probably died too; the next caller gets a new one.
                 await self._pool.expire_connections()
-            raise _unavailable() from error
+            raise _unavailable(error) from error
 
     async def _acquire(self) -> asyncpg.Connection:
         try:
@@ -265,7 +273,8 @@ class Database:
                     async with asyncio.timeout(_LISTEN_CHECK_SECONDS):
                         what = await unread.get()
                 except TimeoutError:
-                    await connection.fetchval("SELECT 1", timeout=2)
+                    # A primary that became a standby behind our back notifies nobody.
+                    await _check_it_writes(connection)
                     continue
                 if what is _Instead.CLOSED:
                     return
@@ -293,6 +302,12 @@ def _is_dead(connection: asyncpg.Connection) -> bool:
         return True
 
 
+async def _check_it_writes(connection: asyncpg.Connection) -> None:
+    """Raises what a write would."""
+    if await connection.fetchval(_ONLY_READS, timeout=2) == "on":
+        raise asyncpg.ReadOnlySQLTransactionError("the server is a standby, or was set to read only")
+
+
 async def _keep_session(_connection: asyncpg.Connection) -> None:
     """Nothing here changes a session outside of a transaction, so the reset that costs a round trip per query is not needed."""
 
@@ -313,13 +328,18 @@ async def _migrate(place: _Place, known: list[migrations.Migration]) -> None:
             raise errors.BadSettings(f"PostgreSQL refuses the connection: {error}", hint="check DATABASE_URL") from error
         except _GONE as error:
             if asyncio.get_running_loop().time() > give_up_at:
-                raise _unavailable() from error
+                raise _unavailable(error) from error
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(wait_seconds * 2, 1)
 
 
-def _unavailable() -> errors.Unavailable:
+def _unavailable(cause: Exception) -> errors.Unavailable:
     # The cause, which has addresses in it, stays on our side of the wire.
+    if isinstance(cause, asyncpg.ReadOnlySQLTransactionError):
+        hint = "is it a standby, or set to read only because its disk is full? DATABASE_URL must lead to the primary"
+        return errors.Unavailable("PostgreSQL only reads and takes no writes", hint=hint)
+    if isinstance(cause, asyncpg.InsufficientResourcesError | asyncpg.PostgresSystemError):
+        return errors.Unavailable("PostgreSQL has no room or cannot use its disk", hint="see its log, its disk and its max_connections")
     return errors.Unavailable("PostgreSQL does not answer", hint="is it running, and is DATABASE_URL right?")
 
 

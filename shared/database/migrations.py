@@ -56,15 +56,17 @@ def plan_pending(known: list[Migration], applied: dict[int, str]) -> list[Migrat
 
 
 async def run(connection: asyncpg.Connection, schema: str, known: list[Migration]) -> None:
-    """Apply what is pending; several starters at once wait for each other, and the first does the work."""
+    """Apply what is pending; several starters at once wait for each other, and the first does the work. Where nothing is pending it
+    only reads, so that a program starts beside a server that takes no writes now."""
     sql = queries.load(Path(__file__).with_name("migrations.sql"))
+    if await connection.fetchval(sql["has_table"].text) and not plan_pending(known, await _list_applied(connection, sql)):
+        return
     await connection.execute(sql["lock"].text, schema)
     try:
         if create := await connection.fetchval(sql["plan_schema"].text, schema):
             await connection.execute(create)
         await connection.execute(sql["create_table"].text)
-        applied = {row["number"]: row["sha256"] for row in await connection.fetch(sql["list_applied"].text)}
-        for migration in plan_pending(known, applied):
+        for migration in plan_pending(known, await _list_applied(connection, sql)):
             async with connection.transaction():
                 await connection.execute(migration.text)
                 await connection.execute(sql["add_applied"].text, migration.number, migration.name, migration.sha256)
@@ -72,3 +74,7 @@ async def run(connection: asyncpg.Connection, schema: str, known: list[Migration
         # A connection that broke has lost its lock already, and saying so again would hide the first error.
         if not connection.is_closed():
             await connection.execute(sql["unlock"].text, schema)
+
+
+async def _list_applied(connection: asyncpg.Connection, sql: dict[str, queries.Query]) -> dict[int, str]:
+    return {row["number"]: row["sha256"] for row in await connection.fetch(sql["list_applied"].text)}

@@ -1,3 +1,7 @@
+-- name: has_table
+-- Whether anything ever ran here; looks in the schema because it is the whole search_path.
+SELECT to_regclass('migrations') IS NOT NULL;
+
 -- name: lock
 -- Wait until no other process migrates this schema.
 SELECT pg_advisory_lock(hashtextextended('aimesh.migrations.' || $1, 0));
