@@ -67,8 +67,9 @@ async def _measure(postgres: PostgresServer, folder: Path, seconds: float, round
         async def reserve(wanted: Sequence[Wanted]) -> list[Granted | TooLittle]:
             return await ledger.reserve(wanted, gateway=_GATEWAY, lease_seconds=90)
 
-        queue_rows = Metrics("bench").usage_queue_rows
-        async with Recorder(requests, Journal(folder / "journal"), queue_rows).running() as recorder, Batches(reserve).running() as batches:
+        metrics = Metrics("bench")
+        recorder = Recorder(requests, Journal(folder / "journal"), metrics.usage_queue_rows, metrics.settle_failures)
+        async with recorder.running(), Batches(reserve).running() as batches:
 
             async def ours(owner: UserId) -> None:
                 request = RequestId(uuid4())

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,11 +113,18 @@ class PostgresServer(Server):
             check=True, timeout=60, capture_output=True,
         )  # fmt: skip
 
-    def demote(self) -> None:
-        """Stop it and start it again as a standby, which follows nobody and only reads."""
-        self.stop()
+    async def demote(self) -> None:
+        """Stop it and start it again as a standby, which follows nobody and only reads. The loop runs meanwhile."""
+        await asyncio.to_thread(self.stop)
         (self.server.data / "standby.signal").touch()
-        self.start()
+        self.launch()
+        async with asyncio.timeout(_START_SECONDS):
+            while True:
+                with suppress(OSError, asyncpg.PostgresError):
+                    connection = await asyncpg.connect(self.url())
+                    await connection.close()
+                    return
+                await asyncio.sleep(0.02)
 
     async def promote(self) -> None:
         """From now on this standby writes."""

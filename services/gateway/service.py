@@ -147,8 +147,9 @@ class GatewayService:
             await ledger_store.ensure_default_price(*settings.default_price())
             ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
             find_receipts = partial(receipts.of, node.rpc, node.directory)
+            journal, metrics = Journal(settings.journal), node.metrics
             async with (
-                Recorder(requests, Journal(settings.journal), node.metrics.usage_queue_rows).running() as recorder,
+                Recorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),
                 # Inside of them: what is cut off still gets its row and gives its key up.
                 Takes().running() as takes,

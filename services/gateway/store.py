@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from services.gateway.money.recorder import RowsRefused
 from services.gateway.money.request_row import RequestRow
 from shared import database
 from shared.api.gateway import Check
@@ -33,9 +34,13 @@ class Store:
             yield cls(gateways)
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
-        """All of them or none, in one statement; writing a row again changes nothing."""
+        """All of them or none, in one statement; writing a row again changes nothing. Raises RowsRefused as well."""
         columns = zip(*(_columns(row) for row in rows), strict=True)
-        await self._database.run("write_requests", *columns)
+        try:
+            await self._database.run("write_requests", *columns)
+        except database.Refusal as error:
+            # Not its words: they may quote the row.
+            raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
 
     async def read_usage(self, tenant: TenantId) -> UserUsage:
         async with self._database.bound(tenant) as transaction:

@@ -24,6 +24,8 @@ from shared.database import migrations, queries
 T = TypeVar("T")
 
 UniqueViolation = asyncpg.UniqueViolationError
+#: Whatever else PostgreSQL or its driver says to a statement that cannot be done.
+Refusal = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _OPEN_SECONDS = 30
 _CONNECT_SECONDS = 5

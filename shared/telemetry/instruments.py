@@ -212,6 +212,13 @@ USAGE_QUEUE_ROWS = Instrument(
     kind=Kind.GAUGE,
     help="Usage rows that wait to be written to PostgreSQL",
 )
+SETTLE_FAILURES = Instrument(
+    name="ai_platform_settle_failures_total",
+    kind=Kind.COUNTER,
+    labels=("reason",),
+    help="Attempts to write usage rows that PostgreSQL did not take: it was away, full or only read (unavailable), or it answered with an"
+    " error of these rows (refused); they wait in the journal",
+)
 
 RETRIES = Instrument(
     name="ai_platform_retries_total",

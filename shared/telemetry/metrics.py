@@ -107,6 +107,7 @@ class Metrics:
     rate_limit_violations = _Measured(Counter, instruments.RATE_LIMIT_VIOLATIONS)
     rate_limit_degraded = _Measured(Gauge, instruments.RATE_LIMIT_DEGRADED)
     usage_queue_rows = _Measured(Gauge, instruments.USAGE_QUEUE_ROWS)
+    settle_failures = _Measured(Counter, instruments.SETTLE_FAILURES)
     retries = _Measured(Counter, instruments.RETRIES)
     wrong_counts = _Measured(Counter, instruments.WRONG_COUNTS)
     ledger_drift = _Measured(Gauge, instruments.LEDGER_DRIFT)

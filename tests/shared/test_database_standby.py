@@ -128,7 +128,7 @@ async def test_after_a_failover_the_next_call_reaches_the_new_primary(pair: Pair
             assert await anext(payloads) is None
         await asyncio.gather(*(db.run("add", f"thing {number}") for number in range(8)))
         await wait_for_standby(pair)
-        pair.primary.demote()
+        await pair.primary.demote()
         # The address still leads to the old one, which is a standby now: what reads works, what writes does not.
         assert len(await db.rows("list")) == 8
         with pytest.raises(errors.Unavailable, match="only reads"):
@@ -151,7 +151,7 @@ async def test_after_a_failover_the_next_call_reaches_the_new_primary(pair: Pair
 async def test_a_check_alone_leads_readers_to_the_new_primary(pair: Pair, package: Path) -> None:
     async with opened(pair.url, package) as db:
         await wait_for_standby(pair)
-        pair.primary.demote()
+        await pair.primary.demote()
         assert await db.rows("list") == []
         await pair.standby.promote()
         pair.switch.target = pair.standby.socket
@@ -163,7 +163,7 @@ async def test_a_pending_migration_waits_for_a_server_that_writes(pair: Pair, pa
     async with opened(pair.url, package):
         await wait_for_standby(pair)
     (package / "migrations" / "0002_pre_more.sql").write_text("ALTER TABLE things ADD COLUMN color text;")
-    pair.primary.demote()
+    await pair.primary.demote()
     async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
         opening = asyncio.ensure_future(stack.enter_async_context(opened(pair.url, package)))
         before = pair.switch.connections

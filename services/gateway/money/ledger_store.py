@@ -85,6 +85,9 @@ class LedgerStore:
         )
 
     async def ensure_default_price(self, input_micro_per_million: int, output_micro_per_million: int) -> None:
+        """Writes only where there is none, so that a gateway starts beside a PostgreSQL that takes no writes now."""
+        if any(found.price.model is None for found in await self.list_prices()):
+            return
         await self._database.run("ensure_default_price", input_micro_per_million, output_micro_per_million)
 
     async def verify(self, *, grace_seconds: float) -> LedgerReport:

@@ -22,7 +22,7 @@ from services.gateway.limiting.quotas import Quotas, Rules
 from services.gateway.money.ledger import Ledger
 from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.money.prices import Price
-from services.gateway.money.recorder import Recorder
+from services.gateway.money.recorder import Recorder, RowsRefused, Writer
 from services.gateway.money.request_row import RequestRow
 from services.gateway.money.reservations import Granted, TooLittle, Wanted
 from services.gateway.once import Once
@@ -208,6 +208,8 @@ class FakeStore:
 
     rows: dict[UUID, RequestRow] = field(default_factory=dict)
     away: bool = False
+    #: Statements with one of these rows are answered with an error.
+    refuses: set[UUID] = field(default_factory=set)
     writes: int = 0
     #: Not set: writes hang.
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -221,6 +223,8 @@ class FakeStore:
         await self.stalled.wait()
         if self.away:
             raise errors.Unavailable("PostgreSQL does not answer")
+        if self.refuses & {row.id for row in rows}:
+            raise RowsRefused("CheckViolationError (23514)")
         for row in rows:
             self.rows.setdefault(row.id, row)
 
@@ -352,13 +356,18 @@ class House:
         return PERSON
 
 
+def new_recorder(store: Writer, journal: FakeJournal | None = None, **more: int) -> Recorder:
+    metrics = Metrics("gateway")
+    return Recorder(store, journal or FakeJournal(), metrics.usage_queue_rows, metrics.settle_failures, **more)
+
+
 @asynccontextmanager
 async def house(**more: Any) -> AsyncIterator[House]:
     store = FakeStore()
     books = FakeLedgerStore()
     ledger = Ledger(books, tiers.DEFAULTS, node_id(99), Metrics("gateway"))
     async with (
-        Recorder(store, FakeJournal(), Metrics("gateway").usage_queue_rows).running() as recorder,
+        new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),
         Takes().running() as takes,
     ):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -9,6 +10,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from services.gateway.money.recorder import RowsRefused
 from services.gateway.money.request_row import RequestRow
 from services.gateway.store import Store
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, UserId
@@ -54,6 +56,16 @@ async def test_writing_again_changes_nothing(store: Store) -> None:
         await store.write_requests(rows)
     await store.write_requests([*rows, row(ada)])
     assert (await store.read_usage(ada)).request_count == 3
+
+
+async def test_a_row_that_does_not_fit_the_table_is_refused_by_name_and_without_its_words(store: Store) -> None:
+    ada = user()
+    for wrong in (replace(row(ada), error_code="\0secret"), replace(row(ada), response_time_ms=2**40)):
+        with pytest.raises(RowsRefused) as refused:
+            await store.write_requests([row(ada), wrong])
+        assert "Error" in refused.value.message
+        assert "secret" not in refused.value.message
+    assert (await store.read_usage(ada)).request_count == 0
 
 
 async def test_only_what_was_delivered_is_usage(store: Store, postgres_url: str) -> None:

@@ -324,3 +324,16 @@ async def test_a_bound_tenant_meets_nothing_of_anothers_however_it_is_asked_for(
         await books.settle(bob, (request, 300), key=key)
         assert [await books.count("entries", tenant) for tenant in (str(bob), str(ada), "")] == [4, 0, 0]
         assert (await books.report()).findings == ()
+
+
+async def test_a_gateway_starts_beside_a_database_that_only_reads(postgres_url: str) -> None:
+    async with store.opened(postgres_url) as opened:
+        await LedgerStore(opened).ensure_default_price(1, 1)
+    connection = await asyncpg.connect(postgres_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await connection.close()
+    async with store.opened(postgres_url) as opened:
+        ledger = LedgerStore(opened)
+        await ledger.ensure_default_price(1, 1)
+        assert len(await ledger.list_prices()) == 1

@@ -11,6 +11,8 @@ from shared import errors
 from shared.telemetry import Metrics
 from shared.types import ModelName, RequestId, RequestStatus
 from tests.services.gateway.fakes import USER, FakeJournal, FakeStore
+from tests.services.gateway.fakes import new_recorder as recorder
+from tests.services.gateway.log_lines import Lines
 
 
 def row() -> RequestRow:
@@ -20,14 +22,11 @@ def row() -> RequestRow:
     )  # fmt: skip
 
 
-def recorder(store: FakeStore, journal: FakeJournal | None = None, **more: int) -> Recorder:
-    return Recorder(store, journal or FakeJournal(), Metrics("gateway").usage_queue_rows, **more)
-
-
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorders, "_FIRST_BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(recorders, "_LONGEST_BACKOFF_SECONDS", 0.002)
+    monkeypatch.setattr(recorders, "_REFUSED_SECONDS", 0.002)
 
 
 async def test_a_row_is_written_before_its_request_ends() -> None:
@@ -140,3 +139,59 @@ async def test_where_neither_takes_rows_no_new_request_begins() -> None:
         records.add(row())
         store.away = False
     assert len(store.rows) == 2
+
+
+async def test_a_row_that_postgresql_refuses_holds_no_other_up_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = Lines(monkeypatch)
+    store, journal = FakeStore(), FakeJournal()
+    rows = [row() for _ in range(100)]
+    bad = {rows[30].id, rows[70].id}
+    store.refuses = set(bad)
+    metrics = Metrics("gateway")
+    records = Recorder(store, journal, metrics.usage_queue_rows, metrics.settle_failures)
+    async with asyncio.timeout(30), records.running():
+        for _ in rows:
+            records.reserve()
+        pending = [records.add(one) for one in rows]
+        await asyncio.gather(*(records.written(one) for one in pending))
+        assert store.rows.keys() == {one.id for one in rows} - bad
+        assert set(records.waiting) == bad == {one.id for one in journal.rows} & bad
+        assert metrics.settle_failures.labels(reason="refused")._value.get() >= 2
+        assert metrics.usage_queue_rows._value.get() == 2
+        later = row()
+        records.reserve()
+        await records.written(records.add(later))
+        assert later.id in store.rows
+        assert len(lines.of("PostgreSQL refuses a request's row; it is kept and tried again")) == 1
+        # Somebody mended what was wrong.
+        store.refuses.clear()
+        await asyncio.gather(*(one.written.wait() for one in pending))
+    assert len(store.rows) == 101
+    assert journal.rows == []
+
+
+async def test_what_is_refused_at_the_end_is_left_in_the_journal_at_once() -> None:
+    store, journal = FakeStore(), FakeJournal()
+    one = row()
+    store.refuses = {one.id}
+    async with asyncio.timeout(recorders.DRAIN_SECONDS / 2), recorder(store, journal).running() as records:
+        records.reserve()
+        await records.written(records.add(one))
+    assert [kept.id for kept in journal.rows] == [one.id]
+
+
+async def test_where_every_row_is_refused_none_is_lost_and_all_are_written_when_it_is_mended() -> None:
+    store, journal = FakeStore(), FakeJournal()
+    rows = [row() for _ in range(20)]
+    store.refuses = {one.id for one in rows}
+    async with asyncio.timeout(30), recorder(store, journal).running() as records:
+        for one in rows:
+            records.reserve()
+            records.add(one)
+        while len(journal.rows) < 20:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.001)
+        assert not store.rows
+        store.refuses.clear()
+        while len(store.rows) < 20:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert journal.rows == []
