@@ -26,9 +26,12 @@ _TURNS = 20
 #: The first words of answers with which it refuses for now what is no mistake of ours: it cannot save to its disk, too few replicas
 #: follow it, it has no memory left, it is a replica itself or one without its primary, a script keeps it busy, or it may not.
 _REFUSALS = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "UNKILLABLE", "NOPERM"})
+_REPLICAS = frozenset({"READONLY", "MASTERDOWN"})
 #: Not ready: it reads its file back, or it does not let us in.
 _AWAY = frozenset({"LOADING", "NOAUTH", "WRONGPASS"})
 _TOO_MANY = "ERR max number of clients reached"
+#: What the health check writes.
+_CHECKED = "aimesh:checked"
 
 
 class CacheRefuses(errors.Unavailable):
@@ -125,9 +128,10 @@ class Cache:
         return deleted
 
     async def check(self) -> Check:
-        """Whether Valkey answers, for /readyz; within 2 s."""
+        """Whether Valkey answers and takes writes, over each connection, for /readyz; within 2 s. A replica, which answers those that
+        only read for ever, is left by this."""
         try:
-            await self._ask("PING")
+            await asyncio.gather(*(self._ask("SET", _CHECKED, "", "PX", 1000, lane=lane) for lane in (self._values, self._urgent)))
         except errors.Unavailable as error:
             return Check("valkey", ok=False, detail=f"{error.message} ({error.__cause__}); {error.hint}")
         return Check("valkey", ok=True)
@@ -143,7 +147,8 @@ def _raise(error: OSError | ReplyError) -> NoReturn:
     """What an error of the client means to who uses the cache."""
     if isinstance(error, ReplyError):
         if error.word in _REFUSALS:
-            raise CacheRefuses(f"Valkey refuses: {error.word}", hint="see its log, its disk and its memory") from error
+            hint = "REDIS_URL must lead to the primary" if error.word in _REPLICAS else "see its log, its disk and its memory"
+            raise CacheRefuses(f"Valkey refuses: {error.word}", hint=hint) from error
         if not isinstance(error, LoginRefused) and error.word not in _AWAY and str(error) != _TOO_MANY:
             raise error
     raise errors.Unavailable("Valkey does not answer", hint="is it running, and is REDIS_URL right?") from error

@@ -1,6 +1,7 @@
 """Connections to Valkey: any number of calls wait at once for their answers on one, and the answers come in the order of the calls.
 
-Who stops waiting leaves his place in that order, and his answer is dropped when it comes. No call is sent twice.
+Who stops waiting leaves his place in that order, and his answer is dropped when it comes. No call is sent twice. A server that says
+that it is a replica, or not ready, is left: behind the same address there may be another by now.
 """
 
 import asyncio
@@ -27,6 +28,8 @@ MOST_CALLS = 1024
 MOST_UNSENT_BYTES = 4 * 1024 * 1024
 
 
+#: First words of such answers.
+_NOT_THE_ONE = frozenset({"READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN"})
 _CLOSED = "the connection is closed"
 
 
@@ -200,6 +203,7 @@ class _Session(asyncio.Protocol):
             self.end(ConnectionError(error.message))
             return
         unanswered = self._unanswered
+        refusal: ReplyError | None = None
         for reply in replies:
             if not unanswered:
                 self.end(ConnectionError("Valkey answered what nobody asked"))
@@ -207,8 +211,11 @@ class _Session(asyncio.Protocol):
             _, answer = unanswered.popleft()
             if isinstance(reply, ReplyError):
                 fail(answer, reply)
+                refusal = reply if reply.word in _NOT_THE_ONE else refusal
             elif not answer.done():
                 answer.set_result(reply)
+        if refusal is not None:
+            self.end(refusal)
 
     def pause_writing(self) -> None:
         self._is_full = True

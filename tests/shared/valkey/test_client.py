@@ -106,6 +106,25 @@ async def test_an_error_is_the_callers_alone() -> None:
         assert found[1].word == "WRONGTYPE"
 
 
+@pytest.mark.parametrize("word", ["READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN"])
+async def test_a_server_that_is_not_the_one_is_left_after_its_last_answer(word: str) -> None:
+    async def answer(visitor: Visitor, words: list[bytes]) -> None:
+        if words[1] == b"3" and len(visitor.server.visitors) == 1:
+            # All at once, and nothing for the fourth.
+            visitor.say(b":1\r\n-%b it is not\r\n:3\r\n" % word.encode())
+        elif len(visitor.server.visitors) > 1:
+            visitor.say(b":5\r\n")
+
+    async with on_unix(answer) as (server, path), lane_to(path) as lane:
+        found = await asyncio.gather(*(asking(lane, number) for number in (1, 2, 3, 4)), return_exceptions=True)
+        assert (found[0], found[2]) == (1, 3)
+        for refused in (found[1], found[3]):
+            assert isinstance(refused, ReplyError)
+            assert refused.word == word
+        assert await asking(lane, 5) == 5
+        assert len(server.visitors) == 2
+
+
 async def test_what_is_asked_in_one_turn_is_sent_at_once() -> None:
     async with on_unix(echo) as (_, path), lane_to(path) as lane:
         await asking(lane, "connected")
