@@ -38,6 +38,7 @@ from shared.api import events, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Usage
+from shared.directory import Entry
 from shared.spans import REQUEST_ID
 from shared.telemetry import Metrics, logs
 from shared.telemetry.answers import Answer, GatewayAnswers
@@ -232,14 +233,19 @@ class Pipeline:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
         prompt = inference.ProcessPrompt(order.messages, config, running.request_id, order.salt, streamed=order.streamed)
+
+        def runs_on(worker: Entry, delivered_tokens: int) -> None:
+            running.runs_on(worker)
+            parts.ledger.claimed(running.request_id, worker.node, delivered_tokens)
+
         use = cache_keys.plan(cache, order.config, only_when_asked=parts.cache_only_when_asked)
         if parts.responses is None or not use:
-            return parts.relay.generate(prompt, order.wish, seconds=order.seconds, runs_on=running.runs_on)
+            return parts.relay.generate(prompt, order.wish, seconds=order.seconds, runs_on=runs_on)
         digest = routing.digest_of(order.wish.model, parts.directory.usable(Role.WORKER))
         question = cache_keys.Question(order.wish.tenant, order.messages, order.config, digest)
 
         def generate(seconds: float) -> AsyncGenerator[Said]:
-            return parts.relay.generate(prompt, order.wish, seconds=seconds, runs_on=running.runs_on)
+            return parts.relay.generate(prompt, order.wish, seconds=seconds, runs_on=runs_on)
 
         return parts.responses.answer(question, generate, use=use, seconds=order.seconds, came=running.came)
 

@@ -91,9 +91,26 @@ WHERE request_id IN (
     FOR UPDATE SKIP LOCKED
 );
 
+-- name: record_claims
+-- Which workers run these requests from now on. Skips locked rows, as above.
+WITH given AS (
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[]) AS row (request_id, worker, delivered_before)
+),
+free AS (
+    SELECT request_id FROM reservations
+    WHERE request_id = ANY ($1::uuid[]) AND state = 'reserved'
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE reservations AS held
+SET workers = held.workers || given.worker::varchar, delivered_before = given.delivered_before, claimed_at = now()
+FROM given JOIN free USING (request_id)
+WHERE held.request_id = given.request_id
+RETURNING held.request_id;
+
 -- name: list_overdue
 -- Open reservations whose gateway is silent for longer than its lease and some grace, the oldest first.
-SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, gateway, created_at, lease_until
+SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, gateway, created_at, lease_until,
+    workers, delivered_before, claimed_at
 FROM reservations
 WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)
 ORDER BY lease_until

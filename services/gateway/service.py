@@ -1,6 +1,7 @@
 """The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
 
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ from services.gateway.openai.embeddings import OpenAiEmbeddings
 from services.gateway.openai.http import OpenAi
 from services.gateway.pipeline import Parts, Pipeline
 from services.gateway.placing import dispatch, policy, routing
+from services.gateway.placing.candidates import Knowledge
 from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
+from services.gateway.placing.strikes import Strikes
 from services.gateway.relaying import receipts
 from services.gateway.relaying.relay import Relay
 from services.gateway.repeats import cache_keys
@@ -64,7 +67,7 @@ from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.rpc.gate import Gate, Visitor
 from shared.rpc.telling import Telling
-from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserId
+from shared.types import Credential, ModelName, NodeId, RequestId, Role, TenantId, UserId
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Opened:
     takes: Takes
     idempotency: Idempotency
     reports: UsageReports
+    strikes: Strikes
 
 
 #: Who says no name is shown what everybody may use.
@@ -102,7 +106,8 @@ class GatewayService:
         self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
         self._policy = Policy(settings.routing_policy)
         queueing = dispatch.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
-        self._dispatch = Dispatch(node.directory, random.Random(), queueing, node.metrics)  # noqa: S311 - which worker is no secret
+        rng = random.Random()  # noqa: S311 - which worker is no secret
+        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, knowledge=Knowledge(strikes=opened.strikes))
         retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
         self._relay = Relay(
             node.rpc,
@@ -148,6 +153,8 @@ class GatewayService:
             ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
             find_receipts = partial(receipts.of, node.rpc, node.directory)
             journal, metrics = Journal(settings.journal), node.metrics
+            strikes = Strikes()
+            find_receipts = partial(receipts.of, node.rpc, node.directory, strike=lambda worker: _strike(node, strikes, worker))
             async with (
                 Recorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),
@@ -161,7 +168,8 @@ class GatewayService:
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
                 node.dispatcher.add(GatewayShown(settings))
-                service = cls(settings, node, Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports))
+                opened = Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports, strikes)
+                service = cls(settings, node, opened)
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
@@ -364,6 +372,12 @@ class GatewayService:
         """Another user, as auth shows it to an admin."""
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
+
+
+def _strike(node: Node, strikes: Strikes, worker: NodeId) -> None:
+    """Against a worker that wanted to be paid for another's work."""
+    node.metrics.wrong_counts.labels(node=worker).inc()
+    strikes.strike(worker, time.monotonic())
 
 
 def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, takes: Takes) -> Idempotency:

@@ -328,7 +328,8 @@ async def _migrate(place: _Place, known: list[migrations.Migration]) -> None:
                 connection.terminate()
         except _REFUSED as error:
             raise errors.BadSettings(f"PostgreSQL refuses the connection: {error}", hint="check DATABASE_URL") from error
-        except _GONE as error:
+        # A migration gives up early where a long query holds its table, so that it does not block everybody else behind it.
+        except (*_GONE, asyncpg.LockNotAvailableError) as error:
             if asyncio.get_running_loop().time() > give_up_at:
                 raise _unavailable(error) from error
             await asyncio.sleep(wait_seconds)

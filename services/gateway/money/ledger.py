@@ -18,8 +18,9 @@ from services.gateway.money.batches import Batches
 from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.money.prices import Price, PriceList
 from services.gateway.money.request_row import RequestRow
-from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
+from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
 from services.gateway.money.stops import Stops
+from services.gateway.money.worker_claims import WorkerClaims
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt
@@ -83,8 +84,8 @@ class Rows(Protocol):
     def waiting(self) -> Sequence[RequestId]: ...
 
 
-#: What workers say of requests that ran on them. Never raises.
-FindReceipts = Callable[[Sequence[RequestId]], Awaitable[Mapping[RequestId, Receipt]]]
+#: What the workers that claimed these last say of them. Never raises.
+FindReceipts = Callable[[Sequence[OpenReservation]], Awaitable[Mapping[RequestId, Receipt]]]
 WriteRows = Callable[[Sequence[RequestRow]], Awaitable[None]]
 
 
@@ -106,6 +107,7 @@ class Ledger:
         metrics.ledger_oldest_reservation.set_function(self._oldest_seconds)
         self._batches = Batches(self._reserve_all)
         self._stops = Stops()
+        self._claims = WorkerClaims(store.record_claims)
         #: Since when every heartbeat has come through; None while they do not.
         self._well_since: float | None = None
 
@@ -119,6 +121,7 @@ class Ledger:
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
             tasks.create_task(self._verify_for_ever())
             tasks.create_task(self._stops.watch())
+            tasks.create_task(self._claims.write())
             yield self
 
     def plan_of(self, principal: Principal) -> Plan:
@@ -149,9 +152,15 @@ class Ledger:
         self._open[request_id] = self._clock()
         return Held(request_id, price, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
 
+    def claimed(self, request_id: RequestId, worker: NodeId, delivered_before: int) -> None:
+        """This worker is about to run it, behind so many tokens that its caller has."""
+        if request_id in self._open:
+            self._claims.add(WorkerClaim(request_id, worker, delivered_before))
+
     def ended(self, request_id: RequestId) -> None:
         """Its row is with the recorder."""
         self._open.pop(request_id, None)
+        self._claims.ended(request_id)
 
     def _oldest_seconds(self) -> float:
         return self._clock() - next(iter(self._open.values())) if self._open else 0.0
@@ -176,7 +185,7 @@ class Ledger:
         overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
         if not overdue:
             return
-        receipts = await find_receipts([reservation.request_id for reservation in overdue])
+        receipts = await find_receipts(overdue)
         rows = [row for reservation in overdue if (row := await self._row(reservation, receipts.get(reservation.request_id))) is not None]
         if rows:
             await write(rows)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date
 
 from services.gateway.money.prices import Price
-from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted
+from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
 from shared import database
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
@@ -39,7 +39,12 @@ class LedgerStore:
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         rows = await self._database.rows("list_overdue", grace_seconds, most)
         names = OpenReservation.__dataclass_fields__
-        return tuple(OpenReservation(**{name: row[name] for name in names}) for row in rows)
+        return tuple(OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}) for row in rows)
+
+    async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
+        """At most one claim of each request. Returns the requests whose claim is recorded; the others are locked just now, or not open."""
+        columns = zip(*((one.request_id, one.worker, one.delivered_before) for one in claims), strict=True)
+        return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
 
     async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
         async with self._database.bound(owner) as transaction:

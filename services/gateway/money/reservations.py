@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId
+from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +59,19 @@ class OpenReservation:
     completion_tokens: int
     created_at: datetime
     lease_until: datetime
+    #: In the order of their claims; the last one runs it.
+    workers: tuple[NodeId, ...] = ()
+    #: Tokens of the answer that the caller had when the last of them claimed it.
+    delivered_before: int = 0
+    #: When the last of them claimed it.
+    claimed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerClaim:
+    """A worker is about to run a request."""
+
+    request_id: RequestId
+    worker: NodeId
+    #: Tokens of the answer that the caller has from other workers.
+    delivered_before: int

@@ -23,7 +23,8 @@ def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, 
         receipt = None
     # Nobody's word counts for more than was held.
     prompt_tokens = _within(receipt.prompt_tokens, reservation.prompt_tokens) if receipt else 0
-    sent = receipt.delivered_before + receipt.completion_tokens if receipt else 0
+    # What the caller had of earlier workers is this side's own count.
+    sent = reservation.delivered_before + max(0, receipt.completion_tokens) if receipt else 0
     completion_tokens = _within(sent, reservation.completion_tokens)
     delivered = completion_tokens > 0
     ended_at = receipt.ended_at if receipt and receipt.ended_at else reservation.created_at

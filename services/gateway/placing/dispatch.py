@@ -139,10 +139,12 @@ class Dispatch:
         rules: Rules | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        knowledge: Knowledge | None = None,
     ) -> None:
         """``metrics`` are its own where none are given."""
         self.clock = clock
-        self.knowledge = Knowledge()
+        self.knowledge = knowledge or Knowledge()
         self._directory = directory
         self._rng = rng
         self._rules = rules or Rules()

@@ -110,6 +110,11 @@ class Course(Generic[Request, Item, End]):
     def can_go_on(self) -> bool:
         return not self.began
 
+    @property
+    def delivered_tokens(self) -> int:
+        """Of the answer, what the caller has."""
+        return 0
+
     # --- facts --------------------------------------------------------------------------------------------------------
 
     def asked(self, digest: str) -> None:
@@ -226,6 +231,10 @@ class AnswerCourse(Course[inference.ProcessPrompt, inference.Chunk, Generation])
     @property
     def can_go_on(self) -> bool:
         return not self.began or (self._answers == 1 and self._has_ids and bool(self._digest))
+
+    @property
+    def delivered_tokens(self) -> int:
+        return self._tokens
 
     def asked(self, digest: str) -> None:
         super().asked(digest)

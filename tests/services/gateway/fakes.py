@@ -24,7 +24,7 @@ from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.money.prices import Price
 from services.gateway.money.recorder import Recorder, RowsRefused, Writer
 from services.gateway.money.request_row import RequestRow
-from services.gateway.money.reservations import Granted, TooLittle, Wanted
+from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
 from services.gateway.once import Once
 from services.gateway.openai.embeddings import OpenAiEmbeddings
 from services.gateway.openai.http import OpenAi
@@ -169,6 +169,13 @@ class FakeLedgerStore(LedgerStore):
         self.most_tokens: int | None = None
         self.refuses: TooLittle | None = None
         self.away = False
+        self.claims: list[WorkerClaim] = []
+
+    async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
+        if self.away:
+            raise errors.Unavailable("PostgreSQL does not answer")
+        self.claims += claims
+        return {claim.request_id for claim in claims}
 
     async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
         return (Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),)
@@ -374,5 +381,5 @@ async def house(**more: Any) -> AsyncIterator[House]:
         yield House(recorder, store, ledger, books, takes, **more)
 
 
-async def _no_receipts(requests: Sequence[RequestId]) -> dict[RequestId, Receipt]:
+async def _no_receipts(_reservations: Sequence[OpenReservation]) -> dict[RequestId, Receipt]:
     return {}

@@ -182,6 +182,18 @@ async def test_the_same_question_is_answered_from_the_cache_unless_it_wants_a_ne
     assert [tuple(row) for row in costs] == [(True, False), (False, True), (True, False)]
 
 
+async def test_a_request_says_which_worker_runs_it_while_it_runs(site: Site) -> None:
+    worker = site.nodes["worker"]
+    worker.service.hangs = True
+    asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"))
+    async with site.client.rpc.stream(gateway.process_inference_request, asked, credential=KEY) as answer:
+        await anext(aiter(answer))
+        async with asyncio.timeout(10):
+            while (found := [tuple(row) for row in await site.rows("SELECT workers FROM gateway.reservations")]) == [([],)]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert found == [([worker.node.id],)]
+
+
 async def test_under_a_key_it_goes_on_without_its_reader_until_that_one_says_otherwise(site: Site) -> None:
     worker, call = site.nodes["worker"].service, site.client.rpc.call
     worker.hangs = True

@@ -76,7 +76,7 @@ class Site(FakeLedgerStore):
     async def write(self, rows: Sequence[RequestRow]) -> None:
         self.rows += rows
 
-    async def find_receipts(self, requests: Sequence[RequestId]) -> Mapping[RequestId, Receipt]:
+    async def find_receipts(self, _reservations: Sequence[OpenReservation]) -> Mapping[RequestId, Receipt]:
         return self.receipts
 
     async def sweep(self) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -31,7 +32,7 @@ def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int
         pytest.param(told(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
         pytest.param(told(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what was sent is paid"),
         pytest.param(told(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"),
-        pytest.param(told(10, 5, 0.0, before=15), 10 + 40, ReservationState.SETTLED, (10, 20), id="with what was sent before"),
+        pytest.param(told(10, 5, 0.0, before=10**6), 10 + 10, ReservationState.SETTLED, (10, 5), id="nor what it says of others"),
         pytest.param(told(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),
     ],
 )
@@ -40,6 +41,12 @@ def test_how_it_ends(receipt: Receipt | None, cost: int, state: ReservationState
     assert row is not None
     assert (row.cost_micro, row.reservation, (row.prompt_tokens, row.completion_tokens)) == (cost, state, counts)
     assert (row.id, row.user_id, row.created_at, row.error_code) == (OPEN.request_id, OPEN.owner, OPEN.created_at, "gateway_lost")
+
+
+def test_what_an_earlier_worker_delivered_is_billed_by_this_sides_own_count() -> None:
+    row = end_of(replace(OPEN, delivered_before=15), PRICE, told(10, 5, 0.0, before=40), most_seconds=3600, now=NOW)
+    assert row is not None
+    assert (row.cost_micro, row.completion_tokens) == (10 + 40, 20)
 
 
 def test_one_that_still_runs_is_looked_at_later_but_not_for_ever() -> None:

@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.gateway.money.reservations import OpenReservation
 from services.gateway.relaying import receipts
 from shared import errors, identity
 from shared.api import inference
 from shared.api.inference import Receipt, SignedReceipt
 from shared.context import new_request_id
 from shared.directory import Announcement, Directory
-from shared.types import NodeId, RequestId, Role
+from shared.types import ModelName, NodeId, RequestId, Role
+from tests.services.gateway.fakes import USER
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Answering = Callable[[inference.ReadReceipts], Awaitable[inference.Receipts]]
@@ -38,6 +40,7 @@ class Mesh:
         self.directory = Directory(lambda: 0.0)
         self._workers: dict[NodeId, Answering] = {}
         self.asked: list[inference.ReadReceipts] = []
+        self.struck: list[NodeId] = []
         for worker in workers:
             self.add(worker.key, worker.answer)
 
@@ -52,48 +55,84 @@ class Mesh:
         async with asyncio.timeout(deadline_seconds):
             return await self._workers[to](request)
 
-    async def of(self, *ids: RequestId) -> dict[RequestId, Receipt]:
-        return await receipts.of(self, self.directory, ids)  # type: ignore[arg-type]
+    async def of(self, *reservations: OpenReservation) -> dict[RequestId, Receipt]:
+        return await receipts.of(self, self.directory, reservations, self.struck.append)  # type: ignore[arg-type]
 
 
 def told(request_id: RequestId, *, before: int = 0, completion: int = 5, ended: str = "stop") -> Receipt:
     return Receipt(request_id, 7, before, completion, ended, None if ended == "running" else NOW)
 
 
-async def test_each_worker_is_asked_and_who_went_on_has_the_last_word() -> None:
+def claimed(request_id: RequestId, *workers: Worker) -> OpenReservation:
+    nodes = tuple(worker.key.id for worker in workers)
+    return OpenReservation(request_id, USER, None, ModelName("m"), 1, 10, 50, NOW, NOW, workers=nodes)
+
+
+async def test_only_the_worker_that_claimed_a_request_is_asked_for_it() -> None:
     one, two = new_request_id(), new_request_id()
-    first, second = told(one, completion=5, ended="cancelled"), told(one, before=4, completion=8)
-    other = told(two)
-    assert await Mesh(Worker(first), Worker(second, other), Worker()).of(one, two, new_request_id()) == {one: second, two: other}
+    first, second, stranger = Worker(told(one)), Worker(told(two, ended="running")), Worker(told(one, completion=4096))
+    mesh = Mesh(first, second, stranger)
+    found = await mesh.of(claimed(one, first), claimed(two, second), claimed(new_request_id()))
+    assert found == {one: told(one), two: told(two, ended="running")}
+    assert [asked.request_ids for asked in mesh.asked] == [(one,), (two,)]
+    assert mesh.struck == []
 
 
-async def test_who_still_runs_it_comes_before_who_has_ended() -> None:
+async def test_a_stranger_bills_nothing_and_gets_a_strike() -> None:
+    one, two = new_request_id(), new_request_id()
+    honest = Worker(told(one, completion=5))
+    liar = Worker(told(two), told(one, completion=4096))
+    mesh = Mesh(honest, liar)
+    assert await mesh.of(claimed(one, honest), claimed(two, liar)) == {one: told(one, completion=5), two: told(two)}
+    assert mesh.struck == [liar.key.id]
+
+
+async def test_a_worker_that_was_replaced_bills_nothing_and_gets_no_strike() -> None:
+    one, two = new_request_id(), new_request_id()
+    before, after = Worker(told(one, completion=40), told(two)), Worker(told(one, before=4, completion=8))
+    mesh = Mesh(before, after)
+    found = await mesh.of(claimed(one, before, after), claimed(two, before))
+    assert found == {one: told(one, before=4, completion=8), two: told(two)}
+    assert mesh.struck == []
+
+
+async def test_a_worker_that_claimed_it_again_is_the_last_one() -> None:
     one = new_request_id()
-    running, ended = told(one, before=2, completion=1, ended="running"), told(one, completion=50, ended="cancelled")
-    assert await Mesh(Worker(running), Worker(ended)).of(one) == {one: running}
+    first, second = Worker(told(one, before=4)), Worker(told(one, completion=50))
+    mesh = Mesh(first, second)
+    assert await mesh.of(claimed(one, first, second, first)) == {one: told(one, before=4)}
 
 
-async def test_what_somebody_else_signed_is_nothing() -> None:
+async def test_what_somebody_else_signed_is_nothing_and_a_strike() -> None:
     one = new_request_id()
-    other = identity.NodeKey(identity.new_seed())
-    assert await Mesh(Worker(told(one), signed_by=other)).of(one) == {}
+    worker = Worker(told(one), signed_by=identity.NodeKey(identity.new_seed()))
+    mesh = Mesh(worker)
+    assert await mesh.of(claimed(one, worker)) == {}
+    assert mesh.struck == [worker.key.id]
 
 
 @pytest.mark.parametrize("lie", [{"completion": -1}, {"before": -5}])
-async def test_counts_below_zero_are_nothing(lie: dict[str, int]) -> None:
+async def test_counts_below_zero_are_nothing_and_a_strike(lie: dict[str, int]) -> None:
     one = new_request_id()
-    assert await Mesh(Worker(told(one, **lie))).of(one) == {}  # type: ignore[arg-type]
+    worker = Worker(told(one, **lie))  # type: ignore[arg-type]
+    mesh = Mesh(worker)
+    assert await mesh.of(claimed(one, worker)) == {}
+    assert mesh.struck == [worker.key.id]
 
 
-async def test_what_was_not_asked_for_is_left_out() -> None:
+async def test_what_was_not_asked_for_is_left_out_and_a_strike() -> None:
     one = new_request_id()
-    assert await Mesh(Worker(told(one), told(new_request_id()))).of(one) == {one: told(one)}
+    worker = Worker(told(one), told(new_request_id()))
+    mesh = Mesh(worker)
+    assert await mesh.of(claimed(one, worker)) == {one: told(one)}
+    assert mesh.struck == [worker.key.id]
 
 
 async def test_a_worker_that_is_gone_an_old_one_and_a_slow_one_keep_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipts, "DEADLINE_SECONDS", 0.02)
     one = new_request_id()
-    mesh = Mesh(Worker(told(one)))
+    well, *others = [Worker(told(one)) for _ in range(5)]
+    mesh = Mesh(well)
 
     async def gone(_: inference.ReadReceipts) -> inference.Receipts:
         raise errors.LinkLost("gone")
@@ -103,16 +142,18 @@ async def test_a_worker_that_is_gone_an_old_one_and_a_slow_one_keep_nobody(monke
         raise AssertionError
 
     async def garbage(_: inference.ReadReceipts) -> inference.Receipts:
-        key = keys[2]
+        key = others[2].key
         return inference.Receipts((SignedReceipt(b"\xff\x00", key.sign("receipt", b"\xff\x00")), SignedReceipt(b"", b"")))
 
-    keys = [identity.NodeKey(identity.new_seed()) for _ in range(3)]
-    for key, answer in zip(keys, (gone, slow, garbage), strict=True):
-        mesh.add(key, answer)
-    assert await mesh.of(one) == {one: told(one)}
+    # The fourth is not even on the mesh.
+    for worker, answer in zip(others, (gone, slow, garbage), strict=False):
+        mesh.add(worker.key, answer)
+    left = [claimed(new_request_id(), worker) for worker in others]
+    assert await mesh.of(claimed(one, well), *left) == {one: told(one)}
 
 
 async def test_many_are_asked_for_in_pieces() -> None:
-    mesh = Mesh(Worker())
-    await mesh.of(*(new_request_id() for _ in range(600)))
+    worker = Worker()
+    mesh = Mesh(worker)
+    await mesh.of(*(claimed(new_request_id(), worker) for _ in range(600)))
     assert [len(asked.request_ids) for asked in mesh.asked] == [256, 256, 88]
