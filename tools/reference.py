@@ -82,6 +82,11 @@ FAILURES_HEAD = """# Errors
 The code is for ever: match on it. Message and hint are for people and may change. *Fault* says who has to change something
 for the call to succeed; *retry* whether sending the same again can help. Over HTTP the error is an OpenAI error object
 with this status.
+
+One code is found only in the request log, because nobody was left to send it to: `gateway_lost`. The gateway died while the request ran,
+and another gateway ended it two minutes later. It costs the tokens of a stream that the dead gateway had passed on, by the receipt of
+the worker that ran it, and nothing where there is no receipt. Answers that were not streamed, and requests with an `Idempotency-Key`,
+cost nothing.
 """
 
 SUBJECTS_HEAD = """# NATS subjects and permissions

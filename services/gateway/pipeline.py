@@ -232,13 +232,18 @@ class Pipeline:
         if config.seed is None:
             # Ours rather than the worker's, so that another worker could draw the same tokens.
             config = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
-        prompt = inference.ProcessPrompt(order.messages, config, running.request_id, order.salt, streamed=order.streamed)
+        use = cache_keys.plan(cache, order.config, only_when_asked=parts.cache_only_when_asked)
+        is_direct = parts.responses is None or not use
+        # What is made for several readers, or read later, runs ahead of all of them; what is not streamed is seen at its end.
+        paced = is_direct and order.streamed and drawn_seed is None
+        prompt = inference.ProcessPrompt(
+            order.messages, config, running.request_id, order.salt, streamed=order.streamed, reader_paced=paced
+        )
 
         def runs_on(worker: Entry, delivered_tokens: int) -> None:
             running.runs_on(worker)
-            parts.ledger.claimed(running.request_id, worker.node, delivered_tokens)
+            parts.ledger.claimed(running.request_id, worker.node, delivered_tokens if paced else 0)
 
-        use = cache_keys.plan(cache, order.config, only_when_asked=parts.cache_only_when_asked)
         if parts.responses is None or not use:
             return parts.relay.generate(prompt, order.wish, seconds=order.seconds, runs_on=runs_on)
         digest = routing.digest_of(order.wish.model, parts.directory.usable(Role.WORKER))

@@ -34,6 +34,9 @@ _MOST_BYTES = 4096
 #: CRC-32 and length, before each receipt in the file.
 _HEAD_BYTES = 8
 
+#: How many of the items that were sent the caller's side has given credit for.
+CreditedItems = Callable[[], int]
+
 log = logs.get(part="receipts")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -43,8 +46,14 @@ _decode = msgspec.msgpack.Decoder(Receipt).decode
 class Work:
     """One request that this worker is asked to run. Counts what goes to its caller: use ``metered``."""
 
-    def __init__(self, request_id: RequestId, delivered_before: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, request_id: RequestId, delivered_before: int, clock: Callable[[], float], credited_items: CreditedItems | None
+    ) -> None:
         self._clock = clock
+        self._credited_items = credited_items
+        #: Tokens of each item that has no credit yet; as many as the caller's window has room for.
+        self._uncredited: deque[int] = deque()
+        self._seen_credits = self._credited_tokens = 0
         self._began = clock()
         self._request_id = request_id
         self._delivered_before = delivered_before
@@ -64,6 +73,9 @@ class Work:
 
     def sent(self, tokens: int) -> None:
         self._completion_tokens += tokens
+        if self._credited_items is not None:
+            self._uncredited.append(tokens)
+            self._count_credits()
 
     def finished(self, generation: Generation) -> None:
         self._finish = generation.finish_reason.value
@@ -72,8 +84,16 @@ class Work:
         self._completion_tokens = self._completion_tokens or generation.usage.completion_tokens
 
     def receipt(self, ended: str, ended_at: datetime | None) -> Receipt:
+        self._count_credits()
         counts = (self._prompt_tokens or 0, self._delivered_before, self._completion_tokens)
-        return Receipt(self._request_id, *counts, self._finish or ended, ended_at, round(self._clock() - self._began, 3))
+        seconds = round(self._clock() - self._began, 3)
+        return Receipt(self._request_id, *counts, self._finish or ended, ended_at, seconds, self._credited_tokens)
+
+    def _count_credits(self) -> None:
+        credited = 0 if self._credited_items is None else self._credited_items()
+        while self._seen_credits < credited and self._uncredited:
+            self._seen_credits += 1
+            self._credited_tokens += self._uncredited.popleft()
 
 
 class _Metered:
@@ -118,9 +138,10 @@ class Receipts:
         self._is_well = True
 
     @contextmanager
-    def of(self, request_id: RequestId, delivered_before: int) -> Iterator[Work]:
-        """The block runs the request; however it ends, there is a receipt."""
-        work = self._running[request_id] = Work(request_id, delivered_before, self._clock)
+    def of(self, request_id: RequestId, delivered_before: int, credited_items: CreditedItems | None = None) -> Iterator[Work]:
+        """The block runs the request; however it ends, there is a receipt. ``credited_items``: None where that says nothing of what the
+        caller has."""
+        work = self._running[request_id] = Work(request_id, delivered_before, self._clock, credited_items)
         ended = errors.Internal.code
         try:
             yield work

@@ -151,7 +151,8 @@ class InferenceService:
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
         origin = jobs.Origin(str(request.request_id), request.salt, request.delivered)
-        with self._receipts.of(request.request_id, len(request.delivered)) as work:
+        credited_items = (lambda: stream.credited_items) if request.reader_paced else None
+        with self._receipts.of(request.request_id, len(request.delivered), credited_items) as work:
             sink = work.metered(_MeshSink(stream))
             gathered = None if request.streamed else Gathered(sink)
             generation = await self.generate(request.model_config.model, request.prompt, request.model_config, gathered or sink, origin)

@@ -32,6 +32,8 @@ class ProcessPrompt(Body, frozen=True):
     delivered: tuple[int, ...] = ()
     #: Somebody reads along. Else the chunks may come some at a time.
     streamed: bool = True
+    #: What its reader gives credit for has reached the caller. Else a receipt counts nothing as credited.
+    reader_paced: bool = False
 
 
 class Accepted(Body, frozen=True):
@@ -149,6 +151,8 @@ class Receipt(Body, frozen=True, omit_defaults=False):
     ended_at: datetime | None = None
     #: From when it came to its end, waiting included.
     seconds: float = 0.0
+    #: Of the tokens that it sent, those that the caller's side gave credit for: all that is billed if the gateway died.
+    credited_tokens: int = 0
 
 
 #: Of a receipt: the request runs still.

@@ -15,6 +15,8 @@ from shared.frames import wire
 from shared.frames.windows import Window, Windows
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Item, Piece, Reply
 
+#: A reader gives credit at the latest when it has taken this many items: if its process dies, no more than it has told of is billed.
+CREDIT_ITEMS = 64
 #: Bytes of half-received messages that a link holds.
 MAX_PARTIAL_BYTES = 8 * 1024 * 1024
 #: A deadline further away is taken as this one.
@@ -80,6 +82,8 @@ class _Call:
     #: Answering side: what may still be sent.
     credit_items: int = 0
     credit_bytes: int = 0
+    #: Answering side: items that the reader said it has taken.
+    taken_items: int = 0
     #: Asking side, of a stream.
     window: Window | None = None
     partial: _Partial | None = None
@@ -136,7 +140,7 @@ class Calls:
         return [Cancel(call_id)]
 
     def take(self, call_id: int, size: int) -> list[Frame]:
-        """The reader has taken an item of this size; returns a CREDIT once half the window is free."""
+        """The reader has taken an item of this size; returns a CREDIT once that is worth a frame."""
         call = self._calls.get(call_id)
         window = self._unread.get(call_id) if call is None else call.window
         if window is None or window.closed:
@@ -151,10 +155,12 @@ class Calls:
             if window.unread_items <= 0:
                 self.withdraw(call_id)
             return []
-        if window.taken_items < window.granted_items // 2 and window.taken_bytes < window.granted_bytes // 2:
+        if window.taken_items < min(CREDIT_ITEMS, window.granted_items // 2) and window.taken_bytes < window.granted_bytes // 2:
             return []
+        taken_items = window.taken_items
         items, bytes_ = self._windows.renew(window)
-        return [Credit(call_id, items, bytes_)] if items or bytes_ else []
+        # Worth a frame also when the window shrinks and there is nothing to grant.
+        return [Credit(call_id, items, bytes_, taken_items)]
 
     # --- what this side answers -----------------------------------------------------------------------------------
 
@@ -171,6 +177,11 @@ class Calls:
             return [Item(call_id, body)]
         head, rest = _split(call_id, body)
         return [Item(call_id, head, True), *rest]
+
+    def credited_items(self, call_id: int) -> int:
+        """Items of a stream that its reader has taken, as far as it has said so; 0 when the call is over."""
+        call = self._calls.get(call_id)
+        return 0 if call is None else call.taken_items
 
     def accept(self, call_id: int, body: bytes = b"") -> list[Frame]:
         return [Accepted(call_id, body)] if call_id in self._calls else []
@@ -256,6 +267,7 @@ class Calls:
         if isinstance(frame, Credit):
             call.credit_items += max(0, frame.items)
             call.credit_bytes += max(0, frame.bytes)
+            call.taken_items += max(0, frame.taken_items)
         elif isinstance(frame, (Item, Reply, End)) and frame.more:
             self._collect(call, frame)
             return None

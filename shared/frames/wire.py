@@ -108,11 +108,13 @@ class Cancel(msgspec.Struct, array_like=True, tag=9, frozen=True):
 
 
 class Credit(msgspec.Struct, array_like=True, tag=10, frozen=True):
-    """The caller has taken this much; the callee may send as much again."""
+    """The reader has taken items; the callee may send this much more, which differs from what was taken where the window changes."""
 
     id: int
     items: int
     bytes: int
+    #: Taken since the last CREDIT. A peer that knows no such field says 0.
+    taken_items: int = 0
 
 
 class Ping(msgspec.Struct, array_like=True, tag=11, frozen=True):

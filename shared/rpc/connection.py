@@ -135,6 +135,9 @@ class Connection:
         for frame in frames:
             self.link.send(frame)
 
+    def credited_items(self, call_id: int) -> int:
+        return self._calls.credited_items(call_id)
+
     def reply(self, call_id: int, body: bytes) -> None:
         if len(body) > wire.MAX_MESSAGE_BYTES:
             self.fail(call_id, errors.TooLarge(f"the answer is {len(body)} bytes, the limit is {wire.MAX_MESSAGE_BYTES}"))

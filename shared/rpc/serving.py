@@ -63,6 +63,8 @@ class Outlet(Protocol):
 
     def accept(self, call_id: int, body: bytes) -> None: ...
 
+    def credited_items(self, call_id: int) -> int: ...
+
 
 class StreamCall(Call, Generic[Item]):
     """A call whose handler sends items and returns the end."""
@@ -79,6 +81,11 @@ class StreamCall(Call, Generic[Item]):
     async def send(self, item: Item) -> None:
         """Waits while the reader is slow. The task is cancelled when the caller cancels or the link dies."""
         await self._outlet.send_item(self._id, bodies.encode(item))
+
+    @property
+    def credited_items(self) -> int:
+        """Items that the reader has taken, as far as it has said so."""
+        return self._outlet.credited_items(self._id)
 
 
 @overload

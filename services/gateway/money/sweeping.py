@@ -1,6 +1,7 @@
 """How a request ends whose gateway died. Pure.
 
-The worker that ran it has a receipt of what it sent; that is paid. Where there is none, nothing is: the doubt is the user's.
+The worker that ran it has a receipt of what the dead gateway gave credit for, so of what the caller had; that is paid. Where there is
+none, nothing is: the doubt is the user's.
 """
 
 from datetime import datetime
@@ -24,7 +25,7 @@ def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, 
     # Nobody's word counts for more than was held.
     prompt_tokens = _within(receipt.prompt_tokens, reservation.prompt_tokens) if receipt else 0
     # What the caller had of earlier workers is this side's own count.
-    sent = reservation.delivered_before + max(0, receipt.completion_tokens) if receipt else 0
+    sent = reservation.delivered_before + max(0, receipt.credited_tokens) if receipt else 0
     completion_tokens = _within(sent, reservation.completion_tokens)
     delivered = completion_tokens > 0
     ended_at = receipt.ended_at if receipt and receipt.ended_at else reservation.created_at

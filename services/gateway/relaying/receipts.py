@@ -77,7 +77,7 @@ def _good(signed: SignedReceipt, node: NodeId) -> Receipt | None:
         receipt = _decode(signed.text)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return receipt if min(receipt.prompt_tokens, receipt.delivered_before, receipt.completion_tokens) >= 0 else None
+    return receipt if min(receipt.prompt_tokens, receipt.completion_tokens, receipt.credited_tokens) >= 0 else None
 
 
 def _ran_last(node: NodeId, request_id: RequestId, wanted: Mapping[RequestId, OpenReservation]) -> bool:

@@ -104,6 +104,27 @@ async def test_a_gateway_reads_what_a_worker_did_for_requests_that_ended_and_one
         assert 1 <= second.completion_tokens < 500
 
 
+async def test_a_worker_credits_what_its_reader_took_and_not_what_it_sent(net: TestNet) -> None:
+    """Streams cut at 102 to 105 of 200 tokens were billed 200."""
+    await start(net)
+    async with member(gateway_settings(net), Role.GATEWAY) as gateway:
+        await until(lambda: gateway.directory.usable(Role.WORKER))
+        (worker,) = gateway.directory.usable(Role.WORKER)
+        for paced, credited in ((True, 64), (False, 0)):
+            asked = msgspec.structs.replace(prompt("word " * 200), reader_paced=paced)
+            async with gateway.rpc.stream(inference.process_prompt, asked) as answer:
+                taken = 0
+                async for _ in answer:
+                    taken += 1
+                    if taken == 102:
+                        break
+                # The reader stops here, the worker does not.
+                async with asyncio.timeout(10):
+                    while (found := (await receipts(gateway.rpc, worker.node, asked))[0]).ended == inference.RUNNING:
+                        pass
+            assert (found.completion_tokens, found.credited_tokens) == (200, credited)
+
+
 async def receipts(client: rpc.Client, node: NodeId, *prompts: inference.ProcessPrompt) -> list[inference.Receipt]:
     """With their signatures checked."""
     asked = inference.ReadReceipts(tuple(one.request_id for one in prompts))

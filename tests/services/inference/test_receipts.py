@@ -64,6 +64,25 @@ async def test_an_ended_request_has_a_receipt_that_the_worker_signed() -> None:
     assert receipts.read((new_request_id(),)) == ()
 
 
+async def test_only_tokens_of_items_with_credit_are_credited() -> None:
+    receipts, request_id, granted = Receipts(None, KEY, lambda: NOW, lambda: 0.0), new_request_id(), [0]
+    with receipts.of(request_id, 0, lambda: granted[-1]) as running:
+        sink = running.metered(Reader())
+        await sink.send(Chunk("", (), waiting="loading"))
+        for first in range(0, 9, 3):
+            await sink.send(Chunk("abc", (first, first + 1, first + 2)))
+        for items, tokens in ((0, 0), (1, 0), (3, 6)):
+            granted.append(items)
+            found = read(receipts, request_id)
+            assert found is not None
+            assert (found.completion_tokens, found.credited_tokens) == (9, tokens)
+        # More than was sent is no credit for what comes later.
+        granted.append(100)
+    found = read(receipts, request_id)
+    assert found is not None
+    assert (found.completion_tokens, found.credited_tokens) == (9, 9)
+
+
 async def test_it_says_how_long_the_request_took() -> None:
     ticks = iter((10.0, 12.5))
     receipts = Receipts(None, KEY, lambda: NOW, lambda: next(ticks))

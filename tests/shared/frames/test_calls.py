@@ -99,12 +99,16 @@ def test_a_reader_who_takes_nothing_is_sent_a_window_and_no_more() -> None:
         give(asking, item)
         count += 1
     assert count == windows.LARGEST_ITEMS
-    for _ in range(windows.LARGEST_ITEMS // 2 - 1):
+    for _ in range(calls.CREDIT_ITEMS - 1):
         assert asking.take(call_id, 10) == []
     [credit] = asking.take(call_id, 10)
-    assert credit == Credit(call_id, 512, 5120)
+    assert credit == Credit(call_id, 64, 640, 64)
+    assert answering.credited_items(call_id) == 0
     give(answering, [credit])
+    assert answering.credited_items(call_id) == 64
     assert answering.item(call_id, b"")
+    answering.end(call_id, b"")
+    assert answering.credited_items(call_id) == 0
 
 
 def test_big_items_are_held_back_by_their_bytes() -> None:

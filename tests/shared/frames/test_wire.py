@@ -30,7 +30,7 @@ ONE_OF_EACH: list[tuple[Frame, list[object]]] = [
     (End(3, b"\x80"), [7, 3, b"\x80", False]),
     (Error(3, errors.Problem("limited", "no")), [8, 3, ["limited", "no", "", "ours", False, None]]),
     (Cancel(3), [9, 3]),
-    (Credit(3, 512, 4096), [10, 3, 512, 4096]),
+    (Credit(3, 512, 4096, 64), [10, 3, 512, 4096, 64]),
     (Ping(7), [11, 7]),
     (Pong(7, 2), [12, 7, 2]),
     (Goaway("bye"), [13, "bye"]),

@@ -41,6 +41,9 @@ class _Collected:
     async def send_item(self, call_id: int, body: bytes) -> None:
         self.bodies.append(body)
 
+    def credited_items(self, call_id: int) -> int:
+        return 0
+
     def accept(self, call_id: int, body: bytes) -> None:
         """Nothing."""
 

@@ -174,7 +174,7 @@ def overdue(request: RequestId) -> OpenReservation:
 async def test_what_dead_gateways_left_is_ended_but_not_while_postgresql_has_only_just_come_back(site: Site) -> None:
     sent, unknown, running = new_request(), new_request(), new_request()
     site.overdue = (overdue(sent), overdue(unknown), overdue(running))
-    site.receipts = {sent: Receipt(sent, 10, 0, 20, "stop"), running: Receipt(running, 10, 0, 20, RUNNING)}
+    site.receipts = {sent: Receipt(sent, 10, 0, 90, "stop", credited_tokens=20), running: Receipt(running, 10, 0, 20, RUNNING)}
     await site.sweep()
     await site.ledger.beat([])
     await site.sweep()

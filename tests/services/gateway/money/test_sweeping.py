@@ -22,7 +22,8 @@ OPEN = OpenReservation(
 
 
 def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int = 0) -> Receipt:
-    return Receipt(ID, prompt_tokens, before, completion_tokens, "stop", OPEN.created_at + timedelta(seconds=seconds))
+    ended_at = OPEN.created_at + timedelta(seconds=seconds)
+    return Receipt(ID, prompt_tokens, before, 10 * completion_tokens, "stop", ended_at, credited_tokens=completion_tokens)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int
     [
         pytest.param(None, 0, ReservationState.EXPIRED, (0, 0), id="nobody knows: free"),
         pytest.param(told(10, 0, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="a prompt without an answer is free"),
-        pytest.param(told(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what was sent is paid"),
+        pytest.param(told(10, 20, 2.0), 10 + 40 + 10, ReservationState.SETTLED, (10, 20), id="what had credit is paid"),
         pytest.param(told(10**9, 10**9, -5.0), 100 + 100, ReservationState.SETTLED, (100, 50), id="no more than was held is believed"),
         pytest.param(told(10, 5, 0.0, before=10**6), 10 + 10, ReservationState.SETTLED, (10, 5), id="nor what it says of others"),
         pytest.param(told(-10, -20, 1.0), 0, ReservationState.EXPIRED, (0, 0), id="nor less than nothing"),

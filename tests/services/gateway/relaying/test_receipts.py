@@ -59,8 +59,8 @@ class Mesh:
         return await receipts.of(self, self.directory, reservations, self.struck.append)  # type: ignore[arg-type]
 
 
-def told(request_id: RequestId, *, before: int = 0, completion: int = 5, ended: str = "stop") -> Receipt:
-    return Receipt(request_id, 7, before, completion, ended, None if ended == "running" else NOW)
+def told(request_id: RequestId, *, prompt: int = 7, before: int = 0, completion: int = 5, ended: str = "stop") -> Receipt:
+    return Receipt(request_id, prompt, before, completion, ended, None if ended == "running" else NOW, credited_tokens=completion)
 
 
 def claimed(request_id: RequestId, *workers: Worker) -> OpenReservation:
@@ -111,7 +111,7 @@ async def test_what_somebody_else_signed_is_nothing_and_a_strike() -> None:
     assert mesh.struck == [worker.key.id]
 
 
-@pytest.mark.parametrize("lie", [{"completion": -1}, {"before": -5}])
+@pytest.mark.parametrize("lie", [{"completion": -1}, {"prompt": -5}])
 async def test_counts_below_zero_are_nothing_and_a_strike(lie: dict[str, int]) -> None:
     one = new_request_id()
     worker = Worker(told(one, **lie))  # type: ignore[arg-type]
