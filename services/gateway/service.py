@@ -173,6 +173,7 @@ class GatewayService:
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
+                node.tasks.create_task(service._quotas.keep_places())
                 node.tasks.create_task(served_models.measure(node, service._dispatch))
                 node.tasks.create_task(service.telling.run())
                 node.tasks.create_task(reports.end_old())

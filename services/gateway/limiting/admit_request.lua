@@ -5,7 +5,7 @@
 --     hour, so that no hour, wherever it begins, ever holds more than the limit.
 -- requests_per_minute, tokens_per_minute: GCRA. The key holds the time at which all that was taken has come back; it may lie a
 --     minute ahead, which is the whole limit.
--- concurrency: a sorted set of request -> the end of its lease.
+-- concurrency: a sorted set of request -> the end of its lease, which its gateway extends while it runs (extend_places.lua).
 --
 -- KEYS: what the request holds (written where it takes tokens), then one for each limit
 -- ARGV: seconds now (empty: the server's clock), 1 to count or 0 to look, tokens, request id, seconds of the lease,
@@ -28,6 +28,9 @@ end
 local counting, tokens, id, lease = ARGV[2] == '1', tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local minute = math.floor(now / 60)
 local lease_ms = math.ceil(lease * 1000)
+-- A gateway that was killed frees the places of its requests after so long.
+local place = math.min(lease, 30)
+local place_ms = math.ceil(place * 1000)
 
 local function exact(number)
     return string.format('%.17g', number)
@@ -142,12 +145,12 @@ kinds.concurrency = {
     end,
     take = function(key, most, found)
         redis.call('ZREMRANGEBYSCORE', key, '-inf', exact(now))
-        redis.call('ZADD', key, exact(now + lease), id)
-        if redis.call('PTTL', key) < lease_ms + SLACK_MS then
-            redis.call('PEXPIRE', key, lease_ms + SLACK_MS)
+        redis.call('ZADD', key, exact(now + place), id)
+        if redis.call('PTTL', key) < place_ms + SLACK_MS then
+            redis.call('PEXPIRE', key, place_ms + SLACK_MS)
         end
         found.left = found.left - 1
-        found.resets = math.max(found.resets, now + lease - now)
+        found.resets = math.max(found.resets, now + place - now)
     end
 }
 

@@ -113,6 +113,15 @@ class Refused:
     tightest: Tightest
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One of those that may run at once."""
+
+    #: Where it is counted.
+    counter: str
+    request_id: RequestId
+
+
 class Counted(Enum):
     """Who counted a request."""
 

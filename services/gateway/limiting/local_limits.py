@@ -5,10 +5,10 @@ Number for number what ``admit_request.lua`` and ``settle_request.lua`` do; chan
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from services.gateway.limiting.limits import HELD, Count, Kind, Limit, Verdict
+from services.gateway.limiting.limits import HELD, Count, Kind, Limit, Place, Verdict
 from shared.types import RequestId
 
 _MINUTE_SECONDS = 60
@@ -18,6 +18,8 @@ _WINDOW_MINUTES = 60
 _LOST_SECONDS = 0.001
 #: When a place among those that run at once gets free is not known.
 _TRY_AGAIN_SECONDS = 1
+#: A place among those that run at once is held for so long without word of the request's gateway, as ``admit_request.lua`` has it.
+PLACE_SECONDS = 30.0
 #: Counters and open requests that are remembered: a counter takes 0.3 KB, one of a busy hour 4 KB. Those that were not used for
 #: longest go first, and begin anew.
 _MOST_REMEMBERED = 10_000
@@ -100,6 +102,11 @@ class LocalLimits:
                 counter.back_at = now + ahead if ahead > 0 else -math.inf
         return gave
 
+    def extend(self, places: Iterable[Place], *, now: float) -> None:
+        """The requests of these places still run."""
+        for place in places:
+            self._counter(place.counter).leases[place.request_id] = now + PLACE_SECONDS
+
     def _counter(self, name: str) -> _Counter:
         counter = self._counters.setdefault(name, _Counter())
         self._counters.move_to_end(name)
@@ -166,7 +173,7 @@ def _take(counter: _Counter, limit: Limit, request_id: RequestId, tokens: int, *
         case Kind.CONCURRENCY:
             for ended in [request for request, end in counter.leases.items() if end <= now]:
                 del counter.leases[ended]
-            counter.leases[request_id] = now + lease_seconds
+            counter.leases[request_id] = now + min(lease_seconds, PLACE_SECONDS)
 
 
 def _leaves_in(minute: int, now: float) -> float:

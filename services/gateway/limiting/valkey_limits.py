@@ -1,17 +1,18 @@
-"""The limits, counted in Valkey by two scripts. Only this file knows how a call to them is written."""
+"""The limits, counted in Valkey by three scripts. Only this file knows how a call to them is written."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from services.gateway.limiting import limits
-from services.gateway.limiting.limits import Count, Limit, Verdict
+from services.gateway.limiting.limits import Count, Limit, Place, Verdict
+from services.gateway.limiting.local_limits import PLACE_SECONDS
 from shared.types import RequestId
 
 #: A call takes 0.2 ms. Four times 20 ms: on a machine that is busy Valkey itself is not run for 20 ms every now and then, and to
 #: count elsewhere then would let more in than the limit.
 ANSWER_SECONDS = 0.08
-_ADMIT, _SETTLE = "admit_request", "settle_request"
+_ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_places"
 
 Argument = str | int | float | bytes
 
@@ -32,7 +33,7 @@ class ValkeyLimits:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        for name in (_ADMIT, _SETTLE):
+        for name in (_ADMIT, _SETTLE, _EXTEND):
             counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)
 
     async def connect(self) -> None:
@@ -54,6 +55,11 @@ class ValkeyLimits:
         keys = [limits.hold(f"{request_id}"), *(limit.counter for limit in held)]
         args = [_time(now), tokens, str(request_id), *_numbers(held)]
         return bool(await self._counters.run(_SETTLE, keys, args, seconds=ANSWER_SECONDS))
+
+    async def extend(self, places: Sequence[Place], *, now: float | None = None) -> None:
+        """The requests of these places still run."""
+        args: list[Argument] = [_time(now), PLACE_SECONDS, *(str(place.request_id) for place in places)]
+        await self._counters.run(_EXTEND, [place.counter for place in places], args, seconds=ANSWER_SECONDS)
 
     async def _ask(self, hold: str, found: Sequence[Limit], args: Sequence[Argument]) -> Verdict:
         keys = [hold, *(limit.counter for limit in found)]

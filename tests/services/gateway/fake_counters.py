@@ -1,9 +1,9 @@
-"""Valkey, where no test is about it: the two scripts' calls, answered by their model in Python."""
+"""Valkey, where no test is about it: the scripts' calls, answered by their model in Python."""
 
 from collections.abc import Sequence
 from uuid import UUID
 
-from services.gateway.limiting.limits import Kind, Limit, Scope, Verdict
+from services.gateway.limiting.limits import Kind, Limit, Place, Scope, Verdict
 from services.gateway.limiting.local_limits import LocalLimits
 from services.gateway.limiting.valkey_limits import Argument
 from shared import errors
@@ -32,6 +32,10 @@ class FakeCounters:
         self.calls += 1
         if self.away:
             raise errors.Unavailable("Valkey does not answer")
+        if script == "extend_places":
+            ids = [RequestId(UUID(str(one))) for one in args[2:]]
+            self.limits.extend([Place(*one) for one in zip(keys, ids, strict=True)], now=self.now)
+            return [len(keys)]
         if script == "settle_request":
             tokens, request_id = int(args[1]), RequestId(UUID(str(args[2])))
             return [int(self.limits.settle(_limits(keys, args[3:]), request_id, tokens=tokens, now=self.now))]

@@ -15,7 +15,7 @@ import pytest
 from services.gateway.limiting import tiers
 from services.gateway.limiting.limits import Counted, Kind, Limit, Scope, Spent, WithoutValkey
 from services.gateway.limiting.local_limits import LocalLimits
-from services.gateway.limiting.quotas import LimitReached, Quotas, Rules
+from services.gateway.limiting.quotas import PLACE_HEARTBEAT_SECONDS, LimitReached, Quotas, Rules
 from services.gateway.limiting.tiers import Plan
 from services.gateway.limiting.valkey_limits import Counters
 from shared import errors
@@ -133,6 +133,29 @@ async def test_who_has_no_limits_costs_no_call(counters: FakeCounters) -> None:
     await desk.quotas.settle(spent, tokens=5)
     assert await desk.quotas.look(rich) == ()
     assert (spent.counted, counters.calls, desk.quotas.most_tokens(rich, MODEL)) == (Counted.NOWHERE, 0, None)
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_places_are_kept_while_their_requests_run_and_not_longer(counters: FakeCounters, away: bool) -> None:
+    desk = Desk(counters, replace(tiers.NO_LIMITS, concurrency=3))
+    now = 1_000_000.0
+    desk.quotas._clock = lambda: now
+    if away:
+        counters.away = True
+        desk.quotas._breaker.failed(now, times=100)
+    running, settled = await desk.spend(), await desk.spend()
+    for _ in range(4):
+        now = counters.now = now + PLACE_HEARTBEAT_SECONDS
+        await desk.quotas.extend_places()
+    await desk.quotas.settle(settled, tokens=0)
+    await desk.quotas.extend_places()
+    assert await desk.let_in(5) == 2
+    # Nobody settles it, but its deadline passes.
+    for _ in range(10):
+        now = counters.now = now + PLACE_HEARTBEAT_SECONDS
+        await desk.quotas.extend_places()
+    assert await desk.let_in(5) == 3
+    await desk.quotas.settle(running, tokens=0)
 
 
 @pytest.mark.parametrize("away", [False, True])

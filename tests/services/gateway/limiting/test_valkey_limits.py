@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.gateway.limiting import limits
-from services.gateway.limiting.limits import Kind, Limit, Scope
-from services.gateway.limiting.local_limits import LocalLimits
+from services.gateway.limiting.limits import Kind, Limit, Place, Scope
+from services.gateway.limiting.local_limits import PLACE_SECONDS, LocalLimits
 from services.gateway.limiting.valkey_limits import ValkeyLimits
 from shared import errors
 from shared.cache import Cache
@@ -38,7 +38,8 @@ admits = st.tuples(st.just("admit"), steps, st.integers(0, 60), st.floats(100, 1
 looks = st.tuples(st.just("look"), steps, st.integers(0, 60), st.just(0.0))
 #: Of one of the last requests, with fewer tokens than reserved, or more, or none.
 settles = st.tuples(st.just("settle"), steps, st.integers(0, 70), st.integers(0, 5))
-moves = st.lists(st.one_of(admits, admits, settles, looks), max_size=40)
+extends = st.tuples(st.just("extend"), steps, st.just(0), st.integers(0, 5))
+moves = st.lists(st.one_of(admits, admits, settles, looks, extends), max_size=40)
 sets_of_limits = st.lists(
     st.one_of(
         st.tuples(st.just(Kind.REQUESTS_PER_HOUR), st.integers(1, 8)),
@@ -69,6 +70,11 @@ def test_the_scripts_do_what_the_model_does(
                     mine = asked[-1 - int(more) % len(asked)]
                     expected = model.settle(held, mine, tokens=tokens, now=now)
                     assert await valkey.settle(held, mine, tokens=tokens, now=now) == expected
+                elif move == "extend":
+                    mine = asked[-1 - int(more) % len(asked)]
+                    places = [Place(one.counter, mine) for one in held if one.kind is Kind.CONCURRENCY]
+                    model.extend(places, now=now)
+                    await valkey.extend(places, now=now)
                 elif move == "look":
                     assert await valkey.look(found, tokens=tokens, now=now) == model.look(found, tokens=tokens, now=now)
                 else:
@@ -195,6 +201,17 @@ async def test_a_place_of_one_that_died_comes_back_with_its_lease(valkey_limits:
     assert sum([await ask(valkey_limits, one, now=NOW + 5) for _ in range(100)]) == 19
     assert await valkey_limits.settle([one], alive, tokens=0, now=NOW + 5)
     assert await ask(valkey_limits, one, now=NOW + 5)
+
+
+async def test_a_place_is_free_half_a_minute_after_its_gateway_was_killed_and_not_while_it_lives(valkey_limits: ValkeyLimits) -> None:
+    """A killed gateway locked users out for 312 s."""
+    one, killed, alive = limit(Kind.CONCURRENCY, 2), request(), request()
+    for mine in (killed, alive):
+        assert (await valkey_limits.admit([one], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
+    await valkey_limits.extend([Place(one.counter, alive)], now=NOW + 20)
+    assert not (await valkey_limits.look([one], tokens=0, now=NOW + PLACE_SECONDS - 0.1)).admitted
+    assert await ask(valkey_limits, one, now=NOW + PLACE_SECONDS)
+    assert not await ask(valkey_limits, one, now=NOW + PLACE_SECONDS)
 
 
 async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: ValkeyLimits) -> None:
