@@ -128,9 +128,9 @@ class Once:
         ):
             yield Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
 
-    def withdraw(self, principal: Principal, key: str) -> None:
-        """Nobody wants what was asked under this key any more. Does nothing where this gateway does not make it."""
-        self._idempotency.cancel(principal.tenant_id, key)
+    async def withdraw(self, principal: Principal, key: str) -> None:
+        """Nobody wants what was asked under this key any more. Does nothing where no gateway makes it. Raises Unavailable."""
+        await self._idempotency.cancel(principal.tenant_id, key)
 
     @asynccontextmanager
     async def _under_key(

@@ -221,11 +221,21 @@ FROM idempotency_keys
 WHERE owner = $1 AND key = $2;
 
 -- name: prolong_keys
--- The requests of these that are still ours, for so many seconds more.
+-- The requests of these that are still ours, for so many seconds more, and whether their caller withdrew them.
 UPDATE idempotency_keys
 SET lease_until = now() + make_interval(secs => $2)
 WHERE request_id = ANY($1::uuid[]) AND state = 'running'
-RETURNING request_id;
+RETURNING request_id, withdrawn_request IS NOT DISTINCT FROM request_id AS is_withdrawn;
+
+-- name: withdraw_keys
+-- Marks the requests that run under a key, or under the keys made from it ($3), as withdrawn, and tells all gateways.
+WITH withdrawn AS (
+    UPDATE idempotency_keys
+    SET withdrawn_request = request_id
+    WHERE owner = $1 AND (key = $2 OR starts_with(key, $3)) AND state = 'running'
+    RETURNING request_id
+)
+SELECT pg_notify('gateway_withdrawals', request_id::text) FROM withdrawn;
 
 -- name: end_key
 -- The answer of a request that ran; nothing where another has taken it over.

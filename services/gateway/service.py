@@ -255,7 +255,7 @@ class GatewayService:
 
     @serves(gateway.cancel_inference)
     async def cancel_inference(self, request: gateway.CancelInference, call: Call) -> Nothing:
-        self._idempotency.cancel(call.principal.tenant_id, request.idempotency_key)
+        await self._idempotency.cancel(call.principal.tenant_id, request.idempotency_key)
         return Nothing()
 
     @serves(embedding.request_embeddings)

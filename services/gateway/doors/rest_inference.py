@@ -132,7 +132,7 @@ class RestInference:
         key = call.idempotency_key
         if key is None:
             raise BadField("Idempotency-Key", "is missing; it says which request is meant")
-        self._once.withdraw(call.caller, key)
+        await self._once.withdraw(call.caller, key)
         await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:

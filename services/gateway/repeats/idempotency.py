@@ -11,7 +11,7 @@ with the same seed and the rest of the answer is the same.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,7 @@ class Idempotency:
         async with lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, self.heartbeat))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, self.sweep))
+            tasks.create_task(self._watch_withdrawals())
             yield self
 
     @asynccontextmanager
@@ -115,12 +116,12 @@ class Idempotency:
         with source:
             yield Repeat(source, await source.head())
 
-    def cancel(self, owner: TenantId, key: str) -> None:
-        """End the making of an answer that nobody wants any more, where this gateway makes it; what came until then is counted. The same
-        request under the same key again is run anew."""
+    async def cancel(self, owner: TenantId, key: str) -> None:
+        """End the making of an answer that nobody wants any more, at whichever gateway; what came until then is counted. The same request
+        under the same key again is run anew. Raises Unavailable where only this gateway could be told."""
         for asked in [asked for asked in self._ours.values() if asked.owner == owner and idempotency_keys.is_part(asked.key, key)]:
-            if (take := self._takes.find(_name(asked, asked.request_id))) is not None:
-                take.stop(errors.Cancelled("the caller wants no more of this answer"))
+            self._withdrawn(asked)
+        await self._store.withdraw(owner, key)
 
     # --- who runs it ------------------------------------------------------------------------------------------------
 
@@ -306,6 +307,20 @@ class Idempotency:
 
     # --- in the background ------------------------------------------------------------------------------------------
 
+    async def _watch_withdrawals(self) -> None:
+        """Stops what callers withdraw at other gateways."""
+        async with aclosing(self._store.withdrawals()) as withdrawals:
+            async for request_id in withdrawals:
+                if request_id is None:
+                    with suppress(errors.Unavailable):  # the next regular one asks again
+                        await self.heartbeat()
+                elif (asked := self._ours.get(request_id)) is not None:
+                    self._withdrawn(asked)
+
+    def _withdrawn(self, asked: Asked) -> None:
+        if (take := self._takes.find(_name(asked, asked.request_id))) is not None:
+            take.stop(errors.Cancelled("the caller wants no more of this answer"))
+
     async def heartbeat(self) -> None:
         """Tells what PostgreSQL does not know yet, prolongs what runs, and stops what another gateway has taken over. Raises
         Unavailable."""
@@ -317,7 +332,10 @@ class Idempotency:
         self._stop_unread(running)
         if not running:
             return
+        running_asked = {request_id: self._ours[request_id] for request_id in running}
         still = await self._store.prolong(running, seconds=LEASE_SECONDS)
+        for request_id in [one for one, is_withdrawn in still.items() if is_withdrawn]:
+            self._withdrawn(running_asked[request_id])
         for request_id, take in running.items():
             # It may have ended, or be ending, since we asked.
             if request_id in still or request_id not in self._ours or request_id in self._unsaved:

@@ -150,12 +150,17 @@ def check(key: str) -> None:
 
 def part(key: str, number: int) -> str:
     """The key of one of several requests that were sent as one. The first has the caller's own, so that no other request ever has it."""
-    return f"{hashlib.sha256(key.encode()).hexdigest()}#{number}" if number else key
+    return f"{prefix_of_parts(key)}{number}" if number else key
+
+
+def prefix_of_parts(key: str) -> str:
+    """What the keys of all parts but the first begin with."""
+    return f"{hashlib.sha256(key.encode()).hexdigest()}#"
 
 
 def is_part(found: str, key: str) -> bool:
     """Whether it is the key of a request that was sent under ``key``, alone or with others."""
-    return found == key or found.startswith(part(key, 1).removesuffix("1"))
+    return found == key or found.startswith(prefix_of_parts(key))
 
 
 def digest(requests: Iterable[InferenceRequest]) -> bytes:

@@ -1,7 +1,10 @@
 """The table idempotency_keys. Only this module reads and writes it."""
 
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from uuid import UUID
 
+from services.gateway.repeats import idempotency_keys
 from services.gateway.repeats.idempotency_keys import Asked, Held, New, Orphaned, State
 from shared import database
 from shared.types import NodeId, RequestId, TenantId
@@ -10,6 +13,8 @@ from shared.types import NodeId, RequestId, TenantId
 SWEEP_BATCH = 500
 #: The end of a request waits for its key no longer than this; it is tried again later.
 _END_SECONDS = 2.0
+#: As the query ``withdraw_keys`` has it.
+_WITHDRAWALS = "gateway_withdrawals"
 
 
 class IdempotencyStore:
@@ -36,9 +41,21 @@ class IdempotencyStore:
             return None
         return Held(row["fingerprint"], RequestId(row["request_id"]), State(row["state"]), row["answer"], NodeId(row["gateway"]))
 
-    async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> set[RequestId]:
-        """Those that are still ours."""
-        return {RequestId(row["request_id"]) for row in await self._database.rows("prolong_keys", list(requests), seconds)}
+    async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
+        """Those that are still ours, and whether their caller withdrew them."""
+        rows = await self._database.rows("prolong_keys", list(requests), seconds)
+        return {RequestId(row["request_id"]): row["is_withdrawn"] for row in rows}
+
+    async def withdraw(self, owner: TenantId, key: str) -> None:
+        """Tell every gateway that what runs under this key, alone or as one of several, is not wanted any more."""
+        async with self._database.bound(owner) as transaction:
+            await transaction.run("withdraw_keys", owner, key, idempotency_keys.prefix_of_parts(key))
+
+    async def withdrawals(self) -> AsyncGenerator[RequestId | None]:
+        """Requests that were withdrawn at any gateway, for ever. None: some may have been missed. Close it with ``aclosing``."""
+        async with aclosing(self._database.listen(_WITHDRAWALS)) as payloads:
+            async for payload in payloads:
+                yield None if payload is None else RequestId(UUID(payload))
 
     async def end(self, request_id: RequestId, state: State, answer: bytes | None) -> None:
         """Changes nothing where another has taken it over, and when it is said again."""

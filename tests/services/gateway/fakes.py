@@ -289,6 +289,9 @@ class FakeKeys(IdempotencyStore):
     async def abandon(self, request_id: RequestId) -> None:
         """It lives for ever."""
 
+    async def withdraw(self, owner: UserId, key: str) -> None:
+        """There is no other gateway to tell."""
+
 
 class House:
     """A whole gateway on fakes, with one worker that serves smollm2."""

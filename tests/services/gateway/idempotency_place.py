@@ -130,6 +130,11 @@ class House:
         finally:
             await connection.close()
 
+    async def listeners(self) -> int:
+        """Connections that wait for notifications."""
+        found = await self.sql("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'")
+        return int(found[0][0])
+
     async def the_lease_ends(self) -> None:
         """As after kill -9 of whoever holds one."""
         await self.sql("UPDATE idempotency_keys SET lease_until = now() - interval '1 s' WHERE state = 'running'")

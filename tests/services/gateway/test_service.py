@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from services.gateway.placing import strikes
+from services.gateway.repeats import idempotency
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -206,6 +207,27 @@ async def test_under_a_key_it_goes_on_without_its_reader_until_that_one_says_oth
     with pytest.raises(errors.NotAuthenticated):
         await call(gateway.cancel_inference, gateway.CancelInference("k"))
     await call(gateway.cancel_inference, gateway.CancelInference("k"), credential=KEY)
+    await until(lambda: worker.cancelled == 1)
+    assert await site.ended() == [("cancelled", 1)]
+
+
+async def test_a_delete_at_another_gateway_stops_it_at_once(site: Site, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "HEARTBEAT_SECONDS", 3600.0)
+    net, worker = site.net, site.nodes["worker"].service
+    settings = GatewaySettings(
+        mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway2", Role.GATEWAY), database_url=site.url,
+        redis_url=valkey_url, prompt_hash_secret="s" * 32,
+    )  # fmt: skip
+    first, second = site.nodes["gateway"].node.id, await net.start(GatewayService, settings)
+    await until(lambda: second.node.directory.usable(Role.AUTH) and len(site.client.directory.usable(Role.GATEWAY)) == 2)
+    worker.hangs = True
+    asked = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
+    with pytest.raises(errors.Cancelled):
+        async with site.client.rpc.stream(gateway.process_inference_request, asked, credential=KEY, to=first) as answer:
+            await anext(aiter(answer))
+            await site.client.rpc.call(gateway.cancel_inference, gateway.CancelInference("k"), credential=KEY, to=second.node.id)
+            async for _ in answer:
+                pass
     await until(lambda: worker.cancelled == 1)
     assert await site.ended() == [("cancelled", 1)]
 

@@ -63,6 +63,14 @@ class Books:
         finally:
             await connection.close()
 
+    async def log(self, owner: UserId) -> list[tuple[object, ...]]:
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": str(owner)})
+        try:
+            columns = "id, status, error_code, cost_micro"
+            return [tuple(row) for row in await connection.fetch(f"SELECT {columns} FROM request_logs ORDER BY cost_micro")]
+        finally:
+            await connection.close()
+
     async def count(self, table: str, tenant: str) -> int:
         """What somebody sees who has the service's password and says that he is this tenant."""
         connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": tenant})
@@ -292,10 +300,13 @@ async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(pla
         assert await books.account(ada) == (3500, 0, 500)
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(7)
         assert await books.account(ada) == (3500, 0, 0)
+        # Its own gateway need not live to write its row.
+        assert await books.log(ada) == [(first, "error", "gateway_lost", 0)]
         await books.reserve(ada, request=second)
         # The first gateway lives after all, and says what it delivered.
         await books.settle(ada, (first, 400), (second, 300))
         assert await books.account(ada) == (3200, 0, 0)
+        assert await books.log(ada) == [(first, "error", "gateway_lost", 0), (second, "success", None, 300)]
         assert (await books.report()).findings == ()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.gateway.repeats import idempotency, idempotency_store
-from services.gateway.repeats.idempotency_keys import New, Orphaned, State
+from services.gateway.repeats.idempotency_keys import New, Orphaned, State, part
 from services.gateway.repeats.idempotency_store import IdempotencyStore
 from shared import errors
 from shared.types import NodeId, RequestId
@@ -80,7 +80,7 @@ async def test_a_zombie_changes_nothing(house: House) -> None:
     await house.store.end(old, State.ENDED, b"late")
     await house.store.free(old)
     await house.store.abandon(old)
-    assert await house.store.prolong([old, new], seconds=9) == {new}
+    assert await house.store.prolong([old, new], seconds=9) == {new: False}
     row = await house.row()
     assert (row["request_id"], row["state"], row["answer"]) == (new, "running", None)
 
@@ -256,8 +256,8 @@ async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(house: H
     gateway.maker.waits_at = 3
     reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked("other"), asked(who=BOB))]
     await until_running(gateway, runs=3)
-    gateway.idempotency.cancel(ADA, "unknown")
-    gateway.idempotency.cancel(ADA, "k")
+    await gateway.idempotency.cancel(ADA, "unknown")
+    await gateway.idempotency.cancel(ADA, "k")
     cancelled = await reading[0]
     assert cancelled.texts == whole(length=2)
     assert isinstance(cancelled.error, errors.Cancelled)
@@ -265,6 +265,43 @@ async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(house: H
     assert all(is_whole(one) for one in await asyncio.gather(*reading[1:]))
     # Under the same key it is made anew, and is the same.
     assert is_whole(await gateway.ask(asked(seed=8)))
+
+
+async def test_a_caller_may_withdraw_it_at_any_gateway(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "HEARTBEAT_SECONDS", 3600.0)
+    gateway, other = await house.gateway(), await house.gateway("Utwo")
+    gateway.maker.waits_at = 3
+    async with gateway.idempotency.running(), asyncio.timeout(10):
+        reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked(part("k", 2)), asked("other"), asked(who=BOB))]
+        await until_running(gateway, runs=4)
+        while not await house.listeners():
+            pass
+        await other.idempotency.cancel(ADA, "k")
+        for withdrawn in await asyncio.gather(*reading[:2]):
+            assert withdrawn.texts == whole(length=2)
+            assert isinstance(withdrawn.error, errors.Cancelled)
+        gateway.maker.gate.set()
+        assert all(is_whole(one) for one in await asyncio.gather(*reading[2:]))
+        # Under the same key it is made anew, and nobody has withdrawn that.
+        reading = [asyncio.create_task(other.ask(asked(seed=8)))]
+        assert is_whole(await reading[0])
+
+
+async def test_a_gateway_that_missed_the_news_hears_of_a_withdrawal_with_its_heartbeat(house: House) -> None:
+    gateway, other = await house.gateway(), await house.gateway("Utwo")
+    gateway.maker.waits_at = 3
+    reading = asyncio.create_task(gateway.ask(asked()))
+    await until_running(gateway)
+    await other.idempotency.cancel(ADA, "k")
+    await gateway.idempotency.heartbeat()
+    assert isinstance((await reading).error, errors.Cancelled)
+    # Whoever takes it over runs a request of its own.
+    other.maker.waits_at = 3
+    reading = asyncio.create_task(other.ask(asked()))
+    await until_running(other)
+    await other.idempotency.heartbeat()
+    other.maker.gate.set()
+    assert is_whole(await reading)
 
 
 async def test_its_deadline_ends_it_and_what_was_said_is_kept(house: House) -> None:
@@ -465,7 +502,7 @@ class Flaky(IdempotencyStore):
         self._check()
         await super().free(request_id)
 
-    async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> set[RequestId]:
+    async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
         self._check()
         return await super().prolong(requests, seconds=seconds)
 
