@@ -1,5 +1,6 @@
-"""Which addresses stay on this machine, and which would carry plain text over a network. Pure."""
+"""Which addresses stay on this machine, which would carry plain text over a network, and which belong to one household. Pure."""
 
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -23,3 +24,20 @@ def plain_hosts(nats_urls: str) -> list[str]:
         if parts.scheme == "nats" and parts.hostname not in LOOPBACK:
             found.append(parts.hostname)
     return found
+
+
+def parse(address: str) -> IPv4Address | IPv6Address | None:
+    """Return an IPv4-mapped IPv6 address as IPv4; None for text that is no address."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def household(address: str) -> str:
+    """Return what to count for ``address``: for IPv6 the /64 network, which is the least that one customer gets. Empty for no address."""
+    found = parse(address)
+    if found is None:
+        return ""
+    return str(ip_network((found, 64), strict=False) if isinstance(found, IPv6Address) else found)

@@ -1,9 +1,9 @@
 """How often something may be asked for in an hour, counted in Valkey for all replicas; and who it is that asks."""
 
 import hashlib
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
+from shared import addresses
 from shared.cache import Cache
 from shared.types import NodeId
 
@@ -28,16 +28,4 @@ class Hourly:
 
 def asker_of(address: str, node: NodeId) -> str:
     """Who is counted: an address, for IPv6 the network that one household has; the calling node where it says no address."""
-    found = read(address)
-    if found is None:
-        return str(node)
-    return str(ip_network((found, 64), strict=False) if isinstance(found, IPv6Address) else found)
-
-
-def read(address: str) -> IPv4Address | IPv6Address | None:
-    """As IPv4 where it is one in the clothes of IPv6; None where it is no address."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return None
-    return getattr(found, "ipv4_mapped", None) or found
+    return addresses.household(address) or str(node)

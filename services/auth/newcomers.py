@@ -2,7 +2,7 @@
 
 from services.auth import hourly
 from services.auth.hourly import Hourly
-from shared import errors
+from shared import addresses, errors
 from shared.cache import Cache
 from shared.types import NodeId
 
@@ -16,7 +16,7 @@ class Newcomers:
 
     async def charge(self, address: str, door: NodeId) -> None:
         """Counted before anything is looked up. Raises Limited. Who sits at the door's own machine is not counted."""
-        seen = hourly.read(address)
+        seen = addresses.parse(address)
         if seen is not None and seen.is_loopback:
             return
         wait_seconds = await self._asked.count(hourly.asker_of(address, door), self._most)

@@ -1,10 +1,11 @@
 """One visit: who asks, over what, with which cookies; and the pages and cookies that it is answered with."""
 
+import asyncio
 import re
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -20,7 +21,7 @@ from services.web.caller import Caller
 from services.web.crowd import Crowd
 from services.web.lookout import Lookout
 from services.web.settings import WebSettings
-from shared import errors
+from shared import addresses, errors
 from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
 from shared.turns import Turns
@@ -37,6 +38,7 @@ _WITH_BANNER = frozenset({"admin", "dashboard"})
 #: A page rather says "not available right now" than keep somebody waiting longer.
 PAGE_CALL_SECONDS = 3.0
 _LONGEST_AGENT = 200
+_BODY_SECONDS = 5.0
 
 _FORM_SESSION = re.compile(r"[0-9A-Za-z_-]{43}")
 _HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -76,7 +78,7 @@ class Site:
     answers: Crowd = field(default_factory=answers.crowd)
     lookout: Lookout = field(default_factory=lambda: Lookout(time.monotonic))
     #: Of those who register and sign in: what a page or an answer is made of shall come as evenly beside a crowd of them.
-    passwords: Turns = field(default_factory=lambda: Turns(8, seconds=20, refusal="too many people sign in at once"))
+    passwords: Turns = field(default_factory=lambda: Turns(8, of_one=4, seconds=20, refusal="too many people sign in at once"))
 
 
 @dataclass(slots=True)
@@ -210,7 +212,7 @@ class Visit:
         self._check_origin()
         if media_type(self.request) != "application/x-www-form-urlencoded":
             raise errors.UnsupportedMedia("this is neither a form nor JSON", hint="use the page, or send application/json")
-        self.posted = forms.read_fields(await self.request.body())
+        self.posted = forms.read_fields(await self.read_body())
         return dict(self.posted)
 
     async def read_json(self, kind: type[forms.F]) -> forms.F:
@@ -219,7 +221,20 @@ class Visit:
         if media_type(self.request) != "application/json":
             raise errors.UnsupportedMedia("this is not JSON", hint="send application/json")
         self.check_person(self.request.headers.get("x-form-token", ""))
-        return forms.read_json(await self.request.body(), kind)
+        return forms.read_json(await self.read_body(), kind)
+
+    async def read_body(self) -> bytes:
+        """Raises BadRequest for a slow sender: a form is one packet or two."""
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                return await self.request.body()
+        except TimeoutError:
+            raise errors.BadRequest(f"the body did not arrive within {_BODY_SECONDS:.0f} s", hint="send it at once") from None
+
+    def take_turn(self) -> AbstractAsyncContextManager[None]:
+        """For a call that makes auth hash a password. Raises Limited in a crowd."""
+        client = self.request.client
+        return self.site.passwords.take(addresses.household(client.host if client else ""))
 
     async def _confirm(self, password: str, code: str) -> None:
         try:

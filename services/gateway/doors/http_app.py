@@ -16,7 +16,7 @@ from services.gateway.doors import http_errors
 from services.gateway.doors.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.limiting.crowds import Crowds
 from services.gateway.limiting.limits import Limit
-from shared import access, context, errors, tracing
+from shared import access, addresses, context, errors, tracing
 from shared.access import Access, Who
 from shared.api.auth import Principal
 from shared.bounded_waits import BoundedWait
@@ -28,7 +28,11 @@ from shared.turns import Turns
 #: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
 #: hold up the tokens of everybody's answers.
 _STRANGERS_AT_ONCE = 8
+#: One address can take half of these: an office behind one address still fills auth's processors, and others get in beside it.
+_STRANGERS_OF_ONE_ADDRESS = 4
 _LONGEST_WAIT_SECONDS = 20.0
+#: A registration with the longest allowed values is under 2 KiB. Nobody has shown a credential yet, so that slow bodies get no patience.
+STRANGER_BODY_BYTES, STRANGER_BODY_SECONDS = 8 * 1024, 5.0
 
 _log = logs.get(part="http")
 
@@ -98,7 +102,12 @@ class HttpApp:
         self._limits_of = limits_of
         self._on_refusal = on_refusal
         self._crowds = Crowds()
-        self._strangers = Turns(_STRANGERS_AT_ONCE, seconds=_LONGEST_WAIT_SECONDS, refusal="too many people sign in at once")
+        self._strangers = Turns(
+            _STRANGERS_AT_ONCE,
+            of_one=_STRANGERS_OF_ONE_ADDRESS,
+            seconds=_LONGEST_WAIT_SECONDS,
+            refusal="too many people sign in at once",
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -161,10 +170,15 @@ class HttpApp:
                 call.principal = await self._admit(route, call)
             await self._run(route, call)
         elif route.body is not None:
-            async with self._strangers.take():
-                await self._run(route, call)
+            # Whole before it takes a turn: a slow sender must not hold one.
+            await call.read_body(most_bytes=STRANGER_BODY_BYTES, most_seconds=STRANGER_BODY_SECONDS)
+            await _until_disconnect(call, self._in_turn(route, call), self._heartbeat_seconds)
         else:
             await self._run(route, call)
+
+    async def _in_turn(self, route: Route, call: HttpCall) -> None:
+        async with self._strangers.take(addresses.household(call.address or "")):
+            await route.handler(call)
 
     async def _run(self, route: Route, call: HttpCall) -> None:
         if route.body is not None:

@@ -143,38 +143,39 @@ class HttpCall:
         if b"transfer-encoding" in self._headers and b"content-length" in self._headers:
             raise errors.BadRequest("a body has a Content-Length or a Transfer-Encoding, not both", hint="send one of them")
 
-    async def read_body(self) -> None:
+    async def read_body(self, *, most_bytes: int = MAX_BODY_BYTES, most_seconds: float | None = None) -> None:
         """Raises UnsupportedMedia, or TooLarge as soon as it is known, without reading on."""
         if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise errors.UnsupportedMedia("compressed bodies are not taken", hint="send the body without Content-Encoding")
         media_type, _, _ = self._headers.get(b"content-type", b"").partition(b";")
         if media_type.strip().lower() != b"application/json":
             raise errors.UnsupportedMedia("the body must be JSON", hint="send `Content-Type: application/json`")
+        most_seconds = BODY_SECONDS if most_seconds is None else most_seconds
         announced = self._headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-            raise _too_large()
+        if announced.isdigit() and int(announced) > most_bytes:
+            raise _too_large(most_bytes)
         try:
-            async with asyncio.timeout(min(BODY_GRACE_SECONDS, BODY_SECONDS)) as limit:
-                self.body = await self._read(limit)
+            async with asyncio.timeout(min(BODY_GRACE_SECONDS, most_seconds)) as limit:
+                self.body = await self._read(limit, most_bytes, most_seconds)
         except TimeoutError:
-            slow = f"the body did not arrive within {BODY_SECONDS:.0f} s, or came with less than {BODY_BYTES_PER_SECOND} bytes/s"
+            slow = f"the body did not arrive within {most_seconds:.0f} s, or came with less than {BODY_BYTES_PER_SECOND} bytes/s"
             raise errors.BadRequest(slow, hint="send it at once") from None
 
-    async def _read(self, limit: asyncio.Timeout) -> bytes:
+    async def _read(self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float) -> bytes:
         parts: list[bytes] = []
         size = 0
         began = asyncio.get_running_loop().time()
         while True:
             if parts:
-                limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, BODY_SECONDS))
+                limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds))
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.left = True
                 raise errors.Cancelled("the client went away")
             part = message.get("body", b"")
             size += len(part)
-            if size > MAX_BODY_BYTES:
-                raise _too_large()
+            if size > most_bytes:
+                raise _too_large(most_bytes)
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
@@ -273,8 +274,9 @@ class HttpCall:
                 self._written_at = self._loop.time()
 
 
-def _too_large() -> errors.TooLarge:
-    return errors.TooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes", hint="shorten the prompt or split it")
+def _too_large(most_bytes: int) -> errors.TooLarge:
+    hint = "shorten the prompt or split it" if most_bytes == MAX_BODY_BYTES else ""
+    return errors.TooLarge(f"the body is larger than {most_bytes} bytes", hint=hint)
 
 
 def _written(event: Event, event_id: str | None) -> bytes:

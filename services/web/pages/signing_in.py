@@ -72,7 +72,7 @@ async def show_register(visit: NamedDependency[Visit], then: FromQuery[str] = ""
 @post("/register")
 async def register(visit: NamedDependency[Visit]) -> Page:
     if visits.media_type(visit.request) == "application/json":
-        wanted = forms.read_json(await visit.request.body(), forms.Registration)
+        wanted = forms.read_json(await visit.read_body(), forms.Registration)
         user = await _register(visit, auth.UserData(wanted.username, wanted.email, wanted.password))
         return _json(user, HTTPStatus.CREATED)
     if await visit.find_session() is not None:
@@ -101,7 +101,7 @@ async def show_login(visit: NamedDependency[Visit], then: FromQuery[str] = "", d
 @post("/login", status_code=HTTPStatus.OK)
 async def login(visit: NamedDependency[Visit]) -> Page:
     if visits.media_type(visit.request) == "application/json":
-        wanted = forms.read_json(await visit.request.body(), forms.Login)
+        wanted = forms.read_json(await visit.read_body(), forms.Login)
         credentials = auth.Credentials(wanted.password, wanted.username, wanted.email, wanted.code)
         return _json(await _login(visit, credentials, auth.SessionKind.PROGRAM), HTTPStatus.OK)
     try:
@@ -222,7 +222,7 @@ async def _first_key(visit: Visit) -> Credential | None:
 
 
 async def _register(visit: Visit, user: auth.UserData) -> auth.User:
-    async with visit.site.passwords.take():
+    async with visit.take_turn():
         return await visit.site.caller.call(
             auth.register_user, auth.RegisterUser(user, visit.client()), deadline_seconds=PASSWORD_CALL_SECONDS
         )
@@ -230,7 +230,7 @@ async def _register(visit: Visit, user: auth.UserData) -> auth.User:
 
 async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.Session:
     request = auth.LoginUser(credentials, kind, visit.client())
-    async with visit.site.passwords.take():
+    async with visit.take_turn():
         return await visit.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 

@@ -42,7 +42,7 @@ async def add_user(visit: NamedDependency[Visit]) -> Page:
     # Nobody knows the drawn one, so that the link of the mail is the only way in.
     password = form.password or secrets.token_urlsafe(32)
     try:
-        async with visit.site.passwords.take():
+        async with visit.take_turn():
             request = auth.RegisterUser(auth.UserData(form.username.strip(), form.email.strip(), password))
             user = await visit.call(auth.register_user, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):

@@ -327,12 +327,12 @@ async def test_a_crowd_that_signs_in_is_asked_of_auth_a_few_at_a_time(house: Hou
     body = {"username": "ada", "password": "correct horse"}
     async with asyncio.TaskGroup() as tasks:
         crowd = [tasks.create_task(http.post("/api/auth/login", json=body)) for _ in range(30)]
-        async with asyncio.timeout(5):
-            while asked < 8:  # noqa: ASYNC110 - nothing tells when it does
+        async with asyncio.timeout(10):
+            while asked < 4:  # noqa: ASYNC110 - nothing tells when it does
                 await asyncio.sleep(0.01)
         # Whoever has a credential does not stand in their line.
         models = await http.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})
         assert models.status_code == 200
         gate.set()
     assert [answer.result().status_code for answer in crowd] == [200] * 30
-    assert at_once == 8
+    assert at_once == 4, "one address has half of the turns"

@@ -1,12 +1,16 @@
+import asyncio
 import json
 from http.cookies import SimpleCookie
 
 import httpx
 import msgspec
 import pytest
+from litestar.types import ASGIApp
 
+from services.web import visits
 from shared import errors
 from shared.api import auth
+from tests.services.web import servers
 from tests.services.web.browser import Browser, forms_of, shown_key
 from tests.services.web.fake_mesh import FakeMesh
 
@@ -350,3 +354,19 @@ async def test_a_script_signs_in_with_its_code_in_one_step(browser: Browser, mes
     asked = mesh.asked[-1].request
     assert isinstance(asked, auth.LoginUser)
     assert asked.credentials == auth.Credentials("correct horse", username="ann", code="123456")
+
+
+async def test_a_slow_sender_is_refused_and_holds_no_turn(app: ASGIApp, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visits, "_BODY_SECONDS", 0.2)
+    mesh.add_account("ada", "correct horse")
+    async with servers.serving(app) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+        head = b"POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 60\r\n\r\n{"
+        slow = [await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port) for _ in range(16)]
+        for _, writer in slow:
+            writer.write(head)
+        answer = await client.post("/login", json={"username": "ada", "password": "correct horse"})
+        assert answer.status_code == 200
+        for reader, writer in slow:
+            async with asyncio.timeout(10):
+                assert (await reader.readuntil(b"\r\n")).split()[1] == b"400"
+            writer.close()
