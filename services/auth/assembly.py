@@ -47,6 +47,7 @@ from services.auth.privacy.export import Exports
 from services.auth.privacy.retention import Days, Retention
 from services.auth.privacy.store import PrivacyStore
 from services.auth.sealing import Sealer
+from services.auth.session_opening import SessionOpening
 from services.auth.sessions import Sessions
 from services.auth.settings import AuthSettings
 from services.auth.shown_settings import AuthShown
@@ -143,13 +144,14 @@ class Assembly:
         rows = PrivacyStore(self._opened.database)
         needs = erasure.Needs(rows=rows, sessions=self._parts.sessions, postman=self._opened.postman, audit=self._audit_rows)
         erasures = Erasures(self._parts, needs)
-        logins = Logins(self._parts, factors, at_login=(erasures.call_off_at_login,))
+        opening = SessionOpening(self._parts, at_login=(erasures.call_off_at_login,))
+        logins = Logins(self._parts, factors, opening)
         exports = Exports(self._parts, rows, (sources.sessions(self._parts.sessions), sources.audit(self._audit_rows)))
         lost = LostFactors(self._parts, SessionEnds(self._parts.store, self._parts.sessions), self._opened.postman)
         days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
         kept = Retention(retention.own(rows, days))
         return Joined(
-            (logins, Enrolment(self._parts, factors), lost, OidcDoor(self._parts, equipment, logins), erasures, exports),
+            (logins, Enrolment(self._parts, factors, opening), lost, OidcDoor(self._parts, equipment, logins), erasures, exports),
             (erasures.run, kept.run),
         )
 

@@ -1,9 +1,8 @@
 """The RPC methods by which people log in, stay logged in and log out."""
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,6 +12,7 @@ from services.auth.failed_logins import Guess
 from services.auth.identities import CODE_HINT
 from services.auth.mfa.factors import Factors
 from services.auth.parts import Parts
+from services.auth.session_opening import SessionOpening
 from services.auth.sessions import LINK_SECONDS, Closed, Link, Login, Opened, Over, Session
 from services.auth.store import Account
 from shared import errors
@@ -24,12 +24,6 @@ from shared.rpc import Call, serves
 from shared.telemetry import logs
 from shared.types import Role, UserId, UserRole
 
-if TYPE_CHECKING:
-    from shared.database import Transaction
-
-#: What else happens in the transaction of a login that lacks no step, like calling a deletion off.
-AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
-
 #: The query after which the gateways forget what they knew of a user's tokens, which is else good there for a minute.
 _TELL = "tell_of_user"
 
@@ -39,7 +33,7 @@ _log = logs.get(part="auth")
 class Logins:
     """Handlers; sessions are in Valkey, accounts in PostgreSQL."""
 
-    def __init__(self, parts: Parts, factors: Factors | None = None, *, at_login: tuple[AtLogin, ...] = ()) -> None:
+    def __init__(self, parts: Parts, factors: Factors, opening: SessionOpening) -> None:
         self._settings = parts.settings
         self._store = parts.store
         self._sessions = parts.sessions
@@ -47,8 +41,8 @@ class Logins:
         self._passwords = parts.passwords
         self._identities = parts.identities
         self._trail = parts.trail
-        self._factors = factors or Factors.of(parts)
-        self._at_login = at_login
+        self._factors = factors
+        self._opening = opening
 
     # --- logging in ----------------------------------------------------------------------------------------------------
 
@@ -63,7 +57,7 @@ class Logins:
         account = await self._prove(typed, address)
         login = Login(user_id=account.user.id, kind=request.kind, client=_client(request.client, call))
         login = await self._with_step(account.user, login, typed.code, address)
-        session = await self.open(account.user, login, password_hash=account.password_hash)
+        session = await self._opening.open(account.user, login, password_hash=account.password_hash)
         await self._ensure_current_hash(account, typed.password)
         return session
 
@@ -73,13 +67,7 @@ class Logins:
         if session.step is not Step.ENTER_CODE:
             raise errors.BadRequest("this login lacks no code", hint="go on with it as it is")
         await self._check_code(call.principal, request.code, session.client.address, "session.open")
-        user = await self._identities.active_user(await self._store.find_user(session.user_id))
-        async with self._store.transaction() as transaction:
-            opened = await self._sessions.complete(session)
-            if opened is None:
-                raise self._identities.session_over()
-            await self._record(transaction, opened.session)
-        return self._identities.answer(user, opened)
+        return await self._opening.complete(session)
 
     @serves(auth.confirm_again)
     async def confirm_again(self, request: auth.ConfirmAgain, call: Call) -> Nothing:
@@ -100,18 +88,7 @@ class Logins:
 
     async def begin(self, user: auth.User, login: Login) -> auth.Session:
         """For somebody whom another than us has recognised, like an OpenID provider: with the step that the login still lacks."""
-        return await self.open(user, await self._with_step(user, login, None, ""))
-
-    async def open(self, user: auth.User, login: Login, *, password_hash: str | None = None) -> auth.Session:
-        """``password_hash`` is what the password was compared with. Raises Unavailable where that is another one by now."""
-        async with self._store.transaction() as transaction:
-            # Who changes the password or closes the account waits for us, and then ends this session with the others.
-            if await transaction.row("hold_account", user.id, password_hash) is None:
-                raise errors.Unavailable("the account was changed at this moment", hint="log in again", retry_after_seconds=0)
-            opened = await self._sessions.open(login)
-            if login.step is Step.DONE:
-                await self._record(transaction, opened.session)
-        return self._identities.answer(user, opened)
+        return await self._opening.open(user, await self._with_step(user, login, None, ""))
 
     # --- staying logged in ---------------------------------------------------------------------------------------------
 
@@ -221,7 +198,7 @@ class Logins:
             raise errors.SecondFactorNeeded(
                 "administrators need a second factor", hint="log in on the web page with the password and set it up"
             )
-        return await self.open(user, login)
+        return await self._opening.open(user, login)
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -309,16 +286,6 @@ class Logins:
                 await self._store.replace_password_hash(account, await self._passwords.hash(password))
 
     # --- the record ----------------------------------------------------------------------------------------------------
-
-    async def _record(self, transaction: "Transaction", session: Session) -> None:
-        """A login that lacks no step."""
-        client = session.client
-        act = acts.done_by(
-            "session.open", session.user_id, target=session.id, address=client.address, kind=session.kind, agent=client.agent
-        )
-        await self._trail.add(transaction, act)
-        for also in self._at_login:
-            await also(transaction, session.user_id)
 
     async def _record_reuse(self, closed: Closed) -> None:
         _log.warning("a spent session token came again; its session was ended", session=closed.id, user_id=closed.user_id)

@@ -6,6 +6,7 @@ from services.auth.mfa import recovery, totp
 from services.auth.mfa.factors import Factors
 from services.auth.mfa.store import Factor, FactorStore
 from services.auth.parts import Parts
+from services.auth.session_opening import SessionOpening
 from services.auth.sessions import Session
 from shared import errors
 from shared.api import accounts, auth
@@ -20,11 +21,11 @@ _BEGIN_HINT = "beginMfa makes the seed for the app; it is good for an hour"
 class Enrolment:
     """Handlers; all of them need a login, because a key that was stolen must not put another's telephone in place of its owner's."""
 
-    def __init__(self, parts: Parts, factors: Factors) -> None:
+    def __init__(self, parts: Parts, factors: Factors, opening: SessionOpening) -> None:
         self._settings = parts.settings
-        self._users = parts.store
         self._store = FactorStore(parts.store)
         self._factors = factors
+        self._opening = opening
         self._sessions = parts.sessions
         self._identities = parts.identities
         self._trail = parts.trail
@@ -92,11 +93,9 @@ class Enrolment:
             await self._sessions.confirm(session, has_factor=True)
             await self._sessions.end_all(who.user_id, but=session.id)
             return None
-        opened = await self._sessions.complete(session)
-        if opened is None:
-            raise self._identities.session_over()
-        await self._sessions.end_all(who.user_id, but=opened.session.id)
-        return self._identities.answer(await self._identities.active_user(await self._users.find_user(who.user_id)), opened)
+        answer = await self._opening.complete(session)
+        await self._sessions.end_all(who.user_id, but=(await self._identities.session_of(answer.access_token)).id)
+        return answer
 
 
 def _check_may_set_up(who: auth.Principal, session: Session, factor: Factor) -> None:

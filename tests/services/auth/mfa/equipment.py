@@ -71,6 +71,7 @@ class Desk:
         for handler in (self.logins, enrolment):
             handler._trail = self.trail
             handler._factors._clock = self.clock
+            handler._opening._trail = self.trail
 
     @property
     def logins(self) -> Logins:

@@ -11,7 +11,7 @@ from services.auth.sealing import Sealer
 from services.auth.sessions import Login
 from services.auth.settings import AuthSettings
 from shared import access, errors
-from shared.api import accounts, auth
+from shared.api import accounts, audit, auth
 from shared.api.auth import Step
 from tests.services.auth import by_hand
 from tests.services.auth.mfa.equipment import Desk
@@ -223,6 +223,8 @@ async def test_an_administrator_without_one_may_set_it_up_and_nothing_else(desk:
     assert made.session is not None
     assert made.session.step is Step.DONE
     assert made.session.session_token != half.session_token
+    (opened,) = (act for act in desk.trail.acts if act.action == "session.open")
+    assert (opened.result, opened.address, opened.details["kind"]) == (audit.Result.DONE, "203.0.113.7", "browser")
     assert (await desk.world.ask(auth.list_users, auth.ListUsers(), made.session.access_token)).users
     for former in (half, half):
         with pytest.raises(errors.NotAuthenticated):

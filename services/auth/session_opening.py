@@ -1,0 +1,59 @@
+"""Opens sessions and finishes logins. Every session that lacks no step begins here, so that every login is in the audit log."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from services.auth import acts
+from services.auth.parts import Parts
+from services.auth.sessions import Login, Session
+from shared import errors
+from shared.api import auth
+from shared.api.auth import Step
+from shared.types import UserId
+
+if TYPE_CHECKING:
+    from shared.database import Transaction
+
+#: What else happens in the transaction of a login that lacks no step, like calling a deletion off.
+AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
+
+
+class SessionOpening:
+    """Safe for any number of calls at once. Every method may raise Unavailable."""
+
+    def __init__(self, parts: Parts, *, at_login: tuple[AtLogin, ...] = ()) -> None:
+        self._store = parts.store
+        self._sessions = parts.sessions
+        self._identities = parts.identities
+        self._trail = parts.trail
+        self._at_login = at_login
+
+    async def open(self, user: auth.User, login: Login, *, password_hash: str | None = None) -> auth.Session:
+        """``password_hash`` is what the password was compared with. Raises Unavailable where that is another one by now."""
+        async with self._store.transaction() as transaction:
+            # Who changes the password or closes the account waits for us, and then ends this session with the others.
+            if await transaction.row("hold_account", user.id, password_hash) is None:
+                raise errors.Unavailable("the account was changed at this moment", hint="log in again", retry_after_seconds=0)
+            opened = await self._sessions.open(login)
+            if login.step is Step.DONE:
+                await self._finish(transaction, opened.session)
+        return self._identities.answer(user, opened)
+
+    async def complete(self, session: Session) -> auth.Session:
+        """The step that the login lacked was taken just now. Raises NotAuthenticated where the session or its account has ended."""
+        user = await self._identities.active_user(await self._store.find_user(session.user_id))
+        async with self._store.transaction() as transaction:
+            opened = await self._sessions.complete(session)
+            if opened is None:
+                raise self._identities.session_over()
+            await self._finish(transaction, opened.session)
+        return self._identities.answer(user, opened)
+
+    async def _finish(self, transaction: "Transaction", session: Session) -> None:
+        client = session.client
+        act = acts.done_by(
+            "session.open", session.user_id, target=session.id, address=client.address, kind=session.kind, agent=client.agent
+        )
+        await self._trail.add(transaction, act)
+        for also in self._at_login:
+            await also(transaction, session.user_id)
