@@ -1,31 +1,54 @@
--- Charge one guess to an account, to the address that it comes from and to the whole mesh; or, where one of them has no room, to none.
+-- Charge one guess to all that it counts for; or, where one of them has no room, to none.
 --
--- The account is a hash: `run` guesses since the last right one, `used` of them in the window that ends at `ends` (ms since 1970) and
---     is `length` ms long. A window that was used up makes the next one twice as long. `row` and `window` name what it belongs to by the
+-- A row is a hash: `run` guesses since the last right one, `used` of them in the window that ends at `ends` (ms since 1970) and is
+--     `length` ms long. A window that was used up makes the next one twice as long. `row` and `window` name what it belongs to by the
 --     first guess in it, so that it can be given back there and nowhere else.
--- The other two are counters that go with their window.
+-- There are up to two: of the account at one address (or in one browser), and of the account anywhere. `of` names the row of the account
+--     that the first one belongs to: once that is forgiven, so are all addresses.
+-- The counters of the address and of the mesh go with their window.
 --
--- KEYS: account, address (empty: not counted), mesh
--- ARGV: now in ms, guesses of an account, its first window in ms, its longest, most in a row, ms for which a row is remembered,
---     guesses of an address, guesses of the mesh, window of both in ms, a name for this guess
--- Answers {what has no room, ms to wait}; {'', 0, row, window, ends of the windows of address and mesh} when the guess may be made.
-local now, most, window, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local in_a_row, remembered = tonumber(ARGV[5]), tonumber(ARGV[6])
-local shared_window = tonumber(ARGV[9])
+-- KEYS: first row, account's row, address, mesh; empty where it is not counted
+-- ARGV: now in ms, first window of a row in ms, its longest, most in a row, window of the counters in ms, a name for this guess,
+--     guesses of the first row, ms for which it is remembered, guesses of the account's, ms for which it is remembered,
+--     guesses of an address, guesses of the mesh
+-- Answers {what has no room, ms to wait}; {'', 0, row, window, row, window, ends of the windows of address and mesh} when the guess may
+--     be made.
+local now, window, longest, in_a_row = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local shared_window, name = tonumber(ARGV[5]), ARGV[6]
 
-local found = redis.call('HMGET', KEYS[1], 'run', 'used', 'ends', 'length', 'row', 'window')
-local run, used = tonumber(found[1] or '0'), tonumber(found[2] or '0')
-local ends, length = tonumber(found[3] or '0'), tonumber(found[4] or '0')
-local row, part = found[5] or ARGV[10], found[6] or ARGV[10]
-if run >= in_a_row then
-    return {'row', 0}
+local function read(key, most, remembered, of)
+    local found = redis.call('HMGET', key, 'run', 'used', 'ends', 'length', 'row', 'window', 'of')
+    if (found[7] or '') ~= of then
+        found = {}
+    end
+    local state = {key = key, most = most, remembered = remembered, of = of}
+    state.run, state.used = tonumber(found[1] or '0'), tonumber(found[2] or '0')
+    state.ends, state.length = tonumber(found[3] or '0'), tonumber(found[4] or '0')
+    state.row, state.window = found[5] or name, found[6] or name
+    if now >= state.ends then
+        state.length = state.used >= most and math.min(state.length * 2, longest) or window
+        state.used, state.ends, state.window = 0, now + state.length, name
+    end
+    return state
 end
-if now >= ends then
-    length = used >= most and math.min(length * 2, longest) or window
-    used, ends, part = 0, now + length, ARGV[10]
+
+local rows, account = {}, nil
+if KEYS[2] ~= '' then
+    account = read(KEYS[2], tonumber(ARGV[9]), tonumber(ARGV[10]), '')
 end
-if used >= most then
-    return {'account', ends - now}
+if KEYS[1] ~= '' then
+    rows[1] = read(KEYS[1], tonumber(ARGV[7]), tonumber(ARGV[8]), account and account.row or '')
+end
+if account then
+    rows[#rows + 1] = account
+end
+for _, state in ipairs(rows) do
+    if state.run >= in_a_row then
+        return {'row', 0}
+    end
+    if state.used >= state.most then
+        return {state.key == KEYS[1] and 'first' or 'account', state.ends - now}
+    end
 end
 
 local function room(key, limit)
@@ -35,25 +58,29 @@ local function room(key, limit)
     return math.max(1, redis.call('PTTL', key))
 end
 
-local wait = room(KEYS[2], tonumber(ARGV[7]))
+local wait = room(KEYS[3], tonumber(ARGV[11]))
 if wait then
     return {'address', wait}
 end
-wait = room(KEYS[3], tonumber(ARGV[8]))
+wait = room(KEYS[4], tonumber(ARGV[12]))
 if wait then
     return {'mesh', wait}
 end
 
-redis.call('HSET', KEYS[1], 'run', run + 1, 'used', used + 1, 'ends', string.format('%d', ends), 'length', string.format('%d', length),
-    'row', row, 'window', part)
-redis.call('PEXPIRE', KEYS[1], remembered)
-local until_when = {0, 0}
-for n = 2, 3 do
+local charged = {'', 0, '', '', '', '', 0, 0}
+for _, state in ipairs(rows) do
+    redis.call('HSET', state.key, 'run', state.run + 1, 'used', state.used + 1, 'ends', string.format('%d', state.ends),
+        'length', string.format('%d', state.length), 'row', state.row, 'window', state.window, 'of', state.of)
+    redis.call('PEXPIRE', state.key, state.remembered)
+    local at = state.key == KEYS[1] and 3 or 5
+    charged[at], charged[at + 1] = state.row, state.window
+end
+for n = 3, 4 do
     if KEYS[n] ~= '' then
         if redis.call('INCR', KEYS[n]) == 1 then
             redis.call('PEXPIRE', KEYS[n], shared_window)
         end
-        until_when[n - 1] = redis.call('PEXPIRETIME', KEYS[n])
+        charged[n + 4] = redis.call('PEXPIRETIME', KEYS[n])
     end
 end
-return {'', 0, row, part, until_when[1], until_when[2]}
+return charged

@@ -1,20 +1,24 @@
 -- Nobody has looked whether this guess was right: what it was charged to gets it back, and it alone.
 --
--- An account that was forgiven since has begun another row, and a window that is over began another one: these were charged nothing.
--- KEYS: account, address (empty: not counted), mesh
--- ARGV: row and window of the account, ends of the windows of address and mesh, as they were charged
-local found = redis.call('HMGET', KEYS[1], 'row', 'window', 'run', 'used')
-local run, used = tonumber(found[3] or '0'), tonumber(found[4] or '0')
-if found[1] == ARGV[1] and run > 1 then
-    redis.call('HSET', KEYS[1], 'run', run - 1)
-    if found[2] == ARGV[2] and used > 0 then
-        redis.call('HSET', KEYS[1], 'used', used - 1)
+-- A row that was forgiven since has begun anew, and a window that is over began another one: these were charged nothing.
+-- KEYS: first row, account's row, address, mesh; empty where it was not counted
+-- ARGV: row and window of the first and of the account's row, ends of the windows of address and mesh, as they were charged
+for n = 1, 2 do
+    local row, window = ARGV[2 * n - 1], ARGV[2 * n]
+    local found = KEYS[n] ~= '' and redis.call('HMGET', KEYS[n], 'row', 'window', 'run', 'used') or {}
+    local run, used = tonumber(found[3] or '0'), tonumber(found[4] or '0')
+    if found[1] == row and run > 1 then
+        redis.call('HSET', KEYS[n], 'run', run - 1)
+        if found[2] == window and used > 0 then
+            redis.call('HSET', KEYS[n], 'used', used - 1)
+        end
+    elseif found[1] == row then
+        redis.call('DEL', KEYS[n])
     end
-elseif found[1] == ARGV[1] then
-    redis.call('DEL', KEYS[1])
 end
-for n = 2, 3 do
-    if KEYS[n] ~= '' and redis.call('PEXPIRETIME', KEYS[n]) == tonumber(ARGV[n + 1]) and tonumber(redis.call('GET', KEYS[n])) > 0 then
+for n = 3, 4 do
+    local ends = tonumber(ARGV[n + 2])
+    if KEYS[n] ~= '' and redis.call('PEXPIRETIME', KEYS[n]) == ends and tonumber(redis.call('GET', KEYS[n])) > 0 then
         redis.call('DECR', KEYS[n])
     end
 end

@@ -54,10 +54,10 @@ class Logins:
         if request.kind is SessionKind.BROWSER and call.caller_role is not Role.WEB:
             raise errors.NotAllowed("only the web pages open a browser's session", hint="leave kind out")
         address = _address(request.client, call)
-        account = await self._prove(typed, address)
-        login = Login(user_id=account.user.id, kind=request.kind, client=_client(request.client, call))
+        account, browser = await self._prove(typed, address, request.browser)
+        login = Login(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
         login = await self._with_step(account.user, login, typed.code, address)
-        session = await self._opening.open(account.user, login, password_hash=account.password_hash)
+        session = await self._opening.open(account.user, login, proven=account)
         await self._ensure_current_hash(account, typed.password)
         return session
 
@@ -66,7 +66,7 @@ class Logins:
         session = await self._identities.session_of(call.credential)
         if session.step is not Step.ENTER_CODE:
             raise errors.BadRequest("this login lacks no code", hint="go on with it as it is")
-        await self._check_code(call.principal, request.code, session.client.address, "session.open")
+        await self._check_code(call, request.code, session, "session.open")
         return await self._opening.complete(session)
 
     @serves(auth.confirm_again)
@@ -74,11 +74,11 @@ class Logins:
         session, who = await self._identities.session_of(call.credential), call.principal
         has_factor = (await self._factors.state(who.user_id)).is_enabled
         if not has_factor:
-            await self._check_password(who, request.password, session.client.address)
+            await self._check_password(call, request.password, session)
         elif request.code is None:
             raise errors.SecondFactorNeeded("the password is not enough here", hint="give a code of your authenticator app")
         else:
-            await self._check_code(who, request.code, session.client.address, "session.confirm")
+            await self._check_code(call, request.code, session, "session.confirm")
         async with self._store.transaction() as transaction:
             if not await self._sessions.confirm(session, has_factor=has_factor):
                 raise self._identities.session_over()
@@ -202,21 +202,23 @@ class Logins:
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    async def _prove(self, typed: auth.Credentials, address: str) -> Account:
-        """Whose the password is. The work is the same for names that nobody has, and the answer is, too."""
+    async def _prove(self, typed: auth.Credentials, address: str, mark: str) -> tuple[Account, str]:
+        """Whose the password is, and the id of the browser where it has signed in before. The work is the same for names that nobody has,
+        and the answer is, too."""
         name = typed.username or typed.email or ""
         account = await self._store.find_account(name)
         counted_as = failed_logins.account_of(account.user.id if account else None, name)
+        browser = self._opening.browsers.read(mark, account)
         with self._counting():
-            guess = await self._guesses.charge(counted_as, address)
+            guess = await self._guesses.charge(counted_as, address, browser)
         if not await self._compare(guess, typed.password, account.password_hash if account else None) or account is None:
             refused = acts.refused("session.open", None, "wrong password")
             self._note(refused, account.user.id if account else None, address)
             raise self._identities.wrong_password()
-        await self._guesses.forgive(counted_as, address)
+        await self._guesses.forgive(counted_as, address, browser)
         if not account.user.is_active:
             raise self._identities.closed()
-        return account
+        return account, browser
 
     async def _with_step(self, user: auth.User, login: Login, code: str | None, address: str) -> Login:
         """Asked only once the password was right: until then nobody learns whether there is a second factor."""
@@ -226,7 +228,7 @@ class Logins:
             if code is None:
                 return replace(login, step=Step.ENTER_CODE)
             with self._counting():
-                right = await self._factors.take(user.id, code, address)
+                right = await self._factors.take(user.id, code, address, login.browser)
             if not right:
                 self._note(acts.refused("session.open", None, "wrong code"), user.id, address)
                 raise self._identities.wrong_code()
@@ -235,23 +237,26 @@ class Logins:
             return replace(login, step=Step.SET_UP_MFA)
         return login
 
-    async def _check_code(self, who: auth.Principal, code: str, address: str, action: str) -> None:
+    async def _check_code(self, call: Call, code: str, session: Session, action: str) -> None:
+        who, address = call.principal, session.client.address
         with self._counting():
-            right = await self._factors.take(who.user_id, code, address)
+            right = await self._factors.take(who.user_id, code, address or str(call.caller.node), session.browser)
         if not right:
             self._note(acts.refused(action, who, "wrong code"), who.user_id, address)
             raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
 
-    async def _check_password(self, who: auth.Principal, password: str | None, address: str) -> None:
+    async def _check_password(self, call: Call, password: str | None, session: Session) -> None:
+        who, seen = call.principal, session.client.address
+        address = seen or str(call.caller.node)
         account = await self._store.find_account(who.username)
         if password is None or account is None or not account.password_hash:
             raise errors.BadRequest("password: it is needed to confirm this", hint="where the account has none, log in again instead")
         with self._counting():
-            guess = await self._guesses.charge(str(who.user_id), address)
+            guess = await self._guesses.charge(str(who.user_id), address, session.browser)
         if not await self._compare(guess, password, account.password_hash):
-            self._note(acts.refused("session.confirm", who, "wrong password"), who.user_id, address)
+            self._note(acts.refused("session.confirm", who, "wrong password"), who.user_id, seen)
             raise errors.NotAllowed("the password is wrong", hint="type it again")
-        await self._guesses.forgive(str(who.user_id), address)
+        await self._guesses.forgive(str(who.user_id), address, session.browser)
 
     async def _compare(self, guess: Guess, password: str, password_hash: str | None) -> bool:
         """Where nobody has time to compare them, it was no guess."""

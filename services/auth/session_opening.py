@@ -1,14 +1,19 @@
 """Opens sessions and finishes logins. Every session that lacks no step begins here, so that every login is in the audit log."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from services.auth import acts
+import msgspec
+
+from services.auth import acts, known_browsers
+from services.auth.known_browsers import KnownBrowsers
 from services.auth.parts import Parts
 from services.auth.sessions import Login, Session
+from services.auth.store import Account
 from shared import errors
 from shared.api import auth
-from shared.api.auth import Step
+from shared.api.auth import SessionKind, Step
 from shared.types import UserId
 
 if TYPE_CHECKING:
@@ -27,9 +32,14 @@ class SessionOpening:
         self._identities = parts.identities
         self._trail = parts.trail
         self._at_login = at_login
+        self.browsers = KnownBrowsers.of(parts.settings.data_key, parts.settings.data_key_old)
 
-    async def open(self, user: auth.User, login: Login, *, password_hash: str | None = None) -> auth.Session:
-        """``password_hash`` is what the password was compared with. Raises Unavailable where that is another one by now."""
+    async def open(self, user: auth.User, login: Login, *, proven: Account | None = None) -> auth.Session:
+        """``proven``: the account as its password was compared. Raises Unavailable where it has another password by now."""
+        marked = proven if login.step is Step.DONE and login.kind is SessionKind.BROWSER else None
+        if marked is not None:
+            login = replace(login, browser=login.browser or known_browsers.new_id())
+        password_hash = None if proven is None else proven.password_hash
         async with self._store.transaction() as transaction:
             # Who changes the password or closes the account waits for us, and then ends this session with the others.
             if await transaction.row("hold_account", user.id, password_hash) is None:
@@ -37,17 +47,22 @@ class SessionOpening:
             opened = await self._sessions.open(login)
             if login.step is Step.DONE:
                 await self._finish(transaction, opened.session)
-        return self._identities.answer(user, opened)
+        return self._marked(self._identities.answer(user, opened), login.browser, marked)
 
     async def complete(self, session: Session) -> auth.Session:
         """The step that the login lacked was taken just now. Raises NotAuthenticated where the session or its account has ended."""
         user = await self._identities.active_user(await self._store.find_user(session.user_id))
+        marked = await self._store.find_account(user.username) if session.kind is SessionKind.BROWSER else None
+        browser = session.browser or known_browsers.new_id() if marked is not None else ""
         async with self._store.transaction() as transaction:
-            opened = await self._sessions.complete(session)
+            opened = await self._sessions.complete(session, browser)
             if opened is None:
                 raise self._identities.session_over()
             await self._finish(transaction, opened.session)
-        return self._identities.answer(user, opened)
+        return self._marked(self._identities.answer(user, opened), browser, marked)
+
+    def _marked(self, answer: auth.Session, browser: str, account: Account | None) -> auth.Session:
+        return answer if account is None else msgspec.structs.replace(answer, browser=self.browsers.mark(browser, account))
 
     async def _finish(self, transaction: "Transaction", session: Session) -> None:
         client = session.client

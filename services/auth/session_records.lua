@@ -2,8 +2,8 @@
 -- sets hold the ids of a user's sessions, whole ones and those that lack a step, by the time that they were opened.
 -- Keys are made from what is read, so this is for one Valkey and not for a cluster.
 --
--- Fields: user_id, kind, opened_at, last_used_at, confirmed_at, step, has_factor, address, agent, family; team_id and ends_at where there
--- are any; token, previous, spent_at and nonce: hashes of the token that is good and of the one before it. Times in s since 1970.
+-- Fields: user_id, kind, opened_at, last_used_at, confirmed_at, step, has_factor, address, agent, family; team_id, browser and ends_at
+-- where there are any; token, previous, spent_at and nonce: hashes of the token that is good and of the one before it. Times in s since 1970.
 
 local function record_key(id)
     return 'auth:session:' .. id

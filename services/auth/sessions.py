@@ -74,6 +74,8 @@ class Session:
     has_factor: bool
     client: auth.Client
     team_id: TenantId | None = None
+    #: The id of a browser that has signed in to this account (`known_browsers`); empty for others.
+    browser: str = ""
 
     @property
     def tenant_id(self) -> TenantId:
@@ -114,6 +116,8 @@ class Login:
     confirmed_at: float | None = None
     client: auth.Client = _UNKNOWN_CLIENT
     team_id: TenantId | None = None
+    #: As of a session.
+    browser: str = ""
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +144,7 @@ class _Record(msgspec.Struct, frozen=True):
     address: str = ""
     agent: str = ""
     team_id: TenantId | None = None
+    browser: str = ""
 
 
 class Sessions:
@@ -174,6 +179,7 @@ class Sessions:
             "address": _printable(login.client.address, _LONGEST_ADDRESS),
             "agent": _printable(login.client.agent, _LONGEST_AGENT),
             "team_id": _text(login.team_id),
+            "browser": login.browser,
             **self._step_fields(login.kind, login.step, now),
             **_factor_fields(now if login.confirmed_at is None else login.confirmed_at, has_factor=login.has_factor),
             **_token_fields(token),
@@ -223,10 +229,10 @@ class Sessions:
             return Closed(session_id, record.user_id)
         return Opened(token.successor(record.nonce).text, _session(session_id, record))
 
-    async def complete(self, session: Session) -> Opened | None:
+    async def complete(self, session: Session, browser: str = "") -> Opened | None:
         """The login lacked a step, and it was taken with a second factor just now. None as for ``_replace``."""
         now = self._clock()
-        fields = self._step_fields(session.kind, Step.DONE, now) | _factor_fields(now, has_factor=True)
+        fields = self._step_fields(session.kind, Step.DONE, now) | _factor_fields(now, has_factor=True) | {"browser": browser}
         return await self._replace(session, now, Step.DONE, fields)
 
     async def act_for(self, session: Session, team_id: TenantId | None) -> Opened | None:
@@ -354,6 +360,7 @@ def _session(session_id: str, record: _Record) -> Session:
         has_factor=record.has_factor,
         client=auth.Client(record.address, record.agent),
         team_id=record.team_id,
+        browser=record.browser,
     )
 
 

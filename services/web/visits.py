@@ -39,6 +39,8 @@ _WITH_BANNER = frozenset({"admin", "dashboard"})
 PAGE_CALL_SECONDS = 3.0
 _LONGEST_AGENT = 200
 _BODY_SECONDS = 5.0
+#: As long as browsers keep a cookie.
+_BROWSER_MARK_SECONDS = 400 * 24 * 3600
 
 _FORM_SESSION = re.compile(r"[0-9A-Za-z_-]{43}")
 _HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -114,6 +116,11 @@ class Visit:
         return self.request.cookies.get(self._cookie_name("session"))
 
     @property
+    def browser_mark(self) -> str:
+        """What shows auth that this browser has signed in before; empty where it has not."""
+        return self.request.cookies.get(self._cookie_name("browser"), "")
+
+    @property
     def person(self) -> auth.Session:
         """Of a page that is for people who have signed in."""
         assert self.session is not None, "services/web/access.py says that nobody comes here unseen"
@@ -185,6 +192,8 @@ class Visit:
         self.session = session
         self._cookies[self._cookie_name("session")] = session.session_token
         self._cookies[self._cookie_name("form")] = None
+        if session.browser is not None:
+            self._cookies[self._cookie_name("browser")] = session.browser
 
     def sign_out(self) -> None:
         if self.session_token is not None:
@@ -305,9 +314,15 @@ class Visit:
 
     def _set_cookies(self) -> list[Cookie]:
         return [
-            Cookie(name, value=value or "", max_age=None if value else 0, path="/", secure=self.secure, httponly=True, samesite="lax")
+            Cookie(name, value=value or "", max_age=self._max_age(name, value), path="/", secure=self.secure, httponly=True, samesite="lax")
             for name, value in self._cookies.items()
         ]
+
+    def _max_age(self, name: str, value: str | None) -> int | None:
+        if not value:
+            return 0
+        # All others end with the browser.
+        return _BROWSER_MARK_SECONDS if name == self._cookie_name("browser") else None
 
 
 def media_type(request: HttpRequest) -> str:

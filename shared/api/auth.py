@@ -68,6 +68,8 @@ class LoginUser(Body, frozen=True):
     credentials: Credentials
     kind: SessionKind = SessionKind.PROGRAM
     client: Client = Client()
+    #: The ``browser`` of an earlier session of this browser; empty where it has none.
+    browser: str = ""
 
 
 class Step(StrEnum):
@@ -94,6 +96,9 @@ class Session(Body, frozen=True, omit_defaults=False):
     team_name: str | None = None
     #: How the person set the pages up: light, dark or system; None where nothing was chosen.
     theme: str | None = None
+    #: For web to keep in the browser and to send with its next login: a browser that has signed in before is not locked out by strangers
+    #: who guess the password. Opens nothing.
+    browser: str | None = None
 
 
 class RefreshSession(Body, frozen=True):

@@ -67,7 +67,7 @@ class Enrolment:
             )
         if not (await self._factors.state(who.user_id)).is_enabled:
             raise _no_factor()
-        if not await self._factors.take(who.user_id, request.code):
+        if not await self._factors.take(who.user_id, request.code, session.client.address, session.browser):
             self._trail.note(acts.refused("mfa.disable", who, "wrong code", address=session.client.address))
             raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
         async with self._store.transaction() as transaction:

@@ -47,15 +47,15 @@ class Factors:
         factor = await self._store.find(user_id)
         return FactorState(factor.seed is not None, factor.recovery_codes_left)
 
-    async def take(self, user_id: UserId, code: str, address: str = "") -> bool:
-        """Whether it is right; then it is used up. Raises Limited and NotAllowed for who has guessed too often, from ``address`` or
-        from anywhere. Where there is no second factor no code is right."""
+    async def take(self, user_id: UserId, code: str, address: str = "", browser: str = "") -> bool:
+        """Whether it is right; then it is used up. Raises Limited and NotAllowed for who has guessed too often, as of passwords
+        (`failed_logins`). Where there is no second factor no code is right."""
         counted_as = failed_logins.codes_of(user_id)
-        await self._guesses.charge(counted_as, address)
+        await self._guesses.charge(counted_as, address, browser)
         factor = await self._store.find(user_id)
         right = factor.seed is not None and await self._use(user_id, factor.seed, code)
         if right:
-            await self._guesses.forgive(counted_as, address)
+            await self._guesses.forgive(counted_as, address, browser)
         return right
 
     async def begin(self, user_id: UserId) -> bytes:

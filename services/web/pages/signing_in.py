@@ -229,7 +229,8 @@ async def _register(visit: Visit, user: auth.UserData) -> auth.User:
 
 
 async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.Session:
-    request = auth.LoginUser(credentials, kind, visit.client())
+    browser = visit.browser_mark if kind is auth.SessionKind.BROWSER else ""
+    request = auth.LoginUser(credentials, kind, visit.client(), browser)
     async with visit.take_turn():
         return await visit.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 

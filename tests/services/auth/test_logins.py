@@ -217,6 +217,46 @@ async def test_of_five_thousand_guesses_from_everywhere_ten_are_compared(desk: D
     assert all(act.address.startswith("203.") and act.action == "session.open" for act in refused)
 
 
+async def lock_out(desk: Desk, name: str) -> None:
+    """As strangers with many addresses do."""
+    for number in range(20):
+        with pytest.raises((errors.NotAuthenticated, errors.Limited)):
+            await desk.login(name, "wrong_password", client=auth.Client(f"198.51.100.{number}"), peer=WEB)
+
+
+async def test_strangers_cannot_lock_the_owner_out_of_a_browser_that_has_signed_in_before(desk: Desk) -> None:
+    await desk.world.register("anna")
+    await desk.world.register("ben")
+    mark, bens = (await desk.browse()).browser, (await desk.browse("ben")).browser
+    assert mark
+    assert bens
+    await lock_out(desk, "anna")
+    for other in ("", bens, mark[:-1] + ("0" if mark[-1] != "0" else "1"), mark.partition(".")[0], "." * 300, "é.é"):
+        with pytest.raises(errors.Limited):
+            await desk.browse(browser=other)
+    again = await desk.browse(browser=mark)
+    assert again.browser == mark
+    for _ in range(10):
+        with pytest.raises(errors.NotAuthenticated):
+            await desk.browse(password="wrong_password", browser=mark)
+    with pytest.raises(errors.Limited, match="from this browser"):
+        await desk.browse(browser=mark)
+
+
+async def test_only_a_browser_that_has_shown_the_password_is_marked_and_only_for_that_password(desk: Desk) -> None:
+    await desk.world.register("anna")
+    assert (await desk.login()).browser is None
+    first = await desk.browse()
+    link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), first.access_token)
+    redeemed = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token), peer=WEB)
+    assert redeemed.browser is None
+    changed = accounts.ChangePassword("another good sentence")
+    await desk.world.ask(accounts.change_password, changed, first.access_token)
+    await lock_out(desk, "anna")
+    with pytest.raises(errors.Limited):
+        await desk.browse(password="another good sentence", browser=first.browser or "")
+
+
 async def test_an_address_guesses_thirty_times_at_whomever(desk: Desk, hasher: CheapHasher) -> None:
     for number in range(10):
         await desk.world.register(f"user{number}")
@@ -279,7 +319,7 @@ async def test_who_is_told_that_there_is_too_much_to_do_has_made_no_guess(desk: 
             await desk.confirm_again(session, PASSWORD)
     passwords._at_once = 0
     assert hasher.compared == 0
-    for _ in range(10):
+    for _ in range(5):
         with pytest.raises(errors.NotAuthenticated):
             await desk.login(password="wrong_password", client=client, peer=WEB)
     with pytest.raises(errors.Limited):
@@ -349,7 +389,7 @@ async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(d
         called.append(user_id)
 
     session, phone, _ = await desk.with_factor()
-    desk.logins._at_login = (call_off,)
+    desk.logins._opening._at_login = (call_off,)
     half = await desk.login()
     assert called == []
     await desk.confirm(half, phone.next_code())

@@ -149,7 +149,9 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         wanted = request.credentials
         for account in self.accounts.values():
             if wanted.password == account.password and (account.user.username == wanted.username or account.user.email == wanted.email):
-                return self._session(self.add_session(account.user))
+                session = self._session(self.add_session(account.user))
+                is_browser = request.kind is auth.SessionKind.BROWSER
+                return msgspec.structs.replace(session, browser=request.browser or "mark") if is_browser else session
         raise errors.NotAuthenticated("the name or the password is wrong", hint="check both and try again")
 
     def _resume_session(self, request: auth.ResumeSession, _: Credential | None) -> auth.Session:

@@ -90,10 +90,10 @@ class Desk:
         request = auth.LoginUser(auth.Credentials(password, username=name, code=code), **changed)  # type: ignore[arg-type]
         return await self.world.ask(auth.login_user, request, peer=peer)
 
-    async def browse(self, name: str = "anna", password: str = PASSWORD, code: str | None = None) -> auth.Session:
+    async def browse(self, name: str = "anna", password: str = PASSWORD, code: str | None = None, *, browser: str = "") -> auth.Session:
         """A login on the web page."""
         client = auth.Client("203.0.113.7", "Mozilla/5.0")
-        return await self.login(name, password, code, peer=WEB, kind=auth.SessionKind.BROWSER, client=client)
+        return await self.login(name, password, code, peer=WEB, kind=auth.SessionKind.BROWSER, client=client, browser=browser)
 
     async def identify(self, session: auth.Session) -> auth.Principal:
         return await self.world.ask(auth.identify, auth.Identify(session.access_token))

@@ -356,6 +356,17 @@ async def test_a_script_signs_in_with_its_code_in_one_step(browser: Browser, mes
     assert asked.credentials == auth.Credentials("correct horse", username="ann", code="123456")
 
 
+async def test_a_browser_keeps_its_mark_and_sends_it_with_its_next_sign_in(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("alice", "correct horse")
+    cookie = cookies_set(await browser.sign_in("alice", "correct horse"))["aimesh_browser"]
+    assert (cookie.value, cookie["httponly"], cookie["samesite"]) == ("mark", True, "lax")
+    assert int(cookie["max-age"]) >= 365 * 24 * 3600
+    assert "aimesh_browser" not in cookies_set(await browser.submit(await browser.get("/dashboard"), "/logout"))
+    await browser.sign_in("alice", "wrong horse battery")
+    first, second = (asked.request for asked in mesh.asked if isinstance(asked.request, auth.LoginUser))
+    assert (first.browser, second.browser) == ("", "mark")
+
+
 async def test_a_slow_sender_is_refused_and_holds_no_turn(app: ASGIApp, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visits, "_BODY_SECONDS", 0.2)
     mesh.add_account("ada", "correct horse")
