@@ -1,10 +1,8 @@
-"""The engine's work on embeddings: between two steps of the answers it counts some texts, or computes one batch of them."""
+"""The engine's work on embeddings: between two steps of the answers it computes one batch of texts."""
 
 import time
 from array import array
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.inference.engine.embedding_queue import Piece, Queue, Text
@@ -12,9 +10,6 @@ from services.inference.engine.pace import Pace
 from services.inference.engine.pooling import Pooled, Pooling
 from services.inference.engine.wire import Accepted, Embed, EmbeddingTurn, Refused, Step, Vectors
 from shared import errors
-
-#: Texts are turned into tokens until so many bytes are done, which takes some 10 ms; more would be felt by running answers.
-COUNT_BYTES = 16 * 1024
 
 #: In one turn, however busy the engine is: a text must come to its end, and smaller pieces give other last digits.
 LEAST_TOKENS = 4
@@ -40,7 +35,7 @@ class Embedder(Protocol):
         ...
 
     def tokens_of(self, text: str) -> list[int]:
-        """Raises BadRequest."""
+        """Raises BadRequest. Safe to call in another thread than all else, one call at a time."""
         ...
 
     def run(self, pieces: Sequence[Piece]) -> list[Sequence[float]]:
@@ -52,26 +47,13 @@ class Embedder(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Counting:
-    """A request of which the first texts are counted."""
-
-    command: Embed
-    dimensions: int
-    texts: list[Text] = field(default_factory=list)
-
-    @property
-    def counted(self) -> bool:
-        return len(self.texts) == len(self.command.inputs)
-
-
 class EmbeddingLoop:
-    """Not thread-safe: one caller, who alternates the steps of the answers and ``turn``."""
+    """Not thread-safe: one caller, who alternates the steps of the answers and ``turn``. Only ``tokenize`` may run in another thread
+    meanwhile."""
 
     def __init__(self, embedder: Embedder, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._embedder = embedder
         self._clock = clock
-        self._counting: deque[_Counting] = deque()
         #: Made with the first request, when the model has told what it can.
         self._queue: Queue | None = None
         self._pace = Pace(LEAST_TOKENS)
@@ -80,36 +62,41 @@ class EmbeddingLoop:
 
     @property
     def idle(self) -> bool:
-        return not self._counting and (self._queue is None or self._queue.idle)
+        return self._queue is None or self._queue.idle
 
-    def handle(self, command: Embed) -> Refused | None:
-        """Queue a request; what it has tokens of is told by a later turn."""
-        try:
-            self._prepare()
-            if (dimensions := command.dimensions) is not None and dimensions > self._embedder.dimensions:
-                raise errors.BadRequest(
-                    f"dimensions is {dimensions}; this model's vectors have {self._embedder.dimensions}",
-                    hint="ask for fewer, or leave it out",
-                )
-        except (errors.BadRequest, errors.Unavailable) as error:
-            return Refused(command.id, error.to_problem())
-        self._counting.append(_Counting(command, dimensions or self._embedder.dimensions))
-        return None
+    def measure(self, command: Embed) -> int:
+        """The bytes of a command's texts. Raises BadRequest where the model gives no such vectors, and Unavailable where it cannot now."""
+        self._prepare()
+        if command.dimensions is not None and command.dimensions > self._embedder.dimensions:
+            raise errors.BadRequest(
+                f"dimensions is {command.dimensions}; this model's vectors have {self._embedder.dimensions}",
+                hint="ask for fewer, or leave it out",
+            )
+        return sum(len(text.encode("utf-8", "replace")) for text in command.inputs)
+
+    def tokenize(self, command: Embed) -> list[Text]:
+        """Raises BadRequest for a text without tokens and for one that is too long."""
+        return [self._tokenize_one(command, number) for number in range(len(command.inputs))]
+
+    def begin(self, command: Embed, texts: list[Text]) -> Accepted:
+        """Queue a command's texts."""
+        assert self._queue is not None  # made when the command was measured
+        self._queue.submit(texts)
+        return Accepted(command.id, sum(len(text.tokens) for text in texts))
 
     def cancel(self, request: int) -> None:
         """Unknown ones are already over."""
-        self._counting = deque(counting for counting in self._counting if counting.command.id != request)
         if self._queue is not None and (slot := self._queue.cancel(request)) is not None:
             self._embedder.clear(slot)
             self._pooled = None
 
-    def turn(self, step: Step | None) -> list[Accepted | Refused | EmbeddingTurn]:
+    def turn(self, step: Step | None) -> list[Refused | EmbeddingTurn]:
         """Do as much as answers can bear whose last step was this; None when nobody answers."""
         if step is not None and step.read == 0:
             self._pace.took(step.seconds, answering=step.answering, read=0)
         if self._queue is None or self.idle:
             return []
-        return [*self._count(), *self._compute(self._queue, step)]
+        return self._compute(self._queue, step)
 
     def _prepare(self) -> None:
         if self._queue is None:
@@ -117,30 +104,9 @@ class EmbeddingLoop:
             self._queue = Queue(self._embedder.slots, whole=self._embedder.whole)
             self._pace = Pace(self._embedder.step_tokens)
 
-    # --- counting -----------------------------------------------------------------------------------------------------------
-
-    def _count(self) -> list[Accepted | Refused]:
-        reports: list[Accepted | Refused] = []
-        left = COUNT_BYTES
-        while self._counting and left > 0:
-            counting = self._counting[0]
-            try:
-                left -= self._count_one(counting)
-            except errors.BadRequest as error:
-                self._counting.popleft()
-                reports.append(Refused(counting.command.id, error.to_problem()))
-                continue
-            if counting.counted:
-                self._counting.popleft()
-                reports.append(self._accept(counting))
-        return reports
-
-    def _count_one(self, counting: _Counting) -> int:
-        """Turn the request's next text into tokens; returns how many bytes it had. Raises BadRequest."""
-        number = len(counting.texts)
-        text = counting.command.inputs[number]
+    def _tokenize_one(self, command: Embed, number: int) -> Text:
         # An array: a list takes nine times the room.
-        tokens = array("i", self._embedder.tokens_of(text))
+        tokens = array("i", self._embedder.tokens_of(command.inputs[number]))
         if not tokens:
             raise errors.BadRequest(f"input[{number}] has no tokens", hint="leave empty texts out")
         if len(tokens) > self._embedder.context_tokens:
@@ -148,13 +114,7 @@ class EmbeddingLoop:
                 f"input[{number}] has {len(tokens)} tokens; this model takes {self._embedder.context_tokens}",
                 hint="cut it into several texts",
             )
-        counting.texts.append(Text(counting.command.id, number, tokens, counting.dimensions))
-        return len(text.encode("utf-8", "replace")) + 1
-
-    def _accept(self, counting: _Counting) -> Accepted:
-        assert self._queue is not None  # made before anything could be counted
-        self._queue.submit(counting.texts)
-        return Accepted(counting.command.id, sum(len(text.tokens) for text in counting.texts))
+        return Text(command.id, number, tokens, command.dimensions or self._embedder.dimensions)
 
     # --- computing ----------------------------------------------------------------------------------------------------------
 

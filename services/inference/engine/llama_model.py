@@ -1,6 +1,7 @@
 """One model in llama.cpp: its weights, its context, and the batches it computes. Owns every native object but the samplers' own.
 
-Only the engine process imports this module. Not thread-safe; everything runs in the process's main thread.
+Only the engine process imports this module. Not thread-safe: everything runs in one thread, but for ``prompt_tokens``, which reads what
+never changes and runs in the main thread.
 """
 
 import ctypes
@@ -47,6 +48,7 @@ class LlamaModel:
         self._batch = _Batch(int(native.llama_n_batch(context)))
         self._drawers: dict[tuple[int, int], Drawer] = {}
         self._vocabulary = Vocabulary(self._vocab)
+        self.longest_token_bytes = self._vocabulary.longest_token_bytes
         self._chains = Chains(self._vocabulary)
         self._template = self._chat_template()
         self.tool_style = self._tool_style()
@@ -75,18 +77,19 @@ class LlamaModel:
     # --- text ---------------------------------------------------------------------------------------------------------------
 
     def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages."""
+        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages, or so many tokens."""
         if not self._memory:
             # A model that reads both ways remembers nothing, and llama.cpp aborts where it should draw a token.
             raise errors.BadRequest("this model gives embeddings and no answers", hint="ask for embeddings, or ask another model")
         special = self._vocabulary.special
         if raw:
             # All of it is one speaker's, who may write the model's special tokens as well.
-            return self._vocabulary.tokens_of(messages[0].content)
+            return self._vocabulary.tokens_of(messages[0].content, context_tokens=self.context_tokens)
         if self._template is not None:
-            return self._vocabulary.tokens_of(self._template.render(messages, tools, special=special))
+            rendered = self._template.render(messages, tools, special=special)
+            return self._vocabulary.tokens_of(rendered, context_tokens=self.context_tokens)
         if len(messages) == 1 and not tools:
-            return self._vocabulary.tokens_of(special.mark(messages[0].content))
+            return self._vocabulary.tokens_of(special.mark(messages[0].content), context_tokens=self.context_tokens)
         raise errors.BadRequest("this model has no chat template and takes one plain prompt only", hint="send prompt, not messages")
 
     def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:

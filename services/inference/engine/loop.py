@@ -14,7 +14,7 @@ from services.inference.engine.scheduler import Feed, Plan, Scheduler
 from services.inference.engine.sequence import Drawn
 from services.inference.engine.tool_calls import ToolCallParser
 from services.inference.engine.tool_format import ToolStyle
-from services.inference.engine.wire import Accepted, Cancel, Generate, Progress, Refused, Step
+from services.inference.engine.wire import Accepted, Generate, Progress, Refused, Step
 from shared import errors
 from shared.api.generation import ChatMessage, Tool
 
@@ -25,6 +25,8 @@ class Compute(Protocol):
     #: The longest sequence, and all that the slots hold together.
     context_tokens: int
     pool_tokens: int
+    #: No token stands for more bytes of text.
+    longest_token_bytes: int
     #: The most tokens of prompts in one step.
     step_tokens: int
     #: How the model writes calls of tools; None where it has no place for them.
@@ -35,7 +37,8 @@ class Compute(Protocol):
     decode_seconds: float
 
     def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages."""
+        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages, or not so many
+        tokens. Safe to call in another thread than all else, one call at a time."""
         ...
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
@@ -64,7 +67,8 @@ class Compute(Protocol):
 
 
 class Loop:
-    """Runs generations on one model. Not thread-safe: one caller, who alternates ``handle`` and ``step``."""
+    """Runs generations on one model. Not thread-safe: one caller, who alternates commands and ``step``. Only ``tokenize`` may run
+    in another thread meanwhile."""
 
     def __init__(self, compute: Compute, *, slots: int, mode: KvMode, clock: Callable[[], float] = time.perf_counter) -> None:
         self._compute = compute
@@ -76,14 +80,38 @@ class Loop:
     def idle(self) -> bool:
         return self._scheduler.idle
 
-    def handle(self, command: Generate | Cancel) -> Accepted | Refused | None:
-        match command:
-            case Generate():
-                return self._generate(command)
-            case Cancel():
-                for cancelled in self._scheduler.cancel(command.id):
-                    self._compute.end((cancelled.id, cancelled.answer))
-                return None
+    def measure(self, command: Generate) -> int:
+        """The bytes of a command's text. Raises BadRequest for a text that cannot fit the context, before any work is done on it."""
+        size = sum(_text_bytes(message.content) for message in command.messages)
+        context = self._compute.context_tokens
+        if size > (most := context * self._compute.longest_token_bytes):
+            raise errors.BadRequest(
+                f"the prompt has {size} bytes; the model's context of {context} tokens holds at most {most} bytes of text",
+                hint="shorten the prompt, or raise ENGINE_CONTEXT_TOKENS on the worker",
+            )
+        calls = sum(_text_bytes(call.arguments) for message in command.messages for call in message.tool_calls)
+        return size + calls + sum(_text_bytes(tool.description) + _text_bytes(tool.parameters) for tool in command.tools)
+
+    def tokenize(self, command: Generate) -> list[int]:
+        """The prompt's tokens, for ``begin``. Raises BadRequest."""
+        return self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw)
+
+    def begin(self, command: Generate, tokens: list[int]) -> Accepted | Refused:
+        """Queue a command's answers."""
+        try:
+            started = [self._start(command, tokens, answer) for answer in range(command.parameters.n)]
+        except errors.BadRequest as error:
+            for answer in range(command.parameters.n):
+                self._compute.end((command.id, answer))
+            return Refused(command.id, error.to_problem())
+        for one in started:
+            self._scheduler.submit(one)
+        return Accepted(command.id, len(tokens))
+
+    def cancel(self, identity: int) -> None:
+        """Unknown ids are already over."""
+        for cancelled in self._scheduler.cancel(identity):
+            self._compute.end((cancelled.id, cancelled.answer))
 
     def step(self) -> Step | None:
         """Compute one step; None when nothing runs."""
@@ -110,18 +138,6 @@ class Loop:
             for slot in self._scheduler.make_room(plan):
                 self._compute.clear(slot)
             return plan
-
-    def _generate(self, command: Generate) -> Accepted | Refused:
-        try:
-            tokens = self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw)
-            started = [self._start(command, tokens, answer) for answer in range(command.parameters.n)]
-        except errors.BadRequest as error:
-            for answer in range(command.parameters.n):
-                self._compute.end((command.id, answer))
-            return Refused(command.id, error.to_problem())
-        for one in started:
-            self._scheduler.submit(one)
-        return Accepted(command.id, len(tokens))
 
     def _start(self, command: Generate, tokens: list[int], answer: int) -> sequence.Sequence:
         parameters = sampling.of_answer(command.parameters, answer)
@@ -168,3 +184,7 @@ class Loop:
                 (token.logprob,) if token.logprob is not None and taken.token_ids else (),
                 taken.calls,
             )
+
+
+def _text_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))

@@ -13,6 +13,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -24,9 +26,12 @@ from services.inference.engine import confinement, llama_model, loading, model_p
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.gguf import NotAModel
 from services.inference.engine.loop import Loop
+from services.inference.engine.tokenize_queue import TokenizeQueue
 from shared import errors
 
 _RECEIVE_BYTES = 256 * 1024
+#: How long tokenizing may keep Python from the loop, which gives Python up with each call of llama.cpp and does dozens in a step.
+SWITCH_SECONDS = 0.0002
 
 
 class WorkerGone(Exception):
@@ -43,21 +48,31 @@ class Channel:
     def send(self, report: wire.Report) -> None:
         self._connection.sendall(wire.pack(report))
 
-    def commands(self, *, wait: bool) -> Iterator[wire.Command]:
-        """What has arrived, or, with ``wait``, what arrives next. Raises WorkerGone."""
-        received = b""
+    def load(self) -> wire.Command:
+        """The first command. Raises WorkerGone."""
         while True:
-            for body in self._unframer.feed(received):
-                wait = False
-                yield wire.command_decoder.decode(body)
-            if not wait and not select.select([self._connection], [], [], 0)[0]:
-                return
-            received = self._connection.recv(_RECEIVE_BYTES)
-            if not received:
-                raise WorkerGone
+            for command in self._receive():
+                # What follows stays in the unframer.
+                return command
+
+    def commands(self, *, wait_for: TokenizeQueue | None) -> list[wire.Command]:
+        """What has arrived. With ``wait_for``, blocks until something arrives, or until that has results. Raises WorkerGone."""
+        readable: list[socket.socket | TokenizeQueue] = [self._connection] if wait_for is None else [self._connection, wait_for]
+        received: list[wire.Command] = []
+        while self._connection in select.select(readable, [], [], 0 if wait_for is None or received else None)[0]:
+            received += self._receive()
+        return received
+
+    def _receive(self) -> Iterator[wire.Command]:
+        data = self._connection.recv(_RECEIVE_BYTES)
+        if not data:
+            raise WorkerGone
+        for body in self._unframer.feed(data):
+            yield wire.command_decoder.decode(body)
 
 
 def main() -> None:
+    sys.setswitchinterval(SWITCH_SECONDS)
     lifeline.die_with(int(sys.argv[2]))
     # Ctrl-C in a terminal reaches the whole group, systemd's SIGTERM the whole unit; but the worker drains first, and
     # needs its engine for that. Closing the socket is what ends this process.
@@ -74,7 +89,7 @@ def main() -> None:
 
 
 def _serve(channel: Channel) -> None:
-    load = next(channel.commands(wait=True))
+    load = channel.load()
     if not isinstance(load, wire.Load):
         raise errors.ProtocolViolation("the engine's first message must be Load")
     unconfined = _confine()
@@ -82,7 +97,7 @@ def _serve(channel: Channel) -> None:
         model_parts.check(Path(load.path))
         with llama_model.opened(load, lambda progress: channel.send(wire.Loading(progress))) as model:
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
-            _run(channel, Loop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
+            run(channel, Loop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
     except (loading.LoadRefused, NotAModel) as refused:
         channel.send(wire.LoadFailed(str(refused)))
 
@@ -98,19 +113,34 @@ def _confine() -> str:
     return ""
 
 
-def _run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
+def run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
+    """Serve until the worker is gone, which raises WorkerGone. The loop runs in a thread, and this one tokenizes."""
+    with TokenizeQueue() as texts, ThreadPoolExecutor(1, "loop") as threads:
+        ended = threads.submit(_run_loop, channel, loop, embeddings, texts)
+        ended.add_done_callback(lambda _: texts.close())
+        try:
+            texts.run()
+        finally:
+            texts.close()
+        ended.result()
+
+
+def _run_loop(channel: Channel, loop: Loop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
     began = time.perf_counter()
     while True:
         # Without work, sleep in the socket; with work, look into it between two steps.
         asleep = loop.idle and embeddings.idle
-        for command in channel.commands(wait=asleep):
-            if asleep:
-                began, asleep = time.perf_counter(), False
-            if (report := _handled(command, loop, embeddings)) is not None:
-                channel.send(report)
+        commands = channel.commands(wait_for=texts if asleep else None)
+        if asleep:
+            began = time.perf_counter()
+        for command in commands:
+            if (refused := _handled(command, loop, embeddings, texts)) is not None:
+                channel.send(refused)
+        for report in texts.results():
+            channel.send(report)
         if (step := loop.step()) is not None:
             ended = time.perf_counter()
-            # Whatever happens between two steps counts too: reading prompts' texts, and telling the worker.
+            # Whatever happens between two steps counts too: beginning sequences, and telling the worker.
             channel.send(msgspec.structs.replace(step, seconds=ended - began))
             began = ended
         for turned in embeddings.turn(step):
@@ -119,19 +149,29 @@ def _run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
             began = time.perf_counter()
 
 
-def _handled(command: wire.Command, loop: Loop, embeddings: EmbeddingLoop) -> wire.Accepted | wire.Refused | None:
+def _handled(command: wire.Command, loop: Loop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> wire.Refused | None:
     match command:
-        case wire.Generate():
-            return loop.handle(command)
-        case wire.Embed():
-            return embeddings.handle(command)
+        case wire.Generate() | wire.Embed():
+            try:
+                _queue_text(command, loop, embeddings, texts)
+            except (errors.BadRequest, errors.Overloaded, errors.Unavailable) as error:
+                return wire.Refused(command.id, error.to_problem())
         case wire.Cancel():
+            texts.cancel(command.id)
             embeddings.cancel(command.id)
-            return loop.handle(command)
+            loop.cancel(command.id)
         case wire.Load():
             raise errors.ProtocolViolation("an engine loads one model, once")
         case _:
             assert_never(command)
+    return None
+
+
+def _queue_text(command: wire.Generate | wire.Embed, loop: Loop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
+    if isinstance(command, wire.Generate):
+        texts.submit(command.id, loop.measure(command), partial(loop.tokenize, command), partial(loop.begin, command))
+    else:
+        texts.submit(command.id, embeddings.measure(command), partial(embeddings.tokenize, command), partial(embeddings.begin, command))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import takewhile
 from types import FrameType
 
 import jinja2
@@ -28,13 +29,16 @@ from shared.api.generation import ChatMessage, Tool, ToolCall
 
 #: Templates add a few words per message to texts of at most 1 MiB.
 MAX_RENDERED_CHARACTERS = 4 * 1024 * 1024
-#: Honest templates take a millisecond; the engine stands still meanwhile.
+#: Honest templates take a millisecond; other prompts wait meanwhile.
 MAX_RENDER_SECONDS = 1.0
 #: Once per model: the longest published templates have 17,000 characters and compile in 0.1 s.
 MAX_COMPILE_SECONDS = 5.0
 MAX_SOURCE_CHARACTERS = 64 * 1024
 #: Templates ask for the date; the C library widens each of the format's letters up to a few hundred times.
 MAX_DATE_FORMAT_CHARACTERS = 64
+
+#: Characters in one search for special tokens: Python's other threads wait until it ends, which takes about a millisecond.
+_SEARCHED_AT_ONCE = 16 * 1024
 
 #: A code point that Unicode reserves for a program's own use in memory (a noncharacter), removed from what users write.
 MARK = "\ufdd0"
@@ -171,32 +175,56 @@ class SpecialTokens:
     """The spellings of a model's special tokens: marks them in users' texts, and cuts a rendered prompt at the marks."""
 
     def __init__(self, spellings: tuple[str, ...]) -> None:
-        self._by_first: dict[str, list[str]] = {}
-        for spelling in spellings:
-            # One character cannot be cut in two; such tokens (single control characters) say nothing to a chat template.
-            if len(spelling) > 1:
-                self._by_first.setdefault(spelling[0], []).append(spelling)
-        firsts = "|".join(re.escape(first) for first in self._by_first)
-        self._firsts = re.compile(firsts or r"(?!)")
+        # One character cannot be cut in two; such tokens (single control characters) say nothing to a chat template.
+        long = {spelling for spelling in spellings if len(spelling) > 1}
+        self._spelled = re.compile(_lookahead(long))
+        self._beginnings = {spelling[:end] for spelling in long for end in range(1, len(spelling))}
+        self._longest = max(map(len, long), default=0)
 
     def mark(self, text: str) -> str:
         """Put a MARK behind the first character of every special token that the text spells, or may begin to spell at
         its end, where a template may join another message's text to it."""
         text = text.replace(MARK, "")
-        ends = text.rstrip()
-
-        def marked(first: re.Match[str]) -> str:
-            return first[0] + MARK if self._spelled(text, ends, first.start()) else first[0]
-
-        return self._firsts.sub(marked, text)
+        places = {*self._whole(text), *self._begun(text.rstrip())}
+        pieces, before = [], 0
+        for place in sorted(places):
+            pieces.append(text[before : place + 1])
+            before = place + 1
+        return MARK.join((*pieces, text[before:]))
 
     def cut(self, rendered: str) -> list[str]:
         """The parts of a rendered prompt that may each be tokenised with special tokens recognised."""
         return [part for part in rendered.split(MARK) if part]
 
-    def _spelled(self, text: str, ends: str, at: int) -> bool:
-        rest = ends[at:]
-        return any(text.startswith(spelling, at) or (rest and spelling.startswith(rest)) for spelling in self._by_first[text[at]])
+    def _whole(self, text: str) -> Iterator[int]:
+        for start in range(0, len(text), _SEARCHED_AT_ONCE):
+            end = start + _SEARCHED_AT_ONCE
+            for found in self._spelled.finditer(text, start, end + self._longest):
+                if found.start() >= end:
+                    break
+                yield found.start()
+
+    def _begun(self, text: str) -> Iterator[int]:
+        for start in range(max(0, len(text) - self._longest), len(text)):
+            if text[start:] in self._beginnings:
+                yield start
+
+
+def _lookahead(spellings: set[str]) -> str:
+    """A pattern for the first character of any of the spellings. It looks ahead, because the next one may begin inside this one."""
+    firsts = {spelling[0] for spelling in spellings}
+    tails = {first: [spelling[1:] for spelling in spellings if spelling[0] == first] for first in sorted(firsts)}
+    return "|".join(f"{re.escape(first)}(?={_any_of(tails[first])})" for first in tails) or r"(?!)"
+
+
+def _any_of(texts: list[str]) -> str:
+    """A pattern for text that begins with one of these. Branches by character, so a search does not try each text in turn."""
+    shared = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(texts), max(texts), strict=False)))
+    tails = [text[len(shared) :] for text in texts]
+    if "" in tails:
+        return re.escape(shared)
+    firsts = sorted({tail[0] for tail in tails})
+    return f"{re.escape(shared)}(?:{'|'.join(_any_of([tail for tail in tails if tail[0] == first]) for first in firsts)})"
 
 
 def _compiled(sandbox: template_sandbox.Sandbox, source: str) -> jinja2.Template:
@@ -234,7 +262,7 @@ def _no_place(message: str) -> errors.BadRequest:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the block by an alarm. Only a main thread can have one; the engine renders in its main thread."""
+    """Interrupt the block by an alarm. Only a main thread can have one; the engine renders in its main thread (`tokenize_queue`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

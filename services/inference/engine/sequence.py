@@ -99,14 +99,20 @@ def start(
     calls: ToolCallParser | None = None,
 ) -> Sequence:
     """A sequence that fits the context; raises BadRequest when not even one token fits behind the prompt."""
-    room = context_tokens - len(prompt)
-    if not prompt:
-        raise errors.BadRequest("the prompt is empty")
-    if room < 1:
-        raise errors.BadRequest(
-            f"the prompt has {len(prompt)} tokens; with an answer of at least one token the model's context holds {context_tokens}",
-            hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
-        )
+    room = check_fits(len(prompt), context_tokens)
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
     shown = output.Output(output.Stops(parameters.stop), calls)
     return Sequence(identity, answer, list(prompt), len(prompt), limit, parameters, shown, salt)
+
+
+def check_fits(prompt_tokens: int, context_tokens: int) -> int:
+    """How many tokens of the context a prompt leaves for the answer. Raises BadRequest when not even one is left."""
+    room = context_tokens - prompt_tokens
+    if not prompt_tokens:
+        raise errors.BadRequest("the prompt is empty")
+    if room < 1:
+        raise errors.BadRequest(
+            f"the prompt has {prompt_tokens} tokens; with an answer of at least one token the model's context holds {context_tokens}",
+            hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
+        )
+    return room

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import prompt
+from services.inference.engine import prompt, sequence
 from shared import errors
 
 #: A token id that llama.cpp returns for "this vocabulary has none".
@@ -24,6 +24,8 @@ class Vocabulary:
     def __init__(self, vocab: native.llama_vocab_p) -> None:
         self._vocab = vocab
         self.size = int(native.llama_vocab_n_tokens(vocab))
+        #: As the vocabulary writes them, which is never shorter than what they stand for.
+        self.longest_token_bytes = max((len(native.llama_vocab_get_text(vocab, token)) for token in range(self.size)), default=1)
         self.special = prompt.SpecialTokens(tuple(self._special_spellings()))
         self.end_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_is_eog(vocab, token))
         self._bos = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else NO_TOKEN
@@ -42,9 +44,12 @@ class Vocabulary:
     def show_for_tools(self, spellings: tuple[str, ...]) -> None:
         self.shown_for_tools = frozenset(token for token in range(self.size) if self._spelling(token) in spellings)
 
-    def tokens_of(self, rendered: str) -> list[int]:
-        """Of a prompt whose parts from users are marked. Raises BadRequest."""
-        tokens = [token for part in self.special.cut(rendered) for token in self._tokenize(part)]
+    def tokens_of(self, rendered: str, *, context_tokens: int) -> list[int]:
+        """Of a prompt whose parts from users are marked. Raises BadRequest where it does not fit the context."""
+        parts = [self._tokenize(part) for part in self.special.cut(rendered)]
+        # Before a list is made of them: for a million tokens that takes 20 ms, in which no other thread can run.
+        sequence.check_fits(max(1, sum(count for _, count in parts)), context_tokens)
+        tokens = [token for native_tokens, count in parts for token in native_tokens[:count]]
         if self._bos != NO_TOKEN and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
@@ -66,14 +71,15 @@ class Vocabulary:
                 return buffer.raw[:length]
             size = -length
 
-    def _tokenize(self, part: str) -> list[int]:
+    def _tokenize(self, part: str) -> "tuple[ctypes.Array[ctypes.c_int32], int]":
+        """An array, and how many tokens there are in it."""
         raw = part.encode("utf-8", "replace")
         room = len(raw) + 8
         tokens = (native.llama_token * room)()
         count = native.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, True)
         if count < 0:
             raise errors.BadRequest("the model's tokenizer cannot read this prompt")
-        return tokens[:count]
+        return tokens, count
 
     def _special_spellings(self) -> Iterator[str]:
         for token in range(self.size):

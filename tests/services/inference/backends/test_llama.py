@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,54 @@ async def test_odd_characters_are_harmless(backend: LlamaBackend) -> None:
 async def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(backend: LlamaBackend) -> None:
     with pytest.raises(errors.BadRequest, match=r"has \d{4} tokens.*holds 512"):
         await ask(backend, job(LONG * 100))
+
+
+class Timed(Reader):
+    """Remembers when each piece came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    async def send(self, item: Chunk) -> None:
+        self.times.append(time.monotonic())
+        await super().send(item)
+
+    def largest_gap(self, first: int) -> float:
+        return max(after - before for before, after in pairwise(self.times[first:]))
+
+
+#: Most of what this context may be asked to hold.
+HOSTILE = {"angle brackets": "<" * 60_000, "markup": "<p>Hello <b>you</b></p>\n" * 2_400, "one letter": "a" * 60_000}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_a_long_text_does_not_hold_up_four_running_answers(backend: LlamaBackend, kind: str) -> None:
+    """Several tries, because others use this machine, too: the fault held up the answers each time, for more than a second."""
+    streams = [Timed() for _ in range(4)]
+
+    async def run_tokens(count: int) -> float:
+        """The largest gap in the next tokens of all streams."""
+        first = [len(stream.times) - 1 for stream in streams]
+        await until(lambda: all(len(stream.times) > begin + count for stream, begin in zip(streams, first, strict=True)))
+        return max(stream.largest_gap(begin) for stream, begin in zip(streams, first, strict=True))
+
+    async def refused() -> None:
+        with pytest.raises(errors.BadRequest, match=r"has \d+ tokens.*holds 512"):
+            await backend.generate(job(HOSTILE[kind]), Reader())
+
+    ratios: list[float] = []
+    async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
+        answers = [tasks.create_task(backend.generate(job("Hi", max_tokens=460, ignore_eos=True), stream)) for stream in streams]
+        await until(lambda: all(stream.times for stream in streams))
+        while len(ratios) < 6 and min(ratios, default=9) > 3:
+            quiet = await run_tokens(25)
+            hostile = tasks.create_task(refused())
+            ratios.append(await run_tokens(25) / quiet)
+            await hostile
+        for answer in answers:
+            answer.cancel()
+    assert min(ratios) <= 3
 
 
 async def test_an_answer_may_fill_the_context_to_its_end(backend: LlamaBackend) -> None:

@@ -42,8 +42,9 @@ def embed(embedder: Embedder, *inputs: str, dimensions: int | None = None) -> tu
     """How many tokens they have, and their vectors. Raises what the loop refuses them with."""
     loop, tokens = EmbeddingLoop(embedder), 0
     vectors: list[Vector] = []
-    first = loop.handle(Embed(1, inputs, dimensions))
-    reports: list[Accepted | Refused | EmbeddingTurn] = [first] if first is not None else []
+    command = Embed(1, inputs, dimensions)
+    loop.measure(command)
+    reports: list[Accepted | Refused | EmbeddingTurn] = [loop.begin(command, loop.tokenize(command))]
     while not loop.idle:
         reports += loop.turn(None)
     for report in reports:
@@ -93,7 +94,7 @@ def test_a_text_that_is_computed_in_pieces_has_the_vector_of_the_whole(smollm2: 
 def test_counts_are_the_tokenizers_and_special_tokens_in_a_text_are_text(smollm2: llama_model.LlamaModel) -> None:
     spelled = "<|im_start|>system"
     tokens, vectors = embed(smollm2.embedder, CAT, "é😀", spelled)
-    ids = [smollm2._vocabulary.tokens_of(smollm2._vocabulary.special.mark(text)) for text in (CAT, "é😀", spelled)]
+    ids = [smollm2._vocabulary.tokens_of(smollm2._vocabulary.special.mark(text), context_tokens=CONTEXT) for text in (CAT, "é😀", spelled)]
     assert tokens == sum(map(len, ids))
     assert len(ids[2]) > 2
     assert len(vectors) == 3

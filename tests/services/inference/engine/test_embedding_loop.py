@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from services.inference.engine import embedding_loop
 from services.inference.engine.embedding_loop import LEAST_TOKENS, EmbeddingLoop
 from services.inference.engine.embedding_queue import Piece
 from services.inference.engine.pooling import Pooling
@@ -66,7 +65,14 @@ class Asked:
         self.refused: dict[int, errors.Problem] = {}
 
     def ask(self, number: int, *inputs: str, dimensions: int | None = None) -> None:
-        self._take([report] if (report := self.loop.handle(Embed(number, inputs, dimensions))) else [])
+        command = Embed(number, inputs, dimensions)
+        try:
+            self.loop.measure(command)
+            texts = self.loop.tokenize(command)
+        except (errors.BadRequest, errors.Unavailable) as error:
+            self._take([Refused(number, error.to_problem())])
+        else:
+            self._take([self.loop.begin(command, texts)])
 
     def turn(self, step: Step | None = None) -> None:
         self._take(self.loop.turn(step))
@@ -151,20 +157,6 @@ def test_while_answers_run_a_turn_takes_little_and_never_nothing() -> None:
     asked.ask(2, "a" * 40)
     asked.turn(None)
     assert model.batches[-1] == LetterModel.step_tokens
-
-
-def test_a_turn_counts_a_bounded_part_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_loop, "COUNT_BYTES", 10)
-    asked = Asked(LetterModel())
-    asked.ask(1, *["aaaa"] * 6)
-    turns = []
-    while len(asked.model.counted) < 6:
-        before = len(asked.model.counted)
-        assert not asked.accepted
-        asked.turn()
-        turns.append(len(asked.model.counted) - before)
-    assert turns == [2, 2, 2]
-    assert asked.accepted == {1: 24}
 
 
 def test_cancel_at_every_moment_leaves_the_others_and_no_memory() -> None:

@@ -15,6 +15,7 @@ from services.inference.engine.sampling import Parameters
 from services.inference.engine.wire import Accepted, Cancel, Generate, Progress, Refused
 from shared.api.generation import ChatMessage
 from shared.types import FinishReason
+from tests.services.inference.engine.commands import handle
 
 SLOTS = 16
 CONTEXT = 256
@@ -65,7 +66,7 @@ def ask(
 
 def finish(running: Loop, *commands: Generate) -> dict[int, list[Progress]]:
     for command in commands:
-        assert isinstance(running.handle(command), Accepted)
+        assert isinstance(handle(running, command), Accepted)
     reports: dict[int, list[Progress]] = {command.id: [] for command in commands}
     while not running.idle:
         step = running.step()
@@ -123,10 +124,10 @@ def test_in_the_exact_layout_a_prefix_that_was_found_changes_nothing(exact: Llam
     first = finish(running, long)[1]
     again = finish(running, long)[1]
     # One that holds this slot while the other begins.
-    running.handle(ask(2, long.messages[1].content, changed(WILD, seed=9), salt="a"))
+    handle(running, ask(2, long.messages[1].content, changed(WILD, seed=9), salt="a"))
     for _ in range(5):
         running.step()
-    running.handle(long)
+    handle(running, long)
     reports: list[Progress] = []
     while (step := running.step()) is not None:
         reports += [progress for progress in step.progress if progress.id == 1]
@@ -151,10 +152,10 @@ def test_several_answers_differ_and_the_first_is_the_one_given_alone(fast: Llama
 def test_in_one_pool_a_prefix_is_shared_with_a_busy_slot_but_not_with_another_tenant(fast: LlamaModel) -> None:
     expected = text(answer(fast, ask()))
     running = loop(fast)
-    running.handle(ask(9, parameters=changed(GREEDY, max_tokens=60, ignore_eos=True), salt="a"))
+    handle(running, ask(9, parameters=changed(GREEDY, max_tokens=60, ignore_eos=True), salt="a"))
     running.step()
     reports = finish_besides(running, ask(1, salt="a"), ask(2, salt="b"), ask(3))
-    running.handle(Cancel(9))
+    handle(running, Cancel(9))
     assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [len(fast.prompt_tokens(ask().messages)) - 1, 0, 0]
     assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
 
@@ -162,7 +163,7 @@ def test_in_one_pool_a_prefix_is_shared_with_a_busy_slot_but_not_with_another_te
 def finish_besides(running: Loop, *commands: Generate) -> dict[int, list[Progress]]:
     """Until these are answered, whoever else is running."""
     for command in commands:
-        running.handle(command)
+        handle(running, command)
     reports: dict[int, list[Progress]] = {command.id: [] for command in commands}
     while not all(one and one[-1].finish for one in reports.values()):
         step = running.step()
@@ -286,7 +287,7 @@ def test_parameters_at_their_limits_give_an_answer(fast: LlamaModel, parameters:
 )
 def test_what_llama_cpp_would_end_the_process_over_is_refused(fast: LlamaModel, command: Generate, words: str) -> None:
     running = loop(fast)
-    refused = running.handle(command)
+    refused = handle(running, command)
     assert isinstance(refused, Refused)
     assert refused.problem.code == "bad_request"
     assert words in refused.problem.message
@@ -307,6 +308,6 @@ def test_a_raw_text_is_tokenised_as_it_is_and_gone_on_with(fast: LlamaModel) -> 
 
 def test_a_command_that_is_raw_reaches_the_model_as_raw(fast: LlamaModel) -> None:
     text = "Once upon a time, there was a little"
-    told = loop(fast).handle(Generate(1, (ChatMessage("user", text),), GREEDY, raw=True))
+    told = handle(loop(fast), Generate(1, (ChatMessage("user", text),), GREEDY, raw=True))
     assert isinstance(told, Accepted)
     assert told.prompt_tokens == len(fast.prompt_tokens((ChatMessage("user", text),), raw=True))

@@ -12,6 +12,7 @@ from services.inference.engine.wire import Accepted, Cancel, Generate, Progress,
 from shared import errors
 from shared.api.generation import ChatMessage
 from shared.types import FinishReason
+from tests.services.inference.engine.commands import handle
 from tests.services.inference.engine.toy_model import ToyModel
 
 MODES = [KvMode.EXACT, KvMode.FAST]
@@ -65,7 +66,7 @@ def said(reports: list[Progress], answer: int = 0) -> bytes:
 
 def alone(command: Generate, **model: int | KvMode) -> list[Progress]:
     running = loop(ToyModel(**model))  # type: ignore[arg-type]  # fields of one dataclass
-    assert isinstance(running.handle(command), Accepted)
+    assert isinstance(handle(running, command), Accepted)
     return finish(running)[command.id]
 
 
@@ -75,7 +76,7 @@ def alone(command: Generate, **model: int | KvMode) -> list[Progress]:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
     running = loop(ToyModel(mode))
-    assert running.handle(generate(1, "häl")) == Accepted(1, 4)
+    assert handle(running, generate(1, "häl")) == Accepted(1, 4)
     reports = finish(running)[1]
     assert [(progress.token_ids, progress.text, progress.finish) for progress in reports] == [
         ((ord("h"),), "h", None),
@@ -117,9 +118,9 @@ def test_a_finished_sequence_leaves_only_what_may_be_used_again(mode: KvMode) ->
     model = ToyModel(mode)
     running = loop(model)
     prompt = "a prompt that is worth to be found again"
-    running.handle(generate(1, prompt, salt="a", max_tokens=5))
+    handle(running, generate(1, prompt, salt="a", max_tokens=5))
     first = finish(running)[1]
-    running.handle(generate(2, prompt + "a prompt", salt="a"))
+    handle(running, generate(2, prompt + "a prompt", salt="a"))
     second = finish(running)[2]
     assert model.begun == {}
     assert {progress.cached_tokens for progress in first} == {0}
@@ -145,8 +146,8 @@ def test_a_finished_sequence_leaves_only_what_may_be_used_again(mode: KvMode) ->
 def test_what_cannot_be_taken_is_refused_at_once_and_others_go_on(command: Generate, words: str) -> None:
     model = ToyModel(context_tokens=16)
     running = loop(model)
-    running.handle(generate(1, "abc"))
-    refused = running.handle(command)
+    handle(running, generate(1, "abc"))
+    refused = handle(running, command)
     assert isinstance(refused, Refused)
     assert refused.problem.code == "bad_request"
     assert words in refused.problem.message
@@ -158,14 +159,14 @@ def test_the_model_is_told_the_limit_that_holds_and_not_the_wish() -> None:
     """Samplers reserve memory for the whole answer."""
     model = ToyModel(context_tokens=16)
     running = loop(model)
-    running.handle(generate(1, "abc", max_tokens=2**63 - 1))
-    running.handle(generate(2, "abc"))
+    handle(running, generate(1, "abc", max_tokens=2**63 - 1))
+    handle(running, generate(2, "abc"))
     assert [parameters.max_tokens for parameters in model.begun.values()] == [13, 13]
 
 
 def test_a_failed_decode_ends_the_process() -> None:
     running = loop(ToyModel(crash=True))
-    running.handle(generate(1, "abc"))
+    handle(running, generate(1, "abc"))
     with pytest.raises(errors.ModelCrashed):
         running.step()
 
@@ -180,7 +181,7 @@ def test_without_work_there_is_no_step() -> None:
 def test_all_answers_of_a_step_are_in_one_report() -> None:
     running = loop(ToyModel(step_tokens=64))
     for identity in (1, 2, 3):
-        running.handle(generate(identity, "abcdef"))
+        handle(running, generate(identity, "abcdef"))
     step = running.step()
     assert step is not None
     assert [progress.id for progress in step.progress] == [1, 2, 3]
@@ -191,9 +192,9 @@ def test_a_step_tells_what_it_did(mode: KvMode) -> None:
     clock = itertools.count()
     model = ToyModel(mode, batch_seconds=0.25)
     running = Loop(model, slots=4, mode=mode, clock=lambda: float(next(clock)))
-    running.handle(generate(1, "abc"))
+    handle(running, generate(1, "abc"))
     running.step()
-    running.handle(generate(2, "twelve bytes"))
+    handle(running, generate(2, "twelve bytes"))
     model.batches.clear()
     step = running.step()
     assert model.batches == [[(1, 3, 1), (2, 0, 8)]]
@@ -206,10 +207,10 @@ def test_a_step_tells_what_it_did(mode: KvMode) -> None:
 def test_cancel_frees_the_slot_before_the_next_step() -> None:
     model = ToyModel(slots=1)
     running = loop(model)
-    running.handle(generate(1, "abcdefgh"))
-    running.handle(generate(2, "xy"))
+    handle(running, generate(1, "abcdefgh"))
+    handle(running, generate(2, "xy"))
     running.step()
-    assert running.handle(Cancel(1)) is None
+    assert handle(running, Cancel(1)) is None
     step = running.step()
     assert step is not None
     assert [progress.id for progress in step.progress] == [2]
@@ -221,10 +222,10 @@ def test_cancel_frees_the_slot_before_the_next_step() -> None:
 def test_cancel_at_any_moment_ends_every_answer_of_the_request_and_no_other(steps: int, mode: KvMode) -> None:
     model = ToyModel(mode, slots=3)
     running = loop(model)
-    running.handle(generate(1, "a prompt of some length", salt="a", n=4))
-    running.handle(generate(2, "another one", salt="a"))
+    handle(running, generate(1, "a prompt of some length", salt="a", n=4))
+    handle(running, generate(2, "another one", salt="a"))
     told = [running.step() for _ in range(steps)]
-    running.handle(Cancel(1))
+    handle(running, Cancel(1))
     assert set(model.begun) <= {(2, 0)}
     rest = finish(running)
     assert set(rest) <= {2}
@@ -234,10 +235,10 @@ def test_cancel_at_any_moment_ends_every_answer_of_the_request_and_no_other(step
 
 def test_cancel_of_one_that_is_over_or_unknown_does_nothing() -> None:
     running = loop(ToyModel())
-    running.handle(generate(1, "abc"))
+    handle(running, generate(1, "abc"))
     finish(running)
     for identity in (1, 7):
-        assert running.handle(Cancel(identity)) is None
+        assert handle(running, Cancel(identity)) is None
     assert running.idle
 
 
@@ -250,8 +251,8 @@ def test_the_same_seed_says_the_same_alone_and_in_company(mode: KvMode) -> None:
     expected = text(alone(command, mode=mode))
     crowd = loop(ToyModel(mode, slots=3))
     for identity in range(2, 8):
-        crowd.handle(generate(identity, "once upon" + "x" * identity * 4, temperature=1, seed=identity, salt="ab"[identity % 2]))
-    crowd.handle(command)
+        handle(crowd, generate(identity, "once upon" + "x" * identity * 4, temperature=1, seed=identity, salt="ab"[identity % 2]))
+    handle(crowd, command)
     assert len(expected) > 10
     assert text(finish(crowd)[1]) == expected
 
@@ -261,7 +262,7 @@ def test_several_answers_differ_and_the_first_is_the_one_given_alone(mode: KvMod
     expected = text(alone(generate(1, "once upon a time", temperature=1, seed=LONG), mode=mode))
     model = ToyModel(mode, slots=3)
     running = loop(model)
-    running.handle(generate(1, "once upon a time", temperature=1, seed=LONG, salt="a", n=4))
+    handle(running, generate(1, "once upon a time", temperature=1, seed=LONG, salt="a", n=4))
     reports = finish(running)[1]
     answers = [text(reports, answer) for answer in range(4)]
     assert answers[0] == expected
@@ -296,7 +297,7 @@ def test_a_resumed_answer_draws_the_rest_and_keeps_to_the_limit_of_the_whole(mod
 
 def test_the_model_is_told_what_was_delivered() -> None:
     model = ToyModel()
-    loop(model).handle(generate(1, "abcdef", delivered=b"ab"))
+    handle(loop(model), generate(1, "abcdef", delivered=b"ab"))
     assert model.delivered == {(1, 0): (ord("a"), ord("b"))}
 
 
@@ -308,10 +309,10 @@ def test_what_cannot_be_settled_is_read_again_and_not_told_as_cached(mode: KvMod
     model = ToyModel(mode)
     running = loop(model)
     prompt = "x" * 20
-    running.handle(generate(1, prompt, salt="a"))
+    handle(running, generate(1, prompt, salt="a"))
     finish(running)
     model.unsettled = 1
-    running.handle(generate(2, prompt, salt="a"))
+    handle(running, generate(2, prompt, salt="a"))
     reports = finish(running)[2]
     assert text(reports) == prompt
     assert reports[0].cached_tokens == 0
@@ -322,11 +323,11 @@ def test_nobody_shares_with_a_slot_that_could_not_be_settled() -> None:
     running = loop(model)
     prompt = "x" * 20
     for identity in (1, 2):
-        running.handle(generate(identity, prompt, salt="a"))
+        handle(running, generate(identity, prompt, salt="a"))
         finish(running)
     model.unsettled = 1
     for identity in (3, 4, 5):
-        running.handle(generate(identity, prompt, salt="a"))
+        handle(running, generate(identity, prompt, salt="a"))
     assert {identity: text(reports) for identity, reports in finish(running).items()} == {3: prompt, 4: prompt, 5: prompt}
 
 
@@ -335,10 +336,10 @@ def test_a_prompt_begins_behind_an_answer_that_is_still_coming(mode: KvMode) -> 
     model = ToyModel(mode, context_tokens=256, pool_tokens=1024)
     running = loop(model)
     prompt = "p" * 80
-    running.handle(generate(1, prompt, salt="a"))
+    handle(running, generate(1, prompt, salt="a"))
     for _ in range(40):
         running.step()
-    running.handle(generate(2, prompt + "p" * 20 + "q", salt="a"))
+    handle(running, generate(2, prompt + "p" * 20 + "q", salt="a"))
     assert finish(running)[2][0].cached_tokens == 100
 
 
@@ -348,7 +349,7 @@ def test_a_prompt_begins_behind_an_answer_that_is_still_coming(mode: KvMode) -> 
 def test_a_prompt_of_any_length_gets_through_when_it_has_all_the_memory(length: int, step_tokens: int, mode: KvMode) -> None:
     model = ToyModel(mode, context_tokens=32, pool_tokens=32, step_tokens=step_tokens, slots=1)
     running = loop(model)
-    running.handle(generate(1, "x" * length, salt="a"))
+    handle(running, generate(1, "x" * length, salt="a"))
     assert text(finish(running)[1]) == "x" * min(length, 32 - length)
     assert sum(count for batch in model.batches for _, _, count in batch) < 32, "something was computed twice"
 
@@ -402,9 +403,9 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
             break
         for identity, one in enumerate(asked):
             if one.at == now:
-                running.handle(generate(identity, one.said(scale), salt=one.salt, seed=one.seed, temperature=1, n=one.n))
+                handle(running, generate(identity, one.said(scale), salt=one.salt, seed=one.seed, temperature=1, n=one.n))
             if one.cancelled is not None and one.at + one.cancelled == now:
-                running.handle(Cancel(identity))
+                handle(running, Cancel(identity))
         for progress in (running.step() or Step(())).progress:
             reports[progress.id].append(progress)
     assert running.idle

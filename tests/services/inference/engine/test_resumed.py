@@ -8,6 +8,7 @@ from services.inference.engine.sampling import Parameters
 from services.inference.engine.tool_format import ToolStyle
 from services.inference.engine.wire import Accepted, Generate, Progress
 from shared.api.generation import ChatMessage, Tool
+from tests.services.inference.engine.commands import handle
 from tests.services.inference.engine.toy_model import ToyModel
 
 TOOLS = (Tool("weather"), Tool("time"))
@@ -25,7 +26,7 @@ def answer(
     running = Loop(model, slots=1, mode=KvMode.EXACT)
     parameters = Parameters(0, 1, 0, 5, max_tokens=500, stop=stop, top_logprobs=2 if logprobs else None)
     command = Generate(1, (ChatMessage("user", prompt),), parameters, "", tuple(delivered), "", tools, "request")
-    assert isinstance(running.handle(command), Accepted)
+    assert isinstance(handle(running, command), Accepted)
     reports: list[Progress] = []
     while not running.idle:
         step = running.step()

@@ -43,6 +43,7 @@ class ToyModel:
     slots: int = 4
     can_reuse: bool = True
     tool_style: ToolStyle | None = None
+    longest_token_bytes: int = 4
     decode_seconds: float = 0.0
     #: What one batch takes.
     batch_seconds: float = 0.0

@@ -1,0 +1,133 @@
+"""The order of texts, and who waits for whom. The test's own thread is the loop's; another one tokenizes."""
+
+import select
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from services.inference.engine import tokenize_queue
+from services.inference.engine.tokenize_queue import TokenizeQueue
+from services.inference.engine.wire import Accepted, Refused
+from shared import errors
+
+DEADLINE_SECONDS = 30
+
+
+class Tokenizer:
+    """Tokenizes a text when it is let go; remembers the order."""
+
+    def __init__(self, queue: TokenizeQueue) -> None:
+        self.queue = queue
+        self.began: list[int] = []
+        self.gate = threading.Semaphore(0)
+
+    def submit(self, identity: int, size: int = 1, refuses: errors.AimeshError | None = None) -> None:
+        def tokenize() -> list[int]:
+            self.began.append(identity)
+            assert self.gate.acquire(timeout=DEADLINE_SECONDS)
+            if refuses is not None:
+                raise refuses
+            return [identity] * size
+
+        self.queue.submit(identity, size, tokenize, lambda tokens: Accepted(identity, len(tokens)))
+
+    def results(self, count: int) -> list[Accepted | Refused]:
+        """Let all texts go, and wait for so many results."""
+        self.gate.release(100)
+        found: list[Accepted | Refused] = []
+        while len(found) < count:
+            assert select.select([self.queue], [], [], DEADLINE_SECONDS)[0], "there is no further result"
+            found += self.queue.results()
+        return found
+
+
+@contextmanager
+def running() -> Iterator[Tokenizer]:
+    with TokenizeQueue() as queue, ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(queue.run)
+        tokenizer = Tokenizer(queue)
+        try:
+            yield tokenizer
+        finally:
+            tokenizer.gate.release(100)
+            queue.close()
+            ended.result(DEADLINE_SECONDS)
+
+
+def test_texts_are_tokenized_elsewhere_and_continued_here() -> None:
+    with running() as tokenizer:
+        tokenizer.submit(1, 3)
+        assert not select.select([tokenizer.queue], [], [], 0)[0]
+        assert list(tokenizer.queue.results()) == []
+        assert tokenizer.results(1) == [Accepted(1, 3)]
+        assert not select.select([tokenizer.queue], [], [], 0)[0]
+
+
+def test_short_texts_pass_long_ones_and_long_ones_are_not_forgotten() -> None:
+    with TokenizeQueue() as queue:
+        tokenizer = Tokenizer(queue)
+        for identity, size in ((1, 900), (2, 800), (3, 5), (4, 4), (5, 6), (6, 7)):
+            tokenizer.submit(identity, size)
+        with ThreadPoolExecutor(1) as threads:
+            ended = threads.submit(queue.run)
+            assert {report.id for report in tokenizer.results(6)} == {1, 2, 3, 4, 5, 6}
+            queue.close()
+            ended.result(DEADLINE_SECONDS)
+    # The oldest and the shortest, in turn.
+    assert tokenizer.began == [1, 4, 2, 3, 5, 6]
+
+
+def test_a_refused_text_is_told_and_the_next_one_is_tokenized() -> None:
+    with running() as tokenizer:
+        refusal = errors.BadRequest("the model's chat template refuses these messages")
+        tokenizer.submit(1, refuses=refusal)
+        tokenizer.submit(2)
+        assert tokenizer.results(2) == [Refused(1, refusal.to_problem()), Accepted(2, 1)]
+
+
+def test_cancelled_ones_are_not_tokenized_and_the_one_in_work_has_no_result() -> None:
+    with running() as tokenizer:
+        for identity in (1, 2, 3):
+            tokenizer.submit(identity)
+        while not tokenizer.began:
+            select.select([], [], [], 0.001)
+        tokenizer.queue.cancel(1)
+        tokenizer.queue.cancel(2)
+        tokenizer.queue.cancel(77)
+        assert tokenizer.results(1) == [Accepted(3, 1)]
+        assert tokenizer.began == [1, 3]
+
+
+def test_one_cancelled_when_it_is_tokenized_has_no_result() -> None:
+    with running() as tokenizer:
+        tokenizer.gate.release()
+        tokenizer.submit(1)
+        assert select.select([tokenizer.queue], [], [], DEADLINE_SECONDS)[0]
+        tokenizer.queue.cancel(1)
+        assert list(tokenizer.queue.results()) == []
+        # Otherwise an idle engine would spin.
+        assert not select.select([tokenizer.queue], [], [], 0)[0]
+
+
+def test_the_texts_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize_queue, "MAX_WAITING_BYTES", 10)
+    with TokenizeQueue() as queue:
+        tokenizer = Tokenizer(queue)
+        tokenizer.submit(1, 6)
+        tokenizer.submit(2, 4)
+        with pytest.raises(errors.Overloaded):
+            tokenizer.submit(3, 1)
+        queue.cancel(2)
+        tokenizer.submit(3, 4)
+
+
+def test_the_loop_hears_when_nobody_tokenizes_any_more() -> None:
+    with TokenizeQueue() as queue:
+        queue.close()
+        queue.close()
+        assert select.select([queue], [], [], 0)[0]
+        with pytest.raises(errors.Internal):
+            list(queue.results())
