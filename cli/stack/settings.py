@@ -177,7 +177,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "QUEUE_PER_USER": ("gateway",),
     "MODEL_ALIASES": ("gateway",),
     "DEFAULT_MODEL": ("gateway",),
-    "REQUEST_TIMEOUT_SECONDS": ("gateway",),
+    "REQUEST_TIMEOUT_SECONDS": ("gateway", "web"),
     "INFERENCE_SERVICE_PORT": ("inference",),
     "INFERENCE_BACKEND": ("inference",),
     "MODELS": ("inference",),

@@ -34,6 +34,8 @@ class Ongoing(ABC):
         self.held: Held | None = None
         #: What the worker says; closing it ends the work there.
         self.answers: AsyncGenerator[object] | None = None
+        #: Its caller gets the answer as a whole, or nothing of it.
+        self.seen_at_end = False
         #: Who runs it; None until that is decided, and where nobody has to.
         self.worker: Entry | None = None
 

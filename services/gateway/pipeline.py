@@ -42,7 +42,7 @@ from shared.directory import Entry
 from shared.spans import REQUEST_ID
 from shared.telemetry import Metrics, logs
 from shared.telemetry.answers import Answer, GatewayAnswers
-from shared.types import ModelName, RequestStatus, Role
+from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
 #: Of an answer whose caller names no number, where the model has room for as many: a whole page, and a bounded price.
 DEFAULT_MAX_TOKENS = 4096
@@ -114,6 +114,7 @@ class Pipeline:
         token. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what ``let_in`` raises, or the worker's own error. An
         exception out of the block, a cancel included, ends the generation on the worker."""
         running = Running(self.clock)
+        running.seen_at_end = not streamed
         async with self.recorded(running, principal, seconds=seconds):
             order = await self._prepare(running, principal, request, seconds, streamed=streamed)
             running.answers = self._answers(running, order, drawn_seed, cache)
@@ -263,6 +264,8 @@ class Pipeline:
 
     def _record(self, running: Ongoing, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> Pending:
         usage = running.usage
+        # Of an answer that is given as a whole a caller has nothing when it fails.
+        is_free = running.seen_at_end and status in {RequestStatus.ERROR, RequestStatus.TIMEOUT}
         row = RequestRow(
             id=running.request_id,
             user_id=principal.user_id,
@@ -276,9 +279,9 @@ class Pipeline:
             status=status,
             error_code=_error_code(status, failure),
             created_at=running.began_at,
-            cost_micro=running.cost_micro,
+            cost_micro=MicroCredits(0) if is_free else running.cost_micro,
             cached=running.cached,
-            reservation=_reservation(status, usage),
+            reservation=ReservationState.RELEASED if is_free else _reservation(status, usage),
             worker_owner=None if running.worker is None else running.worker.announcement.owner or None,
             worker_labels=() if running.worker is None else tuple(sorted(running.worker.announcement.labels.items())),
             begins_conversation=running.begins_conversation,

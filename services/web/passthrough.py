@@ -21,8 +21,8 @@ from shared import context, errors
 CONNECT_SECONDS = 3.0
 #: A connection that did not come about is tried once more: nothing has been sent, and this program may have been the slow one.
 CONNECT_RETRIES = 1
-#: Longest silence of the gateway; a queued request hears from it sooner than that.
-READ_IDLE_SECONDS = 120.0
+#: The gateway ends a request itself, at its own deadline. It is given so much longer: whoever ends a request first decides what it costs.
+SLACK_SECONDS = 30.0
 #: A peer that takes or sends nothing for this long has stopped, on either side.
 STALLED_SECONDS = 30.0
 #: Streams last for minutes, so this is about the number of people being answered at once (the gateway's own bound is 2,000).
@@ -95,11 +95,12 @@ class Passthrough:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, gateway_url: str, ca_file: Path | None = None) -> AsyncIterator["Passthrough"]:
-        """``ca_file`` vouches for the gateway's certificate; None means the public authorities do."""
+    async def open(cls, gateway_url: str, ca_file: Path | None = None, *, request_seconds: float = 300.0) -> AsyncIterator["Passthrough"]:
+        """``ca_file`` vouches for the gateway's certificate; None means the public authorities do. ``request_seconds``: the gateway's own
+        limit of one request."""
         verify = ssl.create_default_context(cafile=ca_file)
         limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=KEEPALIVE_SECONDS)
-        timeout = httpx.Timeout(READ_IDLE_SECONDS, connect=CONNECT_SECONDS, write=STALLED_SECONDS, pool=CONNECT_SECONDS)
+        timeout = httpx.Timeout(request_seconds + SLACK_SECONDS, connect=CONNECT_SECONDS, write=STALLED_SECONDS, pool=CONNECT_SECONDS)
         # trust_env=False: HTTP_PROXY is for the outside, and the gateway is inside.
         transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=CONNECT_RETRIES, trust_env=False)
         async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
@@ -213,7 +214,9 @@ def _problem_of(error: httpx.TransportError) -> errors.AimeshError:
     if isinstance(error, httpx.LocalProtocolError):
         return errors.BadRequest("the request is not valid HTTP", hint=str(error))
     if isinstance(error, httpx.ReadTimeout):
-        return errors.DeadlineExceeded(f"the gateway was silent for {READ_IDLE_SECONDS:.0f} s", hint="try again with a smaller request")
+        return errors.DeadlineExceeded(
+            "the gateway was silent beyond its own deadline", hint="see `aicli stack logs gateway`, and try again"
+        )
     if isinstance(error, httpx.PoolTimeout):
         return errors.Overloaded(f"more than {MAX_CONNECTIONS} requests are running here", retry_after_seconds=1)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):

@@ -38,7 +38,10 @@ class WebService:
             renderer=rendering.Renderer.load(),
             now=lambda: datetime.now(UTC),
         )
-        async with passthrough.Passthrough.open(settings.gateway_url, settings.gateway_ca_file) as gateway, background() as tasks:
+        opening = passthrough.Passthrough.open(
+            settings.gateway_url, settings.gateway_ca_file, request_seconds=settings.request_timeout_seconds
+        )
+        async with opening as gateway, background() as tasks:
             tasks.create_task(site.lookout.run(node.rpc))
             yield cls(node, application.build(site), gateway, always_over_tls=settings.public_url.startswith("https://"))
 

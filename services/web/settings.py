@@ -30,6 +30,13 @@ class WebSettings(node.NodeSettings, frozen=True, kw_only=True):
         Path | None,
         Variable("GATEWAY_CA_FILE", "who vouches for the gateway's certificate, where GATEWAY_URL is https and no public authority does"),
     ] = None
+    request_timeout_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3600),
+        Variable(
+            "REQUEST_TIMEOUT_SECONDS", "the same as the gateway's; web waits 30 s longer, so that the gateway ends a request and not web"
+        ),
+    ] = 300
     public_url: Annotated[str, Variable("PUBLIC_URL", "the address people use, where a proxy is before web")] = ""
     password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "how long a password must be, at least")] = 8
 

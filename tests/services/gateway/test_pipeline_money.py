@@ -67,6 +67,29 @@ async def test_what_was_delivered_before_a_cancel_is_paid() -> None:
     assert (house.store.only_row.cost_micro, house.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
 
 
+@pytest.mark.parametrize("error", [errors.DeadlineExceeded("too late"), errors.ModelCrashed("gone")])
+@pytest.mark.parametrize(("streamed", "cost", "state"), [(True, 7 + 2, ReservationState.SETTLED), (False, 0, ReservationState.RELEASED)])
+async def test_an_answer_that_fails_before_anybody_saw_it_is_free(
+    house: House, error: errors.AimeshError, streamed: bool, cost: int, state: ReservationState
+) -> None:
+    """A proxy of ours cut a whole answer off, and its caller paid for 1,524 tokens that nobody saw."""
+    house.worker.fails_with, house.worker.fails_after = error, 1
+    with pytest.raises(errors.AimeshError):
+        async with house.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, streamed=streamed) as running:
+            async for _ in running:
+                pass
+    row = house.store.only_row
+    assert (row.cost_micro, row.reservation, row.completion_tokens) == (cost, state, 1)
+
+
+async def test_a_caller_who_leaves_a_whole_answer_pays_for_what_was_made_of_it() -> None:
+    asked = InferenceRequest(prompt="hi")
+    async with fakes.house() as house, house.pipeline.run(OWNER, asked, seconds=10, streamed=False) as running:
+        async for _ in running:
+            break
+    assert (house.store.only_row.cost_micro, house.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
+
+
 async def test_a_request_without_a_number_holds_what_the_model_has_room_for(house: House) -> None:
     await ask(house, n=2)
     assert (house.books.reserved[0].max_tokens, house.books.reserved[0].answers) == (2048, 2)

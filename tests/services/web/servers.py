@@ -101,6 +101,12 @@ async def _echo(_: Upstream, seen: Seen, __: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": seen.body})
 
 
+async def _silent(_: Upstream, __: Seen, receive: Receive, ___: Send) -> None:
+    """Never answers."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _stream(upstream: Upstream, _: Seen, receive: Receive, send: Send) -> None:
     """An event, and after each opening of the gate another; a fourth ends it."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
@@ -143,6 +149,7 @@ async def _zipped(_: Upstream, __: Seen, ___: Receive, send: Send) -> None:
 
 
 _ANSWERS = {
+    "/v1/silent": _silent,
     "/v1/stream": _stream,
     "/v1/break-events": _break_between_events,
     "/v1/break-json": _break_within_an_answer,

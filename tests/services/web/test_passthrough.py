@@ -210,6 +210,18 @@ async def test_a_gateway_that_is_down_is_a_503_with_a_hint() -> None:
     assert answer.headers["retry-after"] == "1"
 
 
+async def test_web_waits_longer_than_the_gateway_may_take(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Web cut whole answers off after 120 s, and their callers paid for them."""
+    monkeypatch.setattr(passthrough, "SLACK_SECONDS", 0.25)
+    async with serving(upstream) as url, passthrough.Passthrough.open(url, request_seconds=0.25) as gateway:
+        app = door.Door(no_pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
+        async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost", timeout=SOON) as client:
+            began = asyncio.get_running_loop().time()
+            answer = await client.post("/v1/silent", json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert asyncio.get_running_loop().time() - began >= 0.5
+
+
 async def test_the_gateways_health_in_words(upstream: Upstream) -> None:
     async with serving(upstream) as url, passthrough.Passthrough.open(url) as gateway:
         assert "answers 201" in await gateway.healthy()

@@ -1,5 +1,7 @@
 import pytest
 
+from cli.stack.settings import PASSED
+from services.gateway.settings import GatewaySettings
 from services.web.settings import WebSettings
 from shared import config, errors
 
@@ -9,6 +11,14 @@ GOOD = {"NODE_KEY_FILE": "/nowhere/web.nk", "WEB_SECRET": "s" * 32}
 def test_the_defaults_are_those_of_the_seed() -> None:
     settings = config.load(WebSettings, GOOD)
     assert (settings.port, settings.gateway_url, settings.public_url) == (3000, "http://127.0.0.1:3002", "")
+
+
+def test_one_setting_limits_a_request_at_web_and_at_the_gateway() -> None:
+    given = {"REQUEST_TIMEOUT_SECONDS": "450"}
+    stores = {"DATABASE_URL": "postgresql://host/name", "REDIS_URL": "unix:///nowhere/valkey.sock", "PROMPT_HASH_SECRET": "s" * 32}
+    found = [config.load(WebSettings, GOOD | given), config.load(GatewaySettings, GOOD | stores | given)]
+    assert [one.request_timeout_seconds for one in found] == [450, 450]
+    assert PASSED["REQUEST_TIMEOUT_SECONDS"] == ("gateway", "web")
 
 
 @pytest.mark.parametrize(
