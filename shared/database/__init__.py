@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,7 +18,8 @@ import asyncpg
 
 from shared import errors
 from shared.api.gateway import Check
-from shared.database import migrations, queries
+from shared.database import migrations, queries, sessions
+from shared.database.sessions import Place
 
 T = TypeVar("T")
 
@@ -28,18 +28,8 @@ UniqueViolation = asyncpg.UniqueViolationError
 Refusal = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _OPEN_SECONDS = 30
-_CONNECT_SECONDS = 5
 #: Rewriting a large table takes long, and waiting for another process that does so takes as long.
 _MIGRATION_SECONDS = 600
-#: A caller that gave up leaves its statement behind; after this the server ends it, so that it holds no lock for ever.
-_SESSION_SETTINGS = {
-    "statement_timeout": "60s",
-    "idle_in_transaction_session_timeout": "60s",
-    "application_name": "aimesh",
-    # What the policies of row-level security compare: the work of a service itself sees all tenants, ``bound`` sees one, and who
-    # does not set it, like somebody with a stolen password, sees none.
-    "aimesh.tenant": "*",
-}
 _BIND = "SELECT set_config('aimesh.tenant', $1, true)"
 #: "on" at a standby, and where an administrator or a provider has set it.
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
@@ -63,8 +53,6 @@ _LOST_ITS_PLACE = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: PostgreSQL has undone all of it, and it may be done again: two wanted each other's rows, or a standby had to get on.
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _UNDONE_TRIES = 3
-#: The settings are wrong, and waiting will not mend them.
-_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, asyncpg.ClientConfigurationError)
 
 
 class _Instead(Enum):
@@ -78,21 +66,6 @@ class Record(Protocol):
     """A row of an answer, read by column name."""
 
     def __getitem__(self, column: str) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where to connect, and as which schema."""
-
-    url: str
-    schema: str
-
-    async def connect(self, **session: str) -> asyncpg.Connection:
-        return await asyncpg.connect(self.url, timeout=_CONNECT_SECONDS, server_settings={**self.session, **session})
-
-    @property
-    def session(self) -> dict[str, str]:
-        return {**_SESSION_SETTINGS, "search_path": self.schema}
 
 
 class Transaction:
@@ -124,7 +97,7 @@ class Database:
     undone because two waited for each other is sent again, but for a transaction's, which is its caller's to repeat.
     """
 
-    def __init__(self, place: _Place, pool: asyncpg.Pool, named: dict[str, queries.Query]) -> None:
+    def __init__(self, place: Place, pool: asyncpg.Pool, named: dict[str, queries.Query]) -> None:
         self._place = place
         self._pool = pool
         self._queries = named
@@ -134,17 +107,16 @@ class Database:
     async def open(cls, url: str, *, schema: str, package: Path, pool_size: int = 10) -> AsyncIterator["Database"]:
         """Connect (for up to 30 s, with backoff), migrate, and load ``package``'s queries.
 
-        Raises Unavailable if PostgreSQL does not come, and BadSettings if it refuses us or a migration was edited.
+        Raises Unavailable if PostgreSQL does not come, and BadSettings if it refuses us, does not keep sessions, or a migration was edited.
         """
-        place = _Place(url, schema)
+        place = Place(url, schema)
         named = queries.load_package(package)
         await _migrate(place, migrations.read(package / "migrations"))
         pool = asyncpg.create_pool(
             url,
             min_size=0,
             max_size=pool_size,
-            server_settings=place.session,
-            timeout=_CONNECT_SECONDS,
+            connect=lambda _url, **driver: place.connect(**driver),
             reset=_keep_session,
         )
         async with pool:
@@ -314,22 +286,20 @@ async def _keep_session(_connection: asyncpg.Connection) -> None:
     """Nothing here changes a session outside of a transaction, so the reset that costs a round trip per query is not needed."""
 
 
-async def _migrate(place: _Place, known: list[migrations.Migration]) -> None:
+async def _migrate(place: Place, known: list[migrations.Migration]) -> None:
     give_up_at = asyncio.get_running_loop().time() + _OPEN_SECONDS
     wait_seconds = 0.05
     while True:
         try:
-            connection = await place.connect(statement_timeout="0")
+            connection = await sessions.open_first(place)
             try:
                 async with asyncio.timeout(_MIGRATION_SECONDS):
                     await migrations.run(connection, place.schema, known)
                 return
             finally:
                 connection.terminate()
-        except _REFUSED as error:
-            raise errors.BadSettings(f"PostgreSQL refuses the connection: {error}", hint="check DATABASE_URL") from error
         # A migration gives up early where a long query holds its table, so that it does not block everybody else behind it.
-        except (*_GONE, asyncpg.LockNotAvailableError) as error:
+        except (*_GONE, asyncpg.InternalClientError, asyncpg.LockNotAvailableError) as error:
             if asyncio.get_running_loop().time() > give_up_at:
                 raise _unavailable(error) from error
             await asyncio.sleep(wait_seconds)
