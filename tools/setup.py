@@ -435,10 +435,12 @@ INSTALL_BROWSER = "apt-get install -y chromium"
 NETWORK_TOOLS = {"ip": "iproute2", "iptables": "iptables", "conntrack": "conntrack"}
 
 
-#: With these the tests run the alert rules as they are shipped: promtool, amtool, and the two servers.
-MONITORING = {"promtool": "prometheus", "amtool": "prometheus-alertmanager"}
+#: With these the tests run the alert rules as they are shipped (promtool, amtool, and the two servers), and databases behind a pooler.
+SERVERS = {"promtool": "prometheus", "amtool": "prometheus-alertmanager", "pgbouncer": "pgbouncer"}
 #: Without what they recommend, which is another service.
-INSTALL_MONITORING = ("apt-get", "install", "-y", "--no-install-recommends")
+INSTALL_SERVERS = ("apt-get", "install", "-y", "--no-install-recommends")
+#: Where Debian puts programs that need not be on the PATH of a user.
+SBIN = Path("/usr/sbin")
 #: What asks whether a service may be started after its installation; Debian keeps it for whoever looks after the machine.
 POLICY = Path("/usr/sbin/policy-rc.d")
 UNITS = Path("/etc/systemd/system")
@@ -448,27 +450,27 @@ def ensure_system() -> None:
     """Packages of the system and not of Python; only root can put them there."""
     is_root = os.geteuid() == 0 and shutil.which("apt-get") is not None
     lacking = [package for program, package in NETWORK_TOOLS.items() if is_root and shutil.which(program) is None]
-    monitoring = [package for program, package in MONITORING.items() if shutil.which(program) is None]
+    servers = [package for program, package in SERVERS.items() if shutil.which(program) is None and not (SBIN / program).exists()]
     if not any(shutil.which(name) for name in BROWSERS):
         if not is_root:
             raise SetupFailed(f"The tests of the web pages need Chromium, and only root can install it:\n  sudo {INSTALL_BROWSER}")
         lacking.append("chromium")
-    if monitoring and not is_root:
-        command = " ".join((*INSTALL_MONITORING, *monitoring))
+    if servers and not is_root:
+        command = " ".join((*INSTALL_SERVERS, *servers))
         raise SetupFailed(
-            f"The tests of the alerts need the programs of Prometheus and Alertmanager on the PATH; on Debian:\n  sudo {command}\n"
-            "It starts both as services; aimesh needs only their programs, so they may be disabled."
+            f"The tests need the programs of {', '.join(servers)}; on Debian:\n  sudo {command}\n"
+            "It starts them as services; aimesh needs only their programs, so they may be disabled."
         )
-    if not lacking and not monitoring:
+    if not lacking and not servers:
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     sys.stderr.write("The tests need packages of the system that are not there:\n")
     run("apt-get update", "apt-get", "update", environment=environment)
     if lacking:
         run(f"apt-get install {' '.join(lacking)}", "apt-get", "install", "-y", *lacking, environment=environment)
-    if monitoring:
-        with without_services(POLICY, UNITS, monitoring):
-            run(f"apt-get install {' '.join(monitoring)}", *INSTALL_MONITORING, *monitoring, environment=environment)
+    if servers:
+        with without_services(POLICY, UNITS, servers):
+            run(f"apt-get install {' '.join(servers)}", *INSTALL_SERVERS, *servers, environment=environment)
 
 
 @contextmanager
@@ -493,7 +495,7 @@ def without_services(policy: Path, units: Path, names: list[str]) -> Iterator[No
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "runtime: what `make up` needs; dev: that and what tests and checks need; system: Chromium, Prometheus, network tools, for tests"
+    what = "runtime: what `make up` needs; dev: that and what tests and checks need; system: Chromium, servers, network tools, for tests"
     parser.add_argument("level", choices=[*sorted(LEVELS), "system"], help=what)
     parser.add_argument("--engine", choices=sorted(FLAVOURS), help="what to build llama.cpp for, from now on; cpu without it")
     arguments = parser.parse_args()

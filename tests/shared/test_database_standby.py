@@ -176,6 +176,21 @@ async def test_a_pending_migration_waits_for_a_server_that_writes(pair: Pair, pa
         assert (await db.check()).ok
 
 
+async def test_two_addresses_and_the_wish_to_write_lead_to_whoever_is_the_primary(pair: Pair, package: Path) -> None:
+    ours, theirs = (quote(str(server.folder), safe="") for server in (pair.primary, pair.standby))
+    url = pair.url.replace(quote(str(pair.switch.path.parent), safe=""), f"{theirs},{ours}") + "&target_session_attrs=read-write"
+    await wait_for_standby(pair)
+    async with opened(url.replace("port=5432", "port=5432,5432"), package) as db:
+        await db.run("add", "lamp")
+        await wait_for_standby(pair)
+        await pair.primary.demote()
+        with pytest.raises(errors.Unavailable):
+            await db.run("add", "chair")
+        await pair.standby.promote()
+        await db.run("add", "chair")
+        assert [row["name"] for row in await db.rows("list")] == ["lamp", "chair"]
+
+
 async def wait_for_standby(pair: Pair) -> None:
     """Until it has all that the primary has."""
     ours, theirs = await asyncpg.connect(pair.primary.url()), await asyncpg.connect(pair.standby.url())

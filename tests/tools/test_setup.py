@@ -175,19 +175,21 @@ def test_the_browser_that_is_provisioned_is_the_one_the_tests_look_for(monkeypat
         setup.ensure_system()
 
 
-def test_prometheus_is_installed_by_root_or_its_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_are_installed_by_root_or_the_command_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup, "SBIN", tmp_path)
     present = {"apt-get", *setup.BROWSERS, *setup.NETWORK_TOOLS}
     monkeypatch.setattr(setup.shutil, "which", lambda program: program if program in present else None)
     monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
-    with pytest.raises(setup.SetupFailed, match="apt-get install -y --no-install-recommends prometheus prometheus-alertmanager"):
+    with pytest.raises(setup.SetupFailed, match="apt-get install -y --no-install-recommends prometheus prometheus-alertmanager pgbouncer"):
         setup.ensure_system()
     monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(setup, "run", lambda what, *command, **_: ran.append(command))
     monkeypatch.setattr(setup, "without_services", lambda *_: contextlib.nullcontext())
     setup.ensure_system()
-    assert ran == [("apt-get", "update"), (*setup.INSTALL_MONITORING, "prometheus", "prometheus-alertmanager")]
+    assert ran == [("apt-get", "update"), (*setup.INSTALL_SERVERS, "prometheus", "prometheus-alertmanager", "pgbouncer")]
     present |= {"promtool", "amtool"}
+    (tmp_path / "pgbouncer").touch()
     ran.clear()
     setup.ensure_system()
     assert not ran
