@@ -104,6 +104,9 @@ async def open_(profile: Profile) -> AsyncIterator[Connection]:
         node_key_file=profile.node_key_file,
         mesh_file=profile.mesh_file,
         nats_ca_file=profile.nats_ca_file,
+        nats_cert_file=profile.nats_cert_file,
+        nats_key_file=profile.nats_key_file,
+        nats_creds_file=profile.nats_creds_file,
     )
     async with AsyncExitStack() as stack:
         try:
@@ -111,7 +114,8 @@ async def open_(profile: Profile) -> AsyncIterator[Connection]:
         except errors.Unavailable as error:
             if profile.nats_url is None:
                 raise
-            # Services read NATS_URL; a person's address is in the profile, and the server is the stack's.
-            hint = "start the stack with `make up`; `aicli doctor` says more"
+            # Services read NATS_URL; a person's address is in the profile, and the server is the stack's. A server that answered and
+            # refused us is running: then its reason and what to do about that matter.
+            hint = "start the stack with `make up`; `aicli doctor` says more" if error.retry_after_seconds is not None else error.hint
             raise errors.Unavailable(error.message, hint=hint, retry_after_seconds=error.retry_after_seconds) from error
         yield MeshConnection(client, profile)

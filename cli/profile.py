@@ -23,7 +23,8 @@ _HOME = MeshName("home")
 _NATS_URL = "nats://127.0.0.1:4222"
 #: In place of nats_url's address: no NATS, Hyperswarm alone.
 _NO_NATS = "none"
-_STRINGS = ("mesh", "nats_url", "nats_ca_file", "node_key_file", "mesh_file", "api_key", "username", "web_url")
+_NATS_FILES = ("nats_ca_file", "nats_cert_file", "nats_key_file", "nats_creds_file")
+_STRINGS = ("mesh", "nats_url", *_NATS_FILES, "node_key_file", "mesh_file", "api_key", "username", "web_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,10 @@ class Profile:
     mesh_file: Path | None = None
     #: Who vouches for the NATS server's certificate; None means the public authorities.
     nats_ca_file: Path | None = None
+    #: The client certificate that the NATS server may want, and its key; or a credentials file in place of the node key.
+    nats_cert_file: Path | None = None
+    nats_key_file: Path | None = None
+    nats_creds_file: Path | None = None
     #: None until somebody logs in.
     api_key: Credential | None = None
     #: Whose key it is, for people; nothing is decided by it.
@@ -191,6 +196,9 @@ def _made_of(known: Mapping[str, str], path: Path) -> Profile:
         mesh=MeshName(known.get("mesh", blank.mesh)),
         nats_url=None if nats_url == _NO_NATS else nats_url,
         nats_ca_file=beside("nats_ca_file"),
+        nats_cert_file=beside("nats_cert_file"),
+        nats_key_file=beside("nats_key_file"),
+        nats_creds_file=beside("nats_creds_file"),
         api_key=Credential(known["api_key"]) if "api_key" in known else None,
         username=known.get("username"),
         web_url=known.get("web_url", blank.web_url),
@@ -211,14 +219,21 @@ def render(profile: Profile) -> str:
     fields = {
         "mesh": profile.mesh,
         "nats_url": profile.nats_url or _NO_NATS,
-        "mesh_file": None if profile.mesh_file is None else str(profile.mesh_file),
-        "nats_ca_file": None if profile.nats_ca_file is None else str(profile.nats_ca_file),
+        "mesh_file": _text(profile.mesh_file),
+        "nats_ca_file": _text(profile.nats_ca_file),
+        "nats_cert_file": _text(profile.nats_cert_file),
+        "nats_key_file": _text(profile.nats_key_file),
+        "nats_creds_file": _text(profile.nats_creds_file),
         "web_url": profile.web_url,
         "node_key_file": str(profile.node_key_file),
         "username": profile.username,
         "api_key": profile.api_key,
     }
     return "".join(f"{name} = {_quoted(value)}\n" for name, value in fields.items() if value is not None)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _quoted(value: str) -> str:

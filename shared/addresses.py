@@ -21,6 +21,9 @@ def plain_hosts(nats_urls: str) -> list[str]:
             raise ValueError("not an address such as tls://nats.example.org:4222") from None
         if parts.scheme not in ("nats", "tls") or not parts.hostname:
             raise ValueError("not an address such as tls://nats.example.org:4222")
+        if parts.path.strip("/") or parts.query or parts.fragment:
+            # Most likely a password: the rest of it would be ignored.
+            raise ValueError("nothing may follow host and port; write /, ?, #, @ and : in a password as %2F, %3F, %23, %40 and %3A")
         if parts.scheme == "nats" and parts.hostname not in LOOPBACK:
             found.append(parts.hostname)
     return found

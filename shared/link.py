@@ -120,16 +120,16 @@ class Link:
         """The peer's first HELLO was good."""
         self.max_calls = max(1, min(wire.MAX_CALLS, hello.max_calls))
 
-    def take_writes(self) -> list[list[Frame]]:
-        """What is queued, cut into writes of at most MAX_WRITE_BYTES."""
-        if self._unsent_bytes <= wire.MAX_WRITE_BYTES:
+    def take_writes(self, most_bytes: int = wire.MAX_WRITE_BYTES) -> list[list[Frame]]:
+        """What is queued, cut into writes of about ``most_bytes``; a frame is never cut."""
+        if self._unsent_bytes <= most_bytes:
             frames, self._unsent = self._unsent, []
             return [frames] if frames else []
         writes: list[list[Frame]] = []
-        size = wire.MAX_WRITE_BYTES
+        size = most_bytes
         for frame in self._unsent:
             size += wire.size_of(frame)
-            if size > wire.MAX_WRITE_BYTES:
+            if size > most_bytes:
                 writes.append([])
                 size = wire.size_of(frame)
             writes[-1].append(frame)

@@ -9,7 +9,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -18,6 +17,7 @@ from shared.frames import wire
 from shared.frames.wire import Frame, Hello
 from shared.link import HELLO_SECONDS, SILENCE_SECONDS, TICK_SECONDS, Link, Me
 from shared.nats.client import NatsClient
+from shared.nats.login import NatsFiles
 from shared.nats.protocol import Message
 from shared.trust import Trust
 from shared.types import SERVICE_ROLES, NodeId, Peer
@@ -28,6 +28,10 @@ MAX_DIALLING = 256
 CONNECT_SECONDS = 5.0
 #: Frames that have waited this long mean that nothing can be written: peers take as much silence for death.
 STUCK_SECONDS = SILENCE_SECONDS
+#: A server whose max_payload is smaller cannot carry the largest frame.
+LEAST_PAYLOAD_BYTES = 128 * 1024
+#: How far a write may exceed what its frames were counted as.
+_ROOM_BYTES = 32 * 1024
 
 
 class _Data(msgspec.Struct, array_like=True, tag=0, frozen=True):
@@ -80,13 +84,14 @@ class NatsLink(Link):
 class NatsTransport:
     """A node's connection to the NATS server and the links that run over it. ``run`` must run while it is used."""
 
-    def __init__(self, me: Me, url: str, ca_file: Path | None = None, trust: Trust | None = None) -> None:
+    def __init__(self, me: Me, urls: str, files: NatsFiles | None = None, trust: Trust | None = None) -> None:
         self.me = me
         self.trust = trust or Trust(me.key, me.role)
         self.trust.on_revoked.append(self._cut_off)
         #: For announcements, events and the micro endpoints too.
-        self.nats = NatsClient(url, me.key, name=f"aimesh {me.role}", ca_file=ca_file)
+        self.nats = NatsClient(urls, me.key, name=f"aimesh {me.role}", files=files, least_payload_bytes=LEAST_PAYLOAD_BYTES)
         self.nats.on_connection = self._on_connection
+        self.nats.on_refused = self._on_refused
         self.nats.on_room = self._write_soon
         #: Called with every link that a peer opened to us, after its HELLO. A client accepts none.
         self.on_link: Callable[[Link], None] | None = None
@@ -94,6 +99,10 @@ class NatsTransport:
         self.on_number: Callable[[Link, int], None] = lambda link, number: None
         #: Called with False when the server is lost and with True when it is back.
         self.on_connection: Callable[[bool], None] = lambda connected: None
+        #: Called with the server's words when it forbids one publish or subscription.
+        self.on_refused: Callable[[str], None] = lambda words: None
+        #: The server's words, where it does not let us hear what is sent to us.
+        self._deaf = ""
         #: By the subject that the peer's messages come on, and the link's id.
         self._links: dict[tuple[bytes, int], NatsLink] = {}
         #: Links with frames that wait to be written, and since when the oldest of them has waited.
@@ -119,7 +128,10 @@ class NatsTransport:
     def trouble(self) -> str:
         """Why nobody can be reached over NATS now, for people; empty while peers can be."""
         if not self.connected:
-            return "not connected; it is being tried again"
+            why = self.nats.trouble
+            return "not connected; it is being tried again" if why is None else f"not connected: {why.message}; {why.hint}"
+        if self._deaf:
+            return f"connected, but not allowed to receive: {self._deaf}; aicli stack init writes the permissions that a node needs"
         if (seconds := self.unwritten_seconds) > STUCK_SECONDS:
             return f"connected, but nothing could be written for {seconds:.0f} s"
         return ""
@@ -211,8 +223,12 @@ class NatsTransport:
     def write_link(self, link: NatsLink) -> None:
         if self.nats.is_full or not self.connected:
             return
-        for frames in link.take_writes():
-            self.nats.publish(link.subject, _encode(_Data(link.id, link.sent, frames)))
+        for frames in link.take_writes(min(wire.MAX_WRITE_BYTES, self.nats.max_payload_bytes - _ROOM_BYTES)):
+            try:
+                self.nats.publish(link.subject, _encode(_Data(link.id, link.sent, frames)))
+            except errors.TooLarge as error:
+                link.close(errors.LinkLost(error.message, hint=error.hint))
+                return
             link.sent += 1
         link.wrote_all()
 
@@ -234,8 +250,14 @@ class NatsTransport:
                 link.close(errors.LinkLost("the connection to the NATS server was lost", retry_after_seconds=1))
             self._dirty.clear()
         else:
+            self._deaf = ""
             self._write_soon()
         self.on_connection(connected)
+
+    def _on_refused(self, words: str) -> None:
+        if "subscription" in words.lower() and topics.inbox(self.me.mesh, self.me.role, self.me.node) in words:
+            self._deaf = words
+        self.on_refused(words)
 
     def _on_message(self, message: Message) -> None:
         """One write of a peer. What is not exactly one ends the link it claims to be for, and nothing else."""

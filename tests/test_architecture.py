@@ -30,6 +30,7 @@ CATCH_ALL = {
     "shared/rpc/serving.py": "the RPC dispatcher",
     "services/gateway/doors/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
     "shared/node": "the task supervisor",
+    "shared/nats/session.py": "the dispatcher of NATS messages: one that breaks a callback must not cost the connection",
     "cli/main.py": "the CLI main",
 }
 #: The only places that read the environment; all else is told what it needs.

@@ -71,6 +71,16 @@ class NatsServer:
             nats_users.reload(self.folder)
         return path
 
+    def remove(self, node: NodeId) -> None:
+        """The server knows this key no more, and closes its connections."""
+        self._nodes = [each for each in self._nodes if each.node != node]
+        nats_users.write(self.folder, MESH, self._nodes)
+        self.reload()
+
+    def reload(self) -> None:
+        """Let the server read its files again."""
+        nats_users.reload(self.folder)
+
     @staticmethod
     def binary() -> str:
         return str(nats_program.binary())
@@ -87,6 +97,10 @@ class NatsServer:
                 assert self._process.poll() is None, (self.folder / "nats.log").read_text()
                 assert time.monotonic() < deadline, "nats-server did not start within 10 s"
                 time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         if self._process is not None:

@@ -30,6 +30,9 @@ async def ensure_profile(home: Home, settings: StackSettings, connect: Connect =
         mesh=settings.mesh,
         nats_url=plan.nats_url(settings),
         nats_ca_file=settings.nats_ca_file,
+        nats_cert_file=settings.nats_cert_file,
+        nats_key_file=settings.nats_key_file,
+        nats_creds_file=settings.nats_creds_file,
         web_url=plan.public_url("web", settings),
         username=ADMIN,
     )

@@ -30,6 +30,9 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     nats_port: Annotated[Port, Variable("NATS_PORT", "the port of the embedded NATS server")] = 4222
     nats_url: Annotated[str | None, Variable("NATS_URL", "a NATS server of your own, in place of the embedded one", secret=True)] = None
     nats_ca_file: Annotated[Path | None, Variable("NATS_CA_FILE", "who vouches for the certificate of that NATS server")] = None
+    nats_cert_file: Annotated[Path | None, Variable("NATS_CERT_FILE", "the client certificate for that NATS server")] = None
+    nats_key_file: Annotated[Path | None, Variable("NATS_KEY_FILE", "the key of NATS_CERT_FILE")] = None
+    nats_creds_file: Annotated[Path | None, Variable("NATS_CREDS_FILE", "a NATS credentials file, in place of the node keys")] = None
     redis_url: Annotated[str | None, Variable("REDIS_URL", "a Redis or Valkey of your own, in place of the embedded one", secret=True)] = (
         None
     )
@@ -114,6 +117,9 @@ def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
 PASSED: dict[str, tuple[str, ...]] = {
     "MESH_NAME": ("auth", "gateway", "inference", "metrics", "web"),
     "NATS_CA_FILE": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_CERT_FILE": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_KEY_FILE": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_CREDS_FILE": ("auth", "gateway", "inference", "metrics", "web"),
     "ALLOW_PLAIN_NATS": ("auth", "gateway", "inference", "metrics", "web"),
     "NODE_BINARY": ("auth", "gateway", "inference", "metrics", "web"),
     "SWARM_CLIENTS": ("auth", "gateway", "inference", "metrics", "web"),
@@ -227,7 +233,8 @@ SECRET = frozenset(
 ) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
 #: Paths that the user gives relative to where they are; services run elsewhere.
 _PATHS = frozenset(
-    {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "NATS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
+    {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
+    | {"NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE", "NATS_CREDS_FILE"}
     | {"MODELS_YAML", "MODELS_DIR", "OPENAI_UPSTREAMS", "OIDC_CA_FILE", "AUDIT_ANCHOR_FILE"}
 )
 

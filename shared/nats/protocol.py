@@ -33,10 +33,14 @@ class Info(msgspec.Struct, frozen=True):
     """What the server says of itself first, and again when its cluster changes. Only what we use."""
 
     max_payload: int
+    server_id: str = ""
     nonce: str = ""
     tls_required: bool = False
     headers: bool = False
+    #: The other servers of the cluster as host:port, and this one.
     connect_urls: tuple[str, ...] = ()
+    #: Lame duck: the server is going to close its connections.
+    ldm: bool = False
 
 
 class Ping(NamedTuple):
@@ -150,11 +154,11 @@ def unsubscribe(sid: int) -> bytes:
     return b"UNSUB %d\r\n" % sid
 
 
-def connect(*, name: str, nkey: str, signature: str, version: str) -> bytes:
+def connect(*, name: str, version: str, credentials: Mapping[str, str]) -> bytes:
     """The login. ``verbose`` off: the server confirms nothing but PING."""
     options = {
         "verbose": False, "pedantic": False, "lang": "aimesh", "version": version, "protocol": 1, "name": name,
-        "nkey": nkey, "sig": signature, "headers": True, "no_responders": False, "echo": True,
+        **credentials, "headers": True, "no_responders": False, "echo": True,
     }  # fmt: skip
     return b"CONNECT " + msgspec.json.encode(options) + _CRLF
 

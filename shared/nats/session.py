@@ -1,16 +1,15 @@
 """One TCP connection to a NATS server, from its INFO to its end: the login, the PINGs both ways, and what the server sends."""
 
 import asyncio
-import base64
-import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
-from urllib.parse import urlsplit
 
-from shared import errors, identity
+from shared import errors
 from shared.joined_writes import JoinedWrites
 from shared.nats import protocol
-from shared.nats.protocol import Info, Message, Parser, Ping, Pong, Refused
+from shared.nats.login import NatsLogin
+from shared.nats.protocol import Info, Message, Operation, Parser, Ping, Pong, Refused
+from shared.nats.servers import ServerAddress
 
 #: A server that has not answered our PING for this long is as good as gone.
 SILENCE_SECONDS = 10.0
@@ -31,6 +30,10 @@ class SessionOwner(Protocol):
         """The server refused one operation and keeps the connection."""
         ...
 
+    def server_changed(self, session: "NatsSession") -> None:
+        """The server sent a further INFO: other servers, another limit, or that it is about to close."""
+        ...
+
     def room_made(self) -> None:
         """The socket has room again after ``is_full``."""
         ...
@@ -41,13 +44,14 @@ class SessionOwner(Protocol):
 
 
 class NatsSession(asyncio.Protocol):
-    def __init__(self, owner: SessionOwner) -> None:
+    def __init__(self, owner: SessionOwner, server: ServerAddress) -> None:
+        self.server = server
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._parser = Parser()
         self._transport: asyncio.Transport | None = None
         self._writes: JoinedWrites | None = None
-        self._info: asyncio.Future[Info] = self._loop.create_future()
+        self._greeting: asyncio.Future[Info] = self._loop.create_future()
         #: One for every PING that the server has not answered yet, in the order in which they were sent.
         self._pongs: list[asyncio.Future[None]] = []
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -58,21 +62,23 @@ class NatsSession(asyncio.Protocol):
         #: Takes the messages.
         self.deliver: Callable[[Message], None] = owner.message_arrived
         self.is_full = False
+        self.is_encrypted = False
+        #: What the server said about itself last.
+        self.info = Info(max_payload=0)
 
-    async def open(self, url: str, key: identity.NodeKey, name: str, trusted: ssl.SSLContext | None) -> None:
+    async def open(self, login: NatsLogin, name: str) -> None:
         """Connect and log in. Leaves nothing open when it raises, or is canceled."""
-        parts = urlsplit(url)
-        host, port = parts.hostname or "127.0.0.1", parts.port or 4222
         try:
-            transport, _ = await self._loop.create_connection(lambda: self, host, port)
-            info = await self._info
-            if parts.scheme == "tls" or info.tls_required:
-                self._transport = await self._loop.start_tls(transport, self, trusted or ssl.create_default_context(), server_hostname=host)
+            transport, _ = await self._loop.create_connection(lambda: self, self.server.host, self.server.port)
+            self.info = await self._greeting
+            if self.server.tls or self.info.tls_required:
+                context = login.tls_context()
+                self._transport = await self._loop.start_tls(transport, self, context, server_hostname=self.server.certified_name)
+                self.is_encrypted = True
             assert self._transport is not None
             self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
             self._writes = JoinedWrites(self._transport)
-            signature = base64.urlsafe_b64encode(key.sign_bare(info.nonce.encode())).rstrip(b"=").decode()
-            self.write(protocol.connect(name=name, nkey=key.id, signature=signature, version="0.1.0"))
+            self.write(protocol.connect(name=name, version="0.1.0", credentials=login.options(self.info, self.server)))
             await self.ping()
             if self._ended.done() or self._transport.is_closing():
                 raise self._why_ended(None)
@@ -128,6 +134,10 @@ class NatsSession(asyncio.Protocol):
             self.problem = error
             self.abort()
             return
+        self.process(operations)
+
+    def process(self, operations: Iterable[Operation]) -> None:
+        """Pass messages to ``deliver``, one after the other, and act on the rest."""
         deliver = self.deliver
         for operation in operations:
             try:
@@ -147,7 +157,7 @@ class NatsSession(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.problem = problem = self._why_ended(error)
-        waiting: list[asyncio.Future[Any]] = [self._info, *self._pongs]
+        waiting: list[asyncio.Future[Any]] = [self._greeting, *self._pongs]
         for future in waiting:
             if not future.done():
                 future.set_exception(problem)
@@ -159,15 +169,18 @@ class NatsSession(asyncio.Protocol):
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _control(self, operation: protocol.Operation) -> None:
+    def _control(self, operation: Operation) -> None:
         if isinstance(operation, Ping):
             self.write(b"PONG\r\n")
         elif isinstance(operation, Pong):
             if self._pongs and not (first := self._pongs.pop(0)).done():
                 first.set_result(None)
         elif isinstance(operation, Info):
-            if not self._info.done():
-                self._info.set_result(operation)
+            self.info = operation
+            if self._greeting.done():
+                self._owner.server_changed(self)
+            else:
+                self._greeting.set_result(operation)
         elif isinstance(operation, Refused):
             if operation.is_fatal:
                 self.problem = errors.NotAllowed(f"the NATS server says: {operation.text}")

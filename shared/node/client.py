@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shared import identity
 from shared.directory import Directory
 from shared.link import Me
+from shared.nats.login import NatsFiles
 from shared.nats_link import NatsTransport
 from shared.node.announcing import Announcer
 from shared.node.lifecycle import background
@@ -38,6 +39,10 @@ class ClientSettings:
     mesh_file: Path | None = None
     #: Who vouches for the NATS server's certificate; None means the public authorities.
     nats_ca_file: Path | None = None
+    #: The client certificate that the NATS server may want, and its key; or a credentials file in place of the node key.
+    nats_cert_file: Path | None = None
+    nats_key_file: Path | None = None
+    nats_creds_file: Path | None = None
     #: How long to wait for the NATS server.
     connect_seconds: float = 3.0
     #: The Node program for Hyperswarm's sidecar; None means the one that came with aimesh.
@@ -59,7 +64,10 @@ async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
     key = identity.load(settings.node_key_file)
     if settings.mesh_file is None:
         me, trust = Me(settings.mesh, Role.CLIENT, key, SOFTWARE), Trust(key, Role.CLIENT)
-        nats = NatsTransport(me, settings.nats_url or "", settings.nats_ca_file, trust)
+        files = NatsFiles(
+            ca=settings.nats_ca_file, cert=settings.nats_cert_file, key=settings.nats_key_file, creds=settings.nats_creds_file
+        )
+        nats = NatsTransport(me, settings.nats_url or "", files, trust)
         await nats.connect(deadline_seconds=settings.connect_seconds)
         async with _calling(me, trust, nats, None) as (node, tasks):
             yield node

@@ -97,4 +97,7 @@ class Events:
             by_name.setdefault(str(event.__struct_config__.tag), []).append(event)
         me = self._me
         for name, of_name in by_name.items():
-            self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, name), _encode(of_name))
+            try:
+                self._transport.nats.publish(topics.event(me.mesh, me.role, me.node, name), _encode(of_name))
+            except errors.TooLarge:
+                self._out.dropped += len(of_name)

@@ -8,6 +8,7 @@ import msgspec
 
 from shared import addresses
 from shared.config import Settings, Variable
+from shared.nats.login import NatsFiles
 from shared.node import http_places
 from shared.types import MeshName
 
@@ -17,13 +18,26 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
 
     mesh: Annotated[MeshName, Variable("MESH_NAME", "the mesh that this node belongs to")] = MeshName("home")
     nats_url: Annotated[
-        str, Variable("NATS_URL", "the NATS server; several with commas; tls:// beyond loopback; `none` for Hyperswarm alone")
+        str,
+        Variable(
+            "NATS_URL",
+            "the NATS server; several with commas; tls:// beyond loopback; user:password@ or token@ before the host if the server wants "
+            "that; `none` for Hyperswarm alone",
+        ),
     ] = "nats://127.0.0.1:4222"
     allow_plain_nats: Annotated[bool, Variable("ALLOW_PLAIN_NATS", "speak nats:// to another host, as on a private container network")] = (
         False
     )
     nats_ca_file: Annotated[
         Path | None, Variable("NATS_CA_FILE", "who vouches for the NATS server's certificate, where no public authority does")
+    ] = None
+    nats_cert_file: Annotated[
+        Path | None, Variable("NATS_CERT_FILE", "the client certificate, if the NATS server wants one; tls:// only")
+    ] = None
+    nats_key_file: Annotated[Path | None, Variable("NATS_KEY_FILE", "the key of NATS_CERT_FILE")] = None
+    nats_creds_file: Annotated[
+        Path | None,
+        Variable("NATS_CREDS_FILE", "a NATS credentials file (JWT and seed) to log in with, in place of the node key"),
     ] = None
     dht_bootstrap: Annotated[
         tuple[str, ...],
@@ -78,6 +92,10 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     @property
     def uses_nats(self) -> bool:
         return self.nats_url != "none"
+
+    @property
+    def nats_files(self) -> NatsFiles:
+        return NatsFiles(ca=self.nats_ca_file, cert=self.nats_cert_file, key=self.nats_key_file, creds=self.nats_creds_file)
 
     @property
     def state_file(self) -> Path:

@@ -24,6 +24,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), rf"\1 {MASK}"),
     # The password of a URL.
     (re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^\s/:@]{0,128}):[^\s/@]{1,256}@"), rf"\1:{MASK}@"),
+    # The token of a NATS URL.
+    (re.compile(r"(\b(?:nats|tls)://)[^\s/:@]{1,1024}@"), rf"\1{MASK}@"),
     # Secrets in a query string or in `key=value` text.
     (re.compile(r"(?i)\b([\w-]{0,32}(?:password|passwd|token|secret|api_?key|credential)=)[^\s&;,'\")]+"), rf"\1{MASK}"),
 )

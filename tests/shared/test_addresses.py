@@ -26,3 +26,10 @@ def test_what_is_no_address_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="not an address") as refused:
         addresses.plain_hosts(url)
     assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["nats://a:12#canary@h", "tls://h/canary", "tls://h?canary", "nats://a:1/canary@h"])
+def test_what_follows_host_and_port_would_be_ignored_and_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="nothing may follow host and port") as refused:
+        addresses.plain_hosts(url)
+    assert "canary" not in str(refused.value)

@@ -47,7 +47,7 @@ async def test_messages_go_both_ways_with_nats_py(server: NatsServer) -> None:
         # nats-py's PING may overtake the SUB that waits for its flusher; a second one cannot.
         await theirs.flush()
         await theirs.flush()
-        node = ours._key.id
+        node = identity.load(server.folder / "gateway-key.nk").id
         ours.publish(f"aimesh.{MESH}.event.gateway.{node}.x", b"plain")
         ours.publish(f"aimesh.{MESH}.event.gateway.{node}.x", bytes(1_500_000))
         ours.publish(f"aimesh.{MESH}.event.gateway.{node}.x", b"with", headers={"a": "b"})

@@ -8,7 +8,7 @@ import pytest
 
 from shared import errors, identity, nats_link
 from shared.directory import Directory
-from shared.frames.wire import Call
+from shared.frames.wire import MAX_BODY_BYTES, Call, Frame, Piece
 from shared.link import Link, Me
 from shared.nats import client as nats_client
 from shared.nats.client import NatsClient
@@ -92,12 +92,27 @@ async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monk
         await until(lambda: [check.ok for check in roads.checks()] == [True], seconds=10)
 
 
+async def test_a_link_writes_no_message_that_is_larger_than_the_server_takes() -> None:
+    async with scripted_nats() as server:
+        server.max_payload = 160 * 1024
+        async with transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
+            link = await caller.dial(peer_of(worker))
+            await until(lambda: bool(worker.links()))
+            received: list[Frame] = []
+            worker.links()[0].on_frames = received.extend
+            for number in range(10):
+                link.send(Piece(number, bytes(MAX_BODY_BYTES), more=True))
+            await until(lambda: len(received) == 10, seconds=10)
+            assert server.accepted == 2
+            assert link.closed is None
+
+
 # --- one connection -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("subscribed", [False, True], ids=["late answer to the login", "late answer after it"])
 async def test_a_slow_login_leaves_one_connection_and_one_delivery(monkeypatch: pytest.MonkeyPatch, subscribed: bool) -> None:
-    monkeypatch.setattr(nats_client, "LOGIN_SECONDS", 0.3)
+    monkeypatch.setattr(nats_client, "LOGIN_SECONDS", (0.3, 10.0))
     async with scripted_nats() as server:
         server.holds = lambda connection: server.accepted < 4 and bool(connection.subscriptions) is subscribed
         client = client_of(server)

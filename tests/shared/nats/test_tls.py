@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from shared import errors, identity
 from shared.nats.client import NatsClient
+from shared.nats.login import NatsFiles
 from shared.types import Role
 from tests.testnet import NatsServer
 
@@ -56,7 +57,7 @@ def server() -> Iterator[NatsServer]:
 
 def client_of(server: NatsServer, ca_file: Path | None, scheme: str = "tls") -> NatsClient:
     key = identity.load(server.key("gateway", Role.GATEWAY))
-    return NatsClient(server.url.replace("nats", scheme), key, name="test", ca_file=ca_file)
+    return NatsClient(server.url.replace("nats", scheme), key, name="test", files=NatsFiles(ca=ca_file))
 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
@@ -95,4 +96,4 @@ async def test_an_authority_file_that_cannot_be_used_is_named(tmp_path: Path, te
     if text is not None:
         file.write_text(text)
     with pytest.raises(errors.BadSettings, match=r"NATS_CA_FILE: .*ca\.pem"):
-        NatsClient("tls://127.0.0.1:1", identity.NodeKey(identity.new_seed()), name="x", ca_file=file)
+        NatsClient("tls://127.0.0.1:1", identity.NodeKey(identity.new_seed()), name="x", files=NatsFiles(ca=file))

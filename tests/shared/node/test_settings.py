@@ -55,3 +55,5 @@ def test_what_was_allowed_on_purpose_is_warned_of(environment: dict[str, str], w
 
 def test_paths_are_paths() -> None:
     assert load(NATS_CA_FILE="/etc/ca.pem").nats_ca_file == Path("/etc/ca.pem")
+    files = load(NATS_CERT_FILE="/a/c.pem", NATS_KEY_FILE="/a/k.pem", NATS_CREDS_FILE="/a/u.creds").nats_files
+    assert (files.ca, files.cert, files.key, files.creds) == (None, Path("/a/c.pem"), Path("/a/k.pem"), Path("/a/u.creds"))

@@ -50,6 +50,7 @@ def test_a_secret_is_masked_wherever_it_stands(secret: str, around: str) -> None
         pytest.param("postgresql://aimesh:hunter2@db/x", "postgresql://aimesh:[redacted]@db/x", id="password of a URL"),
         pytest.param("GET /login?token=abc&next=/", "GET /login?token=[redacted]&next=/", id="token in a query"),
         pytest.param("password=hunter2 host=db", "password=[redacted] host=db", id="libpq text"),
+        pytest.param("tls://s3cr3t@nats:4222", "tls://[redacted]@nats:4222", id="token of a NATS URL"),
         pytest.param("http://127.0.0.1:3001/readyz", "http://127.0.0.1:3001/readyz", id="a port is no password"),
         pytest.param("aip_live_ is the prefix", "aip_live_ is the prefix", id="the prefix alone is no key"),
         pytest.param("127 tokens in 3 s", "127 tokens in 3 s", id="counting tokens is allowed"),

@@ -1,0 +1,97 @@
+"""The NATS servers that a client may connect to: those of NATS_URL, and those that a server of theirs named. Pure."""
+
+import ipaddress
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from shared import addresses, errors
+
+_PORT = 4222
+#: A cluster of any size that makes sense; a bound against a server that names others without end.
+_MAX_LEARNED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    host: str
+    port: int
+    #: TLS from the start; with False only if the server asks for it.
+    tls: bool
+    #: The name that the server's certificate has to show.
+    certified_name: str
+    user: str = ""
+    password: str = ""
+    token: str = ""
+
+    def __str__(self) -> str:
+        """Without user, password and token."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls' if self.tls else 'nats'}://{host}:{self.port}"
+
+    @property
+    def has_credentials(self) -> bool:
+        return bool(self.user or self.token)
+
+
+def read_urls(urls: str) -> tuple[ServerAddress, ...]:
+    """The addresses in NATS_URL, separated by commas. Raises BadSettings, which repeats nothing of them: there may be a password."""
+    try:
+        # Refuses what is not an address at all.
+        addresses.plain_hosts(urls)
+        return tuple(_read(urlsplit(url.strip())) for url in urls.split(","))
+    except ValueError as error:
+        raise errors.BadSettings(f"NATS_URL: {error}", hint="separate several with commas") from None
+
+
+def _read(parts: SplitResult) -> ServerAddress:
+    host = parts.hostname or ""
+    address = ServerAddress(host, parts.port or _PORT, parts.scheme == "tls", host)
+    if parts.password is not None:
+        if not parts.username:
+            raise ValueError("a password needs a user before it, as in tls://user:password@nats.example.org")
+        return replace(address, user=unquote(parts.username or ""), password=unquote(parts.password))
+    # As all NATS clients have it: a name without a password is a token.
+    return replace(address, token=unquote(parts.username or ""))
+
+
+class ServerList:
+    """The servers of NATS_URL, and the other members of their cluster as the last INFO named them."""
+
+    def __init__(self, configured: tuple[ServerAddress, ...]) -> None:
+        self.configured = configured
+        self._learned: tuple[ServerAddress, ...] = ()
+
+    def learn(self, connect_urls: Iterable[str], *, by: ServerAddress, tls: bool) -> None:
+        """``by``: the server that named these; ``tls``: whether its connection is encrypted. Each gets the same credentials, and
+        never less encryption. What cannot be used is left out."""
+        found = [_beside(by, url, tls) for _, url in zip(range(_MAX_LEARNED), connect_urls, strict=False)]
+        self._learned = tuple(address for address in found if address is not None)
+
+    def in_random_order(self, *, without: ServerAddress | None = None) -> list[ServerAddress]:
+        """Every server once."""
+        places = {(server.host, server.port): server for server in (*self._learned, *self.configured)}
+        if without is not None:
+            places.pop((without.host, without.port), None)
+        return random.sample(list(places.values()), len(places))
+
+
+def _beside(by: ServerAddress, url: str, tls: bool) -> ServerAddress | None:
+    try:
+        parts = urlsplit(f"nats://{url}")
+        host, port = parts.hostname, parts.port or _PORT
+    except ValueError:
+        return None
+    if not host or (not tls and host not in addresses.LOOPBACK and by.host in addresses.LOOPBACK):
+        return None  # NATS_URL allows nothing that leaves this machine unencrypted
+    # Clusters name their members by IP address, which certificates seldom do.
+    return replace(by, host=host, port=port, tls=tls, certified_name=by.certified_name if _is_ip(host) else host)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
