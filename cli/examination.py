@@ -203,8 +203,12 @@ async def _check_nodes(connection: Connection) -> list[Finding]:
         found = await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
         return [wrong("nodes", error)]
-    return [
-        Finding("nodes", False, f"{node.service} {node.id[:9]}… is not used: {node.why_not}", "aicli nodes shows all of them")
-        for node in found.nodes
-        if node.alive and not node.usable
-    ]
+    hint = "aicli nodes shows all of them"
+    findings = []
+    for node in found.nodes:
+        who = f"{node.service} {node.id[:9]}…"
+        if node.alive and not node.usable:
+            findings.append(Finding("nodes", False, f"{who} is not used: {node.why_not}", hint))
+        elif node.alive and node.trouble:
+            findings.append(Finding("nodes", False, f"{who} is used, but {node.trouble}", hint))
+    return findings

@@ -39,7 +39,7 @@ def nodes(here: Surroundings, /, *, as_json: bool) -> None:
 
 def _state(node: "NodeRow") -> str:
     if node.usable:
-        return "used"
+        return f"used, but {node.trouble}" if node.trouble else "used"
     word = "not used" if node.alive else "not let in" if node.refused else "gone"
     return f"{word}: {node.why_not}"
 
@@ -52,7 +52,7 @@ def _round_trip(node: "NodeRow") -> str:
 
 def _style(node: "NodeRow") -> str:
     if node.usable:
-        return "green"
+        return "yellow" if node.trouble else "green"
     return "yellow" if node.alive else "red"
 
 

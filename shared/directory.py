@@ -75,6 +75,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     revocations: int = 0
     #: The user who answers for it, by its certificate; empty for the house.
     owner: str = ""
+    #: What is wrong with one of its transports while another one carries this, for people; empty when nothing is.
+    trouble: str = ""
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -32,6 +32,7 @@ def _own_row(node: Node, running: int) -> NodeRow:
         running=running,
         queued=0,
         slots=0,
+        trouble=node.roads.faults(),
     )
 
 
@@ -57,4 +58,5 @@ def _row(node: Node, dispatch: Dispatch, entry: Entry) -> NodeRow:
         slots=said.load.slots,
         round_trip_ms=None if seconds is None else round(seconds * 1000, 3),
         labels=said.labels,
+        trouble=said.trouble if entry.alive else "",
     )

@@ -255,6 +255,8 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     refused: bool = False
     #: By its certificate, for routing and for people.
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    #: What is wrong with NATS or Hyperswarm there, in its own words, while it can still be reached; empty when nothing is.
+    trouble: str = ""
 
 
 class NodeRows(Body, frozen=True):

@@ -117,7 +117,7 @@ class Node:
         self._exemplars = Exemplars()
         if ways.nats is not None:
             ways.nats.on_connection = self._on_connection
-            ways.nats.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
+            ways.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
         if ways.swarm is not None:
             ways.swarm.on_attached = self._on_attached
             ways.swarm.on_contested = self._on_contested
@@ -235,6 +235,7 @@ class Node:
         return Announcement(
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
+            self.roads.faults(),
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
@@ -252,7 +253,8 @@ class Node:
             self.announcer.ask()
         else:
             self.directory.deafened("nats")
-        _log.warning("NATS is back" if connected else "NATS was lost")
+        why = self.roads.nats.nats.trouble if self.roads.nats is not None else None
+        _log.warning("NATS is back" if connected else "NATS was lost", why="" if why is None else why.message)
 
     def _on_attached(self, attached: bool) -> None:
         if not attached:
@@ -312,7 +314,7 @@ def plan_ways(settings: NodeSettings, me: Me) -> Ways:
     trust = Trust(me.key, me.role)
     if found is not None:
         membership.believe(trust, found)
-    nats = NatsTransport(me, settings.nats_url, settings.nats_ca_file, trust) if settings.uses_nats else None
+    nats = NatsTransport(me, settings.nats_url, settings.nats_files, trust) if settings.uses_nats else None
     open_ = open_swarm(settings, kept, me.key)
     swarm = None if open_ is None else SwarmTransport(me, trust, open_)
     if nats is None and swarm is None:

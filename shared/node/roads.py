@@ -13,6 +13,9 @@ from shared.swarm_link import SwarmTransport
 from shared.trust import Trust
 from shared.types import NodeId, Peer, Role
 
+#: Characters: announcements carry it.
+MAX_FAULTS = 500
+
 
 class Roads:
     """Owned by one node. At least one of the two transports is there."""
@@ -66,6 +69,10 @@ class Roads:
         if self.listening():
             return ""
         return "; ".join(check.detail for check in self.checks())
+
+    def faults(self) -> str:
+        """What is wrong with any transport, also while another one works, for people; empty when nothing is."""
+        return "; ".join(f"{check.name}: {check.detail}" for check in self.checks() if not check.ok)[:MAX_FAULTS]
 
     def refusal(self) -> errors.AimeshError | None:
         """Why nobody of the mesh will ever speak to us again; None while somebody may."""

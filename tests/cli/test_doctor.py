@@ -172,6 +172,21 @@ async def test_each_part_of_the_mesh_is_named(shell: Shell) -> None:
     assert all(finding.hint for finding in findings if finding.ok is False)
 
 
+async def test_a_node_that_is_used_in_spite_of_a_broken_transport_is_named(shell: Shell) -> None:
+    well(shell.mesh)
+    lame = NodeRow(
+        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="direct", alive=True, refused=False, usable=True, why_not="",
+        models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4, trouble="NATS: not connected: the server refused this key",
+    )  # fmt: skip
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((lame,)))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert [finding.detail for finding in findings if finding.check == "nodes"] == [
+        "inference UWORKER… is used, but NATS: not connected: the server refused this key"
+    ]
+
+
 async def test_no_gateway(shell: Shell) -> None:
     shell.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
     async with listening(b"INFO {}\r\n") as port:

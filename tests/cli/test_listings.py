@@ -71,6 +71,11 @@ def test_nodes(shell: Shell) -> None:
     ("row", "shown"),
     [
         pytest.param({"path": "punched", "round_trip_ms": 12.34, "usable": True, "why_not": ""}, "punched  12 ms  used", id="used"),
+        pytest.param(
+            {"usable": True, "why_not": "", "trouble": "NATS: not connected"},
+            "used, but NATS: not connected",
+            id="used by the other transport",
+        ),
         pytest.param({"path": "direct", "round_trip_ms": 1.24}, "direct  1.2 ms  not used: loads its model", id="near"),
         pytest.param(
             {"path": "", "alive": False, "refused": True, "why_not": "the certificate expired 2 h ago"},

@@ -1,0 +1,37 @@
+"""Why a node cannot be reached over NATS: in its health, and in what the others are told about it."""
+
+from shared.node.member import Node
+from tests.shared.node.test_gauges import Auth, Web
+from tests.testnet import testnet, until
+
+
+async def nats_detail(node: Node) -> str:
+    [check] = [check for check in (await node.health()).checks if check.name == "NATS"]
+    return "" if check.ok else check.detail
+
+
+async def test_a_key_that_was_removed_is_named_in_the_health() -> None:
+    async with testnet() as net:
+        web = await net.start(Web)
+        assert (await web.node.health()).ready
+        net.server.remove(web.node.id)
+        await until(lambda: web.node.roads.faults() != "" and "refused" in web.node.roads.faults(), seconds=20)
+        assert "refused this node's key" in await nats_detail(web.node)
+        assert "aicli stack init" in await nats_detail(web.node)
+        assert not (await web.node.health()).ready
+
+
+async def test_a_node_that_may_not_receive_says_so_to_the_others() -> None:
+    async with testnet() as net:
+        web, auth = await net.start(Web), await net.start(Auth)
+        await until(lambda: auth.node.directory.find(web.node.id) is not None, seconds=10)
+        users = net.server.folder / "users.conf"
+        users.write_text(users.read_text().replace(f'"aimesh.test.web.{web.node.id}.*.*"', '"nothing"'))
+        net.server.reload()
+
+        def told() -> str:
+            entry = auth.node.directory.find(web.node.id)
+            return "" if entry is None else entry.announcement.trouble
+
+        await until(lambda: "not allowed to receive" in told(), seconds=20)
+        assert not (await web.node.health()).ready
