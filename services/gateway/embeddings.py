@@ -111,5 +111,5 @@ class Embeddings:
             wish = Wish(model, principal.tenant_id, admitted.likely_prompt_tokens, 0)
             await self._pipeline.let_in(running, principal, wish, bounds)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
-            running.answers = self._parts.relay.embed(asked, wish, seconds=seconds, runs_on=lambda worker, _: running.runs_on(worker))
+            running.answers = self._parts.relay.embed(asked, wish, seconds=seconds, runs_on=lambda claim, _: running.runs_on(claim))
             yield running

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from services.gateway.limiting.limits import Spent, Tightest
 from services.gateway.money.ledger import Held
+from services.gateway.placing.dispatch import Claim
 from shared import context
 from shared.api.generation import Usage
 from shared.directory import Entry
@@ -34,14 +35,29 @@ class Ongoing(ABC):
         self.held: Held | None = None
         #: What the worker says; closing it ends the work there.
         self.answers: AsyncGenerator[object] | None = None
+        self._claims: list[Claim] = []
+        #: When the first of the answer came, whatever it was.
+        self._first_word: float | None = None
+        #: Fixed when the request ended.
+        self._computed: float | None = None
         #: Its caller gets the answer as a whole, or nothing of it.
         self.seen_at_end = False
         #: Who runs it; None until that is decided, and where nobody has to.
         self.worker: Entry | None = None
 
-    def runs_on(self, worker: Entry) -> None:
-        """Told for each one that it is given to."""
-        self.worker = worker
+    def runs_on(self, claim: Claim) -> None:
+        """Told for each worker that it is given to."""
+        self.worker = claim.worker
+        self._claims.append(claim)
+
+    @property
+    def compute_seconds(self) -> float:
+        """How long workers worked on what was delivered; its waiting for them costs nothing."""
+        if self._computed is not None:
+            return self._computed
+        # Who joined the answer of another request has no worker, and pays from the first word on.
+        joined = 0.0 if self._claims or self._first_word is None else self._clock() - self._first_word
+        return joined + sum(claim.seconds for claim in self._claims)
 
     @property
     def allowance(self) -> Tightest | None:
@@ -90,7 +106,7 @@ class Ongoing(ABC):
         """Of what was delivered so far; nothing where that is nothing, or was given before."""
         if self.held is None or self.cached or not (self.complete or self.usage.completion_tokens):
             return MicroCredits(0)
-        return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, self.response_time_ms / 1000)
+        return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, self.compute_seconds)
 
     @property
     def response_time_ms(self) -> int:
@@ -98,6 +114,7 @@ class Ongoing(ABC):
         return milliseconds((self._ended if self._ended is not None else self._clock()) - self._began)
 
     def end(self) -> None:
+        self._computed = self.compute_seconds
         self._ended = self._clock()
 
     @property

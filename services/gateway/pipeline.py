@@ -28,7 +28,7 @@ from services.gateway.money.recorder import Pending, Recorder
 from services.gateway.money.request_row import RequestRow, ReservationState
 from services.gateway.ongoing import Ongoing
 from services.gateway.placing import affinity, routing
-from services.gateway.placing.dispatch import Dispatch
+from services.gateway.placing.dispatch import Claim, Dispatch
 from services.gateway.relaying.relay import Relay, Said
 from services.gateway.repeats import cache_keys
 from services.gateway.repeats.response_cache import ResponseCache
@@ -38,7 +38,6 @@ from shared.api import events, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Usage
-from shared.directory import Entry
 from shared.spans import REQUEST_ID
 from shared.telemetry import Metrics, logs
 from shared.telemetry.answers import Answer, GatewayAnswers
@@ -241,9 +240,9 @@ class Pipeline:
             order.messages, config, running.request_id, order.salt, streamed=order.streamed, reader_paced=paced
         )
 
-        def runs_on(worker: Entry, delivered_tokens: int) -> None:
-            running.runs_on(worker)
-            parts.ledger.claimed(running.request_id, worker.node, delivered_tokens if paced else 0)
+        def runs_on(claim: Claim, delivered_tokens: int) -> None:
+            running.runs_on(claim)
+            parts.ledger.claimed(running.request_id, claim.worker.node, delivered_tokens if paced else 0)
 
         if parts.responses is None or not use:
             return parts.relay.generate(prompt, order.wish, seconds=order.seconds, runs_on=runs_on)

@@ -47,6 +47,8 @@ class Running(Ongoing):
         assert self.answers is not None  # `run` has set it before anybody sees this object
         while True:
             answer = await anext(self.answers)
+            if self._first_word is None and not (isinstance(answer, Chunk) and answer.waiting):
+                self._first_word = self._clock()
             if isinstance(answer, Generation):
                 self._generation = answer
                 self._prompt_tokens = answer.usage.prompt_tokens

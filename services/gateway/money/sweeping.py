@@ -30,6 +30,9 @@ def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, 
     delivered = completion_tokens > 0
     ended_at = receipt.ended_at if receipt and receipt.ended_at else reservation.created_at
     seconds = min(max(0.0, (ended_at - reservation.created_at).total_seconds()), most_seconds)
+    # The earlier workers' time is not known any more, and that of waiting costs nothing.
+    worked = (ended_at - reservation.claimed_at).total_seconds() if reservation.claimed_at else 0.0
+    compute_seconds = max(0.0, min(worked, receipt.seconds if receipt else 0.0))
     return RequestRow(
         id=reservation.request_id,
         # Who of an organisation asked is not kept for a request whose gateway died.
@@ -44,7 +47,7 @@ def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, 
         status=RequestStatus.ERROR,
         error_code=ERROR_CODE,
         created_at=reservation.created_at,
-        cost_micro=price.cost(prompt_tokens, completion_tokens, seconds) if delivered else MicroCredits(0),
+        cost_micro=price.cost(prompt_tokens, completion_tokens, compute_seconds) if delivered else MicroCredits(0),
         reservation=ReservationState.SETTLED if delivered else ReservationState.EXPIRED,
     )
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from services.gateway import mesh
 from services.gateway.placing import candidates, choice, scheduler
 from services.gateway.placing.candidates import Candidate, Knowledge
+from services.gateway.placing.held_claims import HeldClaims
 from services.gateway.placing.lanes import Lane
 from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
@@ -57,7 +58,8 @@ class Waiting:
 class Claim:
     """A place on a worker. Use it with ``with``, for as long as the worker runs the request."""
 
-    def __init__(self, dispatch: "Dispatch", worker: Entry, wish: Wish, charged: float) -> None:
+    def __init__(self, dispatch: "Dispatch", worker: Entry, wish: Wish, charged: float, *, waits_there: bool = False) -> None:
+        """``waits_there``: the worker has to end another request first."""
         self.worker = worker
         self._dispatch = dispatch
         self._wish = wish
@@ -69,6 +71,22 @@ class Claim:
         self._failed = False
         self._told = False
         self._hold()
+        self._works_since = None if waits_there else dispatch.clock()
+        self.has_started = not waits_there
+        self._worked_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the worker worked on it; 0 while it waits there, and where the worker failed before it gave anything."""
+        if self._failed and not self._delivered:
+            return 0.0
+        return self._worked_seconds if self._works_since is None else self._dispatch.clock() - self._works_since
+
+    def starts(self) -> None:
+        """The worker has room for it now. Safe to call twice."""
+        if not self.has_started:
+            self.has_started = True
+            self._works_since = self._dispatch.clock()
 
     def __enter__(self) -> "Claim":
         self._hold()
@@ -83,13 +101,16 @@ class Claim:
         """The place is free for the next. Nothing happens if it was given back already."""
         if self._held:
             self._held = False
+            if self._works_since is not None:
+                self._worked_seconds, self._works_since = self._dispatch.clock() - self._works_since, None
             seconds = self._dispatch.clock() - self._began_at if self._entered and not self._failed else None
-            self._dispatch.ended(self.worker.node, self._wish.model, seconds)
+            self._dispatch.ended(self, self._wish.model, seconds)
 
     def delivered(self) -> None:
         """It gave tokens. Safe to call for every chunk."""
         if not self._delivered:
             self._delivered = True
+            self.starts()
             self._dispatch.knowledge.outliers.delivered(self.worker.node, self._wish.model)
 
     def failed(self, error: errors.AimeshError) -> None:
@@ -150,6 +171,7 @@ class Dispatch:
         self._rules = rules or Rules()
         self._metrics = metrics or Metrics("gateway")
         self._lanes: dict[ModelName, Lane[_Waiter]] = {}
+        self._held = HeldClaims()
         #: Who offered a model, and how, when that was last looked at, where somebody waits for it.
         self._offering: dict[ModelName, frozenset[tuple[NodeId, bool, bool, bool]]] = {}
         directory.watch(self._changed)
@@ -211,9 +233,11 @@ class Dispatch:
             found = self._lanes[model] = Lane()
         return found
 
-    def ended(self, node: NodeId, model: ModelName, seconds: float | None) -> None:
+    def ended(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
         """A claim gives its place back; ``seconds`` says how long it had it, None where that says nothing."""
+        node = claim.worker.node
         self.knowledge.occupancy.end(node, model)
+        self._held.ended(node, model, claim)
         if seconds is not None:
             self.lane(model).ended(seconds)
         # The worker's other models may have waited for it, too.
@@ -311,7 +335,10 @@ class Dispatch:
         lane.queue.take(waiter)
         self.knowledge.readers.read(wish.model, wish.beginnings, row.node, self.clock())
         self._metrics.queue_wait_seconds.labels(model=wish.model).observe(self.clock() - waiter.entered_at)
-        waiter.outcome.set_result(Claim(self, row.worker, wish, charged))
+        claim = Claim(self, row.worker, wish, charged, waits_there=row.seats.free <= 0)
+        if row.seats.free <= 0:
+            self._held.hold(row.node, wish.model, claim)
+        waiter.outcome.set_result(claim)
         return True
 
     def _give_out(self, model: ModelName) -> None:

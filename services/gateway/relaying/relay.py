@@ -35,7 +35,7 @@ Embedding = inference.Accepted | embedding.Vectors | embedding.Embedded
 #: Counts a retry, by kind and outcome.
 Count = Callable[[str, str], object]
 #: Called before a worker is asked, with the tokens of the answer that the caller has already.
-RunsOn = Callable[[Entry, int], object]
+RunsOn = Callable[[Claim, int], object]
 
 #: As OpenTelemetry names them.
 _OPERATIONS = {inference.process_prompt.name: "chat", embedding.embed.name: "embeddings"}
@@ -51,7 +51,7 @@ def _unflagged(_node: NodeId) -> None:
     """As well."""
 
 
-def _untold(_worker: Entry, _delivered: int) -> None:
+def _untold(_claim: Claim, _delivered: int) -> None:
     """Where nobody asks."""
 
 
@@ -186,7 +186,7 @@ class _Way(Generic[Request, Item, End]):
         """What one worker says, as far as the caller is to hear of it."""
         course, left = self._course, self._ends_at - self._means.clock()
         course.asked(_digest(claim.worker, self._wish))
-        self._runs_on(claim.worker, course.delivered_tokens)
+        self._runs_on(claim, course.delivered_tokens)
         silence = BoundedWaits(self._means.stall_seconds)
         with claim, closing(silence):
             try:

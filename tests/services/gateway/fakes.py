@@ -170,6 +170,7 @@ class FakeLedgerStore(LedgerStore):
         self.refuses: TooLittle | None = None
         self.away = False
         self.claims: list[WorkerClaim] = []
+        self.prices: tuple[Price, ...] = (Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),)
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
         if self.away:
@@ -178,7 +179,7 @@ class FakeLedgerStore(LedgerStore):
         return {claim.request_id for claim in claims}
 
     async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
-        return (Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),)
+        return self.prices
 
     async def verify(self, *, grace_seconds: float) -> LedgerReport:
         return LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 0, 0, 0)

@@ -1,17 +1,24 @@
 """What requests hold and what they cost, on the way through the pipeline. Here an input token costs 1 micro-credit, an output token 2."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
+from services.gateway.money.prices import Price
 from services.gateway.money.request_row import ReservationState
 from services.gateway.money.reservations import TooLittle
 from shared import errors
+from shared.api import inference
 from shared.api.gateway import InferenceRequest
-from shared.types import RequestStatus
+from shared.api.generation import Generation
+from shared.api.ledger import ModelPrice
+from shared.directory import Load
+from shared.types import MicroCredits, RequestStatus
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, House
+from tests.services.gateway.fakes import OWNER, FakeWorker, House
 from tests.services.gateway.test_pipeline import ask
+from tests.testnet import until
 
 
 @pytest.fixture
@@ -93,3 +100,40 @@ async def test_a_caller_who_leaves_a_whole_answer_pays_for_what_was_made_of_it()
 async def test_a_request_without_a_number_holds_what_the_model_has_room_for(house: House) -> None:
     await ask(house, n=2)
     assert (house.books.reserved[0].max_tokens, house.books.reserved[0].answers) == (2048, 2)
+
+
+class Slots(FakeWorker):
+    """Works on four requests at once, each until the test says that its time is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = asyncio.Semaphore(4)
+        self.works: list[asyncio.Event] = []
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async with self.free:
+            self.works.append(done := asyncio.Event())
+            await done.wait()
+            async for said in super().run(prompt):
+                yield said
+
+
+async def test_seconds_of_compute_are_those_of_the_worker_and_not_of_the_queue(house: House) -> None:
+    """48 equal requests cost 1.11 to 5.44."""
+    price = Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000)))
+    house.books.prices = (price,)
+    await house.parts.ledger.refresh_prices()
+    worker, now = Slots(), 1000.0
+    house.add_worker(1, worker, "smollm2", load=Load(slots=4))
+    house.pipeline.clock = house.dispatch.clock = lambda: now
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(ask(house, seconds=500, seed=seed)) for seed in range(48)]
+        for _ in range(12):
+            await until(lambda: len(worker.works) == 4)
+            now += 2
+            for done in worker.works:
+                done.set()
+            worker.works.clear()
+    assert {task.result()[1].cost_micro for task in asking} == {2000}
+    assert {row.cost_micro for row in house.store.rows.values()} == {2000}
+    assert max(row.response_time_ms for row in house.store.rows.values()) > 20_000

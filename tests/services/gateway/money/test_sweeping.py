@@ -17,13 +17,14 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PRICE = Price(3, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO), compute_second_micro=MicroCredits(5)))
 OPEN = OpenReservation(
     ID, UserId(UUID(int=1)), None, ModelName("m"), 3, prompt_tokens=100, completion_tokens=50,
-    created_at=NOW - timedelta(minutes=3), lease_until=NOW - timedelta(minutes=1),
+    created_at=NOW - timedelta(minutes=3), lease_until=NOW - timedelta(minutes=1), claimed_at=NOW - timedelta(minutes=3),
 )  # fmt: skip
 
 
 def told(prompt_tokens: int, completion_tokens: int, seconds: float, before: int = 0) -> Receipt:
     ended_at = OPEN.created_at + timedelta(seconds=seconds)
-    return Receipt(ID, prompt_tokens, before, 10 * completion_tokens, "stop", ended_at, credited_tokens=completion_tokens)
+    counts = (prompt_tokens, before, 10 * completion_tokens)
+    return Receipt(ID, *counts, "stop", ended_at, max(0.0, seconds), credited_tokens=completion_tokens)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,19 @@ def test_what_an_earlier_worker_delivered_is_billed_by_this_sides_own_count() ->
     row = end_of(replace(OPEN, delivered_before=15), PRICE, told(10, 5, 0.0, before=40), most_seconds=3600, now=NOW)
     assert row is not None
     assert (row.cost_micro, row.completion_tokens) == (10 + 40, 20)
+
+
+@pytest.mark.parametrize(
+    ("queued", "told_seconds", "paid_seconds"),
+    [(0.0, 9.0, 9.0), (4.0, 9.0, 6.0), (4.0, 2.0, 2.0), (20.0, 5.0, 0.0), (None, 5.0, 0.0)],
+    ids=["at once", "no longer than since its claim", "nor than it says", "nor less than nothing", "claimed by nobody"],
+)
+def test_seconds_count_from_the_claim(queued: float | None, told_seconds: float, paid_seconds: float) -> None:
+    claimed_at = None if queued is None else OPEN.created_at + timedelta(seconds=queued)
+    receipt = Receipt(ID, 0, 0, 1, "stop", OPEN.created_at + timedelta(seconds=10), told_seconds, credited_tokens=1)
+    row = end_of(replace(OPEN, claimed_at=claimed_at), PRICE, receipt, most_seconds=3600, now=NOW)
+    assert row is not None
+    assert (row.cost_micro, row.response_time_ms) == (2 + 5 * paid_seconds, 10_000)
 
 
 def test_one_that_still_runs_is_looked_at_later_but_not_for_ever() -> None:
