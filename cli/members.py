@@ -1,4 +1,4 @@
-"""`aicli admin nodes`: the machines that were let in; approve them, cut them off."""
+"""`aicli admin nodes`: the machines that were let in; approve them, cut them off, pardon them."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ _STATES = {"pending": ("waits for approval", "yellow"), "active": ("active", "gr
 
 @click.group()
 def nodes() -> None:
-    """List, approve and revoke the machines of the mesh. (`aicli nodes` shows who is there now.)"""
+    """List, approve, revoke and pardon the machines of the mesh. (`aicli nodes` shows who is there now.)"""
 
 
 @nodes.command("list")
@@ -69,6 +69,25 @@ def revoke(here: Surroundings, /, node: str, *, yes: bool, reason: str, as_json:
     if not yes:
         _ask(here, node)
     _show(here.ask(membership.revoke_member, membership.RevokeMember(node, reason=reason)), "Revoked", as_json=as_json)
+
+
+@nodes.command()
+@click.argument("node", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the worker as an object.")
+@click.pass_obj
+def pardon(here: Surroundings, /, node: str, *, as_json: bool) -> None:
+    """End the quarantine of a worker that told wrong counts, by its node's id or a beginning of it.
+
+    It gets requests again at every gateway within seconds, and its strikes are forgotten.
+    """
+    from cli import output
+    from shared.api import gateway
+
+    pardoned = here.ask(gateway.pardon_node, gateway.PardonNode(node))
+    if as_json:
+        output.show_json(output.plain(pardoned))
+    else:
+        click.echo(f"Pardoned worker {pardoned.node[:9]}. It gets requests again.")
 
 
 def _ask(here: Surroundings, beginning: str) -> None:

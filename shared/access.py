@@ -188,6 +188,7 @@ METHODS: Mapping[str, Access] = {
     "gateway.loadModel": _MODELS,
     "gateway.unloadModel": _MODELS,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
+    "gateway.pardonNode": _ADMIN_FRESH,
     "gateway.readUsage": _NODE,
     "gateway.getUsageReport": _USAGE,
     "gateway.getBusinessReport": _ADMIN,

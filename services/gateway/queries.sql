@@ -465,3 +465,32 @@ SELECT
     (SELECT count(DISTINCT user_id) FROM recent) AS day,
     (SELECT count(DISTINCT user_id) FROM days, this WHERE days.day > this.day - 7) AS week,
     (SELECT count(DISTINCT user_id) FROM days) AS month;
+
+-- name: strike_worker
+-- One more strike; with the last of so many ($2) within a time ($3) the worker is in quarantine for $4 seconds, and its strikes begin anew.
+INSERT INTO worker_strikes AS known (node, struck_at) VALUES ($1, ARRAY[now()])
+ON CONFLICT (node) DO UPDATE SET (struck_at, quarantined_until) = (
+    SELECT
+        CASE
+            WHEN known.quarantined_until > now() THEN known.struck_at
+            WHEN count(at) + 1 >= $2 THEN '{}'
+            ELSE coalesce(array_agg(at ORDER BY at) FILTER (WHERE at IS NOT NULL), '{}') || now()
+        END,
+        CASE
+            WHEN known.quarantined_until > now() THEN known.quarantined_until
+            WHEN count(at) + 1 >= $2 THEN now() + make_interval(secs => $4)
+        END
+    FROM (SELECT at FROM unnest(known.struck_at) AS at WHERE at > now() - make_interval(secs => $3)) AS recent
+);
+
+-- name: list_quarantined
+-- Workers in quarantine, and for how many seconds more.
+SELECT node, extract(epoch FROM quarantined_until - now())::double precision AS seconds FROM worker_strikes WHERE quarantined_until > now();
+
+-- name: find_struck
+-- Workers whose id begins so that have strikes, or are in quarantine.
+SELECT node FROM worker_strikes WHERE starts_with(node, $1) AND (quarantined_until > now() OR cardinality(struck_at) > 0) ORDER BY node LIMIT 10;
+
+-- name: pardon_worker
+-- As if it had never told a wrong number.
+DELETE FROM worker_strikes WHERE node = $1;

@@ -1,7 +1,6 @@
 """The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
 
 import random
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,7 +36,8 @@ from services.gateway.placing import dispatch, policy, routing
 from services.gateway.placing.candidates import Knowledge
 from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
-from services.gateway.placing.strikes import Strikes
+from services.gateway.placing.quarantine import Quarantine
+from services.gateway.placing.quarantine_store import QuarantineStore
 from services.gateway.relaying import receipts
 from services.gateway.relaying.relay import Relay
 from services.gateway.repeats import cache_keys
@@ -67,7 +67,7 @@ from shared.node import Node
 from shared.rpc import Call, StreamCall, serves
 from shared.rpc.gate import Gate, Visitor
 from shared.rpc.telling import Telling
-from shared.types import Credential, ModelName, NodeId, RequestId, Role, TenantId, UserId
+from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserId
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Opened:
     takes: Takes
     idempotency: Idempotency
     reports: UsageReports
-    strikes: Strikes
+    quarantine: Quarantine
 
 
 #: Who says no name is shown what everybody may use.
@@ -99,6 +99,7 @@ class GatewayService:
     def __init__(self, settings: GatewaySettings, node: Node, opened: Opened) -> None:
         self._node = node
         self._store, self._cache, self._ledger = opened.requests, opened.cache, opened.ledger
+        self._quarantine = opened.quarantine
         self._books = Books(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
         self._seconds = settings.request_timeout_seconds
         self._names = routing.Names(settings.model_aliases, settings.default_model)
@@ -107,13 +108,13 @@ class GatewayService:
         self._policy = Policy(settings.routing_policy)
         queueing = dispatch.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - which worker is no secret
-        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, knowledge=Knowledge(strikes=opened.strikes))
+        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, knowledge=Knowledge(strikes=opened.quarantine.strikes))
         retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
         self._relay = Relay(
             node.rpc,
             self._dispatch,
             count=lambda kind, outcome: retries.labels(kind=kind, outcome=outcome).inc(),
-            flag=lambda worker: node.metrics.wrong_counts.labels(node=worker).inc(),
+            flag=opened.quarantine.report,
         )
         self._model_orders = ModelOrders(node.rpc, node.directory, settings.model_aliases)
         self.callers = Callers(
@@ -151,11 +152,11 @@ class GatewayService:
             requests, ledger_store = Store(database), LedgerStore(database)
             await ledger_store.ensure_default_price(*settings.default_price())
             ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
-            find_receipts = partial(receipts.of, node.rpc, node.directory)
+            quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
+            find_receipts = partial(receipts.of, node.rpc, node.directory, strike=quarantine.strike)
             journal, metrics = Journal(settings.journal), node.metrics
-            strikes = Strikes()
-            find_receipts = partial(receipts.of, node.rpc, node.directory, strike=lambda worker: _strike(node, strikes, worker))
             async with (
+                quarantine.running(),
                 Recorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),
                 # Inside of them: what is cut off still gets its row and gives its key up.
@@ -168,7 +169,7 @@ class GatewayService:
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
                 node.dispatcher.add(GatewayShown(settings))
-                opened = Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports, strikes)
+                opened = Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports, quarantine)
                 service = cls(settings, node, opened)
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
@@ -298,6 +299,12 @@ class GatewayService:
     async def list_nodes(self, _request: gateway.ListNodes, call: Call) -> gateway.NodeRows:
         return gateway.NodeRows(node_rows.of_mesh(self._node, self._dispatch))
 
+    @serves(gateway.pardon_node)
+    async def pardon_node(self, request: gateway.PardonNode, call: Call) -> gateway.PardonedNode:
+        node = await self._quarantine.pardon(request.node)
+        self.telling.act("node.pardon", call.principal, target=node)
+        return gateway.PardonedNode(node)
+
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
         """What there is for this caller; for somebody who says no name, what everybody may use."""
         tenant = _NOBODY if caller is None else caller.tenant_id
@@ -373,12 +380,6 @@ class GatewayService:
         """Another user, as auth shows it to an admin."""
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
-
-
-def _strike(node: Node, strikes: Strikes, worker: NodeId) -> None:
-    """Against a worker that wanted to be paid for another's work."""
-    node.metrics.wrong_counts.labels(node=worker).inc()
-    strikes.strike(worker, time.monotonic())
 
 
 def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, takes: Takes) -> Idempotency:

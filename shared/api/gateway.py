@@ -263,6 +263,17 @@ class NodeRows(Body, frozen=True):
     nodes: tuple[NodeRow, ...]
 
 
+class PardonNode(Body, frozen=True):
+    """End the quarantine of a worker that told wrong numbers, and forget its strikes, at all gateways."""
+
+    #: Its node id, or a beginning of it that no other worker with strikes has.
+    node: str
+
+
+class PardonedNode(Body, frozen=True):
+    node: NodeId
+
+
 process_inference_request = StreamMethod(
     "gateway.processInferenceRequest", ProcessInferenceRequest, item=InferenceChunk, end=InferenceResult, callers=PEOPLE
 )
@@ -273,4 +284,5 @@ list_models = Method("gateway.listModels", ListModels, ServedModels, callers=PEO
 load_model = Method("gateway.loadModel", LoadOnWorker, ModelPlaces, callers=PEOPLE)
 unload_model = Method("gateway.unloadModel", UnloadOnWorkers, ModelPlaces, callers=PEOPLE)
 list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, Role.METRICS})
+pardon_node = Method("gateway.pardonNode", PardonNode, PardonedNode, callers=PEOPLE)
 read_usage = Method("gateway.readUsage", ReadUsage, UserUsage, callers={Role.AUTH})

@@ -8,7 +8,7 @@ import click.testing
 import pytest
 
 from shared import errors
-from shared.api import membership
+from shared.api import gateway, membership
 from shared.api.membership import Member, MemberState, NewTicket, TicketRow, TicketState
 from shared.types import NodeId, Role
 from tests.cli.fake_mesh import Shell
@@ -148,6 +148,13 @@ def test_nodes_list(house: Shell) -> None:
 def test_nodes_approve(house: Shell) -> None:
     assert house("admin", "nodes", "approve", "UABC").stdout == "Approved worker UABCDEFGH 'gpu-box' of alice.\n"
     assert house.mesh.asked[0].request == membership.ApproveMember("UABC")
+
+
+def test_nodes_pardon(house: Shell) -> None:
+    house.mesh.answer(gateway.pardon_node, gateway.PardonedNode(NodeId("UABCDEFGHIJ")))
+    assert house("admin", "nodes", "pardon", "UABC").stdout == "Pardoned worker UABCDEFGH. It gets requests again.\n"
+    assert json.loads(house("admin", "nodes", "pardon", "UABC", "--json").stdout) == {"node": "UABCDEFGHIJ"}
+    assert [asked.request for asked in house.mesh.asked] == 2 * [gateway.PardonNode("UABC")]
 
 
 def test_without_a_terminal_nothing_is_revoked_unasked(house: Shell) -> None:

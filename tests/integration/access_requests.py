@@ -175,6 +175,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.listPrices": ledger.ListPrices,
     "gateway.revertRequest": lambda: ledger.RevertRequest(RequestId(uuid4())),
     "gateway.verifyLedger": ledger.VerifyLedger,
+    "gateway.pardonNode": lambda: gateway.PardonNode("nobody-at-all"),
     "inference.processPrompt": lambda: inference.ProcessPrompt("hi", inference.ModelConfig(model=NO_MODEL), RequestId(uuid4())),
     "inference.embed": lambda: embedding.Embed(NO_MODEL, ("hi",), RequestId(uuid4())),
     "inference.listAvailableModels": inference.ListAvailableModels,

@@ -31,6 +31,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
         {
             "prices": "of the house",
             "usage_rolls": "days",
+            "worker_strikes": "ids of nodes",
         },
     ),
 }

@@ -1,11 +1,12 @@
 """Which workers told wrong numbers so often that they get no more requests for a while.  Pure; the caller brings the clock.
 
 What a worker claims is never paid (``running``), so a wrong count costs nobody anything; but one that lies about its counts may lie
-about more. Other than a failure, this follows the machine and not its process: to start it again is no way out. The way back is time,
-or a start of the gateway, whose memory this is.
+about more. Other than a failure, this follows the machine and not its process: to start it again is no way out. The way back is time, or an
+administrator's pardon. ``quarantine`` makes this the same at all gateways, and keeps it over their restarts.
 """
 
 from collections import deque
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from services.gateway.placing.routing import Wish
@@ -44,6 +45,16 @@ class Strikes:
         record.struck_at.clear()
         record.until = now + QUARANTINE_SECONDS
         return True
+
+    def learn(self, left: Mapping[NodeId, float], now: float, *, unless: Set[NodeId] = frozenset()) -> None:
+        """For how long all gateways keep workers away, by what each of them has seen. Nothing is learned of those of ``unless``."""
+        for node in (self._records.keys() | left.keys()) - unless:
+            record = self._records.setdefault(node, _Record())
+            seconds = left.get(node, 0.0)
+            if seconds or now < record.until:
+                # It was put away, or pardoned.
+                record.struck_at.clear()
+            record.until = now + seconds if seconds else 0.0
 
     def seconds_left(self, node: NodeId, now: float) -> float:
         """How long it gets no requests; 0 where it does."""

@@ -296,13 +296,21 @@ async def test_who_is_in_quarantine_is_shown_with_the_reason(site: Site) -> None
     service: GatewayService = site.nodes["gateway"].service  # type: ignore[assignment]
     worker = site.nodes["worker"].node.id
     for _ in range(strikes.STRIKES):
-        service._dispatch.knowledge.strikes.strike(worker, service._dispatch.clock())
+        service._quarantine.strike(worker)
     rows = (await site.client.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
     (row,) = [row for row in rows if row.id == worker]
     assert not row.usable
     assert "in quarantine for 60 min" in row.why_not
     with pytest.raises(errors.NotReachable, match="in quarantine"):
         await site.ask()
+    pardon = gateway.PardonNode(worker[:12])
+    with pytest.raises(errors.NotAllowed):
+        await site.client.rpc.call(gateway.pardon_node, pardon, credential=KEY)
+    told = await site.client.rpc.call(gateway.pardon_node, pardon, credential=ADMIN_TOKEN)
+    assert told.node == worker
+    assert (await site.ask())[0] == "Hello world"
+    await service.telling.send()
+    assert [(act.action, act.target) for act in site.auth.acts if act.action == "node.pardon"] == [("node.pardon", worker)]
 
 
 async def test_a_cancel_of_the_caller_reaches_the_worker_and_is_recorded(site: Site) -> None:

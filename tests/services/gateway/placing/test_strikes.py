@@ -31,6 +31,22 @@ def test_strikes_are_forgotten_one_by_one() -> None:
     assert not any(known.strike(LIAR, number * (WITHIN_SECONDS / 2 + 1)) for number in range(10))
 
 
+def test_what_all_gateways_know_holds_here() -> None:
+    known = Strikes()
+    known.strike(LIAR, 0.0)
+    known.learn({OTHER: 50.0}, 1.0)
+    assert (known.seconds_left(OTHER, 1.0), known.seconds_left(LIAR, 1.0)) == (50.0, 0.0)
+    # Its own strikes still count.
+    assert [known.strike(LIAR, now) for now in (2.0, 3.0)] == [False, True]
+    # PostgreSQL has not heard of the third one yet.
+    known.learn({}, 4.0, unless={LIAR})
+    assert known.seconds_left(LIAR, 4.0) > 0
+    # Pardoned.
+    known.learn({}, 5.0)
+    assert (known.seconds_left(LIAR, 5.0), known.seconds_left(OTHER, 5.0)) == (0.0, 0.0)
+    assert not known.strike(LIAR, 6.0)
+
+
 @pytest.mark.parametrize(
     ("claimed", "came", "answers", "wrong"),
     [
