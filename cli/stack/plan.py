@@ -38,10 +38,10 @@ _SECRETS: dict[str, dict[str, str]] = {
         "ADMIN_PASSWORD": "admin_password",
         "ADMIN_API_KEY": "admin_key",
     },
-    "gateway": {"PROMPT_HASH_SECRET": "prompt_hash_secret"},
+    "gateway": {"PROMPT_HASH_SECRET": "prompt_hash_secret", "WEB_HOP_SECRET": "web_hop_secret"},
     "inference": {"SERVICE_TOKEN": "service_token"},
     "metrics": {},
-    "web": {"WEB_SECRET": "web_secret"},
+    "web": {"WEB_SECRET": "web_secret", "WEB_HOP_SECRET": "web_hop_secret"},
 }
 _NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
 _REDIS_USERS = ("auth", "gateway")

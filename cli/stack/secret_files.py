@@ -62,6 +62,7 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     "prompt_hash_secret": _token,
     "service_token": _token,
     "web_secret": _token,
+    "web_hop_secret": _token,
     "admin_password": _password,
     #: What the mesh is: every certificate and the revocation list are signed with it. A backup must hold it.
     "mesh_ca.nk": identity.new_authority_seed,

@@ -71,7 +71,7 @@ def of_services(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
                 "node.nk": key(home, "gateway"),
                 "database_url": database_url(home, "gateway"),
                 "redis_url": redis_url,
-                "prompt_hash_secret": secret(home, "prompt_hash_secret"),
+                **{name: secret(home, name) for name in ("prompt_hash_secret", "web_hop_secret")},
             },
         ),
     )
@@ -79,7 +79,7 @@ def of_services(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     yield "inference-gpu", Recipient(OURS, {"node.nk": gpu_key.read_bytes(), **token})
     yield "inference-ollama", Recipient(OURS, {"node.nk": ollama_key.read_bytes(), **token})
     yield "metrics", Recipient(OURS, {"node.nk": key(home, "metrics"), "database_url": database_url(home, "metrics")})
-    yield "web", Recipient(OURS, {"node.nk": key(home, "web"), "web_secret": secret(home, "web_secret")})
+    yield "web", Recipient(OURS, {"node.nk": key(home, "web"), **{name: secret(home, name) for name in ("web_secret", "web_hop_secret")}})
     yield "client", Recipient(OURS, {"node.nk": key(home, "client"), "profile.toml": client_profile(mesh)})
     yield "relay", Recipient(OURS, {"relay_seed": secret(home, "relay_seed")})
     yield "nats", Recipient(OURS, {"nats.conf": nats_conf(home), "users.conf": (home.nats / "users.conf").read_bytes()})

@@ -102,6 +102,7 @@ class GatewayService:
         self._quarantine = opened.quarantine
         self._books = Books(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
         self._seconds = settings.request_timeout_seconds
+        self._web_hop_secret = settings.web_hop_secret
         self._names = routing.Names(settings.model_aliases, settings.default_model)
         rules = Rules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
         self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
@@ -229,6 +230,7 @@ class GatewayService:
             limits_of=self._quotas.limits_of,
             on_refusal=self.telling.refused,
             traces=self._node.traces,
+            web_hop_secret=self._web_hop_secret,
         )
 
     def _on_refusal(self, method: str, _visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:

@@ -15,6 +15,7 @@ from services.gateway.limiting.tiers import Plan
 from shared import node
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
+from shared.node import web_hop
 from shared.types import ModelName, Tier
 
 _NUMBERS = ", ".join(tiers.NUMBERS)
@@ -44,6 +45,14 @@ class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
     request_log_days: Annotated[
         int, Meta(ge=1, le=36500), Variable("REQUEST_LOG_DAYS", "days that rows of the request log are kept; the sums of each day stay")
     ] = 90
+    web_hop_secret: Annotated[
+        Annotated[str, Meta(min_length=web_hop.MIN_SECRET_CHARACTERS)] | None,
+        Variable(
+            "WEB_HOP_SECRET",
+            "by this the gateway knows web, and believes it about whom a request comes from; the same as web's",
+            secret=True,
+        ),
+    ] = None
     default_rate_limit: Annotated[
         int, Meta(ge=1), Variable("DEFAULT_RATE_LIMIT", "requests per hour of a user of the free tier; TIER_FREE goes before it")
     ] = 100

@@ -17,6 +17,7 @@ from litestar.types import HTTPScope, Message, Receive, Send
 from services.web import problems
 from services.web.headers import Header
 from shared import context, errors
+from shared.node import web_hop
 
 CONNECT_SECONDS = 3.0
 #: A connection that did not come about is tried once more: nothing has been sent, and this program may have been the slow one.
@@ -39,7 +40,7 @@ _HOP_BY_HOP = frozenset(
     | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 #: Ours to say: who the client is, and nothing of a browser's session.
-_NOT_FORWARDED = frozenset({b"cookie", b"forwarded", b"host", b"traceparent", b"x-real-ip"})
+_NOT_FORWARDED = frozenset({b"cookie", b"forwarded", b"host", b"traceparent", b"x-real-ip", web_hop.SECRET})
 #: The server adds its own date and name; and the gateway sets no cookies in web's name.
 _NOT_RETURNED = frozenset({b"date", b"server", b"set-cookie"})
 
@@ -89,13 +90,16 @@ class RequestBody:
 class Passthrough:
     """The ASGI application. Safe for any number of requests at once."""
 
-    def __init__(self, client: httpx.AsyncClient, gateway_url: str) -> None:
+    def __init__(self, client: httpx.AsyncClient, gateway_url: str, hop_secret: str | None = None) -> None:
         self._client = client
+        self._hop_secret = hop_secret
         self._url = httpx.URL(gateway_url)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, gateway_url: str, ca_file: Path | None = None, *, request_seconds: float = 300.0) -> AsyncIterator["Passthrough"]:
+    async def open(
+        cls, gateway_url: str, ca_file: Path | None = None, hop_secret: str | None = None, *, request_seconds: float = 300.0
+    ) -> AsyncIterator["Passthrough"]:
         """``ca_file`` vouches for the gateway's certificate; None means the public authorities do. ``request_seconds``: the gateway's own
         limit of one request."""
         verify = ssl.create_default_context(cafile=ca_file)
@@ -104,7 +108,7 @@ class Passthrough:
         # trust_env=False: HTTP_PROXY is for the outside, and the gateway is inside.
         transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=CONNECT_RETRIES, trust_env=False)
         async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
-            yield cls(client, gateway_url)
+            yield cls(client, gateway_url, hop_secret)
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         body = RequestBody(receive)
@@ -145,7 +149,7 @@ class Passthrough:
         # Clients and servers resolve dot segments differently; none is ever needed, so none may lead out of these paths.
         if not {".", ".."}.isdisjoint(scope["path"].split("/")):
             raise errors.NotFound("a path with dot segments leads nowhere", hint="see /docs for the paths that exist")
-        headers = _forwarded(scope)
+        headers = _forwarded(scope, self._hop_secret)
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         if not has_body:
             body.skip()
@@ -161,7 +165,7 @@ class Passthrough:
         )
 
 
-def _forwarded(scope: HTTPScope) -> list[Header]:
+def _forwarded(scope: HTTPScope, hop_secret: str | None) -> list[Header]:
     unwanted = _HOP_BY_HOP | _NOT_FORWARDED
     if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
         # RFC 9112 §6.3: with both, the length means nothing and is how requests are smuggled.
@@ -169,10 +173,8 @@ def _forwarded(scope: HTTPScope) -> list[Header]:
     headers = [(name, value) for name, value in _without(scope["headers"], unwanted) if not name.startswith(b"x-forwarded-")]
     host = next((value for name, value in scope["headers"] if name == b"host"), b"")
     client = scope["client"]
-    if client is not None:
-        # Replaced, not extended: what a client claims about itself is worth nothing, and uvicorn has resolved trusted proxies.
-        headers.append((b"x-forwarded-for", client[0].encode()))
-    headers.append((b"x-forwarded-proto", scope["scheme"].encode()))
+    # Replaced, not extended: what a client claims about itself is worth nothing, and uvicorn has resolved trusted proxies.
+    headers += web_hop.headers(hop_secret, None if client is None else client[0], scope["scheme"])
     headers.append((b"x-forwarded-host", host))
     if (current := context.current.get()) is not None:
         headers.append((b"traceparent", current.traceparent.encode()))

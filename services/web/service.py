@@ -39,7 +39,7 @@ class WebService:
             now=lambda: datetime.now(UTC),
         )
         opening = passthrough.Passthrough.open(
-            settings.gateway_url, settings.gateway_ca_file, request_seconds=settings.request_timeout_seconds
+            settings.gateway_url, settings.gateway_ca_file, settings.web_hop_secret, request_seconds=settings.request_timeout_seconds
         )
         async with opening as gateway, background() as tasks:
             tasks.create_task(site.lookout.run(node.rpc))

@@ -113,8 +113,8 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                # Also instead of what uvicorn would read from the environment by itself.
-                forwarded_allow_ips=["127.0.0.1", "::1", *settings.trusted_proxies],
+                # Nobody but these, whatever uvicorn would believe by itself or read from the environment.
+                forwarded_allow_ips=list(settings.trusted_proxies),
                 lifespan="off",
                 log_config=None,
                 access_log=False,

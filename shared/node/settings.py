@@ -74,7 +74,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         tuple[str, ...],
         Variable(
             "TRUSTED_PROXIES",
-            "addresses and networks, with commas, whose X-Forwarded-For is believed and whose connections are not counted; loopback too",
+            "addresses and networks, with commas, whose X-Forwarded-For is believed and whose connections are not counted",
         ),
     ] = ()
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True

@@ -17,7 +17,13 @@ ECHO_TOKEN_MS = "5"
 WITHIN_A_MINUTE = "requests_per_minute=unlimited,concurrency=unlimited"
 
 _shared = stacks.OfFolder(
-    Path(__file__).parent, AIMESH_ECHO="1", ECHO_TOKEN_MS=ECHO_TOKEN_MS, TIER_FREE=WITHIN_A_MINUTE, TIER_PRO=WITHIN_A_MINUTE
+    Path(__file__).parent,
+    AIMESH_ECHO="1",
+    ECHO_TOKEN_MS=ECHO_TOKEN_MS,
+    TIER_FREE=WITHIN_A_MINUTE,
+    TIER_PRO=WITHIN_A_MINUTE,
+    # The tests are the proxy.
+    TRUSTED_PROXIES="127.0.0.1",
 )
 
 

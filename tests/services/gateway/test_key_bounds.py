@@ -17,6 +17,7 @@ from shared.api import auth, gateway, ledger, usage_report
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, ProcessInferenceRequest
 from shared.node import http as node_http
+from shared.node import web_hop
 from shared.node.settings import NodeSettings
 from shared.rpc.gate import Gate
 from shared.types import Credential, ModelName, Role, UserRole
@@ -306,13 +307,13 @@ async def served(house: House, **settings: Any) -> AsyncIterator[Callable[..., A
 
 
 PROXY, STRANGER = "127.0.0.1", "127.0.0.77"
-FORWARDED = "X-Forwarded-For"
+FORWARDED, HOP = "X-Forwarded-For", web_hop.SECRET.decode()
 
 
 @pytest.mark.parametrize(
     ("source", "claims", "is_let_in"),
     [
-        pytest.param(PROXY, ["192.0.2.7"], True, id="a proxy on this machine is believed"),
+        pytest.param(PROXY, ["192.0.2.7"], True, id="a proxy that the settings name is believed"),
         pytest.param(PROXY, ["198.51.100.7"], False, id="also where that shuts the door"),
         pytest.param(STRANGER, ["192.0.2.7"], False, id="a stranger who claims to be a proxy is not"),
         pytest.param(PROXY, ["192.0.2.7, 198.51.100.7"], False, id="what the client said before the proxy added its word is nothing"),
@@ -325,9 +326,47 @@ FORWARDED = "X-Forwarded-For"
 )
 async def test_whose_word_on_where_a_call_comes_from_is_believed(house: House, source: str, claims: list[str], *, is_let_in: bool) -> None:
     bind(house, networks=("192.0.2.0/24",))
-    async with served(house) as ask:
+    async with served(house, trusted_proxies=(PROXY,)) as ask:
         answer = await ask(source, [(FORWARDED, claim) for claim in claims])
     assert answer.status_code == (200 if is_let_in else 403), answer.text
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", STRANGER])
+async def test_without_trusted_proxies_nobody_is_believed_loopback_included(house: House, source: str) -> None:
+    bind(house, networks=("192.0.2.0/24",))
+    async with served(house) as ask:
+        problem(await ask(source, [(FORWARDED, "192.0.2.7")]), 403, "not_allowed")
+
+
+HOP_SECRET = "s" * 32
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_let_in"),
+    [
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, HOP_SECRET)], True, id="web is believed, wherever it connects from"),
+        pytest.param([(FORWARDED, "198.51.100.7"), (HOP, HOP_SECRET)], False, id="also where that shuts somebody out"),
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, "t" * 32)], False, id="another secret proves nothing"),
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, "")], False, id="nor does an empty one"),
+        pytest.param([(FORWARDED, "192.0.2.7"), (HOP, HOP_SECRET), (HOP, "t" * 32)], False, id="nor two of them"),
+        pytest.param([(FORWARDED, "192.0.2.7, 192.0.2.7"), (HOP, HOP_SECRET)], False, id="web sends one address"),
+        pytest.param([(HOP, HOP_SECRET)], False, id="without an address it is web's own"),
+    ],
+)
+async def test_web_proves_its_hop_with_a_secret(house: House, headers: list[tuple[str, str]], *, is_let_in: bool) -> None:
+    bind(house, networks=("192.0.2.0/24",))
+    app = house.app()
+    app._web_hop_secret = HOP_SECRET
+    house.app = lambda: app  # type: ignore[method-assign]
+    async with served(house) as ask:
+        answer = await ask(STRANGER, headers)
+    assert answer.status_code == (200 if is_let_in else 403), answer.text
+
+
+async def test_a_gateway_without_the_secret_believes_no_hop(house: House) -> None:
+    bind(house, networks=("192.0.2.0/24",))
+    async with served(house) as ask:
+        problem(await ask(STRANGER, [(FORWARDED, "192.0.2.7"), (HOP, "")]), 403, "not_allowed")
 
 
 @pytest.mark.parametrize("source", [PROXY, STRANGER])

@@ -81,17 +81,30 @@ async def test_the_gateway_sees_no_cookie_and_no_claims_of_the_client_about_itse
         "Connection": "x-private, keep-alive",
         "X-Private": "for this hop only",
         "TE": "trailers",
+        "X-Aimesh-Web-Secret": "of a client",
     }
     await client.get("/v1/models", headers=headers)
     seen = upstream.seen[0]
     assert b"secret" not in b"".join(value for _, value in seen.headers)
-    for name in ("cookie", "x-forwarded-prefix", "x-real-ip", "forwarded", "x-private", "te", "user-agent-of-web"):
+    for name in ("cookie", "x-forwarded-prefix", "x-real-ip", "forwarded", "x-private", "te", "user-agent-of-web", "x-aimesh-web-secret"):
         assert seen.values(name) == [], name
     assert seen.values("x-forwarded-for") == [b"127.0.0.1"]
     assert seen.values("x-forwarded-host") == [client.base_url.netloc]
     assert seen.values("x-forwarded-proto") == [b"http"]
     assert len(seen.values("host")) == 1
     assert seen.values("host") != [client.base_url.netloc]
+
+
+async def test_web_shows_the_gateway_who_it_is_and_no_client_can_do_that_for_it(upstream: Upstream) -> None:
+    metrics = Metrics("web")
+    async with (
+        serving(upstream) as gateway_url,
+        passthrough.Passthrough.open(gateway_url, hop_secret="s" * 32) as gateway,
+        serving(door.Door(no_pages, gateway, metrics, Traces(ratio=0.0), always_over_tls=False)) as web_url,
+        httpx.AsyncClient(base_url=web_url) as client,
+    ):
+        await client.get("/v1/models", headers={"X-Aimesh-Web-Secret": "of a client"})
+    assert upstream.seen[0].values("x-aimesh-web-secret") == [b"s" * 32]
 
 
 async def test_the_trace_of_the_client_goes_on_and_a_broken_one_is_replaced(client: httpx.AsyncClient, upstream: Upstream) -> None:

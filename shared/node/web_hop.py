@@ -1,0 +1,39 @@
+"""The hop from web to the gateway: web proves with a secret that it speaks, and then the gateway believes where it says a request comes
+from. An address proves nothing here: any program on the machine can connect from loopback. Pure."""
+
+import hmac
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from shared import addresses
+
+Header = tuple[bytes, bytes]
+
+SECRET = b"x-aimesh-web-secret"
+_FOR, _PROTO = b"x-forwarded-for", b"x-forwarded-proto"
+#: Random characters in base64 or hex; shorter ones were typed by hand.
+MIN_SECRET_CHARACTERS = 32
+
+
+def headers(secret: str | None, address: str | None, scheme: str) -> list[Header]:
+    """What web adds to a request: who the client is, and the proof where there is a secret."""
+    said = [] if address is None else [(_FOR, address.encode())]
+    proof = [] if secret is None else [(SECRET, secret.encode())]
+    return [*said, (_PROTO, scheme.encode()), *proof]
+
+
+def resolve(scope: MutableMapping[str, Any], secret: str | None) -> MutableMapping[str, Any]:
+    """The request as it came to web, where the proof is right; in any case without the proof. ``scope`` is ASGI's."""
+    found: Sequence[Header] = scope["headers"]
+    proofs = [value for name, value in found if name == SECRET]
+    if not proofs:
+        return scope
+    resolved = {**scope, "headers": [header for header in found if header[0] != SECRET]}
+    said = [value.decode("latin-1") for name, value in found if name == _FOR]
+    if secret is None or len(proofs) > 1 or not hmac.compare_digest(proofs[0], secret.encode()):
+        return resolved
+    if len(said) == 1 and addresses.parse(said[0]) is not None:
+        resolved["client"] = (said[0], 0)
+    if (_PROTO, b"https") in found:
+        resolved["scheme"] = "https"
+    return resolved
