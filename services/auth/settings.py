@@ -52,8 +52,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ]
     data_key_old: Annotated[
-        str | None,
-        Meta(min_length=43, max_length=64),
+        Annotated[str, Meta(min_length=43, max_length=64)] | None,
         Variable("DATA_KEY_OLD", "the former DATA_KEY, while what it sealed is sealed anew; rather DATA_KEY_OLD_FILE", secret=True),
     ] = None
     admin_mfa: Annotated[bool, Variable("ADMIN_MFA", "administrators who log in need a second factor; false is for tests alone")] = True

@@ -22,6 +22,12 @@ def test_the_least_that_works() -> None:
     assert settings.database_url == GOOD["DATABASE_URL"]
 
 
+def test_the_former_data_key_can_be_given() -> None:
+    assert config.load(AuthSettings, {**GOOD, "DATA_KEY_OLD": "o" * 43}).data_key_old == "o" * 43
+    with pytest.raises(errors.BadSettings, match="DATA_KEY_OLD"):
+        config.load(AuthSettings, {**GOOD, "DATA_KEY_OLD": "short"})
+
+
 def test_auth_may_have_a_database_of_its_own() -> None:
     assert config.load(AuthSettings, {**GOOD, "AUTH_DATABASE_URL": "postgresql:///auth"}).database_url == "postgresql:///auth"
 
