@@ -28,10 +28,13 @@ def asked(what: str, otherwise: str, *, hidden: bool = False, confirm: bool = Fa
 @click.command()
 @click.argument("username", required=False)
 @click.option("--email", metavar="ADDRESS", help="The account's e-mail address.")
+@click.option("--invitation", metavar="CODE", help="Where registration is closed: the code of the mail that invites you.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
 @click.pass_obj
-def register(here: Surroundings, /, username: str | None, email: str | None, *, password_stdin: bool, as_json: bool) -> None:
+def register(
+    here: Surroundings, /, username: str | None, email: str | None, *, invitation: str | None, password_stdin: bool, as_json: bool
+) -> None:
     """Open an account. Asks for whatever is not given."""
     from cli import output
     from shared.api import auth
@@ -41,7 +44,7 @@ def register(here: Surroundings, /, username: str | None, email: str | None, *, 
         email=email or asked("e-mail address", "--email"),
         password=password_from(password_stdin, confirm=True),
     )
-    user = here.ask(auth.register_user, auth.RegisterUser(data), key_needed=False)
+    user = here.ask(auth.register_user, auth.RegisterUser(data, invitation=invitation), key_needed=False)
     if as_json:
         output.show_json(output.plain(user))
     else:

@@ -21,6 +21,7 @@ from cli.stack.program import Program
 from cli.stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
 from cli.stack.settings import PASSED, StackSettings
 from cli.stack.valkey import Valkey
+from shared import addresses
 
 if TYPE_CHECKING:
     from cli.stack.certificate import Certificate
@@ -128,6 +129,8 @@ def service_environment(home: Home, settings: StackSettings, recorded: Mapping[s
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
             "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
+            # Who reaches the stack from another machine needs an account first.
+            "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
         }
         environment = {**given, **environment}
     if service in DATABASE_ROLES:

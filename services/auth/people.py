@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from services.auth import acts, doors, names, roles
 from services.auth.newcomers import Newcomers
+from services.auth.organisations import rules
 from services.auth.parts import Parts
 from shared import access, errors
 from shared.api import auth, business, events, gateway
@@ -32,7 +33,7 @@ class People:
 
     @serves(auth.register_user)
     async def register_user(self, request: auth.RegisterUser, call: Call) -> auth.User:
-        by = await self._administrator(call)
+        by = await self._administrator(call, request)
         asked = request.user_data
         names.check_username(asked.username)
         names.check_email(asked.email)
@@ -54,21 +55,31 @@ class People:
         _log.info("user registered", user_id=user.id)
         return user
 
-    async def _administrator(self, call: Call) -> auth.Principal | None:
+    async def _administrator(self, call: Call, request: auth.RegisterUser) -> auth.Principal | None:
         """Who adds somebody else; None for people who register themselves. Raises NotAllowed where they may not."""
         if call.credential is None:
-            if self._settings.open_registration:
+            if await self._may_register(request):
                 return None
-            # Whoever asks for an account has none to send; what helps is a person.
-            raise errors.NotAllowed("registration is closed here", hint="ask an administrator for an account")
+            raise errors.NotAllowed(
+                "registration is closed here (OPEN_REGISTRATION=false)",
+                hint="ask an administrator for an account, or register with the address and the code of an open invitation",
+            )
         try:
             caller = await self._identities.of(call.credential)
             access.check(access.of_method(auth.list_users.name), caller, 0, auth.register_user.name)
         except (errors.NotAuthenticated, errors.NotAllowed):
-            if self._settings.open_registration:
+            if await self._may_register(request):
                 return None
             raise
         return caller
+
+    async def _may_register(self, request: auth.RegisterUser) -> bool:
+        if self._settings.open_registration:
+            return True
+        if request.invitation is None:
+            return False
+        # The code came by mail, so that it also shows whose the address is.
+        return await self._store.is_invited(rules.digest(request.invitation.strip()), request.user_data.email)
 
     @serves(auth.set_tier)
     async def set_tier(self, request: auth.SetTier, call: Call) -> auth.User:

@@ -31,7 +31,14 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         Meta(ge=passwords.SHORTEST_MINIMUM, le=passwords.LONGEST),
         Variable("PASSWORD_MIN_LENGTH", "shortest password; NIST SP 800-63B-4 asks for 15 where there is no second factor"),
     ] = 8
-    open_registration: Annotated[bool, Variable("OPEN_REGISTRATION", "anybody may register; false leaves it to administrators")] = True
+    open_registration: Annotated[
+        bool,
+        Variable(
+            "OPEN_REGISTRATION",
+            "true: anybody may register; false: administrators add people, and invited people register. `make up` sets true "
+            "where BIND_HOST is loopback",
+        ),
+    ] = False
     registrations_per_address: Annotated[
         int, Meta(ge=1), Variable("REGISTRATIONS_PER_ADDRESS", "accounts that one address may ask for in an hour; loopback is not counted")
     ] = 20

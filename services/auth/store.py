@@ -105,6 +105,10 @@ class Store:
             what = "e-mail address" if "email" in str(error.constraint_name) else "user name"
             raise errors.AlreadyExists(f"this {what} is taken", hint="log in, or choose another") from error
 
+    async def is_invited(self, token_hash: str, email: str) -> bool:
+        """Whether an open invitation to this address has this code."""
+        return bool(await self._db.value("is_invited", token_hash, email))
+
     async def add_user(self, transaction: database.Transaction, username: str, email: str, password_hash: str) -> User:
         row = await transaction.row("add_user", uuid4(), username, email, password_hash)
         assert row is not None  # an INSERT without a condition returns its row

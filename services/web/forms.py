@@ -20,6 +20,8 @@ class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str
     email: str
     password: str
+    #: Where registration is closed: the code of an open invitation to the address.
+    invitation: str | None = None
 
 
 class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,6 +30,8 @@ class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password: str
     #: The page that asked for somebody to sign in.
     then: str = ""
+    #: As of a ``Registration``; empty for none.
+    invitation: str = ""
 
 
 class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -62,6 +62,8 @@ class Client(Body, frozen=True):
 class RegisterUser(Body, frozen=True):
     user_data: UserData
     client: Client = Client()
+    #: The code of an open invitation to the e-mail address: with it its addressee may register where registration is closed.
+    invitation: str | None = None
 
 
 class LoginUser(Body, frozen=True):

@@ -127,7 +127,7 @@ class House:
         return Container("valkey", [str(valkey.binary()), str(conf)], {}, self.folder / "valkey.log")
 
     def service(self, name: str) -> Container:
-        given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0"})
+        given = compose_file.environment_of(name, {"PROMETHEUS_PORT": "0", "OPEN_REGISTRATION": "true"})
         places = {"/run/aimesh": str(self.handed / name), "/tmp/": f"{self.folder}/{name}-"}
         environment = {key: _moved(self.here(value), places) for key, value in given.items()}
         environment[f"{name.upper()}_SERVICE_PORT"] = str(self.ports[name])

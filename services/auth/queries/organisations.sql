@@ -157,3 +157,11 @@ WHERE invitations.token_hash = $1 AND invitations.accepted_at IS NULL AND invita
 -- name: find_invitation_by_token
 -- Why it could not be accepted; its holder may know.
 SELECT email, accepted_at, withdrawn_at, expires_at FROM invitations WHERE token_hash = $1;
+
+-- name: is_invited
+-- Whether there is an open invitation with this token to this address.
+SELECT EXISTS (
+    SELECT 1 FROM invitations
+    WHERE token_hash = $1 AND lower(email) = lower($2)
+        AND accepted_at IS NULL AND withdrawn_at IS NULL AND expires_at > now()
+);

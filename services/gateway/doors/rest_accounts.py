@@ -19,6 +19,8 @@ class RegisterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str
     email: str
     password: str
+    #: Where registration is closed: the code of an open invitation to the e-mail address.
+    invitation: str | None = None
 
 
 class LoginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,7 +129,7 @@ class RestAccounts:
     async def _register(self, call: HttpCall) -> None:
         body = bodies.read_either_case(call.body, RegisterBody)
         data = auth.UserData(body.username, body.email, body.password)
-        request = auth.RegisterUser(data, auth.Client(call.address or "", call.agent))
+        request = auth.RegisterUser(data, auth.Client(call.address or "", call.agent), body.invitation)
         user = await self._rpc.call(auth.register_user, request, credential=call.credential)
         await call.answer(msgspec.convert(user, UserAnswer, from_attributes=True), status=201)
 

@@ -13,7 +13,7 @@ from services.web import forms, problems, rendering, visits
 from services.web.pages import leaving, overview
 from services.web.visits import Page, Visit
 from shared import errors
-from shared.api import accounts, auth
+from shared.api import accounts, auth, organisations
 from shared.types import Credential
 
 #: argon2 may have to wait for its turn in auth's queue.
@@ -33,13 +33,15 @@ _STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/sec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterPage:
-    #: None where anybody may; otherwise the page says whom to ask.
+    #: Otherwise an invitation is needed.
     is_open: bool
     password_min_length: int
     #: The provider's name; None where there is none.
     oidc_name: str | None
     username: str = ""
     email: str = ""
+    #: The code of one, which is needed where registration is closed.
+    invitation: str = ""
     #: The page that the newcomer is on the way to; empty for none.
     then: str = ""
     problem: errors.AimeshError | None = None
@@ -73,7 +75,7 @@ async def show_register(visit: NamedDependency[Visit], then: FromQuery[str] = ""
 async def register(visit: NamedDependency[Visit]) -> Page:
     if visits.media_type(visit.request) == "application/json":
         wanted = forms.read_json(await visit.read_body(), forms.Registration)
-        user = await _register(visit, auth.UserData(wanted.username, wanted.email, wanted.password))
+        user = await _register(visit, auth.UserData(wanted.username, wanted.email, wanted.password), wanted.invitation)
         return _json(user, HTTPStatus.CREATED)
     if await visit.find_session() is not None:
         # A reload of the answer to this form: the account is there and the key has been shown.
@@ -81,7 +83,8 @@ async def register(visit: NamedDependency[Visit]) -> Page:
         return visit.redirect(visits.HOME)
     form = await visit.read_form(forms.RegistrationForm, by_visitor=True)
     try:
-        user = await _register(visit, auth.UserData(form.username.strip(), form.email.strip(), form.password))
+        data = auth.UserData(form.username.strip(), form.email.strip(), form.password)
+        user = await _register(visit, data, form.invitation.strip() or None)
     except errors.CallerError as error:
         view = await _register_page(visit, form, error)
         return visit.page("register.html", view, here="register", status=error.status)
@@ -208,6 +211,10 @@ async def _welcome(visit: Visit, user: auth.User, form: forms.RegistrationForm) 
     visit.sign_in(session)
     if session.step is not auth.Step.DONE:
         return visit.redirect(after_login(session, form.then))
+    if form.invitation:
+        # The code is in no other page now. Where this fails, the mail still has it.
+        with contextlib.suppress(errors.AimeshError):
+            await visit.call(organisations.accept_invitation, organisations.AcceptInvitation(form.invitation.strip()))
     then = visits.own_page(form.then)
     return await overview.welcome(visit, new_key=await _first_key(visit), then="" if then == visits.HOME else then)
 
@@ -221,11 +228,10 @@ async def _first_key(visit: Visit) -> Credential | None:
         return None
 
 
-async def _register(visit: Visit, user: auth.UserData) -> auth.User:
+async def _register(visit: Visit, user: auth.UserData, invitation: str | None) -> auth.User:
+    request = auth.RegisterUser(user, visit.client(), invitation)
     async with visit.take_turn():
-        return await visit.site.caller.call(
-            auth.register_user, auth.RegisterUser(user, visit.client()), deadline_seconds=PASSWORD_CALL_SECONDS
-        )
+        return await visit.site.caller.call(auth.register_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
 async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.Session:
@@ -245,6 +251,7 @@ async def _register_page(
         oidc_name=options.oidc_name,
         username=form.username if form else "",
         email=form.email if form else "",
+        invitation=form.invitation if form else "",
         then=form.then if form else "",
         problem=problem,
     )

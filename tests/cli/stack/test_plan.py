@@ -92,6 +92,21 @@ def test_only_gateway_and_web_leave_loopback(home: Home) -> None:
     assert [name for name, environment in found.items() if "BIND_HOST" in environment] == ["gateway", "web"]
 
 
+@pytest.mark.parametrize(
+    ("given", "is_open"),
+    [
+        ({}, "true"),
+        ({"BIND_HOST": "::1"}, "true"),
+        ({"BIND_HOST": "0.0.0.0"}, "false"),
+        ({"BIND_HOST": "192.0.2.7"}, "false"),
+        ({"BIND_HOST": "0.0.0.0", "OPEN_REGISTRATION": "true"}, "true"),
+        ({"OPEN_REGISTRATION": "false"}, "false"),
+    ],
+)
+def test_registration_is_open_where_only_this_machine_gets_to_it(home: Home, given: dict[str, str], is_open: str) -> None:
+    assert _environments(_plan(home, ALLOW_PLAIN_HTTP="true", **given))["auth"]["OPEN_REGISTRATION"] == is_open
+
+
 def test_the_echo_worker_serves_nothing_but_echo(home: Home) -> None:
     found = _environments(_plan(home, AIMESH_ECHO="1", MODELS="a=/m.gguf", OPENAI_API_KEY="sk-x"))
     echo, worker = found["inference-echo"], found["inference"]

@@ -20,6 +20,7 @@ def settings(postgres_url: str, valkey_url: str) -> AuthSettings:
         database_url=postgres_url,
         redis_url=valkey_url,
         admin_mfa=False,
+        open_registration=True,
         api_key_pepper="p" * 32,
         admin_password=ADMIN_PASSWORD,
         data_key=base64.b64encode(bytes(range(32))).decode(),

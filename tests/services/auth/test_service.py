@@ -13,7 +13,7 @@ from services.auth import api_keys
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, business, events
+from shared.api import auth, business, events, organisations
 from shared.rpc import bodies
 from shared.types import Credential, MicroCredits, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
@@ -79,13 +79,40 @@ async def test_bad_registrations(world: Surroundings, name: str, password: str, 
 async def test_closed_registration_is_for_administrators(settings: AuthSettings) -> None:
     world = Surroundings()
     async with AuthService.open(msgspec.structs.replace(settings, open_registration=False), world.as_node()) as world.service:
-        with pytest.raises(errors.NotAllowed, match="registration is closed"):
+        with pytest.raises(errors.NotAllowed, match="OPEN_REGISTRATION=false"):
             await world.register()
         body = auth.RegisterUser(auth.UserData("john_doe", "a@b.c", PASSWORD))
         await world.ask(auth.register_user, body, await world.admin_token())
         token = (await world.login()).access_token
         with pytest.raises(errors.NotAllowed):
             await world.ask(auth.register_user, auth.RegisterUser(auth.UserData("other", "o@b.c", PASSWORD)), token)
+
+
+async def test_while_registration_is_closed_an_invitation_lets_its_addressee_register_and_nobody_else(settings: AuthSettings) -> None:
+    world = Surroundings()
+    async with AuthService.open(msgspec.structs.replace(settings, open_registration=False), world.as_node()) as world.service:
+        admin = await world.admin_token()
+        team = await world.ask(organisations.create_organisation, organisations.CreateOrganisation("Lab"), admin)
+        invite = organisations.InviteMember(team.id, "John@Example.com", organisations.TeamRole.MEMBER)
+        invitation = await world.ask(organisations.invite_member, invite, admin)
+
+        async def register(name: str, email: str, code: str | None) -> auth.User:
+            body = auth.RegisterUser(auth.UserData(name, email, PASSWORD), invitation=code)
+            return await world.ask(auth.register_user, body)
+
+        for name, email, code in (
+            ("john_doe", "john@example.com", None),
+            ("john_doe", "john@example.com", "wrong" * 8),
+            ("somebody", "somebody@example.com", invitation.token),
+        ):
+            with pytest.raises(errors.NotAllowed, match="registration is closed"):
+                await register(name, email, code)
+        await register("john_doe", "john@example.com", invitation.token)
+        session = await world.login()
+        accept = organisations.AcceptInvitation(invitation.token)
+        assert (await world.ask(organisations.accept_invitation, accept, session.access_token)).id == team.id
+        with pytest.raises(errors.NotAllowed, match="registration is closed"):
+            await register("john_two", "john@example.com", invitation.token)
 
 
 # --- logging in ------------------------------------------------------------------------------------------------------

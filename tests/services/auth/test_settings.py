@@ -17,7 +17,7 @@ GOOD = {
 def test_the_least_that_works() -> None:
     settings = config.load(AuthSettings, GOOD)
     assert (settings.port, settings.session_timeout_seconds, settings.password_min_length) == (3001, 3600, 8)
-    assert settings.open_registration
+    assert not settings.open_registration
     assert settings.admin_password is None
     assert settings.database_url == GOOD["DATABASE_URL"]
 

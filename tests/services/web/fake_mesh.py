@@ -70,6 +70,8 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         #: Of everybody.
         self.account: ledger.Account | None = None
         self.workers = 1
+        #: The code of an open one, of which only registering knows.
+        self.invitation = "a-code-of-an-invitation"
         self.asked: list[Asked] = []
         #: The first words of methods (`auth`, `gateway`), or whole names, that do not answer -> what they raise instead.
         self.broken: dict[str, errors.AimeshError] = {}
@@ -136,7 +138,8 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         self.days = (*self.days, day)
 
     def _register_user(self, request: auth.RegisterUser, credential: Credential | None) -> auth.User:
-        if not self.options.open_registration and (credential is None or self._user(credential).role is not UserRole.ADMIN):
+        is_invited = self.options.open_registration or request.invitation == self.invitation
+        if not is_invited and (credential is None or self._user(credential).role is not UserRole.ADMIN):
             raise errors.NotAllowed("registration is closed here", hint="ask an administrator for an account")
         wanted = request.user_data
         if wanted.username in self.accounts:

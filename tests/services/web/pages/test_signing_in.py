@@ -9,7 +9,7 @@ from litestar.types import ASGIApp
 
 from services.web import visits
 from shared import errors
-from shared.api import auth
+from shared.api import auth, organisations
 from tests.services.web import servers
 from tests.services.web.browser import Browser, forms_of, shown_key
 from tests.services.web.fake_mesh import FakeMesh
@@ -185,8 +185,18 @@ async def test_where_registration_is_closed_the_pages_say_whom_to_ask(browser: B
     mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
     page = await browser.get("/register")
     assert "An administrator of this mesh can make one for you" in page.text
-    assert "/register" not in forms_of(page)
+    refused = await browser.submit(page, "/register", **PERSON, invitation="made up")
+    assert refused.status_code == 403
+    assert forms_of(refused)["/register"]["invitation"] == "made up"
     assert "Ask an administrator of this mesh for one" in (await browser.get("/login")).text
+
+
+async def test_with_an_invitation_its_addressee_registers_and_joins(browser: Browser, mesh: FakeMesh) -> None:
+    mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
+    page = await browser.submit(await browser.get("/register"), "/register", **PERSON, invitation=mesh.invitation)
+    assert shown_key(page)
+    accepted = [asked.request for asked in mesh.asked if isinstance(asked.request, organisations.AcceptInvitation)]
+    assert accepted == [organisations.AcceptInvitation(mesh.invitation)]
 
 
 async def test_the_rule_for_passwords_is_auths(browser: Browser, mesh: FakeMesh) -> None:
