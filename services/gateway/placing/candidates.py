@@ -4,6 +4,7 @@ A row is made here and nowhere else, and ``choice`` reads nothing but rows. A ne
 workers before a paid API, a price) is a fact more in the row, and a step more in ``choice``.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,11 +15,13 @@ from services.gateway.placing.outliers import Outliers
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.seats import Occupancy, Seats
 from services.gateway.placing.strikes import Strikes
-from shared.directory import Entry, ModelOffer
+from shared.directory import ANNOUNCE_SECONDS, Entry, ModelOffer
 from shared.types import ModelName, NodeId
 
 #: What a model of some gigabytes takes to be loaded from a disk: so much longer may the wait for a worker be that has it.
 LOADING_SECONDS = 10.0
+#: A process that runs on beside another one with the same key announces itself again within this time.
+TWIN_SECONDS = ANNOUNCE_SECONDS + 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Knowledge:
     strikes: Strikes = field(default_factory=Strikes)
     #: Who is there, and when its process started.
     processes: dict[NodeId, datetime] = field(default_factory=dict)
+    #: When a node was heard as another process while the one before was not known to be gone.
+    replaced_at: dict[NodeId, float] = field(default_factory=dict)
 
     def heard(self, worker: Entry, clock: float, now: datetime) -> None:
         """The directory has news of it."""
@@ -67,15 +72,22 @@ class Knowledge:
             self.arrivals.gone(worker.node)
             self.outliers.forget(worker.node)
             self.processes.pop(worker.node, None)
+            self.replaced_at.pop(worker.node, None)
             return
-        self.processes[worker.node] = worker.announcement.started_at
+        started_at = worker.announcement.started_at
+        if self.processes.get(worker.node, started_at) != started_at:
+            self.replaced_at[worker.node] = clock
+        self.processes[worker.node] = started_at
         self.occupancy.heard(worker.announcement)
         if self.arrivals.heard(worker, clock, now):
             self.outliers.forget(worker.node)
 
-    def is_there(self, worker: Entry) -> bool:
-        """As the process that it was."""
-        return self.processes.get(worker.node) == worker.announcement.started_at
+    def is_there(self, worker: Entry, clock: float) -> bool:
+        """Whether it may still run as the process that it was. Two processes with one key are heard in turn, and neither is gone."""
+        started_at = self.processes.get(worker.node)
+        if started_at in (None, worker.announcement.started_at):
+            return started_at is not None
+        return clock - self.replaced_at.get(worker.node, -math.inf) < TWIN_SECONDS
 
     def table(self, wish: Wish, workers: Iterable[Entry], clock: float, *, or_soon: bool = False) -> list[Candidate]:
         """Of ``workers``, those that have the model ready, or with ``or_soon`` those that have it at all."""

@@ -237,8 +237,8 @@ class _Way(Generic[Request, Item, End]):
     def _decide(self, claim: Claim, error: errors.AimeshError) -> Again | Ended[End]:
         """Raises what the caller is to be told."""
         course = self._course
-        knowledge = self._means.dispatch.knowledge
-        decision = course.failed(claim.worker.node, error, gone=sum(not knowledge.is_there(worker) for worker in self._lost))
+        knowledge, clock = self._means.dispatch.knowledge, self._means.dispatch.clock()
+        decision = course.failed(claim.worker.node, error, gone=sum(not knowledge.is_there(worker, clock) for worker in self._lost))
         if isinstance(error, errors.LinkLost):
             self._lost.append(claim.worker)
         if isinstance(decision, GivenUp):

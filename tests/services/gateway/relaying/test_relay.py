@@ -1,8 +1,10 @@
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.gateway.placing import strikes
@@ -143,6 +145,31 @@ async def test_a_request_that_ended_two_whole_workers_meets_no_third() -> None:
         await site.text()
     assert sum(len(worker.asked) for worker in site.rpc.workers.values()) == 2
     assert site.dispatch.in_flight == 0
+
+
+class Twin(FakeWorker):
+    """Another process uses its key: the announcements of both are heard in turn, and its links break."""
+
+    def __init__(self, site_of: "list[Site]", number: int) -> None:
+        super().__init__()
+        self._site_of, self._number = site_of, number
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        (site,) = self._site_of
+        entry = site.directory.find(node_id(self._number))
+        assert entry is not None
+        younger = msgspec.structs.replace(entry.announcement, started_at=entry.announcement.started_at + timedelta(seconds=1))
+        site.directory.heard(younger, "nats")
+        raise errors.LinkLost("two processes with one key have answered")
+        yield  # makes it a generator
+
+
+async def test_links_that_break_because_two_processes_share_a_key_are_never_poison() -> None:
+    holder: list[Site] = []
+    holder.append(Site(*(Twin(holder, number) for number in range(4))))
+    with pytest.raises(errors.PeerError) as told:
+        await holder[0].text()
+    assert told.value.status == 503
 
 
 async def test_two_links_that_were_lost_while_their_workers_run_on_are_no_proof() -> None:
