@@ -54,7 +54,7 @@ from services.gateway.store import opened as database_of
 from services.gateway.usage_reports import UsageReports
 from services.gateway.usage_store import UsageStore
 from services.gateway.workers import Presence
-from shared import access, context, errors
+from shared import access, context, errors, file_lock
 from shared.access import Permission
 from shared.api import auth, embedding, gateway
 from shared.api import ledger as ledgers
@@ -157,6 +157,7 @@ class GatewayService:
             find_receipts = partial(receipts.of, node.rpc, node.directory, strike=quarantine.strike)
             journal, metrics = Journal(settings.journal), node.metrics
             async with (
+                file_lock.hold(settings.journal),
                 quarantine.running(),
                 Recorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),

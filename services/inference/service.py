@@ -17,7 +17,7 @@ from services.inference.gathering import Gathered
 from services.inference.pause import WHY, Pause
 from services.inference.receipts import Receipts
 from services.inference.settings import InferenceSettings
-from shared import directory, errors, spans, telemetry, tracing
+from shared import directory, errors, file_lock, spans, telemetry, tracing
 from shared.api import embedding, inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
@@ -123,7 +123,7 @@ class InferenceService:
         pause = Pause(settings.pause_file)
         board = Board(node, pause)
         say = _say if settings.narration == "plain" else None
-        async with opening.opened(settings, board, say) as backend:
+        async with file_lock.hold(settings.receipts_path), opening.opened(settings, board, say) as backend:
             board.backend = backend
             board.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])

@@ -1,0 +1,48 @@
+"""Keeps files that one process writes to that process, with flock(2). The lock ends with the process, however it ends."""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from shared import errors
+
+#: A process that is being replaced may still be closing.
+PATIENCE_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
+
+
+@asynccontextmanager
+async def hold(path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> AsyncIterator[None]:
+    """Lock ``path`` for the block, by a file beside it. Raises BadSettings if another process keeps it longer than the patience.
+
+    Nothing is locked where no file can be made: there is nothing to write to either.
+    """
+    try:
+        handle = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        await _lock(handle, path, patience_seconds)
+        yield
+    finally:
+        os.close(handle)
+
+
+async def _lock(handle: int, path: Path, patience_seconds: float) -> None:
+    give_up_at = asyncio.get_running_loop().time() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if asyncio.get_running_loop().time() >= give_up_at:
+                raise errors.BadSettings(
+                    f"another process uses {path}",
+                    hint="stop that process, or give this one its own NODE_KEY_FILE and MESH_STATE_FILE",
+                ) from None
+            await asyncio.sleep(_LOOK_SECONDS)
+        else:
+            return
