@@ -45,6 +45,7 @@ def test_it_is_confined_and_comes_back(unit: Path) -> None:
     service = read(unit)["Service"]
     assert service["DynamicUser"] == service["NoNewPrivileges"] == "yes"
     assert (service["ProtectSystem"], service["CapabilityBoundingSet"], service["Restart"]) == ("strict", "", "always")
+    assert service["RestartPreventExitStatus"] == "2", "wrong settings, and a key that another process uses"
     assert "MemoryDenyWriteExecute" not in service
 
 
