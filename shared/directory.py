@@ -77,6 +77,10 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     owner: str = ""
     #: What is wrong with one of its transports while another one carries this, for people; empty when nothing is.
     trouble: str = ""
+    #: The process: random, made at its start. Two of them with one key are two processes that have to be told apart.
+    instance: str = ""
+    #: Instances that have to stop, because an older process uses the same key; see ``shared.key_contests``.
+    contested: tuple[str, ...] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -165,7 +169,9 @@ class Directory:
         if before is None and len(self._entries) >= MAX_NODES:
             return
         if announcement.leaving:
-            self.gone(announcement.node, "stopped")
+            # The farewell of a process that was replaced may arrive after the first word of its successor.
+            if before is None or before.announcement.started_at == announcement.started_at:
+                self.gone(announcement.node, "stopped")
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
         if before is None or before.refused:

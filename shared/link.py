@@ -5,9 +5,10 @@ send frames, set ``on_frames`` and ``on_closed``, and never learn which transpor
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared import errors, identity
 from shared.frames import wire
@@ -36,6 +37,8 @@ class Me:
     key: identity.NodeKey
     #: The program's version, told in HELLO.
     software: str
+    #: This process, where several may use the key.
+    instance: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def node(self) -> NodeId:

@@ -154,7 +154,7 @@ class Keeper:
         match restarts.decide(self._history, started_at=started, now=time.monotonic()):
             case _ if is_hopeless:
                 # The program's own word: starting it again would not help.
-                self._stay_down("its settings are wrong; its log says which")
+                self._stay_down("its settings are wrong, or another process uses its node key; its log says which")
             case RestartIn(pause, history):
                 self._history = history
                 _log.warning("%s: %s; starts again in %.0f s", self.program.name, ended, pause)

@@ -1,6 +1,7 @@
 """Saying what this node is, and hearing what the others are: the shell around the directory."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -8,6 +9,7 @@ import msgspec
 from shared import directory, errors, topics
 from shared.directory import Announcement, Directory
 from shared.frames.wire import Announce
+from shared.key_contests import KeyContests
 from shared.link import Link, Me
 from shared.nats.protocol import Message
 from shared.node.roads import Roads
@@ -27,6 +29,11 @@ class Announcer:
         self._nodes = nodes
         self._describe = describe
         self._due = asyncio.Event()
+        self.contests = KeyContests()
+        #: Called with a node whose key two processes use, once for each of the younger ones.
+        self.on_contested: Callable[[NodeId], None] = _ignore_node
+        #: This process has to stop: an older one uses the same key.
+        self.must_stop = asyncio.Event()
         roads.on_link = self._greet
         if roads.swarm is not None:
             roads.swarm.on_announcement = self._heard_by_swarm
@@ -63,11 +70,13 @@ class Announcer:
             self._roads.swarm.announce(body)
 
     async def run(self) -> None:
-        """Announce every ANNOUNCE_SECONDS and on change, and let silent nodes go. Ends by cancellation."""
+        """Announce every ANNOUNCE_SECONDS and on change, and let silent nodes go. Ends by cancellation, and for a service with
+        BadSettings when an older process uses the same key."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch())
             if self._describe is not None:
                 tasks.create_task(self._announce())
+                tasks.create_task(self._stop_if_younger())
 
     async def _announce(self) -> None:
         while True:
@@ -79,6 +88,13 @@ class Announcer:
                     await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:
                 pass  # the regular round
+
+    async def _stop_if_younger(self) -> None:
+        await self.must_stop.wait()
+        raise errors.BadSettings(
+            f"another process already runs as this node ({self._me.role} {self._me.node[:12]}), with the same key",
+            hint="stop that process, or give this one its own NODE_KEY_FILE; if you know of no other, see docs/runbooks/contested_key.md",
+        )
 
     async def _watch(self) -> None:
         while True:
@@ -114,7 +130,14 @@ class Announcer:
             self._take(msgspec.structs.replace(announcement, labels=labels, owner=owner), link.path, "swarm")
 
     def _take(self, announcement: Announcement, path: str, transport: str) -> None:
-        if announcement.node == self._me.node or self._roads.is_revoked(announcement.node):
+        if self._roads.is_revoked(announcement.node):
+            return
+        if self.contests.heard(announcement, time.monotonic()):
+            self.on_contested(announcement.node)
+            self._due.set()
+        if self.contests.must_stop(self._me.instance, announcement):
+            self.must_stop.set()
+        if announcement.node == self._me.node:
             return
         self._nodes.heard(announcement, path, transport)
         self._roads.told(announcement.node, announcement.revocations)
@@ -132,3 +155,7 @@ class Announcer:
 
     def _asked(self, message: Message) -> None:
         self._due.set()
+
+
+def _ignore_node(node: NodeId) -> None:
+    """Before somebody logs."""

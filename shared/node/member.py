@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from prometheus_client import Counter, Histogram
 
-from shared import errors, identity, rpc, tracing
+from shared import errors, file_lock, identity, rpc, tracing
 from shared.api import events
 from shared.api import node as node_api
 from shared.api.gateway import Check
@@ -103,6 +103,8 @@ class Node:
         self.roads.on_number = self.standing.told
         self.events_of_mesh = Events(me, ways.nats)
         self.announcer = Announcer(me, self.roads, self.directory, self._describe)
+        self.announcer.on_contested = self._on_shared_key
+        self._instance = me.instance
         self.micro = None if ways.nats is None else Micro(ways.nats, self.dispatcher, self.service_name, version())
         self.host = Host(self.metrics, ways.state_file.parent)
         self._gauges = Gauges(self.metrics, self.roads, ways.trust, self.events_of_mesh, self.host)
@@ -236,6 +238,7 @@ class Node:
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.roads.faults(),
+            self._instance, self.announcer.contests.younger,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
@@ -270,6 +273,12 @@ class Node:
             role=None if known is None else known.role,
             do="stop the second process, or `aicli admin nodes revoke`",
         )
+        self.metrics.contested_keys.inc()
+
+    def _on_shared_key(self, node: NodeId) -> None:
+        known = self.directory.find(node)
+        role = self.role if node == self.id else None if known is None else known.role
+        _log.warning("two processes use one node key; the younger one has to stop", id=node, role=role, do="docs/runbooks/contested_key.md")
         self.metrics.contested_keys.inc()
 
     def _observe(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], status: str, seconds: float) -> None:
@@ -329,7 +338,15 @@ def plan_ways(settings: NodeSettings, me: Me) -> Ways:
 
 @asynccontextmanager
 async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
-    """A node on the mesh. Leaving: last announcement, links closed, server left; the caller has drained before."""
+    """A node on the mesh. Leaving: last announcement, links closed, server left; the caller has drained before.
+
+    Raises BadSettings if another process has its state file, or an older one uses its key."""
+    async with file_lock.hold(settings.state_file), _unlocked_member(settings, role) as node:
+        yield node
+
+
+@asynccontextmanager
+async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
     me = Me(settings.mesh, role, identity.load(settings.node_key_file), f"aimesh/{version()}")
     ways = plan_ways(settings, me)
     if ways.nats is not None:
@@ -349,8 +366,12 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
             try:
                 yield node
             finally:
-                node._leaving = True
-                node.announcer.announce_now()
+                # Without a drain before, calls that still arrive would find no task group.
+                node.dispatcher.drain_started.set()
+                # The older process with our key does not leave.
+                if not node.announcer.must_stop.is_set():
+                    node._leaving = True
+                    node.announcer.announce_now()
     finally:
         why = errors.LinkLost("this node is stopping", retry_after_seconds=0.2)
         if ways.swarm is not None:

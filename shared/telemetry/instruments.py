@@ -92,7 +92,7 @@ STRANGERS_REFUSED = Instrument(
 CONTESTED_KEYS = Instrument(
     name="ai_platform_contested_keys_total",
     kind=Kind.COUNTER,
-    help="Times that a node's links were made anew so often that two processes may show its key: alert on any",
+    help="Times that two processes used a node's key, or its links were made anew so often that they may: alert on any",
 )
 CERTIFICATE_SECONDS_LEFT = Instrument(
     name="ai_platform_certificate_seconds_left",

@@ -15,7 +15,7 @@ WORKER = NodeId("UWORKER")
 
 
 def announcer(role: Role, nodes: Directory, revoked: frozenset[NodeId] = frozenset()) -> Announcer:
-    me: Any = SimpleNamespace(role=role, node=NodeId("UME"), mesh="test")
+    me: Any = SimpleNamespace(role=role, node=NodeId("UME"), mesh="test", instance="me")
     roads: Any = SimpleNamespace(
         swarm=SimpleNamespace(), nats=None, on_link=None, is_revoked=lambda node: node in revoked, told=lambda node, number: None
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import ClassVar
@@ -20,11 +21,13 @@ from shared.frames import windows, wire
 from shared.frames.wire import Call, Item
 from shared.node.client import ClientSettings, client
 from shared.node.member import Node
+from shared.node.settings import NodeSettings
 from shared.rpc import bodies
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role, Tier, UserId, UserRole
 from tests.testnet import MESH, testnet, until
 
 REQUEST_ID = RequestId(UUID(int=7))
+LOST = ("link_lost", 503, True)
 
 
 def prompt(text: str = "", tokens: int = 0) -> inference.ProcessPrompt:
@@ -360,6 +363,25 @@ async def test_a_peer_that_does_not_say_how_many_calls_it_takes_gets_256() -> No
         running.service.may_go_on.set()  # type: ignore[attr-defined]  # it is an Auth
         ends = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(end) for end in ends] == [auth.Session] * 256 + [errors.Overloaded] * 44
+
+
+async def test_two_processes_that_answer_with_one_key_end_the_link_as_retryable() -> None:
+    """Both get every message. Their answers on one link would be mixed into one stream."""
+    async with testnet() as net:
+        elder = await net.start(Worker)
+        copy = net.server.folder / "copy.nk"
+        copy.touch(mode=0o600)
+        copy.write_bytes(elder.key_file.read_bytes())
+        await net.start(Worker, NodeSettings(mesh=MESH, nats_url=net.server.url, node_key_file=copy))
+        door = await net.start(Gateway)
+        ends: Counter[tuple[str, int, bool]] = Counter()
+        while not ends[LOST] and ends.total() < 50:  # before the younger one stops
+            try:
+                async with door.node.rpc.stream(inference.process_prompt, prompt("hang", 50), deadline_seconds=2) as answer:
+                    assert [chunk.token_ids[0] async for chunk in answer] == list(range(50))
+            except errors.AimeshError as error:
+                ends[(errors.code_of(error), error.status, error.retryable)] += 1
+        assert set(ends) == {LOST}, ends
 
 
 async def test_an_error_comes_after_the_items_before_it() -> None:

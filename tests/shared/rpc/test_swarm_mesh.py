@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from shared import errors, rpc
+from shared import errors, key_contests, rpc
 from shared.api import auth, inference
 from shared.api import node as node_api
 from shared.api.gateway import Check
@@ -21,7 +21,7 @@ from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
 from tests import dht
 from tests.swarmnet import swarmnet
-from tests.testnet import RunningNode, until
+from tests.testnet import RunningNode, live, until
 
 REQUEST_ID = RequestId(UUID(int=7))
 
@@ -260,10 +260,39 @@ async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_l
             assert worker.node.id in {link.peer.node for link in gateway.node.roads.links()}
 
 
-async def test_a_key_that_two_processes_show_is_told() -> None:
+async def test_the_younger_of_two_processes_with_one_key_stops_because_a_peer_hears_both() -> None:
+    """They never hear each other: over Hyperswarm they push each other's links out."""
     async with swarmnet() as net:
         gateway, worker = await net.start(Gateway), await net.start(Worker)
         await sees(gateway, worker)
-        thief = await net.start(Worker, key_file=worker.key_file)
-        await until(lambda: "ai_platform_contested_keys_total 1.0" in gateway.node.metrics_text(), seconds=20)
-        await thief.stop()
+        copy = net.folder / "copy.nk"
+        for suffix in (".nk", ".mesh"):
+            copy.with_suffix(suffix).touch(mode=0o600)
+            copy.with_suffix(suffix).write_bytes(worker.key_file.with_suffix(suffix).read_bytes())
+        with pytest.raises(ExceptionGroup) as ended:
+            async with asyncio.timeout(60):
+                await live(Worker, net.settings(copy), asyncio.get_running_loop().create_future(), asyncio.Event())
+        assert ended.group_contains(errors.BadSettings, match="another process already runs as this node")
+        assert "ai_platform_contested_keys_total 0.0" not in gateway.node.metrics_text()
+        # The farewell of the younger one does not take the older one away.
+        await sees(gateway, worker)
+        reply = await gateway.node.rpc.call(node_api.read_health, node_api.ReadHealth(), to=worker.node.id)
+        assert reply.ready
+        assert not worker.node.announcer.must_stop.is_set()
+
+
+async def test_a_restart_with_the_same_key_is_no_contest_on_either_transport() -> None:
+    """The links of the process that was killed may carry a last announcement after the first one of its successor."""
+    async with swarmnet(nats=True) as net:
+        gateway, worker = await net.start(Gateway, nats=True), await net.start(Worker, nats=True)
+        await sees(gateway, worker)
+        stale = worker.node._describe()
+        await worker.cut()
+        again = await net.start(Worker, key_file=worker.key_file, nats=True)
+        started_at = asyncio.get_running_loop().time()
+        await sees(gateway, again)
+        gateway.node.announcer._take(stale, "direct", "swarm")
+        await until(lambda: asyncio.get_running_loop().time() - started_at > 2 * key_contests.OVERLAP_SECONDS + 2, seconds=30)
+        assert "ai_platform_contested_keys_total 0.0" in gateway.node.metrics_text()
+        assert not again.node.announcer.must_stop.is_set()
+        assert again.node.id in [entry.node for entry in usable(gateway, Role.WORKER)]

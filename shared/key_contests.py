@@ -1,0 +1,105 @@
+"""Find node keys that two processes use at the same time, from the announcements that a node hears. Pure; the caller brings the time.
+
+Two processes of one node are proven when each was heard twice, at least SPACING_SECONDS apart, OVERLAP_SECONDS or more after the other
+was first heard. A restart proves nothing, also after kill -9: what a dead process announced arrives late over the second transport, but
+not that late. The younger process has to stop. Which one is younger is a matter of ``started_at`` alone, so that all nodes agree, also
+where the clocks of two machines differ.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from shared.directory import ANNOUNCE_SECONDS, MAX_NODES, Announcement
+from shared.types import NodeId, Role
+
+OVERLAP_SECONDS = 5.0
+#: Announcements that were buffered somewhere come in one burst.
+SPACING_SECONDS = ANNOUNCE_SECONDS / 2
+#: A process that was not heard for so long is forgotten.
+SILENT_SECONDS = 30.0
+#: Processes of one node that are told apart: a bound on what a peer that invents instances can make us keep.
+MAX_PROCESSES = 8
+#: Younger processes that one announcement names.
+MAX_TOLD = 16
+#: The roles that are believed when they name a process that has to stop.
+TELLERS = frozenset({Role.AUTH, Role.GATEWAY, Role.METRICS})
+
+
+@dataclass(slots=True)
+class _Process:
+    started_at: datetime
+    first_at: float
+    last_at: float
+    #: Other processes of the node -> when this one was first heard OVERLAP_SECONDS after them.
+    outlived: dict[str, float] = field(default_factory=dict)
+    #: Other processes that this one certainly outlived: it was heard twice.
+    proven: set[str] = field(default_factory=set)
+
+
+class KeyContests:
+    def __init__(self) -> None:
+        #: The node that was heard last is at the end.
+        self._nodes: OrderedDict[NodeId, dict[str, _Process]] = OrderedDict()
+        self._younger: dict[str, NodeId] = {}
+
+    @property
+    def younger(self) -> tuple[str, ...]:
+        """The instances that have to stop, for the announcement of this node."""
+        return tuple(self._younger)[:MAX_TOLD]
+
+    def must_stop(self, instance: str, announcement: Announcement) -> bool:
+        """Whether the process ``instance`` has to stop, by what we have heard and by what a peer that hears both says."""
+        return instance in self._younger or (announcement.role in TELLERS and instance in announcement.contested)
+
+    def heard(self, announcement: Announcement, now: float) -> bool:
+        """Take an announcement in; True if it proves a contest that was not known."""
+        processes = self._nodes.setdefault(announcement.node, {})
+        self._nodes.move_to_end(announcement.node)
+        self._forget(processes, now)
+        instance = instance_of(announcement)
+        if announcement.leaving:
+            self._drop(processes, instance)
+            return False
+        if instance not in processes and len(processes) < MAX_PROCESSES:
+            processes[instance] = _Process(announcement.started_at, now, now)
+        process = processes.get(instance)
+        if process is None:
+            return False
+        process.last_at = now
+        found = [self._compare(announcement.node, processes, instance, other, now) for other in processes if other != instance]
+        return any(found)
+
+    def _compare(self, node: NodeId, processes: dict[str, _Process], instance: str, other: str, now: float) -> bool:
+        """``instance`` was just heard."""
+        process, another = processes[instance], processes[other]
+        if now - another.first_at < OVERLAP_SECONDS:
+            return False
+        if now - process.outlived.setdefault(other, now) >= SPACING_SECONDS:
+            process.proven.add(other)
+        if other not in process.proven or instance not in another.proven:
+            return False
+        younger = max(instance, other, key=lambda each: (processes[each].started_at, each))
+        is_new = younger not in self._younger
+        self._younger[younger] = node
+        return is_new
+
+    def _forget(self, processes: dict[str, _Process], now: float) -> None:
+        for silent in [instance for instance, process in processes.items() if now - process.last_at > SILENT_SECONDS]:
+            self._drop(processes, silent)
+        if len(self._nodes) > MAX_NODES:
+            _, forgotten = self._nodes.popitem(last=False)
+            for instance in list(forgotten):
+                self._drop(forgotten, instance)
+
+    def _drop(self, processes: dict[str, _Process], instance: str) -> None:
+        processes.pop(instance, None)
+        self._younger.pop(instance, None)
+        for process in processes.values():
+            process.outlived.pop(instance, None)
+            process.proven.discard(instance)
+
+
+def instance_of(announcement: Announcement) -> str:
+    """Older versions name no instance; they are told apart by the time of their start."""
+    return announcement.instance or announcement.started_at.isoformat()

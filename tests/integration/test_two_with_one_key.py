@@ -1,0 +1,66 @@
+"""A second process with the key of a running one stops by itself, with exit code 2 and a sentence; the first one works on."""
+
+import time
+from pathlib import Path
+
+from shared import errors, key_contests
+from tests import replicas
+from tests.integration import asking
+from tests.people import Desk, Person
+from tests.stacks import RunningStack, until
+
+
+async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_on(
+    stack: RunningStack, desk: Desk, ann: Person, tmp_path: Path
+) -> None:
+    # The worker cannot hear its twin over NATS: the gateway, auth and metrics hear both and tell it.
+    first = (await stack.pids())["inference-echo"]
+    counted = await stack.metric("gateway", "ai_platform_contested_keys_total")
+    async with replicas.replica(stack, "inference", key_file=stack.place.key("echo"), folder=tmp_path) as second:
+        assert await second.ended() == 2
+        assert "another process already runs as this node" in second.log
+        assert "NODE_KEY_FILE" in second.log
+
+    async def answers() -> bool:
+        return (await asking.rpc(desk.mesh, ann.key.secret, "hi")).text == "hi"
+
+    await until(answers, seconds=20, what="the first worker answers", ignoring=(errors.PeerError,))
+    assert (await stack.pids())["inference-echo"] == first
+    assert await stack.metric("gateway", "ai_platform_contested_keys_total") == counted + 1
+
+
+async def test_a_second_gateway_with_the_same_key_stops_and_the_first_one_works_on(stack: RunningStack, tmp_path: Path) -> None:
+    first = (await stack.pids())["gateway"]
+    async with replicas.replica(stack, "gateway", key_file=stack.place.key("gateway"), folder=tmp_path) as second:
+        assert await second.ended() == 2
+        assert "another process already runs as this node" in second.log
+    assert (await stack.pids())["gateway"] == first
+
+
+async def test_a_second_process_with_the_same_state_file_does_not_start(stack: RunningStack, tmp_path: Path) -> None:
+    key_file = stack.place.key("metrics")
+    (tmp_path / "metrics-replica.mesh").symlink_to(key_file.with_suffix(".mesh"))
+    (tmp_path / "metrics-replica.mesh.lock").symlink_to(key_file.with_suffix(".mesh.lock"))
+    async with replicas.replica(stack, "metrics", key_file=key_file, folder=tmp_path) as second:
+        assert await second.ended() == 2
+        assert "another process uses" in second.log
+
+
+async def test_a_worker_that_is_killed_and_started_at_once_is_no_contest(stack: RunningStack, desk: Desk, ann: Person) -> None:
+    counted = await stack.metric("gateway", "ai_platform_contested_keys_total")
+    await stack.restarted("inference-echo", await stack.kill("inference-echo"), seconds=60)
+
+    async def answers() -> bool:
+        return (await asking.rpc(desk.mesh, ann.key.secret, "hi")).text == "hi"
+
+    await until(answers, seconds=30, what="the new worker answers", ignoring=(errors.PeerError,))
+    restarted_at = time.time()
+
+    async def has_run_long_enough() -> bool:
+        """A contest would be known by then, and the supervisor would leave the worker down."""
+        row = (await stack.programs())["inference-echo"]
+        assert row.ready
+        return time.time() - restarted_at > 2 * key_contests.OVERLAP_SECONDS + 2
+
+    await until(has_run_long_enough, seconds=30)
+    assert await stack.metric("gateway", "ai_platform_contested_keys_total") == counted

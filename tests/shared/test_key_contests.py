@@ -1,0 +1,119 @@
+"""Whether two processes use one node key: the facts are what was heard and when, the verdict is which of them has to stop."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from shared import key_contests
+from shared.directory import Announcement
+from shared.key_contests import MAX_PROCESSES, MAX_TOLD, SILENT_SECONDS, KeyContests
+from shared.types import NodeId, Role
+
+NODE = NodeId("UNODE")
+#: When the clock of the machine said that each process started.
+STARTED = {"elder": 100, "younger": 200, "third": 300, "clock set back": 50}
+
+
+def said(instance: str, *, leaving: bool = False, node: NodeId = NODE) -> Announcement:
+    started_at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=STARTED.get(instance, 400))
+    return Announcement(Role.WORKER, node, "1", started_at, leaving=leaving, instance=instance)
+
+
+def every(seconds: float, instance: str, first: float, last: float) -> list[tuple[float, str]]:
+    count = int((last - first) / seconds) + 1
+    return [(first + seconds * turn, instance) for turn in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("heard", "stops"),
+    [
+        pytest.param([*every(2, "elder", 0, 20), *every(2, "younger", 11, 21)], {"younger"}, id="a second process is started"),
+        pytest.param(
+            [*every(2, "elder", 0, 20), *every(2, "younger", 0.1, 20)], {"younger"}, id="both are heard by a node that was just started"
+        ),
+        pytest.param([*every(2, "elder", 0, 10), *every(2, "younger", 10.5, 30)], set(), id="a quick restart after kill -9"),
+        pytest.param(
+            [*every(2, "elder", 0, 10), *every(2, "younger", 10.5, 30), (11, "elder"), (12, "elder"), (13.5, "elder")],
+            set(),
+            id="stale announcements come over the second transport after the restart",
+        ),
+        pytest.param(
+            [*every(2, "elder", 0, 10), *every(2, "younger", 10.5, 30), *[(17, "elder")] * 5],
+            set(),
+            id="what a suspended machine had buffered comes in one burst",
+        ),
+        pytest.param(
+            [*every(2, "younger", 0, 10), *every(2, "clock set back", 10.5, 30)], set(), id="a restart after the clock was set back"
+        ),
+        pytest.param(
+            [*every(2, "younger", 0, 30), *every(2, "clock set back", 10.5, 30)],
+            {"younger"},
+            id="the start counts, not who was heard first",
+        ),
+        pytest.param(
+            [*every(2, "elder", 0, 40), *every(2, "younger", 1, 41), *every(2, "third", 1.5, 40)],
+            {"younger", "third"},
+            id="three processes",
+        ),
+        pytest.param(
+            [*every(2, "elder", 0, 40), *every(2, "younger", 11, 13)], {"younger"}, id="one that ended soon was there all the same"
+        ),
+        pytest.param([*every(6, "elder", 0, 60), *every(7, "younger", 1, 57)], {"younger"}, id="two links that push each other out"),
+    ],
+)
+def test_which_process_has_to_stop(heard: list[tuple[float, str]], stops: set[str]) -> None:
+    seen = KeyContests()
+    proofs = [instance for at, instance in sorted(heard) if seen.heard(said(instance), at)]
+    assert set(seen.younger) == stops
+    assert len(proofs) == len(stops), "each is told once"
+
+
+def test_the_younger_process_stops_within_ten_seconds() -> None:
+    seen = KeyContests()
+    heard = sorted([*every(2, "elder", 0, 60), *every(2, "younger", 31, 60)])
+    assert min(at for at, instance in heard if seen.heard(said(instance), at)) - 31 <= 10
+
+
+@pytest.mark.parametrize(
+    ("role", "believed"), [(Role.GATEWAY, True), (Role.AUTH, True), (Role.METRICS, True), (Role.WORKER, False), (Role.WEB, False)]
+)
+def test_who_is_believed_when_it_names_a_process(role: Role, believed: bool) -> None:
+    told = Announcement(role, NodeId("UPEER"), "1", datetime(2026, 1, 1, tzinfo=UTC), contested=("me",))
+    assert KeyContests().must_stop("me", told) is believed
+    assert not KeyContests().must_stop("another", told)
+
+
+def test_an_older_version_is_told_apart_by_its_start() -> None:
+    seen = KeyContests()
+    old = Announcement(Role.WORKER, NODE, "1", datetime(2026, 1, 1, tzinfo=UTC))
+    for turn in range(20):
+        seen.heard(old, 2.0 * turn)
+        seen.heard(said("younger"), 2.0 * turn + 1)
+    assert seen.younger == ("younger",)
+
+
+def test_a_process_that_left_or_fell_silent_is_named_no_more() -> None:
+    for end in (said("younger", leaving=True), None):
+        seen = KeyContests()
+        for at, instance in sorted([*every(2, "elder", 0, 20), *every(2, "younger", 1, 21)]):
+            seen.heard(said(instance), at)
+        assert seen.younger == ("younger",)
+        if end is not None:
+            seen.heard(end, 22)
+        seen.heard(said("elder"), 22 if end is not None else 22 + SILENT_SECONDS)
+        assert seen.younger == ()
+
+
+def test_what_is_kept_and_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_contests, "MAX_NODES", 100)
+    seen = KeyContests()
+    for turn in range(6):
+        for number in range(3 * MAX_PROCESSES):
+            seen.heard(said(f"process {number}"), 3.0 * turn)
+            seen.heard(said(f"node {number} a", node=NodeId(f"U{number}")), 3.0 * turn)
+            seen.heard(said(f"node {number} b", node=NodeId(f"U{number}")), 3.0 * turn)
+    assert len(seen.younger) == MAX_TOLD
+    for number in range(1000):
+        seen.heard(said("x", node=NodeId(f"V{number}")), 20.0)
+    assert len(seen._nodes) <= 101
+    assert seen.younger == ()
