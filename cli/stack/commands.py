@@ -221,3 +221,33 @@ def restart(program: str) -> None:
         raise click.UsageError(answer.error)
     again = asyncio.run(overview.until_restarted(home, program, before))
     click.echo(f"{program} runs again, pid {again.pid}")
+
+
+@stack.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SERVICE] [ARGUMENT OF PSQL]...")
+def psql(words: tuple[str, ...]) -> None:
+    """Open psql on the stack's own PostgreSQL.
+
+    With SERVICE (auth, gateway or metrics) as the role of that service: in its schema, with the rows of all tenants. Without it as the
+    superuser. Everything else goes to psql: aicli stack psql gateway -c "SELECT count(*) FROM request_logs"
+    """
+    from cli.stack import plan, postgres, secret_files
+
+    home = _home()
+    server = plan.postgres_of(home)
+    if not server.socket.exists():
+        raise click.ClickException(
+            "no PostgreSQL of this stack runs; start it with: make up. For one of yours (DATABASE_URL) use psql itself"
+        )
+    if words[:1] and words[0] in secret_files.DATABASE_ROLES:
+        role, arguments = words[0], words[1:]
+        password = secret_files.read(home, f"postgres_{role}")
+        ours = postgres.environment_of_psql(server, role, password, {"search_path": role, "aimesh.tenant": "*"})
+    elif words[:1] and not words[0].startswith("-"):
+        raise click.UsageError(f"{words[0]!r} keeps no tables; SERVICE is one of {', '.join(secret_files.DATABASE_ROLES)}")
+    else:
+        arguments = words
+        ours = postgres.environment_of_psql(server, server.admin, secret_files.read(home, secret_files.POSTGRES_ADMIN), {})
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    program = str(postgres.binaries() / "psql")
+    os.execve(program, [program, *arguments], {**others, **ours})  # noqa: S606 - the wheel's own psql, in place of this process

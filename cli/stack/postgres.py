@@ -43,6 +43,10 @@ class Postgres:
     def data(self) -> Path:
         return self.folder / "data"
 
+    @property
+    def socket(self) -> Path:
+        return self.sockets / f".s.PGSQL.{_PORT}"
+
     def url(self, role: str, password: str) -> str:
         return f"postgresql://{quote(role)}:{quote(password, safe='')}@/{DATABASE}?host={quote(str(self.sockets), safe='')}&port={_PORT}"
 
@@ -143,6 +147,18 @@ def provision(server: Postgres, passwords: Mapping[str, str]) -> None:
         _PROVISION_SECONDS,
         environment,
     )
+
+
+def environment_of_psql(server: Postgres, role: str, password: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """What psql and its kin read in place of arguments, so that the password is none; ``settings`` are those of the session."""
+    return {
+        "PGHOST": str(server.sockets),
+        "PGPORT": str(_PORT),
+        "PGDATABASE": DATABASE,
+        "PGUSER": role,
+        "PGPASSWORD": password,
+        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+    }
 
 
 def scram_verifier(password: str, salt: bytes) -> str:
