@@ -20,6 +20,7 @@ _KINDS = {
     "tokens_per_minute": "tokens a minute",
     "concurrency": "requests at once",
 }
+_SOURCES = {"default": "tier default", "key": "the key itself"}
 _SCOPES = {"user": "account", "key": "this key", "model": "model"}
 
 
@@ -121,8 +122,9 @@ def _show_left(left: "UserQuota") -> None:
     click.echo()
     columns: list[Column[LimitState]] = [
         Column("LIMIT", lambda state: _KINDS.get(state.kind, state.kind)),
-        Column("OF", lambda state: _SCOPES.get(state.scope, state.scope)),
+        Column("OF", lambda state: " ".join((_SCOPES.get(state.scope, state.scope), state.name)).rstrip()),
         Column("USED", lambda state: f"{state.limit - state.remaining} of {state.limit}"),
+        Column("SET BY", lambda state: _SOURCES.get(state.source, state.source) or "–"),
         Column("ALL BACK IN", lambda state: output.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–"),
     ]
     output.show_rows(left.limits, columns, as_json=False, empty="")
@@ -141,7 +143,7 @@ async def _ask(connection: "Connection") -> "tuple[UserUsage, ApiKeys, UserQuota
 @click.option("--json", "as_json", is_flag=True, help="Print an object; amounts are micro-credits.")
 @click.pass_obj
 def quota(here: Surroundings, /, *, as_json: bool) -> None:
-    """Show what you have left: requests in this hour, credits, and every other limit."""
+    """Show what you have left: requests in this hour, credits, and every limit in force with the setting that it comes from."""
     from cli import output
     from shared.api import gateway
 

@@ -326,7 +326,7 @@ class GatewayService:
             if not access.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an admin may read another user's quota", hint="leave userId out to read your own")
             principal = await self._other(request.user_id, call.credential)
-        found = await self._quotas.look(principal)
+        found = await self._quotas.look(principal, lambda model: admission.is_open(principal, model))
         hour = limits.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,

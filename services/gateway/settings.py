@@ -1,7 +1,6 @@
 """What the gateway reads from its environment."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +18,7 @@ from shared.node import web_hop
 from shared.types import ModelName, Tier
 
 _NUMBERS = ", ".join(tiers.NUMBERS)
+_OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… names one. Overridden by"
 
 
 class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -54,11 +54,13 @@ class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ] = None
     default_rate_limit: Annotated[
-        int, Meta(ge=1), Variable("DEFAULT_RATE_LIMIT", "requests per hour of a user of the free tier; TIER_FREE goes before it")
-    ] = 100
+        Annotated[int, Meta(ge=1)] | None,
+        Variable("DEFAULT_RATE_LIMIT", f"requests per hour of a user of the free tier, 100 without it; {_OLD_RATE_LIMIT} TIER_FREE"),
+    ] = None
     premium_rate_limit: Annotated[
-        int, Meta(ge=1), Variable("PREMIUM_RATE_LIMIT", "requests per hour of a user of the pro tier; TIER_PRO goes before it")
-    ] = 1000
+        Annotated[int, Meta(ge=1)] | None,
+        Variable("PREMIUM_RATE_LIMIT", f"requests per hour of a user of the pro tier, 1000 without it; {_OLD_RATE_LIMIT} TIER_PRO"),
+    ] = None
     tier_free: Annotated[
         dict[str, str],
         Variable("TIER_FREE", f"what a user of the free tier may use: {_NUMBERS}, each name=number or name=unlimited, with commas"),
@@ -116,7 +118,7 @@ class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
 
     def plans(self) -> dict[Tier, Plan]:
         """What each tier includes. Raises ValueError where ``mistakes`` says why."""
-        return {tier: tiers.changed(plan, numbers) for tier, plan, numbers in self._tiers()}
+        return {tier: tiers.changed(plan, numbers, setting=f"TIER_{tier.name}") for tier, plan, numbers in self._tiers()}
 
     def model_plans(self) -> dict[ModelName, Plan]:
         """As ``plans``."""
@@ -138,8 +140,9 @@ class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
 
     def _tiers(self) -> tuple[tuple[Tier, Plan, dict[str, str]], ...]:
         """Each tier, its plan where nothing is set, and what is set."""
-        free = replace(tiers.DEFAULTS[Tier.FREE], requests_per_hour=self.default_rate_limit)
-        pro = replace(tiers.DEFAULTS[Tier.PRO], requests_per_hour=self.premium_rate_limit)
+        free, pro = tiers.DEFAULTS[Tier.FREE], tiers.DEFAULTS[Tier.PRO]
+        free = tiers.with_old_setting(free, "DEFAULT_RATE_LIMIT", self.default_rate_limit, self.tier_free)
+        pro = tiers.with_old_setting(pro, "PREMIUM_RATE_LIMIT", self.premium_rate_limit, self.tier_pro)
         return (
             (Tier.FREE, free, self.tier_free),
             (Tier.PRO, pro, self.tier_pro),

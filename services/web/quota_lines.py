@@ -78,8 +78,9 @@ def _line(state: LimitState) -> LimitLine:
     remaining = max(0, state.remaining)
     percent = min(100, 100 * remaining // state.limit) if state.limit else 0
     return LimitLine(
-        id=f"{state.scope}:{state.kind}",
-        label=_KINDS.get(state.kind, state.kind.replace("_", " ").capitalize()) + _WHOSE.get(state.scope, ""),
+        id=":".join(filter(None, (state.scope, state.kind, state.name))),
+        label=_KINDS.get(state.kind, state.kind.replace("_", " ").capitalize())
+        + (f" of {state.name}" if state.name else _WHOSE.get(state.scope, "")),
         left=usage_chart.number(remaining),
         limit=usage_chart.number(state.limit),
         percent=str(percent),

@@ -129,6 +129,10 @@ class LimitState(Body, frozen=True, omit_defaults=False):
     remaining: int
     #: Until all of it is there again.
     resets_in_seconds: float
+    #: The model, where that is the scope.
+    name: str = ""
+    #: The setting that it comes from, such as TIER_FREE; "default", or "key" for the key's own. Empty where the gateway does not say.
+    source: str = ""
 
 
 class KeyBudget(Body, frozen=True, omit_defaults=False):
@@ -158,7 +162,7 @@ class UserQuota(Body, frozen=True, omit_defaults=False):
     remaining: int
     #: When the oldest counted minute leaves the window; now if nothing is counted.
     resets_at: datetime
-    #: Every limit that a request of this caller counts against.
+    #: Every limit that requests of this caller count against, those of models included.
     limits: tuple[LimitState, ...] = ()
     account: Account | None = None
     #: Of the key that asks; None where it has none, and for a login.

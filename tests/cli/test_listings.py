@@ -25,9 +25,11 @@ LEFT = UserQuota(
     remaining=97,
     resets_at=datetime(2026, 1, 2, tzinfo=UTC),
     limits=(
-        LimitState("user", "requests_per_hour", 100, 97, 3_599),
-        LimitState("key", "tokens_per_minute", 500, 120, 45.6),
-        LimitState("model", "concurrency", 32, 32, 0),
+        LimitState("user", "requests_per_hour", 100, 97, 3_599, source="DEFAULT_RATE_LIMIT"),
+        LimitState("key", "tokens_per_minute", 500, 120, 45.6, source="key"),
+        LimitState("model", "concurrency", 32, 32, 0, "smollm2", "MODEL_LIMITS"),
+        LimitState("user", "concurrency", 10, 10, 0, source="default"),
+        LimitState("model", "requests_per_minute", 3, 3, 0),
     ),
     account=Account(MicroCredits(99_977_500), MicroCredits(0), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY),
 )
@@ -142,6 +144,8 @@ def test_usage_as_json_has_all_of_it(used: Shell) -> None:
         "limit": 500,
         "remaining": 120,
         "resets_in_seconds": 45.6,
+        "name": "",
+        "source": "key",
     }
     assert (shown["account"]["included_micro"], shown["account"]["renews_at"]) == (99_977_500, "2026-02-01T00:00:00Z")
 
@@ -155,10 +159,12 @@ def test_usage_for_people(used: Shell) -> None:
     assert left[2].startswith("included      99.9775 of 100 a month, renewed 2026-0")
     assert len(left) == 3
     assert limits == [
-        "LIMIT             OF        USED        ALL BACK IN",
-        "requests an hour  account   3 of 100    59 min",
-        "tokens a minute   this key  380 of 500  46 s",
-        "requests at once  model     0 of 32     –",
+        "LIMIT              OF             USED        SET BY              ALL BACK IN",
+        "requests an hour   account        3 of 100    DEFAULT_RATE_LIMIT  59 min",
+        "tokens a minute    this key       380 of 500  the key itself      46 s",
+        "requests at once   model smollm2  0 of 32     MODEL_LIMITS        –",
+        "requests at once   account        0 of 10     tier default        –",
+        "requests a minute  model          0 of 3      –                   –",
     ]
 
 
@@ -199,7 +205,7 @@ def test_quota(used: Shell) -> None:
     lines = used("quota").stdout.splitlines()
     assert lines[0] == "97 of 100 requests left in this hour (tier free)"
     assert "credits left  99.9775" in lines
-    assert "requests at once  model     0 of 32     –" in lines
+    assert "requests at once   model smollm2  0 of 32     MODEL_LIMITS        –" in lines
 
 
 def test_quota_without_a_limit(shell: Shell) -> None:

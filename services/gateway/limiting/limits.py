@@ -2,7 +2,7 @@
 where Valkey is away."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Literal
@@ -59,6 +59,10 @@ class Limit:
     #: Where it is counted.
     counter: str
     most: int
+    #: Whose, where the scope does not say it: the model's name.
+    name: str = field(default="", compare=False)
+    #: The setting that it comes from, for people.
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,9 @@ class Allowance:
     limit: int
     remaining: int
     resets_in_seconds: float
+    #: As of its limit.
+    name: str = ""
+    source: str = ""
 
     @property
     def used(self) -> int:
@@ -164,7 +171,12 @@ def _of_scope(scope: Scope, whose: str, plan: Plan | KeyLimits) -> tuple[Limit, 
         Kind.TOKENS_PER_MINUTE: plan.tokens_per_minute,
         Kind.CONCURRENCY: plan.concurrency,
     }
-    return tuple(Limit(scope, kind, f"{_PREFIX}{scope}:{whose}:{kind}", number) for kind, number in most.items() if number is not None)
+    name = whose if scope is Scope.MODEL else ""
+    return tuple(
+        Limit(scope, kind, f"{_PREFIX}{scope}:{whose}:{kind}", number, name, plan.source_of(kind) if isinstance(plan, Plan) else "key")
+        for kind, number in most.items()
+        if number is not None
+    )
 
 
 def hold(request_id: RequestId | str) -> str:
@@ -207,14 +219,14 @@ def words(allowance: Allowance, tier: Tier) -> str:
 
 
 def hourly(found: Sequence[Allowance]) -> Allowance:
-    """The tightest of an hour; a number that nobody reaches where there is none."""
-    least = _least([one for one in found if one.kind is Kind.REQUESTS_PER_HOUR])
+    """The caller's tightest of an hour; a number that nobody reaches where there is none."""
+    least = _least([one for one in found if one.kind is Kind.REQUESTS_PER_HOUR and one.scope is not Scope.MODEL])
     return least or Allowance(Scope.USER, Kind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
 
 
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
     """The same for the wire."""
-    return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds) for one in found)
+    return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds, one.name, one.source) for one in found)
 
 
 def tell_with(error: Exception, tightest: Tightest | None) -> None:
@@ -236,7 +248,8 @@ def shares(limits: Iterable[Limit], gateways: int) -> tuple[Limit, ...]:
 
 def _allowance(limit: Limit, count: Count) -> Allowance:
     # What is used above a lowered limit leaves nothing, and not less than nothing.
-    return Allowance(limit.scope, limit.kind, limit.most, max(0, min(limit.most, count.left)), count.resets_in_seconds)
+    left = max(0, min(limit.most, count.left))
+    return Allowance(limit.scope, limit.kind, limit.most, left, count.resets_in_seconds, limit.name, limit.source)
 
 
 def _least(found: Iterable[Allowance]) -> Allowance | None:

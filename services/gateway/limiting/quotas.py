@@ -178,9 +178,10 @@ class Quotas:
             if await self._ask(extend) is None:
                 return
 
-    async def look(self, principal: Principal) -> tuple[Allowance, ...]:
-        """What is left of every limit of this caller; counts nothing."""
-        found = self.limits_of(principal)
+    async def look(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
+        """What is left of every limit of this caller, and of each limited model that is open to it; counts nothing."""
+        models = (limit for model in self._rules.models if is_open(model) for limit in limits.of_model(model, self._rules.models))
+        found = (*self.limits_of(principal), *models)
         verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else Verdict(admitted=True, counts=())
         if verdict is None:
             found = limits.shares(found, self._gateways())

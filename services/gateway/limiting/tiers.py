@@ -1,7 +1,7 @@
 """What a tier includes, from the settings. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from shared.api.ledger import MICRO
 from shared.types import MicroCredits, ModelName, Tier
@@ -25,6 +25,12 @@ class Plan:
     concurrency: int | None
     #: Credits of each month.
     credits: int | None
+    #: The setting that each number comes from, by the number's name; one that is not here is the default.
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def source_of(self, name: str) -> str:
+        """For people: the setting that the number comes from."""
+        return self.sources.get(name, "default")
 
     @property
     def monthly_micro(self) -> MicroCredits | None:
@@ -43,8 +49,18 @@ DEFAULTS = {
 NO_LIMITS = Plan(None, None, None, None, None)
 
 
-def changed(plan: Plan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS) -> Plan:
-    """The plan with other numbers. Raises ValueError, for people, with all that is wrong."""
+def with_old_setting(plan: Plan, setting: str, requests_per_hour: int | None, numbers: Mapping[str, str]) -> Plan:
+    """The plan where a setting for its hour alone is set. That setting binds: unless the tier's own ``numbers`` name a limit of a minute,
+    there is none, which would refuse what the hour allows."""
+    if requests_per_hour is None:
+        return plan
+    sources = {**plan.sources, "requests_per_hour": setting}
+    minute = plan.requests_per_minute if "requests_per_minute" in numbers else None
+    return replace(plan, requests_per_hour=requests_per_hour, requests_per_minute=minute, sources=sources)
+
+
+def changed(plan: Plan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> Plan:
+    """The plan with other numbers, from a setting of this name. Raises ValueError, for people, with all that is wrong."""
     found: dict[str, int | None] = {}
     mistakes: list[str] = []
     for name, text in numbers.items():
@@ -54,7 +70,7 @@ def changed(plan: Plan, numbers: Mapping[str, str], allowed: Sequence[str] = NUM
             mistakes.append(str(error))
     if mistakes:
         raise ValueError("; ".join(mistakes))
-    return replace(plan, **found)
+    return replace(plan, **found, sources={**plan.sources, **dict.fromkeys(found, setting)})
 
 
 def of_models(numbers: Mapping[str, str]) -> dict[ModelName, Plan]:
@@ -71,7 +87,7 @@ def of_models(numbers: Mapping[str, str]) -> dict[ModelName, Plan]:
             mistakes.append(f"{', '.join(of_model)}: say model.{LIMITS[0]}=number")
             continue
         try:
-            plans[model] = changed(NO_LIMITS, of_model, LIMITS)
+            plans[model] = changed(NO_LIMITS, of_model, LIMITS, setting="MODEL_LIMITS")
         except ValueError as error:
             mistakes.append(f"{model}: {error}")
     if mistakes:

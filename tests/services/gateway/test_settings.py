@@ -19,9 +19,28 @@ def load(**more: str) -> GatewaySettings:
 
 def test_the_old_variables_set_an_hour_and_the_tiers_go_before_them() -> None:
     plans = load(DEFAULT_RATE_LIMIT="9", PREMIUM_RATE_LIMIT="90", TIER_PRO="requests_per_hour=unlimited,tokens_per_minute=5000").plans()
-    assert plans[Tier.FREE] == Plan(9, 10, None, 10, 100_000)
-    assert plans[Tier.PRO] == Plan(None, 100, 5000, 100, 1_000_000)
+    assert plans[Tier.FREE] == Plan(9, None, None, 10, 100_000)
+    assert plans[Tier.PRO] == Plan(None, None, 5000, 100, 1_000_000)
     assert plans[Tier.ENTERPRISE] == Plan(None, None, None, None, None)
+
+
+def test_an_old_variable_binds_unless_its_tier_names_a_limit_of_a_minute() -> None:
+    assert load().plans()[Tier.FREE] == Plan(100, 10, None, 10, 100_000)
+    assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == Plan(100, 10, None, 3, 100_000)
+    assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == Plan(5000, None, None, 10, 100_000)
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == Plan(5000, None, None, 3, 100_000)
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == Plan(5000, 7, None, 10, 100_000)
+    # An empty variable is none, as compose passes it.
+    assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == Plan(1000, 100, None, 100, 1_000_000)
+    assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == Plan(1000, None, None, 100, 1_000_000)
+
+
+def test_each_number_says_which_setting_it_comes_from() -> None:
+    found = load(DEFAULT_RATE_LIMIT="9", TIER_FREE="tokens_per_minute=50", MODEL_LIMITS="smollm2.concurrency=3")
+    free, model = found.plans()[Tier.FREE], found.model_plans()[ModelName("smollm2")]
+    names = ("requests_per_hour", "tokens_per_minute", "concurrency")
+    assert [free.source_of(name) for name in names] == ["DEFAULT_RATE_LIMIT", "TIER_FREE", "default"]
+    assert model.source_of("concurrency") == "MODEL_LIMITS"
 
 
 def test_limits_of_a_model() -> None:

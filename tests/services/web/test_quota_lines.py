@@ -21,6 +21,7 @@ def test_every_limit_is_a_meter() -> None:
             LimitState("user", "requests_per_hour", 1000, 960, 2480.4),
             LimitState("key", "tokens_per_minute", 20_000, 1_500, 42.0),
             LimitState("model", "concurrency", 4, 1, 0.0),
+            LimitState("model", "concurrency", 4, 1, 0.0, "qwen"),
             LimitState("user", "concurrency", 4, 4, 0.0),
         )
     )
@@ -28,6 +29,7 @@ def test_every_limit_is_a_meter() -> None:
         ("user:requests_per_hour", "Requests this hour", "960", "1,000", "96", "", "full again in 42 min"),
         ("key:tokens_per_minute", "Tokens this minute of this key", "1,500", "20,000", "7", "bad", "full again in 42 s"),
         ("model:concurrency", "Requests at once of one model", "1", "4", "25", "", "free again when an answer ends"),
+        ("model:concurrency:qwen", "Requests at once of qwen", "1", "4", "25", "", "free again when an answer ends"),
         ("user:concurrency", "Requests at once", "4", "4", "100", "", "nothing used"),
     ]
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from services.gateway.limiting import tiers
@@ -133,6 +134,24 @@ async def test_who_has_no_limits_costs_no_call(counters: FakeCounters) -> None:
     await desk.quotas.settle(spent, tokens=5)
     assert await desk.quotas.look(rich) == ()
     assert (spent.counted, counters.calls, desk.quotas.most_tokens(rich, MODEL)) == (Counted.NOWHERE, 0, None)
+
+
+async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters: FakeCounters) -> None:
+    plan = tiers.changed(
+        tiers.with_old_setting(tiers.DEFAULTS[Tier.FREE], "DEFAULT_RATE_LIMIT", 50, {}), {"concurrency": "4"}, setting="TIER_FREE"
+    )
+    models = tiers.of_models({"smollm2.concurrency": "3", "secret.concurrency": "9"})
+    desk = Desk(counters, plan, models=models)
+    caller = msgspec.structs.replace(ADA, key_id=KeyId(UUID(int=5)), key_limits=KeyLimits(tokens_per_minute=500))
+    await desk.spend(caller)
+    found = await desk.quotas.look(caller, lambda model: model == MODEL)
+    assert [(one.scope, one.kind, one.name, one.used, one.limit, one.source) for one in found] == [
+        ("user", "requests_per_hour", "", 1, 50, "DEFAULT_RATE_LIMIT"),
+        ("user", "concurrency", "", 1, 4, "TIER_FREE"),
+        ("key", "tokens_per_minute", "", 10, 500, "key"),
+        ("model", "concurrency", "smollm2", 1, 3, "MODEL_LIMITS"),
+    ]
+    assert [one.scope for one in await desk.quotas.look(ADA)] == ["user", "user"]
 
 
 @pytest.mark.parametrize("away", [False, True])
