@@ -28,12 +28,6 @@ fresh AS (
     FROM settled
     ON CONFLICT (id) DO NOTHING
     RETURNING tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
-),
-late AS (
-    -- Also where the day is marked already: who sums it up just now holds that row, and would miss these.
-    INSERT INTO usage_rolls (day)
-    SELECT DISTINCT (created_at AT TIME ZONE 'UTC')::date FROM fresh WHERE created_at < date_trunc('day', now(), 'UTC') ORDER BY 1
-    ON CONFLICT (day) DO UPDATE SET is_stale = true
 )
 INSERT INTO usage_stats (tenant_id, user_id, api_key_id, date, request_count, tokens_used, cost_micro)
 SELECT tenant_id, user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, count(*), sum(tokens_used), sum(cost_micro)
@@ -300,6 +294,10 @@ FROM feedback
 WHERE ($1::uuid IS NULL OR tenant_id = $1) AND at >= $2 AND at < $3
 GROUP BY model;
 
+-- name: plan_each_time
+-- For this transaction: a plan for the filters that are really given, so that each of them finds its index.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true);
+
 -- name: list_requests
 -- One tenant's requests, the newest first.
 SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
@@ -322,39 +320,35 @@ ORDER BY log.created_at, log.id
 LIMIT $4;
 
 -- name: rate_request
--- A thumb for a request that this user made for this tenant, and of whose answer something came; a day that is over has to be summed up again.
+-- A thumb for a request that this user made for this tenant, and of whose answer something came.
 WITH rated AS (
-    SELECT id, tenant_id, user_id, model_used, created_at FROM request_logs
+    SELECT id, tenant_id, user_id, model_used FROM request_logs
     WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND model_used IS NOT NULL AND (status = 'success' OR completion_tokens > 0)
-),
-late AS (
-    INSERT INTO usage_rolls (day)
-    SELECT (created_at AT TIME ZONE 'UTC')::date FROM rated WHERE created_at < date_trunc('day', now(), 'UTC')
-    ON CONFLICT (day) DO UPDATE SET is_stale = true
 )
 INSERT INTO feedback (request_id, tenant_id, user_id, model, rating)
 SELECT id, tenant_id, user_id, model_used, $4 FROM rated
 ON CONFLICT (request_id) DO UPDATE SET rating = excluded.rating, at = now();
 
 -- name: unrate_request
--- The thumb taken back, likewise.
-WITH late AS (
-    INSERT INTO usage_rolls (day)
-    SELECT (created_at AT TIME ZONE 'UTC')::date FROM request_logs
-    WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND created_at < date_trunc('day', now(), 'UTC')
-    ON CONFLICT (day) DO UPDATE SET is_stale = true
-)
+-- The thumb taken back.
 DELETE FROM feedback WHERE request_id = $1 AND tenant_id = $2 AND user_id = $3;
 
+-- name: add_partition
+-- Add one partition that will be needed within so many days; its name, or NULL where there are enough.
+WITH added AS MATERIALIZED (SELECT add_partition(make_interval(days => $1)) AS name) SELECT name FROM added;
+
+-- name: drop_partition
+-- Drop one partition of the request log that holds nothing younger than so many days; its name, or NULL where there is none.
+WITH dropped AS MATERIALIZED (SELECT drop_partition($1) AS name) SELECT name FROM dropped;
+
+-- name: count_partition_days
+-- For how many days from now every growing table has its partitions.
+SELECT extract(epoch FROM min(until) - now())::double precision / 86400
+FROM (SELECT max(until) AS until FROM partitions GROUP BY parent) AS ends;
+
 -- name: end_old_requests
--- Rows of the request log that are older than they are kept, of days whose sums are made; those stay.
-DELETE FROM request_logs
-WHERE id IN (
-    SELECT id FROM request_logs
-    WHERE created_at < now() - make_interval(days => $1)
-        AND (created_at AT TIME ZONE 'UTC')::date IN (SELECT day FROM usage_rolls WHERE is_final)
-    LIMIT $2
-);
+-- Delete rows of the request log that are too old and lie in no partition that could be dropped for it; how many.
+WITH ended AS MATERIALIZED (SELECT end_old_requests($1, $2) AS rows) SELECT rows FROM ended;
 
 -- name: end_old_feedback
 -- Thumbs likewise: of a day that may be summed up again they stay.
@@ -376,25 +370,31 @@ SELECT day::date FROM generate_series(
 ) AS day
 ON CONFLICT DO NOTHING;
 
--- name: take_stale_day
--- A day to sum up, the oldest; the lock is what a late row waits for. Not right after midnight: a row may be on its way that was written before.
-SELECT day FROM usage_rolls
-WHERE is_stale AND NOT is_final AND (day + 1)::timestamp AT TIME ZONE 'UTC' < now() - interval '5 minutes'
-ORDER BY day
+-- name: take_roll_piece
+-- The next hour to sum up, of the oldest day; the lock is what a late row waits for. Five minutes after it is over: a row may be on its way
+-- that was written before. A day that a gateway of the version before this one marked is begun again.
+SELECT roll.day, begun.since, piece.until, roll.rolled_at IS NOT NULL AS is_again, piece.until = (roll.day + 1)::timestamp AT TIME ZONE 'UTC' AS is_last
+FROM usage_rolls AS roll, LATERAL (SELECT summed_until(roll)) AS begun (since), LATERAL (SELECT begun.since + interval '1 hour') AS piece (until)
+WHERE roll.is_stale AND NOT roll.is_final AND piece.until < now() - interval '5 minutes'
+ORDER BY roll.day
 LIMIT 1
-FOR UPDATE SKIP LOCKED;
+FOR UPDATE OF roll SKIP LOCKED;
 
 -- name: clear_day
 -- What a day came to before.
 DELETE FROM usage_days WHERE day = $1;
 
--- name: roll_day
--- What it comes to now.
-INSERT INTO usage_days SELECT * FROM usage_of_day($1);
+-- name: roll_piece
+-- What this time comes to.
+INSERT INTO usage_days SELECT * FROM usage_of_time($1, $2);
 
--- name: end_roll
--- It is summed up.
-UPDATE usage_rolls SET is_stale = false, rolled_at = now() WHERE day = $1;
+-- name: end_piece
+-- The day is summed up until then; it is over where that was its last hour.
+UPDATE usage_rolls SET rolled_until = $2, is_stale = NOT $3, rolled_at = CASE WHEN $3 THEN now() END WHERE day = $1;
+
+-- name: join_pieces
+-- The hours of a day as one.
+WITH joined AS MATERIALIZED (SELECT join_pieces($1)) SELECT count(*) FROM joined;
 
 -- name: close_days
 -- Days that rows are about to leave the request log of.
@@ -402,19 +402,8 @@ UPDATE usage_rolls SET is_final = true
 WHERE NOT is_stale AND NOT is_final AND day::timestamp AT TIME ZONE 'UTC' < now() - make_interval(days => $1);
 
 -- name: report_days
--- What a time came to, in all and by one thing: days that are summed up as they are, the others from the request log.
-WITH rolled AS (
-    SELECT day FROM usage_rolls WHERE day >= $1 AND day < $2 AND rolled_at IS NOT NULL AND (is_final OR NOT is_stale)
-),
-asked AS (
-    SELECT day::date AS day FROM generate_series($1::date::timestamp, least($2::date - 1, (now() AT TIME ZONE 'UTC')::date)::timestamp, '1 day') AS day
-),
-used AS (
-    SELECT * FROM usage_days WHERE day IN (SELECT day FROM rolled)
-    UNION ALL
-    SELECT live.* FROM (SELECT day FROM asked EXCEPT SELECT day FROM rolled) AS missing, LATERAL usage_of_day(missing.day) AS live
-),
-named AS (
+-- What a time came to, in all and by one thing.
+WITH named AS (
     SELECT used.*, CASE $3
         WHEN 'day' THEN day::text
         WHEN 'user' THEN user_id::text
@@ -422,7 +411,7 @@ named AS (
         WHEN 'owner' THEN worker_owner
         WHEN 'label' THEN CASE WHEN $4::text IS NULL THEN nullif(worker_labels, '{}')::text ELSE worker_labels ->> $4 END
     END AS name
-    FROM used
+    FROM usage_between($1::date, $2::date - 1) AS used
 )
 SELECT grouping(name) = 1 AS is_total, name,
     sum(succeeded)::bigint AS succeeded, sum(failed)::bigint AS failed, sum(timed_out)::bigint AS timed_out,
@@ -450,15 +439,10 @@ WITH recent AS (
     SELECT user_id, created_at FROM request_logs WHERE created_at > now() - interval '24 hours' AND status <> 'limited'
 ),
 this AS (SELECT (now() AT TIME ZONE 'UTC')::date AS day),
-rolled AS (
-    SELECT usage_rolls.day FROM usage_rolls, this WHERE usage_rolls.day > this.day - 30 AND rolled_at IS NOT NULL AND (is_final OR NOT is_stale)
-),
 days AS (
-    SELECT day, user_id FROM usage_days WHERE day IN (SELECT day FROM rolled) AND succeeded + failed + timed_out + cancelled > 0
-    UNION
-    SELECT live.day, live.user_id
-    FROM this, generate_series((this.day - 29)::timestamp, this.day::timestamp, '1 day') AS a_day, LATERAL usage_of_day(a_day::date) AS live
-    WHERE a_day::date NOT IN (SELECT day FROM rolled) AND live.succeeded + live.failed + live.timed_out + live.cancelled > 0
+    SELECT DISTINCT used.day, used.user_id
+    FROM this, LATERAL usage_between(this.day - 29, this.day) AS used
+    WHERE used.succeeded + used.failed + used.timed_out + used.cancelled > 0
 )
 SELECT
     (SELECT count(DISTINCT user_id) FROM recent WHERE created_at > now() - interval '1 hour') AS hour,

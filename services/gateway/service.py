@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway import admission, node_rows, served_models
+from services.gateway import admission, node_rows, served_models, upkeep
 from services.gateway.callers import Callers
 from services.gateway.doors.http_app import HttpApp
 from services.gateway.doors.reference import Reference
@@ -31,6 +31,7 @@ from services.gateway.money.recorder import Recorder
 from services.gateway.once import Again, Once
 from services.gateway.openai.embeddings import OpenAiEmbeddings
 from services.gateway.openai.http import OpenAi
+from services.gateway.partitions import Partitions
 from services.gateway.pipeline import Parts, Pipeline
 from services.gateway.placing import dispatch, policy, routing
 from services.gateway.placing.candidates import Knowledge
@@ -51,6 +52,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.shown_settings import GatewayShown
 from services.gateway.store import Store
 from services.gateway.store import opened as database_of
+from services.gateway.upkeep import UpkeepJob
 from services.gateway.usage_reports import UsageReports
 from services.gateway.usage_store import UsageStore
 from services.gateway.workers import Presence
@@ -179,8 +181,15 @@ class GatewayService:
                 node.tasks.create_task(service._quotas.keep_places())
                 node.tasks.create_task(served_models.measure(node, service._dispatch))
                 node.tasks.create_task(service.telling.run())
-                node.tasks.create_task(reports.end_old())
-                node.tasks.create_task(business.roll())
+                partitions = Partitions(database, node.metrics)
+                node.tasks.create_task(upkeep.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
+                node.tasks.create_task(upkeep.repeat(UpkeepJob.ROLL, 600, business.roll, node.metrics))
+
+                async def end_old() -> None:
+                    await partitions.drop_old(settings.request_log_days)
+                    await reports.end_old()
+
+                node.tasks.create_task(upkeep.repeat(UpkeepJob.RETENTION, 3600, end_old, node.metrics))
                 yield service
                 await service.telling.send()
 

@@ -1,7 +1,5 @@
-"""The RPC methods about what was used: reports, the request log, thumbs; and the job that ends old rows."""
+"""The RPC methods about what was used: reports, the request log, thumbs; and how old rows end."""
 
-import asyncio
-import contextlib
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -21,7 +19,6 @@ from shared.types import RequestId, TenantId
 _STEP = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), Bucket.DAY: timedelta(days=1)}
 _EXPORTED_AT_ONCE = 500
 _ENDED_AT_ONCE = 5000
-_END_EVERY_SECONDS = 3600.0
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = logs.get(part="usage")
@@ -76,12 +73,9 @@ class UsageReports:
             raise errors.NotFound("you have no answered request with this id", hint="the id is in the answer, and in the request log")
 
     async def end_old(self) -> None:
-        """For ever: rows that are older than they are kept go, a few thousand at a time."""
-        while True:
-            with contextlib.suppress(errors.Unavailable):
-                while gone := await self._store.end_old(self._days, _ENDED_AT_ONCE):
-                    _log.info("old rows of the request log ended", rows=gone, older_than_days=self._days)
-            await asyncio.sleep(_END_EVERY_SECONDS)
+        """Delete rows that are older than they are kept, a few thousand at a time. Raises Unavailable."""
+        while gone := await self._store.end_old(self._days, _ENDED_AT_ONCE):
+            _log.info("old rows of the request log ended", rows=gone, older_than_days=self._days)
 
 
 def buckets(asked: GetUsageReport) -> tuple[datetime, ...]:

@@ -47,6 +47,7 @@ class UsageStore:
             return await transaction.rows("list_requests", tenant, before, status, asked.model, asked.key_id, most)
 
         async with self._database.bound(tenant) as transaction:
+            await transaction.value("plan_each_time")
             found = await newest(asked.before, asked.limit + 1)
             page, behind = found[: asked.limit], found[asked.limit :]
             if behind and behind[0]["created_at"] == page[-1]["created_at"]:
@@ -71,8 +72,8 @@ class UsageStore:
             await transaction.run("unrate_request", request, tenant, user)
 
     async def end_old(self, days: int, most: int) -> int:
-        """How many rows went."""
-        gone = await self._database.run("end_old_requests", days, most, deadline_seconds=30)
+        """Delete old rows that are in no partition that could be dropped; how many."""
+        gone: int = await self._database.value("end_old_requests", days, most, deadline_seconds=30)
         return gone + await self._database.run("end_old_feedback", days, most, deadline_seconds=30)
 
 

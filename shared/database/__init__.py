@@ -29,7 +29,7 @@ Refusal = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _OPEN_SECONDS = 30
 #: Rewriting a large table takes long, and waiting for another process that does so takes as long.
-_MIGRATION_SECONDS = 600
+_MIGRATION_SECONDS = 3600
 _BIND = "SELECT set_config('aimesh.tenant', $1, true)"
 #: "on" at a standby, and where an administrator or a provider has set it.
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
@@ -298,8 +298,7 @@ async def _migrate(place: Place, known: list[migrations.Migration]) -> None:
                 return
             finally:
                 connection.terminate()
-        # A migration gives up early where a long query holds its table, so that it does not block everybody else behind it.
-        except (*_GONE, asyncpg.InternalClientError, asyncpg.LockNotAvailableError) as error:
+        except (*_GONE, asyncpg.InternalClientError) as error:
             if asyncio.get_running_loop().time() > give_up_at:
                 raise _unavailable(error) from error
             await asyncio.sleep(wait_seconds)

@@ -2,9 +2,9 @@
 -- Whether anything ever ran here; looks in the schema because it is the whole search_path.
 SELECT to_regclass('migrations') IS NOT NULL;
 
--- name: lock
--- Wait until no other process migrates this schema.
-SELECT pg_advisory_lock(hashtextextended('aimesh.migrations.' || $1, 0));
+-- name: try_lock
+-- Whether no other process migrates this schema now; if so, none does until the unlock.
+SELECT pg_try_advisory_lock(hashtextextended('aimesh.migrations.' || $1, 0));
 
 -- name: unlock
 -- Let the next one in.

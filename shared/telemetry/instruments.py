@@ -243,6 +243,25 @@ LEDGER_DRIFT = Instrument(
     help="How far accounts, entries and reservations are from each other, in micro-credits; anything but 0 is an error",
 )
 
+UPKEEP_LAST_SUCCESS = Instrument(
+    name="ai_platform_upkeep_last_success_timestamp_seconds",
+    kind=Kind.GAUGE,
+    labels=("job",),
+    help="When the gateway's background work on PostgreSQL last succeeded, in seconds since 1970: verify, checkpoint, roll, retention or"
+    " partitions",
+)
+UPKEEP_AGE = Instrument(
+    name="ai_platform_upkeep_age_seconds",
+    kind=Kind.GAUGE,
+    labels=("job",),
+    help="How long ago the gateway's background work last succeeded; before its first success, how long ago it was started",
+)
+PARTITION_DAYS = Instrument(
+    name="ai_platform_partition_days",
+    kind=Kind.GAUGE,
+    help="For how many days from now the gateway's growing tables have partitions; rows after that go to the default partitions",
+)
+
 MODEL_WORKERS = Instrument(
     name="ai_platform_model_workers",
     kind=Kind.GAUGE,

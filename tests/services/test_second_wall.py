@@ -32,6 +32,8 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "prices": "of the house",
             "usage_rolls": "days",
             "worker_strikes": "ids of nodes",
+            "partitions": "names and bounds of tables",
+            "entry_keys": "ids of transfers alone, so that none is made twice",
         },
     ),
 }

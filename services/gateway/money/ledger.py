@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from services.gateway import upkeep
 from services.gateway.limiting.tiers import Plan
 from services.gateway.money import sweeping
 from services.gateway.money.batches import Batches
@@ -20,6 +21,7 @@ from services.gateway.money.prices import Price, PriceList
 from services.gateway.money.request_row import RequestRow
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
 from services.gateway.money.stops import Stops
+from services.gateway.upkeep import UpkeepJob
 from services.gateway.money.worker_claims import WorkerClaims
 from shared import amounts, errors
 from shared.api.auth import Principal
@@ -41,8 +43,7 @@ RESERVE_SECONDS = 2.0
 LEAST_TOKENS = 16
 _SWEEP_SECONDS, _SWEEP_MOST = 15.0, 100
 _PRICES_SECONDS = 5.0
-#: The books are summed up so often, and not for more than a twentieth of the time.
-_VERIFY_SECONDS, _VERIFY_SHARE = 60.0, 20
+_VERIFY_SECONDS = 60.0
 
 _log = logs.get(part="ledger")
 
@@ -119,7 +120,7 @@ class Ledger:
             tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting)))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
-            tasks.create_task(self._verify_for_ever())
+            tasks.create_task(upkeep.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.verify, self._metrics))
             tasks.create_task(self._stops.watch())
             tasks.create_task(self._claims.write())
             yield self
@@ -230,15 +231,6 @@ class Ledger:
             return await self._store.reserve(wanted, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
         finally:
             self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
-
-    async def _verify_for_ever(self) -> None:
-        while True:
-            began = self._clock()
-            try:
-                await self.verify()
-            except errors.Unavailable as error:
-                _log.info("the ledger was not verified", reason=error.message)
-            await asyncio.sleep(max(_VERIFY_SECONDS, _VERIFY_SHARE * (self._clock() - began)))
 
 
 def _exhausted(answer: TooLittle, wanted: Wanted) -> errors.BudgetExhausted:

@@ -1,7 +1,4 @@
-"""The RPC method for what everybody used, and the job that sums days up."""
-
-import asyncio
-import contextlib
+"""The RPC method for what everybody used, and how days are summed up."""
 
 from services.gateway.reporting.days_store import DaysStore
 from shared import errors
@@ -9,8 +6,6 @@ from shared.api import business
 from shared.api.business import By, GetBusinessReport
 from shared.rpc import Call, serves
 from shared.telemetry import logs
-
-_ROLL_EVERY_SECONDS = 600.0
 
 _log = logs.get(part="reports")
 
@@ -28,14 +23,7 @@ class BusinessReports:
         return await self._store.report(request)
 
     async def roll(self) -> None:
-        """For ever: each day that is over is summed up, and again where something came late."""
-        while True:
-            with contextlib.suppress(errors.Unavailable):
-                await self.roll_all()
-            await asyncio.sleep(_ROLL_EVERY_SECONDS)
-
-    async def roll_all(self) -> None:
-        """Every day that has to be. Raises Unavailable."""
+        """Sum up every hour that is over. Raises Unavailable."""
         await self._store.open_days()
         while (day := await self._store.roll_one()) is not None:
             _log.info("a day is summed up", day=day.isoformat())

@@ -6,7 +6,7 @@ from shared import database
 from shared.api.business import MOST_ROWS, ActiveUsers, BusinessReport, BusinessRow, BusinessSum, GetBusinessReport
 from shared.types import MicroCredits
 
-#: A day of a million requests.
+#: An hour of a million requests.
 _ROLL_SECONDS = 55.0
 _REPORT_SECONDS = 20.0
 
@@ -20,15 +20,26 @@ class DaysStore:
         await self._database.run("open_days")
 
     async def roll_one(self) -> date | None:
-        """The oldest day that has to be, summed up anew; None where there is none, or another gateway has it. The same day again
-        comes to the same."""
+        """Sum up the hours that are over until a day is; None where nothing is left to sum up, or other gateways have it."""
+        while (piece := await self._roll_piece()) is not None:
+            if piece["is_last"]:
+                day: date = piece["day"]
+                return day
+        return None
+
+    async def _roll_piece(self) -> database.Record | None:
+        """No hour is summed up twice: what comes later adds itself (see the migration 0014)."""
         async with self._database.transaction(deadline_seconds=_ROLL_SECONDS) as transaction:
-            day: date | None = await transaction.value("take_stale_day")
-            if day is not None:
-                await transaction.run("clear_day", day)
-                await transaction.run("roll_day", day)
-                await transaction.run("end_roll", day)
-        return day
+            piece = await transaction.row("take_roll_piece")
+            if piece is None:
+                return None
+            if piece["is_again"]:
+                await transaction.run("clear_day", piece["day"])
+            await transaction.run("roll_piece", piece["since"], piece["until"])
+            if piece["is_last"]:
+                await transaction.run("join_pieces", piece["day"])
+            await transaction.run("end_piece", piece["day"], piece["until"], piece["is_last"])
+        return piece
 
     async def close_days(self, days: int) -> None:
         """Those whose rows may be ended after so many days: they are never summed up again."""

@@ -56,5 +56,5 @@ class Days(DaysStore):
 
 async def test_days_are_summed_up_before_their_rows_may_go() -> None:
     days = Days(SINCE, SINCE + timedelta(days=1))
-    await BusinessReports(days, request_log_days=90).roll_all()
+    await BusinessReports(days, request_log_days=90).roll()
     assert days.done == ["open", "roll 2026-03-01", "roll 2026-03-02", "close after 90 days"]

@@ -167,14 +167,47 @@ async def test_a_day_begins_at_midnight_of_utc_and_ends_before_the_next(days: Da
         await roll(days)
 
 
-async def test_a_day_is_summed_up_once_and_again_for_what_comes_late(days: DaysStore, opened: database.Database) -> None:
+async def test_a_day_is_summed_up_once_and_late_requests_add_themselves(
+    days: DaysStore, opened: database.Database, connection: asyncpg.Connection
+) -> None:
     await Store(opened).write_requests([row(), row()])
     assert BEGIN.date() in await roll(days)
     assert await roll(days) == []
+    # With their rows gone, only sums that are kept still know these two.
+    await connection.execute("SET aimesh.tenant = '*'")
+    await connection.execute("DELETE FROM request_logs")
     await Store(opened).write_requests([late := row()])
-    assert (await report(days)).total.succeeded == 3, "it is there at once, although the day is not summed up again"
+    for _ in range(2):
+        assert (await report(days)).total.succeeded == 3
+        assert await roll(days) == []
+        await Store(opened).write_requests([late])
+
+
+async def test_the_running_day_is_summed_up_hour_by_hour(
+    days: DaysStore, opened: database.Database, connection: asyncpg.Connection
+) -> None:
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    await days.open_days()
+    await connection.execute("SET aimesh.tenant = '*'")
+    # As if this day had begun so many hours later, so that the test says the same at any time of the day.
+    await connection.execute("UPDATE usage_rolls SET rolled_until = $1 WHERE day = $2", hour - timedelta(hours=2), hour.date())
+    begun = max(hour - timedelta(hours=2), TODAY)
+    await Store(opened).write_requests([row(created_at=begun), row(created_at=datetime.now(UTC))])
+    assert hour.date() not in await roll(days)
+    assert (await report(days)).total.succeeded == 2
+    summed_up = await connection.fetchval("SELECT coalesce(sum(succeeded), 0) FROM usage_days WHERE day = $1", TODAY.date())
+    assert summed_up == (begun + timedelta(hours=1) < datetime.now(UTC) - timedelta(minutes=5))
+
+
+async def test_a_day_that_the_version_before_marked_is_summed_up_again(
+    days: DaysStore, opened: database.Database, connection: asyncpg.Connection
+) -> None:
+    await Store(opened).write_requests([row(), row()])
+    await roll(days)
+    await connection.execute("UPDATE usage_rolls SET is_stale = true WHERE day = $1", BEGIN.date())
+    await Store(opened).write_requests([row()])
+    assert (await report(days)).total.succeeded == 3
     assert await roll(days) == [BEGIN.date()]
-    await Store(opened).write_requests([late])
     assert (await report(days)).total.succeeded == 3
 
 
@@ -300,12 +333,13 @@ async def test_what_comes_while_its_day_is_summed_up_is_not_forgotten(
         return bool(await connection.fetchval(WAITING))
 
     async with asyncio.TaskGroup() as tasks, opened.transaction() as rolling:
-        assert await rolling.value("take_stale_day") == BEGIN.date()
-        await rolling.run("clear_day", BEGIN.date())
-        await rolling.run("roll_day", BEGIN.date())
+        piece = await rolling.row("take_roll_piece")
+        assert piece is not None
+        assert piece["day"] == BEGIN.date()
+        await rolling.run("roll_piece", piece["since"], piece["until"])
         tasks.create_task(Store(opened).write_requests([row()]))
-        await until(it_waits, seconds=5, what="the late row waits for the day")
-        await rolling.run("end_roll", BEGIN.date())
+        await until(it_waits, seconds=10, what="the late row waits for the roll")
+        await rolling.run("end_piece", piece["day"], piece["until"], False)
     assert (await report(days)).total.succeeded == 2
     assert BEGIN.date() in await roll(days)
     assert (await report(days)).total.succeeded == 2
