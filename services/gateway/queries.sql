@@ -159,31 +159,105 @@ SELECT NULL, $1, $2, 0, 0, 'epoch'
 WHERE NOT EXISTS (SELECT FROM prices WHERE model IS NULL);
 
 -- name: verify_ledger
--- Everything summed up, as one moment has it.
-WITH per_account AS (
-    SELECT owner, coalesce(sum(amount_micro) FILTER (WHERE account = 'included'), 0) AS included,
-           coalesce(sum(amount_micro) FILTER (WHERE account = 'balance'), 0) AS balance
-    FROM entries GROUP BY owner
+-- Everything summed up, as one moment has it: entries and payments since $2, and for the time before it what the checkpoints say; NULL: all.
+WITH young AS MATERIALIZED (SELECT transfer, kind, account, owner, amount_micro FROM entries WHERE at >= coalesce($2::timestamptz, '-infinity')),
+per_account AS (
+    SELECT owner, sum(included)::bigint AS included, sum(balance)::bigint AS balance
+    FROM (
+        SELECT owner, included_micro, balance_micro FROM ledger_balances WHERE $2::timestamptz IS NOT NULL
+        UNION ALL
+        SELECT owner, sum(amount_micro) FILTER (WHERE account = 'included'), sum(amount_micro) FILTER (WHERE account = 'balance')
+        FROM young GROUP BY owner
+    ) AS parts (owner, included, balance)
+    GROUP BY owner
 ),
 held AS (SELECT owner, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY owner),
 held_by_key AS (SELECT key_id, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY key_id),
 spent AS (
-    SELECT transfer, sum(amount_micro) AS micro FROM entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
-)
+    SELECT transfer, sum(amount_micro) AS micro FROM young WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
+),
+paid AS (SELECT request_id, settled_micro FROM reservations WHERE settled_micro > 0 AND ended_at >= coalesce($2::timestamptz, '-infinity'))
 SELECT
     (SELECT coalesce(sum(abs(coalesce(a.included_micro, 0) - coalesce(e.included, 0)) + abs(coalesce(a.balance_micro, 0) - coalesce(e.balance, 0))), 0)
      FROM accounts AS a FULL JOIN per_account AS e USING (owner))::bigint AS drift_micro,
-    (SELECT coalesce(sum(amount_micro), 0) FROM entries)::bigint AS sum_micro,
+    (SELECT coalesce(sum(amount_micro), 0) FROM young)::bigint AS sum_micro,
     (SELECT coalesce(sum(abs(coalesce(a.reserved_micro, 0) - coalesce(h.micro, 0))), 0) FROM accounts AS a FULL JOIN held AS h USING (owner))::bigint
         AS account_reserved_drift_micro,
     (SELECT coalesce(sum(abs(k.reserved_micro - coalesce(h.micro, 0))), 0) FROM key_spending AS k LEFT JOIN held_by_key AS h USING (key_id))::bigint
         AS key_reserved_drift_micro,
-    (SELECT count(*) FROM reservations AS r FULL JOIN spent AS s ON s.transfer = r.request_id
+    (SELECT count(*) FROM paid AS r FULL JOIN spent AS s ON s.transfer = r.request_id
      WHERE coalesce(r.settled_micro, 0) <> coalesce(s.micro, 0)) AS wrong_settles,
     (SELECT count(*) FROM reservations WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)) AS overdue,
     (SELECT count(*) FROM accounts) AS accounts,
-    (SELECT count(*) FROM entries) AS entries,
-    (SELECT count(*) FROM reservations WHERE state = 'reserved') AS open_reservations;
+    (SELECT count(*) FROM young) AS entries,
+    (SELECT count(*) FROM reservations WHERE state = 'reserved') AS open_reservations,
+    (SELECT max(day) FROM ledger_checkpoints) AS last_day,
+    (SELECT coalesce(sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro), 'UTF8'), '\x0a' ORDER BY owner)), '')
+     FROM ledger_balances) AS balances_hash;
+
+-- name: allow_long_statements
+-- For this transaction: work that reads whole days.
+SELECT set_config('statement_timeout', '1800s', true);
+
+-- name: lock_checkpoints
+-- Whether no other gateway closes a day now; if so, none does until the end of the transaction.
+SELECT pg_try_advisory_xact_lock(hashtextextended('aimesh.gateway.checkpoints', 0));
+
+-- name: next_checkpoint_day
+-- The first day without a checkpoint, if it is over for so long that no transaction of it can still be running.
+SELECT day FROM (
+    SELECT coalesce((SELECT max(day) + 1 FROM ledger_checkpoints), (SELECT (min(at) AT TIME ZONE 'UTC')::date FROM entries)) AS day
+) AS next
+WHERE (day + 1)::timestamp AT TIME ZONE 'UTC' < now() - interval '10 minutes';
+
+-- name: sum_ledger_day
+-- What the entries of a day come to, and a hash over all of them in pieces of 10,000.
+WITH of_day AS MATERIALIZED (
+    SELECT id, transfer, kind, account, owner, amount_micro, note, at FROM entries
+    WHERE at >= $1::date::timestamp AT TIME ZONE 'UTC' AND at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC'
+),
+pieces AS (
+    SELECT id / 10000 AS piece, sha256(string_agg(convert_to(concat_ws(
+        '|', id, transfer, kind, account, owner, amount_micro, (extract(epoch FROM at) * 1000000)::bigint,
+        CASE WHEN note <> '' THEN encode(sha256(convert_to(note, 'UTF8')), 'hex') END
+    ), 'UTF8'), '\x0a' ORDER BY id)) AS hash
+    FROM of_day GROUP BY 1
+)
+SELECT count(*) AS entries,
+    coalesce(sum(amount_micro) FILTER (WHERE account = 'included'), 0)::bigint AS included_micro,
+    coalesce(sum(amount_micro) FILTER (WHERE account = 'balance'), 0)::bigint AS balance_micro,
+    coalesce(sum(amount_micro) FILTER (WHERE account = 'revenue'), 0)::bigint AS revenue_micro,
+    coalesce(sum(amount_micro) FILTER (WHERE account = 'grants'), 0)::bigint AS grants_micro,
+    coalesce(sum(amount_micro) FILTER (WHERE account = 'payments'), 0)::bigint AS payments_micro,
+    (SELECT sha256(coalesce(string_agg(hash, '' ORDER BY piece), '')) FROM pieces) AS entries_hash
+FROM of_day;
+
+-- name: add_to_balances
+-- The entries of a day, added to the sums of their owners.
+INSERT INTO ledger_balances AS kept (owner, included_micro, balance_micro)
+SELECT owner, coalesce(sum(amount_micro) FILTER (WHERE account = 'included'), 0), coalesce(sum(amount_micro) FILTER (WHERE account = 'balance'), 0)
+FROM entries
+WHERE at >= $1::date::timestamp AT TIME ZONE 'UTC' AND at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC'
+GROUP BY owner
+ON CONFLICT (owner) DO UPDATE SET
+    included_micro = kept.included_micro + excluded.included_micro, balance_micro = kept.balance_micro + excluded.balance_micro;
+
+-- name: hash_balances
+-- As in verify_ledger.
+SELECT coalesce(
+    sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro), 'UTF8'), '\x0a' ORDER BY owner)), ''
+) FROM ledger_balances;
+
+-- name: add_checkpoint
+-- A closed day.
+INSERT INTO ledger_checkpoints (
+    day, entries, included_micro, balance_micro, revenue_micro, grants_micro, payments_micro, entries_hash, balances_hash, hash, anchor
+) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
+
+-- name: list_checkpoints
+-- All closed days, the oldest first.
+SELECT day, entries, included_micro, balance_micro, revenue_micro, grants_micro, payments_micro, entries_hash, balances_hash, hash, anchor
+FROM ledger_checkpoints ORDER BY day;
 
 -- name: claim_key
 -- Who runs this request: the one whose row comes back. It is new, or its day is over, or the gateway that ran it lost its lease ($8: or is

@@ -24,6 +24,8 @@ from services.gateway.limiting import limits
 from services.gateway.limiting.quotas import Quotas, Rules
 from services.gateway.model_orders import ModelOrders
 from services.gateway.money.books import Books
+from services.gateway.money.checkpoint_store import CheckpointStore
+from services.gateway.money.checkpoints import CheckpointSigner
 from services.gateway.money.journal import Journal
 from services.gateway.money.ledger import Ledger
 from services.gateway.money.ledger_store import LedgerStore
@@ -152,7 +154,8 @@ class GatewayService:
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
-            requests, ledger_store = Store(database), LedgerStore(database)
+            checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
+            requests, ledger_store = Store(database), LedgerStore(database, checkpoints)
             await ledger_store.ensure_default_price(*settings.default_price())
             ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
@@ -183,6 +186,7 @@ class GatewayService:
                 node.tasks.create_task(service.telling.run())
                 partitions = Partitions(database, node.metrics)
                 node.tasks.create_task(upkeep.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
+                node.tasks.create_task(upkeep.repeat(UpkeepJob.CHECKPOINT, 600, checkpoints.close_days, node.metrics))
                 node.tasks.create_task(upkeep.repeat(UpkeepJob.ROLL, 600, business.roll, node.metrics))
 
                 async def end_old() -> None:
@@ -385,8 +389,8 @@ class GatewayService:
         return account
 
     @serves(ledgers.verify_ledger)
-    async def verify_ledger(self, _request: ledgers.VerifyLedger, call: Call) -> ledgers.LedgerReport:
-        return await self._ledger.verify()
+    async def verify_ledger(self, request: ledgers.VerifyLedger, call: Call) -> ledgers.LedgerReport:
+        return await self._ledger.verify(full=request.full)
 
     async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
         """Another user, as auth shows it to an admin."""

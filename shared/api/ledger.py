@@ -3,7 +3,7 @@
 Amounts are whole micro-credits: 1 credit is 1,000,000 of them. What a credit is worth is the operator's to say.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 
 from shared.api.method import Body, Method
 from shared.types import MicroCredits, ModelName, RequestId, Role, UserId
@@ -88,7 +88,10 @@ class RevertRequest(Body, frozen=True):
 
 
 class VerifyLedger(Body, frozen=True):
-    """For administrators: sum up every entry and compare."""
+    """For administrators: sum up the entries since the last signed checkpoint, and compare."""
+
+    #: Sum up every entry instead, and compare each closed day with its checkpoint. It may take minutes.
+    full: bool = False
 
 
 class LedgerReport(Body, frozen=True, omit_defaults=False):
@@ -108,6 +111,10 @@ class LedgerReport(Body, frozen=True, omit_defaults=False):
     open_reservations: int
     #: One sentence for each thing that is wrong, for people; at most 20.
     findings: tuple[str, ...] = ()
+    #: Checkpoints that are not as they were signed, or whose entries are not those of the day.
+    broken_checkpoints: int = 0
+    #: The last day that was taken from its checkpoint; None where every entry was summed up.
+    closed_until: date | None = None
 
 
 read_account = Method("gateway.readAccount", ReadAccount, Account, callers=PEOPLE)

@@ -33,6 +33,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "usage_rolls": "days",
             "worker_strikes": "ids of nodes",
             "partitions": "names and bounds of tables",
+            "ledger_checkpoints": "sums of days over all owners, signed",
             "entry_keys": "ids of transfers alone, so that none is made twice",
         },
     ),

@@ -3,13 +3,19 @@ reservation, which is written together with its request's row (``store``)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date
+from datetime import UTC, date, datetime, time, timedelta
 
+from services.gateway.money.checkpoint_store import CheckpointStore
+from services.gateway.money.checkpoints import LedgerCheckpoint
 from services.gateway.money.prices import Price
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
 from shared import database
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
+
+_VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 30.0, 1800.0
+#: What the contract allows.
+_MOST_FINDINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +29,10 @@ class AccountRow:
 class LedgerStore:
     """Every method may raise Unavailable."""
 
-    def __init__(self, opened: database.Database) -> None:
+    def __init__(self, opened: database.Database, checkpoints: CheckpointStore | None = None) -> None:
+        """Without checkpoints every verification reads all entries."""
         self._database = opened
+        self._checkpoints = checkpoints
 
     async def reserve(self, wanted: Sequence[Wanted], *, gateway: NodeId, lease_seconds: float) -> list[Granted | TooLittle]:
         """In their order, all of them in one transaction. One that has a reservation keeps it, and is told so."""
@@ -95,27 +103,56 @@ class LedgerStore:
             return
         await self._database.run("ensure_default_price", input_micro_per_million, output_micro_per_million)
 
-    async def verify(self, *, grace_seconds: float) -> LedgerReport:
-        row = await self._database.row("verify_ledger", grace_seconds, deadline_seconds=30)
-        assert row is not None  # one row of sums
-        findings = {
-            "accounts differ from the sum of their entries by {} micro-credits": row["drift_micro"],
-            "all entries together sum up to {} micro-credits and not to 0": row["sum_micro"],
-            "accounts hold {} micro-credits more or less than open reservations do": row["account_reserved_drift_micro"],
-            "keys hold {} micro-credits more or less than their open reservations do": row["key_reserved_drift_micro"],
-            "{} reservations and their entries differ": row["wrong_settles"],
-            "{} reservations are open, and their gateways are gone": row["overdue"],
-        }
-        return LedgerReport(
-            drift_micro=row["drift_micro"],
-            sum_micro=row["sum_micro"],
-            reserved_drift_micro=row["account_reserved_drift_micro"] + row["key_reserved_drift_micro"],
-            overdue=row["overdue"],
-            accounts=row["accounts"],
-            entries=row["entries"],
-            open_reservations=row["open_reservations"],
-            findings=tuple(text.format(number) for text, number in findings.items() if number),
-        )
+    async def verify(self, *, grace_seconds: float, full: bool = False) -> LedgerReport:
+        """Sum up the entries since the last checkpoint; ``full``: all of them, and compare each closed day with its checkpoint."""
+        seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
+        async with self._database.transaction(deadline_seconds=seconds) as transaction:
+            await transaction.value("plan_each_time")
+            if full:
+                await transaction.value("allow_long_statements")
+            row, chain = await self._sum_up(transaction, grace_seconds, full=full)
+            broken: tuple[str, ...] = ()
+            if self._checkpoints is not None:
+                broken = self._checkpoints.find_broken(chain, row["balances_hash"])
+                if full:
+                    broken += await self._checkpoints.find_changed(transaction, chain)
+        return _report(row, () if full else chain, broken)
+
+    async def _sum_up(
+        self, transaction: database.Transaction, grace_seconds: float, *, full: bool
+    ) -> tuple[database.Record, list[LedgerCheckpoint]]:
+        """Another gateway may close a day between the two statements; then the sums are taken again."""
+        while True:
+            chain = [] if self._checkpoints is None else await self._checkpoints.list_checkpoints(transaction)
+            last = chain[-1].closed.day if chain else None
+            since = None if last is None or full else datetime.combine(last + timedelta(days=1), time(), UTC)
+            row = await transaction.row("verify_ledger", grace_seconds, since)
+            assert row is not None  # one row of sums
+            if self._checkpoints is None or row["last_day"] == last:
+                return row, chain
+
+
+def _report(row: database.Record, chain: Sequence[LedgerCheckpoint], broken: tuple[str, ...]) -> LedgerReport:
+    findings = {
+        "accounts differ from the sum of their entries by {} micro-credits": row["drift_micro"],
+        "all entries together sum up to {} micro-credits and not to 0": row["sum_micro"],
+        "accounts hold {} micro-credits more or less than open reservations do": row["account_reserved_drift_micro"],
+        "keys hold {} micro-credits more or less than their open reservations do": row["key_reserved_drift_micro"],
+        "{} reservations and their entries differ": row["wrong_settles"],
+        "{} reservations are open, and their gateways are gone": row["overdue"],
+    }
+    return LedgerReport(
+        drift_micro=row["drift_micro"],
+        sum_micro=row["sum_micro"],
+        reserved_drift_micro=row["account_reserved_drift_micro"] + row["key_reserved_drift_micro"],
+        overdue=row["overdue"],
+        accounts=row["accounts"],
+        entries=row["entries"] + sum(checkpoint.closed.entries for checkpoint in chain),
+        open_reservations=row["open_reservations"],
+        findings=(*(text.format(number) for text, number in findings.items() if number), *broken)[:_MOST_FINDINGS],
+        broken_checkpoints=len(broken),
+        closed_until=chain[-1].closed.day if chain else None,
+    )
 
 
 class AlreadyReverted(Exception):

@@ -66,7 +66,7 @@ class Site(FakeLedgerStore):
     async def find_price(self, number: int) -> Price | None:
         return (await self.list_prices())[0]
 
-    async def verify(self, *, grace_seconds: float) -> LedgerReport:
+    async def verify(self, *, grace_seconds: float, full: bool = False) -> LedgerReport:
         return self.report
 
     @property

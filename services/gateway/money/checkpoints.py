@@ -1,0 +1,88 @@
+"""Signed checkpoints of the ledger: what each closed day came to, chained by hashes. Pure.
+
+The key is derived from PROMPT_HASH_SECRET, which all gateways share and the database does not hold: somebody who can only write the tables
+cannot make a checkpoint. Signing and its format are those of the audit log's anchors.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import msgspec
+
+from shared import audit_anchors
+from shared.audit_anchors import Anchor
+from shared.audit_chain import START, Head
+from shared.types import MeshName
+
+_CHAIN = "ledger"
+_FORM = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerDay:
+    """A closed day as the tables have it."""
+
+    day: date
+    entries: int
+    included_micro: int
+    balance_micro: int
+    revenue_micro: int
+    grants_micro: int
+    payments_micro: int
+    entries_hash: bytes
+    #: Of the sums of each owner after this day.
+    balances_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCheckpoint:
+    closed: LedgerDay
+    hash: bytes
+    #: One line of JSON.
+    anchor: str
+
+
+class CheckpointSigner:
+    def __init__(self, secret: str, mesh: MeshName) -> None:
+        self._key = audit_anchors.signing_key(hmac.digest(secret.encode(), b"aimesh/ledger-checkpoint/1", "sha256"))
+        self._mesh = mesh
+
+    def sign(self, closed: LedgerDay, before: LedgerCheckpoint | None, at: datetime) -> LedgerCheckpoint:
+        digest = _hash(closed, before)
+        anchor = audit_anchors.sign(self._key, self._mesh, _CHAIN, Head(closed.day.toordinal(), digest), at)
+        return LedgerCheckpoint(closed, digest, audit_anchors.line(anchor).decode())
+
+    def find_broken(self, chain: Sequence[LedgerCheckpoint]) -> tuple[str, ...]:
+        """One sentence for each checkpoint that proves nothing, in the order of the days."""
+        findings = []
+        before: LedgerCheckpoint | None = None
+        for checkpoint in chain:
+            if why := self._why_broken(checkpoint, before):
+                findings.append(f"the checkpoint of {checkpoint.closed.day.isoformat()} {why}")
+            before = checkpoint
+        return tuple(findings)
+
+    def _why_broken(self, checkpoint: LedgerCheckpoint, before: LedgerCheckpoint | None) -> str | None:
+        day = checkpoint.closed.day
+        if before is not None and day.toordinal() != before.closed.day.toordinal() + 1:
+            return "does not follow the one before it: checkpoints are missing"
+        if checkpoint.hash != _hash(checkpoint.closed, before):
+            return "is not as it was written"
+        try:
+            anchor = msgspec.json.decode(checkpoint.anchor, type=Anchor)
+        except msgspec.DecodeError:
+            return "has no signature"
+        if (anchor.chain, anchor.sequence, anchor.hash) != (_CHAIN, day.toordinal(), checkpoint.hash.hex()):
+            return "has the signature of another"
+        if not audit_anchors.check([anchor], [self._key.id]).good:
+            return "is not signed by this mesh; was PROMPT_HASH_SECRET changed?"
+        return None
+
+
+def _hash(closed: LedgerDay, before: LedgerCheckpoint | None) -> bytes:
+    sums = (closed.included_micro, closed.balance_micro, closed.revenue_micro, closed.grants_micro, closed.payments_micro)
+    form = (_FORM, closed.day.isoformat(), closed.entries, sums, closed.entries_hash, closed.balances_hash)
+    return hashlib.sha256((START.hash if before is None else before.hash) + msgspec.msgpack.encode(form)).digest()
