@@ -20,6 +20,11 @@ from shared.telemetry import instruments
 CERTIFICATE_ENDS_SECONDS = 6 * HOUR
 #: Auth confirms the list of revoked nodes every two minutes.
 LIST_OLD_SECONDS = 600
+#: The ledger is verified once a minute, and less often only where that takes long.
+UNVERIFIED_SECONDS = 30 * MINUTE
+#: The rarest of the other jobs runs every hour.
+UPKEEP_LATE_SECONDS = 3 * HOUR
+PARTITION_DAYS_LEAST = 14
 
 RULES = (
     Rule(
@@ -30,6 +35,34 @@ RULES = (
         description="Accounts, entries and reservations say different things. Somebody pays too much or too little until it is put right.",
         board=Board.LEDGER,
         unit=Unit.MICRO_CREDITS,
+    ),
+    Rule(
+        name="ledger_unverified",
+        severity=Severity.CRITICAL,
+        when=above(highest(Selector(instruments.UPKEEP_AGE, (("job", ("verify",)),)), "node"), UNVERIFIED_SECONDS),
+        summary="Gateway {node} has not verified the ledger for 30 minutes",
+        description="Every attempt failed, so an error in the ledger would not be noticed.",
+        board=Board.LEDGER,
+        unit=Unit.SECONDS,
+    ),
+    Rule(
+        name="upkeep_late",
+        severity=Severity.WARNING,
+        when=above(highest(Selector(instruments.UPKEEP_AGE, without=(("job", ("verify",)),)), "node", "job"), UPKEEP_LATE_SECONDS),
+        summary="The job {job} of gateway {node} has not succeeded for 3 hours",
+        description="Every attempt failed. Reports get slower, old rows stay, or days of the ledger are not closed.",
+        board=Board.LEDGER,
+        unit=Unit.SECONDS,
+    ),
+    Rule(
+        name="partitions_short",
+        severity=Severity.CRITICAL,
+        when=below(lowest(Selector(instruments.PARTITION_DAYS), "node"), PARTITION_DAYS_LEAST),
+        summary="The gateway's tables have partitions for less than 14 days",
+        description="Gateways add them 35 days ahead, and fail to. Afterwards rows go to the default partitions: nothing is lost,"
+        " but nothing can be dropped.",
+        board=Board.LEDGER,
+        unit=Unit.COUNT,
     ),
     Rule(
         name="settle_journal_long",
