@@ -67,6 +67,8 @@ class NatsClient:
         self._attention = asyncio.Event()
         self._is_flushing = False
         self._closing = False
+        #: How often in a row the server let us in and then ended the connection with an error.
+        self._evictions = 0
         #: Why there is no connection; None while there is one.
         self.trouble: errors.Unavailable | None = None
         self.reconnects = 0
@@ -230,12 +232,15 @@ class NatsClient:
 
     async def _connect_again(self) -> None:
         wait, login_seconds = RETRY_SECONDS[0], LOGIN_SECONDS[0]
+        if self._evictions:
+            # nats-server lets expired credentials in, to throw them out at once.
+            await asyncio.sleep(_jittered(min(wait * 2**self._evictions, RETRY_SECONDS[1])))
         while not self._closing:
             try:
                 session = await self._log_in(login_seconds)
             except errors.Unavailable as error:
                 self.trouble = error
-                await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
+                await asyncio.sleep(_jittered(wait))
                 wait, login_seconds = min(2 * wait, RETRY_SECONDS[1]), min(2 * login_seconds, LOGIN_SECONDS[1])
             else:
                 self._adopt(session)
@@ -323,9 +328,21 @@ class NatsClient:
         if self._session is session:
             # An orderly close has taken the session away before, so this is a loss.
             self._session = None
-            self.trouble = self._login.explain(session.problem, (session.server,))
+            self._evictions = min(self._evictions + 1, 10) if isinstance(session.problem, errors.AimeshError) else 0
+            self.trouble = self._explain_loss(session)
             self._attention.set()
             self.on_connection(False)
+
+    def _explain_loss(self, session: NatsSession) -> errors.Unavailable:
+        if session.problem is None or _says_nothing(session.problem):
+            return errors.Unavailable(
+                f"the connection to the NATS server at {session.server} was lost", hint="it is being made again", retry_after_seconds=1
+            )
+        return self._login.explain(session.problem, (session.server,))
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
 
 
 def _says_nothing(problem: Exception) -> bool:

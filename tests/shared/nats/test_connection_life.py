@@ -160,6 +160,32 @@ async def test_close_during_a_reconnect_leaves_no_connection() -> None:
         assert server.accepted == 2
 
 
+async def test_a_server_that_lets_in_and_evicts_at_once_is_not_stormed() -> None:
+    async with scripted_nats() as server:
+        client = client_of(server)
+        client.subscribe("a.b", lambda message: None)
+        times: list[float] = []
+
+        def evict(connection: ScriptedConnection, verb: str) -> bool:
+            if verb != "SUB":
+                return False
+            times.append(asyncio.get_running_loop().time())
+            connection.send(b"-ERR 'User Authentication Expired'\r\n")
+            connection.writer.close()
+            return False
+
+        server.cuts = evict
+        await client.connect(deadline_seconds=10)
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            await until(lambda: len(times) >= 4, seconds=20)
+            assert client.trouble is not None
+            assert "User Authentication Expired" in client.trouble.message
+            await client.close()
+        # 0.2, 0.4 and 0.8 seconds, less at most half of it.
+        assert times[3] - times[0] >= 0.7
+
+
 async def _refused(client: NatsClient) -> None:
     with pytest.raises(errors.Unavailable):
         await client.connect(deadline_seconds=30)
