@@ -60,8 +60,8 @@ class NatsLink(Link):
         #: Where it stands in the transport's table: the peer writes to this subject.
         from_peer = topics.link(transport.me.mesh, transport.me.role, transport.me.node, peer.role, peer.node)
         self.key = (from_peer.encode(), link_id)
-        #: Of the peer's HELLO.
-        self.signature = b""
+        #: Signature and instance of the peer's HELLO.
+        self.greeting = (b"", "")
         self.sent = 0
         self.received = 0
         #: Set once the peer's HELLO was good.
@@ -204,7 +204,7 @@ class NatsTransport:
     def _hello(self, link: NatsLink) -> Hello:
         me = self.me
         sent_at = time.time_ns() // 1_000_000
-        unsigned = Hello(wire.VERSION, me.role, me.node, sent_at, me.software, b"", max_calls=wire.MAX_CALLS)
+        unsigned = Hello(wire.VERSION, me.role, me.node, sent_at, me.software, b"", max_calls=wire.MAX_CALLS, instance=me.instance)
         signature = me.key.sign("hello", wire.hello_text(unsigned, link.peer.node, link.id))
         return msgspec.structs.replace(unsigned, signature=signature)
 
@@ -281,7 +281,7 @@ class NatsTransport:
     def _receive(self, link: NatsLink, data: _Data, size: int) -> None:
         if data.sequence < link.received:
             hello = data.frames[0] if data.sequence == 0 and data.frames else None
-            if isinstance(hello, Hello) and hello.signature != link.signature:
+            if isinstance(hello, Hello) and link.opened.done() and (hello.signature, hello.instance) != link.greeting:
                 link.close(errors.LinkLost("two processes with one key have answered", hint="try again", retry_after_seconds=1))
             return  # a duplicate
         try:
@@ -336,7 +336,7 @@ class NatsTransport:
             raise errors.NotAllowed("the HELLO names another node than the one that NATS vouches for")
         if not identity.verify(hello.node, "hello", wire.hello_text(hello, self.me.node, link.id), hello.signature):
             raise errors.NotAllowed("the HELLO is not signed by the node's key")
-        link.signature = hello.signature
+        link.greeting = (hello.signature, hello.instance)
         link.agree(hello)
 
     def _refuse(self, subject: bytes, why: str) -> None:

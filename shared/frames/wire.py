@@ -45,6 +45,8 @@ class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
     delegation: bytes = b""
     #: Calls of the receiver that the sender runs at once on this link. The link uses the smaller number of both HELLOs.
     max_calls: int = MAX_CALLS_UNSAID
+    #: The process, as in its announcements: over NATS two processes with one key get every message of this link.
+    instance: str = ""
 
 
 class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):

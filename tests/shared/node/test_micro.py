@@ -90,5 +90,6 @@ async def test_an_answer_goes_to_an_inbox_and_nowhere_else() -> None:
         await stock.publish(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY), reply=target)
         await stock.request(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY), timeout=SECONDS)
         await victim.node.roads.nats.nats.flush()
-        assert heard == []
+        # Messages of links, as when the gateway asks auth for its certificate, are arrays of four or three.
+        assert [payload for payload in heard if payload[:1] not in (b"\x94", b"\x93")] == []
         await stock.close()
