@@ -1,0 +1,269 @@
+"""What ten million requests in the gateway's tables do to verifying, rolling up, listing and reserving.
+
+    python -m bench.growth [--requests 10000000] [--days 30] [--seconds 10] [--json FILE]
+
+A real PostgreSQL, and the gateway's own stores in a role that meets row-level security. The requests are made by SQL, without waiting for
+the disk, as the first partitions of their tables: so they look after an upgrade. Every third is of one organization, and every second
+has cost something. What is measured runs with every commit on the disk.
+
+    python -m bench.growth --requests 200000 --seconds 3        the short form, about a minute
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import uvloop
+
+from bench import report
+from services.gateway import store
+from services.gateway.money.checkpoint_store import CheckpointStore
+from services.gateway.money.checkpoints import CheckpointSigner
+from services.gateway.money.ledger_store import LedgerStore
+from services.gateway.money.request_row import RequestRow, ReservationState
+from services.gateway.money.reservations import Granted, Wanted
+from services.gateway.reporting.days_store import DaysStore
+from services.gateway.store import Store
+from services.gateway.usage_store import UsageStore
+from shared import context, database
+from shared.api.usage_report import ListRequests
+from shared.types import KeyId, MeshName, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, TenantId, UserId
+from tests.servers import PostgresServer, running
+
+HOT = UserId(UUID(int=1))
+WRITERS = 20
+PAGE = 50
+_GATEWAY = NodeId("U" * 56)
+_PLENTY = MicroCredits(10**15)
+_TABLES = ("request_logs", "reservations", "entries")
+#: Every table is detached and bare while it is filled; its indexes are built afterwards, as a restore does it.
+_FILL = {
+    "request_logs": """
+        INSERT INTO request_logs_first (id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms, tokens_used,
+            prompt_tokens, completion_tokens, status, created_at, cost_micro)
+        SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(noise, 1, 3) || '8'
+            || substr(noise, 4, 15))::uuid, owner, owner,
+            ('00000000-0000-4000-8000-' || lpad(to_hex(n % 50), 12, '0'))::uuid, noise || noise,
+            CASE WHEN n % 100000 = 3 THEN 'rare' ELSE 'model-' || n % 4 END, 100 + n % 5000, 300, 10, 290,
+            CASE WHEN n % 100000 = 6 THEN 'timeout' WHEN n % 100 = 0 THEN 'error' ELSE 'success' END, at,
+            CASE n % 2 WHEN 0 THEN 300 ELSE 0 END
+        FROM (
+            SELECT n, md5(n::text) AS noise, $2::timestamptz - n * ($3::interval / $1) AS at,
+                ('00000000-0000-0000-0000-' || lpad(to_hex(CASE n % 3 WHEN 0 THEN 1 ELSE 2 + n % 1000 END), 12, '0'))::uuid AS owner
+            FROM generate_series($1::integer, 1, -1) AS n
+        ) AS made""",
+    "reservations": """
+        INSERT INTO reservations_first (request_id, owner, key_id, model, price_id, state, reserved_micro, settled_micro, prompt_tokens,
+            completion_tokens, gateway, lease_until, created_at, ended_at)
+        SELECT id, tenant_id, api_key_id, model_used, 1, CASE WHEN cost_micro > 0 THEN 'settled' ELSE 'released' END,
+            500, cost_micro, 10, 500, 'g', created_at, created_at, created_at
+        FROM request_logs_first""",
+    "entries": """
+        INSERT INTO entries_first (id, transfer, kind, account, owner, amount_micro, at)
+        SELECT 2 * row_number() OVER () + side.place, id, 'usage', side.account, tenant_id,
+            side.place * cost_micro - (1 - side.place) * cost_micro, created_at
+        FROM request_logs_first, (VALUES ('balance', 0), ('revenue', 1)) AS side (account, place)
+        WHERE cost_micro > 0""",
+}
+
+
+def main() -> None:
+    arguments = report.arguments(__doc__)
+    arguments.add_argument("--requests", type=int, default=10_000_000)
+    arguments.add_argument("--days", type=int, default=30)
+    arguments.add_argument("--seconds", type=float, default=10.0)
+    chosen = arguments.parse_args()
+    with running(lambda folder: PostgresServer(folder, durable=True)) as postgres:
+        rows = uvloop.run(_measure(postgres, chosen.requests, chosen.days, chosen.seconds))
+    report.publish(rows, chosen.json)
+
+
+async def _measure(postgres: PostgresServer, requests: int, days: int, seconds: float) -> list[report.Row]:
+    async with postgres.plain_role(postgres.url()) as url, store.opened(url) as opened:
+        loaded = await _timed(lambda: _fill(postgres.url(), requests, days))
+        print(f"{requests:,} requests of {days} days were made in {loaded:.0f} s", flush=True)
+        checkpoints = CheckpointStore(opened, CheckpointSigner("a secret of the bench", MeshName("bench")))
+        ledger = LedgerStore(opened, checkpoints)
+        closing = await _timed(checkpoints.close_days)
+        print(f"its days were closed in {closing:.0f} s", flush=True)
+        return [
+            report.alone("making the requests and their indexes", loaded, "s"),
+            report.alone("a checkpoint, mean of all days", 1000 * closing / days, "ms"),
+            *await _measure_verify(ledger),
+            *await _measure_roll(opened),
+            *await _measure_pages(opened),
+            *await _measure_reserve(url, seconds),
+            *await _measure_books(ledger),
+        ]
+
+
+async def _fill(admin_url: str, requests: int, days: int) -> None:
+    """As a superuser, so that neither triggers nor row-level security are asked for each row."""
+    admin = await asyncpg.connect(admin_url, server_settings={"search_path": "gateway", "session_replication_role": "replica"})
+    try:
+        for setting in ("fsync = off", "max_wal_size = '16GB'", "maintenance_work_mem = '512MB'", "autovacuum = off"):
+            await admin.execute(f"ALTER SYSTEM SET {setting}")
+        await admin.execute("SELECT pg_reload_conf()")
+        await admin.execute("INSERT INTO prices (input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro)"
+                            " VALUES (0, 1000000, 0, 0)")  # fmt: skip
+        for table in _TABLES:
+            indexes = await _lay_bare(admin, table)
+            end = datetime.now(UTC)
+            arguments = (requests, end, timedelta(days=days)) if table == "request_logs" else ()
+            await admin.execute(_FILL[table], *arguments, timeout=3600)
+            print(f"{table} is filled", flush=True)
+            await _attach(admin, table, indexes)
+            print(f"{table} has its indexes", flush=True)
+        await admin.execute("SELECT setval(pg_get_serial_sequence('entries', 'id'), (SELECT max(id) FROM entries))")
+        await admin.execute("ALTER TABLE entry_keys DROP CONSTRAINT entry_keys_pkey")
+        await admin.execute("INSERT INTO entry_keys SELECT transfer, kind, account FROM entries", timeout=3600)
+        await admin.execute("ALTER TABLE entry_keys ADD PRIMARY KEY (transfer, kind, account)", timeout=3600)
+        await admin.execute(
+            "INSERT INTO accounts (owner, balance_micro)"
+            " SELECT owner, sum(amount_micro) FROM entries WHERE account = 'balance' GROUP BY owner"
+        )
+        # All days but yesterday are summed up.
+        await admin.execute(
+            "INSERT INTO usage_rolls (day, is_stale, rolled_at) SELECT day::date, day = current_date - 1, CASE WHEN day < current_date - 1"
+            " THEN now() END FROM generate_series(current_date - $1::integer, current_date - 1, '1 day') AS day",
+            days,
+        )
+        for name in ("fsync", "autovacuum"):
+            await admin.execute(f"ALTER SYSTEM RESET {name}")
+        await admin.execute("SELECT pg_reload_conf()")
+        await admin.execute("VACUUM ANALYZE", timeout=3600)
+        await admin.execute("CHECKPOINT", timeout=3600)
+    finally:
+        await admin.close()
+
+
+async def _lay_bare(admin: asyncpg.Connection, table: str) -> list[str]:
+    """Detach the first partition without its indexes; how to make them again."""
+    first = f"{table}_first"
+    await admin.execute(f"ALTER TABLE {table} DETACH PARTITION {first}")
+    found = await admin.fetch(
+        "SELECT indexrelid::regclass::text AS name, pg_get_indexdef(indexrelid) AS definition, conname,"
+        " pg_get_constraintdef(pg_constraint.oid) AS rule"
+        " FROM pg_index LEFT JOIN pg_constraint ON conindid = indexrelid AND conrelid = indrelid WHERE indrelid = $1::regclass",
+        first,
+    )
+    made = []
+    for index in found:
+        if index["conname"]:
+            await admin.execute(f"ALTER TABLE {first} DROP CONSTRAINT {index['conname']}")
+            made.append(f"ALTER TABLE {first} ADD {index['rule']}")
+        else:
+            await admin.execute(f"DROP INDEX {index['name']}")
+            made.append(index["definition"])
+    return made
+
+
+async def _attach(admin: asyncpg.Connection, table: str, indexes: list[str]) -> None:
+    for index in indexes:
+        await admin.execute(index, timeout=3600)
+    bounds = await admin.fetchval("SELECT partition_bounds(parent, since, until) FROM partitions WHERE name = $1", f"{table}_first")
+    await admin.execute(f"ALTER TABLE {table} ATTACH PARTITION {table}_first {bounds}", timeout=3600)
+
+
+async def _measure_verify(ledger: LedgerStore) -> list[report.Row]:
+    took = [await _timed(lambda: ledger.verify(grace_seconds=120)) for _ in range(3)]
+    books = await ledger.verify(grace_seconds=120)
+    return [
+        report.alone("verifying the open day, slowest of 3", max(took), "s", at_most=5),
+        report.alone("entries that it answers for", books.entries, "entries"),
+        report.alone("findings", len(books.findings), "findings", at_most=0),
+    ]
+
+
+async def _measure_roll(opened: database.Database) -> list[report.Row]:
+    days = DaysStore(opened)
+    return [report.alone("rolling up a whole day that is over, 24 hours one by one", await _timed(days.roll_one), "s", at_most=10)]
+
+
+async def _measure_pages(opened: database.Database) -> list[report.Row]:
+    usage, now = UsageStore(opened), datetime.now(UTC)
+    pages: dict[str, ListRequests] = {
+        "newest": ListRequests(limit=PAGE),
+        "10 days back": ListRequests(limit=PAGE, before=now - timedelta(days=10)),
+        "a rare status": ListRequests(limit=PAGE, status=RequestStatus.TIMEOUT),
+        "a common status": ListRequests(limit=PAGE, status=RequestStatus.ERROR),
+        "a status that nothing has": ListRequests(limit=PAGE, status=RequestStatus.CANCELLED),
+        "a rare model": ListRequests(limit=PAGE, model=ModelName("rare")),
+        "a model that nothing has": ListRequests(limit=PAGE, model=ModelName("unknown")),
+        "one key": ListRequests(limit=PAGE, key_id=KeyId(UUID("00000000-0000-4000-8000-000000000007"))),
+        "a rare status of a common model": ListRequests(limit=PAGE, status=RequestStatus.TIMEOUT, model=ModelName("model-2")),
+        "a rare model of one key": ListRequests(
+            limit=PAGE, model=ModelName("rare"), key_id=KeyId(UUID("00000000-0000-4000-8000-000000000003"))
+        ),
+    }
+    rows = []
+    for name, asked in pages.items():
+        took = [await _timed(lambda asked=asked: usage.requests(TenantId(HOT), asked)) for _ in range(5)]  # type: ignore[misc]
+        rows.append(report.alone(f"a page of {PAGE} of the large organization, {name}: slowest of 5", 1000 * max(took), "ms", at_most=300))
+    took = [await _timed(lambda: usage.requests_behind(TenantId(HOT), now - timedelta(days=9), None, 500)) for _ in range(3)]
+    return [*rows, report.alone("a page of 500 of its export: slowest of 3", 1000 * max(took), "ms", at_most=300)]
+
+
+async def _measure_reserve(url: str, seconds: float) -> list[report.Row]:
+    """Each writer is a transaction that waits for the one account; two gateways, so that none waits for a connection."""
+    took: list[float] = []
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(store.opened(url)) for _ in range(2)]
+        # Connections are made in the first second, which does not count.
+        begun = time.perf_counter() + 1
+        until = begun + seconds
+
+        async def writer(number: int) -> None:
+            ledger, requests = LedgerStore(opened[number % 2]), Store(opened[number % 2])
+            while time.perf_counter() < until:
+                request = context.new_request_id()
+                began = time.perf_counter()
+                (answer,) = await ledger.reserve([_wanted(request)], gateway=_GATEWAY, lease_seconds=90)
+                if began > begun:
+                    took.append(time.perf_counter() - began)
+                assert isinstance(answer, Granted)
+                await requests.write_requests([_row(request)])
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(WRITERS):
+                tasks.create_task(writer(number))
+    of_all = f"reserve for one organization, {WRITERS} writers"
+    return [
+        report.alone(f"{of_all}: p50", 1000 * report.percentile(took, 0.5), "ms"),
+        report.alone(f"{of_all}: p99", 1000 * report.percentile(took, 0.99), "ms", at_most=300),
+        report.alone(f"{of_all}: each settled, too", len(took) / seconds, "requests/s"),
+    ]
+
+
+async def _measure_books(ledger: LedgerStore) -> list[report.Row]:
+    books = await ledger.verify(grace_seconds=120)
+    return [report.alone("findings afterwards", len(books.findings), "findings", at_most=0)]
+
+
+async def _timed(work: Callable[[], Awaitable[object]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
+
+
+def _wanted(request: RequestId) -> Wanted:
+    return Wanted(
+        request_id=request, owner=TenantId(HOT), key_id=None, model=ModelName("model-1"), price_id=1, prompt_tokens=10, max_tokens=500,
+        least_tokens=16, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000, monthly_micro=_PLENTY, key_budget_micro=None,
+    )  # fmt: skip
+
+
+def _row(request: RequestId) -> RequestRow:
+    return RequestRow(
+        id=request, user_id=HOT, api_key_id=None, prompt_hash=None, model_used=ModelName("model-1"), response_time_ms=10,
+        prompt_tokens=10, completion_tokens=290, status=RequestStatus.SUCCESS, error_code=None, created_at=datetime.now(UTC),
+        cost_micro=MicroCredits(300), reservation=ReservationState.SETTLED,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
