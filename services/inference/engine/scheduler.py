@@ -1,12 +1,14 @@
 """Which sequence does what in the next step.  Pure.
 
 In every step each sequence that is answering gets one token, and those that read their prompts share a number of tokens that the
-answers can bear (`pace`). All of it is one batch.
+answers can bear (`pace`). All of it is one batch. Short prompts overtake long ones, but each prompt only by a share of its length
+(`sequence.OVERTAKEN`), so that a steady flow of short ones cannot hold it up.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.inference.engine.kv_slots import Place, Slots, common_prefix
 from services.inference.engine.pace import LEAST_TOKENS, Pace
@@ -43,6 +45,21 @@ class _Ahead:
     reader: Sequence
     #: So many of the first tokens are the same.
     until: int
+
+
+@dataclass(slots=True)
+class _Reader:
+    """A sequence that reads, while one step is planned."""
+
+    slot: int
+    sequence: Sequence
+    unread: int = field(init=False)
+    #: So many more tokens of others may be read before its own.
+    spare: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unread = self.sequence.bulk - self.sequence.fed
+        self.spare = self.sequence.spare
 
 
 class Scheduler:
@@ -104,6 +121,7 @@ class Scheduler:
 
     def fed(self, plan: Plan, seconds: float) -> None:
         """The step has been computed."""
+        self._charge(plan)
         for feed in plan.feeds:
             feed.sequence.fed += len(feed.tokens)
             self._slots.extend(feed.slot, feed.tokens)
@@ -116,7 +134,9 @@ class Scheduler:
     def restart(self, slot: int) -> None:
         """What was thought to be in the slot is not."""
         self._slots.empty(slot)
-        self._running[slot].fed = self._running[slot].cached = 0
+        sequence = self._running[slot]
+        sequence.begin(0)
+        sequence.cached = 0
 
     def cancel(self, identity: int) -> list[Sequence]:
         """Forget a request's sequences, wherever they are. Unknown ids are already over."""
@@ -142,6 +162,15 @@ class Scheduler:
         self._slots.release(slot, keep=0)
         self._waiting.appendleft(sequence)
         return slot
+
+    def _charge(self, plan: Plan) -> None:
+        """Note by how much each reader has been overtaken."""
+        read = {feed.slot: len(feed.tokens) for feed in plan.feeds if feed.sequence.reading}
+        after = sum(read.values())
+        for slot, sequence in self._running.items():
+            if sequence.reading:
+                after -= read.get(slot, 0)
+                sequence.overtaken += after
 
     def _is_behind(self, sequence: Sequence) -> bool:
         """Whether it is better to wait for what somebody else is reading: many chats of a tenant begin with the same page, and come
@@ -172,15 +201,26 @@ class Scheduler:
         return self._slots.room(wanted) >= wanted
 
     def _reads(self, budget: int) -> Iterator[Feed]:
-        for slot, sequence in self._running.items():
-            if not sequence.reading:
-                continue
-            # The last tokens may be fewer: with all the memory to itself, a sequence must get to its end.
-            if budget < min(LEAST_TOKENS, sequence.bulk - sequence.fed):
-                return
-            feed = _feed(slot, sequence, min(sequence.fed + budget, sequence.bulk))
-            budget -= len(feed.tokens)
-            yield feed
+        """The shortest first, as far as those that came before them can still be overtaken."""
+        readers = [_Reader(slot, sequence) for slot, sequence in self._running.items() if sequence.reading]
+        # The last tokens may be fewer: with all the memory to itself, a sequence must get to its end.
+        while (at := _next_reader(readers, budget)) is not None and budget >= min(LEAST_TOKENS, readers[at].unread):
+            reader = readers.pop(at)
+            count = min(reader.unread, budget)
+            for earlier in readers[:at]:
+                earlier.spare -= count
+            budget -= count
+            yield _feed(reader.slot, reader.sequence, reader.sequence.fed + count)
+
+
+def _next_reader(readers: list[_Reader], budget: int) -> int | None:
+    """The place of the shortest one that none of those before it has to go ahead of; None where there is nothing to read or no budget."""
+    best, spare = None, math.inf
+    for at, reader in enumerate(readers if budget > 0 else ()):
+        if min(reader.unread, budget) <= spare and (best is None or reader.unread < readers[best].unread):
+            best = at
+        spare = min(spare, reader.spare)
+    return best
 
 
 def _feed(slot: int, sequence: Sequence, end: int) -> Feed:

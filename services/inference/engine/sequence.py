@@ -10,6 +10,9 @@ from shared.api.generation import ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
 
+#: A prompt may be delayed by shorter ones that come later, by this share of the tokens that it has to read.
+OVERTAKEN = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -52,11 +55,21 @@ class Sequence:
     fed: int = 0
     #: How many of the prompt's tokens were there already.
     cached: int = 0
+    #: How many of the tokens were in the slot when it got it.
+    kept: int = 0
+    #: How many tokens of later ones have been read before its own.
+    overtaken: int = 0
 
     @property
     def reading(self) -> bool:
         """It reads what was there before, many tokens at a time."""
         return self.fed < self.bulk
+
+    @property
+    def spare(self) -> int:
+        """So many more tokens of later ones may be read before its own. Half of what it may lose is there at once, the rest grows while it
+        reads: a crowd of short prompts at the beginning leaves something for those that come later."""
+        return int(OVERTAKEN * (self.bulk + self.fed - 2 * self.kept) / 2) - self.overtaken
 
     def replay(self, token: int, piece: bytes | None) -> None:
         """A token that another worker delivered: its text is known, but what it holds back is needed.
@@ -83,7 +96,8 @@ class Sequence:
 
     def begin(self, kept: int) -> None:
         """It has a slot that holds its first ``kept`` tokens."""
-        self.fed = kept
+        self.fed = self.kept = kept
+        self.overtaken = 0
         self.bulk = len(self.tokens)
         self.cached = max(self.cached, min(kept, self.prompt_tokens))
 

@@ -149,6 +149,94 @@ def test_what_was_delivered_is_read_with_the_prompt(mode: KvMode) -> None:
     assert [plan.answering for plan in (run.step() for _ in range(3))] == [1, 1, 1]
 
 
+# --- short prompts beside long ones -------------------------------------------------------------------------------------------------
+
+
+def steps_until_read(run: Run, one: sequence.Sequence) -> int:
+    """Steps until its first token is drawn."""
+    steps = 0
+    while len(one.tokens) == one.prompt_tokens:
+        run.step()
+        steps += 1
+    return steps
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+@pytest.mark.parametrize("read_before", [0, 400, 3000])
+def test_a_short_prompt_beside_a_long_one_starts_within_four_steps(mode: KvMode, read_before: int) -> None:
+    run = Run(mode)
+    long, short = make(1, 4000), make(2, 20)
+    run.submit(long)
+    while long.fed < read_before:
+        run.step()
+    run.submit(short)
+    assert steps_until_read(run, short) <= 4
+
+
+@pytest.mark.parametrize("mode", [EXACT, FAST])
+def test_a_steady_flow_of_short_prompts_delays_a_long_one_by_a_fifth_at_most(mode: KvMode) -> None:
+    def steps(*, flow: bool) -> tuple[int, int]:
+        """Until the long one is read, and how many short ones came meanwhile."""
+        run, long = Run(mode, count=8), make(1, 3000)
+        run.submit(long)
+        taken = came = 0
+        while len(long.tokens) == 3000:
+            # There is always one that waits to be read.
+            if flow and not any(one.reading for one in run.positions if one is not long) and not run.scheduler.waiting:
+                came += 1
+                run.submit(make(1 + came, 20))
+            run.step()
+            taken += 1
+        return taken, came
+
+    alone, _ = steps(flow=False)
+    beside, came = steps(flow=True)
+    assert beside <= 1.2 * alone
+    assert came > 25, "the short ones get their share to the end"
+
+
+def test_the_shortest_of_several_goes_first_and_equals_in_the_order_in_which_they_came() -> None:
+    run = Run(count=8, most=64)
+    run.submit(make(1, 2000))
+    run.step()
+    run.submit(make(2, 40), make(3, 12), make(4, 12))
+    assert [(identity, count) for identity, _, count in sorted(run.shape(), key=lambda part: part[0])] == [(2, 40), (3, 12), (4, 12)]
+
+
+def test_a_long_prompt_that_was_overtaken_enough_goes_first() -> None:
+    run = Run(most=8, count=3)
+    run.submit(make(1, 100))
+    run.step()
+    # It may be overtaken by (100 + 8) / 10 tokens by now.
+    run.submit(make(2, 8), make(3, 8))
+    assert [identity for identity, _, _ in run.shape()] == [2]
+    assert [identity for identity, start, _ in run.shape() if identity != 2] == [1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    most=st.integers(LEAST_TOKENS, 40),
+    count=st.integers(2, 6),
+    prompts=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 400)), min_size=2, max_size=20),
+)
+def test_nobody_loses_more_than_a_fifth_to_those_that_came_later(most: int, count: int, prompts: list[tuple[int, int]]) -> None:
+    """Counted from what the steps read, not from what the scheduler notes."""
+    run = Run(count=count, capacity=100_000, most=most)
+    coming = [(sum(gap for gap, _ in prompts[: at + 1]), make(at, size, says=2)) for at, (_, size) in enumerate(prompts)]
+    lost = dict.fromkeys((one for _, one in coming), 0)
+    for now in range(5000):
+        run.submit(*(one for at, one in coming if at == now))
+        if now > coming[-1][0] and run.scheduler.idle:
+            break
+        read = {feed.sequence: len(feed.tokens) for feed in run.step().feeds if feed.start < feed.sequence.bulk}
+        order = list(run.positions)
+        for at, one in enumerate(order):
+            if one.reading:
+                lost[one] += sum(read.get(later, 0) for later in order[at + 1 :])
+    assert run.scheduler.idle
+    assert all(tokens <= sequence.OVERTAKEN * one.bulk for one, tokens in lost.items())
+
+
 # --- who gets a slot -----------------------------------------------------------------------------------------------------------------
 
 
