@@ -21,8 +21,8 @@ from services.gateway.money.prices import Price, PriceList
 from services.gateway.money.request_row import RequestRow
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
 from services.gateway.money.stops import Stops
-from services.gateway.upkeep import UpkeepJob
 from services.gateway.money.worker_claims import WorkerClaims
+from services.gateway.upkeep import UpkeepJob
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt
