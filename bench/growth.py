@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from datetime import time as datetime_time
 from uuid import UUID
 
 import asyncpg
@@ -112,8 +113,9 @@ async def _fill(admin_url: str, requests: int, days: int) -> None:
                             " VALUES (0, 1000000, 0, 0)")  # fmt: skip
         for table in _TABLES:
             indexes = await _lay_bare(admin, table)
-            end = datetime.now(UTC)
-            arguments = (requests, end, timedelta(days=days)) if table == "request_logs" else ()
+            # The open day is a whole one, whatever the time is.
+            midnight = datetime.combine(datetime.now(UTC).date() + timedelta(days=1), datetime_time(), UTC)
+            arguments = (requests, midnight, timedelta(days=days)) if table == "request_logs" else ()
             await admin.execute(_FILL[table], *arguments, timeout=3600)
             print(f"{table} is filled", flush=True)
             await _attach(admin, table, indexes)

@@ -71,3 +71,22 @@ async def test_a_failing_migration_leaves_nothing_behind(postgres_url: str, tmp_
     (folder / "0001_pre_things.sql").write_text("SELECT 1")
     async with Database.open(postgres_url, schema="shop", package=tmp_path) as db:
         assert await db.value("there") is False
+
+
+async def test_a_concurrent_migration_runs_outside_a_transaction_and_again_after_it_stopped_halfway(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "0001_pre_things.sql").write_text("CREATE TABLE things (n integer); INSERT INTO things VALUES (1), (1);")
+    (tmp_path / "queries.sql").write_text(
+        "-- name: valid\n-- Whether the index is there, and of use.\nSELECT indisvalid FROM pg_index WHERE indexrelid = 'by_n'::regclass;"
+    )
+    concurrently = folder / "0002_pre_index_concurrently.sql"
+    concurrently.write_text("DROP INDEX CONCURRENTLY IF EXISTS by_n;\nCREATE UNIQUE INDEX CONCURRENTLY by_n ON things (n);\n")
+    with pytest.raises(Exception, match="could not create unique index"):
+        async with Database.open(postgres_url, schema="shop", package=tmp_path):
+            pass
+    concurrently.write_text("DROP INDEX CONCURRENTLY IF EXISTS by_n;\nCREATE INDEX CONCURRENTLY by_n ON things (n);\n")
+    async with Database.open(postgres_url, schema="shop", package=tmp_path) as db:
+        assert await db.value("valid") is True

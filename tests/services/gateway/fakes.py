@@ -181,7 +181,7 @@ class FakeLedgerStore(LedgerStore):
     async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
         return self.prices
 
-    async def verify(self, *, grace_seconds: float) -> LedgerReport:
+    async def verify(self, *, grace_seconds: float, full: bool = False) -> LedgerReport:
         return LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 0, 0, 0)
 
     async def reserve(self, wanted: Sequence[Wanted], *, gateway: NodeId, lease_seconds: float) -> list[Granted | TooLittle]:
