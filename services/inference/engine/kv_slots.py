@@ -9,16 +9,15 @@ the slot; a later prompt of the same tenant that begins with the same tokens goe
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from services.inference.engine.hashed_tokens import HashedTokens
 
 #: So many tokens are worth a copy of all cells of a slot, which takes as long as computing a few; and, of a prompt that somebody else
 #: is reading just now, a wait of a step or two.
 WORTH_SHARING_TOKENS = 16
-#: Prefixes are compared in C, so many tokens at a time.
-_STRIDE = 256
 
 
 class KvMode(StrEnum):
@@ -41,14 +40,25 @@ class Place:
     source: int | None = None
 
 
+@dataclass(slots=True, eq=False)
+class _Cells:
+    """Neighbouring cells that the same slots hold. They are counted and not numbered: llama.cpp knows where they are."""
+
+    count: int
+    #: Numbers of slots.
+    holders: set[int]
+
+
 @dataclass(slots=True)
 class _Slot:
     number: int
     #: Whose tokens these are; empty shares with nobody.
     salt: str = ""
-    tokens: list[int] = field(default_factory=list)
-    #: Of each token: which cell it lies in. Slots that share a prefix have the same cells there.
-    cells: list[int] = field(default_factory=list)
+    #: What it holds are the first ``count`` of these. The list is the sequence's, so nothing is copied.
+    tokens: HashedTokens = field(default_factory=lambda: HashedTokens([]))
+    count: int = 0
+    #: Of the tokens, in their order. Slots that share a prefix have the same cells there.
+    cells: list[_Cells] = field(default_factory=list)
     busy: bool = False
     #: Larger is later.
     used_at: int = 0
@@ -65,56 +75,63 @@ class Slots:
         #: Cells of all slots together.
         self._capacity = capacity
         self._ticks = itertools.count(1)
-        self._cells = itertools.count()
-        #: Of every cell in use: how many slots have it.
-        self._holders: Counter[int] = Counter()
+        #: Cells that any slot holds.
+        self._used = 0
+        #: What the slots hold of some tokens, until that changes: who asks for a place asked before whether a wait is worth it.
+        self._found: tuple[HashedTokens, str, dict[int, int]] | None = None
 
     @property
     def free_cells(self) -> int:
-        return self._capacity - len(self._holders)
+        return self._capacity - self._used
 
     def room(self, wanted: int) -> int:
-        """The cells that no busy slot holds, exactly where they are fewer than wanted: counting them takes long."""
+        """The cells that no busy slot holds, exactly where they are fewer than wanted."""
         if self.free_cells >= wanted:
             return self.free_cells
-        return self._capacity - len({cell for slot in self._slots if slot.busy for cell in slot.cells})
+        return self._capacity - sum(cells.count for cells in {cells for slot in self._slots if slot.busy for cells in slot.cells})
 
     @property
     def has_idle(self) -> bool:
         return any(not slot.busy for slot in self._slots)
 
-    def gains(self, tokens: list[int], salt: str, until: int) -> bool:
+    def gains(self, wanted: HashedTokens, salt: str, until: int) -> bool:
         """Whether it would be worth a wait until somebody has read the first ``until`` of these tokens."""
-        held = max(self._common(slot, tokens, salt) for slot in self._slots)
-        return bool(self._reuse and salt) and min(until, len(tokens) - _LEFT) - held >= WORTH_SHARING_TOKENS
+        enough = min(until, len(wanted.tokens) - _LEFT) - WORTH_SHARING_TOKENS
+        if enough < 0 or not self._reuse or not salt:
+            return False
+        return max(self._find(wanted, salt).values()) <= enough
 
-    def place(self, tokens: list[int], salt: str) -> Place | None:
+    def place(self, wanted: HashedTokens, salt: str) -> Place | None:
         """A slot for these tokens, which is busy from now on and holds what is kept of them; None when all are busy."""
         idle = [slot for slot in self._slots if not slot.busy]
         if not idle:
             return None
-        found = {slot.number: self._common(slot, tokens, salt) for slot in self._slots}
+        found = self._find(wanted, salt)
         source = max(self._slots, key=lambda slot: (found[slot.number], -slot.number))
         if self._mode is KvMode.FAST:
-            return self._share(idle, source, found, tokens, salt)
+            return self._share(idle, source, found, wanted, salt)
         target, source = self._beside(idle, source, found)
         kept = found[source.number]
-        self._take(target, tokens[:kept], salt, self._new_cells(kept))
+        self._take(target, salt, [])
+        target.tokens, target.count = wanted, kept
+        self._add_cells(target, kept)
         return Place(target.number, kept, None if source is target else source.number)
 
-    def extend(self, slot: int, tokens: Sequence[int]) -> None:
-        """These tokens have been computed behind the slot's others."""
+    def extend(self, slot: int, count: int) -> None:
+        """The next ``count`` of the tokens that were placed there have been computed."""
         holder = self._slots[slot]
-        cells = self._new_cells(len(tokens))
-        holder.tokens.extend(tokens)
-        holder.cells.extend(cells)
-        self._holders.update(cells)
+        self._found = None
+        holder.count += count
+        holder.tokens.hash_blocks()
+        self._add_cells(holder, count)
 
     def release(self, slot: int, *, keep: int) -> None:
         """Its sequence is over; of what it holds, so many tokens may serve a later prompt."""
         holder = self._slots[slot]
-        self._let_go(holder.cells[keep:])
-        del holder.tokens[keep:], holder.cells[keep:]
+        kept = set(self._first_cells(holder, keep))
+        self._let_go(holder, [cells for cells in holder.cells if cells not in kept])
+        self._found = None
+        holder.count = min(keep, holder.count)
         holder.busy = False
         holder.used_at = next(self._ticks)
 
@@ -124,7 +141,7 @@ class Slots:
 
     def evict(self) -> int | None:
         """The idle slot that was used longest ago and holds something, emptied; None if there is none."""
-        candidates = [slot for slot in self._slots if not slot.busy and slot.tokens]
+        candidates = [slot for slot in self._slots if not slot.busy and slot.count]
         if not candidates:
             return None
         oldest = min(candidates, key=lambda slot: slot.used_at)
@@ -133,20 +150,30 @@ class Slots:
 
     # --- inside -------------------------------------------------------------------------------------------------------------
 
-    def _common(self, slot: _Slot, tokens: list[int], salt: str) -> int:
-        if not self._reuse or not salt or slot.salt != salt:
-            return 0
-        return common_prefix(slot.tokens, tokens[: max(0, len(tokens) - _LEFT)])
+    def _find(self, wanted: HashedTokens, salt: str) -> dict[int, int]:
+        """How many of these tokens each slot holds, by its number."""
+        if self._found is not None and self._found[0] is wanted and self._found[1] == salt:
+            return self._found[2]
+        most = max(0, len(wanted.tokens) - _LEFT) if self._reuse and salt else 0
+        found = dict.fromkeys(range(len(self._slots)), 0)
+        longest = 0
+        for slot in self._slots if most else ():
+            if slot.salt == salt:
+                # Many hold the same page of a tenant's and go on in their own way.
+                found[slot.number] = slot.tokens.common(wanted, min(most, slot.count), guess=longest)
+                longest = max(longest, found[slot.number])
+        self._found = wanted, salt, found
+        return found
 
-    def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], tokens: list[int], salt: str) -> Place:
+    def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], wanted: HashedTokens, salt: str) -> Place:
         """In one pool: any slot will do, and the one whose loss costs least is taken."""
         kept = found[source.number]
         if kept and not source.busy and _is_spent(source, found):
             target = source  # nothing of it is worth keeping beside the prompt
         else:
             target = self._least_missed([slot for slot in idle if slot is not source or not kept] or idle)
-        cells = source.cells[:kept]
-        self._take(target, tokens[:kept], salt, cells)
+        self._take(target, salt, self._first_cells(source, kept))
+        target.tokens, target.count = wanted, kept
         return Place(target.number, kept, None if target is source or not kept else source.number)
 
     def _beside(self, idle: list[_Slot], best: _Slot, found: dict[int, int]) -> tuple[_Slot, _Slot]:
@@ -164,7 +191,7 @@ class Slots:
     def _least_missed(self, idle: list[_Slot]) -> _Slot:
         """One that is not lonely where there is one; of these an empty one, or else the one that was used longest ago."""
         busy = self._busy()
-        return min(idle, key=lambda slot: (self._is_lonely(slot, busy), bool(slot.tokens), slot.used_at if slot.tokens else 0, slot.number))
+        return min(idle, key=lambda slot: (self._is_lonely(slot, busy), bool(slot.count), slot.used_at if slot.count else 0, slot.number))
 
     def _is_lonely(self, slot: _Slot, busy: set[int]) -> bool:
         """No neighbour of a busy one, where there is any: in one step llama.cpp computes only neighbours together."""
@@ -173,41 +200,67 @@ class Slots:
     def _busy(self) -> set[int]:
         return {slot.number for slot in self._slots if slot.busy}
 
-    def _take(self, target: _Slot, tokens: Sequence[int], salt: str, cells: list[int]) -> None:
-        self._holders.update(cells)  # before those of the target are let go, which may be the same
-        self._drop(target)
-        target.salt, target.tokens, target.cells, target.busy = salt, list(tokens), cells, True
+    def _take(self, target: _Slot, salt: str, cells: list[_Cells]) -> None:
+        for shared in cells:
+            shared.holders.add(target.number)
+        self._let_go(target, [mine for mine in target.cells if mine not in set(cells)])
+        self._found = None
+        target.salt, target.cells, target.busy = salt, cells, True
         target.used_at = next(self._ticks)
 
     def _drop(self, slot: _Slot) -> None:
-        self._let_go(slot.cells)
-        slot.tokens, slot.cells = [], []
+        self._let_go(slot, slot.cells)
+        self._found = None
+        # The list stays: the sequence that is there may begin anew.
+        slot.count, slot.cells = 0, []
 
-    def _let_go(self, cells: Sequence[int]) -> None:
-        for cell in cells:
-            if self._holders[cell] == 1:
-                del self._holders[cell]
-            else:
-                self._holders[cell] -= 1
+    # --- cells ----------------------------------------------------------------------------------------------------------------
 
-    def _new_cells(self, count: int) -> list[int]:
-        return list(itertools.islice(self._cells, count))
+    def _add_cells(self, slot: _Slot, count: int) -> None:
+        self._used += count
+        if slot.cells and slot.cells[-1].holders == {slot.number}:
+            slot.cells[-1].count += count
+        elif count:
+            slot.cells.append(_Cells(count, {slot.number}))
+
+    def _let_go(self, slot: _Slot, dropped: Iterable[_Cells]) -> None:
+        gone = set(dropped)
+        slot.cells = [cells for cells in slot.cells if cells not in gone]
+        for cells in gone:
+            cells.holders.remove(slot.number)
+            if not cells.holders:
+                self._used -= cells.count
+
+    def _first_cells(self, slot: _Slot, count: int) -> list[_Cells]:
+        """The slot's first ``count`` cells, cut from the others where they are together."""
+        self._join(slot)
+        found: list[_Cells] = []
+        for cells in tuple(slot.cells):
+            if count == 0:
+                break
+            if cells.count > count:
+                self._cut(cells, count)
+            count -= cells.count
+            found.append(cells)
+        return found
+
+    def _cut(self, cells: _Cells, count: int) -> None:
+        rest = _Cells(cells.count - count, set(cells.holders))
+        cells.count = count
+        for number in cells.holders:
+            held = self._slots[number].cells
+            held.insert(held.index(cells) + 1, rest)
+
+    def _join(self, slot: _Slot) -> None:
+        """Neighbours with the same holders become one again; a slot that is shared often would have thousands."""
+        for first, second in itertools.pairwise(tuple(slot.cells)[::-1]):
+            if first.holders == second.holders:
+                # From the end, so ``second`` lies before ``first``, in each of their holders.
+                second.count += first.count
+                for number in first.holders:
+                    self._slots[number].cells.remove(first)
 
 
 def _is_spent(slot: _Slot, found: dict[int, int]) -> bool:
     """Nothing that it holds is worth keeping beside the prompt."""
-    return len(slot.tokens) - found[slot.number] < WORTH_SHARING_TOKENS
-
-
-def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many of their first tokens are the same. Both are lists: a list equals no tuple."""
-    most, at = min(len(one), len(other)), 0
-    while at < most and one[at : at + _STRIDE] == other[at : at + _STRIDE]:
-        at += _STRIDE
-    if at >= most:
-        return most
-    return at + next((offset for offset, pair in enumerate(_pairs(one, other, at)) if pair[0] != pair[1]), most - at)
-
-
-def _pairs(one: list[int], other: list[int], start: int) -> Iterator[tuple[int, int]]:
-    return zip(one[start : start + _STRIDE], other[start : start + _STRIDE], strict=False)
+    return slot.count - found[slot.number] < WORTH_SHARING_TOKENS

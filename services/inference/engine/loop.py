@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from services.inference.engine import sampling, sequence, tool_calls
+from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.kv_slots import KvMode, Place, Slots
 from services.inference.engine.pace import Pace
 from services.inference.engine.sampling import Parameters
@@ -92,21 +93,21 @@ class Loop:
         calls = sum(_text_bytes(call.arguments) for message in command.messages for call in message.tool_calls)
         return size + calls + sum(_text_bytes(tool.description) + _text_bytes(tool.parameters) for tool in command.tools)
 
-    def tokenize(self, command: Generate) -> list[int]:
+    def tokenize(self, command: Generate) -> HashedTokens:
         """The prompt's tokens, for ``begin``. Raises BadRequest."""
-        return self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw)
+        return HashedTokens(self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw))
 
-    def begin(self, command: Generate, tokens: list[int]) -> Accepted | Refused:
+    def begin(self, command: Generate, prompt: HashedTokens) -> Accepted | Refused:
         """Queue a command's answers."""
         try:
-            started = [self._start(command, tokens, answer) for answer in range(command.parameters.n)]
+            started = [self._start(command, prompt, answer) for answer in range(command.parameters.n)]
         except errors.BadRequest as error:
             for answer in range(command.parameters.n):
                 self._compute.end((command.id, answer))
             return Refused(command.id, error.to_problem())
         for one in started:
             self._scheduler.submit(one)
-        return Accepted(command.id, len(tokens))
+        return Accepted(command.id, len(prompt.tokens))
 
     def cancel(self, identity: int) -> None:
         """Unknown ids are already over."""
@@ -139,12 +140,12 @@ class Loop:
                 self._compute.clear(slot)
             return plan
 
-    def _start(self, command: Generate, tokens: list[int], answer: int) -> sequence.Sequence:
+    def _start(self, command: Generate, prompt: HashedTokens, answer: int) -> sequence.Sequence:
         parameters = sampling.of_answer(command.parameters, answer)
         started = sequence.start(
             command.id,
             answer,
-            tokens,
+            prompt,
             parameters,
             context_tokens=self._compute.context_tokens,
             salt=command.salt,

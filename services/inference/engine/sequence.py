@@ -1,8 +1,9 @@
 """One answer inside the engine: its tokens, how far they are in the model's memory, and when it ends.  Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.inference.engine import output
+from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from services.inference.engine.tool_calls import ToolCallParser
 from shared import errors
@@ -42,7 +43,7 @@ class Sequence:
     #: Which of the answers to one prompt.
     answer: int
     #: The prompt, then the answer.
-    tokens: list[int]
+    hashed: HashedTokens
     prompt_tokens: int
     #: The most tokens of an answer, those that another worker delivered included.
     limit: int
@@ -59,6 +60,10 @@ class Sequence:
     kept: int = 0
     #: How many tokens of later ones have been read before its own.
     overtaken: int = 0
+    tokens: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.hashed.tokens
 
     @property
     def reading(self) -> bool:
@@ -105,7 +110,7 @@ class Sequence:
 def start(
     identity: int,
     answer: int,
-    prompt: list[int],
+    prompt: HashedTokens,
     parameters: Parameters,
     *,
     context_tokens: int,
@@ -113,10 +118,10 @@ def start(
     calls: ToolCallParser | None = None,
 ) -> Sequence:
     """A sequence that fits the context; raises BadRequest when not even one token fits behind the prompt."""
-    room = check_fits(len(prompt), context_tokens)
+    room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
     shown = output.Output(output.Stops(parameters.stop), calls)
-    return Sequence(identity, answer, list(prompt), len(prompt), limit, parameters, shown, salt)
+    return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, shown, salt)
 
 
 def check_fits(prompt_tokens: int, context_tokens: int) -> int:

@@ -2,11 +2,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.inference.engine import kv_slots
+from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, Place, Slots
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST
@@ -20,9 +20,9 @@ def slots(mode: KvMode, count: int = 4, capacity: int = 10_000, *, reuse: bool =
 
 def run(held: Slots, tokens: list[int], salt: str = SALT) -> Place:
     """A prompt that gets a slot and is read."""
-    place = held.place(tokens, salt)
+    place = held.place(HashedTokens(tokens), salt)
     assert place is not None
-    held.extend(place.slot, tokens[place.kept :])
+    held.extend(place.slot, len(tokens) - place.kept)
     return place
 
 
@@ -82,7 +82,7 @@ def test_where_a_prompt_goes(mode: KvMode, idle: list[list[int]], busy: list[lis
     places = [run(held, tokens) for tokens in (*idle, *busy)]
     for place, tokens in zip(places, idle, strict=False):
         held.release(place.slot, keep=len(tokens))
-    assert held.place(prompt, SALT) == expected
+    assert held.place(HashedTokens(prompt), SALT) == expected
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
@@ -90,7 +90,7 @@ def test_when_all_are_busy_there_is_no_place(mode: KvMode) -> None:
     held = slots(mode, count=2)
     run(held, upto(5))
     run(held, other(5))
-    assert held.place(upto(9), SALT) is None
+    assert held.place(HashedTokens(upto(9)), SALT) is None
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
@@ -98,14 +98,14 @@ def test_the_only_idle_slot_is_taken_whatever_it_holds(mode: KvMode) -> None:
     held = slots(mode, count=2)
     run(held, other(5))
     leave(held, upto(100))
-    assert held.place(upto(50) + other(9), SALT) == Place(1, 50)
+    assert held.place(HashedTokens(upto(50) + other(9)), SALT) == Place(1, 50)
 
 
 def test_an_empty_slot_goes_first_and_then_the_one_that_was_used_longest_ago() -> None:
     for mode in (EXACT, FAST):
         held = slots(mode, count=3)
         leave_in_each(held, upto(40), other(40))
-        taken = [held.place([seed] * 9, SALT) for seed in (1, 2, 3)]
+        taken = [held.place(HashedTokens([seed] * 9), SALT) for seed in (1, 2, 3)]
         assert [place.slot for place in taken if place] == ([2, 1, 0] if mode is EXACT else [2, 0, 1])
 
 
@@ -124,7 +124,7 @@ def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: 
     assert [place.slot for place in places] == [0, 1, 2, 3]
     for slot in (0, 1, 2):
         held.release(slot, keep=len(prompts[slot]))
-    assert held.place(upto(150), SALT) == expected
+    assert held.place(HashedTokens(upto(150)), SALT) == expected
 
 
 def test_in_the_exact_layout_the_older_chat_goes_where_two_begin_alike() -> None:
@@ -134,14 +134,14 @@ def test_in_the_exact_layout_the_older_chat_goes_where_two_begin_alike() -> None
         leave_in_each(held, [8], [9])
         for place, tokens in [(run(held, tokens), tokens) for tokens in (first, second)]:
             held.release(place.slot, keep=len(tokens))
-        assert held.place(upto(100) + other(9), SALT) == expected
+        assert held.place(HashedTokens(upto(100) + other(9)), SALT) == expected
 
 
 def test_in_one_pool_neighbours_do_not_matter() -> None:
     held = slots(FAST)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 9)
-    assert held.place([5] * 9, SALT) == Place(0, 0)
+    assert held.place(HashedTokens([5] * 9), SALT) == Place(0, 0)
 
 
 # --- whose tokens ---------------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_nobody_finds_what_is_not_his(salt: str, asking: str, busy: bool, mode: 
         place = run(held, tokens, salt)
         if not busy:
             held.release(place.slot, keep=len(tokens))
-        return held.place(upto(300), asking)
+        return held.place(HashedTokens(upto(300)), asking)
 
     assert ask(upto(200)) == ask(other(200)) == Place(1, 0)
 
@@ -171,23 +171,26 @@ def test_a_slot_that_changed_its_tenant_has_nothing_of_the_one_before(mode: KvMo
     held = slots(mode, count=1)
     leave(held, upto(100), "a")
     leave(held, upto(50), "b")
-    assert held.place(upto(100), "a") == Place(0, 0)
+    assert held.place(HashedTokens(upto(100)), "a") == Place(0, 0)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
 def test_a_model_that_cannot_go_back_reuses_nothing(mode: KvMode) -> None:
     held = slots(mode, reuse=False)
     leave(held, upto(100))
-    assert held.place(upto(150), SALT) == Place(1, 0)
+    assert held.place(HashedTokens(upto(150)), SALT) == Place(1, 0)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
 def test_a_running_answer_may_be_used_too(mode: KvMode) -> None:
     held = slots(mode)
-    slot = run(held, upto(100)).slot
+    answered = HashedTokens(upto(100))
+    assert held.place(answered, SALT) == Place(0, 0)
+    held.extend(0, 100)
     for token in range(100, 130):
-        held.extend(slot, [token])
-    assert held.place(upto(200), SALT) == Place(1, 130, 0)
+        answered.tokens.append(token)
+        held.extend(0, 1)
+    assert held.place(HashedTokens(upto(200)), SALT) == Place(1, 130, 0)
 
 
 def test_shared_cells_count_once_and_stay_as_long_as_somebody_has_them() -> None:
@@ -238,25 +241,7 @@ def test_what_is_not_there_any_more_is_not_found() -> None:
     slot = run(held, upto(100)).slot
     held.empty(slot)
     assert held.free_cells == 10_000
-    assert held.place(upto(150), SALT) == Place(1, 0)
-
-
-# --- prefixes ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [0, 1, 255, 256, 257, 511, 512, 513, 2000])
-@pytest.mark.parametrize("more", [0, 1, 300])
-def test_common_prefix_over_the_borders_of_what_is_compared_at_once(length: int, more: int) -> None:
-    same = upto(length)
-    assert kv_slots.common_prefix(same, same + [0] * more) == length
-    assert kv_slots.common_prefix(same + [-1] * 300, same + [-2] * more) == length
-
-
-@given(st.lists(st.integers(0, 1), max_size=600), st.lists(st.integers(0, 1), max_size=300), st.integers(0, 600))
-def test_common_prefix_is_what_counting_one_by_one_gives(one: list[int], tail: list[int], cut: int) -> None:
-    two = one[:cut] + tail
-    differing = (at for at, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1])
-    assert kv_slots.common_prefix(one, two) == next(differing, min(len(one), len(two)))
+    assert held.place(HashedTokens(upto(150)), SALT) == Place(1, 0)
 
 
 # --- all of it, in any order -------------------------------------------------------------------------------------------------------
@@ -268,7 +253,6 @@ class Cell:
 
     token: int
     salt: str
-    bulk: bool
 
 
 @dataclass
@@ -296,12 +280,14 @@ class Machine(RuleBasedStateMachine):
         self.memory = [Held() for _ in range(COUNT)]
         self.prompts: dict[int, list[int]] = {}
         self.salts: dict[int, str] = {}
+        self.hashed: dict[int, HashedTokens] = {}
         self.ticks = 0
 
     @rule(prompt=prompts, salt=st.sampled_from(["", "a", "b"]))
     def place(self, prompt: list[int], salt: str) -> None:
         longest = max(self.shared(held, prompt, salt) for held in self.memory)
-        place = self.slots.place(prompt, salt)
+        hashed = HashedTokens(list(prompt))
+        place = self.slots.place(hashed, salt)
         if place is None:
             assert all(held.busy for held in self.memory)
             return
@@ -310,17 +296,16 @@ class Machine(RuleBasedStateMachine):
         assert place.source != place.slot
         cells = (target if place.source is None else self.memory[place.source]).cells[: place.kept]
         if self.mode is EXACT:
-            cells = [Cell(cell.token, cell.salt, cell.bulk) for cell in cells]
+            cells = [Cell(cell.token, cell.salt) for cell in cells]
         assert [cell.token for cell in cells] == prompt[: place.kept], "other tokens than those of the prompt"
         assert all(cell.salt == salt != "" for cell in cells), "another tenant's tokens"
-        assert all(cell.bulk for cell in cells) or self.mode is FAST
         if self.mode is FAST:
             assert place.kept == longest
         else:
             assert longest - WORTH_SHARING_TOKENS - WORTH_SHARING_TOKENS < place.kept <= longest
         target.cells, target.busy = cells, True
         self.touch(target)
-        self.prompts[place.slot], self.salts[place.slot] = prompt, salt
+        self.prompts[place.slot], self.salts[place.slot], self.hashed[place.slot] = prompt, salt, hashed
 
     @precondition(lambda self: any(held.busy for held in self.memory))
     @rule(which=st.integers(0, COUNT - 1), count=st.integers(1, 200))
@@ -332,8 +317,10 @@ class Machine(RuleBasedStateMachine):
         tokens = prompt[len(held.cells) :][:count] if bulk else [1]
         if len(held.cells) + len(tokens) > CONTEXT or not self.make_room(len(tokens)):
             return
-        self.slots.extend(slot, tokens)
-        held.cells += [Cell(token, self.salts[slot], bulk) for token in tokens]
+        if not bulk:
+            self.hashed[slot].tokens.append(1)
+        self.slots.extend(slot, len(tokens))
+        held.cells += [Cell(token, self.salts[slot]) for token in tokens]
 
     @precondition(lambda self: any(held.busy for held in self.memory))
     @rule(which=st.integers(0, COUNT - 1), keep=st.integers(0, CONTEXT))
@@ -377,8 +364,8 @@ class Machine(RuleBasedStateMachine):
     def shared(self, held: Held, prompt: list[int], salt: str) -> int:
         """The longest beginning that may be had from there."""
         count = 0
-        for cell, token in zip(held.cells, prompt[: len(prompt) - (2 if self.mode is EXACT else 1)], strict=False):
-            if cell.token != token or cell.salt != salt or not salt or (self.mode is EXACT and not cell.bulk):
+        for cell, token in zip(held.cells, prompt[: len(prompt) - 1], strict=False):
+            if cell.token != token or cell.salt != salt or not salt:
                 break
             count += 1
         return count

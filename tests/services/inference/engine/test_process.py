@@ -12,6 +12,7 @@ import pytest
 
 from services.inference.engine import process, wire
 from services.inference.engine.embedding_loop import EmbeddingLoop
+from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.loop import Loop
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.wire import Accepted, Cancel, Generate, Refused, Step
@@ -120,7 +121,7 @@ def test_no_command_holds_the_loop_with_a_long_text(letter: str) -> None:
     model = HeldModel(context_tokens=2**20, pool_tokens=2**21)
     loop = Loop(model, slots=model.slots, mode=model.mode)
     command = generate(1, text)
-    tokens = list(text.encode())
+    tokens = HashedTokens(list(text.encode()))
     spent = []
     for work in (lambda: loop.measure(command), lambda: loop.begin(command, tokens), lambda: loop.cancel(1)):
         began = time.thread_time()

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine import sequence
+from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
 from services.inference.engine.sequence import Taken
 from shared import errors
@@ -13,7 +14,7 @@ STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 def start(prompt: int = 4, context: int = 16, max_tokens: int | None = None, stop: tuple[str, ...] = ()) -> sequence.Sequence:
     parameters = Parameters(temperature=0, top_p=1, top_k=0, seed=0, max_tokens=max_tokens, stop=stop)
-    return sequence.start(1, 0, list(range(prompt)), parameters, context_tokens=context)
+    return sequence.start(1, 0, HashedTokens(list(range(prompt))), parameters, context_tokens=context)
 
 
 def replayed(pieces: list[bytes], **start_with: int | tuple[str, ...] | None) -> sequence.Sequence:
