@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shared.api.auth import ApiKey, GenerateApiKey, KeyLimits
 
     #: What an option gives.
-    Wish = int | str | tuple[str, ...] | None
+    Wish = int | str | bool | tuple[str, ...] | None
 
 #: What the columns of auth hold.
 _LIMIT = click.IntRange(1, 2**31 - 1)
@@ -41,7 +41,10 @@ def keys() -> None:
     help="What all its requests may cost, such as 2.5.",
 )
 @click.option("--kind", type=click.Choice(["live", "test", "adm"]), default="live", help="test: for CI. adm: an administrator's rights.")
-@click.option("--scope", "scopes", multiple=True, help="Only this, such as inference:execute; may be given again.")
+@click.option(
+    "--scope", "scopes", multiple=True, help="This and no more, such as key:write; may be given again. Without it models and usage."
+)
+@click.option("--all-rights", is_flag=True, help="All that you may, now and later: it also makes keys and changes the account.")
 @click.option("--model", "models", multiple=True, help="Only this model; may be given again.")
 @click.option("--network", "networks", multiple=True, metavar="CIDR", help="Only from there, such as 192.0.2.0/24; may be given again.")
 @click.option("--days", type=click.IntRange(0, 3650), help="How long it is good; 0 for ever. Without it 90, and 30 for a test key.")
@@ -50,7 +53,8 @@ def keys() -> None:
 def create(here: Surroundings, /, name: str, *, as_json: bool, **wishes: "Wish") -> None:
     """Make a key called NAME and print it: now, and never again.
 
-    Limits of the key hold besides the account's: the tightest one counts. A live key never has an administrator's rights.
+    It may use models and read usage; --scope and --all-rights give it other rights. A live key never has an administrator's rights. Limits
+    of the key hold besides the account's: the tightest one counts.
     """
     from cli import output
     from shared.api import auth
@@ -76,8 +80,9 @@ def _request(name: str, wishes: "dict[str, Wish]") -> "GenerateApiKey":
     kind = auth.KeyKind(each.pop("kind"))
     models = tuple(ModelName(model) for model in each.pop("models"))
     bounds = auth.KeyBounds(each.pop("scopes"), models, each.pop("networks"))
-    days = each.pop("days")
-    return auth.GenerateApiKey(name=name, limits=msgspec.structs.replace(auth.KeyLimits(), **each), kind=kind, bounds=bounds, days=days)
+    days, all_rights = each.pop("days"), each.pop("all_rights")
+    limits = msgspec.structs.replace(auth.KeyLimits(), **each)
+    return auth.GenerateApiKey(name=name, limits=limits, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
 
 
 def _expiry(key: "ApiKey") -> str:
@@ -201,18 +206,35 @@ def list_(here: Surroundings, /, *, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key", metavar="NAME_OR_ID")
+@click.option("--with-made", is_flag=True, help="Also the keys that it made, and those that they made.")
 @click.option("--json", "as_json", is_flag=True, help="Print the revoked key as an object.")
 @click.pass_obj
-def revoke(here: Surroundings, /, key: str, *, as_json: bool) -> None:
+def revoke(here: Surroundings, /, key: str, *, with_made: bool, as_json: bool) -> None:
     """Revoke a key, by its name or its id. It stops working at once, for good."""
     from cli import output
     from shared.api import auth
 
-    gone = here.ask(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key)))
+    gone = here.ask(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
     if as_json:
         output.show_json(output.plain(gone))
-    else:
-        click.echo(f"Revoked {output.printable(gone.name)} ({output.printable(gone.preview)}).")
+        return
+    also = ", with all that it made" if with_made else ""
+    click.echo(f"Revoked {output.printable(gone.name)} ({output.printable(gone.preview)}){also}.")
+    if not with_made and (left := _made_by(here, gone)):
+        names = ", ".join(output.printable(each.name) for each in left)
+        output.note(f"Keys that it made still work: {names}. `aicli keys revoke --with-made {gone.id}` ends them, too.")
+
+
+def _made_by(here: Surroundings, key: "ApiKey") -> "list[ApiKey]":
+    """What still works of what the key made itself; empty where this credential may not list keys any more, as after revoking itself."""
+    from shared import errors
+    from shared.api import auth
+
+    try:
+        listed = here.ask(auth.list_api_keys, auth.ListApiKeys())
+    except errors.CallerError:
+        return []
+    return [each for each in listed.keys if each.made_by == key.id and each.is_active]
 
 
 def _no_secret(key: str) -> str:

@@ -73,7 +73,7 @@ async def _exchange(connection: "Connection", credentials: "Credentials", title:
     # An administrator's key administers: that is what this machine is used for. Others have no such kind.
     kind = auth.KeyKind.ADMIN if session.user.role is UserRole.ADMIN else auth.KeyKind.LIVE
     try:
-        made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind), credential=token)
+        made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind, all_rights=True), credential=token)
         if old is not None:
             # The key that this profile forgets now would else stay valid, and nobody would know where it is.
             await revoke(connection, old, by=token)

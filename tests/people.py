@@ -52,7 +52,7 @@ class Desk:
         return await self._make_key(person.access_token, name, limits)
 
     async def _make_key(self, credential: Credential, name: str, limits: auth.KeyLimits) -> Key:
-        request = auth.GenerateApiKey(name, limits=limits)
+        request = auth.GenerateApiKey(name, limits=limits, all_rights=True)
         made = await self.mesh.rpc.call(auth.generate_api_key, request, credential=credential)
         return Key(made.key.id, made.api_key)
 

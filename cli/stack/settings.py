@@ -139,6 +139,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "SESSION_LONGEST": ("auth",),
     "OPEN_REGISTRATION": ("auth",),
     "REGISTRATIONS_PER_ADDRESS": ("auth",),
+    "ORGANISATIONS_PER_USER": ("auth",),
     "TICKET_BOOTSTRAP": ("auth",),
     "MESH_CA_KEY_FILE": ("auth",),
     "MESH_CA_NEXT_KEY_FILE": ("auth",),

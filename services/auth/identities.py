@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.auth import api_keys
@@ -27,6 +28,15 @@ _KEY_HINT = "make a new one on the dashboard or with `aicli keys create`"
 _LOGIN_HINT = "log in again"
 CODE_HINT = "wait for the app's next code, and check the clock of the phone; a recovery code works once"
 _CLOSED_HINT = "ask an administrator of this mesh to open it again"
+
+
+@dataclass(frozen=True, slots=True)
+class TeamTerms:
+    """What an organisation may use."""
+
+    tier: Tier
+    #: Where it shares the limits of its founder.
+    founder_id: UserId | None = None
 
 
 class Identities:
@@ -137,29 +147,30 @@ class Identities:
         access_token = self._tokens.issue(user.id, session.id, time.time(), tenant_id=session.tenant_id, scopes=scopes)
         return opened.answer(user, access_token, LIFETIME_SECONDS, step)
 
-    async def find_team_tier(self, user_id: UserId, team_id: TenantId) -> Tier | None:
-        """What an organisation has paid for; None where the user does not belong to it, or there is none."""
+    async def find_team_terms(self, user_id: UserId, team_id: TenantId) -> TeamTerms | None:
+        """None where the user does not belong to the organisation, or there is none."""
         async with self._store.transaction() as transaction:
-            found = await transaction.value("find_membership", user_id, team_id)
-        return None if found is None else Tier(found)
+            found = await transaction.row("find_membership", user_id, team_id)
+        return None if found is None else TeamTerms(Tier(found["subscription_tier"]), found["founder_id"])
 
     async def _of_token(self, token: Credential) -> Principal:
         session = await self._session(token)
         logged_in_from.set(session.client.address)
         user = await self.active_user(await self._store.find_user(session.user_id))
-        tier = user.tier
+        terms = TeamTerms(user.tier)
         if session.team_id is not None:
-            found = await self.find_team_tier(user.id, session.team_id)
+            found = await self.find_team_terms(user.id, session.team_id)
             # Who was taken out of an organisation does not silently go on as themselves, and pay for it.
             if found is None:
                 raise self.session_over()
-            tier = found
+            terms = found
         return Principal(
             user_id=user.id,
             username=user.username,
             role=user.role,
-            tier=tier,
+            tier=terms.tier,
             team_id=session.team_id,
+            founder_id=terms.founder_id,
             step=self._step(user, session),
             confirmed_at=session.confirmed_at,
         )

@@ -13,6 +13,8 @@ from shared.types import KeyId, TenantId, UserId, UserRole
 
 #: For as long as this a rotated key's old secret may go on.
 _LONGEST_OVERLAP_SECONDS = 7 * 24 * 3600
+#: Of looking for what a key has made.
+_MOST_ROUNDS = 20
 _LIST_HINT = "`aicli keys list` shows them"
 
 _log = logs.get(part="auth")
@@ -39,7 +41,7 @@ class Keyring:
         team_id = caller.team_id if user_id == caller.user_id else None
         tenant = TenantId(user_id) if team_id is None else team_id
         async with self._store.bound(tenant) as transaction:
-            stored = await self._store.add_key(transaction, NewKey(user_id, team_id, request.name.strip(), mark, terms))
+            stored = await self._store.add_key(transaction, NewKey(user_id, team_id, request.name.strip(), mark, terms, caller.key_id))
             await self._trail.add(transaction, acts.done("key.create", caller, tenant=tenant, target=stored.id, kind=stored.kind))
         self._node.metrics.keys_created.inc()
         self._node.publish(events.KeyCreated(datetime.now(UTC), stored.id, user_id))
@@ -58,11 +60,23 @@ class Keyring:
     async def revoke_api_key(self, request: auth.RevokeApiKey, call: Call) -> auth.ApiKey:
         caller = call.principal
         key = await self._get_key(caller, request.key)
+        revoked = await self._revoke(caller, key) or key
+        # The key goes first, and then those that are found: while they end, a stolen one may make more.
+        for _ in range(_MOST_ROUNDS if request.with_made else 0):
+            made = await self._store.list_keys_made_by(key.id)
+            if not made:
+                break
+            for each in made:
+                await self._revoke(caller, each, made_by=str(key.id))
+        return revoked
+
+    async def _revoke(self, caller: auth.Principal, key: auth.ApiKey, **details: str) -> auth.ApiKey | None:
+        """None if it was revoked before."""
         async with self._store.bound(_tenant(key)) as transaction:
             revoked = await self._store.revoke_key(transaction, key)
             if revoked is None:
-                return key
-            await self._trail.add(transaction, acts.done("key.revoke", caller, tenant=_tenant(key), target=key.id))
+                return None
+            await self._trail.add(transaction, acts.done("key.revoke", caller, tenant=_tenant(key), target=key.id, **details))
         self._node.publish(events.KeyRevoked(datetime.now(UTC), key.id, key.user_id))
         _log.info("key revoked", key_id=key.id, user_id=key.user_id, by=caller.user_id)
         return revoked

@@ -121,7 +121,7 @@ class Logins:
     @serves(accounts.switch_organisation)
     async def switch_organisation(self, request: accounts.SwitchTeam, call: Call) -> auth.Session:
         session, who = await self._identities.session_of(call.credential), call.principal
-        if request.team_id is not None and await self._identities.find_team_tier(who.user_id, request.team_id) is None:
+        if request.team_id is not None and await self._identities.find_team_terms(who.user_id, request.team_id) is None:
             raise errors.NotFound("you belong to no organisation with this id", hint="listOrganisations shows yours")
         user = await self._identities.active_user(await self._store.find_user(who.user_id))
         async with self._store.transaction() as transaction:
@@ -271,7 +271,7 @@ class Logins:
     async def _bearer(self, session: Session) -> auth.User:
         """The user of a session that wants to go on."""
         user = await self._identities.active_user(await self._store.find_user(session.user_id))
-        if session.team_id is not None and await self._identities.find_team_tier(user.id, session.team_id) is None:
+        if session.team_id is not None and await self._identities.find_team_terms(user.id, session.team_id) is None:
             raise self._identities.session_over()
         return user
 

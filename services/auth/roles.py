@@ -20,7 +20,11 @@ from shared.types import UserId, UserRole
 
 #: Of a key for tests.
 TEST_REQUESTS_PER_HOUR = 60
-_TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS})
+_TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.READ_USAGE})
+#: Of a key for tests that was made before keys had usual scopes.
+_FORMER_TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS})
+#: Of a key that names none: what a program needs to ask models. A key that leaks makes no others then, and changes no account.
+USUAL_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.READ_USAGE})
 #: What an administrator's everyday key may do: whatever anybody else may.
 _ADMINS_EVERYDAY = access.ROLES[UserRole.DEVELOPER] | access.ROLES[UserRole.NODE_OWNER]
 _LONGEST_DAYS = 3650
@@ -99,7 +103,7 @@ def scopes_of_key(kind: KeyKind, owner: UserRole, stored: Iterable[str]) -> tupl
     version does not know, grants nothing."""
     most, named = most_scopes(kind, owner), frozenset(stored)
     if not named:
-        return tuple(sorted(most))
+        return tuple(sorted(most & _FORMER_TEST_SCOPES if kind is KeyKind.TEST else most))
     known = frozenset(scope for scope in Permission if scope in named)
     if kind is KeyKind.ADMIN and Permission.EVERYTHING in known:
         return tuple(sorted(most))
@@ -122,7 +126,7 @@ def terms_of_new_key(caller: Principal, owner: UserRole, request: GenerateApiKey
     if request.kind is KeyKind.ADMIN and not (is_admin(caller) and owner is UserRole.ADMIN):
         raise errors.NotAllowed("only administrators make and have keys of the kind adm", hint="make one of the kind live")
     bounds = KeyBounds(
-        scopes=_scopes_of_new_key(caller, request.kind, owner, request.bounds.scopes),
+        scopes=_scopes_of_new_key(caller, request, owner),
         models=names.models_of(request.bounds.models) or caller.models,
         networks=names.networks_of(request.bounds.networks) or caller.networks,
     )
@@ -142,8 +146,11 @@ def check_may_rotate(caller: Principal, key: ApiKey, owner: UserRole) -> None:
     _check_within(caller, KeyTerms(key.kind, key.limits, key.bounds, key.expires_at))
 
 
-def _scopes_of_new_key(caller: Principal, kind: KeyKind, owner: UserRole, asked: tuple[str, ...]) -> tuple[str, ...]:
+def _scopes_of_new_key(caller: Principal, request: GenerateApiKey, owner: UserRole) -> tuple[str, ...]:
     """What is stored; empty for all that its owner may, now and later."""
+    kind, asked = request.kind, request.bounds.scopes
+    if asked and request.all_rights:
+        raise errors.BadRequest("scopes: not together with all_rights", hint="name the scopes, or ask for all rights")
     if unknown := sorted(set(asked) - set(Permission)):
         raise errors.BadRequest(f"scopes: there is no {unknown[0][:50]!r}", hint=f"choose from {', '.join(Permission)}")
     wanted, most = frozenset(Permission(scope) for scope in asked), most_scopes(kind, owner)
@@ -155,9 +162,12 @@ def _scopes_of_new_key(caller: Principal, kind: KeyKind, owner: UserRole, asked:
         raise errors.NotAllowed(f"you cannot give what you have not: {', '.join(lacking)}", hint="leave these scopes out")
     if wanted:
         return tuple(sorted(wanted))
-    if caller.scopes is None or is_admin(caller):
+    has_all = kind is KeyKind.ADMIN or (request.all_rights and kind is KeyKind.LIVE)
+    if has_all and (caller.scopes is None or is_admin(caller)):
         return ()
-    inherited = most & access.permissions_of(caller.role, caller.scopes)
+    # An administrator makes keys for people who may do what the administrator's own login need not.
+    granted = most if is_admin(caller) else most & access.permissions_of(caller.role, caller.scopes)
+    inherited = granted if has_all else granted & USUAL_SCOPES
     if not inherited:
         # Stored as an empty list it would mean everything.
         raise errors.NotAllowed(f"a key of the kind {kind} that this key makes could do nothing", hint=_LOG_IN_HINT)

@@ -39,6 +39,9 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             "where BIND_HOST is loopback",
         ),
     ] = False
+    organisations_per_user: Annotated[
+        int, Meta(ge=0, le=1_000), Variable("ORGANISATIONS_PER_USER", "organisations that one person may found; administrators any number")
+    ] = 2
     registrations_per_address: Annotated[
         int, Meta(ge=1), Variable("REGISTRATIONS_PER_ADDRESS", "accounts that one address may ask for in an hour; loopback is not counted")
     ] = 20

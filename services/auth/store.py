@@ -63,6 +63,8 @@ class NewKey:
     name: str
     mark: Mark
     terms: KeyTerms
+    #: The key that makes it; None where a login does.
+    made_by: KeyId | None = None
 
 
 @contextlib.asynccontextmanager
@@ -189,6 +191,7 @@ class Store:
         row = await transaction.row(
             "add_key", uuid4(), key.user_id, key.team_id, key.mark.key_hash, key.name, key.mark.preview, terms.kind.value,
             bounds.scopes, bounds.models, bounds.networks, terms.expires_at, *msgspec.structs.astuple(terms.limits), MOST_ACTIVE_KEYS,
+            key.made_by,
         )  # fmt: skip
         if row is None:
             where = "" if key.team_id is None else " here, or you do not belong to this organisation any more"
@@ -224,6 +227,10 @@ class Store:
         row = await transaction.row("revoke_key", key.id, _tenant(key))
         return None if row is None else _key(row)
 
+    async def list_keys_made_by(self, key_id: KeyId) -> tuple[ApiKey, ...]:
+        """The active ones of every tenant, however many keys lie between: a key of an administrator makes keys for others."""
+        return tuple(_key(row) for row in await self._db.rows("list_keys_made_by", key_id))
+
     async def rename_key(self, transaction: database.Transaction, key: ApiKey, name: str) -> ApiKey | None:
         """None if it was revoked before."""
         row = await transaction.row("rename_key", key.id, _tenant(key), name)
@@ -256,6 +263,7 @@ class Store:
             models=bounds.models,
             networks=bounds.networks,
             expires_at=min(ends, default=None),
+            founder_id=None if row["founder_id"] is None else UserId(row["founder_id"]),
         )
         return OwnedKey(principal, row["key_is_active"], row["is_active"], row["expires_at"], row["good_until"])
 
@@ -326,6 +334,7 @@ def _key(row: database.Record) -> ApiKey:
         bounds=_bounds(row),
         expires_at=row["expires_at"],
         team_id=_team(row),
+        made_by=None if row["made_by"] is None else KeyId(row["made_by"]),
     )
 
 

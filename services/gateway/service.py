@@ -349,7 +349,7 @@ class GatewayService:
             remaining=hour.remaining,
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
             limits=limits.states(found),
-            account=await self._books.account(principal.tenant_id, principal.tier),
+            account=await self._books.account_of(principal),
             key_budget=await self._books.find_key_budget(principal),
         )
 

@@ -15,6 +15,8 @@ from shared.types import MicroCredits, ModelName, UserRole
 class Use(StrEnum):
     """What a key is for, in one word: its kind and its scopes."""
 
+    #: Models and usage: what a key may that names nothing.
+    USUAL = "usual"
     #: All that a live key of its owner may.
     ALL = "all"
     #: Runs models, and nothing else.
@@ -45,7 +47,7 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: str = ""
     #: In credits.
     budget: str = ""
-    use: Use = Use.ALL
+    use: Use = Use.USUAL
     #: Empty for what is usual, 0 for ever.
     days: str = ""
     #: Names, with commas or blanks between them.
@@ -66,7 +68,7 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def has_bounds(self) -> bool:
-        return self.use is not Use.ALL or bool(self.models or self.networks)
+        return self.use is not Use.USUAL or bool(self.models or self.networks)
 
 
 def read_request(form: NewKeyForm) -> GenerateApiKey:
@@ -77,6 +79,7 @@ def read_request(form: NewKeyForm) -> GenerateApiKey:
         kind={Use.TEST: KeyKind.TEST, Use.ADMIN: KeyKind.ADMIN}.get(form.use, KeyKind.LIVE),
         bounds=KeyBounds(_scopes(form), tuple(ModelName(name) for name in _names(form.models)), _names(form.networks)),
         days=_read_days(form.days),
+        all_rights=form.use is Use.ALL,
     )
 
 

@@ -55,6 +55,14 @@ def lines_of(keys: tuple[ApiKey, ...], now: datetime) -> tuple[KeyLine, ...]:
     return tuple(sorted(found, key=lambda line: (line.is_active, line.created_at), reverse=True))
 
 
+def made_by(keys: tuple[ApiKey, ...], maker: UUID) -> tuple[ApiKey, ...]:
+    """Those of ``keys`` that this key made, that those made, and so on."""
+    makers = {maker}
+    while more := {key.id for key in keys if key.made_by in makers} - makers:
+        makers |= more
+    return tuple(key for key in keys if key.made_by in makers)
+
+
 def line_of(key: ApiKey, now: datetime) -> KeyLine:
     is_over = key.expires_at is not None and key.expires_at <= now
     return KeyLine(

@@ -159,7 +159,8 @@ class KeyKind(StrEnum):
 class KeyBounds(Body, frozen=True, omit_defaults=False):
     """What a key may be used for and from where; its limits are apart."""
 
-    #: Of ``shared.access.Permission``; at most those of who makes it. Empty: all that its kind may have of its owner's.
+    #: Of ``shared.access.Permission``; at most those of who makes it. Empty in a request: what is usual for a new key. Empty in a stored
+    #: key: all that its kind may have of its owner's.
     scopes: tuple[str, ...] = ()
     #: Only these; empty for all that its owner may use.
     models: tuple[ModelName, ...] = ()
@@ -182,6 +183,9 @@ class GenerateApiKey(Body, frozen=True):
     bounds: KeyBounds = KeyBounds()
     #: 0 for a key that never expires; None for what is usual for its kind.
     days: int | None = None
+    #: All that its kind may have of its owner's, now and later; without it and without scopes a live or test key uses models and reads
+    #: usage.
+    all_rights: bool = False
 
 
 class ApiKey(Body, frozen=True):
@@ -202,6 +206,8 @@ class ApiKey(Body, frozen=True):
     expires_at: datetime | None = None
     #: The organisation whose key it is; None for the user's own.
     team_id: TenantId | None = None
+    #: The key that made it; None where a login did.
+    made_by: KeyId | None = None
 
 
 class RotateApiKey(Body, frozen=True):
@@ -236,6 +242,8 @@ class ApiKeys(Body, frozen=True):
 class RevokeApiKey(Body, frozen=True):
     #: The key's id, or its name where that is unique among the owner's active keys.
     key: str
+    #: Also the keys that it made, those that they made, and so on; also where the key itself was revoked before.
+    with_made: bool = False
 
 
 class ValidateApiKey(Body, frozen=True):
@@ -271,11 +279,18 @@ class Principal(Body, frozen=True):
     confirmed_at: float | None = None
     #: Of a key, and of a secret that was replaced: when it ends, in seconds since 1970; None for never. No cache may outlive it.
     expires_at: float | None = None
+    #: Of an organisation that shares its founder's limits, and has no included credits: its founder.
+    founder_id: UserId | None = None
 
     @property
     def tenant_id(self) -> TenantId:
-        """Who is charged, limited and shown: the organisation, or the user's own."""
+        """Who is charged and shown: the organisation, or the user's own."""
         return TenantId(self.user_id) if self.team_id is None else self.team_id
+
+    @property
+    def limited_as(self) -> TenantId:
+        """Whose limits its requests count against: its founder's for an organisation that shares them."""
+        return self.tenant_id if self.founder_id is None else TenantId(self.founder_id)
 
 
 class SetTier(Body, frozen=True):

@@ -30,6 +30,8 @@ class Organisation(Body, frozen=True, omit_defaults=False):
     members: int
     #: Of who asks; None for an administrator who is no member.
     role: TeamRole | None = None
+    #: It shares its founder's limits and tier, and has no included credits, until an administrator gives it a tier.
+    shares_limits: bool = False
 
 
 class Organisations(Body, frozen=True):

@@ -205,6 +205,28 @@ def test_keys_revoke(house: Shell) -> None:
     assert house.mesh.asked[0].request == auth.RevokeApiKey("laptop")
 
 
+def test_keys_revoke_offers_what_the_key_made(house: Shell) -> None:
+    made = msgspec.structs.replace(key(7, "child", KEY), made_by=key(1, "laptop", KEY).id)
+    house.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", KEY), made)))
+    result = house("keys", "revoke", "laptop")
+    assert "Keys that it made still work: child." in result.stderr
+    assert f"--with-made {key(1, 'laptop', KEY).id}" in result.stderr
+    result = house("keys", "revoke", "laptop", "--with-made")
+    assert house.mesh.asked[-1].request == auth.RevokeApiKey("laptop", with_made=True)
+    assert "with all that it made" in result.stdout
+    assert "still work" not in result.stderr
+
+
+def test_keys_create_asks_for_the_usual_rights_unless_others_are_named(house: Shell) -> None:
+    for words, bounds, all_rights in (
+        ((), auth.KeyBounds(), False),
+        (("--scope", "key:write"), auth.KeyBounds(("key:write",)), False),
+        (("--all-rights",), auth.KeyBounds(), True),
+    ):
+        assert house("keys", "create", "robot", *words).exit_code == 0
+        assert house.mesh.asked[-1].request == auth.GenerateApiKey("robot", bounds=bounds, all_rights=all_rights)
+
+
 def test_a_whole_key_is_no_name(house: Shell) -> None:
     result = house("keys", "revoke", KEY)
     assert result.exit_code == 2

@@ -132,7 +132,7 @@ class Town:
             await self._key(f"a key for {scope} alone", developer if scope != "node:own" else owner, frozenset({scope}))
             for scope in sorted(EVERYDAY)
         ]
-        test = await self._key("a test key", developer, frozenset({"inference:execute", "model:read"}), kind=KeyKind.TEST)
+        test = await self._key("a test key", developer, frozenset({"inference:execute", "model:read", "usage:read"}), kind=KeyKind.TEST)
         bound = await self._key("a key bound to networks", developer, GRANTED[UserRole.DEVELOPER], networks=("192.0.2.0/24",))
         return [
             Asker(name="a visitor"), *logins, *keys, test, bound,
@@ -167,7 +167,7 @@ class Town:
         whole, halfway = [await self._log_in(person) for person in (first, second)]
         assert whole.step is halfway.step is auth.Step.SET_UP_MFA
         whole = await self._with_factor(whole)
-        live = await self._rpc.call(auth.generate_api_key, auth.GenerateApiKey("everyday"), credential=whole.access_token)
+        live = await self._rpc.call(auth.generate_api_key, auth.GenerateApiKey("everyday", all_rights=True), credential=whole.access_token)
         adm = await self._rpc.call(auth.generate_api_key, auth.GenerateApiKey("adm", kind=KeyKind.ADMIN), credential=whole.access_token)
         whole_admin = Asker(
             name="an administrator", credential=whole.access_token, user_id=first.id, tenant=TenantId(first.id),

@@ -14,8 +14,8 @@ from shared.api.organisations import TeamRole
 from shared.mail import address
 from shared.types import TenantId, UserId
 
-#: That one person owns; more are made by a script.
-MOST_OWNED = 20
+#: That an administrator founds; more are made by a script.
+MOST_OF_ADMINISTRATORS = 1_000
 #: Of one organisation in a day: each is a mail to somebody who has not asked for it.
 MOST_INVITATIONS_A_DAY = 100
 INVITATION_DAYS = 7

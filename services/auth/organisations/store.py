@@ -28,12 +28,14 @@ class OrganisationStore:
 
     # --- organisations -----------------------------------------------------------------------------------------------
 
-    async def add(self, transaction: database.Transaction, name: str, founder: UserId) -> Organisation:
-        """Raises BadRequest for one too many."""
+    async def add(self, transaction: database.Transaction, name: str, founder: UserId, most: int) -> Organisation:
+        """Raises BadRequest for more than ``most`` of one founder."""
         await transaction.value("lock_founder", founder)
-        row = await transaction.row("add_organisation", uuid4(), name, founder, rules.MOST_OWNED)
+        row = await transaction.row("add_organisation", uuid4(), name, founder, most)
         if row is None:
-            raise errors.BadRequest(f"you own {rules.MOST_OWNED} organisations already", hint="rename one, or make others their owners")
+            raise errors.BadRequest(
+                f"you have founded {most} organisations already (ORGANISATIONS_PER_USER)", hint="rename one, or ask an administrator"
+            )
         return _organisation(row)
 
     async def list_of(self, user_id: UserId) -> tuple[Organisation, ...]:
@@ -141,6 +143,7 @@ def _organisation(row: database.Record) -> Organisation:
         created_at=row["created_at"],
         members=row["members"],
         role=None if row["role"] is None else TeamRole(row["role"]),
+        shares_limits=row["shares_limits"],
     )
 
 

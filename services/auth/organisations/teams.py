@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.auth import acts
+from services.auth import acts, roles
 from services.auth.organisations import rules
 from services.auth.organisations.store import OrganisationStore
 from services.auth.parts import Parts
@@ -23,14 +23,16 @@ class Teams:
 
     def __init__(self, parts: Parts, organisations: OrganisationStore) -> None:
         self._node = parts.node
+        self._most_founded = parts.settings.organisations_per_user
         self._trail = parts.trail
         self._organisations = organisations
 
     @serves(api.create_organisation)
     async def create_organisation(self, request: api.CreateOrganisation, call: Call) -> Organisation:
         caller, name = call.principal, rules.check_name(request.name)
+        most = rules.MOST_OF_ADMINISTRATORS if roles.is_admin(caller) else self._most_founded
         async with self._organisations.transaction() as transaction:
-            made = await self._organisations.add(transaction, name, caller.user_id)
+            made = await self._organisations.add(transaction, name, caller.user_id, most)
             await self._trail.add(transaction, acts.done("organisation.create", caller, tenant=made.id, target=made.id))
         _log.info("organisation created", organisation=made.id, by=caller.user_id)
         return made
@@ -105,4 +107,4 @@ class Teams:
             act = acts.done("organisation.tier", caller, tenant=id_, target=id_, before=before.tier, after=request.tier)
             await self._trail.add(transaction, act)
         _log.info("organisation tier set", organisation=id_, tier=request.tier, by=caller.user_id)
-        return msgspec.structs.replace(before, tier=request.tier)
+        return msgspec.structs.replace(before, tier=request.tier, shares_limits=False)

@@ -4,17 +4,17 @@
 -- A new key; nothing if the user has $17 active ones, or does not belong to the organisation.
 INSERT INTO api_keys (
     id, user_id, team_id, key_hash, name, preview, kind, scopes, models, networks, expires_at,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro, made_by
 )
-SELECT $1, $2::uuid, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+SELECT $1, $2::uuid, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $18
 WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $17
     AND ($3 IS NULL OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $3 AND user_id = $2))
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: find_key_of_tenant
 -- One key of tenant $2 that user $3 may see: their own, or any of an organisation that is theirs.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE id = $1 AND tenant_id = $2 AND (
@@ -23,21 +23,21 @@ WHERE id = $1 AND tenant_id = $2 AND (
 
 -- name: find_key_by_id
 -- One key, whosever it is: for administrators.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE id = $1;
 
 -- name: list_keys_named
 -- A user's active keys of that name, of tenant $1.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE tenant_id = $1 AND user_id = $2 AND name = $3 AND is_active;
 
 -- name: list_keys_of_tenant
 -- What user $2 may see of the keys of tenant $1, the newest first, revoked ones included.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE tenant_id = $1 AND (
@@ -48,7 +48,7 @@ LIMIT 1000;
 
 -- name: list_keys_of_user
 -- All keys of a user, those of organisations included, the newest first: for administrators.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE user_id = $1
@@ -58,13 +58,27 @@ LIMIT 1000;
 -- name: revoke_key
 -- End a key for ever; nothing if it has ended already.
 UPDATE api_keys SET is_active = false WHERE id = $1 AND tenant_id = $2 AND is_active
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+
+-- name: list_keys_made_by
+-- The active keys that key $1 made, that those made, and so on. A key that has ended may have made others.
+WITH RECURSIVE made AS (
+    SELECT id FROM api_keys WHERE made_by = $1
+    UNION
+    SELECT api_keys.id FROM api_keys JOIN made ON api_keys.made_by = made.id
+)
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+FROM api_keys
+WHERE id IN (SELECT id FROM made) AND is_active
+ORDER BY created_at, id
+LIMIT 1000;
 
 -- name: rename_key
 -- Another name; nothing if the key has ended.
 UPDATE api_keys SET name = $3 WHERE id = $1 AND tenant_id = $2 AND is_active
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: end_former_secrets
@@ -82,7 +96,7 @@ FOR UPDATE;
 -- name: replace_secret
 -- Another secret for the same key.
 UPDATE api_keys SET key_hash = $3, preview = $4 WHERE id = $1 AND tenant_id = $2
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at,
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: find_owner_of_key
@@ -93,7 +107,8 @@ SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.team_id, api_k
     api_keys.requests_per_hour, api_keys.requests_per_minute, api_keys.tokens_per_minute, api_keys.concurrency, api_keys.budget_micro,
     api_keys.is_active AND (api_keys.team_id IS NULL OR organisation_members.user_id IS NOT NULL) AS key_is_active,
     users.id, users.username, users.role, users.is_active,
-    coalesce(organisations.subscription_tier, users.subscription_tier) AS subscription_tier
+    coalesce(founders.subscription_tier, organisations.subscription_tier, users.subscription_tier) AS subscription_tier,
+    founders.id AS founder_id
 FROM (
     SELECT id, NULL::timestamptz AS good_until FROM api_keys WHERE key_hash = $1
     UNION ALL
@@ -102,6 +117,7 @@ FROM (
 JOIN api_keys ON api_keys.id = found.id
 JOIN users ON users.id = api_keys.user_id
 LEFT JOIN organisations ON organisations.id = api_keys.team_id
+LEFT JOIN users AS founders ON founders.id = organisations.founder_id AND organisations.shares_limits
 LEFT JOIN organisation_members
     ON organisation_members.organisation_id = api_keys.team_id AND organisation_members.user_id = api_keys.user_id
 LIMIT 1;

@@ -47,10 +47,11 @@ WHERE id = $1 AND is_active AND ($2::text IS NULL OR password_hash = $2)
 FOR SHARE;
 
 -- name: find_membership
--- The tier of an organisation, if the user belongs to it.
-SELECT organisations.subscription_tier
+-- The tier of an organisation, if the user belongs to it; its founder's, and who that is, while it shares their limits.
+SELECT coalesce(founders.subscription_tier, organisations.subscription_tier) AS subscription_tier, founders.id AS founder_id
 FROM organisation_members
 JOIN organisations ON organisations.id = organisation_members.organisation_id
+LEFT JOIN users AS founders ON founders.id = organisations.founder_id AND organisations.shares_limits
 WHERE organisation_members.user_id = $1 AND organisation_members.organisation_id = $2;
 
 -- name: tell_of_user

@@ -5,20 +5,25 @@
 SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: add_organisation
--- A new organisation, owned by user $3; nothing if they own $4 already.
+-- A new organisation, owned by user $3 and sharing their limits; nothing if they have founded $4 already. Of those that are older than
+-- that column, whoever owns one counts as its founder.
 WITH made AS (
-    INSERT INTO organisations (id, name)
-    SELECT $1, $2
-    WHERE (SELECT count(*) FROM organisation_members WHERE user_id = $3 AND role = 'owner') < $4
-    RETURNING id, name, subscription_tier, created_at
+    INSERT INTO organisations (id, name, founder_id, shares_limits)
+    SELECT $1, $2, $3, true
+    WHERE (SELECT count(*) FROM organisations WHERE founder_id = $3) + (
+        SELECT count(*) FROM organisation_members
+        JOIN organisations ON organisations.id = organisation_members.organisation_id
+        WHERE organisation_members.user_id = $3 AND organisation_members.role = 'owner' AND organisations.founder_id IS NULL
+    ) < $4
+    RETURNING id, name, subscription_tier, shares_limits, created_at
 ), founder AS (
     INSERT INTO organisation_members (organisation_id, user_id, role) SELECT id, $3, 'owner' FROM made
 )
-SELECT id, name, subscription_tier, created_at, 1::bigint AS members, 'owner' AS role FROM made;
+SELECT id, name, subscription_tier, shares_limits, created_at, 1::bigint AS members, 'owner' AS role FROM made;
 
 -- name: list_organisations_of
 -- Those that a user belongs to, by name.
-SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.created_at, mine.role,
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisation_members AS mine
 JOIN organisations ON organisations.id = mine.organisation_id
@@ -28,7 +33,7 @@ LIMIT 1000;
 
 -- name: list_all_organisations
 -- The newest, older than organisation $4, with $3 in the name or as the id, for administrators; whether user $1 is among their members.
-SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.created_at, mine.role,
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisations
 LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $1
@@ -40,7 +45,7 @@ LIMIT $2;
 
 -- name: find_organisation
 -- One organisation, if user $2 belongs to it or $3 says that they need not.
-SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.created_at, mine.role,
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisations
 LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $2
@@ -68,8 +73,8 @@ LIMIT 1000;
 UPDATE organisations SET name = $2 WHERE id = $1;
 
 -- name: set_organisation_tier
--- What an organisation has paid for.
-UPDATE organisations SET subscription_tier = $2 WHERE id = $1;
+-- What an organisation has paid for; from now on it has limits and included credits of its own.
+UPDATE organisations SET subscription_tier = $2, shares_limits = false WHERE id = $1;
 
 -- name: set_team_role
 -- Another role for a member.

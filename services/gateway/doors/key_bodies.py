@@ -29,8 +29,10 @@ class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: str | int | float | None = None
     #: live, test or adm.
     kind: auth.KeyKind = auth.KeyKind.LIVE
-    #: Such as `inference:execute`; empty for all that the kind may have.
+    #: Such as `inference:execute`; empty for using models and reading usage.
     scopes: tuple[str, ...] = ()
+    #: All that the kind may have of yours, now and later, in place of scopes.
+    all_rights: bool = False
     #: Only these; empty for all.
     models: tuple[ModelName, ...] = ()
     #: Only from there, in CIDR form; empty for everywhere.
@@ -59,6 +61,13 @@ class ApiKeyView(msgspec.Struct, frozen=True):
     last_used_at: datetime | None
     #: null for never.
     expires_at: datetime | None
+    #: The key that made it; null where a login did.
+    made_by: KeyId | None
+
+
+class RevokeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Also the keys that it made, and those that they made.
+    with_made: bool = False
 
 
 class ApiKeysAnswer(msgspec.Struct, frozen=True):
@@ -76,7 +85,7 @@ def to_request(body: ApiKeyBody) -> auth.GenerateApiKey:
     """Raises BadField for a budget that is no amount; what a limit may be, auth knows."""
     limits = auth.KeyLimits(body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget))
     bounds = auth.KeyBounds(body.scopes, body.models, body.networks)
-    return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days)
+    return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days, body.all_rights)
 
 
 def to_answer(made: auth.NewApiKey) -> ApiKeyAnswer:
@@ -103,6 +112,7 @@ def to_view(key: auth.ApiKey) -> ApiKeyView:
         networks=key.bounds.networks,
         last_used_at=key.last_used_at,
         expires_at=key.expires_at,
+        made_by=key.made_by,
     )
 
 

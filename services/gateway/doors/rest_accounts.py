@@ -118,7 +118,7 @@ class RestAccounts:
             ),
             Route(
                 verb="DELETE", path="/api/auth/api-keys/{key}", handler=self._revoke_key, method="revokeApiKey",
-                summary="Revoke an API key, by its id or its name", answer=key_bodies.ApiKeyView,
+                summary="Revoke an API key, by its id or its name", query=key_bodies.RevokeQuery, answer=key_bodies.ApiKeyView,
             ),
             Route(
                 verb="GET", path="/.well-known/jwks.json", handler=self._jwks, method="getSigningKeys",
@@ -162,7 +162,9 @@ class RestAccounts:
         await call.answer(key_bodies.ApiKeysAnswer(tuple(key_bodies.to_view(key) for key in listed.keys)))
 
     async def _revoke_key(self, call: HttpCall) -> None:
-        revoked = await self._rpc.call(auth.revoke_api_key, auth.RevokeApiKey(call.which), credential=call.credential)
+        asked = bodies.read_query(call.query, key_bodies.RevokeQuery)
+        request = auth.RevokeApiKey(call.which, asked.with_made)
+        revoked = await self._rpc.call(auth.revoke_api_key, request, credential=call.credential)
         await call.answer(key_bodies.to_view(revoked))
 
     async def _jwks(self, call: HttpCall) -> None:

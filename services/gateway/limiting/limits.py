@@ -153,7 +153,7 @@ class Spent:
 @lru_cache(maxsize=4096)  # asked several times for each request; as many callers as are busy
 def of_caller(principal: Principal, plan: Plan) -> tuple[Limit, ...]:
     """What every request of this caller counts against: its user's limits, and its key's where it came with one."""
-    of_user = _of_scope(Scope.USER, f"{principal.tenant_id}", plan)
+    of_user = _of_scope(Scope.USER, f"{principal.limited_as}", plan)
     if principal.key_id is None:
         return of_user
     return (*of_user, *_of_scope(Scope.KEY, f"{principal.key_id}", principal.key_limits))

@@ -59,6 +59,11 @@ def with_old_setting(plan: Plan, setting: str, requests_per_hour: int | None, nu
     return replace(plan, requests_per_hour=requests_per_hour, requests_per_minute=minute, sources=sources)
 
 
+def plan_of(plans: Mapping[Tier, Plan], tier: Tier, *, shares_limits: bool) -> Plan:
+    """An organisation that shares its founder's limits has no credits of its own: else each founding would bring some."""
+    return replace(plans[tier], credits=0) if shares_limits else plans[tier]
+
+
 def changed(plan: Plan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> Plan:
     """The plan with other numbers, from a setting of this name. Raises ValueError, for people, with all that is wrong."""
     found: dict[str, int | None] = {}

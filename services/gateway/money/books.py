@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from services.gateway import mesh
+from services.gateway.limiting import tiers
 from services.gateway.limiting.tiers import Plan
 from services.gateway.money import prices
 from services.gateway.money.ledger import Ledger
@@ -43,8 +44,11 @@ class Books:
         self._plans = plans
         self._rpc = rpc
 
-    async def account(self, owner: TenantId, tier: Tier) -> Account:
-        plan = self._plans[tier]
+    async def account_of(self, caller: Principal) -> Account:
+        """Of the tenant that the caller acts for."""
+        return await self._account(caller.tenant_id, self._ledger.plan_of(caller))
+
+    async def _account(self, owner: TenantId, plan: Plan) -> Account:
         row = await self._store.read_account(owner, plan.monthly_micro)
         year, month = divmod(row.month.year * 12 + row.month.month, 12)
         renews_at = datetime(year, month + 1, 1, tzinfo=UTC)
@@ -59,23 +63,23 @@ class Books:
 
     async def read_account(self, caller: Principal, request: ReadAccount, credential: Credential | None) -> Account:
         if request.user_id is None or request.user_id == caller.user_id:
-            return await self.account(caller.tenant_id, caller.tier)
+            return await self.account_of(caller)
         if not access.may(caller, Permission.EVERYTHING):
             raise errors.NotAllowed(
                 "that is another user's account", hint="leave userId out to mean yourself; only an administrator may name others"
             )
         owner = TenantId(request.user_id)
-        return await self.account(owner, await self._tier_of(owner, credential))
+        return await self._account(owner, await self._plan_of(owner, credential))
 
     async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> Moved:
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
             raise errors.BadRequest("the amount is 0, or larger than anybody can mean", hint="at most 10 billion credits at once")
         _check_note(request.note)
-        owner, tier = await self._find_owner(request.user, credential)
+        owner, plan = await self._find_owner(request.user, credential)
         transfer_id = request.transfer_id or RequestId(uuid4())
-        if await self._store.top_up(transfer_id, owner, request.amount_micro, request.note, self._plans[tier].monthly_micro):
+        if await self._store.top_up(transfer_id, owner, request.amount_micro, request.note, plan.monthly_micro):
             _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=caller.user_id)
-        return Moved(owner, await self.account(owner, tier))
+        return Moved(owner, await self._account(owner, plan))
 
     async def list_prices(self, request: ListPrices) -> ModelPrices:
         return ModelPrices(tuple(row.price for row in await self._store.list_prices(history=request.history)))
@@ -98,9 +102,9 @@ class Books:
                 "no request with this id has cost anything", hint="a request that still runs can be given back when it ends"
             )
         _log.info("request reverted", request_id=request.request_id, user_id=owner, by=caller.user_id)
-        return await self.account(owner, await self._tier_of(owner, credential))
+        return await self._account(owner, await self._plan_of(owner, credential))
 
-    async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, Tier]:
+    async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, Plan]:
         """A user by name, address or id, or an organisation by its id. Raises NotFound."""
         try:
             user = await self._rpc.call(auth.get_user_called, auth.GetUserCalled(text), credential=credential)
@@ -108,21 +112,21 @@ class Books:
             owner = _tenant_id(text)
             if owner is None:
                 raise
-            return owner, await self._tier_of_organisation(owner, credential)
-        return TenantId(user.id), user.tier
+            return owner, await self._plan_of_organisation(owner, credential)
+        return TenantId(user.id), self._plans[user.tier]
 
-    async def _tier_of(self, tenant: TenantId, credential: Credential | None) -> Tier:
+    async def _plan_of(self, tenant: TenantId, credential: Credential | None) -> Plan:
         try:
-            return (await self._rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier
+            return self._plans[(await self._rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier]
         except errors.NotFound:
-            return await self._tier_of_organisation(tenant, credential)
+            return await self._plan_of_organisation(tenant, credential)
 
-    async def _tier_of_organisation(self, tenant: TenantId, credential: Credential | None) -> Tier:
+    async def _plan_of_organisation(self, tenant: TenantId, credential: Credential | None) -> Plan:
         try:
             found = await self._rpc.call(organisations.get_organisation, organisations.GetOrganisation(tenant), credential=credential)
         except errors.NotFound:
             raise errors.NotFound(f"there is neither a user nor an organisation {tenant}", hint="check the id") from None
-        return found.organisation.tier
+        return tiers.plan_of(self._plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
 
 
 def _tenant_id(text: str) -> TenantId | None:

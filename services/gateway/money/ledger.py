@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from services.gateway import upkeep
+from services.gateway.limiting import tiers
 from services.gateway.limiting.tiers import Plan
 from services.gateway.money import sweeping
 from services.gateway.money.batches import Batches
@@ -126,7 +127,7 @@ class Ledger:
             yield self
 
     def plan_of(self, principal: Principal) -> Plan:
-        return self._plans[principal.tier]
+        return tiers.plan_of(self._plans, principal.tier, shares_limits=principal.founder_id is not None)
 
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: Bounds) -> Held:
         """Raises BudgetExhausted, and LedgerUnavailable where PostgreSQL stays away for longer than 2 s; those that wait for it are bounded

@@ -11,7 +11,7 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import forms, key_forms, key_lines, rendering
+from services.web import key_forms, key_lines, rendering
 from services.web.key_forms import NewKeyForm
 from services.web.key_lines import KeyLine
 from services.web.visits import Page, Visit
@@ -81,6 +81,13 @@ class KeyPage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokePage:
     key: KeyLine
+    #: The active keys that it made, and those that they made.
+    made: tuple[KeyLine, ...]
+
+
+class RevokeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: A box: only sent where it is ticked.
+    with_made: str = ""
 
 
 @get("/api-keys")
@@ -142,15 +149,17 @@ async def rotate_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) 
 
 @get("/api-keys/{key_id:uuid}/revoke")
 async def ask_revoke(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
-    key = await _active(visit, key_id)
-    return visit.page("revoke.html", RevokePage(key=key_lines.line_of(key, visit.site.now())), here="api-keys")
+    listed = await visit.call(auth.list_api_keys, auth.ListApiKeys())
+    key, now = _find_active(listed.keys, key_id), visit.site.now()
+    made = tuple(line for each in key_lines.made_by(listed.keys, key.id) if (line := key_lines.line_of(each, now)).is_active)
+    return visit.page("revoke.html", RevokePage(key=key_lines.line_of(key, now), made=made), here="api-keys")
 
 
 @post("/api-keys/{key_id:uuid}/revoke")
 async def revoke_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
-    await visit.read_form(forms.Confirmation)
+    form = await visit.read_form(RevokeForm)
     # Whose key it is, auth decides by the credential.
-    await visit.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id)))
+    await visit.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id), with_made=bool(form.with_made)))
     return visit.redirect("/api-keys?done=revoked")
 
 
@@ -186,8 +195,11 @@ async def _list(
 
 
 async def _active(visit: Visit, key_id: UUID) -> auth.ApiKey:
-    listed = await visit.call(auth.list_api_keys, auth.ListApiKeys())
-    key = next((key for key in listed.keys if key.id == key_id and key.is_active), None)
+    return _find_active((await visit.call(auth.list_api_keys, auth.ListApiKeys())).keys, key_id)
+
+
+def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
+    key = next((key for key in keys if key.id == key_id and key.is_active), None)
     if key is None:
         raise errors.NotFound("there is no active key with this id", hint="open your API keys and choose one there")
     return key

@@ -112,7 +112,7 @@ class Surroundings:
         return await self.ask(auth.login_user, auth.LoginUser(auth.Credentials(password, username=name)))
 
     async def new_key(self, credential: str, name: str = "default", limits: auth.KeyLimits = NO_LIMITS) -> auth.NewApiKey:
-        request = auth.GenerateApiKey(name, limits=limits)
+        request = auth.GenerateApiKey(name, limits=limits, all_rights=True)
         return await self.ask(auth.generate_api_key, request, credential)
 
     async def user_with_key(self, name: str = "john_doe") -> tuple[auth.User, auth.NewApiKey]:

@@ -51,6 +51,41 @@ async def test_an_everyday_key_may_what_its_owner_may_and_never_administers(town
     assert await permissions(town, made.api_key) == (EVERYDAY if role is UserRole.ADMIN else set(access.ROLES[role]))
 
 
+@pytest.mark.parametrize("kind", [KeyKind.LIVE, KeyKind.TEST])
+@pytest.mark.parametrize("role", UserRole)
+async def test_a_key_for_which_nothing_is_asked_uses_models_and_reads_usage(town: Town, role: UserRole, kind: KeyKind) -> None:
+    person = await town.person(role=role)
+    made = await town.ask(auth.generate_api_key, auth.GenerateApiKey("k", kind=kind), person.login)
+    usual = {"inference:execute", "model:read", "usage:read"}
+    assert await permissions(town, made.api_key) == usual & (EVERYDAY if role is UserRole.ADMIN else set(access.ROLES[role]))
+    with pytest.raises(errors.NotAllowed):
+        await town.ask(auth.generate_api_key, auth.GenerateApiKey("another"), made.api_key)
+
+
+async def test_keys_from_before_keep_their_rights(town: Town) -> None:
+    person = await town.person(role=UserRole.NODE_OWNER)
+    assert await permissions(town, await town.key_by_hand(person.user)) == set(access.ROLES[UserRole.NODE_OWNER])
+    assert await permissions(town, await town.key_by_hand(person.user, KeyKind.TEST)) == {"inference:execute"}
+
+
+async def test_a_key_that_leaked_is_revoked_with_all_that_it_made(town: Town) -> None:
+    boss, anna = await town.admin(), await town.person()
+    leaked = await town.key(boss.login, kind=KeyKind.ADMIN)
+    child = await town.key(leaked.api_key, "child", kind=KeyKind.ADMIN)
+    for_anna = await town.key(leaked.api_key, "for anna", user_id=anna.user.id)
+    grandchild = await town.key(child.api_key, "grandchild")
+    own = await town.key(anna.login, "own")
+    assert (leaked.key.made_by, child.key.made_by, grandchild.key.made_by) == (None, leaked.key.id, child.key.id)
+    assert (await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id)), boss.login)).id == leaked.key.id
+    assert await permissions(town, grandchild.api_key) == EVERYDAY, "alone it takes none with it"
+    # It has ended already, and what it made still works.
+    await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id), with_made=True), boss.login)
+    for gone in (child, for_anna, grandchild):
+        with pytest.raises(errors.NotAuthenticated, match="revoked"):
+            await town.principal(gone.api_key)
+    assert (await town.principal(own.api_key)).key_id == own.key.id
+
+
 async def test_an_administrators_everyday_key_is_refused_what_is_an_administrators(town: Town) -> None:
     boss, anna = await town.admin(), await town.person()
     key = (await town.key(boss.login)).api_key
@@ -92,7 +127,7 @@ async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else
     person = await town.person(role=UserRole.DEVELOPER)
     made = await town.key(person.login, kind=KeyKind.TEST)
     assert made.api_key.startswith("aip_test_")
-    assert await permissions(town, made.api_key) == {"inference:execute", "model:read"}
+    assert await permissions(town, made.api_key) == {"inference:execute", "model:read", "usage:read"}
     assert made.key.limits == KeyLimits(requests_per_hour=60)
     assert made.key.expires_at is not None
     assert timedelta(days=29) < made.key.expires_at - datetime.now(UTC) <= timedelta(days=30)
@@ -100,7 +135,7 @@ async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else
         with pytest.raises(errors.BadRequest, match="for tests"):
             await town.key(person.login, kind=KeyKind.TEST, **changed)
     with pytest.raises(errors.NotAllowed, match="kind test"):
-        await town.key(person.login, kind=KeyKind.TEST, bounds=KeyBounds(("usage:read",)))
+        await town.key(person.login, kind=KeyKind.TEST, bounds=KeyBounds(("key:write",)))
     tighter = await town.key(person.login, kind=KeyKind.TEST, limits=KeyLimits(5, budget_micro=None), days=1)
     assert tighter.key.limits.requests_per_hour == 5
 
@@ -172,7 +207,8 @@ async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(town: Town) 
         request = auth.GenerateApiKey(bounds=bounds)
         return (await town.ask(auth.generate_api_key, request, maker, through=Role.GATEWAY)).key.bounds
 
-    assert await make(KeyBounds()) == mine, "what is left out is inherited"
+    usual = KeyBounds(("inference:execute",), mine.models, mine.networks)
+    assert await make(KeyBounds()) == usual, "models and networks that are left out are inherited; rights are the usual ones"
     within = KeyBounds(("inference:execute",), (ModelName("a"),), ("10.1.0.0/16", "2001:db8:1::/48"))
     assert await make(within) == within
     for beyond in (

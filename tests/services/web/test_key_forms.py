@@ -40,12 +40,14 @@ def test_a_form_with_a_name_alone_asks_for_what_is_usual() -> None:
         (NewKeyForm("k", use=Use.ADMIN), KeyKind.ADMIN, ()),
         (NewKeyForm("k", use=Use.CHOSEN, may_run="yes", may_read_usage="yes"), KeyKind.LIVE, ("inference:execute", "usage:read")),
         # Boxes count for nothing where something else is chosen.
+        (NewKeyForm("k", may_write_keys="yes"), KeyKind.LIVE, ()),
         (NewKeyForm("k", use=Use.ALL, may_run="yes"), KeyKind.LIVE, ()),
     ],
 )
 def test_the_use_of_a_key(form: NewKeyForm, kind: KeyKind, scopes: tuple[str, ...]) -> None:
     asked = key_forms.read_request(form)
     assert (asked.kind, asked.bounds.scopes) == (kind, scopes)
+    assert asked.all_rights is (form.use is Use.ALL)
 
 
 def test_a_key_that_may_do_nothing_is_refused() -> None:

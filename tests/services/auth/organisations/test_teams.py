@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.auth.identities import TeamTerms
 from shared import errors
 from shared.api import auth, events
 from shared.api import organisations as api
@@ -47,12 +48,42 @@ async def test_a_name_that_is_none(town: Town, name: str) -> None:
         await town.found(anna, name)
 
 
-async def test_one_person_owns_twenty_however_fast_they_ask(town: Town) -> None:
+async def test_one_person_founds_two_however_fast_they_ask(town: Town) -> None:
     anna = await town.person("anna")
     outcomes = await asyncio.gather(*(town.found(anna, f"no {n}") for n in range(30)), return_exceptions=True)
-    assert sum(isinstance(outcome, Organisation) for outcome in outcomes) == 20
-    assert sum(isinstance(outcome, errors.BadRequest) for outcome in outcomes) == 10
-    assert len(await mine(town, anna.login)) == 20
+    founded = [outcome for outcome in outcomes if isinstance(outcome, Organisation)]
+    assert len(founded) == len(await mine(town, anna.login)) == 2
+    assert sum(isinstance(outcome, errors.BadRequest) for outcome in outcomes) == 28
+    # Giving one away makes no room for another.
+    ben = await town.person("ben")
+    await town.join(anna, founded[0], ben, TeamRole.OWNER)
+    await remove(town, founded[0], anna, anna.login)
+    with pytest.raises(errors.BadRequest, match="founded 2 organisations"):
+        await town.found(anna, "another")
+    boss = await town.admin()
+    for number in range(3):
+        await town.found(boss, f"no {number}")
+
+
+async def test_a_new_organisation_shares_its_founders_limits_until_it_gets_a_tier(town: Town) -> None:
+    anna, ben, boss = await town.person("anna"), await town.person("ben"), await town.admin()
+    acme = await town.found(anna)
+    assert acme.shares_limits
+    bens = await town.key(await town.join(anna, acme, ben))
+
+    async def terms() -> tuple[Tier, UserId | None, TenantId]:
+        principal = await town.principal(bens.api_key)
+        found = await town.identities.find_team_terms(ben.user.id, acme.id)
+        assert found == TeamTerms(principal.tier, principal.founder_id)
+        return principal.tier, principal.founder_id, principal.limited_as
+
+    assert await terms() == (Tier.FREE, anna.user.id, TenantId(anna.user.id))
+    async with town.store.transaction() as transaction:
+        await town.store.set_tier(transaction, anna.user.id, Tier.ENTERPRISE)
+    assert await terms() == (Tier.ENTERPRISE, anna.user.id, TenantId(anna.user.id))
+    given = await town.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
+    assert not given.shares_limits
+    assert await terms() == (Tier.PRO, None, acme.id)
 
 
 async def test_members_look_and_owners_change(town: Town) -> None:
@@ -178,10 +209,10 @@ async def test_a_member_leaves_by_themselves(town: Town) -> None:
 
 async def test_a_thousand_guessed_organisations_are_unknown_to_a_stranger(town: Town) -> None:
     anna, mallory = await town.person("anna"), await town.person("mallory")
-    real = [await town.found(anna, f"no {n}") for n in range(20)]
+    real = [await town.found(anna, f"no {n}") for n in range(2)]
     before = [await town.page(organisation, anna.login) for organisation in real]
     key = (await town.key(mallory.login)).api_key
-    guesses = [organisation.id for organisation in real] + [TenantId(uuid4()) for _ in range(980)]
+    guesses = [organisation.id for organisation in real] + [TenantId(uuid4()) for _ in range(998)]
     for guess in guesses:
         for method, request in (
             (api.get_organisation, api.GetOrganisation(guess)),

@@ -117,7 +117,7 @@ class Town:
         return cast(
             "Parts",
             SimpleNamespace(
-                settings=SimpleNamespace(public_url="https://ai.example/", mesh=self.surroundings.mesh),
+                settings=SimpleNamespace(public_url="https://ai.example/", mesh=self.surroundings.mesh, organisations_per_user=2),
                 node=self.surroundings.as_node(),
                 store=self.store,
                 identities=self.identities,
@@ -153,7 +153,9 @@ class Town:
     # --- keys --------------------------------------------------------------------------------------------------------
 
     async def key(self, by: str, name: str = "default", **changed: Any) -> auth.NewApiKey:
-        return await self.ask(auth.generate_api_key, auth.GenerateApiKey(name, **changed), by)
+        """With all rights, unless the test says otherwise."""
+        has_scopes = "bounds" in changed and changed["bounds"].scopes
+        return await self.ask(auth.generate_api_key, auth.GenerateApiKey(name, **{"all_rights": not has_scopes, **changed}), by)
 
     async def key_by_hand(self, user: User, kind: KeyKind = KeyKind.LIVE, bounds: KeyBounds = UNBOUND, **limits: Any) -> Credential:
         """Past all rules."""

@@ -187,7 +187,7 @@ SHOWN_KEY = {
     "id": str(KEY_ID), "user_id": str(USER), "name": "ci", "preview": "aip_live_abc…wxyz", "is_active": True,
     "created_at": "2026-03-02T12:00:00Z", "requests_per_hour": 60, "requests_per_minute": None, "tokens_per_minute": None, "concurrency": 2,
     "budget": "2.5", "kind": "test", "scopes": ["inference:execute"], "models": ["smollm2"], "networks": ["192.0.2.0/24"],
-    "last_used_at": None, "expires_at": "2026-03-02T12:00:00Z",
+    "last_used_at": None, "expires_at": "2026-03-02T12:00:00Z", "made_by": None,
 }  # fmt: skip
 
 
@@ -277,6 +277,13 @@ async def test_a_key_is_revoked_by_its_id_or_its_name(desk: Auth, http: httpx.As
     answer = await http.delete(f"/api/auth/api-keys/{path}", headers=bearer(KEY))
     assert (answer.status_code, answer.json()) == (200, SHOWN_KEY)
     assert desk.only == (auth.RevokeApiKey(which), KEY)
+
+
+async def test_a_key_is_revoked_with_all_that_it_made(desk: Auth, http: httpx.AsyncClient) -> None:
+    desk.answers("auth.revokeApiKey", API_KEY)
+    assert (await http.delete("/api/auth/api-keys/ci?with_made=true", headers=bearer(KEY))).status_code == 200
+    assert desk.only == (auth.RevokeApiKey("ci", with_made=True), KEY)
+    problem(await http.delete("/api/auth/api-keys/ci?with=all", headers=bearer(KEY)), 400, "bad_request")
 
 
 async def test_no_key_is_named(desk: Auth, http: httpx.AsyncClient) -> None:

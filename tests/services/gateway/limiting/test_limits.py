@@ -1,12 +1,13 @@
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from services.gateway.limiting import limits, tiers
 from services.gateway.limiting.limits import Allowance, Count, Kind, Limit, Refused, Scope, Tightest
 from services.gateway.limiting.tiers import Plan
 from shared.api.auth import KeyLimits, Principal
-from shared.types import KeyId, ModelName, Tier, UserId, UserRole
+from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
 HOUR, MINUTE, TOKENS, AT_ONCE = Kind
 FREE = Plan(requests_per_hour=100, requests_per_minute=10, tokens_per_minute=None, concurrency=10, credits=100_000)
@@ -18,6 +19,21 @@ USER_TOKENS = Limit(Scope.USER, TOKENS, "t", 1000)
 
 def principal(*, key: bool = True, **limited: int) -> Principal:
     return Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=2)) if key else None, "k", KeyLimits(**limited))
+
+
+def test_an_organisation_that_shares_its_founders_limits_counts_where_the_founder_does() -> None:
+    founder = principal(key=False)
+    team = msgspec.structs.replace(founder, user_id=UserId(UUID(int=7)), team_id=TenantId(UUID(int=8)), founder_id=founder.user_id)
+    assert limits.of_caller(team, FREE) == limits.of_caller(founder, FREE)
+    assert team.tenant_id == TenantId(UUID(int=8)), "it is charged itself"
+    own = msgspec.structs.replace(team, founder_id=None)
+    assert not set(limits.of_caller(own, FREE)) & set(limits.of_caller(founder, FREE))
+
+
+def test_it_has_no_credits_of_its_own() -> None:
+    for tier in Tier:
+        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=True).monthly_micro == 0
+        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=False) == tiers.DEFAULTS[tier]
 
 
 @pytest.mark.parametrize(

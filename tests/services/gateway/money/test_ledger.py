@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from services.gateway.limiting import tiers
@@ -17,7 +18,7 @@ from shared import errors
 from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import LedgerReport
 from shared.telemetry import Metrics
-from shared.types import MicroCredits, ModelName, NodeId, RequestId
+from shared.types import MicroCredits, ModelName, NodeId, RequestId, TenantId
 from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, node_id
 
 BOUNDS = Bounds(model=ModelName("m"), prompt_tokens=100, max_tokens=1000, answers=1, seconds=60.0)
@@ -148,6 +149,13 @@ async def test_a_short_absence_of_postgresql_is_waited_for(site: Site) -> None:
         await site.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (errors.code_of(caught.value), caught.value.status) == ("ledger_unavailable", 503)
     assert site.now < 1 + 3
+
+
+async def test_an_organisation_that_shares_its_founders_limits_gets_no_included_credits(site: Site) -> None:
+    team = msgspec.structs.replace(OWNER, team_id=TenantId(uuid4()), founder_id=USER)
+    await site.ledger.reserve(team, RequestId(uuid4()), BOUNDS)
+    await site.ledger.reserve(OWNER, RequestId(uuid4()), BOUNDS)
+    assert [one.monthly_micro for one in site.reserved] == [0, tiers.DEFAULTS[OWNER.tier].monthly_micro]
 
 
 async def test_a_reservation_whose_answer_was_lost_is_found_again(site: Site) -> None:

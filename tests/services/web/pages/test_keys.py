@@ -251,3 +251,17 @@ async def test_without_the_gateway_the_lines_name_no_model(alice: Browser, mesh:
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop")
     assert page.status_code == 201
     assert "Put a model’s name for MODEL." in page.text
+
+
+async def test_revoking_a_key_offers_what_it_made(alice: Browser, mesh: FakeMesh) -> None:
+    await alice.submit(await alice.get("/api-keys"), "/api-keys", name="leaked")
+    leaked = mesh.keys[-1]
+    assert "With all that it made" not in (await alice.get(f"/api-keys/{leaked.id}/revoke")).text
+    for name, maker in (("child", leaked.id), ("grandchild", None)):
+        await alice.submit(await alice.get("/api-keys"), "/api-keys", name=name)
+        mesh.keys[-1] = msgspec.structs.replace(mesh.keys[-1], made_by=maker or mesh.keys[-2].id)
+    page = await alice.get(f"/api-keys/{leaked.id}/revoke")
+    assert "With all that it made: <bdi>child</bdi>, <bdi>grandchild</bdi>" in page.text
+    await alice.submit(page, f"/api-keys/{leaked.id}/revoke", with_made="yes")
+    asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.RevokeApiKey))
+    assert asked == auth.RevokeApiKey(str(leaked.id), with_made=True)
