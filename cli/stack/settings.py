@@ -128,6 +128,8 @@ PASSED: dict[str, tuple[str, ...]] = {
     "OTEL_SDK_DISABLED": ("auth", "gateway", "inference", "metrics", "web"),
     "OTEL_TRACES_SAMPLER_ARG": ("auth", "gateway", "inference", "metrics", "web"),
     "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),
+    "METRICS_NETWORKS": ("gateway", "web"),
+    "METRICS_TOKEN": ("gateway", "web"),
     "HTTP_CONNECTIONS_PER_ADDRESS": ("auth", "gateway", "inference", "metrics", "web"),
     "TRUSTED_PROXIES": ("auth", "gateway", "inference", "metrics", "web"),
     "BIND_HOST": ("gateway", "web"),
@@ -224,6 +226,7 @@ PASSED: dict[str, tuple[str, ...]] = {
 SECRET = frozenset(
     {
         "ALERT_WEBHOOK_URL",
+        "METRICS_TOKEN",
         "OPENAI_API_KEY",
         "OPENAI_UPSTREAM_KEYS",
         "OIDC_CLIENT_SECRET",

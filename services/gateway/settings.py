@@ -21,7 +21,7 @@ _NUMBERS = ", ".join(tiers.NUMBERS)
 _OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… names one. Overridden by"
 
 
-class GatewaySettings(node.NodeSettings, frozen=True, kw_only=True):
+class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public HTTP API")] = 3002
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="GATEWAY_DATABASE_URL")]
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, for the limits", secret=True)]

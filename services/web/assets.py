@@ -6,7 +6,9 @@ version, and browsers may keep everything for a year.
 
 import gzip
 import hashlib
-from collections.abc import Mapping
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,9 @@ _FROM_NPM = {
     "npm/uplot.js": "npm/node_modules/uplot/dist/uPlot.iife.min.js",
     "npm/uplot.css": "npm/node_modules/uplot/dist/uPlot.min.css",
 }
+#: How a template names a static file, and how a module names its neighbor.
+_OF_TEMPLATE = re.compile(r"""\bstatic\(\s*['"]([^'"]+)['"]\s*\)""")
+_OF_MODULE = re.compile(r"""^\s*(?:import|export)\b[^'"\n]*['"](\.[^'"\n]+)['"]""", re.MULTILINE)
 #: Below, the header costs more than is saved.
 _WORTH_PACKING = 512
 
@@ -36,10 +41,20 @@ class Assets:
     version: str
 
     def address(self, name: str) -> str:
-        """Raises KeyError for a file that is not there: a mistake of a template, found at the first page."""
+        """Raises KeyError for a file that is not there; ``find_missing`` finds those at the start."""
         if name not in self.files:
             raise KeyError(f"there is no static file {name!r}")
         return f"/static/{self.version}/{name}"
+
+    def find_missing(self, templates: Iterable[str]) -> list[str]:
+        """Files that the text of a template, or a module of ours, names and that are not there."""
+        named = {name for text in templates for name in _OF_TEMPLATE.findall(text)}
+        for name, asset in self.files.items():
+            if name.endswith(".js") and not name.startswith("npm/"):
+                folder = posixpath.dirname(name)
+                found = _OF_MODULE.findall(asset.content.decode())
+                named |= {posixpath.normpath(posixpath.join(folder, neighbor)) for neighbor in found}
+        return sorted(named - set(self.files))
 
 
 def load() -> Assets:

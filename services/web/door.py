@@ -1,5 +1,6 @@
 """The outermost ASGI application: gives each request its id, each answer its headers, and sends it to the pages or the gateway."""
 
+import re
 import time
 
 from litestar.enums import ScopeType
@@ -10,8 +11,8 @@ from shared import context, errors, tracing
 from shared.telemetry import Metrics
 from shared.telemetry.exemplars import Exemplars
 
-#: The first words of our paths: labels of metrics come from a short list, whatever is asked for.
-_KNOWN = frozenset({"", "dashboard", "api-keys", "playground", "register", "login", "login-link", "logout", "static"})
+#: The type of a parameter in the pattern of a route.
+_TYPE = re.compile(r":\w+(?=})")
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 
 
@@ -31,13 +32,13 @@ class Door:
         if scope["type"] != ScopeType.HTTP:
             await self._pages(scope, receive, send)
             return
-        method = _method_label(scope)
         new_id = context.new_request_id()
-        with self._traces.enter(method, tracing.of_headers(scope["headers"]), new_id) as span:
-            status = await self._answer(scope, receive, send, method, str(new_id).encode())
+        with self._traces.enter(_method_label(scope), tracing.of_headers(scope["headers"]), new_id) as span:
+            status = await self._answer(scope, receive, send, str(new_id).encode())
+            span.name = _method_label(scope)
             span.error = "" if status == "success" else status
 
-    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, method: str, request_id: bytes) -> str:
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, request_id: bytes) -> str:
         """Returns how it ended: success, or the code of an error."""
         over_tls = self._always_over_tls or scope["scheme"] == "https"
         # Litestar has no HEAD of its own; HTTP wants it wherever GET is.
@@ -64,7 +65,7 @@ class Door:
                     scope["method"] = "GET"
                 await self._pages(scope, receive, secured)
         finally:
-            service = self._metrics.service
+            service, method = self._metrics.service, _method_label(scope)
             self._metrics.requests.labels(service=service, method=method, status=_status_label(status)).inc()
             self._metrics.request_duration.labels(service=service, method=method, model="").observe(
                 time.perf_counter() - began, self._exemplars.of_request()
@@ -75,9 +76,9 @@ class Door:
 def _method_label(scope: HTTPScope) -> str:
     if passthrough.takes(scope["path"]):
         return "passthrough"
-    first = scope["path"].split("/")[1] if "/" in scope["path"] else ""
     verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
-    return f"{verb} /{first}" if first in _KNOWN else f"{verb} other"
+    # The pattern of the page's route, once the pages have found it: labels come from a short list, whatever is asked for.
+    return f"{verb} {_TYPE.sub('', scope['path_template'])}" if "path_template" in scope else f"{verb} other"
 
 
 def _status_label(status: int) -> str:

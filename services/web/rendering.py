@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from services.web import assets, usage_chart
 from services.web.assets import Assets
 from services.web.banner import Banner
+from shared import errors
 from shared.api.auth import KeyLimits
 from shared.types import UserRole
 
@@ -59,7 +60,13 @@ class Renderer:
 
     @classmethod
     def load(cls) -> "Renderer":
+        """Raises BadSettings where a static file is missing: better than a page that is refused days later."""
         files = assets.load()
+        templates = (path.read_text(encoding="utf-8") for path in sorted((_PACKAGE / "templates").rglob("*.html")))
+        if missing := files.find_missing(templates):
+            raise errors.BadSettings(
+                f"static files of the pages are missing: {', '.join(missing)}", hint="install aimesh again, or `make setup` in a checkout"
+            )
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_PACKAGE / "templates"),
             autoescape=True,

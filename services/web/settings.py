@@ -15,7 +15,7 @@ from shared.node import web_hop
 MIN_SECRET_CHARACTERS = 32
 
 
-class WebSettings(node.NodeSettings, frozen=True, kw_only=True):
+class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("WEB_SERVICE_PORT", "the port of the pages and of everything passed through to the gateway")] = 3000
     secret: Annotated[
         str,

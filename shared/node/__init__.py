@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from shared.node.client import ClientNode, ClientSettings, client
-from shared.node.settings import NodeSettings
+from shared.node.settings import NodeSettings, PublicNodeSettings
 
 if TYPE_CHECKING:
     from shared.node.member import Node, Service
     from shared.node.program import run
 
-__all__ = ["ClientNode", "ClientSettings", "Node", "NodeSettings", "Service", "client", "run"]
+__all__ = ["ClientNode", "ClientSettings", "Node", "NodeSettings", "PublicNodeSettings", "Service", "client", "run"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,10 +12,10 @@ import uvicorn
 
 from shared import errors, processes
 from shared.api.metrics import TextFormat
-from shared.node import http_places
+from shared.node import http_places, scrape_access
 from shared.node.http_connection import HttpConnection
 from shared.node.member import DRAIN_SECONDS, Node, Service
-from shared.node.settings import NodeSettings
+from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import formats
 
 Scope = MutableMapping[str, Any]
@@ -43,7 +43,7 @@ class Operations:
 
     def __init__(self, node: Node, settings: NodeSettings) -> None:
         self._node = node
-        self._metrics_enabled = settings.metrics_enabled
+        self._settings = settings
         self._metrics_text: Callable[[TextFormat], Awaitable[str]] | None = None
         self._app: App | None = None
         self._is_open = False
@@ -80,8 +80,11 @@ class Operations:
         return 200 if health.ready else 503, _json(health), "application/json"
 
     async def _metrics(self, scope: Scope) -> tuple[int, bytes, str]:
-        if not self._metrics_enabled:
+        if not self._settings.metrics_enabled:
             return 404, _problem("not_found", "METRICS_ENABLED=false turned the metrics off"), "application/json"
+        if isinstance(self._settings, PublicNodeSettings) and not scrape_access.is_allowed(scope, self._settings):
+            why = "/metrics is for this machine, METRICS_NETWORKS and requests with METRICS_TOKEN; the metrics service has all numbers"
+            return 403, _problem("not_allowed", why), "application/json"
         form = formats.choose(scope["headers"])
         text = await self._metrics_text(form) if self._metrics_text is not None else self._node.metrics_text(form)
         return 200, text.encode(), formats.CONTENT_TYPES[form]

@@ -126,3 +126,24 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
             yield "TLS_CERT_FILE and TLS_KEY_FILE go together"
         if self.host not in addresses.LOOPBACK and self.tls_cert_file is None and not self.allow_plain_http:
             yield f"BIND_HOST: {self.host} can be reached from elsewhere; set TLS_CERT_FILE and TLS_KEY_FILE, or ALLOW_PLAIN_HTTP=true"
+
+
+class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
+    """Of a service whose port people reach, and whose /metrics they must not read."""
+
+    metrics_networks: Annotated[
+        tuple[str, ...],
+        Variable("METRICS_NETWORKS", "addresses and networks, with commas, that may read /metrics here, besides this machine"),
+    ] = ()
+    metrics_token: Annotated[
+        Annotated[str, msgspec.Meta(min_length=16)] | None,
+        Variable("METRICS_TOKEN", "who sends it as `Authorization: Bearer …` may read /metrics here, from anywhere", secret=True),
+    ] = None
+
+    def mistakes(self) -> Iterator[str]:
+        yield from super().mistakes()
+        for each in self.metrics_networks:
+            try:
+                http_places.network(each)
+            except ValueError:
+                yield f"METRICS_NETWORKS: {each!r} is neither an address nor a network such as 10.0.0.0/8"

@@ -2,11 +2,14 @@
 
 import gzip
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
 
 from services.web import assets
+from services.web.rendering import Renderer
+from shared import errors
 
 
 def test_all_of_them_share_one_version_that_their_content_makes() -> None:
@@ -34,3 +37,21 @@ def test_what_a_module_imports_is_beside_it() -> None:
     for name in modules:
         for wanted in re.findall(r"""from '(\.[^']+)'""", files[name].content.decode()):
             assert (PurePosixPath(name).parent / wanted).as_posix() in files, f"{name} imports {wanted}"
+
+
+def test_what_templates_and_modules_name_and_is_not_there_is_found() -> None:
+    found = assets.load()
+    assert found.find_missing([]) == []
+    assert found.find_missing(["{{ static('js/nav.js') }} {{ static(\"mark.svg\") }}"]) == []
+    assert found.find_missing(["{{ static('gone.css') }}", "<img src={{ static( 'gone.svg' ) }}>"]) == ["gone.css", "gone.svg"]
+    without = replace(found, files={name: asset for name, asset in found.files.items() if name != "js/fragment.js"})
+    assert without.find_missing([]) == ["js/fragment.js"], "invitation.js imports it"
+
+
+@pytest.mark.parametrize("name", ["npm/uplot.js", "style.css", "js/stream.js"])
+def test_a_missing_file_stops_web_at_its_start(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    found = assets.load()
+    files = {each: asset for each, asset in found.files.items() if each != name}
+    monkeypatch.setattr(assets, "load", lambda: replace(found, files=files))
+    with pytest.raises(errors.BadSettings, match=f"missing: {name}"):
+        Renderer.load()

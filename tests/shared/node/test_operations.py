@@ -10,7 +10,7 @@ import httpx
 from shared.api.gateway import Check
 from shared.node.http import App, Operations
 from shared.node.member import Node
-from shared.node.settings import NodeSettings
+from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.types import Role
 from tests import testnet
 
@@ -66,3 +66,16 @@ async def test_the_operations_come_before_the_services_own_application() -> None
         assert (await http.get("/anything")).status_code == 418
         assert (await http.get("/readyz")).status_code == 200
         assert (await http.delete("/metrics")).status_code == 405
+
+
+async def test_metrics_on_a_port_that_people_reach_are_for_scrapers() -> None:
+    async with testnet.testnet() as net:
+        started = await net.start(Page)
+        operations = Operations(started.node, PublicNodeSettings(node_key_file=Path("/nowhere"), metrics_networks=("192.0.2.0/24",)))
+        for address, status in (("127.0.0.1", 200), ("192.0.2.7", 200), ("203.0.113.7", 403)):
+            transport = httpx.ASGITransport(operations, client=(address, 50000))
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+                answer = await http.get("/metrics")
+                assert answer.status_code == status, address
+                assert ("ai_platform" in answer.text) is (status == 200)
+                assert (await http.get("/healthz")).status_code == 200
