@@ -80,7 +80,7 @@ async def _answers(stack: RunningStack, person: Person) -> int:
 async def test_limits_of_a_key_are_kept_by_the_api(stack: RunningStack, ann: Person) -> None:
     limits = {"requests_per_hour": 7, "requestsPerMinute": 6, "tokens_per_minute": 5000, "concurrency": 4, "budget": 2.5}
     async with stack.http(ann.access_token) as http:
-        made = await http.post("/api/auth/api-keys", json={"name": "narrow", **limits})
+        made = await http.post("/api/auth/api-keys", json={"name": "narrow", "all_rights": True, **limits})
         refused = await http.post("/api/auth/api-keys", json={"name": "odd", "budget": "2,5"})
     assert made.status_code == 201, made.text
     kept = made.json()["key"]
