@@ -15,7 +15,7 @@ import pytest
 
 from cli import connection, main, profile
 from cli.profile import Profile
-from shared import errors, rpc
+from shared import errors, identity, rpc
 from shared.api import gateway
 from shared.api.gateway import Check, InferenceChunk, InferenceResult
 from shared.api.generation import Usage
@@ -185,3 +185,15 @@ async def test_no_nats_is_5(net: TestNet, start: Start) -> None:
     code, _, err = await finish(await start(used, "models"))
     assert code == 5
     assert "NATS" in err
+
+
+async def test_a_key_that_the_server_refuses_is_told_with_what_to_do(net: TestNet, start: Start, tmp_path: Path) -> None:
+    key = tmp_path / "stranger.nk"
+    key.touch(mode=0o600)
+    key.write_bytes(identity.new_seed())
+    code, _, err = await finish(await start(Profile(node_key_file=key, mesh=MESH, nats_url=net.server.url), "models"))
+    assert code == 5
+    assert "refused this node's key" in err
+    # The server runs, so starting the stack would not help.
+    assert "aicli stack init" in err
+    assert "make up" not in err

@@ -1,7 +1,7 @@
 """The client and the link layer over a server that answers late, cuts connections and is closed on the way."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -68,6 +68,25 @@ async def test_a_node_that_was_dialled_before_its_pong_came_is_not_mute_afterwar
             await until(lambda: worker.connected, seconds=10)
             assert (await caller.dial(peer_of(worker))).closed is None
             assert (await worker.dial(peer_of(caller))).closed is None
+
+
+async def test_after_every_reconnect_both_sides_can_dial_at_once() -> None:
+    async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
+        for number in range(100):
+            moved = (caller, worker)[number % 2]
+            reconnects = moved.nats.reconnects
+            session_of(server, moved).cut()
+            await until(lambda moved=moved, before=reconnects: moved.nats.reconnects > before, seconds=10)  # type: ignore[misc]
+            # Where the other end's HELLO meets our SUB is the event loop's choice, each time anew.
+            links = await asyncio.gather(moved.dial(peer_of((worker, caller)[number % 2])), *_dials(server, caller, worker, moved))
+            assert [link.closed for link in links] == [None] * len(links)
+
+
+def _dials(server: ScriptedNats, caller: NatsTransport, worker: NatsTransport, moved: NatsTransport) -> list[Awaitable[Link]]:
+    """From the other side, if the server has heard where the one that moved is now."""
+    other = worker if moved is caller else caller
+    heard = any(moved.me.node in str(each.subscriptions) for each in server.connections)
+    return [other.dial(peer_of(moved))] if heard else []
 
 
 async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monkeypatch: pytest.MonkeyPatch) -> None:

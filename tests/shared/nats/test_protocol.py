@@ -20,7 +20,7 @@ STREAM = (
     b"PONG\r\n"
 )
 OPERATIONS: list[Operation] = [
-    Info(max_payload=2097152, nonce="abc", headers=True, connect_urls=("10.0.0.1:4222",)),
+    Info(max_payload=2097152, server_id="X", nonce="abc", headers=True, connect_urls=("10.0.0.1:4222",)),
     Ping(),
     Message(1, b"aimesh.m.auth.A.client.B", b"", b"", b"hello"),
     Message(2, b"a.b", b"_INBOX.x", b"", b"\r\n\r\n"),
