@@ -10,7 +10,8 @@ The rules:
   PATIENCE_SECONDS its turn has come: the models that must go are *closed*, which means that their jobs end and new ones wait
   behind the claimant, and nothing else is loaded. So nobody waits longer than their patience and the jobs that then run.
 - A model that cannot fit, alone or beside the pinned ones, is refused with the numbers.
-- A load that failed is not tried again for a while that doubles; whoever asks meanwhile is told why.
+- A load that failed is not tried again for a while that doubles; callers who ask meanwhile get the reason. Then it is tried again
+  without a caller, where there is room: until a load succeeds, nobody is sent to this model.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -169,8 +170,8 @@ class Residency:
         return list(self._advance(now))
 
     def tick(self, now: float) -> list[Decision]:
-        """Time has passed: keep-alives end, and so does patience."""
-        return list(self._advance(now))
+        """Time has passed: keep-alives end, and so does patience; loads that failed are tried again."""
+        return [*self._retry(now), *self._advance(now)]
 
     # --- orders of people ---------------------------------------------------------------------------------------------------
 
@@ -217,9 +218,13 @@ class Residency:
         return sum(known.holds_bytes for known in self._models.values())
 
     def why_not(self, model: ModelName, now: float) -> str:
-        """Why a load would be refused now; empty where it would be tried."""
+        """Why nobody should count on this model: a load would be refused now, or the last one failed and only another try can tell."""
         refusal = self._refusal(model, now)
-        return "" if refusal is None else refusal[0]
+        if refusal is not None:
+            return refusal[0]
+        known = self._models[model]
+        # Where others hold its room nothing but a request makes them leave, so it has to be on offer.
+        return known.why_failed if known.terms.need_bytes <= self._free_bytes() else ""
 
     def in_the_way(self) -> tuple[ModelName, ...]:
         """The busy models that whoever waits for room waits for."""
@@ -292,6 +297,12 @@ class Residency:
             chosen = self._enough(self._leavers(), lacking)
             for name, known in self._models.items():
                 known.closed = name in chosen
+
+    def _retry(self, now: float) -> Iterator[Decision]:
+        for name, known in self._models.items():
+            # What is free belongs to those that wait.
+            if known.why_failed and not self._waiting:
+                yield from self.preload(name, now)
 
     def _is_overdue(self, claimant: _Waiting, now: float) -> bool:
         return now - claimant.since >= PATIENCE_SECONDS

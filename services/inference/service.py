@@ -63,7 +63,7 @@ class Board:
                 queued=sum(status.queued for status in statuses),
                 expected_wait_seconds=self.backend.expected_wait_seconds(),
             ),
-            not_ready=WHY if self._pause.is_on else "" if ready else not_ready(statuses),
+            not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
         )
         for status in statuses:
             self._measure(status)
@@ -136,14 +136,17 @@ class InferenceService:
             yield service
 
     async def checks(self) -> tuple[Check, ...]:
+        """Ready by the rule of the announcement; every model is shown with its trouble all the same."""
         paused = (Check(name="owner", ok=False, detail=WHY),) if self._pause.is_on else ()
         return paused + self._model_checks()
 
     def _model_checks(self) -> tuple[Check, ...]:
+        statuses = self._backend.models()
+        needed = bool(why_not_ready(statuses, is_paused=False))
         return tuple(
-            Check(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail)
-            for status in self._backend.models()
-        ) or (Check(name="models", ok=False, detail=not_ready(())),)
+            Check(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=needed)
+            for status in statuses
+        ) or (Check(name="models", ok=False, detail=why_not_ready((), is_paused=False)),)
 
     def asgi(self) -> infer_http.InferDoor:
         return infer_http.InferDoor(self.generate, self._settings.service_token)
@@ -321,8 +324,12 @@ class _TimedSink:
         return time.monotonic() - self._started
 
 
-def not_ready(statuses: tuple[ModelStatus, ...]) -> str:
-    """Why a worker without a ready model is not to be used, for `aicli nodes`."""
+def why_not_ready(statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:
+    """Why this worker is not to be used, for its announcement and /readyz alike; empty where one of its models takes prompts."""
+    if is_paused:
+        return WHY
+    if any(status.state in inference.SERVED for status in statuses):
+        return ""
     return "; ".join(f"{status.model_id}: {status.detail}" for status in statuses) or "it has no model to serve"
 
 

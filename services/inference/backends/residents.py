@@ -82,6 +82,8 @@ class Resident:
     file: ModelFile
     intake: Intake
     replicas: list[Replica] = field(default_factory=list)
+    #: The start has not come to loading it yet.
+    awaits_preload: bool = False
     #: Runs the engines; None while there are none.
     stay: asyncio.Task[None] | None = None
 
@@ -116,6 +118,7 @@ class Residents:
                 entry,
                 ModelFile(entry, self._tasks, partial(self._file_changed, entry.name), known),
                 Intake(entry.name, entry.slots * entry.replicas, queue),
+                awaits_preload=entry.preload,
             )
             for entry in entries
         }
@@ -194,7 +197,7 @@ class Residents:
         name = resident.entry.name
         if resident.file.problem:
             return ModelState.FAILED, resident.file.problem
-        if resident.file.look is None:
+        if resident.file.look is None or (resident.awaits_preload and self._core.stage(name) is Stage.UNLOADED):
             return ModelState.LOADING, "its file is looked at"
         match self._core.stage(name):
             case Stage.LOADED:
@@ -243,8 +246,10 @@ class Residents:
         for resident in self._residents.values():
             if resident.entry.preload:
                 await resident.file.ensure_served()
+                resident.awaits_preload = False
                 if not resident.file.problem:
                     self._act(self._core.preload(resident.entry.name, time.monotonic()))
+                self._watcher.changed()
         # One after the other: a disk reads one large file faster than ten.
         for resident in self._residents.values():
             await resident.file.ensure_digest()
@@ -332,6 +337,7 @@ class Residents:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._act(self._core.tick(time.monotonic()))
+            self._watcher.changed()  # a state may depend on the time alone
 
     # --- decisions ----------------------------------------------------------------------------------------------------------------
 

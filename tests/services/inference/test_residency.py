@@ -230,6 +230,32 @@ def test_a_load_that_fails_again_and_again_waits_for_a_person() -> None:
     assert core.wanted(A, 1, now) == [Load(A)]
 
 
+def test_a_load_that_failed_is_tried_again_without_a_caller_and_counts_as_failed_until_it_succeeds() -> None:
+    core = Residency(BUDGET, TERMS)
+    core.wanted(A, 1, 0)
+    core.load_failed(A, "out of memory", 0)
+    assert core.tick(4.9) == []
+    assert core.why_not(A, 4.9) == core.why_not(A, 5.1) == "out of memory"
+    assert core.tick(5.1) == [Load(A)]
+    assert core.tick(5.2) == []
+    core.load_failed(A, "still", 6)
+    assert core.tick(6 + 10.1) == [Load(A)]
+    core.loaded(A, 17)
+    assert core.why_not(A, 17) == ""
+    assert core.tick(1000) == []
+
+
+def test_a_load_that_failed_is_not_tried_in_the_room_of_another_and_can_be_asked_for_again() -> None:
+    core = Residency(BUDGET, TERMS)
+    core.wanted(BIG, 1, 0)
+    core.load_failed(BIG, "out of memory", 0)
+    core.wanted(A, 2, 1)
+    core.loaded(A, 1)
+    core.finished(A, 1)
+    assert core.tick(6) == []
+    assert core.why_not(BIG, 6) == "", "only a request makes the other one leave"
+
+
 def test_an_engine_that_is_gone_for_good_gives_its_memory_back() -> None:
     site = Site(A)
     site.wants(A, 1)

@@ -10,8 +10,9 @@ import pytest
 
 from services.inference.backends.backend import Sink
 from services.inference.jobs import Job
+from services.inference.models import packaged
 from services.inference.pause import Pause
-from services.inference.service import Board, InferenceService, not_ready
+from services.inference.service import Board, InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import inference, worker_status
@@ -127,10 +128,69 @@ async def test_it_is_ready_when_its_model_is(service: InferenceService) -> None:
     assert [(check.name, check.ok) for check in await service.checks()] == [("model echo", True)]
 
 
-def test_why_a_worker_is_not_ready_names_model_and_reason() -> None:
-    status = ModelStatus(ModelName("smollm2"), ModelState.LOADING, "loading", "llama", 0, 4, 0, 0)
-    assert not_ready((status,)) == "smollm2: loading"
-    assert not_ready(()) == "it has no model to serve"
+class Standing:
+    """A backend whose models are as they are said to be."""
+
+    name = "llama"
+
+    def __init__(self, *models: tuple[str, ModelState, str]) -> None:
+        self._models = models
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        return tuple(ModelStatus(ModelName(name), state, detail, "llama", 0, 4, 0, 0) for name, state, detail in self._models)
+
+    def expected_wait_seconds(self) -> float:
+        return 0.0
+
+    async def generate(self, job: Job, sink: Sink) -> Generation:
+        raise NotImplementedError
+
+
+GOOD, ON_DISK = ("good", ModelState.READY, ""), ("disk", ModelState.UNLOADED, "on disk; loaded when it is asked for")
+DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is no usable model"), ("slow", ModelState.LOADING, "loading")
+
+
+@pytest.mark.parametrize(
+    ("models", "not_ready"),
+    [
+        pytest.param((GOOD,), "", id="one that answers"),
+        pytest.param((DAMAGED, GOOD), "", id="a damaged one beside a good one"),
+        pytest.param((LOADING, GOOD), "", id="one that is loading beside a good one"),
+        pytest.param((DAMAGED, ON_DISK), "", id="one that is loaded for the first request"),
+        pytest.param((LOADING,), "slow: loading", id="none yet"),
+        pytest.param((DAMAGED, LOADING), "bad: bad.gguf is no usable model; slow: loading", id="none, for two reasons"),
+        pytest.param((), "it has no model to serve", id="no models"),
+    ],
+)
+async def test_readyz_and_the_announcement_follow_one_rule(models: tuple[tuple[str, ModelState, str], ...], not_ready: str) -> None:
+    node, backend = Node(), Standing(*models)
+    board = Board(node, Pause(None))
+    board.backend = backend
+    board.changed()
+    assert node.offers[-1].not_ready == not_ready
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, Pause(None))
+    checks = await service.checks()
+    # As shared.node.member decides it.
+    assert all(check.ok or not check.needed for check in checks) == (not not_ready)
+    # What is wrong is shown in any case.
+    assert [check.detail for check in checks if not check.ok] == [
+        detail for _, state, detail in models or (("", ModelState.FAILED, "it has no model to serve"),) if state not in inference.SERVED
+    ]
+
+
+async def test_a_damaged_file_beside_a_good_one_does_not_keep_a_worker_from_being_ready(tmp_path: Path, node: Node) -> None:
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
+    (tmp_path / "good.gguf").symlink_to(packaged())
+    settings = InferenceSettings(
+        node_key_file=Path("/nowhere/worker.nk"), models_dir=tmp_path, slots=1, context_tokens=128, threads=1, model_memory="1GiB"
+    )
+    async with opened(settings, node) as service:
+        await until(lambda: node.offers[-1].not_ready == "")
+        _, end = await run(service, request("Say hello", model="good", max_tokens=2))
+        assert end.usage.completion_tokens == 2
+        checks = {check.name: check for check in await service.checks()}
+        assert (checks["model damaged"].ok, checks["model damaged"].needed) == (False, False)
+        assert checks["model good"].ok
 
 
 class Elsewhere:

@@ -279,6 +279,33 @@ async def test_a_load_that_fails_is_told_to_all_who_wait_and_a_persons_word_trie
         await ask(backend, A)
 
 
+async def test_a_model_whose_load_failed_is_on_offer_again_only_when_it_is_loaded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(residency, "LONGEST_PAUSE_SECONDS", 0.005)
+    site.fails = "llama.cpp cannot load it"
+    async with site.backend(site.entry(A)) as backend:
+        with pytest.raises(errors.Unavailable, match="cannot load it"):
+            await ask(backend, A)
+        seen: set[ModelState] = set()
+
+        def is_tried_again() -> bool:
+            seen.add(states(backend)[A])
+            return len(site.engines) >= 3
+
+        await until(is_tried_again)
+        assert seen <= {ModelState.FAILED, ModelState.LOADING}
+        site.fails = ""
+        await until(lambda: states(backend) == {A: ModelState.READY})
+
+
+async def test_a_model_that_is_loaded_at_the_start_is_not_on_offer_before(site: Site) -> None:
+    seen: list[ModelState] = []
+    async with site.backend(site.entry(A, preload=True)) as backend:
+        site.watch.changed = lambda: seen.append(states(backend)[A])  # type: ignore[method-assign]  # it looks at each change
+        await until(lambda: ModelState.READY in seen)
+    assert set(seen[: seen.index(ModelState.READY)]) == {ModelState.LOADING}
+
+
 async def test_a_model_larger_than_the_machine_has_failed_before_anybody_asks(site: Site) -> None:
     async with site.backend(site.entry(A, memory_bytes=2**31), budget=2**30) as backend:
         await until(lambda: states(backend) == {A: ModelState.FAILED})
