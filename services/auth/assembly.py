@@ -116,6 +116,7 @@ class Assembly:
             store, sessions, tokens, self.last_used,
             pepper=settings.api_key_pepper, count_refusal=count_refusal, admin_mfa=settings.admin_mfa,
         )  # fmt: skip
+        self.changes.on_change = lambda change: self.identities.last_known.forget(change.user_id)
         self._parts = Parts(
             settings=settings,
             node=node,

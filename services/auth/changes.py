@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from services.auth.store import Store
 from shared import errors
@@ -23,6 +23,8 @@ class Changes:
         #: Set when the service shuts down: a watch that never ends would hold the drain up for its whole grace period.
         self._ending = ending
         self._watchers: set[asyncio.Queue[Change]] = set()
+        #: Called with each change, first of all.
+        self.on_change: Callable[[Change], None] = lambda change: None
 
     async def run(self) -> None:
         """Listen and prune, until cancelled."""
@@ -50,6 +52,7 @@ class Changes:
             return arrival.result() if arrival.done() else None
 
     def _tell(self, change: Change) -> None:
+        self.on_change(change)
         for unread in self._watchers:
             if unread.full():
                 while not unread.empty():

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.auth import api_keys
+from services.auth.last_known import LastKnown
 from services.auth.last_used import LastUsed
 from services.auth.sessions import Opened, Session, Sessions
-from services.auth.store import Store
+from services.auth.store import OwnedKey, Store
 from services.auth.tokens import LIFETIME_SECONDS, AccessTokens
 from shared import access, errors
 from shared.api import auth
@@ -60,6 +61,7 @@ class Identities:
         self._last_used = last_used
         self._pepper = pepper
         self._admin_mfa = admin_mfa
+        self.last_known = LastKnown()
         self.count_refusal = count_refusal
 
     async def of(self, credential: Credential | None) -> Principal:
@@ -76,7 +78,8 @@ class Identities:
         except errors.NotAuthenticated:
             self.count_refusal("malformed")
             raise
-        owned = await self._store.find_owner_of_key(self.digest(key))
+        digest = self.digest(key)
+        owned = await self.last_known.ask(digest, lambda: self._store.find_owner_of_key(digest), _administrator_of_key)
         if owned is None:
             raise self._refused("unknown_key", "no such API key is known here", _KEY_HINT)
         if not owned.key_is_active:
@@ -132,6 +135,11 @@ class Identities:
             raise self.closed()
         return session_user
 
+    async def bearer(self, session: Session) -> User:
+        """The user of a session. Raises NotAuthenticated where the account is gone or closed."""
+        user_id = session.user_id
+        return await self.active_user(await self.last_known.ask(user_id, lambda: self._store.find_user(user_id), _administrator))
+
     async def session_of(self, credential: Credential | None) -> Session:
         """The login behind an access token. Raises NotAllowed for a key, which has none."""
         if credential is None or credential.startswith("aip_"):
@@ -156,7 +164,7 @@ class Identities:
     async def _of_token(self, token: Credential) -> Principal:
         session = await self._session(token)
         logged_in_from.set(session.client.address)
-        user = await self.active_user(await self._store.find_user(session.user_id))
+        user = await self.bearer(session)
         terms = TeamTerms(user.tier)
         if session.team_id is not None:
             found = await self.find_team_terms(user.id, session.team_id)
@@ -195,3 +203,13 @@ class Identities:
     def _refused(self, reason: AuthFailure, message: str, hint: str) -> errors.NotAuthenticated:
         self.count_refusal(reason)
         return errors.NotAuthenticated(message, hint=hint)
+
+
+def _administrator(user: User | None) -> UserId | None:
+    return user.id if user is not None and user.is_active and user.role is UserRole.ADMIN else None
+
+
+def _administrator_of_key(owned: OwnedKey | None) -> UserId | None:
+    if owned is None or not (owned.key_is_active and owned.user_is_active) or owned.principal.role is not UserRole.ADMIN:
+        return None
+    return owned.principal.user_id

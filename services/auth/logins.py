@@ -115,8 +115,16 @@ class Logins:
         if found is Over.ENDED:
             raise self._identities.session_over()
         answer = self._go_on(await self._bearer(found.session), found)
-        theme, team_name = await self._store.find_look(answer.user.id, answer.team_id)
+        theme, team_name = await self._find_look(answer)
         return msgspec.structs.replace(answer, theme=theme, team_name=team_name)
+
+    async def _find_look(self, session: auth.Session) -> tuple[str | None, str | None]:
+        user, team_id = session.user, session.team_id
+
+        def administrator(_look: object) -> UserId | None:
+            return user.id if user.role is UserRole.ADMIN else None
+
+        return await self._identities.last_known.ask((user.id, team_id), lambda: self._store.find_look(user.id, team_id), administrator)
 
     @serves(accounts.switch_organisation)
     async def switch_organisation(self, request: accounts.SwitchTeam, call: Call) -> auth.Session:
@@ -270,7 +278,7 @@ class Logins:
 
     async def _bearer(self, session: Session) -> auth.User:
         """The user of a session that wants to go on."""
-        user = await self._identities.active_user(await self._store.find_user(session.user_id))
+        user = await self._identities.bearer(session)
         if session.team_id is not None and await self._identities.find_team_terms(user.id, session.team_id) is None:
             raise self._identities.session_over()
         return user

@@ -35,6 +35,8 @@ _BIND = "SELECT set_config('aimesh.tenant', $1, true)"
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
 #: Notifications that nobody has read yet. When it is full they are dropped and the reader learns that it missed some.
 _UNREAD_NOTIFICATIONS = 1000
+#: ``shared.node`` gives all checks of a service 2 s together.
+_CHECK_SECONDS = 1.5
 #: How often an idle listening connection is asked whether it still lives: a host that vanished sends no goodbye.
 _LISTEN_CHECK_SECONDS = 15
 
@@ -171,9 +173,9 @@ class Database:
                 wait_seconds = min(wait_seconds * 2, 1)
 
     async def check(self) -> Check:
-        """Whether PostgreSQL answers and takes writes, for /readyz; within 2 s."""
+        """Whether PostgreSQL answers and takes writes, for /readyz; sooner than its asker gives up, who would not hear why."""
         try:
-            async with self._connection(2) as connection:
+            async with self._connection(_CHECK_SECONDS) as connection:
                 await _check_it_writes(connection)
         except errors.Unavailable as error:
             return Check("postgresql", ok=False, detail=f"{error.message} ({_reason(error.__cause__)}); {error.hint}")
