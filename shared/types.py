@@ -70,6 +70,8 @@ class RequestStatus(StrEnum):
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
     LIMITED = "limited"
+    #: Its caller has to change something: a field, the model's name, the credits. No error of the platform.
+    REJECTED = "rejected"
 
 
 class FinishReason(StrEnum):

@@ -332,6 +332,11 @@ def _status(error: errors.AimeshError) -> RequestStatus:
             return RequestStatus.TIMEOUT
         case errors.Cancelled():
             return RequestStatus.CANCELLED
+        case errors.Poison():
+            # It took workers down: the operator has to see it, whoever sent it.
+            return RequestStatus.ERROR
+        case errors.CallerError():
+            return RequestStatus.REJECTED
         case _:
             return RequestStatus.ERROR
 

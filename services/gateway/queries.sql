@@ -347,7 +347,7 @@ SELECT date_trunc($4, created_at AT TIME ZONE 'UTC') AS at,
     percentile_disc(0.5) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p50_ms,
     percentile_disc(0.95) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p95_ms
 FROM request_logs
-WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status <> 'limited'
+WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status NOT IN ('limited', 'rejected')
 GROUP BY 1
 ORDER BY 1;
 
@@ -360,7 +360,7 @@ SELECT grouping(model_used) = 0 AS is_model, grouping(api_key_id) = 0 AS is_key,
     percentile_disc(0.5) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p50_ms,
     percentile_disc(0.95) WITHIN GROUP (ORDER BY response_time_ms) FILTER (WHERE status = 'success') AS p95_ms
 FROM request_logs
-WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status <> 'limited'
+WHERE ($1::uuid IS NULL OR tenant_id = $1) AND created_at >= $2 AND created_at < $3 AND status NOT IN ('limited', 'rejected')
 GROUP BY GROUPING SETS ((), (model_used), (api_key_id))
 ORDER BY requests DESC
 LIMIT 1000;
@@ -514,7 +514,7 @@ WHERE kind = 'reversal' AND account = 'revenue'
 -- name: count_active_users
 -- Who asked for anything and was not refused: in the last hour and the last 24, and on this UTC day and the 6, or 29, before it.
 WITH recent AS (
-    SELECT user_id, created_at FROM request_logs WHERE created_at > now() - interval '24 hours' AND status <> 'limited'
+    SELECT user_id, created_at FROM request_logs WHERE created_at > now() - interval '24 hours' AND status NOT IN ('limited', 'rejected')
 ),
 this AS (SELECT (now() AT TIME ZONE 'UTC')::date AS day),
 days AS (

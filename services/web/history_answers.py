@@ -19,6 +19,7 @@ _ENDS = {
     "Answered": {"success"},
     "Failed": {"error", "timeout"},
     "Refused by a limit": {"limited"},
+    "Rejected": {"rejected"},
     "Left by their caller": {"cancelled"},
 }
 _ALWAYS = {"Answered", "Failed"}

@@ -26,6 +26,7 @@ STATUSES: Mapping[RequestStatus, tuple[str, str]] = {
     RequestStatus.TIMEOUT: ("timed out", "bad"),
     RequestStatus.CANCELLED: ("cancelled", "off"),
     RequestStatus.LIMITED: ("refused by a limit", "warn"),
+    RequestStatus.REJECTED: ("rejected", "warn"),
 }
 _ADVICE: Mapping[str, str] = {
     "bad_request": "Check the field that the answer named, and send it again.",

@@ -34,8 +34,8 @@ from shared.types import RequestStatus
 LEAST_REQUESTS = 50
 
 FAILED = (RequestStatus.ERROR.value, RequestStatus.TIMEOUT.value)
-#: All but those that a limit refused. Those that their caller left are among the good ones.
-ADMITTED = tuple(status.value for status in RequestStatus if status is not RequestStatus.LIMITED)
+#: All but those that a limit refused or that their caller has to change. Those that their caller left are among the good ones.
+ADMITTED = tuple(status.value for status in RequestStatus if status not in (RequestStatus.LIMITED, RequestStatus.REJECTED))
 #: A bound of the buckets, as the label has it.
 FIRST_TOKEN_BOUND = "2.5"  # noqa: S105 - seconds
 

@@ -78,7 +78,7 @@ async def test_a_refused_request_has_a_row_and_is_not_counted(
 ) -> None:
     with pytest.raises(error):
         await ask(house, **fields)
-    assert (house.store.only_row.status, house.store.only_row.error_code) == ("error", code)
+    assert (house.store.only_row.status, house.store.only_row.error_code) == ("rejected", code)
     assert not house.counters.calls
 
 

@@ -49,7 +49,7 @@ async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(house: H
         await ask(house)
     assert not house.worker.asked
     row = house.store.only_row
-    assert (row.status, row.error_code, row.reservation) == (RequestStatus.ERROR, "budget_exhausted", ReservationState.RELEASED)
+    assert (row.status, row.error_code, row.reservation) == (RequestStatus.REJECTED, "budget_exhausted", ReservationState.RELEASED)
 
 
 async def test_without_postgresql_nothing_runs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

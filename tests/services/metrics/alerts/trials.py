@@ -103,6 +103,8 @@ def _completed(course: Course, level: float) -> Sequence[Line]:
         line(status, course.counter(90, 90 - 100 * level), status="success", **where),
         line(status, course.counter(10, 10), status="cancelled", **where),
         line(status, course.counter(900, 900), status="limited", **where),
+        # Typing mistakes of callers: half as many as good requests.
+        line(status, course.counter(50, 50), status="rejected", **where),
         line(status, course.counter(0, 70 * level), status="error", **where),
         line(status, course.counter(0, 30 * level), status="timeout", **where),
     )
