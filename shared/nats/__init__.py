@@ -1,2 +1,2 @@
-"""A small NATS client for one kind of node: nkey login, core messages, headers, reconnect. Why it is ours is told in
-docs/decisions/0003-own-nats-client.md; ``protocol`` is the wire without I/O, ``client`` the connection."""
+"""A small NATS client: core messages, headers, several ways to log in, reconnect. Decision 0003 (docs/decisions/0003-own-nats-client.md)
+explains why it is ours. ``protocol`` is the wire without I/O, ``session`` one TCP connection, ``client`` what the mesh uses."""
