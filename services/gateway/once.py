@@ -139,7 +139,10 @@ class Once:
         async def produce(take: Take[Running, Chunk, InferenceResult], seed: int) -> InferenceResult:
             # As long as there is: whoever reads it has a deadline of its own.
             left = self._idempotency.most_seconds
-            async with self._pipeline.run(principal, request, seconds=left, drawn_seed=seed, cache=cache) as running:
+            made = self._pipeline.run(
+                principal, request, seconds=left, drawn_seed=seed, cache=cache, goes_on_elsewhere=lambda: not take.was_stopped
+            )
+            async with made as running:
                 take.tell(running)
                 async for chunk in running:
                     await take.add(chunk)

@@ -40,6 +40,8 @@ class Ongoing(ABC):
         self._first_word: float | None = None
         #: Fixed when the request ended.
         self._computed: float | None = None
+        #: Asked when it is cancelled: whether another gateway goes on with it, and writes its row.
+        self.goes_on_elsewhere: Callable[[], bool] = lambda: False
         #: Its caller gets the answer as a whole, or nothing of it.
         self.seen_at_end = False
         #: Who runs it; None until that is decided, and where nobody has to.

@@ -5,7 +5,7 @@
     # its row is written; only now is the caller told how it ended
     running.result
 
-Every request that enters ``run`` has exactly one row, however it ends.
+Every request that enters ``run`` has exactly one row, however it ends; one that this gateway leaves to another has that one's.
 """
 
 import asyncio
@@ -108,12 +108,14 @@ class Pipeline:
         drawn_seed: int | None = None,
         cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
         streamed: bool = True,
+        goes_on_elsewhere: Callable[[], bool] = lambda: False,
     ) -> AsyncIterator[Running]:
         """``drawn_seed``: of a request that names none, so that it can be made again. ``streamed``: its caller reads along, token by
-        token. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what ``let_in`` raises, or the worker's own error. An
-        exception out of the block, a cancel included, ends the generation on the worker."""
+        token. ``goes_on_elsewhere``: as ``Ongoing`` has it. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what
+        ``let_in`` raises, or the worker's own error. An exception out of the block, a cancel included, ends the generation on the
+        worker."""
         running = Running(self.clock)
-        running.seen_at_end = not streamed
+        running.seen_at_end, running.goes_on_elsewhere = not streamed, goes_on_elsewhere
         async with self.recorded(running, principal, seconds=seconds):
             order = await self._prepare(running, principal, request, seconds, streamed=streamed)
             running.answers = self._answers(running, order, drawn_seed, cache)
@@ -124,7 +126,7 @@ class Pipeline:
         """Closes what the request runs and gives it its row, however the block ends."""
         self._parts.recorder.reserve()
         failure: errors.AimeshError | None = None
-        status = RequestStatus.ERROR
+        status, is_left = RequestStatus.ERROR, False
         work = tracing.span("inference", {REQUEST_ID: str(running.request_id)})
         try:
             with work:
@@ -137,6 +139,7 @@ class Pipeline:
         except asyncio.CancelledError:
             # A deadline reaches a handler as a cancel, too.
             status = RequestStatus.TIMEOUT if running.seconds_so_far >= seconds - _CLOCK_SLACK_SECONDS else RequestStatus.CANCELLED
+            is_left = status is RequestStatus.CANCELLED and running.goes_on_elsewhere()
             raise
         finally:
             try:
@@ -145,10 +148,14 @@ class Pipeline:
             finally:
                 # Without an await between here and `add`: whatever happens to this task, the row is in the queue.
                 running.end()
-                written = self._record(running, principal, status, failure)
+                written = None if is_left else self._record(running, principal, status, failure)
+                if is_left:
+                    # Whoever goes on with it, or ends its reservation when that is overdue, writes its row.
+                    self._parts.recorder.release()
+                    self._parts.ledger.ended(running.request_id)
             if running.spent is not None:
                 await self._parts.quotas.settle(running.spent, tokens=0 if running.cached else running.usage.total_tokens)
-            if status is RequestStatus.SUCCESS or failure is not None:
+            if written is not None and (status is RequestStatus.SUCCESS or failure is not None):
                 with tracing.span("ledger.settle"):
                     await self._parts.recorder.written(written)
 

@@ -69,7 +69,7 @@ class Pending:
 
 
 class Recorder:
-    """Use ``running``. Every successful ``reserve`` is followed by exactly one ``add``."""
+    """Use ``running``. Every successful ``reserve`` is followed by exactly one ``add`` or ``release``."""
 
     def __init__(self, store: Writer, journal: Disk, queue_rows: Gauge, failures: Counter, *, capacity: int = CAPACITY) -> None:
         self._store = store
@@ -133,6 +133,12 @@ class Recorder:
                 "usage cannot be recorded: PostgreSQL has been away for long", hint="try again soon", retry_after_seconds=5
             )
         self._reserved += 1
+
+    def release(self) -> None:
+        """Instead of ``add``: another gateway writes the row."""
+        self._reserved -= 1
+        if not (self._reserved or self._waiting):
+            self._settled.set()
 
     def add(self, row: RequestRow) -> Pending:
         """Never waits and never fails."""

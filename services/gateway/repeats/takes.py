@@ -82,6 +82,11 @@ class Take(Generic[Head, Piece, End]):
     def is_read(self) -> bool:
         return self._tape.is_read
 
+    @property
+    def was_stopped(self) -> bool:
+        """Somebody said why it is not made any further; else a cancel means that this gateway stops."""
+        return self._why_stopped is not None
+
     def reader(self, after: int = 0) -> "Reader[Head, Piece, End]":
         """Everything behind the chunk ``after``. Raises AnswerGone where that is no longer here. Use it with ``with`` at once: an
         answer that nobody reads is not made any further, unless it is kept."""

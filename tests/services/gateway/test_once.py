@@ -131,3 +131,20 @@ async def test_the_seed_is_fixed_when_the_request_is_first_asked(door: Door) -> 
     assert asked.model_config.seed is not None
     await door.ask(Again(key="other"), seed=5)
     assert door.house.worker.asked[1].model_config.seed == 5
+
+
+async def test_a_request_that_a_stopping_gateway_leaves_to_another_has_one_row(postgres_url: str) -> None:
+    async with fakes.house() as house, opened(postgres_url) as database:
+        store = IdempotencyStore(database)
+        house.worker.hangs_after = 1
+        async with Takes().running() as takes:
+            keys = Idempotency(store, takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+            assert (await Door(Once(house.pipeline, keys), house).ask(KEY, stops_after=1)).text == "Hello"
+        assert house.store.rows == {}
+        house.worker.hangs_after = None
+        async with Takes().running() as takes:
+            keys = Idempotency(store, takes, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
+            heard = await Door(Once(house.pipeline, keys), house).ask(KEY)
+        assert heard.text == "Hello world!"
+        assert heard.result is not None
+        assert (house.store.only_row.id, house.store.only_row.status) == (heard.result.request_id, "success")
