@@ -373,8 +373,14 @@ WHERE ($1::uuid IS NULL OR tenant_id = $1) AND at >= $2 AND at < $3
 GROUP BY model;
 
 -- name: plan_each_time
--- For this transaction: a plan for the filters that are really given, so that each of them finds its index.
+-- For this transaction: plans for the values that are really given, so that what is older is not read.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true);
+
+-- name: plan_pages
+-- For this transaction: read a page in the order of an index, and stop when it is full. PostgreSQL takes the condition of row-level security
+-- for one that lets hardly a row pass, so it would read all rows of a filter and sort them.
+SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_bitmapscan', 'off', true),
+    set_config('enable_sort', 'off', true);
 
 -- name: list_requests
 -- One tenant's requests, the newest first.

@@ -47,7 +47,7 @@ class UsageStore:
             return await transaction.rows("list_requests", tenant, before, status, asked.model, asked.key_id, most)
 
         async with self._database.bound(tenant) as transaction:
-            await transaction.value("plan_each_time")
+            await transaction.run("plan_pages")
             found = await newest(asked.before, asked.limit + 1)
             page, behind = found[: asked.limit], found[asked.limit :]
             if behind and behind[0]["created_at"] == page[-1]["created_at"]:
@@ -59,6 +59,7 @@ class UsageStore:
     async def requests_behind(self, tenant: TenantId, at: datetime, last: RequestId | None, most: int) -> tuple[LoggedRequest, ...]:
         """The next ones, the oldest first."""
         async with self._database.bound(tenant) as transaction:
+            await transaction.run("plan_pages")
             found = await transaction.rows("export_requests", tenant, at, last or _FIRST, most)
         return tuple(_logged(row) for row in found)
 
