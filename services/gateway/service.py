@@ -67,7 +67,7 @@ from shared.api.method import Nothing
 from shared.api.usage import UserUsage
 from shared.cache import Cache
 from shared.directory import Entry
-from shared.node import Node
+from shared.node import Node, web_hop
 from shared.rpc import Call, StreamCall, serves
 from shared.rpc.gate import Gate, Visitor
 from shared.rpc.telling import Telling
@@ -223,8 +223,8 @@ class GatewayService:
         detail = "" if auth_there else "no auth service on the mesh; start it with `aicli stack restart auth`"
         return (await self._store.check(), await self._cache.check(), Check("auth", auth_there, detail))
 
-    def asgi(self) -> HttpApp:
-        return self._http
+    def asgi(self) -> web_hop.BehindWeb:
+        return web_hop.BehindWeb(self._http, self._web_hop_secret)
 
     def _http_app(self) -> HttpApp:
         seconds = self._seconds
@@ -244,7 +244,6 @@ class GatewayService:
             limits_of=self._quotas.limits_of,
             on_refusal=self.telling.refused,
             traces=self._node.traces,
-            web_hop_secret=self._web_hop_secret,
         )
 
     def _on_refusal(self, method: str, _visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:

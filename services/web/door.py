@@ -2,6 +2,8 @@
 
 import re
 import time
+from collections.abc import Mapping
+from typing import cast
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -78,7 +80,8 @@ def _method_label(scope: HTTPScope) -> str:
         return "passthrough"
     verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
     # The pattern of the page's route, once the pages have found it: labels come from a short list, whatever is asked for.
-    return f"{verb} {_TYPE.sub('', scope['path_template'])}" if "path_template" in scope else f"{verb} other"
+    pattern = cast("Mapping[str, object]", scope).get("path_template")
+    return f"{verb} other" if pattern is None else f"{verb} {_TYPE.sub('', str(pattern))}"
 
 
 def _status_label(status: int) -> str:

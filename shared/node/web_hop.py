@@ -1,8 +1,8 @@
 """The hop from web to the gateway: web proves with a secret that it speaks, and then the gateway believes where it says a request comes
-from. An address proves nothing here: any program on the machine can connect from loopback. Pure."""
+from. An address proves nothing here: any program on the machine can connect from loopback."""
 
 import hmac
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from shared import addresses
@@ -13,6 +13,17 @@ SECRET = b"x-aimesh-web-secret"
 _FOR, _PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 #: Random characters in base64 or hex; shorter ones were typed by hand.
 MIN_SECRET_CHARACTERS = 32
+
+
+class BehindWeb:
+    """An ASGI application that sees requests of web as they came to web."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], secret: str | None) -> None:
+        self._app = app
+        self._secret = secret
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        await self._app(resolve(scope, self._secret) if scope["type"] == "http" else scope, receive, send)
 
 
 def headers(secret: str | None, address: str | None, scheme: str) -> list[Header]:

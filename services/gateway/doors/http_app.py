@@ -20,7 +20,6 @@ from shared import access, addresses, context, errors, tracing
 from shared.access import Access, Who
 from shared.api.auth import Principal
 from shared.bounded_waits import BoundedWait
-from shared.node import web_hop
 from shared.spans import Open
 from shared.telemetry import Metrics, logs
 from shared.telemetry.exemplars import Exemplars
@@ -86,9 +85,7 @@ class HttpApp:
         on_refusal: OnRefusal = lambda *_what: None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         traces: tracing.Traces | None = None,
-        web_hop_secret: str | None = None,
     ) -> None:
-        self._web_hop_secret = web_hop_secret
         self._traces = traces or tracing.Traces(ratio=0.0)
         self._routes: dict[str, dict[str, Route]] = {}
         self._heartbeat_seconds = heartbeat_seconds
@@ -117,7 +114,6 @@ class HttpApp:
             await send({"type": "websocket.close", "code": 1000})
         if scope["type"] != "http":
             return
-        scope = web_hop.resolve(scope, self._web_hop_secret)
         request_id = context.new_request_id()
         with self._traces.enter(scope["method"][:20], tracing.of_headers(scope["headers"]), request_id) as span:
             span.error = await self._answer(HttpCall(scope, receive, send, request_id), scope, span)

@@ -289,11 +289,13 @@ async def test_an_address_that_is_endless_is_not_repeated_whole(house: House) ->
 
 
 @asynccontextmanager
-async def served(house: House, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
+async def served(house: House, hop_secret: str | None = None, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
     """The gateway's own server; a call says from which of this machine's addresses it comes."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        server = node_http.HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings))
+        server = node_http.HttpServer(
+            web_hop.BehindWeb(house.app(), hop_secret), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings)
+        )
 
         async def ask(source: str, headers: list[tuple[str, str]]) -> httpx.Response:
             transport = httpx.AsyncHTTPTransport(local_address=source)
@@ -355,10 +357,7 @@ HOP_SECRET = "s" * 32
 )
 async def test_web_proves_its_hop_with_a_secret(house: House, headers: list[tuple[str, str]], *, is_let_in: bool) -> None:
     bind(house, networks=("192.0.2.0/24",))
-    app = house.app()
-    app._web_hop_secret = HOP_SECRET
-    house.app = lambda: app  # type: ignore[method-assign]
-    async with served(house) as ask:
+    async with served(house, HOP_SECRET) as ask:
         answer = await ask(STRANGER, headers)
     assert answer.status_code == (200 if is_let_in else 403), answer.text
 

@@ -1,5 +1,6 @@
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from shared import errors
@@ -216,3 +217,14 @@ async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, 
     assert (await alice.submit(page, f"{here}/{act}", {"Sec-Fetch-Site": "cross-site"}, **chosen)).status_code == 403
     assert (await alice.submit(page, f"{here}/{act}", **chosen, token="")).status_code == 403
     assert mesh.teams[acme] == before
+
+
+async def test_one_that_shares_its_founders_limits_says_so(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
+    for path in ("/organisations", f"/organisations/{acme}"):
+        assert "pro tier" in (await alice.get(path)).text
+    page = mesh.teams[acme]
+    mesh.teams[acme] = msgspec.structs.replace(page, organisation=msgspec.structs.replace(page.organisation, shares_limits=True))
+    for path in ("/organisations", f"/organisations/{acme}"):
+        text = (await alice.get(path)).text
+        assert "shares its founder&#39;s limits" in text
+        assert "pro tier" not in text
