@@ -374,7 +374,8 @@ COMPLETED_REQUESTS = Instrument(
     name="ai_platform_completed_requests_total",
     kind=Kind.COUNTER,
     labels=("status", "model"),
-    help="Inference requests by how they ended, over all gateways: success, error, timeout, cancelled, limited or rejected (its caller has to change something)",
+    help="Inference requests by how they ended, over all gateways: success, error, timeout, cancelled, limited or "
+    "rejected (its caller has to change something)",
 )
 COMPLETED_TOKENS = Instrument(
     name="ai_platform_completed_tokens_total",
