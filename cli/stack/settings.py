@@ -204,6 +204,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "ENGINE_CONTEXT_TOKENS": ("inference",),
     "ENGINE_THREADS": ("inference",),
     "GPU_LAYERS": ("inference",),
+    "ECHO_SLOTS": ("inference",),
     "ECHO_TOKEN_MS": ("inference",),
     "OLLAMA_URL": ("inference",),
     "OPENAI_BASE_URL": ("inference",),

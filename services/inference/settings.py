@@ -67,6 +67,9 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     gpu_layers: Annotated[
         int, Meta(ge=-1, le=10_000), Variable("GPU_LAYERS", "layers to put on a GPU where llama.cpp was built for one; -1 is all")
     ] = -1
+    echo_slots: Annotated[
+        int, Meta(ge=1, le=256), Variable("ECHO_SLOTS", "answers that the echo backend gives at the same time, 1 to 256")
+    ] = 256
     echo_token_ms: Annotated[float, Meta(ge=0, le=60_000), Variable("ECHO_TOKEN_MS", "how long the echo backend takes for a token")] = 0.0
     ollama_url: Annotated[str, Variable("OLLAMA_URL", "where Ollama listens, for INFERENCE_BACKEND=ollama")] = "http://127.0.0.1:11434"
     openai_url: Annotated[str, Variable("OPENAI_BASE_URL", "an OpenAI-compatible API, for INFERENCE_BACKEND=openai")] = (

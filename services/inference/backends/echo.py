@@ -39,10 +39,12 @@ _WORDS = re.compile(r"\s*\S+")
 class EchoBackend:
     name = "echo"
 
-    def __init__(self, token_seconds: float, queue: int, watcher: Watcher) -> None:
+    def __init__(self, token_seconds: float, queue: int, watcher: Watcher, slots: int = SLOTS) -> None:
         self._token_seconds = token_seconds
         self._watcher = watcher
-        self._intake = Intake(MODEL, SLOTS, queue)
+        self._slots = slots
+        self._intake = Intake(MODEL, slots, queue)
+        self._places = asyncio.Semaphore(slots)
 
     def models(self) -> tuple[ModelStatus, ...]:
         return (
@@ -52,7 +54,7 @@ class EchoBackend:
                 detail="",
                 backend=self.name,
                 context_tokens=CONTEXT_TOKENS,
-                slots=SLOTS,
+                slots=self._slots,
                 running=self._intake.running,
                 queued=self._intake.queued,
                 digest=DIGEST,
@@ -67,7 +69,8 @@ class EchoBackend:
         self._watcher.changed()
         started = time.monotonic()
         try:
-            return await self._echo(job, sink)
+            async with self._places:
+                return await self._echo(job, sink)
         finally:
             self._intake.leave(time.monotonic() - started)
             self._watcher.changed()
@@ -111,8 +114,8 @@ class EchoBackend:
 
 
 @asynccontextmanager
-async def opened(token_ms: float, queue: int, watcher: Watcher) -> AsyncIterator[EchoBackend]:
-    yield EchoBackend(token_ms / 1000, queue, watcher)
+async def opened(token_ms: float, queue: int, watcher: Watcher, slots: int = SLOTS) -> AsyncIterator[EchoBackend]:
+    yield EchoBackend(token_ms / 1000, queue, watcher, slots)
 
 
 def token_id(word: str) -> int:

@@ -24,7 +24,7 @@ def opened(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], N
         case "llama":
             return _llama(settings, watcher, say)
         case "echo":
-            return echo.opened(settings.echo_token_ms, settings.queue, watcher)
+            return echo.opened(settings.echo_token_ms, settings.queue, watcher, settings.echo_slots)
         case "ollama":
             # With all that they read and write, 2 MB that the other backends do not need.
             from services.inference.backends import ollama  # noqa: PLC0415
