@@ -23,6 +23,13 @@ from shared.valkey.protocol import Reply, ReplyError, Word
 #: Of the loop: with each it reads what has come. One that has nothing else to do makes them at once.
 _TURNS = 20
 
+#: Less than a connection may be silent.
+LOG_WAIT_SECONDS = 1.0
+#: Read at once.
+_LOG_ENTRIES = 100
+#: Before the first entry of a log.
+_LOG_BEGINNING = b"0-0"
+
 #: The first words of answers with which it refuses for now what is no mistake of ours: it cannot save to its disk, too few replicas
 #: follow it, it has no memory left, it is a replica itself or one without its primary, a script keeps it busy, or it may not.
 _REFUSALS = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "UNKILLABLE", "NOPERM"})
@@ -48,10 +55,11 @@ class _Script:
 class Cache:
     """One for one service; keys begin with the service's name. Every method may raise ``errors.Unavailable``, within some 2 s."""
 
-    def __init__(self, values: Lane, urgent: Lane) -> None:
-        """``urgent``: for the scripts that are registered as that."""
+    def __init__(self, values: Lane, urgent: Lane, following: Lane) -> None:
+        """``urgent``: for the scripts that are registered as that. ``following``: for reads that wait for something new."""
         self._values = values
         self._urgent = urgent
+        self._following = following
         self._scripts: dict[str, _Script] = {}
 
     @classmethod
@@ -68,7 +76,7 @@ class Cache:
             await tasks.__aenter__()
             # A callback, because what the block raises is not for the group: it would come out of it as an ExceptionGroup.
             stack.push_async_callback(tasks.__aexit__, None, None, None)
-            lanes = [Lane(where, trusted, tasks) for _ in range(2)]
+            lanes = [Lane(where, trusted, tasks) for _ in range(3)]
             for lane in lanes:
                 stack.callback(lane.close)
             yield cls(*lanes)
@@ -127,6 +135,24 @@ class Cache:
         assert isinstance(deleted, int)
         return deleted
 
+    async def append(self, log: str, entry: bytes, *, most: int) -> None:
+        """Add an entry to a log that keeps about the newest ``most``. It does not wait behind large values."""
+        await self._ask("XADD", log, "MAXLEN", "~", most, "*", "e", entry, lane=self._urgent)
+
+    async def log_end(self, log: str) -> bytes:
+        """The id of the newest entry, to read on from."""
+        newest = await self._ask("XREVRANGE", log, "+", "-", "COUNT", 1, lane=self._following)
+        return newest[0][0] if newest else _LOG_BEGINNING
+
+    async def read_log(self, log: str, after: bytes) -> tuple[list[bytes], bytes]:
+        """The entries behind ``after``, and the id of the last of them. Waits up to LOG_WAIT_SECONDS for one. For one reader at a time."""
+        words = ("XREAD", "COUNT", _LOG_ENTRIES, "BLOCK", _milliseconds(LOG_WAIT_SECONDS), "STREAMS", log, after)
+        found = await self._ask(*words, lane=self._following)
+        if not found:
+            return [], after
+        entries = found[0][1]
+        return [fields[1] for _, fields in entries], entries[-1][0]
+
     async def check(self) -> Check:
         """Whether Valkey answers and takes writes, over each connection, for /readyz; within 2 s. A replica, which answers those that
         only read for ever, is left by this."""
@@ -136,7 +162,7 @@ class Cache:
             return Check("valkey", ok=False, detail=f"{error.message} ({error.__cause__}); {error.hint}")
         return Check("valkey", ok=True)
 
-    async def _ask(self, *words: Word, lane: Lane | None = None) -> Reply:
+    async def _ask(self, *words: Word, lane: Lane | None = None) -> Any:
         try:
             return await (lane or self._values).ask(protocol.command(words))
         except (OSError, ReplyError) as error:

@@ -186,7 +186,9 @@ class Directory:
         routes = tuple(sorted([*others, Route(transport, path, self._clock())], key=_length))
         entry = Entry(announcement, routes, routes[0].path, min(since, self._now()), "")
         self._put(entry)
-        if is_new or before is None or before.announcement != announcement or before.path != entry.path:
+        # A busy node that repeats itself is news, too: the calls that it counts may be those of somebody else now.
+        is_busy = bool(announcement.load.running)
+        if is_new or is_busy or before is None or before.announcement != announcement or before.path != entry.path:
             self._tell(entry)
 
     def lost(self, node: NodeId, transport: str, why: str) -> None:
@@ -242,7 +244,7 @@ class Directory:
     # --- questions ------------------------------------------------------------------------------------------------
 
     def watch(self, watcher: Callable[[Entry], None]) -> None:
-        """Call ``watcher`` with every node that comes, goes or changes what it says."""
+        """Call ``watcher`` with every node that comes, goes or changes what it says, and with each word of a busy one."""
         self._watchers.append(watcher)
 
     def find(self, node: NodeId) -> Entry | None:

@@ -1,6 +1,7 @@
 """The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
 
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
 from services.gateway.placing.quarantine import Quarantine
 from services.gateway.placing.quarantine_store import QuarantineStore
+from services.gateway.placing.queue_sharing import QueueSharing
 from services.gateway.relaying import receipts
 from services.gateway.relaying.relay import Relay
 from services.gateway.repeats import cache_keys
@@ -113,7 +115,10 @@ class GatewayService:
         self._policy = Policy(settings.routing_policy)
         queueing = dispatch.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - which worker is no secret
-        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, knowledge=Knowledge(strikes=opened.quarantine.strikes))
+        name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
+        knowledge = Knowledge(strikes=opened.quarantine.strikes)
+        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, knowledge=knowledge)
+        self.queue_sharing = QueueSharing(opened.cache, self._dispatch, name)
         retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
         self._relay = Relay(
             node.rpc,
@@ -182,6 +187,7 @@ class GatewayService:
                 node.tasks.create_task(service.callers.watch())
                 node.tasks.create_task(service.watch_limits())
                 node.tasks.create_task(service._quotas.keep_places())
+                node.tasks.create_task(service.queue_sharing.run())
                 node.tasks.create_task(served_models.measure(node, service._dispatch))
                 node.tasks.create_task(service.telling.run())
                 partitions = Partitions(database, node.metrics)

@@ -101,9 +101,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     queue_most: Annotated[
         int,
         Meta(ge=1, le=100_000),
-        Variable("QUEUE_MOST", "requests that wait for workers at most, over all users; one more is refused at once"),
+        Variable("QUEUE_MOST", "requests that wait for workers at most, over all users and gateways; one more is refused at once"),
     ] = 1000
-    queue_per_user: Annotated[int, Meta(ge=1), Variable("QUEUE_PER_USER", "requests of one user that wait for workers at most")] = 100
+    queue_per_user: Annotated[
+        int, Meta(ge=1), Variable("QUEUE_PER_USER", "requests of one user that wait for workers at most, over all gateways")
+    ] = 100
     routing_policy: Annotated[
         Literal["group", "trusted"],
         Variable(

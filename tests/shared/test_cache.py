@@ -50,6 +50,29 @@ async def test_of_many_takers_one_gets_the_value(valkey_url: str) -> None:
         assert sorted(taken, key=str).count(b"x") == 1
 
 
+async def test_a_log_is_read_in_its_order_from_where_the_reader_was(valkey_url: str) -> None:
+    async with Cache.open(valkey_url) as cache, Cache.open(valkey_url) as other:
+        await cache.delete("t:log")
+        beginning = await cache.log_end("t:log")
+        await cache.append("t:log", b"1", most=10)
+        entries, after = await cache.read_log("t:log", beginning)
+        assert entries == [b"1"]
+        assert after == await cache.log_end("t:log")
+        # A reader that waits hears of the next, and holds nobody up.
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(cache.read_log("t:log", after))
+            assert await cache.get("t:nothing") is None
+            await other.append("t:log", b"2", most=10)
+        entries, after = reading.result()
+        assert entries == [b"2"]
+        assert await cache.read_log("t:log", after) == ([], after)
+        for number in range(500):
+            await cache.append("t:log", b"%d" % number, most=10)
+        kept, _ = await cache.read_log("t:log", beginning)
+        assert len(kept) < 250
+        await cache.delete("t:log")
+
+
 async def test_a_script_runs_again_after_valkey_forgot_it(valkey: ValkeyServer, valkey_url: str) -> None:
     async with Cache.open(valkey_url) as cache:
         cache.script("count", COUNT)

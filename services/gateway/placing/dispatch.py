@@ -18,6 +18,7 @@ from services.gateway.placing import candidates, choice, scheduler
 from services.gateway.placing.candidates import Candidate, Knowledge
 from services.gateway.placing.held_claims import HeldClaims
 from services.gateway.placing.lanes import Lane
+from services.gateway.placing.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
 from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
 from shared import errors
@@ -28,6 +29,9 @@ from shared.types import ModelName, NodeId, Role, TenantId
 #: Who is served within this time need not be told that there was a queue.
 FIRST_WORD_SECONDS = 0.1
 WORDS_SECONDS = 1.0
+#: Where other gateways wait, too, a place that a worker announces is given out after so long: what it says may be older than a call
+#: that another gateway has just sent there.
+_ROOM_SECONDS = 0.1
 #: Models with a queue of their own; those that nobody waits for are then forgotten, with their means.
 _MAX_LANES = 1000
 
@@ -131,7 +135,7 @@ class Claim:
         self._dispatch.lane(self._wish.model).answered(completion)
 
     def _charge(self, cost: float) -> None:
-        self._dispatch.lane(self._wish.model).queue.correct(self._wish.tenant, cost - self._charged)
+        self._dispatch.charge(self._wish, cost - self._charged)
         self._charged = cost
 
     def _hold(self) -> None:
@@ -161,17 +165,24 @@ class Dispatch:
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
+        name: str = "",
         knowledge: Knowledge | None = None,
     ) -> None:
-        """``metrics`` are its own where none are given."""
+        """``metrics`` are its own where none are given. ``name``: of this gateway, as ``QueueReport`` has it."""
         self.clock = clock
         self.knowledge = knowledge or Knowledge()
         self._directory = directory
         self._rng = rng
         self._rules = rules or Rules()
         self._metrics = metrics or Metrics("gateway")
-        self._lanes: dict[ModelName, Lane[_Waiter]] = {}
+        self._name = name
+        self._lanes: dict[ModelName, Lane[QueuedRequest]] = {}
         self._held = HeldClaims()
+        self._peers: dict[ModelName, PeerQueues] = {}
+        #: Workers that were seen with room, and since when.
+        self._room: dict[ModelName, dict[NodeId, float]] = {}
+        #: Called when something may have to be reported to the other gateways.
+        self.on_news: Callable[[], None] = _unheard
         #: Who offered a model, and how, when that was last looked at, where somebody waits for it.
         self._offering: dict[ModelName, frozenset[tuple[NodeId, bool, bool, bool]]] = {}
         directory.watch(self._changed)
@@ -184,6 +195,12 @@ class Dispatch:
 
     @property
     def waiting(self) -> int:
+        """At this gateway."""
+        return sum(sum(lane.queue.local.values()) for lane in self._lanes.values())
+
+    @property
+    def waiting_anywhere(self) -> int:
+        """At all gateways, as far as it is known here."""
         return sum(len(lane.queue) for lane in self._lanes.values())
 
     async def find(self, wish: Wish) -> AsyncGenerator[Waiting | Claim]:
@@ -225,12 +242,15 @@ class Dispatch:
             lane.slots = sum(row.seats.slots for row in rows)
         self._check_bounds(lane, wish, 1)
 
-    def lane(self, model: ModelName) -> Lane[_Waiter]:
+    def lane(self, model: ModelName) -> Lane[QueuedRequest]:
         found = self._lanes.get(model)
         if found is None:
             if len(self._lanes) >= _MAX_LANES:
                 self._lanes = {name: lane for name, lane in self._lanes.items() if lane.queue}
+                self._peers = {name: peers for name, peers in self._peers.items() if name in self._lanes}
+                self._room.clear()
             found = self._lanes[model] = Lane()
+            self._peers[model] = PeerQueues(self._name, model, found)
         return found
 
     def ended(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
@@ -242,7 +262,46 @@ class Dispatch:
             self.lane(model).ended(seconds)
         # The worker's other models may have waited for it, too.
         for name in [name for name, lane in self._lanes.items() if lane.queue]:
-            self._give_out(name)
+            self._give_out(name, freed=node)
+
+    def charge(self, wish: Wish, cost: float) -> None:
+        """What its tenant was served differs from what it was charged with."""
+        lane = self.lane(wish.model)
+        lane.queue.correct(wish.tenant, cost)
+        self._peers[wish.model].charged(wish.tenant, cost)
+        self.on_news()
+
+    # --- the other gateways -------------------------------------------------------------------------------------------
+
+    def reports(self) -> list[QueueReport]:
+        """What they are to be told now."""
+        return [report for peers in self._peers.values() if (report := peers.report(self.clock())) is not None]
+
+    def heard(self, report: QueueReport) -> None:
+        """One of them has said this."""
+        lane = self.lane(report.model)
+        for worker in self._peers[report.model].heard(report, self.clock()):
+            self.knowledge.occupancy.is_offered(worker, report.model)
+            # It is for a request that waits here, also where we would have chosen another gateway: else an offer might go round.
+            if not any(self._begin_or_refuse(waiter, worker) for waiter in lane.queue.turns(only_local=True)):
+                self._give_out(report.model, freed=worker)
+        # Somebody waits: what was not worth telling before may be now.
+        self._measure(report.model)
+
+    def expire_peers(self) -> None:
+        """Use the places again that other gateways did not take, and forget the gateways that are silent. Call it every LOOK_SECONDS while
+        requests wait anywhere."""
+        for model, peers in list(self._peers.items()):
+            for worker in peers.expire(self.clock()):
+                self.knowledge.occupancy.take_back(worker, model)
+            if peers.are_heard and self.lane(model).queue:
+                self._give_out(model)
+
+    def forget_peers(self) -> None:
+        """They cannot be heard: each gateway decides alone."""
+        for model, peers in self._peers.items():
+            peers.forget_all()
+            self._give_out(model)
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
@@ -255,26 +314,28 @@ class Dispatch:
             self._check_bounds(lane, wish, 1)
         rows = self._rows(wish)
         lane.queue.enter(wish.tenant, waiter, lane.cost(wish), urgent=urgent)
-        # Whoever waits already found no room, so that room for this one is for this one alone.
-        if self._begin(waiter, rows) or urgent:
+        # Whoever waits already found no room, so that room for this one is for this one alone; but not what was left to another gateway.
+        is_first = urgent or len(lane.queue) == sum(lane.queue.local.values())
+        if is_first and self._begin(waiter, rows):
             return waiter
         lane.slots = sum(row.seats.slots for row in rows)
         try:
-            self._check_bounds(lane, wish, 0)
+            if not urgent:
+                self._check_bounds(lane, wish, 0)
         except errors.Overloaded:
             lane.queue.leave(waiter)
             raise
         self._measure(wish.model)
         return waiter
 
-    def _check_bounds(self, lane: Lane[_Waiter], wish: Wish, more: int) -> None:
+    def _check_bounds(self, lane: Lane[QueuedRequest], wish: Wish, more: int) -> None:
         """For one that has entered, or for one ``more``. Raises Overloaded."""
         mine, position = lane.queue.waiting_of(wish.tenant) + more, lane.queue.position_of_last(wish.tenant) + more
         retry = lane.retry_seconds(position)
         if mine > self._rules.queue_per_tenant:
             full = f"{mine - 1} of your requests wait for {wish.model} already, which is the most"
             raise errors.Overloaded(full, hint="send fewer at once", retry_after_seconds=retry)
-        if self.waiting + more > self._rules.queue_most:
+        if self.waiting_anywhere + more > self._rules.queue_most:
             full = f"all workers of {wish.model} are busy and {self._rules.queue_most} requests wait already"
             raise errors.Overloaded(full, hint="try again, or add a worker", retry_after_seconds=retry)
         expected, most = lane.expected_seconds(position), self._rules.queue_seconds
@@ -305,7 +366,9 @@ class Dispatch:
             self._measure(waiter.wish.model)
 
     def _measure(self, model: ModelName) -> None:
-        self._metrics.queue_depth.labels(model=model).set(len(self.lane(model).queue))
+        """It has changed."""
+        self._metrics.queue_depth.labels(model=model).set(sum(self.lane(model).queue.local.values()))
+        self.on_news()
 
     # --- places -------------------------------------------------------------------------------------------------------
 
@@ -333,6 +396,7 @@ class Dispatch:
         lane = self.lane(wish.model)
         charged = lane.cost(wish)
         lane.queue.take(waiter)
+        self._peers[wish.model].charged(wish.tenant, charged)
         self.knowledge.readers.read(wish.model, wish.beginnings, row.node, self.clock())
         self._metrics.queue_wait_seconds.labels(model=wish.model).observe(self.clock() - waiter.entered_at)
         claim = Claim(self, row.worker, wish, charged, waits_there=row.seats.free <= 0)
@@ -341,35 +405,67 @@ class Dispatch:
         waiter.outcome.set_result(claim)
         return True
 
-    def _give_out(self, model: ModelName) -> None:
-        """Give free places to those whose turn it is."""
+    def _give_out(self, model: ModelName, freed: NodeId | None = None) -> None:
+        """Give free places to those whose turn it is. ``freed``: a worker with one that only this gateway knows of."""
         lane, owners = self.lane(model), {entry.announcement.owner for entry in self._workers()}
         lane.looked_at = self.clock()
+        is_shared = self._peers[model].are_heard
+        if is_shared and freed is None and not self._room_lasts(model):
+            return
+        at = freed if is_shared else None
         began = True
         while began and lane.queue and self._has_room(model, lane):
             began = False
             full: set[_Kind] = set()
             for waiter in lane.queue.turns():
                 kind = _kind(waiter.wish, owners)
-                if kind not in full and (began := self._begin_or_refuse(waiter)):
+                if kind not in full and (began := self._serve(waiter, at)):
                     break
                 full.add(kind)
-        self._measure(model)
+            if began:
+                self._measure(model)
+            if at is not None:
+                break
 
-    def _begin_or_refuse(self, waiter: _Waiter) -> bool:
-        """True where it waits no more."""
+    def _serve(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
+        """True where it waits no more. ``at``: only this worker will do."""
+        return self._leave_place(waiter, at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, at)
+
+    def _leave_place(self, ticket: PeerTicket, at: NodeId | None) -> bool:
+        """Leave a free place to another gateway; False where there is none. A place that a worker announced is known there, too."""
         try:
-            return self._begin(waiter, self._rows(waiter.wish))
+            row = choice.choose(ticket.wish, _only(at, self._rows(ticket.wish)), self._rng)
+        except errors.NotReachable:
+            return False
+        if row is None:
+            return False
+        self.knowledge.occupancy.lend(row.node, ticket.wish.model)
+        self._peers[ticket.wish.model].lend(ticket, row.node, self.clock(), is_ours=at is not None)
+        return True
+
+    def _begin_or_refuse(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
+        """The same of one that waits here."""
+        assert isinstance(waiter, _Waiter)
+        try:
+            return self._begin(waiter, _only(at, self._rows(waiter.wish)))
         except errors.NotReachable as error:
             self.lane(waiter.wish.model).queue.leave(waiter)
             waiter.outcome.set_result(error)
             return True
 
-    def _has_room(self, model: ModelName, lane: Lane[_Waiter]) -> bool:
+    def _has_room(self, model: ModelName, lane: Lane[QueuedRequest]) -> bool:
         """Whether any worker has, for whomever: it is cheap to tell."""
         seats = [self.knowledge.occupancy.look(worker, offer) for worker, offer in candidates.offering(model, self._workers())]
         lane.slots = sum(each.slots for each in seats)
         return any(each.has_room for each in seats)
+
+    def _room_lasts(self, model: ModelName) -> bool:
+        """Whether a worker has had room for a while."""
+        now, before = self.clock(), self._room.get(model, {})
+        offering = candidates.offering(model, self._workers())
+        free = [worker.node for worker, offer in offering if self.knowledge.occupancy.look(worker, offer).has_room]
+        self._room[model] = {node: before.get(node, now) for node in free}
+        return any(now - since >= _ROOM_SECONDS for since in self._room[model].values())
 
     def _workers(self) -> Sequence[Entry]:
         return self._directory.usable(Role.WORKER)
@@ -393,6 +489,8 @@ class Dispatch:
         lane, owners = self.lane(model), {entry.announcement.owner for entry in self._workers()}
         verdicts: dict[_Kind, errors.NotReachable | None] = {}
         for waiter in lane.queue.order():
+            if not isinstance(waiter, _Waiter):
+                continue
             kind = _kind(waiter.wish, owners)
             if kind not in verdicts:
                 verdicts[kind] = self._refusal(waiter.wish)
@@ -406,6 +504,14 @@ class Dispatch:
         except errors.NotReachable as error:
             return error
         return None
+
+
+def _only(at: NodeId | None, rows: Sequence[Candidate]) -> Sequence[Candidate]:
+    return rows if at is None else [row for row in rows if row.node == at]
+
+
+def _unheard() -> None:
+    """Where there is no other gateway."""
 
 
 #: Requests of one kind may run on the same workers.

@@ -7,8 +7,8 @@ does not save turns up: a newcomer's counter is lifted to the least of those wai
 """
 
 import heapq
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -29,6 +29,7 @@ class _Place:
     cost: float
     number: int
     urgent: bool
+    is_local: bool
 
 
 def cost(prompt_tokens: float, completion_tokens: float) -> float:
@@ -40,6 +41,8 @@ class FairQueue(Generic[Ticket]):
 
     def __init__(self) -> None:
         self._places: dict[Ticket, _Place] = {}
+        #: The requests of this gateway, by tenant and urgency.
+        self._local: Counter[tuple[TenantId, bool]] = Counter()
         #: Each in the order of coming; a tenant that does not wait is not in it.
         self._waiting: dict[TenantId, dict[Ticket, None]] = {}
         self._urgent: dict[Ticket, None] = {}
@@ -60,15 +63,27 @@ class FairQueue(Generic[Ticket]):
         """The urgent ones are not counted."""
         return len(self._waiting.get(tenant, ()))
 
+    @property
+    def local(self) -> Mapping[tuple[TenantId, bool], int]:
+        """How many requests of this gateway wait, by tenant and by whether they are urgent."""
+        return self._local
+
+    def counters(self) -> dict[TenantId, float]:
+        """The counters of the tenants that wait."""
+        return {tenant: self.counter_of(tenant) for tenant in self._waiting}
+
     def counter_of(self, tenant: TenantId) -> float:
         return self._counters.get(tenant, 0.0)
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
-    def enter(self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False) -> None:
-        """Everybody enters, also where a place is free. ``urgent`` ones are before all others: they go on with something."""
+    def enter(self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False, is_local: bool = True) -> None:
+        """Everybody enters, also where a place is free. ``urgent`` ones are before all others: they go on with something. Requests that
+        wait at another gateway take part in the order and are not ``is_local``."""
         self._arrivals += 1
-        self._places[ticket] = _Place(tenant, cost, self._arrivals, urgent)
+        self._places[ticket] = _Place(tenant, cost, self._arrivals, urgent, is_local)
+        if is_local:
+            self._local[tenant, urgent] += 1
         if urgent:
             self._urgent[ticket] = None
             return
@@ -81,6 +96,10 @@ class FairQueue(Generic[Ticket]):
         """It waits no more and was not served. Nothing happens if it does not wait."""
         if (place := self._places.pop(ticket, None)) is None:
             return
+        if place.is_local:
+            self._local[place.tenant, place.urgent] -= 1
+            if not self._local[place.tenant, place.urgent]:
+                del self._local[place.tenant, place.urgent]
         if place.urgent:
             del self._urgent[ticket]
             return
@@ -115,17 +134,17 @@ class FairQueue(Generic[Ticket]):
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
-    def turns(self) -> Iterator[Ticket]:
+    def turns(self, *, only_local: bool = False) -> Iterator[Ticket]:
         """Who may be next, in the order of turns: the urgent ones, then of every tenant the one that has waited the longest.
         Whoever takes one asks anew."""
-        yield from list(self._urgent)
+        yield from [ticket for ticket in self._urgent if not only_local or self._places[ticket].is_local]
         if not self._waiting:
             return
         # The first is nearly always the one; to sort the others is for when it is not.
         first = min(self._waiting, key=self._turn)
-        yield next(iter(self._waiting[first]))
+        yield from self._first_of(first, only_local)
         for tenant in sorted(self._waiting, key=self._turn)[1:]:
-            yield next(iter(self._waiting[tenant]))
+            yield from self._first_of(tenant, only_local)
 
     def order(self) -> list[Ticket]:
         """All that wait, in the order in which they will be served if nobody comes."""
@@ -149,6 +168,10 @@ class FairQueue(Generic[Ticket]):
         mine = self.waiting_of(tenant)
         # Of each other tenant as many, and all of its own.
         return len(self._urgent) + sum([min(len(waiting), mine) for waiting in self._waiting.values()])
+
+    def _first_of(self, tenant: TenantId, only_local: bool) -> list[Ticket]:
+        found = next((ticket for ticket in self._waiting[tenant] if not only_local or self._places[ticket].is_local), None)
+        return [] if found is None else [found]
 
     def _turn(self, tenant: TenantId) -> tuple[float, int, int]:
         """Of equals the one that has had no turn for the longest, and of those the one that came first."""

@@ -4,6 +4,7 @@ A worker's word is some milliseconds old, our own count is exact. So each announ
 is heard; what it has beyond that are the calls of other gateways, until it speaks again. A place that we give back is free at once.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from shared.directory import Announcement, Entry, ModelOffer
@@ -15,6 +16,9 @@ from shared.types import ModelName, NodeId
 #: with one call held 1 % and 5 %. On 32 slots four held leave 3 % and 12 %. Longer answers lose less, and what is held is out of
 #: our hands: it can be neither put behind others nor sent elsewhere.
 _HELD_SHARE = 1 / 8
+
+
+_NOTHING: Counter[ModelName] = Counter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Occupancy:
     def __init__(self) -> None:
         self._ours: dict[NodeId, dict[ModelName, int]] = {}
         self._others: dict[NodeId, dict[ModelName, int]] = {}
+        #: Free places that are left to other gateways.
+        self._lent: dict[NodeId, Counter[ModelName]] = {}
 
     def begin(self, node: NodeId, model: ModelName) -> None:
         running = self._ours.setdefault(node, {})
@@ -58,10 +64,26 @@ class Occupancy:
     def heard(self, said: Announcement) -> None:
         """The worker has just said this."""
         self._others[said.node] = {offer.name: self._beyond_ours(said, offer) for offer in said.models}
+        self._lent.pop(said.node, None)
+
+    def lend(self, node: NodeId, model: ModelName) -> None:
+        """A free place is left to another gateway. What the worker says next shows whether it was taken."""
+        self._lent.setdefault(node, Counter())[model] += 1
+
+    def take_back(self, node: NodeId, model: ModelName) -> None:
+        """It was not taken. Nothing happens if the worker has spoken since."""
+        if self._lent.get(node, _NOTHING)[model]:
+            self._lent[node][model] -= 1
+
+    def is_offered(self, node: NodeId, model: ModelName) -> None:
+        """A place that another gateway had is free."""
+        others = self._others.get(node, {})
+        others[model] = max(0, others.get(model, 0) - 1)
 
     def gone(self, node: NodeId) -> None:
         """What runs there still ends with ``end``."""
         self._others.pop(node, None)
+        self._lent.pop(node, None)
 
     def look(self, worker: Entry, offer: ModelOffer) -> Seats:
         said = worker.announcement
@@ -69,7 +91,7 @@ class Occupancy:
             self.heard(said)
         # A worker that says nothing of its models shares its slots among them.
         slots, ours = (offer.slots, self._count(said.node, offer.name)) if offer.slots else (said.load.slots, self._count(said.node))
-        return Seats(max(1, slots), ours + self._others[said.node].get(offer.name, 0))
+        return Seats(max(1, slots), ours + self._others[said.node].get(offer.name, 0) + self._lent.get(said.node, _NOTHING)[offer.name])
 
     def total(self) -> int:
         return sum(sum(running.values()) for running in self._ours.values())
