@@ -70,7 +70,7 @@ storm: setup-dev ## break things at random moments, also two at once, for 10 min
 	@$(BIN)/python -m tests.chaos.storm
 
 bench: setup-dev ## measure the claims of the README, each against its rival
-	@for name in mesh gateway accounts pages footprint swarm swarm_mesh tracing scrape observing history recording engine soak; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done
+	@for name in mesh gateway fairness accounts pages footprint swarm swarm_mesh tracing scrape observing history recording engine soak; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done
 
 docs: setup-dev ## write the generated parts of docs/ anew
 	@$(BIN)/python -m tools.docs

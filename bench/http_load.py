@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -80,6 +79,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 class Outcome(msgspec.Struct, frozen=True):
     answers: tuple[Answer, ...]
+    #: By the clock that all processes of the machine share.
+    start: float = 0.0
 
     @property
     def good(self) -> list[Answer]:
@@ -180,11 +181,11 @@ class _Caller:
         self._requests = [_request(load, key) for key in load.keys]
         self._next = 0
         self._idle: list[_Connection] = []
-        self._start = 0.0
+        self.start = 0.0
         self.answers: list[Answer] = []
 
     async def run(self) -> None:
-        self._start = time.perf_counter()
+        self.start = time.perf_counter()
         match self._load.pace:
             case Steady(at_once, seconds):
                 async with asyncio.TaskGroup() as tasks:
@@ -196,13 +197,13 @@ class _Caller:
                 await self._begin(count, seconds)
 
     async def _again_and_again(self, seconds: float) -> None:
-        while time.perf_counter() < self._start + seconds:
+        while time.perf_counter() < self.start + seconds:
             await self._ask()
 
     async def _begin(self, count: int, seconds: float) -> None:
         async with asyncio.TaskGroup() as tasks:
             for number in range(count):
-                delay = self._start + number * seconds / count - time.perf_counter()
+                delay = self.start + number * seconds / count - time.perf_counter()
                 if delay > 0:
                     await asyncio.sleep(delay)
                 tasks.create_task(self._ask())
@@ -218,9 +219,9 @@ class _Caller:
             try:
                 _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self._load.port)
             except OSError:
-                self.answers.append(Answer(time.perf_counter() - self._start, 0.0, 0.0, 0, 0, whole=False))
+                self.answers.append(Answer(time.perf_counter() - self.start, 0.0, 0.0, 0, 0, whole=False))
                 return
-        self.answers.append(await connection.ask(request, self._start))
+        self.answers.append(await connection.ask(request, self.start))
         if not connection.broken:
             self._idle.append(connection)
 
@@ -236,17 +237,16 @@ def _request(load: Load, key: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n" + load.body).encode()
 
 
-async def _run(load: Load) -> Sequence[Answer]:
+async def _run(load: Load) -> Outcome:
     caller = _Caller(load)
     async with asyncio.timeout(load.pace.seconds + PATIENCE_SECONDS):
         await caller.run()
-    return caller.answers
+    return Outcome(tuple(caller.answers), caller.start)
 
 
 def main() -> None:
     load = msgspec.json.decode(sys.stdin.buffer.read(), type=Load)
-    answers = uvloop.run(_run(load))
-    Path(sys.argv[1]).write_bytes(msgspec.json.encode(Outcome(tuple(answers))))
+    Path(sys.argv[1]).write_bytes(msgspec.json.encode(uvloop.run(_run(load))))
 
 
 if __name__ == "__main__":

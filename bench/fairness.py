@@ -1,0 +1,170 @@
+"""Whether it matters which gateway a tenant uses: one, two and three gateways over one pool of 8 slots, in turn.
+
+    python -m bench.fairness [--quick] [--seconds 30]
+
+Three tenants always have requests waiting, of two lengths, and a light one sends a request now and then. With N gateways they use
+different ones as far as there are so many. The pool is one echo worker with 8 slots; everything shares one machine, so read the ratios to
+the single gateway of the same run.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import uvloop
+
+from bench import http_load, report, tenants
+from bench.http_load import Load, Outcome, Paced, Steady
+from cli.stack import plan
+from cli.stack import settings as stack_settings
+from shared.types import Credential
+from tests.stacks import RunningStack, stack, until
+from tests.testnet import free_port
+
+GATEWAYS = (1, 2, 3)
+SLOTS = 8
+#: Few tokens and long ones: it is the turns that are measured, on a machine that runs everything else, too.
+TOKEN_MS = 250.0
+#: Words of an answer of each of the tenants that always wait.
+WORDS = (10, 10, 5)
+#: Requests that each of them keeps in flight.
+AT_ONCE = 24
+LIGHT_WORDS, LIGHT_RATE = 4, 1.5
+SECONDS, QUICK_SECONDS = 30.0, 10.0
+#: Until the queues are full, and everybody's first requests are done.
+BEGINNING_SECONDS = 8.0
+MOST_SECONDS = 900.0
+MOST_SHARE, MOST_MEDIAN, MOST_WORST = 1.2, 1.5, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    #: Of the tenants that always wait.
+    tokens: tuple[float, ...]
+    #: Of the light tenant, in milliseconds to the first token, without the token itself.
+    median: float
+    worst: float
+    #: Requests of the others that began while one of the light tenant waited, in the mean: a busy machine changes it little.
+    passed_by: float
+    failed: int
+
+
+@asynccontextmanager
+async def more_gateway(running: RunningStack, number: int) -> AsyncIterator[int]:
+    """The port of one more gateway of the stack."""
+    made = (await running.aicli("stack", "add-node", f"gateway-{number}", "gateway", "--json")).json()
+    recorded = stack_settings.read_recorded(running.place)
+    environment = plan.service_environment(running.place, stack_settings.load(recorded), recorded, "gateway")
+    port = free_port()
+    environment |= {"GATEWAY_SERVICE_PORT": str(port), "NODE_KEY_FILE": made["key_file"], "PATH": os.environ["PATH"]}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.gateway", env=environment)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+
+            async def is_ready() -> bool:
+                return (await http.get("/readyz")).status_code == 200
+
+            await until(is_ready, seconds=60, what=f"gateway {number} is ready", ignoring=(httpx.HTTPError,))
+        yield port
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def _compare(ports: list[int], keys: tuple[Credential, ...], seconds: float) -> Found:
+    """Ports of the gateways that take part."""
+
+    def load(number: int, at: int, words: int, pace: Steady | Paced) -> Load:
+        body = tenants.chat_body("echo", "tok " * words, words, stream=True)
+        return Load(port=ports[at % len(ports)], path="/v1/chat/completions", keys=(str(keys[number]),), body=body, pace=pace)
+
+    async with asyncio.TaskGroup() as tasks:
+        heavy = [
+            tasks.create_task(http_load.make(load(number, number, words, Steady(AT_ONCE, BEGINNING_SECONDS + seconds))))
+            for number, words in enumerate(WORDS)
+        ]
+        await asyncio.sleep(BEGINNING_SECONDS)
+        # Never where the first tenant is, if there are two.
+        light = await http_load.make(load(len(WORDS), 1, LIGHT_WORDS, Paced(LIGHT_RATE, seconds)))
+    outcomes = [one.result() for one in heavy]
+    tokens = tuple(_tokens(one, words, seconds) for one, words in zip(outcomes, WORDS, strict=True))
+    answers = sum(len(one.answers) - len(one.good) for one in (*outcomes, light))
+    firsts = [1000 * answer.first - TOKEN_MS for answer in light.good]
+    return Found(tokens, report.percentile(firsts, 0.5), max(firsts), _passed_by(light, outcomes), answers)
+
+
+def _passed_by(light: Outcome, others: list[Outcome]) -> float:
+    begins = [one.start + answer.began + answer.first for one in others for answer in one.good]
+    waits = [(light.start + answer.began, light.start + answer.began + answer.first) for answer in light.good]
+    return sum(begin < at < end for at in begins for begin, end in waits) / len(waits)
+
+
+def _tokens(outcome: Outcome, words: int, seconds: float) -> float:
+    """Those that were said in the measured time: of an answer that began before or ended later, the part that falls into it."""
+    begin, end = BEGINNING_SECONDS, BEGINNING_SECONDS + seconds
+    found = 0.0
+    for answer in outcome.good:
+        first, last = answer.began + answer.first, answer.began + answer.took
+        found += words * max(0.0, min(last, end) - max(first, begin)) / max(1e-3, last - first)
+    return found
+
+
+def _rows(found: dict[int, Found]) -> list[report.Row]:
+    rows, one = [], found[1]
+    for gateways, each in found.items():
+        claim = f"{gateways} gateway{'s' if gateways > 1 else ''}"
+        rows.append(
+            report.alone(
+                f"{claim}: most over least tokens of those that always wait", max(each.tokens) / min(each.tokens), "x", at_most=MOST_SHARE
+            )
+        )
+        rows.append(report.alone(f"{claim}: tokens of all of them", sum(each.tokens), "tokens"))
+        rows.append(report.alone(f"{claim}: requests that failed", each.failed, "requests", at_most=0))
+        claim_turns = f"{claim}: others that began while one of the light tenant waited, mean"
+        rows.append(report.alone(claim_turns, each.passed_by, "requests"))
+        if gateways == 1:
+            rows.append(report.alone(f"{claim}: light tenant's first token, median", each.median, "ms"))
+            rows.append(report.alone(f"{claim}: light tenant's first token, worst", each.worst, "ms"))
+        else:
+            rows.append(
+                report.against(
+                    f"{claim}: light tenant's first token, median", each.median, "ms", "1 gateway", one.median, at_most=MOST_MEDIAN
+                )
+            )
+            rows.append(
+                report.against(f"{claim}: light tenant's first token, worst", each.worst, "ms", "1 gateway", one.worst, at_most=MOST_WORST)
+            )
+    return rows
+
+
+async def measure(seconds: float) -> list[report.Row]:
+    settings = {
+        **tenants.UNREACHED,
+        "AIMESH_ECHO": "1",
+        "ECHO_TOKEN_MS": str(TOKEN_MS),
+        "ECHO_SLOTS": str(SLOTS),
+        "QUEUE_SECONDS": "300",
+        "LOG_LEVEL": "warning",
+    }
+    async with asyncio.timeout(MOST_SECONDS), AsyncExitStack() as opened:
+        running = await opened.enter_async_context(stack(**settings))
+        keys = await tenants.register(running, len(WORDS) + 1)
+        more = [await opened.enter_async_context(more_gateway(running, number)) for number in GATEWAYS[1:]]
+        ports = [tenants.gateway_port(running), *more]
+        return _rows({gateways: await _compare(ports[:gateways], keys, seconds) for gateways in GATEWAYS})
+
+
+def main() -> None:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SECONDS:g} s each")
+    options = parser.parse_args()
+    report.publish(uvloop.run(measure(QUICK_SECONDS if options.quick else options.seconds)), options.json)
+
+
+if __name__ == "__main__":
+    main()
