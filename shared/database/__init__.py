@@ -194,6 +194,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _connection(self, deadline_seconds: float) -> AsyncIterator[asyncpg.Connection]:
+        cancels = _count_cancels()
         try:
             async with asyncio.timeout(deadline_seconds):
                 connection = await self._acquire()
@@ -217,6 +218,9 @@ class Database:
                 await self._pool.expire_connections()
             raise errors.Unavailable("two wanted the same rows of PostgreSQL at once", hint="try again", retry_after_seconds=0.1) from error
         except _GONE as error:
+            if _count_cancels() > cancels:
+                # The error, of a rollback for example, took the place of the cancel, and the task would go on for ever.
+                raise asyncio.CancelledError from error
             if not isinstance(error, TimeoutError):
                 # Where one connection died the idle ones have probably died too; the next caller gets a new one.
                 await self._pool.expire_connections()
@@ -257,6 +261,12 @@ class Database:
                 yield None if what is _Instead.MISSED else what
         finally:
             connection.terminate()
+
+
+def _count_cancels() -> int:
+    """How often somebody has cancelled this task; what ``asyncio.timeout`` cancels does not count once it is over."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _may_be_repeated(cause: BaseException | None, attempt: int, *, only_reads: bool) -> bool:

@@ -284,3 +284,27 @@ async def test_a_listener_that_is_cancelled_in_the_moment_in_which_something_com
         await asyncio.wait((listening,), timeout=5)
         assert listening.cancelled()
     assert heard == 0
+
+
+async def test_a_task_that_is_cancelled_ends_also_where_its_connection_dies_meanwhile(postgres_url: str, package: Path) -> None:
+    asked = asyncio.Event()
+
+    async def work(db: Database) -> None:
+        with contextlib.suppress(errors.Unavailable):
+            async with db.transaction() as tx:
+                try:
+                    asked.set()
+                    await tx.row("sleep", 30)
+                finally:
+                    # As a rollback that fails.
+                    await tx.row("cut_me")
+        await asyncio.Event().wait()
+
+    async with opened(postgres_url, package) as db:
+        working = asyncio.create_task(work(db))
+        await asked.wait()
+        working.cancel()
+        await asyncio.wait((working,), timeout=10)
+        was_cancelled = working.cancelled()
+        working.cancel()
+        assert was_cancelled
