@@ -53,6 +53,11 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return self._jumping.now
 
 
+async def pass_time(seconds: float) -> None:
+    """Let this much virtual time pass; it takes no real time."""
+    await asyncio.sleep(seconds)
+
+
 def tenant(number: int) -> UserId:
     return UserId(UUID(int=number))
 

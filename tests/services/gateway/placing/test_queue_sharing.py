@@ -16,7 +16,7 @@ from shared.cache import Cache
 from shared.directory import Load
 from tests.services.gateway.fakes import FakeDirectory
 from tests.services.gateway.placing import mesh_in_virtual_time
-from tests.services.gateway.placing.mesh_in_virtual_time import Mesh, Served, run
+from tests.services.gateway.placing.mesh_in_virtual_time import Mesh, Served, pass_time, run
 from tests.stacks import until
 
 LIGHT = (8, 9)
@@ -36,15 +36,15 @@ def crowd(gateways: int, count: int, slots: int) -> dict[int, Served]:
 
     async def script(mesh: Mesh) -> None:
         workers(mesh, count, slots)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         for number, tokens in enumerate((50, 50, 25)):
             mesh.flood(number % gateways, number, tokens)
-        await asyncio.sleep(BEGINNING_SECONDS)
+        await pass_time(BEGINNING_SECONDS)
         for number, light in enumerate(LIGHT, 1):
             mesh.trickle(number % gateways, light)
         for served in mesh.served.values():
             served.tokens = 0
-        await asyncio.sleep(40)
+        await pass_time(40)
         found.update(mesh.served)
 
     run(script, gateways)
@@ -72,11 +72,11 @@ def test_which_gateway_a_tenant_uses_makes_no_difference(count: int, slots: int)
 def test_a_tenant_that_uses_all_gateways_gets_no_more_than_one_that_uses_one() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 2, 4)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         for gateway in range(3):
             mesh.flood(gateway, 1)
         mesh.flood(0, 2)
-        await asyncio.sleep(30)
+        await pass_time(30)
         assert mesh.served[1].tokens <= 1.2 * mesh.served[2].tokens
 
     run(script, 3)
@@ -85,9 +85,9 @@ def test_a_tenant_that_uses_all_gateways_gets_no_more_than_one_that_uses_one() -
 def test_the_bounds_of_the_queue_are_those_of_the_mesh() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         mesh.flood(0, 1, at_once=12)
-        await asyncio.sleep(2)
+        await pass_time(2)
         for number in range(60):
             for gateway in range(3):
                 mesh.start(gateway, mesh.ask(gateway, 2, 50))
@@ -109,13 +109,13 @@ def test_the_bounds_of_the_queue_are_those_of_the_mesh() -> None:
 def test_a_killed_gateway_holds_no_turns() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 2, 4)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         for gateway in range(3):
             mesh.flood(gateway, gateway)
-        await asyncio.sleep(BEGINNING_SECONDS)
+        await pass_time(BEGINNING_SECONDS)
         mesh.kill(2)
         idle_before = sum(worker.idle_slot_seconds() for worker in mesh.workers.values())
-        await asyncio.sleep(10)
+        await pass_time(10)
         # Each slot once at most, for as long as a place waits to be taken.
         assert sum(worker.idle_slot_seconds() for worker in mesh.workers.values()) - idle_before <= 8 * 1.0
         for gateway in mesh.gateways[:2]:
@@ -127,17 +127,17 @@ def test_a_killed_gateway_holds_no_turns() -> None:
 def test_without_valkey_each_gateway_decides_alone_and_no_slot_is_idle() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 2, 4)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         for gateway in range(2):
             mesh.flood(gateway, gateway)
-        await asyncio.sleep(BEGINNING_SECONDS)
+        await pass_time(BEGINNING_SECONDS)
         mesh.log.is_away = True
         before = sum(worker.idle_slot_seconds() for worker in mesh.workers.values())
-        await asyncio.sleep(10)
+        await pass_time(10)
         assert sum(worker.idle_slot_seconds() for worker in mesh.workers.values()) - before <= 8 * 1.0
         assert all(gateway.dispatch.waiting_anywhere == gateway.dispatch.waiting for gateway in mesh.gateways)
         mesh.log.is_away = False
-        await asyncio.sleep(BEGINNING_SECONDS)
+        await pass_time(BEGINNING_SECONDS)
         waiting = sum(gateway.dispatch.waiting for gateway in mesh.gateways)
         assert all(abs(gateway.dispatch.waiting_anywhere - waiting) <= 2 for gateway in mesh.gateways)
 
@@ -147,13 +147,13 @@ def test_without_valkey_each_gateway_decides_alone_and_no_slot_is_idle() -> None
 def test_a_gateway_that_has_just_started_learns_who_was_served() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         mesh.flood(0, 1)
         mesh.flood(0, 2)
-        await asyncio.sleep(20)
+        await pass_time(20)
         mesh.flood(1, 2, at_once=4)
         mesh.flood(1, 1, at_once=4)
-        await asyncio.sleep(3)
+        await pass_time(3)
         here, there = (gateway.dispatch.lane("m").queue.counters() for gateway in mesh.gateways)
         assert here.keys() == there.keys()
         # All that is known to one only are some requests of 100 each.
@@ -166,10 +166,10 @@ def test_a_gateway_that_has_just_started_learns_who_was_served() -> None:
 def test_a_gateway_of_an_older_version_keeps_working_beside_the_others() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 2, 4)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         for gateway in range(3):
             mesh.flood(gateway, gateway)
-        await asyncio.sleep(30)
+        await pass_time(30)
         assert all(mesh.served[number].tokens for number in range(3))
         assert mesh.idle_share() <= 0.02
 
@@ -181,10 +181,10 @@ def test_a_far_worker_is_as_busy_as_with_one_gateway() -> None:
 
     async def script(mesh: Mesh) -> None:
         mesh.worker(8, distance_seconds=0.1)
-        await asyncio.sleep(0.5)
+        await pass_time(0.5)
         for number in range(3):
             mesh.flood(number % len(mesh.gateways), number)
-        await asyncio.sleep(30)
+        await pass_time(30)
         idle[len(mesh.gateways)] = mesh.idle_share()
 
     for gateways in (1, 3):
@@ -195,16 +195,16 @@ def test_a_far_worker_is_as_busy_as_with_one_gateway() -> None:
 def test_gateways_that_have_nothing_more_to_tell_are_silent() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         for number in range(20):
             mesh.start(number % 2, mesh.ask(number % 2, number % 3, 50))
-        await asyncio.sleep(5)
+        await pass_time(5)
         told = len(mesh.log.entries)
         assert told
         assert len(mesh.turns) == 20
         for _ in range(20):
             mesh.start(0, mesh.ask(0, 1, 1))
-            await asyncio.sleep(0.3)
+            await pass_time(0.3)
         assert len(mesh.log.entries) == told
 
     run(script, 2)
@@ -213,12 +213,12 @@ def test_gateways_that_have_nothing_more_to_tell_are_silent() -> None:
 def test_what_cannot_be_read_is_left_out() -> None:
     async def script(mesh: Mesh) -> None:
         workers(mesh, 1, 8)
-        await asyncio.sleep(0.1)
+        await pass_time(0.1)
         mesh.flood(0, 1)
         await mesh.log.append("", b"\xc1", most=1)
         await mesh.log.append("", b"\x93\x01\x02\x03", most=1)
         mesh.flood(1, 2)
-        await asyncio.sleep(1)
+        await pass_time(1)
         assert mesh.gateways[0].dispatch.waiting_anywhere > mesh.gateways[0].dispatch.waiting
 
     run(script, 2)
