@@ -3,7 +3,7 @@
 Strangers have 5 guesses at an account from one address in 15 minutes, and 10 from all addresses; a window that was used up makes the next
 one twice as long, up to an hour. An address has 30 in 15 minutes, for any accounts. After 100 in a row the account's passwords are not
 compared any more before it is reset or left alone for three days (NIST SP 800-63B-4 §3.2.2). A browser that has signed in to the account
-before (`known_browsers`) has 10 guesses of its own and none of the others' limits, so that no stranger can lock the owner out.
+before (`known_browsers`) has 10 separate guesses and none of the others' limits, so that no stranger can lock the owner out.
 
 A guess is charged before its hash is compared and given back by a success, so that many at once get no further; one whose hash could not
 be compared is given back alone.

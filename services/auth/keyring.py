@@ -63,7 +63,7 @@ class Keyring:
         revoked = await self._revoke(caller, key) or key
         # The key goes first, and then those that are found: while they end, a stolen one may make more.
         for _ in range(_MOST_ROUNDS if request.with_made else 0):
-            made = await self._store.list_keys_made_by(key.id)
+            made = [each for each in await self._store.list_keys_made_by(key.id) if roles.is_admin(caller) or _tenant(each) == _tenant(key)]
             if not made:
                 break
             for each in made:

@@ -1,7 +1,7 @@
 """Marks browsers that have signed in to an account, so that a stranger's guesses are not theirs (OWASP: device cookies).
 
-A mark is an id and its MAC, kept by the browser alone. It is bound to the account and to its password: whoever knew the former password
-cannot keep marks for guessing the next one. It opens nothing; it only has guesses of its own.
+A mark is an id and its MAC, kept by the browser alone. It is bound to the account and to its password: somebody who knew the former password
+cannot keep marks for guessing the next one. It opens nothing; it only gives separate guesses.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What PostgreSQL last said of administrators, for the time in which it cannot be asked: they have to see what is wrong.
 
-While PostgreSQL is away nobody can be revoked or closed, because that is written there. What happened before it went away was announced,
-and ``forget`` was called. So an answer that is still here is as good as it was, and it is used only when there is no newer one.
+While PostgreSQL is away from all replicas nobody can be revoked or closed, because that is written there. What happened before was
+announced, and ``forget`` was called. So an answer that is still here is as good as it was, and it is used only when there is no newer one.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from shared import errors
 from shared.telemetry import logs
 from shared.types import UserId
 
-#: An answer older than this is not used.
-MAX_AGE_SECONDS = 24 * 3600.0
+#: Another replica may still reach PostgreSQL and revoke there, and this one would not hear of it.
+MAX_AGE_SECONDS = 3600.0
 #: The wait for PostgreSQL where there is a last answer; callers of auth wait for 2 s in all.
 PATIENCE_SECONDS = 0.4
 #: Administrators with their keys and sessions; the least recently used go first.

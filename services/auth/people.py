@@ -78,7 +78,7 @@ class People:
             return True
         if request.invitation is None:
             return False
-        # The code came by mail, so that it also shows whose the address is.
+        # The inviter answers for the address: where no mail is sent, the code reaches its addressee through them.
         return await self._store.is_invited(rules.digest(request.invitation.strip()), request.user_data.email)
 
     @serves(auth.set_tier)

@@ -224,21 +224,21 @@ class Visit:
         self.posted = forms.read_fields(await self.read_body())
         return dict(self.posted)
 
-    async def read_json(self, kind: type[forms.F]) -> forms.F:
+    async def read_json(self, kind: type[forms.F], *, seconds: float = _BODY_SECONDS) -> forms.F:
         """What a script of ours sent, with the form token in a header."""
         self._check_origin()
         if media_type(self.request) != "application/json":
             raise errors.UnsupportedMedia("this is not JSON", hint="send application/json")
         self.check_person(self.request.headers.get("x-form-token", ""))
-        return forms.read_json(await self.read_body(), kind)
+        return forms.read_json(await self.read_body(seconds), kind)
 
-    async def read_body(self) -> bytes:
+    async def read_body(self, seconds: float = _BODY_SECONDS) -> bytes:
         """Raises BadRequest for a slow sender: a form is one packet or two."""
         try:
-            async with asyncio.timeout(_BODY_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await self.request.body()
         except TimeoutError:
-            raise errors.BadRequest(f"the body did not arrive within {_BODY_SECONDS:.0f} s", hint="send it at once") from None
+            raise errors.BadRequest(f"the body did not arrive within {seconds:.0f} s", hint="send it at once") from None
 
     def take_turn(self) -> AbstractAsyncContextManager[None]:
         """For a call that makes auth hash a password. Raises Limited in a crowd."""

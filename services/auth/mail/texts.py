@@ -78,7 +78,7 @@ def new_login(username: str, where: str, program: str, at: datetime) -> Text:
 
 def invitation(organisation: str, by: str, page: str, token: str, days: int) -> Text:
     """``page`` as for ``reset``."""
-    link = f"Open this link and log in, or open an account first:\n\n{page}#{token}\n\nor paste" if page else "Log in and paste"
+    link = f"Open this link and log in, or register first:\n\n{page}#{token}\n\nor paste" if page else "Log in, or register, and paste"
     return Text(
         f"Join {_line(organisation)}",
         f"Hello,\n\n{_line(by)} invites you to the organisation {_line(organisation)}.\n\n"

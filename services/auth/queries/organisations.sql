@@ -6,7 +6,7 @@ SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: add_organisation
 -- A new organisation, owned by user $3 and sharing their limits; nothing if they have founded $4 already. Of those that are older than
--- that column, whoever owns one counts as its founder.
+-- that column, its owner counts as its founder.
 WITH made AS (
     INSERT INTO organisations (id, name, founder_id, shares_limits)
     SELECT $1, $2, $3, true
@@ -73,7 +73,7 @@ LIMIT 1000;
 UPDATE organisations SET name = $2 WHERE id = $1;
 
 -- name: set_organisation_tier
--- What an organisation has paid for; from now on it has limits and included credits of its own.
+-- What an organisation has paid for; from now on it has separate limits and included credits.
 UPDATE organisations SET subscription_tier = $2, shares_limits = false WHERE id = $1;
 
 -- name: set_team_role

@@ -60,7 +60,7 @@ def with_old_setting(plan: Plan, setting: str, requests_per_hour: int | None, nu
 
 
 def plan_of(plans: Mapping[Tier, Plan], tier: Tier, *, shares_limits: bool) -> Plan:
-    """An organisation that shares its founder's limits has no credits of its own: else each founding would bring some."""
+    """An organization that shares its founder's limits has no included credits: else each founding would bring some."""
     return replace(plans[tier], credits=0) if shares_limits else plans[tier]
 
 

@@ -22,6 +22,8 @@ from shared.types import ModelName, RequestId
 #: A long conversation; more than the context of most models holds.
 MOST_MESSAGES = 200
 MAX_BODY_BYTES = 256 * 1024
+#: As long as a pasted text may take to arrive over a slow line.
+_QUESTION_SECONDS = 60.0
 
 
 class Speaker(StrEnum):
@@ -88,7 +90,7 @@ def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName
 @post("/playground/answer", request_max_body_size=MAX_BODY_BYTES)
 async def answer(visit: NamedDependency[Visit]) -> Events:
     """Asks at once and tells everything else in events; what cannot be asked at all has a status."""
-    request = read_question(await visit.read_json(Question))
+    request = read_question(await visit.read_json(Question, seconds=_QUESTION_SECONDS))
     way = answers.InTheNameOf(visit.site.caller, visit.person.access_token)
     room = visit.site.answers.one_more(str(visit.person.user.id))
     return Events(lambda: answers.events(way, request, room))
