@@ -1,6 +1,6 @@
 """Marks browsers that have signed in to an account, so that a stranger's guesses are not theirs (OWASP: device cookies).
 
-A mark is an id and its MAC, kept by the browser alone. It is bound to the account and to its password: somebody who knew the former password
+A mark is an id and its MAC, kept by the browser alone. It is bound to the account and to its password: somebody who knew the old password
 cannot keep marks for guessing the next one. It opens nothing; it only gives separate guesses.
 """
 

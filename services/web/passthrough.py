@@ -22,7 +22,7 @@ from shared.node import web_hop
 CONNECT_SECONDS = 3.0
 #: A connection that did not come about is tried once more: nothing has been sent, and this program may have been the slow one.
 CONNECT_RETRIES = 1
-#: The gateway ends a request itself, at its own deadline. Web waits this much longer, because the one who ends a request first decides what it costs.
+#: The gateway ends a request itself, at its own deadline. Web waits this much longer, so that the gateway decides first.
 SLACK_SECONDS = 30.0
 #: A peer that takes or sends nothing for this long has stopped, on either side.
 STALLED_SECONDS = 30.0

@@ -36,8 +36,9 @@ SET search_path FROM CURRENT AS $$
     )
 $$;
 
--- Names no column but the key, so that columns and indexes of other migrations come along.
-CREATE FUNCTION pg_temp.partition_by(the_table text, the_key text, keeps_primary_key boolean) RETURNS void LANGUAGE plpgsql AS $$
+-- For this migration alone, which drops it at its end: the role may make no temporary objects. It names no column but the key, so that
+-- columns and indexes of other migrations come along.
+CREATE FUNCTION partition_by(the_table text, the_key text, keeps_primary_key boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     first_name text := the_table || '_first';
     indexes text[];
@@ -75,7 +76,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION pg_temp.attach_first(the_table text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION attach_first(the_table text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     EXECUTE format(
         'ALTER TABLE %I ATTACH PARTITION %I %s', the_table, the_table || '_first',
@@ -90,13 +91,13 @@ $$;
 
 LOCK TABLE request_logs, reservations, entries IN ACCESS EXCLUSIVE MODE;
 
-SELECT pg_temp.partition_by('request_logs', 'id', true), pg_temp.attach_first('request_logs');
-SELECT pg_temp.partition_by('reservations', 'request_id', true), pg_temp.attach_first('reservations');
+SELECT partition_by('request_logs', 'id', true), attach_first('request_logs');
+SELECT partition_by('reservations', 'request_id', true), attach_first('reservations');
 
 -- Entries are told apart by the guard, and their own id, which nothing refers to, only puts them in order.
 DROP TRIGGER entries_are_immutable ON entries;
 DROP TRIGGER entries_are_unique ON entries;
-SELECT pg_temp.partition_by('entries', 'at', false);
+SELECT partition_by('entries', 'at', false);
 DO $$
 DECLARE
     next_id bigint;
@@ -107,7 +108,10 @@ END
 $$;
 ALTER TABLE entries_first ALTER COLUMN id DROP IDENTITY;
 ALTER TABLE entries_first DROP CONSTRAINT entries_transfer_kind_account_key;
-SELECT pg_temp.attach_first('entries');
+SELECT attach_first('entries');
 CREATE TRIGGER entries_are_unique BEFORE INSERT ON entries FOR EACH ROW EXECUTE FUNCTION claim_entry_key();
 CREATE TRIGGER entries_are_immutable BEFORE UPDATE OR DELETE ON entries FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER entries_stay BEFORE TRUNCATE ON entries FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+DROP FUNCTION partition_by(text, text, boolean);
+DROP FUNCTION attach_first(text);
