@@ -137,7 +137,7 @@ class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
     ] = ()
     metrics_token: Annotated[
         Annotated[str, msgspec.Meta(min_length=16)] | None,
-        Variable("METRICS_TOKEN", "a request with `Authorization: Bearer` and this token may read /metrics here, from anywhere", secret=True),
+        Variable("METRICS_TOKEN", "a request from anywhere with `Authorization: Bearer` and this token may read /metrics", secret=True),
     ] = None
 
     def mistakes(self) -> Iterator[str]:
