@@ -106,9 +106,10 @@ class Visitor:
         return [" ".join(text.split()) for text in await self.texts(selector)]
 
     async def cookie(self) -> dict[str, Any]:
-        """The only one there is."""
-        (cookie,) = (await self.page.send("Network.getCookies"))["cookies"]
-        return dict(cookie)
+        """That of the session; the only other one marks the browser."""
+        cookies = {cookie["name"]: cookie for cookie in (await self.page.send("Network.getCookies"))["cookies"]}
+        assert set(cookies) <= {"aimesh_session", "aimesh_browser"}
+        return dict(cookies["aimesh_session"])
 
 
 async def administrator(page: Page, origin: str, desk: Desk) -> Visitor:
