@@ -79,7 +79,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     trouble: str = ""
     #: The process: random, made at its start. Two of them with one key are two processes that have to be told apart.
     instance: str = ""
-    #: Instances that have to stop, because an older process uses the same key; see ``shared.key_contests``.
+    #: Processes that have to stop, because an older one uses the same key: ``<node>/<instance>``; see ``shared.key_contests``.
     contested: tuple[str, ...] = ()
 
 

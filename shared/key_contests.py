@@ -22,6 +22,8 @@ SILENT_SECONDS = 30.0
 MAX_PROCESSES = 8
 #: Younger processes that one announcement names.
 MAX_TOLD = 16
+#: Ours are 16 characters. Longer ones are not told apart: 16 of them would not fit into an announcement.
+MAX_INSTANCE_CHARACTERS = 64
 #: The roles that are believed when they name a process that has to stop.
 TELLERS = frozenset({Role.AUTH, Role.GATEWAY, Role.METRICS})
 
@@ -41,33 +43,36 @@ class KeyContests:
     def __init__(self) -> None:
         #: The node that was heard last is at the end.
         self._nodes: OrderedDict[NodeId, dict[str, _Process]] = OrderedDict()
-        self._younger: dict[str, NodeId] = {}
+        #: Names of processes, as in ``process_name``; the one that was found last is at the end.
+        self._younger: dict[str, None] = {}
 
     @property
     def younger(self) -> tuple[str, ...]:
-        """The instances that have to stop, for the announcement of this node."""
-        return tuple(self._younger)[:MAX_TOLD]
+        """The names of the processes that have to stop, for the announcement of this node; the newest findings where there are many."""
+        return tuple(self._younger)[-MAX_TOLD:]
 
-    def must_stop(self, instance: str, announcement: Announcement) -> bool:
-        """Whether the process ``instance`` has to stop, by what we have heard and by what a peer that hears both says."""
-        return instance in self._younger or (announcement.role in TELLERS and instance in announcement.contested)
+    def must_stop(self, process: str, announcement: Announcement) -> bool:
+        """Whether the process of this name has to stop, by what we have heard and by what a peer that hears both says."""
+        return process in self._younger or (announcement.role in TELLERS and process in announcement.contested)
 
     def heard(self, announcement: Announcement, now: float) -> bool:
         """Take an announcement in; True if it proves a contest that was not known."""
-        processes = self._nodes.setdefault(announcement.node, {})
-        self._nodes.move_to_end(announcement.node)
-        self._forget(processes, now)
+        node = announcement.node
+        self._forget_nodes(now)
+        processes = self._nodes.setdefault(node, {})
+        self._nodes.move_to_end(node)
+        self._forget_processes(node, processes, now)
         instance = instance_of(announcement)
         if announcement.leaving:
-            self._drop(processes, instance)
+            self._drop(node, processes, instance)
             return False
-        if instance not in processes and len(processes) < MAX_PROCESSES:
+        if instance not in processes and len(processes) < MAX_PROCESSES and len(instance) <= MAX_INSTANCE_CHARACTERS:
             processes[instance] = _Process(announcement.started_at, now, now)
         process = processes.get(instance)
         if process is None:
             return False
         process.last_at = now
-        found = [self._compare(announcement.node, processes, instance, other, now) for other in processes if other != instance]
+        found = [self._compare(node, processes, instance, other, now) for other in processes if other != instance]
         return any(found)
 
     def _compare(self, node: NodeId, processes: dict[str, _Process], instance: str, other: str, now: float) -> bool:
@@ -80,24 +85,37 @@ class KeyContests:
         if other not in process.proven or instance not in another.proven:
             return False
         younger = max(instance, other, key=lambda each: (processes[each].started_at, each))
-        is_new = younger not in self._younger
-        self._younger[younger] = node
+        name = process_name(node, younger)
+        is_new = name not in self._younger
+        self._younger[name] = None
         return is_new
 
-    def _forget(self, processes: dict[str, _Process], now: float) -> None:
-        for silent in [instance for instance, process in processes.items() if now - process.last_at > SILENT_SECONDS]:
-            self._drop(processes, silent)
-        if len(self._nodes) > MAX_NODES:
-            _, forgotten = self._nodes.popitem(last=False)
-            for instance in list(forgotten):
-                self._drop(forgotten, instance)
+    def _forget_nodes(self, now: float) -> None:
+        """Those that nobody hears any more, and the ones heard longest ago where there are too many."""
+        while self._nodes:
+            node, processes = next(iter(self._nodes.items()))
+            is_silent = all(now - process.last_at > SILENT_SECONDS for process in processes.values())
+            if not is_silent and len(self._nodes) <= MAX_NODES:
+                return
+            del self._nodes[node]
+            for instance in list(processes):
+                self._drop(node, processes, instance)
 
-    def _drop(self, processes: dict[str, _Process], instance: str) -> None:
+    def _forget_processes(self, node: NodeId, processes: dict[str, _Process], now: float) -> None:
+        for silent in [instance for instance, process in processes.items() if now - process.last_at > SILENT_SECONDS]:
+            self._drop(node, processes, silent)
+
+    def _drop(self, node: NodeId, processes: dict[str, _Process], instance: str) -> None:
         processes.pop(instance, None)
-        self._younger.pop(instance, None)
+        self._younger.pop(process_name(node, instance), None)
         for process in processes.values():
             process.outlived.pop(instance, None)
             process.proven.discard(instance)
+
+
+def process_name(node: NodeId, instance: str) -> str:
+    """The instance alone proves nothing: it is public, and its sender chooses it. The node is what the transports vouch for."""
+    return f"{node}/{instance}"
 
 
 def instance_of(announcement: Announcement) -> str:

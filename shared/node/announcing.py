@@ -9,7 +9,7 @@ import msgspec
 from shared import directory, errors, topics
 from shared.directory import Announcement, Directory
 from shared.frames.wire import Announce
-from shared.key_contests import KeyContests
+from shared.key_contests import KeyContests, process_name
 from shared.link import Link, Me
 from shared.nats.protocol import Message
 from shared.node.roads import Roads
@@ -135,7 +135,7 @@ class Announcer:
         if self.contests.heard(announcement, time.monotonic()):
             self.on_contested(announcement.node)
             self._due.set()
-        if self.contests.must_stop(self._me.instance, announcement):
+        if self.contests.must_stop(process_name(self._me.node, self._me.instance), announcement):
             self.must_stop.set()
         if announcement.node == self._me.node:
             return

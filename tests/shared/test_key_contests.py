@@ -6,7 +6,7 @@ import pytest
 
 from shared import key_contests
 from shared.directory import Announcement
-from shared.key_contests import MAX_PROCESSES, MAX_TOLD, SILENT_SECONDS, KeyContests
+from shared.key_contests import MAX_PROCESSES, MAX_TOLD, SILENT_SECONDS, KeyContests, process_name
 from shared.types import NodeId, Role
 
 NODE = NodeId("UNODE")
@@ -64,7 +64,7 @@ def every(seconds: float, instance: str, first: float, last: float) -> list[tupl
 def test_which_process_has_to_stop(heard: list[tuple[float, str]], stops: set[str]) -> None:
     seen = KeyContests()
     proofs = [instance for at, instance in sorted(heard) if seen.heard(said(instance), at)]
-    assert set(seen.younger) == stops
+    assert set(seen.younger) == {process_name(NODE, each) for each in stops}
     assert len(proofs) == len(stops), "each is told once"
 
 
@@ -78,9 +78,47 @@ def test_the_younger_process_stops_within_ten_seconds() -> None:
     ("role", "believed"), [(Role.GATEWAY, True), (Role.AUTH, True), (Role.METRICS, True), (Role.WORKER, False), (Role.WEB, False)]
 )
 def test_who_is_believed_when_it_names_a_process(role: Role, believed: bool) -> None:
-    told = Announcement(role, NodeId("UPEER"), "1", datetime(2026, 1, 1, tzinfo=UTC), contested=("me",))
-    assert KeyContests().must_stop("me", told) is believed
-    assert not KeyContests().must_stop("another", told)
+    told = Announcement(role, NodeId("UPEER"), "1", datetime(2026, 1, 1, tzinfo=UTC), contested=(process_name(NODE, "me"),))
+    assert KeyContests().must_stop(process_name(NODE, "me"), told) is believed
+    assert not KeyContests().must_stop(process_name(NODE, "another"), told)
+    assert not KeyContests().must_stop(process_name(NodeId("UANOTHER"), "me"), told)
+
+
+def test_a_node_that_announces_the_instance_of_another_one_stops_nothing() -> None:
+    seen = KeyContests()
+    other = NodeId("UOTHER")
+    for at, instance in sorted([*every(1, "elder", 0, 20), *every(1, "me", 0.5, 20)]):
+        seen.heard(said("me"), at)
+        announcement = said(instance, node=other)
+        seen.heard(announcement, at)
+        assert not seen.must_stop(process_name(NODE, "me"), announcement)
+    assert seen.younger == (process_name(other, "me"),)
+    told = Announcement(Role.GATEWAY, NodeId("UPEER"), "1", datetime(2026, 1, 1, tzinfo=UTC), contested=seen.younger)
+    assert not KeyContests().must_stop(process_name(NODE, "me"), told)
+
+
+def test_invented_contests_do_not_hide_a_new_one_and_are_forgotten_with_their_nodes() -> None:
+    seen = KeyContests()
+    liars = [NodeId(f"U{number}") for number in range(3)]
+    for turn in range(10):
+        for node in liars:
+            for number in range(MAX_PROCESSES):
+                seen.heard(said(f"invented {number}", node=node), 2.0 * turn)
+    assert len(seen.younger) == MAX_TOLD
+    for at, instance in sorted([*every(2, "elder", 20, 40), *every(2, "younger", 21, 41)]):
+        seen.heard(said(instance), at)
+    assert process_name(NODE, "younger") in seen.younger
+    for at in (18 + SILENT_SECONDS + 1, 18 + SILENT_SECONDS + 2):
+        seen.heard(said("elder"), at)
+    assert seen.younger == (process_name(NODE, "younger"),)
+
+
+def test_an_instance_of_any_length_makes_no_announcement_too_long() -> None:
+    seen = KeyContests()
+    for turn in range(20):
+        seen.heard(said("elder"), 1.0 * turn)
+        seen.heard(said("x" * 10_000), 1.0 * turn)
+    assert seen.younger == ()
 
 
 def test_an_older_version_is_told_apart_by_its_start() -> None:
@@ -89,7 +127,7 @@ def test_an_older_version_is_told_apart_by_its_start() -> None:
     for turn in range(20):
         seen.heard(old, 2.0 * turn)
         seen.heard(said("younger"), 2.0 * turn + 1)
-    assert seen.younger == ("younger",)
+    assert seen.younger == (process_name(NODE, "younger"),)
 
 
 def test_a_process_that_left_or_fell_silent_is_named_no_more() -> None:
@@ -97,7 +135,7 @@ def test_a_process_that_left_or_fell_silent_is_named_no_more() -> None:
         seen = KeyContests()
         for at, instance in sorted([*every(2, "elder", 0, 20), *every(2, "younger", 1, 21)]):
             seen.heard(said(instance), at)
-        assert seen.younger == ("younger",)
+        assert seen.younger == (process_name(NODE, "younger"),)
         if end is not None:
             seen.heard(end, 22)
         seen.heard(said("elder"), 22 if end is not None else 22 + SILENT_SECONDS)
