@@ -262,11 +262,14 @@ class NatsClient:
                 self._subscribe_all(new)
                 await new.ping()
             await self._drain(old)
-            if self._session is old:
+            if self._session is not old:
+                new.abort()  # lost or closed meanwhile; ``run`` connects again
+            elif new in self._open:
                 self._replace(old, new, handover)
                 await old.close()
             else:
-                new.abort()  # lost or closed meanwhile; ``run`` connects again
+                # The new server died while the old one was drained, and that one has none of our subscriptions now.
+                old.abort()
         except _FAILURES:
             old.deliver = self.message_arrived
             new.abort()

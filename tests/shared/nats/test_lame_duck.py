@@ -51,6 +51,32 @@ async def test_the_client_learns_a_server_and_moves_to_it_without_being_lost() -
             await client.close()
 
 
+async def test_a_new_server_that_dies_during_the_move_is_not_moved_to() -> None:
+    async with scripted_nats() as first, scripted_nats() as second:
+        client = NatsClient(first.url, identity.NodeKey(identity.new_seed()), name="test")
+        heard: list[Message] = []
+        client.subscribe("a.b", heard.append)
+        await client.connect(deadline_seconds=10)
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            [old] = first.connections
+            # The answer to the PING behind the UNSUB.
+            first.holds = lambda connection: connection is old and not connection.subscriptions
+            first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
+            await until(lambda: old.held_pongs > 0, seconds=20)
+            [new] = client._open - {client._session}
+            second.connections[0].cut()
+            await until(lambda: new not in client._open, seconds=10)
+            first.info["ldm"] = False
+            first.release()
+            await until(lambda: client.reconnects == 1, seconds=20)
+            await client.flush(deadline_seconds=10)
+            client.publish("a.b", b"after it")
+            await client.flush(deadline_seconds=10)
+            assert [each.payload for each in heard] == [b"after it"]
+            await client.close()
+
+
 async def test_a_client_that_knows_no_other_server_stays() -> None:
     async with scripted_nats() as server:
         client = NatsClient(server.url, identity.NodeKey(identity.new_seed()), name="test")
