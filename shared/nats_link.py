@@ -8,6 +8,7 @@ role and id are taken from there and its HELLO has to agree.
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -107,9 +108,8 @@ class NatsTransport:
         self._deaf = ""
         #: By the subject that the peer's messages come on, and the link's id.
         self._links: dict[tuple[bytes, int], NatsLink] = {}
-        #: Links with frames that wait to be written, and since when the oldest of them has waited.
-        self._dirty: list[NatsLink] = []
-        self._dirty_since = 0.0
+        #: Links with frames that wait to be written, and since when; the oldest first.
+        self._dirty: deque[tuple[NatsLink, float]] = deque()
         self._write_is_due = False
         self._loop = asyncio.get_running_loop()
         self._is_silent = False
@@ -124,7 +124,7 @@ class NatsTransport:
     @property
     def unwritten_seconds(self) -> float:
         """How long the oldest frame that is not written yet has waited; 0 when there is none."""
-        return max(0.0, self.now() - self._dirty_since) if self._dirty else 0.0
+        return max(0.0, self.now() - self._dirty[0][1]) if self._dirty else 0.0
 
     @property
     def trouble(self) -> str:
@@ -190,9 +190,7 @@ class NatsTransport:
         return list(self._links.values())
 
     def wake_writer(self, link: NatsLink) -> None:
-        if not self._dirty:
-            self._dirty_since = self.now()
-        self._dirty.append(link)
+        self._dirty.append((link, self.now()))
         self._write_soon()
 
     def forget(self, link: NatsLink, why: errors.AimeshError) -> None:
@@ -216,10 +214,9 @@ class NatsTransport:
 
     def _write(self) -> None:
         self._write_is_due = False
-        if self.nats.is_full or not self.connected:
-            return  # what waits is written when there is room (on_room) or a connection (_on_connection)
-        dirty, self._dirty = self._dirty, []
-        for link in dirty:
+        # What waits is written when there is room (on_room) or a connection (_on_connection). Each write may fill the socket.
+        while self._dirty and self.connected and not self.nats.is_full:
+            link, _ = self._dirty.popleft()
             self.write_link(link)
 
     def write_link(self, link: NatsLink) -> None:

@@ -1,6 +1,7 @@
 """The client and the link layer over a server that answers late, cuts connections and is closed on the way."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from shared.directory import Directory
 from shared.frames.wire import MAX_BODY_BYTES, Call, Frame, Piece
 from shared.link import Link, Me
 from shared.nats import client as nats_client
+from shared.nats import session as nats_session
 from shared.nats.client import NatsClient
 from shared.nats.protocol import Message
 from shared.nats_link import NatsTransport
@@ -106,9 +108,40 @@ async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monk
 
         await until(push, seconds=10)
         assert [check.ok for check in roads.checks()] == [False]
-        assert not caller.nats.is_full or caller.connected
+        assert caller.nats.is_full
+        assert caller.connected
         session.reads.set()
         await until(lambda: [check.ok for check in roads.checks()] == [True], seconds=10)
+
+
+async def test_every_link_is_written_when_the_socket_fills_up_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_session, "HIGH_WATER_BYTES", 1)
+    async with (
+        scripted_nats() as server,
+        transport_of(server, Role.GATEWAY) as caller,
+        transport_of(server, Role.WORKER) as worker,
+    ):
+        links = [await caller.dial(peer_of(worker)) for _ in range(4)]
+        await until(lambda: len(worker.links()) == len(links))
+        received: dict[int, list[Frame]] = {}
+        for link in worker.links():
+            link.on_frames = received.setdefault(link.id, []).extend
+        assert caller.nats._session is not None
+        assert caller.nats._session._transport is not None
+        reading = session_of(server, caller).writer.transport
+        assert isinstance(reading, asyncio.Transport)
+        # The sockets hold less than one link sends.
+        reading.pause_reading()
+        caller.nats._session._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+        for link in links:
+            for number in range(4):
+                link.send(Piece(number, bytes(MAX_BODY_BYTES), more=True))
+        await until(lambda: caller.nats.is_full, seconds=10)
+        await until(lambda: caller.unwritten_seconds > 0)
+        reading.resume_reading()
+        await until(lambda: [len(frames) for frames in received.values()] == [4] * len(links), seconds=10)
+        assert caller.unwritten_seconds == 0
+        assert [link.closed for link in links] == [None] * len(links)
 
 
 async def test_a_link_writes_no_message_that_is_larger_than_the_server_takes() -> None:
@@ -161,6 +194,18 @@ async def test_close_during_the_login_leaves_no_connection() -> None:
         assert not client.connected
         await until(lambda: not server.connections)
         assert server.accepted == 1
+
+
+async def test_close_during_the_login_tries_no_further_server() -> None:
+    async with scripted_nats() as first, scripted_nats() as second:
+        first.holds = second.holds = lambda connection: True
+        client = NatsClient(f"{first.url},{second.url}", identity.NodeKey(identity.new_seed()), name="test")
+        async with asyncio.TaskGroup() as tasks:
+            connecting = tasks.create_task(_refused(client))
+            await until(lambda: any(each.held_pongs for each in (*first.connections, *second.connections)))
+            await client.close()
+            await connecting
+        assert first.accepted + second.accepted == 1
 
 
 async def test_close_during_a_reconnect_leaves_no_connection() -> None:
