@@ -184,6 +184,8 @@ class NatsClient:
         """A new connection to any server, ``leaving``'s excepted. Raises Unavailable with the reason that says most."""
         problem: Exception | None = None
         for server in self._servers.in_random_order(without=None if leaving is None else leaving.server):
+            if self._closing:
+                break
             try:
                 return await self._log_in_to(server, login_seconds, leaving)
             except _FAILURES as error:
