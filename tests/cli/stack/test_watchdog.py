@@ -25,14 +25,24 @@ while True:
     line.sendall(sys.argv[2].encode().decode("unicode_escape").encode())
     line.close()
 """
+#: Answers and closes before it reads the question, as a gateway with too many connections: the question meets a reset.
+HASTY_SERVER = """
+import socket, struct, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    line, _ = listener.accept()
+    line.sendall(sys.argv[2].encode().decode("unicode_escape").encode())
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(sys.argv[3]), 0))
+    line.close()
+"""
 REFUSAL = r"HTTP/1.1 503 Service Unavailable\r\n\r\n{}"
 
 
-def program(answer: str, *, is_service: bool) -> Program:
+def program(answer: str, *, is_service: bool, server: str = SERVER, linger: int = 0) -> Program:
     port = ports.find_free()
     return Program(
         name="dummy",
-        command=(sys.executable, "-c", SERVER, str(port), answer),
+        command=(sys.executable, "-c", server, str(port), answer, str(linger)),
         environment={"PATH": os.environ["PATH"]},
         stage=1,
         grace_seconds=0.2,
@@ -117,6 +127,20 @@ async def test_a_program_that_answers_with_a_refusal_is_left_alone(tmp_path: Pat
         first = kept.status.pid
         await clock.until(2 * watchdog.START_SECONDS)
         assert (kept.status.pid, kept.status.crashes) == (first, 0)
+
+
+@pytest.mark.parametrize("answer", [REFUSAL, ""], ids=["503", "nothing"])
+@pytest.mark.parametrize("linger", [0, 1], ids=["closed", "reset"])
+async def test_a_service_that_closes_before_it_reads_the_question_is_left_alone(tmp_path: Path, answer: str, linger: int) -> None:
+    hasty = program(answer, is_service=True, server=HASTY_SERVER, linger=linger)
+    async with watched(hasty, tmp_path / "log") as (kept, clock):
+        first = kept.status.pid
+        await clock.until(2 * watchdog.START_SECONDS)
+        assert (kept.status.pid, kept.status.crashes) == (first, 0)
+        assert hasty.url is not None
+        health = await probes.health_of(hasty.url)
+        assert not health.ready
+        assert health.why != "nothing listens on its port yet"
 
 
 @pytest.mark.parametrize(("status", "answers"), [(0, True), (1, True), (2, False)])
