@@ -137,13 +137,15 @@ class Keeper:
 
     async def _end(self, process: Process) -> None:
         """Ask it to stop, wait out its grace, kill it. Orders that come meanwhile are put behind."""
-        process.send_signal(self.program.stop_signal)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            process.send_signal(self.program.stop_signal)
         try:
             async with asyncio.timeout(self.program.grace_seconds):
                 await process.wait()
         except TimeoutError:
             _log.warning("%s: did not stop within %.0f s; killed", self.program.name, self.program.grace_seconds)
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
         _log.info("%s: stopped", self.program.name)
 

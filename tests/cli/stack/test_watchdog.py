@@ -148,3 +148,12 @@ async def test_a_postgresql_that_is_starting_answers(status: int, answers: bool)
     asked = CommandProbe(("sh", "-c", f"exit {status}"), silence_status=2)
     assert await probes.gets_answer(Program(name="postgres", command=(), environment={}, stage=0, probe=asked)) is answers
     assert await probes.is_ready(asked) is (status == 0)
+
+
+async def test_a_program_that_has_just_ended_is_stopped_without_an_error(tmp_path: Path) -> None:
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    async with asyncio.TaskGroup() as tasks:
+        one = keeper.Keeper(program("", is_service=True), tmp_path / "log", tasks, lambda child: None)
+        await one._end(ended)
+    assert ended.returncode == 0
