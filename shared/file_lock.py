@@ -1,6 +1,7 @@
 """Keeps files that one process writes to that process, with flock(2). The lock ends with the process, however it ends."""
 
 import asyncio
+import errno
 import fcntl
 import os
 from collections.abc import AsyncIterator
@@ -12,13 +13,15 @@ from shared import errors
 #: A process that is being replaced may still be closing.
 PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
+#: What flock says on file systems without locks.
+_WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 @asynccontextmanager
 async def hold(path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> AsyncIterator[None]:
     """Lock ``path`` for the block, by a file beside it. Raises BadSettings if another process keeps it longer than the patience.
 
-    Nothing is locked where no file can be made: there is nothing to write to either.
+    Nothing is locked where no file can be made, because there is nothing to write to either, nor on a file system without locks.
     """
     try:
         handle = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -44,5 +47,9 @@ async def _lock(handle: int, path: Path, patience_seconds: float) -> None:
                     hint="stop that process, or give this one its own NODE_KEY_FILE and MESH_STATE_FILE",
                 ) from None
             await asyncio.sleep(_LOOK_SECONDS)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            return
         else:
             return

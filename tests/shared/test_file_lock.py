@@ -1,6 +1,9 @@
 """A file that one process writes to is locked by it, and free again as soon as that process has ended."""
 
 import asyncio
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +58,13 @@ async def test_a_process_that_waits_gets_the_lock_when_the_first_one_ends(tmp_pa
 async def test_where_nothing_can_be_written_nothing_is_locked(tmp_path: Path) -> None:
     async with file_lock.hold(tmp_path / "missing" / "node.mesh"), file_lock.hold(tmp_path / "missing" / "node.mesh"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+async def test_on_a_file_system_without_locks_nothing_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    async with file_lock.hold(tmp_path / "node.mesh"), file_lock.hold(tmp_path / "node.mesh"):
+        assert (tmp_path / "node.mesh.lock").exists()
