@@ -129,7 +129,7 @@ def service_environment(home: Home, settings: StackSettings, recorded: Mapping[s
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
             "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
-            # Who reaches the stack from another machine needs an account first.
+            # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
         }
         environment = {**given, **environment}

@@ -150,7 +150,7 @@ def provision(server: Postgres, passwords: Mapping[str, str]) -> None:
 
 
 def environment_of_psql(server: Postgres, role: str, password: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """What psql and its kin read in place of arguments, so that the password is none; ``settings`` are those of the session."""
+    """Environment for psql: the password must not appear in its arguments. ``settings`` are those of the session."""
     return {
         "PGHOST": str(server.sockets),
         "PGPORT": str(_PORT),

@@ -1,4 +1,4 @@
-"""Restarts programs that live but no longer answer: a process that hangs is as good as dead, and nobody else notices.
+"""Restarts programs that live but no longer answer: a process that hangs has no exit status that could show it.
 
 Only silence counts. A service that answers /healthz or /readyz with 503, or a PostgreSQL that says it is starting or
 recovering, answers.

@@ -86,7 +86,7 @@ class NatsLogin:
 
     def _refused(self, servers: tuple[ServerAddress, ...]) -> tuple[str, str]:
         if self._creds is not None:
-            return "the credentials of NATS_CREDS_FILE", "ask whoever runs the NATS server for a new credentials file"
+            return "the credentials of NATS_CREDS_FILE", "ask the NATS server's operator for a new credentials file"
         if any(server.user for server in servers):
             return "the user and password of NATS_URL", "correct NATS_URL"
         if any(server.token for server in servers):

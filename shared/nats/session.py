@@ -188,7 +188,7 @@ class NatsSession(asyncio.Protocol):
                 self._owner.request_refused(operation.text)
 
     def _send_ping(self) -> asyncio.Future[None]:
-        """Every PING has its place in the queue: a PONG answers the oldest one, whoever sent it."""
+        """Every PING has its place in the queue: a PONG answers the oldest PING."""
         pong: asyncio.Future[None] = self._loop.create_future()
         self._pongs.append(pong)
         self.write(b"PING\r\n")

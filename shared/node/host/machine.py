@@ -17,7 +17,7 @@ from shared.node.host.readings import Moved, Processors, Space
 UNREADABLE = (OSError, RuntimeError, ValueError, psutil.Error)
 
 _LOOPBACK = re.compile(r"lo\d*")
-#: Anew at every start of the kernel.
+#: A new value at every boot.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: What Docker, Podman and Kubernetes leave in a container.
 _CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
