@@ -15,7 +15,8 @@ from shared.frames import wire
 from shared.frames.windows import Window, Windows
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Item, Piece, Reply
 
-#: A reader gives credit at the latest when it has taken this many items: if its process dies, only items that it gave credit for are billed.
+#: A reader gives credit at the latest when it has taken this many items: if its process dies, only items that it gave credit for are
+#: billed.
 CREDIT_ITEMS = 64
 #: Bytes of half-received messages that a link holds.
 MAX_PARTIAL_BYTES = 8 * 1024 * 1024

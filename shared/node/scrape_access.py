@@ -1,6 +1,6 @@
 """Decides who may read /metrics on a port that people reach. Pure.
 
-The metrics service has the numbers of every node by the mesh's own way, so that a public port serves only scrapers that an
+The metrics service has the numbers of every node by the mesh's own way, so a public port serves only scrapers that an
 operator has named.
 """
 

@@ -124,8 +124,8 @@ async def test_every_link_is_written_when_the_socket_fills_up_between_them(monke
         links = [await caller.dial(peer_of(worker)) for _ in range(4)]
         await until(lambda: len(worker.links()) == len(links))
         received: dict[int, list[Frame]] = {}
-        for link in worker.links():
-            link.on_frames = received.setdefault(link.id, []).extend
+        for answering in worker.links():
+            answering.on_frames = received.setdefault(answering.id, []).extend
         assert caller.nats._session is not None
         assert caller.nats._session._transport is not None
         reading = session_of(server, caller).writer.transport
