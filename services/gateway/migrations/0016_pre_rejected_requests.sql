@@ -6,7 +6,8 @@ ALTER TABLE request_logs DROP CONSTRAINT request_logs_status_check;
 ALTER TABLE request_logs ADD CONSTRAINT request_logs_status_check
     CHECK (status IN ('success', 'error', 'timeout', 'cancelled', 'limited', 'rejected')) NOT VALID;
 
--- As before, and no conversation begins with a request that was rejected.
+-- As before, and a request that was rejected is in no number of requests and begins no conversation. Its tokens count, as those of every row:
+-- it has some only where a stream broke off by its caller's fault, and those were made.
 CREATE OR REPLACE VIEW request_usage WITH (security_invoker) AS
 SELECT log.id, log.created_at, (log.created_at AT TIME ZONE 'UTC')::date AS day,
     log.tenant_id, log.user_id, log.model_used AS model, log.worker_owner, log.worker_labels,

@@ -90,8 +90,12 @@ def some_rows(seed: int, number: int) -> list[RequestRow]:
 # --- sums -----------------------------------------------------------------------------------------------------------------
 
 
+#: Their rows are in no sum.
+REFUSED = (RequestStatus.LIMITED, RequestStatus.REJECTED)
+
+
 def by_hand(rows: Iterable[RequestRow]) -> UsageSum:
-    counted = [one for one in rows if one.status is not RequestStatus.LIMITED]
+    counted = [one for one in rows if one.status not in REFUSED]
     times = sorted(one.response_time_ms for one in counted if one.status is RequestStatus.SUCCESS)
     return UsageSum(
         requests=len(counted),
@@ -108,7 +112,7 @@ def by_hand(rows: Iterable[RequestRow]) -> UsageSum:
 def grouped(rows: Iterable[RequestRow], by: Callable[[RequestRow], object]) -> dict[object, UsageSum]:
     groups: dict[object, list[RequestRow]] = defaultdict(list)
     for one in rows:
-        if one.status is not RequestStatus.LIMITED:
+        if one.status not in REFUSED:
             groups[by(one)].append(one)
     return {key: by_hand(group) for key, group in groups.items()}
 

@@ -89,7 +89,7 @@ def by_hand(rows: Sequence[RequestRow]) -> BusinessSum:
 
     good = [one for one in rows if one.status is RequestStatus.SUCCESS]
     made = [one for one in good if not one.cached]
-    let_in = [one for one in rows if one.status is not RequestStatus.LIMITED]
+    let_in = [one for one in rows if one.status not in (RequestStatus.LIMITED, RequestStatus.REJECTED)]
     return BusinessSum(
         succeeded=len(good),
         failed=number(RequestStatus.ERROR),
