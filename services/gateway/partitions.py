@@ -22,7 +22,7 @@ class Partitions:
     async def extend(self) -> None:
         while name := await self._database.value("add_partition", AHEAD_DAYS):
             _log.info("a partition was added", name=name)
-        self._metrics.partition_days.set(await self._database.value("count_partition_days"))
+        self._metrics.partitions_ahead.set(await self._database.value("measure_partitions_ahead"))
 
     async def drop_old(self, days: int) -> None:
         """Partitions of the request log, all of whose rows are older than so many days."""

@@ -425,9 +425,9 @@ WITH added AS MATERIALIZED (SELECT add_partition(make_interval(days => $1)) AS n
 -- Drop one partition of the request log that holds nothing younger than so many days; its name, or NULL where there is none.
 WITH dropped AS MATERIALIZED (SELECT drop_partition($1) AS name) SELECT name FROM dropped;
 
--- name: count_partition_days
--- For how many days from now every growing table has its partitions.
-SELECT extract(epoch FROM min(until) - now())::double precision / 86400
+-- name: measure_partitions_ahead
+-- For how many seconds from now every growing table has its partitions.
+SELECT extract(epoch FROM min(until) - now())::double precision
 FROM (SELECT max(until) AS until FROM partitions GROUP BY parent) AS ends;
 
 -- name: end_old_requests

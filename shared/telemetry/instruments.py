@@ -256,10 +256,11 @@ UPKEEP_AGE = Instrument(
     labels=("job",),
     help="How long ago the gateway's background work last succeeded; before its first success, how long ago it was started",
 )
-PARTITION_DAYS = Instrument(
-    name="ai_platform_partition_days",
+PARTITIONS_AHEAD = Instrument(
+    name="ai_platform_partitions_ahead_seconds",
     kind=Kind.GAUGE,
-    help="For how many days from now the gateway's growing tables have partitions; rows after that go to the default partitions",
+    unit="seconds",
+    help="How far from now the partitions of the gateway's growing tables reach; rows after that are stored in the default partitions",
 )
 
 MODEL_WORKERS = Instrument(

@@ -113,7 +113,7 @@ class Metrics:
     ledger_drift = _Measured(Gauge, instruments.LEDGER_DRIFT)
     upkeep_last_success = _Measured(Gauge, instruments.UPKEEP_LAST_SUCCESS)
     upkeep_age = _Measured(Gauge, instruments.UPKEEP_AGE)
-    partition_days = _Measured(Gauge, instruments.PARTITION_DAYS)
+    partitions_ahead = _Measured(Gauge, instruments.PARTITIONS_AHEAD)
     model_workers = _Measured(Gauge, instruments.MODEL_WORKERS)
     response_cache = _Measured(Counter, instruments.RESPONSE_CACHE)
     tokens = _Measured(Counter, instruments.TOKENS)

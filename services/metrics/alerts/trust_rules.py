@@ -1,6 +1,7 @@
 """Alerts about what must always be true: the ledger adds up, the audit log is as it was written, certificates are good."""
 
 from services.metrics.alerts.expressions import (
+    DAY,
     HOUR,
     MINUTE,
     Compared,
@@ -24,7 +25,7 @@ LIST_OLD_SECONDS = 600
 UNVERIFIED_SECONDS = 30 * MINUTE
 #: The rarest of the other jobs runs every hour.
 UPKEEP_LATE_SECONDS = 3 * HOUR
-PARTITION_DAYS_LEAST = 14
+PARTITIONS_AHEAD_LEAST_SECONDS = 14 * DAY
 
 RULES = (
     Rule(
@@ -57,12 +58,12 @@ RULES = (
     Rule(
         name="partitions_short",
         severity=Severity.CRITICAL,
-        when=below(lowest(Selector(instruments.PARTITION_DAYS), "node"), PARTITION_DAYS_LEAST),
+        when=below(lowest(Selector(instruments.PARTITIONS_AHEAD), "node"), PARTITIONS_AHEAD_LEAST_SECONDS),
         summary="The gateway's tables have partitions for less than 14 days",
         description="Gateways add them 35 days ahead, and fail to. Afterwards rows go to the default partitions: nothing is lost,"
         " but nothing can be dropped.",
         board=Board.LEDGER,
-        unit=Unit.COUNT,
+        unit=Unit.SECONDS,
     ),
     Rule(
         name="settle_journal_long",

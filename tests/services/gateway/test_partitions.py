@@ -196,7 +196,7 @@ async def test_partitions_are_added_ahead_by_any_number_of_gateways(
         own = [found for found in bounds if found["parent"] == parent]
         assert all(one["until"] == following["since"] for one, following in itertools.pairwise(own))
         assert own[-1]["until"] > datetime.now(UTC) + timedelta(days=AHEAD_DAYS)
-    assert (metrics.registry.get_sample_value("ai_platform_partition_days") or 0) >= AHEAD_DAYS
+    assert (metrics.registry.get_sample_value("ai_platform_partitions_ahead_seconds") or 0) >= AHEAD_DAYS * 86_400
     later = await connection.fetchrow("SELECT name, since FROM partitions WHERE parent = 'request_logs' ORDER BY until DESC LIMIT 1")
     await Store(opened).write_requests([row(later["since"])])
     assert await connection.fetchval("SELECT tableoid::regclass::text FROM request_logs") == later["name"]

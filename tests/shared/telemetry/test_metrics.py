@@ -44,6 +44,7 @@ BOUNDED = {
     "gen_ai_request_model",
     "gen_ai_token_type",
     "error_type",
+    "job",
 }
 
 
