@@ -34,11 +34,15 @@ _LOG_BEGINNING = b"0-0"
 #: follow it, it has no memory left, it is a replica itself or one without its primary, a script keeps it busy, or it may not.
 _REFUSALS = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "UNKILLABLE", "NOPERM"})
 _REPLICAS = frozenset({"READONLY", "MASTERDOWN"})
-#: Not ready: it reads its file back, or it does not let us in.
-_AWAY = frozenset({"LOADING", "NOAUTH", "WRONGPASS"})
+#: Not ready: it reads its file back, it does not let us in, or it has just become a replica and ended a call that waited.
+_AWAY = frozenset({"LOADING", "NOAUTH", "WRONGPASS", "UNBLOCKED"})
 _TOO_MANY = "ERR max number of clients reached"
 #: What the health check writes.
 _CHECKED = "aimesh:checked"
+
+
+#: An answer that no method expects: it says that the call itself is wrong, such as a command for another type of value.
+UnexpectedReply = ReplyError
 
 
 class CacheRefuses(errors.Unavailable):

@@ -29,7 +29,7 @@ MOST_UNSENT_BYTES = 4 * 1024 * 1024
 
 
 #: First words of such answers.
-_NOT_THE_ONE = frozenset({"READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN"})
+_NOT_THE_ONE = frozenset({"READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN", "UNBLOCKED"})
 _CLOSED = "the connection is closed"
 
 

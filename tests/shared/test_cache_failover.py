@@ -114,6 +114,27 @@ async def test_the_health_check_finds_a_replica_and_leads_readers_away_from_it(p
             assert await cache.get("t:n") == b"new"
 
 
+async def test_a_read_that_waits_ends_with_a_failover_and_the_next_reaches_the_new_primary(pair: Pair) -> None:
+    async with Cache.open(pair.url) as cache, redis.Redis.from_url(pair.primary.url) as client:
+        await cache.append("t:l", b"1", most=10)
+        end = await cache.log_end("t:l")
+        reading = asyncio.create_task(cache.read_log("t:l", end))
+        async with asyncio.timeout(10):
+            while not (await client.info("clients"))["blocked_clients"]:
+                await asyncio.sleep(0)
+                if reading.done():
+                    reading = asyncio.create_task(cache.read_log("t:l", end))
+        async with redis.Redis.from_url(pair.replica.url) as other:
+            await other.execute_command("REPLICAOF", "NO", "ONE")
+        pair.switch.target = pair.replica.server.socket
+        await client.execute_command("REPLICAOF", "127.0.0.1", pair.ports[1])
+        with pytest.raises(errors.Unavailable):
+            await reading
+        async with redis.Redis.from_url(pair.replica.url) as other:
+            await other.xadd("t:l", {"e": b"2"})
+        assert (await cache.read_log("t:l", end))[0] == [b"2"]
+
+
 async def test_a_replica_without_its_primary_is_left(pair: Pair) -> None:
     async with redis.Redis.from_url(pair.primary.url) as client:
         await client.config_set("replica-serve-stale-data", "no")

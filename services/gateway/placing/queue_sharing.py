@@ -1,6 +1,6 @@
 """Carries the reports of ``peer_queues`` between the gateways, over a log in Valkey that all of them read.
 
-Without Valkey each gateway decides alone. Nothing is told or heard where nobody waits.
+Without Valkey each gateway decides alone. Nothing is sent while nobody waits.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from typing import Protocol
 from services.gateway.placing import peer_queues
 from services.gateway.placing.dispatch import Dispatch
 from shared import errors
+from shared.cache import UnexpectedReply
 from shared.telemetry import logs
 
 LOG = "gateway:queues"
@@ -39,6 +40,7 @@ class QueueSharing:
         self._dispatch = dispatch
         self._name = name
         self._news = asyncio.Event()
+        self._failing: set[str] = set()
         dispatch.on_news = self._news.set
 
     async def run(self) -> None:
@@ -57,8 +59,9 @@ class QueueSharing:
                 continue
             try:
                 await self._log.append(LOG, peer_queues.encode(reports), most=MOST_ENTRIES)
-            except errors.Unavailable:
-                await self._be_alone()
+                self._failing.discard("append")
+            except (errors.Unavailable, UnexpectedReply) as error:
+                await self._be_alone("append", error)
 
     async def _news_or_look(self) -> None:
         try:
@@ -74,10 +77,11 @@ class QueueSharing:
                 after = await self._log.log_end(LOG)
                 while True:
                     entries, after = await self._log.read_log(LOG, after)
+                    self._failing.discard("read")
                     for entry in entries:
                         self._take(entry)
-            except errors.Unavailable:
-                await self._be_alone()
+            except (errors.Unavailable, UnexpectedReply) as error:
+                await self._be_alone("read", error)
 
     def _take(self, entry: bytes) -> None:
         try:
@@ -89,6 +93,9 @@ class QueueSharing:
             if report.gateway != self._name:
                 self._dispatch.heard(report)
 
-    async def _be_alone(self) -> None:
+    async def _be_alone(self, call: str, error: Exception) -> None:
+        if call not in self._failing:
+            self._failing.add(call)
+            _log.warning("this gateway decides alone, without the queues of the others", call=call, reason=str(error))
         self._dispatch.forget_peers()
         await asyncio.sleep(_RETRY_SECONDS)

@@ -4,16 +4,18 @@ import asyncio
 import random
 import statistics
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+import redis.asyncio as redis
 
 from services.gateway.placing.dispatch import Claim, Dispatch, Rules
 from services.gateway.placing.queue_sharing import LOG, QueueSharing
 from services.gateway.placing.routing import Wish
 from shared.cache import Cache
 from shared.directory import Load
+from shared.telemetry import logs
 from tests.services.gateway.fakes import FakeDirectory
 from tests.services.gateway.placing import mesh_in_virtual_time
 from tests.services.gateway.placing.mesh_in_virtual_time import Mesh, Served, pass_time, run
@@ -234,6 +236,37 @@ async def real_gateway(valkey_url: str, number: int) -> AsyncIterator[Dispatch]:
         sharing = tasks.create_task(QueueSharing(cache, dispatch, f"gateway{number}").run())
         yield dispatch
         sharing.cancel()
+
+
+async def test_gateways_whose_log_valkey_refuses_decide_alone_and_share_again_afterwards(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[Mapping[str, object]] = []
+    monkeypatch.setattr(logs, "_write", lambda level, event, fields: logged.append(fields))
+    async with AsyncExitStack() as opened, redis.Redis.from_url(valkey_url) as client:
+        await client.set(LOG, "not a log")
+        first, second = [await opened.enter_async_context(real_gateway(valkey_url, number)) for number in (1, 2)]
+        tasks = await opened.enter_async_context(asyncio.TaskGroup())
+
+        async def ask(at: Dispatch) -> None:
+            async for step in at.find(Wish(mesh_in_virtual_time.M, mesh_in_virtual_time.tenant(1), 40, 10)):
+                if isinstance(step, Claim):
+                    with step:
+                        await asyncio.Event().wait()
+
+        asked = [tasks.create_task(ask(first)) for _ in range(4)]
+        await until_all_know(2, first)
+
+        async def both_fail() -> bool:
+            return [fields.get("call") for fields in logged].count("append") >= 1 and len(logged) >= 3
+
+        await until(both_fail, seconds=20, what="the first gateway can neither write nor read, and the second cannot read")
+        assert second.waiting_anywhere == 0
+        await client.delete(LOG)
+        await until_all_know(2, first, second)
+        assert sorted(fields["call"] for fields in logged) == ["append", "read", "read"]
+        for task in asked:
+            task.cancel()
 
 
 async def until_all_know(count: int, *gateways: Dispatch) -> None:
