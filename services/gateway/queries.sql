@@ -27,9 +27,7 @@ fresh AS (
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has ended it and written one.
-    WHERE settled_micro IS NOT NULL OR NOT EXISTS (
-        SELECT FROM reservations WHERE reservations.request_id = settled.id AND reservations.state = 'expired'
-    )
+    WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
     ON CONFLICT (id) DO NOTHING
     RETURNING tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
 )

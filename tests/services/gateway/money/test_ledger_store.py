@@ -19,6 +19,7 @@ from services.gateway.store import Store
 from shared.api.gateway import InferenceRequest
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
+from tests.stacks import until
 
 MODEL = ModelName("smollm2")
 GATEWAY = NodeId("U" + "A" * 55)
@@ -273,6 +274,24 @@ async def test_extending_leases_does_not_wait_for_those_that_are_being_settled(b
         (found,) = await books.ledger.list_overdue(grace_seconds=30, most=100)
     await connection.close()
     assert found.request_id == settling
+
+
+async def test_a_takeover_that_is_committed_while_the_row_is_written_is_seen(books: Books) -> None:
+    owner, request = new_owner(), new_request()
+    await books.reserve(owner, request=request)
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+
+    async def it_waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async with asyncio.TaskGroup() as tasks:
+        async with connection.transaction():
+            await connection.fetchval("SELECT settle($1, 0, 'expired')", request)
+            tasks.create_task(books.settle(owner, (request, 400)))
+            await until(it_waits, seconds=10, what="the row waits for the account")
+    await connection.close()
+    # The gateway that took it over writes its row.
+    assert await books.log(owner) == []
 
 
 async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Books) -> None:
