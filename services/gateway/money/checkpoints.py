@@ -49,6 +49,8 @@ class CheckpointSigner:
     def __init__(self, secret: str, mesh: MeshName) -> None:
         self._key = audit_anchors.signing_key(hmac.digest(secret.encode(), b"aimesh/ledger-checkpoint/1", "sha256"))
         self._mesh = mesh
+        #: Hashes and anchors of the last chain whose signatures are good: they are verified every minute, and all days are in the chain.
+        self._good: set[tuple[bytes, str]] = set()
 
     def sign(self, closed: LedgerDay, before: LedgerCheckpoint | None, at: datetime) -> LedgerCheckpoint:
         digest = _hash(closed, before)
@@ -63,6 +65,7 @@ class CheckpointSigner:
             if why := self._why_broken(checkpoint, before):
                 findings.append(f"the checkpoint of {checkpoint.closed.day.isoformat()} {why}")
             before = checkpoint
+        self._good &= {(checkpoint.hash, checkpoint.anchor) for checkpoint in chain}
         return tuple(findings)
 
     def _why_broken(self, checkpoint: LedgerCheckpoint, before: LedgerCheckpoint | None) -> str | None:
@@ -71,14 +74,18 @@ class CheckpointSigner:
             return "does not follow the one before it: checkpoints are missing"
         if checkpoint.hash != _hash(checkpoint.closed, before):
             return "is not as it was written"
+        return None if (checkpoint.hash, checkpoint.anchor) in self._good else self._why_unsigned(checkpoint)
+
+    def _why_unsigned(self, checkpoint: LedgerCheckpoint) -> str | None:
         try:
             anchor = msgspec.json.decode(checkpoint.anchor, type=Anchor)
         except msgspec.DecodeError:
             return "has no signature"
-        if (anchor.chain, anchor.sequence, anchor.hash) != (_CHAIN, day.toordinal(), checkpoint.hash.hex()):
+        if (anchor.chain, anchor.sequence, anchor.hash) != (_CHAIN, checkpoint.closed.day.toordinal(), checkpoint.hash.hex()):
             return "has the signature of another"
         if not audit_anchors.check([anchor], [self._key.id]).good:
             return "is not signed by this mesh; was PROMPT_HASH_SECRET changed?"
+        self._good.add((checkpoint.hash, checkpoint.anchor))
         return None
 
 

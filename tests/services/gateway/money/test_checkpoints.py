@@ -1,7 +1,7 @@
 """On a real PostgreSQL, under a role that row-level security holds: days of the ledger are closed, and verifying relies on them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterable
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -12,9 +12,10 @@ from services.gateway import store as stores
 from services.gateway.money.checkpoint_store import CheckpointStore
 from services.gateway.money.checkpoints import CheckpointSigner
 from services.gateway.money.ledger_store import LedgerStore
-from shared import database
+from shared import audit_anchors, database
 from shared.api.ledger import LedgerReport
-from shared.types import MeshName
+from shared.audit_anchors import Anchor, Anchors
+from shared.types import MeshName, NodeId
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 DAYS = 4
@@ -146,3 +147,21 @@ async def test_a_payment_that_has_no_entry_is_found_in_the_open_day(books: Close
         OWNERS[0],
     )
     assert (await books.verify()).findings == ("1 reservations and their entries differ",)
+
+
+async def test_a_signature_is_verified_once(books: ClosedLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[Anchor] = []
+    check = audit_anchors.check
+
+    def count(anchors: Iterable[Anchor], keys: Collection[NodeId]) -> Anchors:
+        verified.extend(given := list(anchors))
+        return check(given, keys)
+
+    monkeypatch.setattr(audit_anchors, "check", count)
+    ledger = LedgerStore(books.opened, books.store_of(SECRET))
+    for _ in range(3):
+        assert (await ledger.verify(grace_seconds=60)).findings == ()
+    assert len(verified) == len(await books.closed())
+    await books.connection.execute('UPDATE ledger_checkpoints SET anchor = replace(anchor, \'"signature":"\', \'"signature":"00\')')
+    for _ in range(2):
+        assert (await ledger.verify(grace_seconds=60)).broken_checkpoints == len(await books.closed())

@@ -284,11 +284,10 @@ async def test_a_takeover_that_is_committed_while_the_row_is_written_is_seen(boo
     async def it_waits() -> bool:
         return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
 
-    async with asyncio.TaskGroup() as tasks:
-        async with connection.transaction():
-            await connection.fetchval("SELECT settle($1, 0, 'expired')", request)
-            tasks.create_task(books.settle(owner, (request, 400)))
-            await until(it_waits, seconds=10, what="the row waits for the account")
+    async with asyncio.TaskGroup() as tasks, connection.transaction():
+        await connection.fetchval("SELECT settle($1, 0, 'expired')", request)
+        tasks.create_task(books.settle(owner, (request, 400)))
+        await until(it_waits, seconds=10, what="the row waits for the account")
     await connection.close()
     # The gateway that took it over writes its row.
     assert await books.log(owner) == []
