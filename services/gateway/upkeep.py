@@ -8,8 +8,10 @@ from enum import StrEnum
 from shared import database, errors
 from shared.telemetry import Metrics, logs
 
-#: A job runs for at most this part of the time, however large the tables are.
+#: A job runs for at most a twentieth of the time, unless a round takes longer than three minutes.
 _SHARE = 20
+#: However long a round took. Alert upkeep_late comes after three hours.
+_MOST_PAUSE_SECONDS = 3600.0
 
 _log = logs.get(part="upkeep")
 
@@ -41,4 +43,9 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
         else:
             succeeded_at = time.monotonic()
             last_success.set_to_current_time()
-        await asyncio.sleep(max(seconds, _SHARE * (time.monotonic() - began)))
+        await asyncio.sleep(pause_seconds(seconds, time.monotonic() - began))
+
+
+def pause_seconds(seconds: float, took: float) -> float:
+    """After a round that ``took`` so long, of a job that is repeated every ``seconds`` where it is quick."""
+    return min(_MOST_PAUSE_SECONDS, max(seconds, _SHARE * took))

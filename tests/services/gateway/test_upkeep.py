@@ -69,3 +69,8 @@ async def test_a_mistake_of_ours_is_not_taken_for_a_failure_of_postgresql() -> N
 
     with pytest.raises(KeyError):
         await upkeep.repeat(UpkeepJob.VERIFY, 0, wrong, Metrics("gateway"))
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 60.0), (3.0, 60.0), (10.0, 200.0), (900.0, 3600.0)])
+def test_the_pause_grows_with_the_work_up_to_an_hour(took: float, pause: float) -> None:
+    assert upkeep.pause_seconds(60.0, took) == pause
