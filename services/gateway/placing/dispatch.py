@@ -283,7 +283,7 @@ class Dispatch:
         for worker in self._peers[report.model].heard(report, self.clock()):
             self.knowledge.occupancy.is_offered(worker, report.model)
             # It is for a request that waits here, also where we would have chosen another gateway: else an offer might go round.
-            if not any(self._begin_or_refuse(waiter, worker) for waiter in lane.queue.turns(only_local=True)):
+            if not self._use_offer(lane, worker):
                 self._give_out(report.model, freed=worker)
         # Somebody waits: what was not worth telling before may be now.
         self._measure(report.model)
@@ -314,7 +314,8 @@ class Dispatch:
             self._check_bounds(lane, wish, 1)
         rows = self._rows(wish)
         lane.queue.enter(wish.tenant, waiter, lane.cost(wish), urgent=urgent)
-        # Whoever waits already found no room, so that room for this one is for this one alone; but not what was left to another gateway.
+        # Requests that wait already found no free place, so that room for this one is for this one alone; but not what was left to another
+        # gateway.
         is_first = urgent or len(lane.queue) == sum(lane.queue.local.values())
         if is_first and self._begin(waiter, rows):
             return waiter
@@ -395,7 +396,7 @@ class Dispatch:
             return False
         lane = self.lane(wish.model)
         charged = lane.cost(wish)
-        lane.queue.take(waiter)
+        lane.queue.take(waiter, charged)
         self._peers[wish.model].charged(wish.tenant, charged)
         self.knowledge.readers.read(wish.model, wish.beginnings, row.node, self.clock())
         self._metrics.queue_wait_seconds.labels(model=wish.model).observe(self.clock() - waiter.entered_at)
@@ -452,6 +453,20 @@ class Dispatch:
             self.lane(waiter.wish.model).queue.leave(waiter)
             waiter.outcome.set_result(error)
             return True
+
+    def _use_offer(self, lane: Lane[QueuedRequest], worker: NodeId) -> bool:
+        """Give a place to the first that waits here and may have it; False where there is none. Requests that no worker may run any more
+        are refused, which changes the turns."""
+        refused = True
+        while refused:
+            refused = False
+            for waiter in list(lane.queue.turns(only_local=True)):
+                assert isinstance(waiter, _Waiter)
+                if self._begin_or_refuse(waiter, worker):
+                    if isinstance(waiter.outcome.result(), Claim):
+                        return True
+                    refused = True
+        return False
 
     def _has_room(self, model: ModelName, lane: Lane[QueuedRequest]) -> bool:
         """Whether any worker has, for whomever: it is cheap to tell."""

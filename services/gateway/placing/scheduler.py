@@ -109,10 +109,10 @@ class FairQueue(Generic[Ticket]):
             del self._waiting[place.tenant]
             self._last_left = self.counter_of(place.tenant)
 
-    def take(self, ticket: Ticket) -> None:
-        """It is served now: its tenant is charged with what it may cost, until ``correct`` says what it did."""
+    def take(self, ticket: Ticket, cost: float) -> None:
+        """It is served now: its tenant is charged with what it may cost as far as is known now, until ``correct`` says what it did."""
         place = self._places[ticket]
-        self.correct(place.tenant, place.cost)
+        self.correct(place.tenant, cost)
         self._arrivals += 1
         if not place.urgent:
             self._had_turn[place.tenant] = self._arrivals

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from services.gateway.placing.dispatch import Claim, Dispatch, Rules, Waiting
+from services.gateway.placing.peer_queues import Offer, QueueReport
 from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
 from shared import errors
@@ -489,3 +490,37 @@ async def test_the_wait_of_every_request_is_measured() -> None:
             await here.ask()
         await finish(here)
         assert 'ai_platform_queue_wait_seconds_count{model="m"} 4.0' in here.metrics.render()
+
+
+async def test_a_place_that_is_offered_goes_to_the_next_where_the_first_has_to_be_refused() -> None:
+    async with site() as here:
+        here.directory.worker(1, "m", load=Load(1, 1, 1))
+        here.worker(2)
+        for _ in range(2):
+            await here.ask()
+        hopeless = await here.ask(not_on=frozenset({node_id(1)}))
+        waiting = await here.ask(2)
+        assert not waiting.began.is_set()
+        here.dispatch.knowledge.strikes.learn({node_id(2): 3600.0}, here.dispatch.clock())
+        here.dispatch.heard(QueueReport("other", M, offers=(Offer("", node_id(1)),)))
+        await settled()
+        assert isinstance(hopeless.error, errors.NotReachable)
+        assert waiting.began.is_set()
+        assert waiting.node == node_id(1)
+
+
+async def test_the_queue_and_the_claim_charge_the_same_though_the_mean_of_answers_has_changed() -> None:
+    async with site() as here:
+        here.worker(1)
+        first, second = await here.ask(1, max_tokens=1000), await here.ask(1, max_tokens=1000)
+        third = await here.ask(2, max_tokens=1000)
+        assert first.claim is not None
+        before = here.dispatch.lane(M).queue.counter_of(tenant(2))
+        # The mean length of the answers changes while the third waits.
+        first.claim.tokens(40, 1000)
+        await first.leave()
+        await second.leave()
+        await settled()
+        assert third.claim is not None
+        third.claim.failed(errors.NotReachable("its engine died"))
+        assert here.dispatch.lane(M).queue.counter_of(tenant(2)) == pytest.approx(before)

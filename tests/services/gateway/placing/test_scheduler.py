@@ -22,7 +22,7 @@ def filled(*tickets: tuple[UserId, str], cost: float = 10) -> FairQueue[str]:
 
 def take(queue: FairQueue[str]) -> str:
     ticket = next(queue.turns())
-    queue.take(ticket)
+    queue.take(ticket, queue._places[ticket].cost)
     return ticket
 
 
@@ -94,7 +94,7 @@ def test_counters_are_bounded() -> None:
     queue.enter(C, -1, 1)
     for number in range(scheduler.MAX_TENANTS + 10):
         queue.enter(UserId(UUID(int=number + 100)), number, 1)
-        queue.take(number)
+        queue.take(number, 1)
     assert len(queue._counters) <= scheduler.MAX_TENANTS
     assert queue.order() == [-1]
 
@@ -144,8 +144,8 @@ class Turns(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         ticket = next(self.queue.turns())
-        self.queue.take(ticket)
         tenant, cost = self.waiting.pop(ticket)
+        self.queue.take(ticket, cost)
         for pair, served in self.served_together.items():
             if tenant in pair:
                 served[pair.index(tenant)] += cost
