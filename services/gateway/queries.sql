@@ -453,10 +453,10 @@ SELECT day::date FROM generate_series(
 ON CONFLICT DO NOTHING;
 
 -- name: take_roll_piece
--- The next hour to sum up, of the oldest day; the lock is what a late row waits for. Five minutes after it is over: a row may be on its way
--- that was written before. A day that a gateway of the version before this one marked is begun again.
+-- The next ten minutes to sum up, of the oldest day. A late row waits for the lock, and what its gateway is settling waits with it, so a piece
+-- is short. Five minutes after it is over: a row may be on its way that was written before. A day that a gateway of the version before this one marked is begun again.
 SELECT roll.day, begun.since, piece.until, roll.rolled_at IS NOT NULL AS is_again, piece.until = (roll.day + 1)::timestamp AT TIME ZONE 'UTC' AS is_last
-FROM usage_rolls AS roll, LATERAL (SELECT summed_until(roll)) AS begun (since), LATERAL (SELECT begun.since + interval '1 hour') AS piece (until)
+FROM usage_rolls AS roll, LATERAL (SELECT summed_until(roll)) AS begun (since), LATERAL (SELECT begun.since + interval '10 minutes') AS piece (until)
 WHERE roll.is_stale AND NOT roll.is_final AND piece.until < now() - interval '5 minutes'
 ORDER BY roll.day
 LIMIT 1
@@ -471,11 +471,11 @@ DELETE FROM usage_days WHERE day = $1;
 INSERT INTO usage_days SELECT * FROM usage_of_time($1, $2);
 
 -- name: end_piece
--- The day is summed up until then; it is over where that was its last hour.
+-- The day is summed up until then; it is over where that was its last piece.
 UPDATE usage_rolls SET rolled_until = $2, is_stale = NOT $3, rolled_at = CASE WHEN $3 THEN now() END WHERE day = $1;
 
 -- name: join_pieces
--- The hours of a day as one.
+-- The pieces of a day as one.
 WITH joined AS MATERIALIZED (SELECT join_pieces($1)) SELECT count(*) FROM joined;
 
 -- name: close_days

@@ -20,7 +20,7 @@ class DaysStore:
         await self._database.run("open_days")
 
     async def roll_one(self) -> date | None:
-        """Sum up the hours that are over until a day is; None where nothing is left to sum up, or other gateways have it."""
+        """Sum up the pieces that are over until a day is; None where nothing is left to sum up, or other gateways have it."""
         while (piece := await self._roll_piece()) is not None:
             if piece["is_last"]:
                 day: date = piece["day"]
@@ -28,7 +28,7 @@ class DaysStore:
         return None
 
     async def _roll_piece(self) -> database.Record | None:
-        """No hour is summed up twice: what comes later adds itself (see the migration 0014)."""
+        """Nothing is summed up twice: what comes later adds itself (see the migration 0014)."""
         async with self._database.transaction(deadline_seconds=_ROLL_SECONDS) as transaction:
             piece = await transaction.row("take_roll_piece")
             if piece is None:

@@ -183,20 +183,21 @@ async def test_a_day_is_summed_up_once_and_late_requests_add_themselves(
         await Store(opened).write_requests([late])
 
 
-async def test_the_running_day_is_summed_up_hour_by_hour(
+async def test_the_running_day_is_summed_up_in_pieces_of_ten_minutes(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
-    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    now = datetime.now(UTC)
+    piece = now.replace(minute=now.minute // 10 * 10, second=0, microsecond=0)
     await days.open_days()
     await connection.execute("SET aimesh.tenant = '*'")
-    # As if this day had begun so many hours later, so that the test says the same at any time of the day.
-    await connection.execute("UPDATE usage_rolls SET rolled_until = $1 WHERE day = $2", hour - timedelta(hours=2), hour.date())
-    begun = max(hour - timedelta(hours=2), TODAY)
+    # As if this day had begun so much later, so that the test says the same at any time of the day.
+    await connection.execute("UPDATE usage_rolls SET rolled_until = $1 WHERE day = $2", piece - timedelta(minutes=20), piece.date())
+    begun = max(piece - timedelta(minutes=20), TODAY)
     await Store(opened).write_requests([row(created_at=begun), row(created_at=datetime.now(UTC))])
-    assert hour.date() not in await roll(days)
+    assert piece.date() not in await roll(days)
     assert (await report(days)).total.succeeded == 2
     summed_up = await connection.fetchval("SELECT coalesce(sum(succeeded), 0) FROM usage_days WHERE day = $1", TODAY.date())
-    assert summed_up == (begun + timedelta(hours=1) < datetime.now(UTC) - timedelta(minutes=5))
+    assert summed_up == (begun + timedelta(minutes=10) < datetime.now(UTC) - timedelta(minutes=5))
 
 
 async def test_a_day_that_the_version_before_marked_is_summed_up_again(
