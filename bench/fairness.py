@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
@@ -45,11 +45,11 @@ MOST_SHARE, MOST_MEDIAN, MOST_WORST = 1.2, 1.5, 3.0
 class Found:
     #: Of the tenants that always wait.
     tokens: tuple[float, ...]
-    #: Of the light tenant, in milliseconds to the first token, without the token itself.
-    median: float
-    worst: float
+    #: Of the light tenant, in milliseconds to the first token, without the token itself; None where none of its requests succeeded.
+    median: float | None
+    worst: float | None
     #: Requests of the others that began while one of the light tenant waited, in the mean: a busy machine changes it little.
-    passed_by: float
+    passed_by: float | None
     failed: int
 
 
@@ -71,7 +71,9 @@ async def more_gateway(running: RunningStack, number: int) -> AsyncIterator[int]
             await until(is_ready, seconds=60, what=f"gateway {number} is ready", ignoring=(httpx.HTTPError,))
         yield port
     finally:
-        process.kill()
+        # It may have ended by itself, and then the error of the block says more.
+        with suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 
@@ -94,6 +96,8 @@ async def _compare(ports: list[int], keys: tuple[Credential, ...], seconds: floa
     tokens = tuple(_tokens(one, words, seconds) for one, words in zip(outcomes, WORDS, strict=True))
     answers = sum(len(one.answers) - len(one.good) for one in (*outcomes, light))
     firsts = [1000 * answer.first - TOKEN_MS for answer in light.good]
+    if not firsts:
+        return Found(tokens, None, None, None, answers)
     return Found(tokens, report.percentile(firsts, 0.5), max(firsts), _passed_by(light, outcomes), answers)
 
 
@@ -114,30 +118,27 @@ def _tokens(outcome: Outcome, words: int, seconds: float) -> float:
 
 
 def _rows(found: dict[int, Found]) -> list[report.Row]:
+    """What was measured; where no request of a tenant succeeded, rows are missing, and the row of failed requests says why."""
     rows, one = [], found[1]
     for gateways, each in found.items():
         claim = f"{gateways} gateway{'s' if gateways > 1 else ''}"
-        rows.append(
-            report.alone(
-                f"{claim}: most over least tokens of those that always wait", max(each.tokens) / min(each.tokens), "x", at_most=MOST_SHARE
-            )
-        )
+        if min(each.tokens) > 0:
+            share = max(each.tokens) / min(each.tokens)
+            rows.append(report.alone(f"{claim}: most over least tokens of those that always wait", share, "x", at_most=MOST_SHARE))
         rows.append(report.alone(f"{claim}: tokens of all of them", sum(each.tokens), "tokens"))
         rows.append(report.alone(f"{claim}: requests that failed", each.failed, "requests", at_most=0))
-        claim_turns = f"{claim}: others that began while one of the light tenant waited, mean"
-        rows.append(report.alone(claim_turns, each.passed_by, "requests"))
-        if gateways == 1:
-            rows.append(report.alone(f"{claim}: light tenant's first token, median", each.median, "ms"))
-            rows.append(report.alone(f"{claim}: light tenant's first token, worst", each.worst, "ms"))
-        else:
-            rows.append(
-                report.against(
-                    f"{claim}: light tenant's first token, median", each.median, "ms", "1 gateway", one.median, at_most=MOST_MEDIAN
-                )
-            )
-            rows.append(
-                report.against(f"{claim}: light tenant's first token, worst", each.worst, "ms", "1 gateway", one.worst, at_most=MOST_WORST)
-            )
+        if each.passed_by is not None:
+            claim_turns = f"{claim}: others that began while one of the light tenant waited, mean"
+            rows.append(report.alone(claim_turns, each.passed_by, "requests"))
+        firsts = (("median", each.median, one.median, MOST_MEDIAN), ("worst", each.worst, one.worst, MOST_WORST))
+        for which, value, alone, at_most in firsts:
+            claim_first = f"{claim}: light tenant's first token, {which}"
+            if value is None:
+                continue
+            if gateways == 1 or alone is None:
+                rows.append(report.alone(claim_first, value, "ms"))
+            else:
+                rows.append(report.against(claim_first, value, "ms", "1 gateway", alone, at_most=at_most))
     return rows
 
 

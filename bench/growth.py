@@ -130,8 +130,10 @@ async def _fill(admin_url: str, requests: int, days: int) -> None:
         )
         # All days but yesterday are summed up.
         await admin.execute(
-            "INSERT INTO usage_rolls (day, is_stale, rolled_at) SELECT day::date, day = current_date - 1, CASE WHEN day < current_date - 1"
-            " THEN now() END FROM generate_series(current_date - $1::integer, current_date - 1, '1 day') AS day",
+            "INSERT INTO usage_rolls (day, is_stale, rolled_at)"
+            " SELECT day::date, day = today - 1, CASE WHEN day < today - 1 THEN now() END"
+            " FROM (SELECT (now() AT TIME ZONE 'UTC')::date) AS known (today),"
+            " LATERAL generate_series((today - $1::integer)::timestamp, (today - 1)::timestamp, '1 day') AS day",
             days,
         )
         for name in ("fsync", "autovacuum"):
