@@ -150,7 +150,7 @@ class Pipeline:
                 running.end()
                 written = None if is_left else self._record(running, principal, status, failure)
                 if is_left:
-                    # Whoever goes on with it, or ends its reservation when that is overdue, writes its row.
+                    # The gateway that continues it, or that ends its overdue reservation, writes its row.
                     self._parts.recorder.release()
                     self._parts.ledger.ended(running.request_id)
             if running.spent is not None:
@@ -340,7 +340,7 @@ def _status(error: errors.AimeshError) -> RequestStatus:
         case errors.Cancelled():
             return RequestStatus.CANCELLED
         case errors.Poison():
-            # It took workers down: the operator has to see it, whoever sent it.
+            # It took workers down: the operator has to see it, no matter who sent it.
             return RequestStatus.ERROR
         case errors.CallerError():
             return RequestStatus.REJECTED
