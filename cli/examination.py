@@ -157,6 +157,8 @@ async def _check_auth(connection: Connection, chosen: Profile) -> Finding:
         listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), deadline_seconds=_STEP_SECONDS)
     except errors.NotAuthenticated as error:
         return Finding("auth", False, f"alive, but refuses the key: {error.message}", error.hint or "aicli login")
+    except errors.NotAllowed:
+        return Finding("auth", True, "alive, accepts the key, which may list no keys")
     except errors.AimeshError as error:
         return wrong("auth", error)
     active = output.counted(sum(key.is_active for key in listed.keys), "key is", "keys are")

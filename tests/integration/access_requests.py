@@ -38,6 +38,8 @@ from shared.types import Credential, MicroCredits, ModelName, RequestId, Role, T
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 NOBODY = UserId(UUID(int=404))
+#: A key gives no more than it has, and one that makes keys may have no other right.
+_MAKERS_OWN = ("key:write",)
 NO_TEAM = TenantId(UUID(int=405))
 NO_MODEL = ModelName("no-such-model")
 
@@ -102,7 +104,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.getSignInOptions": accounts.GetSignInOptions,
     "auth.listOidcLinks": accounts.ListOidcLinks,
     "auth.removeOidcLink": lambda: accounts.RemoveOidcLink("none", "none"),
-    "auth.generateApiKey": lambda: auth.GenerateApiKey("made", days=1),
+    "auth.generateApiKey": lambda: auth.GenerateApiKey("made", days=1, bounds=auth.KeyBounds(scopes=_MAKERS_OWN)),
     "auth.rotateApiKey": lambda: auth.RotateApiKey("none"),
     "auth.renameApiKey": lambda: auth.RenameApiKey("none", "other"),
     "auth.listApiKeys": auth.ListApiKeys,
@@ -204,7 +206,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
 
 #: Method -> a request that names what somebody has; every field of every request by which that can be done is in one.
 NAMING: Mapping[str, Callable[[Things], msgspec.Struct]] = {
-    "auth.generateApiKey": lambda whose: auth.GenerateApiKey("made", whose.user_id, days=1),
+    "auth.generateApiKey": lambda whose: auth.GenerateApiKey("made", whose.user_id, days=1, bounds=auth.KeyBounds(scopes=_MAKERS_OWN)),
     "auth.listApiKeys": lambda whose: auth.ListApiKeys(whose.user_id),
     "auth.revokeApiKey": lambda whose: auth.RevokeApiKey(whose.key),
     "auth.renameApiKey": lambda whose: auth.RenameApiKey(whose.key, "renamed"),
@@ -236,7 +238,7 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "POST /api/auth/refresh": lambda: {"session_token": "none"},
     "POST /api/auth/logout": lambda: {"session_token": "none"},
     "POST /api/auth/confirm": lambda: {"code": "wrong"},
-    "POST /api/auth/api-keys": lambda: {"name": "made", "days": 1},
+    "POST /api/auth/api-keys": lambda: {"name": "made", "days": 1, "scopes": list(_MAKERS_OWN)},
     "GET /api/auth/api-keys": lambda: None,
     "DELETE /api/auth/api-keys/{key}": lambda: None,
     "GET /api/usage": lambda: None,
@@ -255,7 +257,7 @@ BODIES: Mapping[str, Callable[[], Any]] = {
 }
 #: Route -> the same, naming what somebody has.
 NAMING_BODIES: Mapping[str, Callable[[Things], Any]] = {
-    "POST /api/auth/api-keys": lambda whose: {"name": "made", "days": 1, "user_id": str(whose.user_id)},
+    "POST /api/auth/api-keys": lambda whose: {"name": "made", "days": 1, "user_id": str(whose.user_id), "scopes": list(_MAKERS_OWN)},
     "DELETE /api/auth/api-keys/{key}": lambda whose: None,
     "POST /api/feedback": lambda whose: {"request_id": str(whose.request_id), "rating": 1},
 }

@@ -8,6 +8,7 @@ import pytest
 from shared import errors
 from shared.api import accounts, auth, organisations, privacy, usage_report
 from shared.api.organisations import TeamRole
+from shared.types import Tier
 from tests.integration import asking
 from tests.people import Desk, Person
 from tests.stacks import RunningStack, until
@@ -74,6 +75,8 @@ async def _use_everything(stack: RunningStack, desk: Desk, gone: Person, other: 
         credential=gone.access_token,
     )
     team = await rpc.call(organisations.create_organisation, organisations.CreateOrganisation("Shared"), credential=other.access_token)
+    # It has no credits before.
+    await rpc.call(organisations.set_team_tier, organisations.SetTeamTier(team.id, Tier.FREE), credential=desk.admin_key)
     invited = organisations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
     sent = await rpc.call(organisations.invite_member, invited, credential=other.access_token)
     await rpc.call(organisations.accept_invitation, organisations.AcceptInvitation(sent.token), credential=gone.access_token)

@@ -67,7 +67,8 @@ async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack,
     assert sum(100 * usage["prompt_tokens"] + 200 * usage["completion_tokens"] for usage in usages) <= 40_000
     assert await _answers(stack, ann) == 200
     left = (await stack.aicli("usage", "--json", AICLI_API_KEY=made.json()["key"])).json()
-    spent = sum(day["cost_micro"] for day in left["days"] if day["api_key_name"] == "small")
+    # The key has the usual rights: it may not list keys, and reads what it spent by its id.
+    spent = sum(day["cost_micro"] for day in left["days"] if day["api_key_id"] == made.json()["id"])
     assert left["key_budget"] == {"budget_micro": 40_000, "spent_micro": spent, "reserved_micro": 0}
     assert 0 < spent <= 40_000
 

@@ -181,12 +181,12 @@ async def test_a_request_over_its_limit_has_a_row_and_no_usage(stack: RunningSta
         ({"prompt": "hi", "model": "echo", "temperature": 9}, 400, "bad_request"),
     ],
 )
-async def test_a_refused_request_is_an_error_without_usage(
+async def test_a_refused_request_is_rejected_and_uses_nothing(
     stack: RunningStack, ann: Person, body: dict[str, object], status: int, code: str
 ) -> None:
     async with stack.http(ann.key.secret) as http:
         answer: httpx.Response = await http.post("/api/inference", json=body)
     error = asking.problem(answer, status, code)
     row = await _only_row(stack, ann)
-    assert (str(row["id"]), row["status"], row["error_code"], row["tokens_used"]) == (error["request_id"], "error", code, 0)
+    assert (str(row["id"]), row["status"], row["error_code"], row["tokens_used"]) == (error["request_id"], "rejected", code, 0)
     assert await _used(stack, ann) == (0, 0)

@@ -166,12 +166,16 @@ def _query_parameter(query: type[msgspec.Struct], field: msgspec.structs.FieldIn
 
 def _own(path: str, summary: str, media_type: str) -> Json:
     content: Json = {media_type: {"schema": {"type": "object" if media_type == "application/json" else "string"}}}
+    responses: Json = {"200": {"description": "Done", "content": content}}
+    if path == "/metrics":
+        refusal = {"application/json": {"schema": {"type": "object"}}}
+        responses["403"] = {"description": "Only for this machine, METRICS_NETWORKS and the METRICS_TOKEN", "content": refusal}
     return {
         "summary": summary,
         "operationId": _operation_id("get", path),
         "tags": ["operations"],
         "security": [],
-        "responses": {"200": {"description": "Done", "content": content}},
+        "responses": responses,
     }
 
 
