@@ -41,6 +41,7 @@ def test_json_has_every_field_under_its_python_name() -> None:
         "bounds": {"scopes": [], "models": [], "networks": []},
         "expires_at": None,
         "team_id": None,
+        "made_by": None,
     }
 
 

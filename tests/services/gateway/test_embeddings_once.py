@@ -176,7 +176,7 @@ async def test_one_that_fails_in_its_middle_costs_nothing_and_frees_its_key(gate
     gateways.worker.fails_at = None
     assert not (await gateways.ask()).is_repeat
     assert [(row.status, row.reservation) for row in gateways.house.store.rows.values()] == [
-        ("error", "released"), ("error", "released"), ("success", "settled"),
+        ("rejected", "released"), ("rejected", "released"), ("success", "settled"),
     ]  # fmt: skip
 
 

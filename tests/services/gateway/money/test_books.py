@@ -73,7 +73,8 @@ async def test_an_account_begins_with_what_the_tier_includes(site: Site) -> None
     assert (account.included_micro, account.balance_micro, account.reserved_micro, account.monthly_micro) == (FREE, 0, 0, FREE)
     assert account.renews_at > datetime.now(UTC)
     assert (account.renews_at.day, account.renews_at.hour) == (1, 0)
-    enterprise = await site.books.account(UserId(uuid4()), Tier.ENTERPRISE)
+    rich = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), tier=Tier.ENTERPRISE)
+    enterprise = await site.books.account_of(rich)
     assert (enterprise.included_micro, enterprise.monthly_micro) == (0, None)
 
 
