@@ -310,7 +310,7 @@ async def _migrate(place: Place, known: list[migrations.Migration]) -> None:
                 return
             finally:
                 connection.terminate()
-        except (*_GONE, asyncpg.InternalClientError) as error:
+        except (*_GONE, *_LOST_ITS_PLACE) as error:
             if asyncio.get_running_loop().time() > give_up_at:
                 raise _unavailable(error) from error
             await asyncio.sleep(wait_seconds)
