@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-#: So much is not held back.
+#: More than this leaves at once: the other side reads it while this one goes on.
 MOST_BYTES = 64 * 1024
 
 
@@ -18,11 +18,12 @@ class Transport(Protocol):
 class JoinedWrites:
     """Belongs to one transport. What is written to one that is closed is lost, as ever."""
 
-    __slots__ = ("_held", "_held_bytes", "_loop", "_transport")
+    __slots__ = ("_held", "_held_bytes", "_loop", "_most_bytes", "_transport")
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, most_bytes: int = MOST_BYTES) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
+        self._most_bytes = most_bytes
         self._held: list[bytes] = []
         self._held_bytes = 0
 
@@ -31,11 +32,11 @@ class JoinedWrites:
             self._loop.call_soon(self.flush)
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes >= MOST_BYTES:
+        if self._held_bytes >= self._most_bytes:
             self.flush()
 
     def flush(self) -> None:
-        """Before the transport is closed: what is held would be lost."""
+        """Write what is held. Call it before the transport is closed, and when nothing more will come in this turn."""
         if self._held:
             held, self._held, self._held_bytes = self._held, [], 0
             # It may have been closed since: uvloop's transports raise then.

@@ -218,6 +218,7 @@ class NatsTransport:
         while self._dirty and self.connected and not self.nats.is_full:
             link, _ = self._dirty.popleft()
             self.write_link(link)
+        self.nats.flush_writes()  # the turn is over; waiting for another one would only delay it
 
     def write_link(self, link: NatsLink) -> None:
         if self.nats.is_full or not self.connected:

@@ -156,6 +156,11 @@ class NatsClient:
             )
         session.write(protocol.publish(subject, payload, reply, headers))
 
+    def flush_writes(self) -> None:
+        """Hand what was published in this turn of the loop to the socket now."""
+        if self._session is not None:
+            self._session.flush_writes()
+
     def subscribe(self, subject: str, callback: OnMessage, *, queue: str = "") -> int:
         """Messages go to ``callback`` from now on, and again after a reconnect. Returns the number to unsubscribe with."""
         self._last_sid += 1

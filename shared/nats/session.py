@@ -16,6 +16,10 @@ SILENCE_SECONDS = 10.0
 #: Unsent bytes at which ``is_full`` turns true.
 HIGH_WATER_BYTES = 1024 * 1024
 
+#: Publishes of one turn of the loop leave together up to this size, and at once beyond it: then both ends and the server work at the same
+#: time. Streams lost a quarter of their rate with 64 KiB; below 2 KiB, waking the other side costs more than it gains.
+MOST_HELD_BYTES = 4096
+
 
 class SessionOwner(Protocol):
     """What a session reports to. Called on the loop; nothing here may wait."""
@@ -77,7 +81,7 @@ class NatsSession(asyncio.Protocol):
                 self.is_encrypted = True
             assert self._transport is not None
             self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-            self._writes = JoinedWrites(self._transport)
+            self._writes = JoinedWrites(self._transport, MOST_HELD_BYTES)
             self.write(protocol.connect(name=name, version="0.1.0", credentials=login.options(self.info, self.server)))
             await self.ping()
             if self._ended.done() or self._transport.is_closing():
@@ -103,6 +107,10 @@ class NatsSession(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self._writes is not None:
             self._writes.write(data)
+
+    def flush_writes(self) -> None:
+        if self._writes is not None:
+            self._writes.flush()
 
     def abort(self) -> None:
         """Drop the connection, also one that is still being made. Safe to call twice."""

@@ -23,8 +23,7 @@ class _Asked:
 
     __slots__ = ("_method", "answer", "timer")
 
-    def __init__(self, method: str, until: float) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop, method: str, until: float) -> None:
         self.answer: asyncio.Future[bytes] = loop.create_future()
         self.timer = loop.call_later(until - time.monotonic(), self._too_late)
         self._method = method
@@ -86,7 +85,7 @@ class Answer(Generic[Item, End]):
                 raise StopAsyncIteration
             if self._failure is not None:
                 raise self._failure
-            self._arrival = asyncio.get_running_loop().create_future()
+            self._arrival = self._connection.loop.create_future()
             await self._arrival
         body = self._bodies.popleft()
         self._connection.took(self.call_id, len(body))
@@ -154,7 +153,7 @@ class Client:
         answer: Answer[Item, End] = Answer(method, connection)
         answer.call_id = connection.next_id()
         connection.ask(_frame(answer.call_id, method.name, request, until, credential), answer, streaming=True)
-        timer = asyncio.get_running_loop().call_later(until - time.monotonic(), answer.failed, _too_late(method.name))
+        timer = connection.loop.call_later(until - time.monotonic(), answer.failed, _too_late(method.name))
         try:
             yield answer
         finally:
@@ -172,13 +171,15 @@ async def _ask(
 ) -> Reply:
     call_id = connection.next_id()
     frame = _frame(call_id, method.name, request, until, credential)
-    asked = _Asked(method.name, until)
+    asked = _Asked(connection.loop, method.name, until)
     try:
         connection.ask(frame, asked, streaming=False)
         body = await asked.answer
+    except BaseException:
+        connection.withdraw(call_id)  # nothing happens where the error came from the peer
+        raise
     finally:
         asked.timer.cancel()
-        connection.withdraw(call_id)  # nothing happens where the answer has come
     return bodies.decode_reply(method.reply, body, method.name)
 
 

@@ -76,8 +76,8 @@ class Connection:
         self._dispatcher = dispatcher
         self._waiters: dict[int, Waiter] = {}
         self._serving: dict[int, _Serving] = {}
-        self._now = asyncio.get_running_loop().time
-        self._resets = _Resets(self._now())
+        self.loop = asyncio.get_running_loop()
+        self._resets = _Resets(self.loop.time())
         link.on_frames = self._on_frames
         link.on_closed = self._on_link_closed
 
@@ -130,7 +130,7 @@ class Connection:
             serving = self._serving.get(call_id)
             if serving is None or not self._calls.is_open(call_id):
                 raise errors.LinkLost("the caller is gone")
-            serving.credit = asyncio.get_running_loop().create_future()
+            serving.credit = self.loop.create_future()
             await serving.credit
         for frame in frames:
             self.link.send(frame)
@@ -170,7 +170,7 @@ class Connection:
                 if message is not None:
                     self._deliver(message)
                 elif type(frame) is Cancel:
-                    self._resets.add(self._now())  # of a call that was refused, or is over
+                    self._resets.add(self.loop.time())  # of a call that was refused, or is over
             except errors.Overloaded as error:
                 self._refuse(frame, error)
             except errors.ProtocolViolation as error:
@@ -223,7 +223,7 @@ class Connection:
             self.fail(call_id, errors.Cancelled("the call was cancelled"))
 
     def _cancel(self, cancel: Cancel) -> None:
-        self._resets.add(self._now())
+        self._resets.add(self.loop.time())
         serving = self._serving.get(cancel.id)
         if serving is None:
             self.fail(cancel.id, errors.Cancelled("the call was cancelled"))

