@@ -36,7 +36,8 @@ from tests.services.gateway.fakes import OWNER, FakeRpc
 from tests.stacks import MESH, RunningStack, stack
 
 AT_ONCE = 32
-SECONDS, QUICK_SECONDS, MOST_SECONDS = 5.0, 2.0, 600.0
+SECONDS, QUICK_SECONDS = 5.0, 2.0
+MOST_SECONDS, QUICK_MOST_SECONDS = 600.0, 240.0
 LEAST_UNCACHED, LEAST_CACHED = 800.0, 3000.0
 
 LOGINS, QUICK_LOGINS, STORMS = 500, 150, 3
@@ -90,7 +91,7 @@ async def _uncached(running: RunningStack, keys: Sequence[Credential], seconds: 
     return [report.alone(claim, rate, "calls/s", at_least=LEAST_UNCACHED), *_latency(claim, took)]
 
 
-async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: float, rival_port: int | None) -> list[report.Row]:
+async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: float, *, rival: bool) -> list[report.Row]:
     took = await _remembered(keys)
     alone = "a known key at the gateway, its memory alone"
     whole = "a known key at the gateway, with GET /v1/models"
@@ -103,9 +104,10 @@ async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: fl
         *_latency(whole, waits),
         report.against(whole, rate, "req/s", "refused for want of a key", bare),
     ]
-    if rival_port is not None:
-        rival, _ = await _models(rival_port, (Credential(litellm.KEY),), seconds, status=200)
-        rows.append(report.against(whole, rate, "req/s", "LiteLLM, its master key", rival))
+    if rival:
+        async with tenants.upstream() as upstream_port, litellm.running(upstream_port) as proxy:
+            theirs, _ = await _models(proxy.port, (Credential(litellm.KEY),), seconds, status=200)
+        rows.append(report.against(whole, rate, "req/s", "LiteLLM, its master key", theirs))
     return rows
 
 
@@ -356,27 +358,24 @@ async def _auth_pid(running: RunningStack) -> int:
 SECTIONS = ("uncached", "cached", "storm")
 
 
-async def _measure(options: argparse.Namespace) -> list[report.Row]:
+async def _measure(table: report.Table, options: argparse.Namespace) -> None:
     seconds, count = (QUICK_SECONDS, QUICK_LOGINS) if options.quick else (options.seconds, LOGINS)
     sections = options.only or SECTIONS
-    rows: list[report.Row] = []
-    async with asyncio.timeout(MOST_SECONDS), AsyncExitStack() as opened:
+    table.expect(sections)
+    async with AsyncExitStack() as opened:
         settings = {**tenants.UNREACHED, "AIMESH_ECHO": "1", "ECHO_TOKEN_MS": str(TOKEN_MS), "LOG_LEVEL": "warning"}
         running = await opened.enter_async_context(stack(**settings))
         new_mb = tenants.resident_mb(await _auth_pid(running))
         keys = await tenants.register(running)
         if "uncached" in sections:
-            rows += await _uncached(running, keys, seconds)
+            with table.part("uncached") as rows:
+                rows.extend(await _uncached(running, keys, seconds))
         if "cached" in sections:
-            async with AsyncExitStack() as rivals:
-                port = None
-                if options.rival:
-                    upstream_port = await rivals.enter_async_context(tenants.upstream())
-                    port = (await rivals.enter_async_context(litellm.running(upstream_port))).port
-                rows += await _cached(running, keys, seconds, port)
+            with table.part("cached") as rows:
+                rows.extend(await _cached(running, keys, seconds, rival=options.rival))
         if "storm" in sections:
-            rows += await _beside(running, keys, count, seconds, new_mb)
-    return rows
+            with table.part("storm") as rows:
+                rows.extend(await _beside(running, keys, count, seconds, new_mb))
 
 
 def main() -> None:
@@ -385,15 +384,16 @@ def main() -> None:
         answers = uvloop.run(_storm(msgspec.json.decode(wanted.read_bytes(), type=Storm)))
         made.write_bytes(msgspec.json.encode(answers))
         return
-    parser = report.arguments(__doc__)
+    quick = f"{QUICK_SECONDS:g} s each, and {QUICK_LOGINS} logins"
+    parser = report.arguments(__doc__, limits=(MOST_SECONDS, QUICK_MOST_SECONDS), quick=quick)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SECONDS:g} s each, and {QUICK_LOGINS} logins")
     parser.add_argument("--rival", action="store_true", help="also LiteLLM's proxy; installs it where it is not yet")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure only these")
     options = parser.parse_args()
     if options.rival:
         litellm.ensure()  # outside the time of the run
-    report.publish(uvloop.run(_measure(options)), options.json)
+    with report.opened(options) as table:
+        table.run(_measure(table, options))
 
 
 if __name__ == "__main__":

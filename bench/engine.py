@@ -1,6 +1,6 @@
 """The engine against llama.cpp's own programs, in one run and on the same threads.
 
-    python -m bench.engine [--quick] [--rounds 3] [--only throughput …] [--json FILE] [--save FILE]
+    python -m bench.engine [--quick] [--rounds 3] [--only throughput …] [--time-limit SECONDS] [--json FILE] [--save FILE]
 
 SmolLM2-135M, 64 new tokens each, temperature 0.7. All contenders take turns in each round, one of them running at a time; a
 ratio is the median of the rounds' own ratios, with the least and the largest behind the claim. Ours is asked through its backend
@@ -9,20 +9,15 @@ and the socketpair, as a worker asks it; llama-server over HTTP, as its users as
 llama.cpp's programs are built at the first run, which takes 10 minutes: python -m bench.rivals does it before.
 """
 
-import argparse
 import asyncio
-import contextlib
-import io
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-import uvloop
 
 from bench import contenders, report, rivals, rounds, waiting
 from bench.contenders import ChatRequest, HttpChat, Running, Shape
@@ -112,7 +107,7 @@ def _noting(came: list[float]) -> contenders.OnToken:
     return lambda: came.append(time.perf_counter())
 
 
-async def measure_throughput(count: int, threads: int) -> list[report.Row]:
+async def measure_throughput(rows: list[report.Row], count: int, threads: int) -> None:
     rates, stories, neighbours = Rates(), Stories(), rounds.Neighbours()
     for number in range(count):
         for level in LEVELS:
@@ -123,31 +118,39 @@ async def measure_throughput(count: int, threads: int) -> list[report.Row]:
                     rate = await measure_rate(running, prompts, level)
                 rates.add(contender.name, level, rate.whole)
                 rates.add(_answering(contender.name), level, rate.answering)
+            rows[:] = throughput_rows(rates)
         for level, decoded in (await decode_rates(threads)).items():
             rates.add(BATCHED_BENCH, level, decoded)
+        rows[:] = throughput_rows(rates)
         server = contenders.PythonServer()
         async with server.opened(Shape(1, SLOT_TOKENS, threads)) as running:
             prompts = stories.next(PYTHON_SERVER_LEVEL)
             rates.add(server.name, PYTHON_SERVER_LEVEL, (await measure_rate(running, prompts, PYTHON_SERVER_LEVEL)).whole)
-    rows = [row for mode in contenders.MODES for row in _throughput_rows(mode, rates)]
-    return [*rows, report.alone("processor time that others took meanwhile", 100 * neighbours.share(), "%", at_most=MOST_NOISE_PERCENT)]
+        rows[:] = throughput_rows(rates)
+    rows.append(report.alone("processor time that others took meanwhile", 100 * neighbours.share(), "%", at_most=MOST_NOISE_PERCENT))
 
 
-def _throughput_rows(mode: KvMode, rates: Rates) -> list[report.Row]:
+def throughput_rows(rates: Rates) -> list[report.Row]:
+    """Compare what has been measured so far; a round counts once both sides have had their turn."""
+    return [row for mode in contenders.MODES for row in _rows_of_mode(mode, rates)]
+
+
+def _rows_of_mode(mode: KvMode, rates: Rates) -> Iterator[report.Row]:
     name = contenders.Ours(mode).name
     # The mode that is not the default may be a tenth slower.
     share = 1.0 if mode == contenders.MODES[0] else 0.9
-
-    def row(who: str, level: int, rival: str, at_least: float | None) -> report.Row:
-        streams = "1 stream" if level == 1 else f"{level} streams"
-        ours, theirs = rates.found[who, level], rates.found[rival, level]
-        return rounds.paired(f"{who}: {streams}", "tokens/s", ours, rival, theirs, at_least=at_least)
-
-    server = [row(name, level, contenders.LlamaServer.name, share * (0.95 if level == 1 else 1.0)) for level in LEVELS]
     # llama-batched-bench says how fast it decodes with all prompts read, so that is what the ratio is asked of.
-    decode = [row(name, level, BATCHED_BENCH, None) for level in LEVELS]
-    answering = [row(_answering(name), level, BATCHED_BENCH, None if level == 1 else share * 0.9) for level in LEVELS]
-    return [*server, *decode, *answering, row(name, PYTHON_SERVER_LEVEL, contenders.PythonServer.name, 5.0)]
+    wanted: list[tuple[str, int, str, float | None]] = [
+        *((name, level, contenders.LlamaServer.name, share * (0.95 if level == 1 else 1.0)) for level in LEVELS),
+        *((name, level, BATCHED_BENCH, None) for level in LEVELS),
+        *((_answering(name), level, BATCHED_BENCH, None if level == 1 else share * 0.9) for level in LEVELS),
+        (name, PYTHON_SERVER_LEVEL, contenders.PythonServer.name, 5.0),
+    ]
+    for who, level, rival, at_least in wanted:
+        ours, theirs = rates.found.get((who, level), []), rates.found.get((rival, level), [])
+        if both := min(len(ours), len(theirs)):
+            streams = "1 stream" if level == 1 else f"{level} streams"
+            yield rounds.paired(f"{who}: {streams}", "tokens/s", ours[:both], rival, theirs[:both], at_least=at_least)
 
 
 def _answering(name: str) -> str:
@@ -182,7 +185,7 @@ async def decode_rates(threads: int) -> dict[int, float]:
 # --- a whole worker ------------------------------------------------------------------------------------------------------
 
 
-async def measure_worker(_count: int, threads: int) -> list[report.Row]:
+async def measure_worker(rows: list[report.Row], _count: int, threads: int) -> None:
     """A worker of a stack after 32 answers at a time: what it holds, and what its engine counted."""
     settings = {
         "ENGINE_SLOTS": WORKER_SLOTS,
@@ -203,7 +206,7 @@ async def measure_worker(_count: int, threads: int) -> list[report.Row]:
     # An engine that measures nothing meets nothing.
     share = 100 * overhead if overhead > 0 else math.nan
     claim = f"memory of worker and engine, {WORKER_SLOTS} slots of {WORKER_SLOT_TOKENS}, less model file and KV ({expected:.0f} MB)"
-    return [
+    rows += [
         report.alone(claim, held - expected, "MB", at_most=ALLOWED_MB),
         report.alone(f"the engine's own time at {WORKER_SLOTS} streams", share, "%", at_most=5),
     ]
@@ -223,8 +226,9 @@ def _resident_mb(pid: int) -> float:
 
 # --- the run -------------------------------------------------------------------------------------------------------------
 
-#: What is measured; each with the number of rounds and of threads.
-SECTIONS: dict[str, Callable[[int, int], Awaitable[list[report.Row]]]] = {
+#: What is measured; each adds its rows to the list as soon as it has them, and is given the number of rounds and of threads.
+Section = Callable[[list[report.Row], int, int], Awaitable[None]]
+SECTIONS: dict[str, Section] = {
     "throughput": measure_throughput,
     "first_token": waiting.measure_first_token,
     "shared_prefix": waiting.measure_shared_prefix,
@@ -236,42 +240,27 @@ SECTIONS: dict[str, Callable[[int, int], Awaitable[list[report.Row]]]] = {
 QUICK_SECTIONS = ("throughput", "first_token", "shared_prefix")
 
 
-def where(threads: int) -> str:
-    """The machine and the build, for whoever reads the figures later."""
-    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    processor = next(
-        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "unknown processor"
-    )
-    when = datetime.now(UTC).date().isoformat()
-    return f"{when}, {threads} threads of {processor}, llama-cpp-python {setup.engine_version()}, {models.packaged().name}"
-
-
-async def measure(options: argparse.Namespace, threads: int) -> list[report.Row]:
-    count, seconds, sections = (1, QUICK_SECONDS, QUICK_SECTIONS) if options.quick else (options.rounds, FULL_SECONDS, tuple(SECTIONS))
-    async with asyncio.timeout(seconds):
-        return [row for name in options.only or sections for row in await SECTIONS[name](count, threads)]
+async def measure(table: report.Table, names: Sequence[str], count: int, threads: int) -> None:
+    table.expect(names)
+    for name in names:
+        with table.part(name) as rows:
+            await SECTIONS[name](rows, count, threads)
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    quick = f"one round of {', '.join(QUICK_SECTIONS)}, under 3 minutes"
+    parser = report.arguments(__doc__, limits=(FULL_SECONDS, QUICK_SECONDS), quick=quick)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help=f"one round of {', '.join(QUICK_SECTIONS)}, under 3 minutes")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="measure only these")
-    parser.add_argument("--save", type=Path, help="also write the table to this file, with the machine")
     options = parser.parse_args()
     # Built outside the time of the run.
     rivals.ensure()
     rivals.ensure_python_server()
     threads = len(os.sched_getaffinity(0))
-    rows = uvloop.run(measure(options, threads))
-    table = io.StringIO()
-    with contextlib.redirect_stdout(table):
-        report.publish(rows, options.json)
-    text = f"{where(threads)}\n\n{table.getvalue()}"
-    print(text, end="")
-    if options.save is not None:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text(text, encoding="utf-8")
+    count, names = (1, QUICK_SECTIONS) if options.quick else (options.rounds, tuple(SECTIONS))
+    heading = f"{threads} threads, llama-cpp-python {setup.engine_version()}, {models.packaged().name}"
+    with report.opened(options, heading) as table:
+        table.run(measure(table, options.only or names, count, threads))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whether it matters which gateway a tenant uses: one, two and three gateways over one pool of 8 slots, in turn.
 
-    python -m bench.fairness [--quick] [--seconds 30]
+    python -m bench.fairness [--quick] [--seconds 30] [--json FILE]
 
 Three tenants always have requests waiting, of two lengths, and a light one sends a request now and then. With N gateways they use
 different ones as far as there are so many. The pool is one echo worker with 8 slots; everything shares one machine, so read the ratios to
@@ -15,7 +15,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
-import uvloop
 
 from bench import http_load, report, tenants
 from bench.http_load import Load, Outcome, Paced, Steady
@@ -37,7 +36,7 @@ LIGHT_WORDS, LIGHT_RATE = 4, 1.5
 SECONDS, QUICK_SECONDS = 30.0, 10.0
 #: Until the queues are full, and everybody's first requests are done.
 BEGINNING_SECONDS = 8.0
-MOST_SECONDS = 900.0
+MOST_SECONDS, QUICK_MOST_SECONDS = 900.0, 300.0
 MOST_SHARE, MOST_MEDIAN, MOST_WORST = 1.2, 1.5, 3.0
 
 
@@ -151,7 +150,7 @@ async def measure(seconds: float) -> list[report.Row]:
         "QUEUE_SECONDS": "300",
         "LOG_LEVEL": "warning",
     }
-    async with asyncio.timeout(MOST_SECONDS), AsyncExitStack() as opened:
+    async with AsyncExitStack() as opened:
         running = await opened.enter_async_context(stack(**settings))
         keys = await tenants.register(running, len(WORDS) + 1)
         more = [await opened.enter_async_context(more_gateway(running, number)) for number in GATEWAYS[1:]]
@@ -160,11 +159,11 @@ async def measure(seconds: float) -> list[report.Row]:
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(MOST_SECONDS, QUICK_MOST_SECONDS), quick=f"{QUICK_SECONDS:g} s each")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SECONDS:g} s each")
     options = parser.parse_args()
-    report.publish(uvloop.run(measure(QUICK_SECONDS if options.quick else options.seconds)), options.json)
+    with report.opened(options) as table:
+        table.add(table.run(measure(QUICK_SECONDS if options.quick else options.seconds)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ MOST_MB, MOST_GROWTH, MOST_REFUSAL_MS = 600.0, 1.1, 100.0
 REFUSALS = frozenset({429, 503})
 
 
-async def measure(streams: int = STREAMS, words: int = WORDS) -> list[report.Row]:
+async def measure(rows: list[report.Row], streams: int = STREAMS, words: int = WORDS) -> None:
     async with AsyncExitStack() as opened:
         settings = {
             **tenants.UNREACHED,
@@ -44,8 +44,8 @@ async def measure(streams: int = STREAMS, words: int = WORDS) -> list[report.Row
         running = await opened.enter_async_context(stack(**settings, **tenants.served_by(upstream_port)))
         await opened.enter_async_context(tenants.echo_workers(running, MORE_WORKERS, TOKEN_MS, ENGINE_QUEUE=str(QUEUE)))
         keys = await tenants.register(running)
-        rows = await _fitting(running, keys, streams, words)
-        return [*rows, *await _excess(running, keys, streams, words)]
+        rows += await _fitting(running, keys, streams, words)
+        rows += await _excess(running, keys, streams, words)
 
 
 async def _ask(running: RunningStack, keys: tuple[Credential, ...], count: int, words: int) -> tuple[Outcome, float]:

@@ -120,7 +120,7 @@ def _rows(took: dict[str, list[float]], rate: float) -> list[report.Row]:
         for way in ("HTTP", "RPC"):
             whole = report.percentile(took[way], share) * 1000
             claim = f"first token over {way}, p{share * 100:.0f}, {rate:.0f}/s"
-            rows.append(report.Row(claim, whole, "ms", "worker's /infer", base, whole / base))
+            rows.append(report.against(claim, whole, "ms", "worker's /infer", base))
             rows.append(report.alone(f"  added by gateway and mesh, p{share * 100:.0f}", whole - base, "ms", at_most=limit))
     return rows
 

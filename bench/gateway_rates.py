@@ -38,7 +38,7 @@ def check(outcome: Outcome, who: str) -> Outcome:
     return outcome
 
 
-async def measure(count: int, seconds: float) -> list[report.Row]:
+async def measure(rows: list[report.Row], count: int, seconds: float) -> None:
     """``count`` rounds, in which each contender takes its turn of ``seconds`` at every level."""
     async with AsyncExitStack() as opened:
         upstream_port = await opened.enter_async_context(tenants.upstream())
@@ -51,14 +51,13 @@ async def measure(count: int, seconds: float) -> list[report.Row]:
         echo = Contender("aimesh, echo worker", port, keys, "echo")
         rival = Contender("LiteLLM", proxy.port, (litellm.KEY,), tenants.MODEL)
         bare = Contender("upstream", upstream_port, ("none",), tenants.MODEL)
-        rows = await _compared([ours, echo, rival, bare], count, seconds)
+        await _compare(rows, [ours, echo, rival, bare], count, seconds)
         rows += await _hot_tenant(echo, seconds)
-        return [*rows, *await _held(running, proxy.pid)]
+        rows += await _held(running, proxy.pid)
 
 
-async def _compared(everyone: Sequence[Contender], count: int, seconds: float) -> list[report.Row]:
+async def _compare(rows: list[report.Row], everyone: Sequence[Contender], count: int, seconds: float) -> None:
     ours, echo, rival, bare = everyone
-    rows: list[report.Row] = []
     for words, stream, wanted in (PLAIN, STREAMED):
         what = f"streams of {words}" if stream else "plain"
         rates: dict[tuple[str, int], list[float]] = {}
@@ -82,7 +81,6 @@ async def _compared(everyone: Sequence[Contender], count: int, seconds: float) -
             rounds.paired(f"{one.name}, {what}: added at 1 at once", "ms", added[one.name], rival.name, added[rival.name])
             for one in (ours, echo)
         ]
-    return rows
 
 
 async def _hot_tenant(contender: Contender, seconds: float) -> list[report.Row]:

@@ -1,12 +1,10 @@
 """What ten million requests in the gateway's tables do to verifying, rolling up, listing and reserving.
 
-    python -m bench.growth [--requests 10000000] [--days 30] [--seconds 10] [--json FILE]
+    python -m bench.growth [--quick] [--requests 10000000] [--days 30] [--seconds 10] [--json FILE]
 
 A real PostgreSQL, and the gateway's own stores in a role that meets row-level security. The requests are made by SQL, without waiting for
 the disk, as the first partitions of their tables: so they look after an upgrade. Every third is of one organization, and every second
 has cost something. What is measured runs with every commit on the disk.
-
-    python -m bench.growth --requests 200000 --seconds 3        the short form, about a minute
 """
 
 import asyncio
@@ -18,7 +16,6 @@ from datetime import time as datetime_time
 from uuid import UUID
 
 import asyncpg
-import uvloop
 
 from bench import report
 from services.gateway import store
@@ -37,6 +34,8 @@ from tests.servers import PostgresServer, running
 
 HOT = UserId(UUID(int=1))
 WRITERS = 20
+#: Requests, and seconds of reserving.
+QUICK = (200_000, 3.0)
 PAGE = 50
 _GATEWAY = NodeId("U" * 56)
 _PLENTY = MicroCredits(10**15)
@@ -73,14 +72,15 @@ _FILL = {
 
 
 def main() -> None:
-    arguments = report.arguments(__doc__)
+    quick = f"{QUICK[0]:,} requests and {QUICK[1]:g} s, about a minute"
+    arguments = report.arguments(__doc__, limits=(7200.0, 300.0), quick=quick)
     arguments.add_argument("--requests", type=int, default=10_000_000)
     arguments.add_argument("--days", type=int, default=30)
     arguments.add_argument("--seconds", type=float, default=10.0)
     chosen = arguments.parse_args()
-    with running(lambda folder: PostgresServer(folder, durable=True)) as postgres:
-        rows = uvloop.run(_measure(postgres, chosen.requests, chosen.days, chosen.seconds))
-    report.publish(rows, chosen.json)
+    requests, seconds = QUICK if chosen.quick else (chosen.requests, chosen.seconds)
+    with report.opened(chosen) as table, running(lambda folder: PostgresServer(folder, durable=True)) as postgres:
+        table.add(table.run(_measure(postgres, requests, chosen.days, seconds)))
 
 
 async def _measure(postgres: PostgresServer, requests: int, days: int, seconds: float) -> list[report.Row]:

@@ -1,12 +1,11 @@
 """What the short history costs: the time of a look, of writing and rolling it up, of a chart, and the size on disk per node and day.
 
-    python -m bench.history [--nodes 200] [--series 100] [--json FILE]
+    python -m bench.history [--quick] [--nodes 200] [--series 100] [--json FILE]
 
 A PostgreSQL of its own with durable commits. It writes two hours of looks of a few nodes for the sizes, some looks of all of them for
 the times, and a day of their minutes for what the page of charts asks.
 """
 
-import asyncio
 import random
 import time
 from array import array
@@ -27,6 +26,7 @@ from tests.servers import PostgresServer, running
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
 ROWS_A_DAY = {rolling.RAW: 5760, rolling.MINUTE: 1440, rolling.HOUR: 24}
+QUICK_NODES = 20
 SIZE_NODES, SIZE_LOOKS, TIMED_LOOKS = 5, 490, 490
 #: What the page of charts asks about a day of each machine.
 OF_A_MACHINE = tuple(history_questions.OF_MACHINE.values())
@@ -65,38 +65,49 @@ async def keep(store: Store, looks: int, nodes: int, names: tuple[str, ...]) -> 
     return took
 
 
-async def measure(server: PostgresServer, nodes: int, series: int) -> list[report.Row]:
+async def measure(table: report.Table, server: PostgresServer, nodes: int, series: int) -> None:
+    table.expect(("sizes", "looks", "a day"))
     names = (*("ai_platform_queue_depth", *(f'ai_platform_tokens_total{{model="m{number}"}}' for number in range(series - 1))),)
-    rows: list[report.Row] = []
-    one = partial(report.alone)
+    with table.part("sizes") as rows:
+        await measure_sizes(rows, server, names)
+    with table.part("looks") as rows:
+        await measure_looks(rows, server, nodes, names)
+    with table.part("a day") as rows:
+        await measure_day(rows, server, nodes, series)
+
+
+async def measure_sizes(rows: list[report.Row], server: PostgresServer, names: tuple[str, ...]) -> None:
     small = server.url(await server.new_database())
     async with Store.open(small) as store:
         await keep(store, SIZE_LOOKS, SIZE_NODES, names)
     sizes = await _bytes_a_row(small)
     for resolution, days in ((rolling.RAW, 1), (rolling.MINUTE, 7), (rolling.HOUR, 730)):
         each = sizes[resolution] * ROWS_A_DAY[resolution]
-        rows.append(one(f"rows of {resolution} s, {series} series: per node and day", each / 1e6, "MB"))
-        rows.append(one(f"rows of {resolution} s: per node, {days} days", each * days / 1e6, "MB"))
+        rows.append(report.alone(f"rows of {resolution} s, {len(names)} series: per node and day", each / 1e6, "MB"))
+        rows.append(report.alone(f"rows of {resolution} s: per node, {days} days", each * days / 1e6, "MB"))
+
+
+async def measure_looks(rows: list[report.Row], server: PostgresServer, nodes: int, names: tuple[str, ...]) -> None:
     url = server.url(await server.new_database())
     async with Store.open(url) as store:
         took = sorted(await keep(store, TIMED_LOOKS, nodes, names))
-        rows.append(one(f"write a look of {nodes} nodes: median", took[len(took) // 2], "ms"))
-        rows.append(one("the same with its minute rolled up: 99th of 100", took[int(len(took) * 0.99)], "ms"))
-        rows.append(one("the same with an hour rolled up: the longest", took[-1], "ms"))
+        rows.append(report.alone(f"write a look of {nodes} nodes: median", took[len(took) // 2], "ms"))
+        rows.append(report.alone("the same with its minute rolled up: 99th of 100", took[int(len(took) * 0.99)], "ms"))
+        rows.append(report.alone("the same with an hour rolled up: the longest", took[-1], "ms"))
         for step, by in ((15, ()), (60, ()), (60, (By.NODE,)), (3600, ())):
             until = BEGIN + timedelta(seconds=15 * TIMED_LOOKS)
             question = choosing.read(GetHistory(("ai_platform_queue_depth",), BEGIN, until, step, by), until, KEEPS)
             began = time.perf_counter()
             points = (await store.lines(question, by, choosing.MOST_POINTS)).points
             ms = (time.perf_counter() - began) * 1000
-            rows.append(one(f"read two hours of them in steps of {step} s{' by node' if by else ''}, {len(points)} points", ms, "ms"))
-    return rows
+            claim = f"read two hours of them in steps of {step} s{' by node' if by else ''}, {len(points)} points"
+            rows.append(report.alone(claim, ms, "ms"))
 
 
-async def measure_day(server: PostgresServer, nodes: int, series: int) -> list[report.Row]:
+async def measure_day(rows: list[report.Row], server: PostgresServer, nodes: int, series: int) -> None:
     """Of a day in steps of ten minutes: all of each machine at once, one number of each, and all of one machine."""
     url = server.url(await server.new_database())
-    until, rows = BEGIN + timedelta(days=1), []
+    until = BEGIN + timedelta(days=1)
     async with Store.open(url) as store:
         await _fill_day(url, nodes, series)
         by = (By.SERVICE, By.NODE)
@@ -110,7 +121,6 @@ async def measure_day(server: PostgresServer, nodes: int, series: int) -> list[r
             points = (await store.lines(question, by, 2 * choosing.MOST_POINTS)).points
             seconds = time.perf_counter() - began
             rows.append(report.alone(f"read a day in steps of 600 s: {what}, {len(points)} points", seconds, "s"))
-    return rows
 
 
 async def _fill_day(url: str, nodes: int, series: int) -> None:
@@ -140,16 +150,14 @@ async def _bytes_a_row(url: str) -> dict[int, float]:
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(900.0, 180.0), quick=f"{QUICK_NODES} nodes")
     parser.add_argument("--nodes", type=int, default=200)
     parser.add_argument("--series", type=int, default=100)
     options = parser.parse_args()
     assert options.nodes <= kept.MAX_NODES
     assert options.series <= kept.MAX_SERIES
-    with running(partial(PostgresServer, durable=True)) as server:
-        rows = asyncio.run(measure(server, options.nodes, options.series))
-        rows += asyncio.run(measure_day(server, options.nodes, options.series))
-    report.publish(rows, options.json)
+    with report.opened(options) as table, running(partial(PostgresServer, durable=True)) as server:
+        table.run(measure(table, server, QUICK_NODES if options.quick else options.nodes, options.series))
 
 
 if __name__ == "__main__":

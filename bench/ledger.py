@@ -1,6 +1,6 @@
 """How many requests the ledger takes a second, and that it never grants more than there is.
 
-    python -m bench.ledger [--seconds 4] [--rounds 1000] [--json FILE]
+    python -m bench.ledger [--quick] [--seconds 4] [--rounds 1000] [--json FILE]
 
 A real PostgreSQL with its defaults (every commit reaches the disk), the gateway's own stores and recorder, in a role that meets
 row-level security. A request is a reservation,
@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import asyncpg
-import uvloop
 
 from bench import report
 from services.gateway import store
@@ -34,6 +33,7 @@ from tests.servers import PostgresServer, running
 
 CLIENTS = 32
 TENANTS = 50
+QUICK_SECONDS, QUICK_ROUNDS = 3.0, 100
 #: Room for 7 of 64.
 ROOM, EACH, AT_ONCE = 3500, 500, 64
 _MODEL = ModelName("smollm2")
@@ -44,16 +44,22 @@ One = Callable[[UserId], Awaitable[None]]
 
 
 def main() -> None:
-    arguments = report.arguments(__doc__)
+    quick = f"{QUICK_SECONDS:g} s each, and {QUICK_ROUNDS} races"
+    arguments = report.arguments(__doc__, limits=(600.0, 120.0), quick=quick)
     arguments.add_argument("--seconds", type=float, default=4.0)
     arguments.add_argument("--rounds", type=int, default=1000)
     chosen = arguments.parse_args()
-    with running(lambda folder: PostgresServer(folder, durable=True)) as postgres, TemporaryDirectory() as folder:
-        rows = uvloop.run(_measure(postgres, Path(folder), chosen.seconds, chosen.rounds))
-    report.publish(rows, chosen.json)
+    seconds, rounds = (QUICK_SECONDS, QUICK_ROUNDS) if chosen.quick else (chosen.seconds, chosen.rounds)
+    with (
+        report.opened(chosen) as table,
+        running(lambda folder: PostgresServer(folder, durable=True)) as postgres,
+        TemporaryDirectory() as folder,
+    ):
+        table.run(_measure(table, postgres, Path(folder), seconds, rounds))
 
 
-async def _measure(postgres: PostgresServer, folder: Path, seconds: float, rounds: int) -> list[report.Row]:
+async def _measure(table: report.Table, postgres: PostgresServer, folder: Path, seconds: float, rounds: int) -> None:
+    table.expect(("rates", "races"))
     tenants = [UserId(uuid4()) for _ in range(TENANTS)]
     async with (
         postgres.plain_role(postgres.url()) as url,
@@ -90,8 +96,18 @@ async def _measure(postgres: PostgresServer, folder: Path, seconds: float, round
                     rate, took = await _rate(one, owners, seconds / 3)
                     rates[name].append(rate)
                     waits[name] += took
-        wrong = await _races(ledger, rounds)
-        books = await ledger.verify(grace_seconds=1000)
+            with table.part("rates") as rows:
+                rows.extend(_rows(rates, waits))
+        with table.part("races") as rows:
+            wrong = await _races(ledger, rounds)
+            books = await ledger.verify(grace_seconds=1000)
+            claim = f"of {AT_ONCE} at once with room for 7: rounds of {rounds} that granted another number"
+            rows.append(report.alone(claim, wrong, "rounds", at_most=0))
+            drift = books.drift_micro + abs(books.sum_micro)
+            rows.append(report.alone("drift of the books afterwards", drift, "micro-credits", at_most=0))
+
+
+def _rows(rates: dict[str, list[float]], waits: dict[str, list[float]]) -> list[report.Row]:
     middle = {name: sorted(found)[1] for name, found in rates.items()}
     rival = "one committed INSERT"
     return [
@@ -106,8 +122,6 @@ async def _measure(postgres: PostgresServer, folder: Path, seconds: float, round
             for name in ("50", "1")
             for share in (50, 99)
         ),
-        report.alone(f"of {AT_ONCE} at once with room for 7: rounds of {rounds} that granted another number", wrong, "rounds", at_most=0),
-        report.alone("drift of the books afterwards", books.drift_micro + abs(books.sum_micro), "micro-credits", at_most=0),
     ]
 
 

@@ -1,6 +1,6 @@
 """The mesh's own cost: a 100-byte unary call and a stream between two processes, against bare nats-py and grpc.aio.
 
-    python -m bench.mesh [--rounds 3] [--json FILE]
+    python -m bench.mesh [--quick] [--rounds 3] [--json FILE]
 
 Every side runs its server in one further process, over the same NATS server or over loopback TCP, with uvloop. The rounds
 alternate and each figure is its median, because two shared cores drift.
@@ -39,6 +39,8 @@ from tests.testnet import MESH, NatsServer, free_port
 BODY = b"x" * 100
 WARM_UP, ONE_BY_ONE, IN_FLIGHT, EACH = 300, 2000, 32, 250
 STREAM_ITEMS = 300_000
+#: A round takes a few seconds, and the median of fewer is a guess.
+QUICK_ROUNDS = 3
 
 One = Callable[[], Awaitable[object]]
 
@@ -169,10 +171,10 @@ async def _measure(settings: NodeSettings, plain_port: int, grpc_port: int, roun
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(300.0, 120.0), quick=f"{QUICK_ROUNDS} rounds")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with report.opened(options) as table, tempfile.TemporaryDirectory() as folder:
         server = NatsServer(Path(folder))
         keys = {role: server.key(role, role) for role in (Role.METRICS, Role.WORKER, Role.GATEWAY)}
         server.start()
@@ -186,13 +188,13 @@ def main() -> None:
             assert other.stdout is not None
             assert other.stdout.readline() == b"ready\n"
             settings = NodeSettings(mesh=MESH, nats_url=server.url, node_key_file=keys[Role.GATEWAY])
-            rows = uvloop.run(_measure(settings, plain_port, grpc_port, options.rounds))
+            rounds = QUICK_ROUNDS if options.quick else options.rounds
+            table.add(table.run(_measure(settings, plain_port, grpc_port, rounds)))
         finally:
             for process in (other, plain):
                 process.terminate()
                 process.wait()
             server.kill()
-    report.publish(rows, options.json)
 
 
 def _serve_main(url: str, metrics_key: str, worker_key: str, plain_port: str, grpc_port: str) -> None:

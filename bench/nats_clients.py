@@ -1,6 +1,6 @@
 """Processor time of a request and its reply in the caller's process: our NATS client against nats-py.
 
-    python -m bench.nats_clients [--rounds 5] [--json FILE]
+    python -m bench.nats_clients [--quick] [--rounds 5] [--json FILE]
 
 Both send 100 bytes to the same echo in another process, over the same nats-server, with uvloop. The rounds alternate and each
 figure is its median. ``bench.mesh`` measures what the mesh adds.
@@ -29,6 +29,7 @@ from tests.testnet import NatsServer
 
 BODY = b"x" * 100
 CALLS = 4_000
+QUICK_ROUNDS = 3
 IN_FLIGHT = (1, 16)
 
 One = Callable[[], Awaitable[object]]
@@ -105,10 +106,10 @@ async def _measure(url: str, rounds: int) -> list[report.Row]:
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(300.0, 120.0), quick=f"{QUICK_ROUNDS} rounds")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with report.opened(options) as table, tempfile.TemporaryDirectory() as folder:
         server = NatsServer(Path(folder))
         (Path(folder) / "nats.conf").write_text(f'listen: "127.0.0.1:{server.port}"\n', encoding="utf-8")
         # Without authorization: nats-py has no key here.
@@ -119,12 +120,11 @@ def main() -> None:
         try:
             assert echo.stdout is not None
             assert echo.stdout.readline() == b"ready\n"
-            rows = uvloop.run(_measure(server.url, options.rounds))
+            table.add(table.run(_measure(server.url, QUICK_ROUNDS if options.quick else options.rounds)))
         finally:
             echo.terminate()
             echo.wait()
             server.kill()
-    report.publish(rows, options.json)
 
 
 if __name__ == "__main__":

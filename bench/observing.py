@@ -1,6 +1,6 @@
 """What the metrics service holds in memory, and how long a scrape of everybody takes, with 200 workers on a real mesh.
 
-    python -m bench.observing [--workers 200] [--minutes 3] [--json FILE]
+    python -m bench.observing [--quick] [--workers 200] [--minutes 3] [--json FILE]
 
 The service is the real one, in a process of its own behind a real NATS server, with its history in a real PostgreSQL; it looks, judges
 alerts, reads spans and keeps the history as it always does. The workers are nodes of one other process, and have what `bench.scrape` gives
@@ -35,6 +35,8 @@ from shared.types import Role
 from tests.servers import PostgresServer
 from tests.testnet import MESH, NatsServer, free_port
 
+#: Workers, and minutes.
+QUICK = (20, 0.5)
 #: Between two scrapes, as Prometheus has it.
 EVERY_SECONDS = 15.0
 MOST_START_SECONDS = 300.0
@@ -123,7 +125,7 @@ async def measure(pid: int, port: int, nats: str, key_files: list[Path], minutes
     ]
 
 
-def run(count: int, minutes: float) -> list[report.Row]:
+def run(table: report.Table, count: int, minutes: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("nats", "postgres"):
             Path(folder, name).mkdir()
@@ -134,14 +136,14 @@ def run(count: int, minutes: float) -> list[report.Row]:
         postgres.start()
         try:
             with service_process(postgres.url(), nats.url, str(own), str(port)) as pid:
-                return uvloop.run(measure(pid, port, nats.url, keys, minutes))
+                table.add(table.run(measure(pid, port, nats.url, keys, minutes)))
         finally:
             postgres.stop()
             nats.kill()
 
 
 def main() -> None:
-    parser: argparse.ArgumentParser = report.arguments(__doc__)
+    parser: argparse.ArgumentParser = report.arguments(__doc__, limits=(1200.0, 240.0), quick=f"{QUICK[0]} workers, {QUICK[1]:g} minutes")
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--serve", nargs=3, metavar=("NATS", "KEY", "PORT"), help=argparse.SUPPRESS)
@@ -150,7 +152,8 @@ def main() -> None:
         nats, key_file, port = options.serve
         uvloop.run(serve(nats, Path(key_file), int(port)))
         return
-    report.publish(run(options.workers, options.minutes), options.json)
+    with report.opened(options) as table:
+        run(table, *(QUICK if options.quick else (options.workers, options.minutes)))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ ASKED_PER_SECOND = 20_000
 BATCH, AT_ONCE = 500, 4
 #: What a node records: half of them counters, all with two labels.
 SERIES = 200
-QUICK = (1, 0.5)
+#: Rounds, and seconds of a measurement.
+QUICK = (3, 1.0)
 
 
 class Sender:
@@ -117,7 +118,7 @@ async def serve(url: str, key_file: Path) -> None:
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
-def run(count: int, seconds: float) -> list[report.Row]:
+def run(table: report.Table, count: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = NatsServer(Path(folder))
         keys = {role: server.key(role, role) for role in (Role.METRICS, Role.WORKER)}
@@ -128,7 +129,7 @@ def run(count: int, seconds: float) -> list[report.Row]:
             assert other.stdout is not None
             assert other.stdout.readline() == b"ready\n"
             settings = NodeSettings(mesh=MESH, nats_url=server.url, node_key_file=keys[Role.WORKER])
-            return uvloop.run(measure(settings, count, seconds))
+            table.add(table.run(measure(settings, count, seconds)))
         finally:
             other.terminate()
             other.communicate()
@@ -136,17 +137,17 @@ def run(count: int, seconds: float) -> list[report.Row]:
 
 
 def main() -> None:
-    parser: argparse.ArgumentParser = report.arguments(__doc__)
+    parser: argparse.ArgumentParser = report.arguments(__doc__, limits=(300.0, 120.0), quick=f"{QUICK[0]} rounds of {QUICK[1]:g} s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3, help="of one measurement")
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
     parser.add_argument("--serve", nargs=2, metavar=("URL", "KEY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         url, key_file = options.serve
         uvloop.run(serve(url, Path(key_file)))
         return
-    report.publish(run(*QUICK) if options.quick else run(options.rounds, options.seconds), options.json)
+    with report.opened(options) as table:
+        run(table, *(QUICK if options.quick else (options.rounds, options.seconds)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,34 @@
-"""A bench's rows: printed as a table, and written as JSON for whoever keeps them."""
+"""The rows of a bench: measured until its time is over, printed as a table, and written as JSON for `bench.baseline`."""
 
 import argparse
+import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+#: The exit code of a bench that printed only a part of its rows; timeout(1) uses the same one.
+OUT_OF_TIME = 124
+
+
+class Better(StrEnum):
+    """Which ratios are better."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,24 +40,44 @@ class Row:
     unit: str
     rival: str | None = None
     rival_value: float | None = None
-    #: value / rival_value.
+    #: value / rival_value, or the median of the rounds' own ratios.
     ratio: float | None = None
     #: In words, such as "ratio <= 1.1".
     target: str | None = None
     #: None where there is no target.
     met: bool | None = None
+    #: None where there is no ratio.
+    better: Better | None = None
+    #: The least and the largest of the rounds' ratios.
+    between: tuple[float, float] | None = None
 
 
 def against(
     claim: str, value: float, unit: str, rival: str, rival_value: float, *, at_most: float | None = None, at_least: float | None = None
 ) -> Row:
     """A row whose target is a ratio to a rival of the same run."""
-    ratio = value / rival_value
+    # A rival that did nothing must not cost the other rows; NaN meets no target.
+    ratio = value / rival_value if rival_value else math.nan
+    return judge(Row(claim, value, unit, rival, rival_value, ratio), at_most=at_most, at_least=at_least)
+
+
+def judge(row: Row, *, at_most: float | None = None, at_least: float | None = None) -> Row:
+    """Add the target, whether the row's ratio meets it, and which ratios are better."""
+    assert row.ratio is not None
     if at_most is not None:
-        return Row(claim, value, unit, rival, rival_value, ratio, f"ratio <= {at_most:g}", ratio <= at_most)
+        return replace(row, target=f"ratio <= {at_most:g}", met=row.ratio <= at_most, better=Better.LOWER)
     if at_least is not None:
-        return Row(claim, value, unit, rival, rival_value, ratio, f"ratio >= {at_least:g}", ratio >= at_least)
-    return Row(claim, value, unit, rival, rival_value, ratio)
+        return replace(row, target=f"ratio >= {at_least:g}", met=row.ratio >= at_least, better=Better.HIGHER)
+    return replace(row, better=better_of(row.unit))
+
+
+def better_of(unit: str) -> Better:
+    """Rates should be high; times and sizes should be low."""
+    if unit.endswith("/s"):
+        return Better.HIGHER
+    if unit in {"us", "µs", "ms", "s", "kB", "MB", "MiB"}:
+        return Better.LOWER
+    raise ValueError(f"nobody knows whether more {unit!r} is better: give the row a target, or add the unit to bench/report.py")
 
 
 def alone(claim: str, value: float, unit: str, *, at_most: float | None = None, at_least: float | None = None) -> Row:
@@ -50,28 +94,145 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
+# --- a run and its time --------------------------------------------------------------------------------------------------
+
+
+class OutOfTime(Exception):
+    """The bench has used up its time. `opened` catches this."""
+
+
+class Table:
+    """The rows of one run, kept while they are measured: a run that fails or has used up its time still prints those."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._ends_at = clock() + seconds
+        self._parts: dict[str, list[Row]] = {}
+        self._unfinished: list[str] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for rows in self._parts.values() for row in rows]
+
+    @property
+    def unfinished(self) -> Sequence[str]:
+        """The parts that were expected or have begun, and have not ended."""
+        return self._unfinished
+
+    def expect(self, parts: Iterable[str]) -> None:
+        """Name the parts ahead, so that a run that ends early can say which of them are missing."""
+        self._unfinished += parts
+
+    def add(self, rows: Iterable[Row]) -> None:
+        self._parts.setdefault("", []).extend(rows)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[list[Row]]:
+        """The rows of one part, for the caller to fill. Raises OutOfTime instead of beginning when the time is over."""
+        if self._clock() >= self._ends_at:
+            raise OutOfTime
+        if name not in self._unfinished:
+            self._unfinished.append(name)
+        rows = self._parts.setdefault(name, [])
+        yield rows
+        self._unfinished.remove(name)
+        print(f"{name}: {len(rows)} rows after {self._clock() - self._ends_at + self.seconds:.0f} s", file=sys.stderr)
+
+    def run(self, measuring: Coroutine[Any, Any, T]) -> T:
+        """Run it on uvloop. Raises OutOfTime when the time is over, or when this process is asked to end (SIGTERM)."""
+        return uvloop.run(self._within_time(measuring))
+
+    async def _within_time(self, measuring: Coroutine[Any, Any, T]) -> T:
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(max(0.0, self._ends_at - self._clock()))
+        try:
+            async with limit:
+                loop.add_signal_handler(signal.SIGTERM, lambda: limit.reschedule(loop.time()))
+                return await measuring
+        except TimeoutError:
+            if limit.expired():
+                raise OutOfTime from None
+            raise
+
+
+def arguments(description: str | None, *, limits: tuple[float, float], quick: str) -> argparse.ArgumentParser:
+    """The arguments of every bench. ``limits``: the seconds that the whole form and the short form may take."""
+    full, short = limits
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(limits=limits)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--save", type=Path, help="also write the table to this file, with the machine")
+    parser.add_argument("--quick", action="store_true", help=f"the short form: {quick}")
+    default = f"default: {full:g}, with --quick {short:g}"
+    parser.add_argument(
+        "--time-limit", type=float, metavar="SECONDS", help=f"then print the rows measured so far and exit with {OUT_OF_TIME}; {default}"
+    )
     return parser
 
 
-def publish(rows: Sequence[Row], to: Path | None) -> None:
-    """Print the table, and write it if asked to."""
+@contextmanager
+def opened(options: argparse.Namespace, heading: str = "") -> Iterator[Table]:
+    """A table whose time begins now, printed in the end whatever happens. Exits with OUT_OF_TIME when the time was too short.
+
+    Enter this before any server, so that they have ended when the rows are printed.
+    """
+    full, short = options.limits
+    default = short if options.quick else full
+    table = Table(default if options.time_limit is None else options.time_limit)
+    try:
+        yield table
+    except OutOfTime:
+        publish(table.rows, options, heading)
+        missing = ", ".join(table.unfinished) or "everything"
+        print(f"out of time ({table.seconds:g} s); not measured to its end: {missing}", file=sys.stderr)
+        sys.exit(OUT_OF_TIME)
+    except BaseException:
+        publish(table.rows, options, heading)
+        raise
+    publish(table.rows, options, heading)
+
+
+# --- what is printed -----------------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    names = (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name"))
+    return f"{len(os.sched_getaffinity(0))} cores of {next(names, 'unknown processor')}"
+
+
+def render(rows: Sequence[Row]) -> str:
     head = ("claim", "value", "rival", "ratio", "target", "met")
     lines = [
         (
             row.claim,
             f"{row.value:,.4g} {row.unit}",
             "" if row.rival_value is None else f"{row.rival} {row.rival_value:,.4g} {row.unit}",
-            "" if row.ratio is None else f"{row.ratio:.2f}",
+            _ratio(row),
             row.target or "",
             {True: "yes", False: "NO", None: ""}[row.met],
         )
         for row in rows
     ]
     widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    for line in (head, *lines):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    if to is not None:
-        to.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    table = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in (head, *lines))
+    return "\n".join(table) + "\n"
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ""
+    return f"{row.ratio:.2f}" if row.between is None else f"{row.ratio:.2f} ({row.between[0]:.2f}–{row.between[1]:.2f})"
+
+
+def publish(rows: Sequence[Row], options: argparse.Namespace, heading: str = "") -> None:
+    """Print the table, and write it where the options say so."""
+    facts = (datetime.now(UTC).date().isoformat(), machine(), heading)
+    text = f"{', '.join(filter(None, facts))}\n\n{render(rows)}"
+    print(text, end="")
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    if options.save is not None:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        options.save.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ A machine's speed drifts by more than what is measured. Two figures of one round
 keeps its meaning; the median of the ratios leaves out a round in which something else ran.
 """
 
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -31,16 +32,12 @@ def paired(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> report.Row:
-    """The medians of both, and the median of the rounds' ratios, with the least and the largest of them beside the claim."""
-    ratios = sorted(value / other for value, other in zip(values, others, strict=True))
-    ratio = statistics.median(ratios)
-    target, met = None, None
-    if at_most is not None:
-        target, met = f"ratio <= {at_most:g}", ratio <= at_most
-    elif at_least is not None:
-        target, met = f"ratio >= {at_least:g}", ratio >= at_least
-    claim = f"{claim} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
-    return report.Row(claim, statistics.median(values), unit, rival, statistics.median(others), ratio, target, met)
+    """The medians of both, and the median of the rounds' ratios, with the least and the largest of them beside it."""
+    ratios = [value / other if other else math.nan for value, other in zip(values, others, strict=True)]
+    # NaN has no place in an order, so the median of the rest would depend on where it stands.
+    ratio = math.nan if any(map(math.isnan, ratios)) else statistics.median(ratios)
+    row = report.Row(claim, statistics.median(values), unit, rival, statistics.median(others), ratio, between=(min(ratios), max(ratios)))
+    return report.judge(row, at_most=at_most, at_least=at_least)
 
 
 class Neighbours:

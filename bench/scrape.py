@@ -1,6 +1,6 @@
 """What a scrape of the whole mesh costs the metrics service: the texts of 200 workers and a gateway, merged and rendered.
 
-    python -m bench.scrape [--workers 200] [--runs 7] [--json FILE]
+    python -m bench.scrape [--quick] [--workers 200] [--runs 7] [--json FILE]
 
 The texts are what such nodes have after an hour of work: three models of twenty each, every instrument of theirs, exemplars, and the
 machine. What the nodes and the mesh add, by answering over their links, is not in it.
@@ -22,10 +22,16 @@ from shared.telemetry.answers import Answer, GatewayAnswers, WorkerAnswers
 from shared.tracing import Serving, Traces
 from shared.types import ModelName
 
+#: Workers, and runs.
+QUICK = (50, 3)
 MODELS = tuple(ModelName(f"model-{number}:8b-instruct-q4") for number in range(20))
 MODELS_OF_A_WORKER = 3
 ANSWERS = 60
 KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
+WAYS: dict[str, Callable[[prometheus.Merged], str]] = {
+    "Prometheus text": prometheus.render,
+    "OpenMetrics": lambda merged: openmetrics.render(merged, KNOWN),
+}
 
 
 def _answer(model: ModelName, draw: random.Random) -> Answer:
@@ -124,25 +130,31 @@ def _resident_mib() -> float:
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(300.0, 120.0), quick=f"{QUICK[0]} workers, {QUICK[1]} runs")
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()
-    sources = _sources(options.workers)
-    merger = prometheus.Merger(KNOWN)
-    began = time.perf_counter()
-    merged = merger.merge(sources)
-    first = (time.perf_counter() - began) * 1000
-    of = f"{options.workers} workers and a gateway, {sum(family.size for family in merged.families)} series"
-    ways: dict[str, Callable[[], object]] = {
-        "Prometheus text": lambda: prometheus.render(merger.merge(sources)),
-        "OpenMetrics": lambda: openmetrics.render(merger.merge(sources), KNOWN),
-    }
-    rows = [report.alone(f"merge {of}: {name}", _median_ms(way, options.runs), "ms", at_most=300) for name, way in ways.items()]
-    rows.append(report.alone("the first merge after a start, without rendering", first, "ms"))
-    rows.append(report.alone("series left out of it", merged.dropped, "", at_most=0))
-    rows.append(report.alone("most memory of the process", _resident_mib(), "MiB", at_most=200))
-    report.publish(rows, options.json)
+    workers, runs = QUICK if options.quick else (options.workers, options.runs)
+    with report.opened(options) as table:
+        measure(table, workers, runs)
+
+
+def measure(table: report.Table, workers: int, runs: int) -> None:
+    table.expect(("first", *WAYS, "memory"))
+    sources, merger = _sources(workers), prometheus.Merger(KNOWN)
+    with table.part("first") as rows:
+        began = time.perf_counter()
+        merged = merger.merge(sources)
+        first = (time.perf_counter() - began) * 1000
+        rows.append(report.alone("the first merge after a start, without rendering", first, "ms"))
+        rows.append(report.alone("series left out of it", merged.dropped, "", at_most=0))
+    of = f"{workers} workers and a gateway, {sum(family.size for family in merged.families)} series"
+    for name, render in WAYS.items():
+        with table.part(name) as rows:
+            took = _median_ms(lambda render=render: render(merger.merge(sources)), runs)  # type: ignore[misc]
+            rows.append(report.alone(f"merge {of}: {name}", took, "ms", at_most=300))
+    with table.part("memory") as rows:
+        rows.append(report.alone("most memory of the process", _resident_mib(), "MiB", at_most=200))
 
 
 if __name__ == "__main__":

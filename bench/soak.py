@@ -19,7 +19,6 @@ from http import HTTPStatus
 from pathlib import Path
 
 import httpx
-import uvloop
 
 from bench import mixture, report
 from bench.mixture import Door, Tally
@@ -154,8 +153,7 @@ async def ask_all(doors: Mapping[Door, httpx.AsyncClient], numbers: range, tally
             tasks.create_task(caller())
 
 
-async def measure(requests: int) -> tuple[list[report.Row], Tally]:
-    tally = Tally()
+async def measure(table: report.Table, requests: int, tally: Tally) -> None:
     settings = {
         "AIMESH_ECHO": "1",
         "ECHO_TOKEN_MS": "1",
@@ -173,9 +171,9 @@ async def measure(requests: int) -> tuple[list[report.Row], Tally]:
             await ask_all(doors, range(FIRST_REQUESTS, requests), tally)
             last = await read_all(running)
             seconds = time.monotonic() - began
-    rows = compare(first, last)
-    wrong = report.alone(f"of {tally.asked.total():,} requests, ended otherwise than they should", len(tally.wrong), "requests", at_most=0)
-    return [*rows, wrong, report.alone("the whole run", seconds / 60, "min")], tally
+    table.add(compare(first, last))
+    claim = f"of {tally.asked.total():,} requests, ended otherwise than they should"
+    table.add([report.alone(claim, len(tally.wrong), "requests", at_most=0), report.alone("the whole run", seconds / 60, "min")])
 
 
 def compare(first: Mapping[str, Reading], last: Mapping[str, Reading]) -> list[report.Row]:
@@ -193,15 +191,15 @@ def compare(first: Mapping[str, Reading], last: Mapping[str, Reading]) -> list[r
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(3 * 3600.0, 1800.0), quick=f"{QUICK_REQUESTS:,} requests")
     parser.add_argument("--requests", type=int, default=REQUESTS)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS:,} requests")
     options = parser.parse_args()
     requests = QUICK_REQUESTS if options.quick else options.requests
     if requests <= FIRST_REQUESTS:
         parser.error(f"--requests must be more than the {FIRST_REQUESTS} that it is compared with")
-    rows, tally = uvloop.run(measure(requests))
-    report.publish(rows, options.json)
+    tally = Tally()
+    with report.opened(options) as table:
+        table.run(measure(table, requests, tally))
     for line in tally.wrong[:MOST_SHOWN]:
         print(line)
 

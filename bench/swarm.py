@@ -1,6 +1,6 @@
 """Hyperswarm from Python: what the sidecars between two Pythons cost, against plain asyncio TCP, Node on its own, and their memory.
 
-    python -m bench.swarm [--rounds 3] [--json FILE]
+    python -m bench.swarm [--quick] [--rounds 3] [--json FILE]
 
 Everything runs on a DHT of its own on loopback. The other side of each path is a process of its own; the rounds alternate and
 each figure is its median, because two shared cores drift. Hyperswarm runs on uvloop, as all services do; TCP on plain asyncio, both ends.
@@ -31,6 +31,7 @@ from tests.dht import dht
 WARM_UP, ONE_BY_ONE, IN_FLIGHT, EACH = 300, 2000, 32, 400
 BIG, FLOOD_BYTES = 64 * 1024, 128 * 1024 * 1024
 JOINS, CROWD = 7, 50
+QUICK_ROUNDS = 1
 #: As long as the bare library took to let 505 MB through.
 DEAF_SECONDS = 2.0
 #: A message's first byte: send it back, count it, say what was counted, or read no more from now on.
@@ -369,22 +370,26 @@ def _own_bytes() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def _measure(rounds: int) -> list[report.Row]:
+async def _measure(table: report.Table, rounds: int) -> None:
+    table.expect(("messages", "joins", "crowd", "deaf peers"))
     async with dht() as bootstrap:
-        return [
-            *await _measure_messages(bootstrap, rounds),
-            await _measure_joins(bootstrap),
-            *await _measure_crowd(bootstrap),
-            await _measure_deaf(bootstrap, greedy=False),
-            await _measure_deaf(bootstrap, greedy=True),
-        ]
+        with table.part("messages") as rows:
+            rows.extend(await _measure_messages(bootstrap, rounds))
+        with table.part("joins") as rows:
+            rows.append(await _measure_joins(bootstrap))
+        with table.part("crowd") as rows:
+            rows.extend(await _measure_crowd(bootstrap))
+        with table.part("deaf peers") as rows:
+            for greedy in (False, True):
+                rows.append(await _measure_deaf(bootstrap, greedy=greedy))
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(600.0, 180.0), quick=f"{QUICK_ROUNDS} round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    report.publish(uvloop.run(_measure(options.rounds)), options.json)
+    with report.opened(options) as table:
+        table.run(_measure(table, QUICK_ROUNDS if options.quick else options.rounds))
 
 
 def _be_other(role: str, text: str) -> None:

@@ -1,6 +1,6 @@
 """What the mesh itself costs over Hyperswarm: calls between two services, a stream, and a fresh `aicli infer`; beside the same over NATS.
 
-    python -m bench.swarm_mesh [--rounds 3] [--json FILE]
+    python -m bench.swarm_mesh [--quick] [--rounds 3] [--json FILE]
 
 The nodes are certified and meet on a DHT on loopback. Services run on uvloop, as always; each round is followed by the rival's.
 """
@@ -34,6 +34,7 @@ WARM_UP, ONE_BY_ONE, IN_FLIGHT, EACH = 300, 2000, 32, 250
 STREAM_ITEMS = 100_000
 MEET_SECONDS = 10.0
 FRESH_PROCESSES = 5
+QUICK_ROUNDS = 1
 
 Call = Callable[[], Awaitable[object]]
 median = statistics.median
@@ -157,15 +158,20 @@ async def measure_infer() -> report.Row:
     return report.alone("fresh `aicli infer` to its first token", median(took), "s", at_most=1.5)
 
 
-async def measure(rounds: int) -> list[report.Row]:
-    return [*await measure_calls(rounds), await measure_infer()]
+async def measure(table: report.Table, rounds: int) -> None:
+    table.expect(("calls", "aicli infer"))
+    with table.part("calls") as rows:
+        rows.extend(await measure_calls(rounds))
+    with table.part("aicli infer") as rows:
+        rows.append(await measure_infer())
 
 
 def main() -> None:
-    parser = report.arguments(__doc__)
+    parser = report.arguments(__doc__, limits=(600.0, 180.0), quick=f"{QUICK_ROUNDS} round")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    report.publish(uvloop.run(measure(options.rounds)), options.json)
+    with report.opened(options) as table:
+        table.run(measure(table, QUICK_ROUNDS if options.quick else options.rounds))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ async def first_token(running: Running, prompt: str, new_tokens: int = 4) -> tup
     return (came[0] - start) * 1000, answer.prompt_tokens
 
 
-async def measure_first_token(count: int, threads: int) -> list[report.Row]:
+async def measure_first_token(rows: list[report.Row], count: int, threads: int) -> None:
     took: dict[str, list[float]] = {}
     lengths: set[int] = set()
     for number in range(count):
@@ -61,15 +61,14 @@ async def measure_first_token(count: int, threads: int) -> list[report.Row]:
             took.setdefault(contender.name, []).append(statistics.median(milliseconds for milliseconds, _ in found))
     rival = contenders.LlamaServer.name
     length = f"{min(lengths)} to {max(lengths)}"
-    return [
+    rows += [
         rounds.paired(f"{name}: first token, prompt of {length} tokens", "ms", took[name], rival, took[rival], at_most=1.1)
         for name in took
         if name != rival
     ]
 
 
-async def measure_shared_prefix(count: int, threads: int) -> list[report.Row]:
-    rows = []
+async def measure_shared_prefix(rows: list[report.Row], count: int, threads: int) -> None:
     for contender in contenders.everyone():
         first: list[float] = []
         second: list[float] = []
@@ -83,12 +82,10 @@ async def measure_shared_prefix(count: int, threads: int) -> list[report.Row]:
         claim = f"{contender.name}: first token behind a known prefix of {SHARED_PREFIX} tokens"
         is_ours = isinstance(contender, contenders.Ours)
         rows.append(rounds.paired(claim, "ms", second, "unknown", first, at_most=0.15 if is_ours else None))
-    return rows
 
 
-async def measure_reuse(_count: int, threads: int) -> list[report.Row]:
+async def measure_reuse(rows: list[report.Row], _count: int, threads: int) -> None:
     """Chats that begin with one of a few pages, so many at a time: what the whole takes, and how long each waits."""
-    rows = []
     took: dict[str, float] = {}
     for contender in contenders.everyone():
         source = random.Random(7)
@@ -107,7 +104,7 @@ async def measure_reuse(_count: int, threads: int) -> list[report.Row]:
     rival = contenders.LlamaServer.name
     claim = f"{CHATS} prompts of {CHAT_PROMPT} tokens that begin with one of {PAGES} pages of {PAGE}, {CHAT_TOKENS} new tokens each"
     ours = [name for name in took if name != rival]
-    return [*(rounds.paired(f"{name}: {claim}", "s", [took[name]], rival, [took[rival]], at_most=1.0) for name in ours), *rows]
+    rows += [rounds.paired(f"{name}: {claim}", "s", [took[name]], rival, [took[rival]], at_most=1.0) for name in ours]
 
 
 async def _ask_all(running: Running, queue: Iterator[str]) -> list[float]:
@@ -169,8 +166,7 @@ async def _gaps(contender: Contender, number: int, threads: int) -> tuple[float,
         return report.percentile(quiet, 0.99), report.percentile(beside, 0.99), milliseconds
 
 
-async def measure_gaps(count: int, threads: int) -> list[report.Row]:
-    rows = []
+async def measure_gaps(rows: list[report.Row], count: int, threads: int) -> None:
     for contender in contenders.everyone():
         found = [await _gaps(contender, number, threads) for number in range(count)]
         quiet, beside, took = ([each[column] for each in found] for column in range(3))
@@ -178,4 +174,3 @@ async def measure_gaps(count: int, threads: int) -> list[report.Row]:
         is_ours = isinstance(contender, contenders.Ours)
         rows.append(rounds.paired(claim, "ms", beside, "quiet", quiet, at_most=3 if is_ours else None))
         rows.append(report.alone("  its first token", statistics.median(took), "ms"))
-    return rows
