@@ -12,7 +12,7 @@ ALONE := tests/acceptance tests/chaos tests/integration tests/nat tests/outages 
 AT_ONCE := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test check chaos storm bench docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test check chaos storm bench bench-check docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,7 +70,10 @@ storm: setup-dev ## break things at random moments, also two at once, for 10 min
 	@$(BIN)/python -m tests.chaos.storm
 
 bench: setup-dev ## measure the claims of the README, each against its rival
-	@for name in mesh gateway fairness accounts pages footprint swarm swarm_mesh tracing scrape observing history recording engine soak; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || exit 1; done
+	@failed=0; for name in mesh gateway fairness accounts pages footprint swarm swarm_mesh tracing scrape observing history recording engine soak; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; exit $$failed
+
+bench-check: setup-dev ## run the short form of every bench (20 minutes) and fail if a ratio is worse than bench/baseline.json records
+	@$(BIN)/python -m bench.baseline --check
 
 docs: setup-dev ## write the generated parts of docs/ anew
 	@$(BIN)/python -m tools.docs

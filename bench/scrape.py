@@ -58,13 +58,13 @@ def _request(traces: Traces, draw: random.Random) -> Serving:
     return serving
 
 
-def _machine(metrics: Metrics, draw: random.Random) -> None:
-    labels = {"gpu": "0"}
+def _machine(metrics: Metrics, name: str, draw: random.Random) -> None:
+    known = {"machine": name, "gpu": "0", "disk": "root"}
     for attribute, measured in vars(Metrics).items():
         instrument = getattr(measured, "instrument", None)
         if instrument in host_instruments.ALL:
             family = getattr(metrics, attribute)
-            (family.labels(**labels) if instrument.labels else family).inc(draw.randrange(10**12))
+            family.labels(**{label: known[label] for label in instrument.labels}).inc(draw.randrange(10**12))
     for method in ("readMetrics", "readHealth", "readSpans", "readRevocations", "processPrompt", "readReceipts", "embed"):
         metrics.requests.labels(service=metrics.service, method=method, status="success").inc(draw.randrange(10**6))
         metrics.request_duration.labels(service=metrics.service, method=method, model="").observe(draw.random())
@@ -80,7 +80,7 @@ def work(metrics: Metrics, number: int) -> None:
     """An hour of one worker."""
     draw, traces = random.Random(number), Traces(ratio=0)
     answers = WorkerAnswers(metrics, "llama_cpp")
-    _machine(metrics, draw)
+    _machine(metrics, f"machine-{number}", draw)
     for model in draw.sample(MODELS, MODELS_OF_A_WORKER):
         for _ in range(ANSWERS):
             with _request(traces, draw):
@@ -98,7 +98,7 @@ def gateway() -> NodeMetrics:
     draw, traces = random.Random(0), Traces(ratio=0)
     metrics = Metrics("gateway")
     answers = GatewayAnswers(metrics)
-    _machine(metrics, draw)
+    _machine(metrics, "gateway", draw)
     for model in MODELS:
         for _ in range(ANSWERS):
             with _request(traces, draw):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from bench import contenders, rounds
@@ -8,8 +10,16 @@ def test_the_ratio_is_of_pairs_and_not_of_medians() -> None:
     row = rounds.paired("ours", "tokens/s", [200.0, 90.0, 220.0], "theirs", [100.0, 50.0, 100.0], at_least=2.0)
     assert (row.value, row.rival_value) == (200.0, 100.0)
     assert row.ratio == pytest.approx(2.0)
-    assert row.claim == "ours (1.80–2.20)"
+    assert (row.claim, row.between) == ("ours", (1.8, 2.2))
     assert row.met
+
+
+@pytest.mark.parametrize("others", [[100.0, 0.0, 100.0], [100.0, math.nan, 100.0]], ids=["nothing", "no number"])
+def test_a_round_without_a_figure_leaves_no_ratio(others: list[float]) -> None:
+    row = rounds.paired("ours", "tokens/s", [200.0, 90.0, 220.0], "theirs", others, at_least=1.0)
+    assert row.ratio is not None
+    assert math.isnan(row.ratio)
+    assert row.met is False
 
 
 @pytest.mark.parametrize(

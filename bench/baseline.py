@@ -1,0 +1,334 @@
+"""Guards the ratios of the benches: records what they are on a quiet machine, and fails when one of them has become worse.
+
+    python -m bench.baseline --record [BENCH …] [--runs 5]
+    python -m bench.baseline --check [BENCH …]                  make bench-check does this for all
+
+Both run the short form of each bench. Only ratios count, because both sides of a ratio ran on the same machine in the same minutes. A row
+is worse when its ratio is off by more than 15 % and by more than the spread of the recorded runs. A bench with such a row, with a row
+missing, or with an exit code other than 0 runs once more; the check fails if the same row is bad again.
+
+The record is bench/baseline.json. Record on an idle machine, and only after a change that is meant to move a ratio.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+from bench import report
+from bench.report import Better, Row
+
+BASELINE = Path(__file__).with_name("baseline.json")
+#: A ratio may be worse by this share of the recorded one.
+TOLERANCE = 0.15
+RUNS = 5
+#: A bench ends by itself at its own time limit; but it may first build or install its rival.
+MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
+
+#: Those that run in a check, the quickest first. Some have no ratio; they are run to see that they still work.
+BENCHES = (
+    "scrape", "history", "recording", "nats_clients", "mesh", "ledger", "footprint", "swarm", "swarm_mesh", "pages", "growth", "accounts",
+    "observing", "tracing", "fairness", "engine", "gateway",
+)  # fmt: skip
+#: Why these do not.
+WITHOUT_SHORT_FORM = {"soak": "its ratios are the growth of memory over 10,000 requests, which a short run does not show"}
+
+Key = tuple[str, str]
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """The ratio of one row over several runs."""
+
+    claim: str
+    rival: str
+    better: Better
+    #: The median.
+    ratio: float
+    #: The largest less the least.
+    spread: float
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What was recorded of one bench."""
+
+    date: str
+    machine: str
+    runs: int
+    rows: tuple[Recorded, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How one run of a bench ended."""
+
+    exit_code: int
+    rows: Sequence[Row]
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------------
+
+
+class Verdict(Enum):
+    """What became of a row, in the words of the report."""
+
+    FINE = "ok"
+    NEW = "not recorded"
+    WORSE = "WORSE"
+    NO_RATIO = "NO RATIO"
+    MISSING = "MISSING"
+    #: Of the whole run.
+    BROKEN = "BROKEN"
+
+
+PASSES = frozenset({Verdict.FINE, Verdict.NEW})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row of a run beside the recorded one."""
+
+    key: Key
+    verdict: Verdict
+    recorded: Recorded | None = None
+    #: None where the row is missing; the exit code of a run that broke.
+    seen: float | None = None
+
+    @property
+    def fails(self) -> bool:
+        return self.verdict not in PASSES
+
+
+def is_worse(recorded: Recorded, ratio: float) -> bool:
+    """Whether the ratio is worse by more than the tolerance and by more than the spread."""
+    by = recorded.ratio - ratio if recorded.better is Better.HIGHER else ratio - recorded.ratio
+    return by > TOLERANCE * recorded.ratio and by > recorded.spread
+
+
+def is_usable(ratio: float) -> bool:
+    """Whether the ratio is of two measurements: a side that did nothing gives 0 or no number."""
+    return math.isfinite(ratio) and ratio > 0
+
+
+def ratios_of(rows: Iterable[Row]) -> dict[Key, Row]:
+    """The rows that have a ratio. Raises ValueError if two of them have the same name."""
+    found: dict[Key, Row] = {}
+    for row in rows:
+        if row.ratio is None:
+            continue
+        key = (row.claim, row.rival or "")
+        if key in found:
+            raise ValueError(f"two rows are called {name_of(key)}: give them different claims")
+        found[key] = row
+    return found
+
+
+def compare(recorded: Sequence[Recorded], run: Run) -> list[Finding]:
+    """Judge each recorded row, then list the rows that are new."""
+    seen = ratios_of(run.rows)
+    findings = [Finding(("", ""), Verdict.BROKEN, seen=run.exit_code)] if run.exit_code else []
+    for one in recorded:
+        row = seen.pop((one.claim, one.rival), None)
+        findings.append(_judge(one, None if row is None else row.ratio))
+    return findings + [Finding(key, Verdict.NEW, seen=row.ratio) for key, row in seen.items()]
+
+
+def _judge(one: Recorded, ratio: float | None) -> Finding:
+    if ratio is None:
+        verdict = Verdict.MISSING
+    elif not is_usable(ratio):
+        verdict = Verdict.NO_RATIO
+    else:
+        verdict = Verdict.WORSE if is_worse(one, ratio) else Verdict.FINE
+    return Finding((one.claim, one.rival), verdict, one, ratio)
+
+
+def confirm(first: Sequence[Finding], second: Sequence[Finding]) -> list[Finding]:
+    """The findings of the second run for rows that are bad in both."""
+    bad = {finding.key for finding in first if finding.fails}
+    return [finding for finding in second if finding.fails and finding.key in bad]
+
+
+def summarize(runs: Sequence[Run]) -> tuple[tuple[Recorded, ...], list[Key]]:
+    """What to record of these runs, and the rows to leave out because some run had no usable ratio for them."""
+    found = [ratios_of(run.rows) for run in runs]
+    recorded, left_out = [], []
+    # A dict keeps the order of the table.
+    for key in dict.fromkeys(key for rows in found for key in rows):
+        rows = [each[key] for each in found if key in each]
+        ratios = [row.ratio for row in rows if row.ratio is not None and is_usable(row.ratio)]
+        better = rows[0].better
+        if len(ratios) < len(runs) or better is None:
+            left_out.append(key)
+        else:
+            recorded.append(Recorded(*key, better, statistics.median(ratios), max(ratios) - min(ratios)))
+    return tuple(recorded), left_out
+
+
+# --- words ---------------------------------------------------------------------------------------------------------------
+
+
+def name_of(key: Key) -> str:
+    claim, rival = key
+    return f"{claim} / {rival}" if rival else claim
+
+
+def describe(runs: Sequence[Sequence[Finding]]) -> list[str]:
+    """A line for each row of one or two runs."""
+    by_row: dict[Key, list[Finding]] = {}
+    for findings in runs:
+        for finding in findings:
+            by_row.setdefault(finding.key, []).append(finding)
+    return [_describe_row(findings, len(runs)) for findings in by_row.values()]
+
+
+def _describe_row(findings: Sequence[Finding], runs: int) -> str:
+    bad = [finding.verdict.value for finding in findings if finding.fails]
+    verdict = findings[-1].verdict.value if not bad else bad[-1] if len(bad) == runs else f"{bad[-1].lower()} once"
+    seen = ", then ".join("nothing" if finding.seen is None else f"{finding.seen:.3g}" for finding in findings)
+    if findings[0].verdict is Verdict.BROKEN:
+        return f"  {verdict}: exit code {seen} ({report.OUT_OF_TIME}: out of time)"
+    known = findings[0].recorded
+    was = "nothing" if known is None else f"{known.ratio:.3g}, spread {known.spread:.2g}, {known.better} is better"
+    return f"  {verdict}: {name_of(findings[0].key)}: recorded {was}; seen {seen}"
+
+
+# --- running -------------------------------------------------------------------------------------------------------------
+
+
+def run_bench(bench: str) -> Run:
+    """Run the short form; its own table goes to stdout."""
+    print(f"== bench.{bench}", flush=True)
+    return run_command([sys.executable, "-m", f"bench.{bench}", "--quick"])
+
+
+def run_command(command: Sequence[str], seconds: float = MOST_SECONDS) -> Run:
+    """Run a bench that may take so long; after that it is asked to end with the rows that it has."""
+    with tempfile.TemporaryDirectory(prefix="aimesh-baseline-") as folder:
+        rows = Path(folder, "rows.json")
+        with subprocess.Popen([*command, "--json", str(rows)]) as process:
+            try:
+                exit_code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                exit_code = report.OUT_OF_TIME
+                process.terminate()
+                try:
+                    process.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        # NaN, which benches write, is no JSON for msgspec.
+        found = json.loads(rows.read_text(encoding="utf-8")) if rows.exists() else []
+    return Run(exit_code, msgspec.convert(found, list[Row]))
+
+
+def check(benches: Sequence[str], baseline: Mapping[str, Record], run: Callable[[str], Run]) -> list[str]:
+    """Check these benches and print what was found. Returns the names of those that failed."""
+    failed, lines = [], []
+    for bench in benches:
+        record = baseline.get(bench)
+        passed, found = check_bench(bench, record, run)
+        lines += [_title(bench, record), *found]
+        if not passed:
+            failed.append(bench)
+    print("\n".join(["== compared with the baseline", *lines]))
+    return failed
+
+
+def check_bench(bench: str, record: Record | None, run: Callable[[str], Run]) -> tuple[bool, list[str]]:
+    """Run a bench, and once more if a row is bad. Returns whether it passed, and a line for each row."""
+    recorded = () if record is None else record.rows
+    first = compare(recorded, run(bench))
+    if not any(finding.fails for finding in first):
+        return True, describe([first])
+    second = compare(recorded, run(bench))
+    return not confirm(first, second), describe([first, second])
+
+
+def _title(bench: str, record: Record | None) -> str:
+    if record is None:
+        return f"bench.{bench}: not recorded; on an idle machine, run: python -m bench.baseline --record {bench}"
+    title = f"bench.{bench}: recorded {record.date}, {record.runs} runs"
+    return title if record.machine == report.machine() else f"{title} on {record.machine}, which is another machine: the ratios may differ"
+
+
+def record_bench(bench: str, count: int, run: Callable[[str], Run]) -> tuple[Record | None, list[str]]:
+    """Run a bench so many times. Returns what to record, None if a run failed; and a line for each problem."""
+    runs = []
+    for number in range(1, count + 1):
+        one = run(bench)
+        if one.exit_code:
+            return None, [f"bench.{bench}: run {number} ended with exit code {one.exit_code}; nothing was recorded"]
+        runs.append(one)
+    rows, left_out = summarize(runs)
+    problems = [f"bench.{bench}: {name_of(key)} had no ratio in some run; it was not recorded" for key in left_out]
+    return Record(datetime.now(UTC).date().isoformat(), report.machine(), count, rows), problems
+
+
+def read(path: Path) -> dict[str, Record]:
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Record]) if path.exists() else {}
+
+
+def write(path: Path, baseline: Mapping[str, Record]) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted(baseline.items()))), indent=2) + b"\n")
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--record", action="store_true", help="run each bench several times and record its ratios")
+    action.add_argument("--check", action="store_true", help="run each bench and fail if a ratio is worse than recorded")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"of each bench that is recorded, default {RUNS}")
+    parser.add_argument("benches", nargs="*", metavar="BENCH", help=f"default: all of {', '.join(BENCHES)}")
+    options = parser.parse_args()
+    if options.runs < 1:
+        parser.error("--runs must be at least 1")
+    for bench in options.benches:
+        if bench not in BENCHES:
+            reason = WITHOUT_SHORT_FORM.get(bench)
+            parser.error(f"there is no bench {bench!r}" if reason is None else f"bench.{bench} has no short form: {reason}")
+    baseline = read(BASELINE)
+    return _record(options, baseline) if options.record else _check(options, baseline)
+
+
+def _record(options: argparse.Namespace, baseline: dict[str, Record]) -> int:
+    problems = []
+    for bench in options.benches or BENCHES:
+        made, found = record_bench(bench, options.runs, run_bench)
+        problems += found
+        if made is not None:
+            baseline[bench] = made
+            # After each bench, because all of them take hours.
+            write(BASELINE, baseline)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _check(options: argparse.Namespace, baseline: dict[str, Record]) -> int:
+    if not baseline:
+        print(f"{BASELINE} records nothing yet; on an idle machine, run: python -m bench.baseline --record", file=sys.stderr)
+        return 1
+    failed = check(options.benches or BENCHES, baseline, run_bench)
+    # A whole check is of every bench that was ever recorded.
+    gone = [] if options.benches else sorted(baseline.keys() - set(BENCHES))
+    for bench in gone:
+        print(f"bench.{bench} is recorded, but there is no such bench: remove it from {BASELINE.name}", file=sys.stderr)
+    if failed:
+        print(f"worse than recorded, or failed, twice in a row: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed or gone else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
