@@ -172,14 +172,14 @@ def arguments(description: str | None, *, limits: tuple[float, float], quick: st
 
 
 @contextmanager
-def opened(options: argparse.Namespace, heading: str = "") -> Iterator[Table]:
+def opened(options: argparse.Namespace, heading: str = "", clock: Callable[[], float] = time.monotonic) -> Iterator[Table]:
     """A table whose time begins now, printed in the end whatever happens. Exits with OUT_OF_TIME when the time was too short.
 
     Enter this before any server, so that they have ended when the rows are printed.
     """
     full, short = options.limits
     default = short if options.quick else full
-    table = Table(default if options.time_limit is None else options.time_limit)
+    table = Table(default if options.time_limit is None else options.time_limit, clock)
     try:
         yield table
     except OutOfTime:
