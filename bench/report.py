@@ -148,12 +148,18 @@ class Table:
         limit = asyncio.timeout(max(0.0, self._ends_at - self._clock()))
         try:
             async with limit:
-                loop.add_signal_handler(signal.SIGTERM, lambda: limit.reschedule(loop.time()))
+                loop.add_signal_handler(signal.SIGTERM, _end_now, limit)
                 return await measuring
         except TimeoutError:
             if limit.expired():
                 raise OutOfTime from None
             raise
+
+
+def _end_now(limit: asyncio.Timeout) -> None:
+    # A second SIGTERM, or one behind the end of the time, finds it ending already.
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 def arguments(description: str | None, *, limits: tuple[float, float], quick: str) -> argparse.ArgumentParser:
