@@ -108,7 +108,7 @@ class Embeddings:
             model = await self._pipeline.find_model(running, admitted.model, for_answers=False)
             admission.check_open(principal, model)
             bounds = Bounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
-            wish = Wish(model, principal.tenant_id, admitted.likely_prompt_tokens, 0)
+            wish = Wish(model, principal.tenant_id, principal.limited_as, admitted.likely_prompt_tokens, 0)
             await self._pipeline.let_in(running, principal, wish, bounds)
             asked = embedding.Embed(model, admitted.inputs, running.request_id, admitted.dimensions)
             running.answers = self._parts.relay.embed(asked, wish, seconds=seconds, runs_on=lambda claim, _: running.runs_on(claim))

@@ -223,6 +223,7 @@ class Pipeline:
         wish = routing.Wish(
             model=model,
             tenant=principal.tenant_id,
+            limited_as=principal.limited_as,
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=bounds.max_tokens * answers,
             beginnings=affinity.beginnings(admitted.messages, salt, sampling.tools),

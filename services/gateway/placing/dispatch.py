@@ -235,7 +235,7 @@ class Dispatch:
         """Raises what ``find`` would raise at once, so that nothing need be reserved for a request that is refused anyway. It keeps no
         place: ``find`` may still refuse."""
         lane = self.lane(wish.model)
-        if not lane.queue.waiting_of(wish.tenant):
+        if not lane.queue.waiting_of(wish.limited_as):
             rows = self._rows(wish)
             if choice.choose(wish, rows, self._rng) is not None:
                 return
@@ -267,8 +267,8 @@ class Dispatch:
     def charge(self, wish: Wish, cost: float) -> None:
         """What its tenant was served differs from what it was charged with."""
         lane = self.lane(wish.model)
-        lane.queue.correct(wish.tenant, cost)
-        self._peers[wish.model].charged(wish.tenant, cost)
+        lane.queue.correct(wish.limited_as, cost)
+        self._peers[wish.model].charged(wish.limited_as, cost)
         self.on_news()
 
     # --- the other gateways -------------------------------------------------------------------------------------------
@@ -309,11 +309,11 @@ class Dispatch:
         """Raises NotReachable and Overloaded, at once."""
         lane, waiter = self.lane(wish.model), _Waiter(wish, self.clock())
         urgent = wish.digest is not None or bool(wish.not_on)
-        if not urgent and lane.queue.waiting_of(wish.tenant):
+        if not urgent and lane.queue.waiting_of(wish.limited_as):
             # Where one of its own waits there is no room for another: a flood is refused before anything is worked out.
             self._check_bounds(lane, wish, 1)
         rows = self._rows(wish)
-        lane.queue.enter(wish.tenant, waiter, lane.cost(wish), urgent=urgent)
+        lane.queue.enter(wish.limited_as, waiter, lane.cost(wish), urgent=urgent, kind=wish.tenant)
         # Requests that wait already found no free place, so that room for this one is for this one alone; but not what was left to another
         # gateway.
         is_first = urgent or len(lane.queue) == sum(lane.queue.local.values())
@@ -331,7 +331,7 @@ class Dispatch:
 
     def _check_bounds(self, lane: Lane[QueuedRequest], wish: Wish, more: int) -> None:
         """For one that has entered, or for one ``more``. Raises Overloaded."""
-        mine, position = lane.queue.waiting_of(wish.tenant) + more, lane.queue.position_of_last(wish.tenant) + more
+        mine, position = lane.queue.waiting_of(wish.limited_as) + more, lane.queue.position_of_last(wish.limited_as) + more
         retry = lane.retry_seconds(position)
         if mine > self._rules.queue_per_tenant:
             full = f"{mine - 1} of your requests wait for {wish.model} already, which is the most"
@@ -349,7 +349,7 @@ class Dispatch:
         return errors.Overloaded(
             f"no worker of {model} became free within {self._rules.queue_seconds:g} s",
             hint="try again, or add a worker",
-            retry_after_seconds=lane.retry_seconds(lane.queue.position_of_last(waiter.wish.tenant)),
+            retry_after_seconds=lane.retry_seconds(lane.queue.position_of_last(waiter.wish.limited_as)),
         )
 
     def _look_again(self, waiter: _Waiter) -> str:
@@ -397,7 +397,7 @@ class Dispatch:
         lane = self.lane(wish.model)
         charged = lane.cost(wish)
         lane.queue.take(waiter, charged)
-        self._peers[wish.model].charged(wish.tenant, charged)
+        self._peers[wish.model].charged(wish.limited_as, charged)
         self.knowledge.readers.read(wish.model, wish.beginnings, row.node, self.clock())
         self._metrics.queue_wait_seconds.labels(model=wish.model).observe(self.clock() - waiter.entered_at)
         claim = Claim(self, row.worker, wish, charged, waits_there=row.seats.free <= 0)

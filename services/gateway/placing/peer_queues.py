@@ -32,6 +32,7 @@ _UNKNOWN_TOKENS = 1_000_000
 
 
 class Waiting(msgspec.Struct, array_like=True, frozen=True):
+    #: As ``Wish.limited_as``, as everywhere here.
     tenant: TenantId
     ordinary: int = 0
     #: They continue an answer that has begun.
@@ -147,7 +148,7 @@ class PeerQueues:
 
     def lend(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
         """A free place is left to the gateway of ``ticket``. Where the place ``is_ours``, only we know that it is free."""
-        tenant, queue = ticket.wish.tenant, self._lane.queue
+        tenant, queue = ticket.wish.limited_as, self._lane.queue
         self._tickets[ticket.gateway][tenant, ticket.urgent].remove(ticket)
         queue.leave(ticket)
         # Until the other gateway reports what it charged: several places at once are not all for the one tenant.
@@ -230,7 +231,7 @@ class PeerQueues:
         tickets = known.setdefault((tenant, urgent), deque())
         while len(tickets) > max(0, count):
             self._lane.queue.leave(tickets.popleft())
-        wish = Wish(self._model, tenant, 0, _UNKNOWN_TOKENS)
+        wish = Wish(self._model, tenant, tenant, 0, _UNKNOWN_TOKENS)
         while len(tickets) < min(count, _MOST_WAITING):
             ticket = PeerTicket(gateway, wish, urgent)
             tickets.append(ticket)

@@ -34,8 +34,10 @@ class Wish:
     """What a request needs of the worker that runs it."""
 
     model: ModelName
-    #: For whom: a fair queue takes turns between tenants.
+    #: Whose prompts a worker sees.
     tenant: TenantId
+    #: Whose turns it takes in the queue: an organization that shares its founder's limits waits as its founder.
+    limited_as: TenantId
     #: How much work it is likely to be: tokens of the prompt, and the most of the answer.
     prompt_tokens: int
     max_tokens: int

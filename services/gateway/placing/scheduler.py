@@ -26,6 +26,7 @@ Ticket = TypeVar("Ticket", bound=Hashable)
 @dataclass(frozen=True, slots=True)
 class _Place:
     tenant: TenantId
+    kind: Hashable
     cost: float
     number: int
     urgent: bool
@@ -77,11 +78,14 @@ class FairQueue(Generic[Ticket]):
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
-    def enter(self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False, is_local: bool = True) -> None:
+    def enter(
+        self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False, is_local: bool = True, kind: Hashable = None
+    ) -> None:
         """Everybody enters, also where a place is free. ``urgent`` ones are before all others: they go on with something. Requests that
-        wait at another gateway take part in the order and are not ``is_local``."""
+        wait at another gateway take part in the order and are not ``is_local``. A tenant's requests of one ``kind`` may run on the same
+        workers."""
         self._arrivals += 1
-        self._places[ticket] = _Place(tenant, cost, self._arrivals, urgent, is_local)
+        self._places[ticket] = _Place(tenant, kind, cost, self._arrivals, urgent, is_local)
         if is_local:
             self._local[tenant, urgent] += 1
         if urgent:
@@ -135,7 +139,7 @@ class FairQueue(Generic[Ticket]):
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def turns(self, *, only_local: bool = False) -> Iterator[Ticket]:
-        """Who may be next, in the order of turns: the urgent ones, then of every tenant the one that has waited the longest.
+        """Who may be next, in the order of turns: the urgent ones, then for every tenant its oldest request of each kind.
         Whoever takes one asks anew."""
         yield from [ticket for ticket in self._urgent if not only_local or self._places[ticket].is_local]
         if not self._waiting:
@@ -169,9 +173,14 @@ class FairQueue(Generic[Ticket]):
         # Of each other tenant as many, and all of its own.
         return len(self._urgent) + sum([min(len(waiting), mine) for waiting in self._waiting.values()])
 
-    def _first_of(self, tenant: TenantId, only_local: bool) -> list[Ticket]:
-        found = next((ticket for ticket in self._waiting[tenant] if not only_local or self._places[ticket].is_local), None)
-        return [] if found is None else [found]
+    def _first_of(self, tenant: TenantId, only_local: bool) -> Iterator[Ticket]:
+        """The oldest of each kind."""
+        seen = set[Hashable]()
+        for ticket in self._waiting[tenant]:
+            place = self._places[ticket]
+            if place.kind not in seen and (place.is_local or not only_local):
+                seen.add(place.kind)
+                yield ticket
 
     def _turn(self, tenant: TenantId) -> tuple[float, int, int]:
         """Of equals the one that has had no turn for the longest, and of those the one that came first."""

@@ -7,15 +7,19 @@ import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx
+import msgspec
 import openai
 import pytest
 
 from services.gateway.limiting.quotas import LimitReached
 from shared import context, errors
 from shared.api import embedding
+from shared.api.auth import Principal
 from shared.api.embedding import Embedded, EmbeddingRequest, EmbeddingResult, Vectors
+from shared.types import ModelName, TenantId, UserId
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import KEY, KEY_ID, OWNER, USER, FakeWorker, House
 
@@ -67,9 +71,9 @@ async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
         yield made
 
 
-async def ask(house: House, *inputs: str, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
+async def ask(house: House, *inputs: str, who: Principal = OWNER, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
     context.start()  # as a door does
-    async with house.embeddings.run(OWNER, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
+    async with house.embeddings.run(who, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
         found = [vector async for _, vectors in answer for vector in vectors.vectors]
     return found, answer.result
 
@@ -88,6 +92,14 @@ async def test_vectors_in_order_and_a_row(house: House) -> None:
     (asked,) = house.worker.asked
     assert str(USER) not in repr(asked)
     assert 'tokens_total{model="smollm2",type="input"} 7.0' in house.metrics.render()
+
+
+async def test_an_organization_that_shares_its_founders_limits_waits_as_its_founder(house: House) -> None:
+    team = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), team_id=TenantId(uuid4()), founder_id=USER)
+    await ask(house, "a", who=team)
+    served = house.dispatch.lane(ModelName("smollm2")).queue
+    assert served.counter_of(USER) > 0
+    assert served.counter_of(team.tenant_id) == 0
 
 
 async def test_it_counts_against_the_same_limit_as_a_prompt(house: House) -> None:

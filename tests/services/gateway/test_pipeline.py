@@ -1,7 +1,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
+import msgspec
 import pytest
 
 from services.gateway.pipeline import Pipeline
@@ -11,7 +13,7 @@ from shared.api import events
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Usage
-from shared.types import FinishReason, ModelName, RequestStatus, Role
+from shared.types import FinishReason, ModelName, RequestStatus, Role, TenantId, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY_ID, OWNER, PERSON, USER, FakeWorker, House
 
@@ -52,6 +54,14 @@ async def test_the_worker_learns_no_user_and_gets_a_seed(house: House) -> None:
     assert first.model_config.seed is not None
     assert second.model_config.seed == 5
     assert str(USER) not in repr(first)
+
+
+async def test_an_organization_that_shares_its_founders_limits_waits_as_its_founder(house: House) -> None:
+    team = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), team_id=TenantId(uuid4()), founder_id=USER)
+    await ask(house, team)
+    served = house.dispatch.lane(ModelName("smollm2")).queue
+    assert served.counter_of(USER) > 0
+    assert served.counter_of(team.tenant_id) == 0
 
 
 async def test_the_same_prompt_has_the_same_hash_and_another_has_another(house: House) -> None:

@@ -62,6 +62,10 @@ def tenant(number: int) -> UserId:
     return UserId(UUID(int=number))
 
 
+def wish(of: int, tokens: int, founder: int | None = None) -> Wish:
+    return Wish(M, tenant(of), tenant(of if founder is None else founder), PROMPT_TOKENS, tokens)
+
+
 class Worker:
     """Runs ``slots`` calls at once, the others in the order in which they came, and announces each change as a node does."""
 
@@ -194,6 +198,8 @@ class Mesh:
         #: Whose request began, in the order in which they did.
         self.turns: list[int] = []
         self.workers: dict[NodeId, Worker] = {}
+        #: Of the organizations that share their founder's limits.
+        self.founder_of: dict[int, int] = {}
         self.gateways: list[Gateway] = []
         self.log = SharedLog()
         self._clock = asyncio.get_running_loop().time
@@ -223,7 +229,7 @@ class Mesh:
 
         claim: Claim | None = None
         try:
-            async with aclosing(self.gateways[at].dispatch.find(Wish(M, tenant(of), PROMPT_TOKENS, tokens))) as steps:
+            async with aclosing(self.gateways[at].dispatch.find(wish(of, tokens, founder=self.founder_of.get(of, of)))) as steps:
                 async for step in steps:
                     if isinstance(step, Claim):
                         claim = step

@@ -22,7 +22,7 @@ from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
 M = ModelName("m")
-WISH = Wish(M, USER, 10, 10)
+WISH = Wish(M, USER, USER, 10, 10)
 OTHER = UserId(UUID(int=99))
 
 
@@ -129,7 +129,8 @@ def test_of_ten_thousand_placements_none_is_on_a_machine_that_may_not_have_the_p
             site.worker(number, owner=owner, labels=labels, slots=100)
         rule = rng.choice(list(Policy))
         for _ in range(50):
-            wish = Wish(M, rng.choice(tenants), 10, 10, not_on=frozenset(map(node_id, rng.sample(range(6), rng.randint(0, 2)))))
+            asking = rng.choice(tenants)
+            wish = Wish(M, asking, asking, 10, 10, not_on=frozenset(map(node_id, rng.sample(range(6), rng.randint(0, 2)))))
             try:
                 row = choice.choose(wish, choice.eligible(wish, site.table(wish), rule), rng)
             except errors.NotReachable:

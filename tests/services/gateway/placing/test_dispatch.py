@@ -31,7 +31,7 @@ def tenant(number: int) -> UserId:
 
 
 def wish(of: int = 1, **more: Any) -> Wish:
-    return replace(Wish(M, tenant(of), prompt_tokens=40, max_tokens=10), **more)
+    return replace(Wish(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=10), **more)
 
 
 class Caller:
@@ -331,6 +331,35 @@ async def test_a_place_that_those_before_may_not_have_goes_to_its_owner() -> Non
         await mine[0].leave()
         await settled()
         assert here.began[-1] is mine[2]
+
+
+async def test_an_organization_that_shares_its_founders_limits_shares_its_bound() -> None:
+    async with site(queue_per_tenant=2) as here:
+        here.worker(1)
+        for _ in range(2):
+            await here.ask(5)
+        for of in (1, 2):
+            await here.ask(of, limited_as=tenant(1))
+        third = await here.ask(3, limited_as=tenant(1))
+        assert isinstance(third.error, errors.Overloaded)
+        assert third.error.message == "2 of your requests wait for m already, which is the most"
+        assert (await here.ask(4)).error is None
+
+
+async def test_a_machine_of_an_organizations_own_serves_it_while_its_founder_waits_for_another() -> None:
+    async with site() as here:
+        here.worker(1)
+        here.worker(2, owner=str(tenant(7)), labels={"shared": "no"})
+        for _ in range(2):
+            await here.ask(1)
+            await here.ask(7, limited_as=tenant(1))
+        founders, organizations = await here.ask(1), await here.ask(7, limited_as=tenant(1))
+        assert [founders.began.is_set(), organizations.began.is_set()] == [False, False]
+        mine = next(caller for caller in here.began if caller.node == node_id(2))
+        await mine.leave()
+        await settled()
+        assert organizations.began.is_set()
+        assert not founders.began.is_set()
 
 
 async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_and_not_refused_for_the_queue() -> None:

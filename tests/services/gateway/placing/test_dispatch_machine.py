@@ -95,7 +95,8 @@ class Requests(RuleBasedStateMachine):
 
     @rule(tenant=st.integers(1, 3), failed=st.sets(st.integers(0, WORKERS - 1), max_size=1))
     def asks(self, tenant: int, failed: set[int]) -> None:
-        wish = Wish(M, UserId(UUID(int=tenant)), 10, 10, not_on=frozenset(map(node_id, failed)))
+        asking = UserId(UUID(int=tenant))
+        wish = Wish(M, asking, asking, 10, 10, not_on=frozenset(map(node_id, failed)))
         with_loop = self.loop
         asyncio.set_event_loop(with_loop)
         self.asked.append(Asked(with_loop, self.dispatch, wish))

@@ -12,7 +12,6 @@ import redis.asyncio as redis
 
 from services.gateway.placing.dispatch import Claim, Dispatch, Rules
 from services.gateway.placing.queue_sharing import LOG, QueueSharing
-from services.gateway.placing.routing import Wish
 from shared.cache import Cache
 from shared.directory import Load
 from shared.telemetry import logs
@@ -82,6 +81,42 @@ def test_a_tenant_that_uses_all_gateways_gets_no_more_than_one_that_uses_one() -
         assert mesh.served[1].tokens <= 1.2 * mesh.served[2].tokens
 
     run(script, 3)
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+def test_a_founder_with_three_organizations_gets_one_share(gateways: int) -> None:
+    async def script(mesh: Mesh) -> None:
+        workers(mesh, 2, 4)
+        mesh.founder_of.update(dict.fromkeys((2, 3, 4), 1))
+        await pass_time(0.1)
+        mesh.flood(0, 5)
+        for number in (1, 2, 3, 4):
+            mesh.flood(number % gateways, number)
+        await pass_time(BEGINNING_SECONDS)
+        before = {number: served.tokens for number, served in mesh.served.items()}
+        await pass_time(40)
+        gained = {number: served.tokens - before[number] for number, served in mesh.served.items()}
+        other = gained.pop(5)
+        assert other / 1.2 <= sum(gained.values()) <= 1.2 * other
+
+    run(script, gateways)
+
+
+def test_a_founder_with_three_organizations_has_one_bound_over_all_gateways() -> None:
+    async def script(mesh: Mesh) -> None:
+        workers(mesh, 1, 8)
+        mesh.founder_of.update(dict.fromkeys((2, 3, 4), 1))
+        await pass_time(0.1)
+        mesh.flood(0, 5)
+        for number in (1, 2, 3, 4):
+            for _ in range(10):
+                mesh.start(number % 2, mesh.ask(number % 2, number, 50))
+            await pass_time(0.2)
+        waiting = sum(gateway.dispatch.lane("m").queue.local[mesh_in_virtual_time.tenant(1), False] for gateway in mesh.gateways)
+        assert waiting == 20
+        assert sum(mesh.served[number].refused for number in (1, 2, 3, 4)) >= 40 - 20 - 9
+
+    run(script, 2, Rules(queue_seconds=1e6, queue_per_tenant=20))
 
 
 def test_the_bounds_of_the_queue_are_those_of_the_mesh() -> None:
@@ -249,7 +284,7 @@ async def test_gateways_whose_log_valkey_refuses_decide_alone_and_share_again_af
         tasks = await opened.enter_async_context(asyncio.TaskGroup())
 
         async def ask(at: Dispatch) -> None:
-            async for step in at.find(Wish(mesh_in_virtual_time.M, mesh_in_virtual_time.tenant(1), 40, 10)):
+            async for step in at.find(mesh_in_virtual_time.wish(1, 10)):
                 if isinstance(step, Claim):
                     with step:
                         await asyncio.Event().wait()
@@ -286,7 +321,7 @@ async def test_over_a_real_valkey_a_freed_place_goes_to_the_gateway_where_the_ne
         ends = {first: asyncio.Semaphore(0), second: asyncio.Semaphore(0)}
 
         async def ask(at: Dispatch, of: int) -> None:
-            async for step in at.find(Wish(mesh_in_virtual_time.M, mesh_in_virtual_time.tenant(of), 40, 10)):
+            async for step in at.find(mesh_in_virtual_time.wish(of, 10)):
                 if isinstance(step, Claim):
                     turns.append(of)
                     with step:

@@ -69,7 +69,7 @@ def test_what_is_wrong(claimed: int, came: int, answers: int, wrong: bool) -> No
 
 
 def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
-    known, directory, wish = Knowledge(), FakeDirectory(), Wish(ModelName("m"), USER, 1, 1)
+    known, directory, wish = Knowledge(), FakeDirectory(), Wish(ModelName("m"), USER, USER, 1, 1)
     for number in (1, 2):
         directory.worker(number, "m")
     for _ in range(strikes.STRIKES):

@@ -22,7 +22,7 @@ from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorke
 
 PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelConfig(model=ModelName("m")), RequestId(node_id))  # type: ignore[arg-type]
 
-WISH = Wish(ModelName("m"), USER, prompt_tokens=1, max_tokens=10)
+WISH = Wish(ModelName("m"), USER, USER, prompt_tokens=1, max_tokens=10)
 
 
 class Site:

@@ -80,7 +80,7 @@ class Site:
     async def said(self, prompt: inference.ProcessPrompt | None = None) -> tuple[list[Accepted], str, list[int], Generation | None]:
         """Raises what the relay raises, with what had come in ``heard``."""
         self.heard: list[Any] = []
-        wish = Wish(MODEL, USER, prompt_tokens=1, max_tokens=10)
+        wish = Wish(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
         async with aclosing(self.relay.generate(prompt or asked(), wish, seconds=30)) as answers:
             async for said in answers:
                 self.heard.append(said)
