@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from services.gateway.limiting.limits import Spent, Tightest
 from services.gateway.money.ledger import Held
-from services.gateway.placing.dispatch import Claim
+from services.gateway.placing.claims import Claim
 from shared import context
 from shared.api.generation import Usage
 from shared.directory import Entry

@@ -28,7 +28,8 @@ from services.gateway.money.recorder import Pending, Recorder
 from services.gateway.money.request_row import RequestRow, ReservationState
 from services.gateway.ongoing import Ongoing
 from services.gateway.placing import affinity, routing
-from services.gateway.placing.dispatch import Claim, Dispatch
+from services.gateway.placing.claims import Claim
+from services.gateway.placing.dispatch import Dispatch
 from services.gateway.relaying.relay import Relay, Said
 from services.gateway.repeats import cache_keys
 from services.gateway.repeats.response_cache import ResponseCache

@@ -36,7 +36,8 @@ from services.gateway.openai.embeddings import OpenAiEmbeddings
 from services.gateway.openai.http import OpenAi
 from services.gateway.partitions import Partitions
 from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.placing import dispatch, policy, routing
+from services.gateway.placing import policy, routing
+from services.gateway.placing import rules as queue_rules
 from services.gateway.placing.candidates import Knowledge
 from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
@@ -113,7 +114,7 @@ class GatewayService:
         rules = Rules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
         self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
         self._policy = Policy(settings.routing_policy)
-        queueing = dispatch.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        queueing = queue_rules.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - which worker is no secret
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         knowledge = Knowledge(strikes=opened.quarantine.strikes)

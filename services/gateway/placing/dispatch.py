@@ -6,7 +6,6 @@ have become free: when a claim ends, when a worker says something new, and once 
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence, Set
@@ -14,42 +13,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.gateway import mesh
-from services.gateway.placing import candidates, choice, scheduler
+from services.gateway.placing import candidates, choice
 from services.gateway.placing.candidates import Candidate, Knowledge
+from services.gateway.placing.claims import Claim
+from services.gateway.placing.eligible_workers import EligibleWorkers
 from services.gateway.placing.held_claims import HeldClaims
 from services.gateway.placing.lanes import Lane
 from services.gateway.placing.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
-from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
+from services.gateway.placing.rules import Rules
 from shared import errors
 from shared.directory import Entry
-from shared.telemetry import Metrics, logs
+from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, Role, TenantId
 
 #: Who is served within this time need not be told that there was a queue.
 FIRST_WORD_SECONDS = 0.1
 WORDS_SECONDS = 1.0
-#: Where other gateways wait, too, a place that a worker announces is given out after so long: what it says may be older than a call
-#: that another gateway has just sent there.
-_ROOM_SECONDS = 0.1
 #: Models with a queue of their own; those that nobody waits for are then forgotten, with their means.
 _MAX_LANES = 1000
-
-_log = logs.get(part="dispatch")
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What an operator may set."""
-
-    policy: Policy = Policy.GROUP
-    #: The longest that a request waits for a worker.
-    queue_seconds: float = 30.0
-    #: Over all models. At 30 s more than these would outwait ``queue_seconds`` on any mesh that ends less than 33 requests a
-    #: second; with prompts of 16 KiB they take 16 MiB of memory.
-    queue_most: int = 1000
-    #: So that ten tenants at least find a place, however many requests one of them sends.
-    queue_per_tenant: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,92 +39,6 @@ class Waiting:
     """What a request waits for, for people."""
 
     why: str
-
-
-class Claim:
-    """A place on a worker. Use it with ``with``, for as long as the worker runs the request."""
-
-    def __init__(self, dispatch: "Dispatch", worker: Entry, wish: Wish, charged: float, *, waits_there: bool = False) -> None:
-        """``waits_there``: the worker has to end another request first."""
-        self.worker = worker
-        self._dispatch = dispatch
-        self._wish = wish
-        self._charged = charged
-        self._held = False
-        self._entered = False
-        self._began_at = 0.0
-        self._delivered = False
-        self._failed = False
-        self._told = False
-        self._hold()
-        self._works_since = None if waits_there else dispatch.clock()
-        self.has_started = not waits_there
-        self._worked_seconds = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """How long the worker worked on it; 0 while it waits there, and where the worker failed before it gave anything."""
-        if self._failed and not self._delivered:
-            return 0.0
-        return self._worked_seconds if self._works_since is None else self._dispatch.clock() - self._works_since
-
-    def starts(self) -> None:
-        """The worker has room for it now. Safe to call twice."""
-        if not self.has_started:
-            self.has_started = True
-            self._works_since = self._dispatch.clock()
-
-    def __enter__(self) -> "Claim":
-        self._hold()
-        self._entered = True
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._failed = self._failed or (kind is not None and issubclass(kind, errors.AimeshError))
-        self.give_back()
-
-    def give_back(self) -> None:
-        """The place is free for the next. Nothing happens if it was given back already."""
-        if self._held:
-            self._held = False
-            if self._works_since is not None:
-                self._worked_seconds, self._works_since = self._dispatch.clock() - self._works_since, None
-            seconds = self._dispatch.clock() - self._began_at if self._entered and not self._failed else None
-            self._dispatch.ended(self, self._wish.model, seconds)
-
-    def delivered(self) -> None:
-        """It gave tokens. Safe to call for every chunk."""
-        if not self._delivered:
-            self._delivered = True
-            self.starts()
-            self._dispatch.knowledge.outliers.delivered(self.worker.node, self._wish.model)
-
-    def failed(self, error: errors.AimeshError) -> None:
-        """It ended with an error of its own: another worker may be asked. Nobody is charged for it, but for what ``tokens`` told."""
-        self._failed = True
-        if not self._told:
-            self._charge(0.0)
-        dispatch, node, model = self._dispatch, self.worker.node, self._wish.model
-        if dispatch.knowledge.outliers.failed(node, model, error, dispatch.clock()):
-            rest = dispatch.knowledge.outliers.rest_seconds(node, model, dispatch.clock())
-            _log.warning("worker put aside", worker=node, model=model, seconds=rest, code=errors.code_of(error))
-
-    def tokens(self, prompt: int, completion: int) -> None:
-        """What it really took, once it is known; until then the request counts with what it may take. A prompt that is longer than it
-        can be is not believed."""
-        self._told = True
-        self._charge(scheduler.cost(min(max(prompt, 0), self._wish.prompt_tokens), completion))
-        self._dispatch.lane(self._wish.model).answered(completion)
-
-    def _charge(self, cost: float) -> None:
-        self._dispatch.charge(self._wish, cost - self._charged)
-        self._charged = cost
-
-    def _hold(self) -> None:
-        if not self._held:
-            self._held = True
-            self._began_at = self._dispatch.clock()
-            self._dispatch.knowledge.occupancy.begin(self.worker.node, self._wish.model)
 
 
 class _Waiter:
@@ -174,13 +70,12 @@ class Dispatch:
         self._directory = directory
         self._rng = rng
         self._rules = rules or Rules()
+        self._workers = EligibleWorkers(directory, self.knowledge, self._rules.policy, clock)
         self._metrics = metrics or Metrics("gateway")
         self._name = name
         self._lanes: dict[ModelName, Lane[QueuedRequest]] = {}
         self._held = HeldClaims()
         self._peers: dict[ModelName, PeerQueues] = {}
-        #: Workers that were seen with room, and since when.
-        self._room: dict[ModelName, dict[NodeId, float]] = {}
         #: Called when something may have to be reported to the other gateways.
         self.on_news: Callable[[], None] = _unheard
         #: Who offered a model, and how, when that was last looked at, where somebody waits for it.
@@ -214,7 +109,7 @@ class Dispatch:
             while not waiter.outcome.done():
                 left = waiter.entered_at + self._rules.queue_seconds - self.clock()
                 if left <= 0:
-                    raise self._too_long(waiter)
+                    raise self._rules.too_long(self.lane(wish.model), wish)
                 await asyncio.wait((waiter.outcome,), timeout=min(pause, left))
                 why = self._look_again(waiter)
                 if why not in ("", said):
@@ -236,11 +131,11 @@ class Dispatch:
         place: ``find`` may still refuse."""
         lane = self.lane(wish.model)
         if not lane.queue.waiting_of(wish.limited_as):
-            rows = self._rows(wish)
+            rows = self._workers.rows(wish)
             if choice.choose(wish, rows, self._rng) is not None:
                 return
             lane.slots = sum(row.seats.slots for row in rows)
-        self._check_bounds(lane, wish, 1)
+        self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
 
     def lane(self, model: ModelName) -> Lane[QueuedRequest]:
         found = self._lanes.get(model)
@@ -248,7 +143,7 @@ class Dispatch:
             if len(self._lanes) >= _MAX_LANES:
                 self._lanes = {name: lane for name, lane in self._lanes.items() if lane.queue}
                 self._peers = {name: peers for name, peers in self._peers.items() if name in self._lanes}
-                self._room.clear()
+                self._workers.forget_room()
             found = self._lanes[model] = Lane()
             self._peers[model] = PeerQueues(self._name, model, found)
         return found
@@ -263,6 +158,10 @@ class Dispatch:
         # The worker's other models may have waited for it, too.
         for name in [name for name, lane in self._lanes.items() if lane.queue]:
             self._give_out(name, freed=node)
+
+    def answered(self, model: ModelName, tokens: int) -> None:
+        """An answer has become this long."""
+        self.lane(model).answered(tokens)
 
     def charge(self, wish: Wish, cost: float) -> None:
         """What its tenant was served differs from what it was charged with."""
@@ -311,8 +210,8 @@ class Dispatch:
         urgent = wish.digest is not None or bool(wish.not_on)
         if not urgent and lane.queue.waiting_of(wish.limited_as):
             # Where one of its own waits there is no room for another: a flood is refused before anything is worked out.
-            self._check_bounds(lane, wish, 1)
-        rows = self._rows(wish)
+            self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
+        rows = self._workers.rows(wish)
         lane.queue.enter(wish.limited_as, waiter, lane.cost(wish), urgent=urgent, kind=wish.tenant)
         # Requests that wait already found no free place, so that room for this one is for this one alone; but not what was left to another
         # gateway.
@@ -322,35 +221,12 @@ class Dispatch:
         lane.slots = sum(row.seats.slots for row in rows)
         try:
             if not urgent:
-                self._check_bounds(lane, wish, 0)
+                self._rules.check_bounds(lane, wish, self.waiting_anywhere, 0)
         except errors.Overloaded:
             lane.queue.leave(waiter)
             raise
         self._measure(wish.model)
         return waiter
-
-    def _check_bounds(self, lane: Lane[QueuedRequest], wish: Wish, more: int) -> None:
-        """For one that has entered, or for one ``more``. Raises Overloaded."""
-        mine, position = lane.queue.waiting_of(wish.limited_as) + more, lane.queue.position_of_last(wish.limited_as) + more
-        retry = lane.retry_seconds(position)
-        if mine > self._rules.queue_per_tenant:
-            full = f"{mine - 1} of your requests wait for {wish.model} already, which is the most"
-            raise errors.Overloaded(full, hint="send fewer at once", retry_after_seconds=retry)
-        if self.waiting_anywhere + more > self._rules.queue_most:
-            full = f"all workers of {wish.model} are busy and {self._rules.queue_most} requests wait already"
-            raise errors.Overloaded(full, hint="try again, or add a worker", retry_after_seconds=retry)
-        expected, most = lane.expected_seconds(position), self._rules.queue_seconds
-        if expected is not None and expected > most:
-            full = f"all workers of {wish.model} are busy: it would take about {expected:.0f} s, and a request waits {most:g} s at most"
-            raise errors.Overloaded(full, hint="try again, or add a worker", retry_after_seconds=max(1.0, expected - most))
-
-    def _too_long(self, waiter: _Waiter) -> errors.Overloaded:
-        lane, model = self.lane(waiter.wish.model), waiter.wish.model
-        return errors.Overloaded(
-            f"no worker of {model} became free within {self._rules.queue_seconds:g} s",
-            hint="try again, or add a worker",
-            retry_after_seconds=lane.retry_seconds(lane.queue.position_of_last(waiter.wish.limited_as)),
-        )
 
     def _look_again(self, waiter: _Waiter) -> str:
         """What to tell it, if it still waits. A rest that ends frees places, and nobody says so."""
@@ -373,21 +249,6 @@ class Dispatch:
 
     # --- places -------------------------------------------------------------------------------------------------------
 
-    def _rows(self, wish: Wish) -> Sequence[Candidate]:
-        """Those that may run it now; none where one is about to, since it loads the model or its engine starts again. Raises
-        NotReachable where there is no such hope."""
-        table = self.knowledge.table(wish, self._workers(), self.clock())
-        try:
-            return choice.eligible(wish, table, self._rules.policy)
-        except errors.NotReachable:
-            there = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-            soon = self.knowledge.table(wish, there, self.clock(), or_soon=True)
-            if any(not row.offer.ready for row in soon):
-                with contextlib.suppress(errors.NotReachable):
-                    choice.eligible(wish, [row for row in soon if not row.offer.ready], self._rules.policy)
-                    return ()
-            raise
-
     def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
         """Give it the best place among the rows; False where none is free."""
         wish = waiter.wish
@@ -408,10 +269,10 @@ class Dispatch:
 
     def _give_out(self, model: ModelName, freed: NodeId | None = None) -> None:
         """Give free places to those whose turn it is. ``freed``: a worker with one that only this gateway knows of."""
-        lane, owners = self.lane(model), {entry.announcement.owner for entry in self._workers()}
+        lane, owners = self.lane(model), self._workers.owners()
         lane.looked_at = self.clock()
         is_shared = self._peers[model].are_heard
-        if is_shared and freed is None and not self._room_lasts(model):
+        if is_shared and freed is None and not self._workers.room_lasts(model):
             return
         at = freed if is_shared else None
         began = True
@@ -435,7 +296,7 @@ class Dispatch:
     def _leave_place(self, ticket: PeerTicket, at: NodeId | None) -> bool:
         """Leave a free place to another gateway; False where there is none. A place that a worker announced is known there, too."""
         try:
-            row = choice.choose(ticket.wish, _only(at, self._rows(ticket.wish)), self._rng)
+            row = choice.choose(ticket.wish, _only(at, self._workers.rows(ticket.wish)), self._rng)
         except errors.NotReachable:
             return False
         if row is None:
@@ -448,7 +309,7 @@ class Dispatch:
         """The same of one that waits here."""
         assert isinstance(waiter, _Waiter)
         try:
-            return self._begin(waiter, _only(at, self._rows(waiter.wish)))
+            return self._begin(waiter, _only(at, self._workers.rows(waiter.wish)))
         except errors.NotReachable as error:
             self.lane(waiter.wish.model).queue.leave(waiter)
             waiter.outcome.set_result(error)
@@ -469,21 +330,10 @@ class Dispatch:
         return False
 
     def _has_room(self, model: ModelName, lane: Lane[QueuedRequest]) -> bool:
-        """Whether any worker has, for whomever: it is cheap to tell."""
-        seats = [self.knowledge.occupancy.look(worker, offer) for worker, offer in candidates.offering(model, self._workers())]
-        lane.slots = sum(each.slots for each in seats)
-        return any(each.has_room for each in seats)
-
-    def _room_lasts(self, model: ModelName) -> bool:
-        """Whether a worker has had room for a while."""
-        now, before = self.clock(), self._room.get(model, {})
-        offering = candidates.offering(model, self._workers())
-        free = [worker.node for worker, offer in offering if self.knowledge.occupancy.look(worker, offer).has_room]
-        self._room[model] = {node: before.get(node, now) for node in free}
-        return any(now - since >= _ROOM_SECONDS for since in self._room[model].values())
-
-    def _workers(self) -> Sequence[Entry]:
-        return self._directory.usable(Role.WORKER)
+        """Whether any worker has, for any request: it is cheap to tell."""
+        seats = self._workers.seats(model)
+        lane.slots = sum(each.slots for each in seats.values())
+        return any(each.has_room for each in seats.values())
 
     # --- news of the workers ------------------------------------------------------------------------------------------
 
@@ -501,24 +351,17 @@ class Dispatch:
 
     def _refuse_hopeless(self, model: ModelName) -> None:
         """Tell those that nobody can run any more, at once: to wait would be in vain."""
-        lane, owners = self.lane(model), {entry.announcement.owner for entry in self._workers()}
+        lane, owners = self.lane(model), self._workers.owners()
         verdicts: dict[_Kind, errors.NotReachable | None] = {}
         for waiter in lane.queue.order():
             if not isinstance(waiter, _Waiter):
                 continue
             kind = _kind(waiter.wish, owners)
             if kind not in verdicts:
-                verdicts[kind] = self._refusal(waiter.wish)
+                verdicts[kind] = self._workers.refusal(waiter.wish)
             if (refusal := verdicts[kind]) is not None:
                 lane.queue.leave(waiter)
                 waiter.outcome.set_result(refusal)
-
-    def _refusal(self, wish: Wish) -> errors.NotReachable | None:
-        try:
-            self._rows(wish)
-        except errors.NotReachable as error:
-            return error
-        return None
 
 
 def _only(at: NodeId | None, rows: Sequence[Candidate]) -> Sequence[Candidate]:

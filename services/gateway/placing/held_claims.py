@@ -11,7 +11,7 @@ from shared.types import ModelName, NodeId
 
 
 class Holdable(Protocol):
-    """As ``dispatch.Claim``."""
+    """As ``claims.Claim``."""
 
     @property
     def has_started(self) -> bool: ...

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Generic
 
 from services.gateway import mesh
-from services.gateway.placing.dispatch import Claim, Dispatch, Waiting
+from services.gateway.placing.claims import Claim
+from services.gateway.placing.dispatch import Dispatch, Waiting
 from services.gateway.placing.routing import Wish
 from services.gateway.relaying.resumption import Again, AnswerCourse, Course, Ended, GivenUp, VectorsCourse
 from services.gateway.relaying.retry_budget import RetryBudget

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from services.gateway.placing.dispatch import Claim, Dispatch, Rules
+from services.gateway.placing.claims import Claim
+from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.queue_sharing import QueueSharing
 from services.gateway.placing.routing import Wish
+from services.gateway.placing.rules import Rules
 from shared import errors
 from shared.directory import Load
 from shared.types import ModelName, NodeId, UserId

@@ -9,9 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.gateway.placing.dispatch import Claim, Dispatch, Rules
+from services.gateway.placing.claims import Claim
+from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
+from services.gateway.placing.rules import Rules
 from shared import errors
 from shared.directory import Load
 from shared.types import ModelName, NodeId, Role, UserId

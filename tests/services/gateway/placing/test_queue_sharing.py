@@ -10,8 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import redis.asyncio as redis
 
-from services.gateway.placing.dispatch import Claim, Dispatch, Rules
+from services.gateway.placing.claims import Claim
+from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.queue_sharing import LOG, QueueSharing
+from services.gateway.placing.rules import Rules
 from shared.cache import Cache
 from shared.directory import Load
 from shared.telemetry import logs
