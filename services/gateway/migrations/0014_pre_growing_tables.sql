@@ -98,7 +98,9 @@ $$;
 -- up twice. `is_stale` and `rolled_at` together say that the version before this one wants the whole day summed up again.
 ALTER TABLE usage_rolls ADD COLUMN rolled_until timestamptz;
 
--- A request as one row of usage_days has it; a thumb counts for the day of its request.
+-- A request as one row of usage_days has it; a thumb counts for the day of its request. A request that was rejected is in no number of
+-- requests and begins no conversation. Its tokens count, as those of every row: it has some only where a stream broke off by its caller's
+-- fault, and those were made.
 CREATE VIEW request_usage WITH (security_invoker) AS
 SELECT log.id, log.created_at, (log.created_at AT TIME ZONE 'UTC')::date AS day,
     log.tenant_id, log.user_id, log.model_used AS model, log.worker_owner, log.worker_labels,
@@ -113,7 +115,7 @@ SELECT log.id, log.created_at, (log.created_at AT TIME ZONE 'UTC')::date AS day,
     CASE WHEN log.status = 'success' AND NOT log.cached THEN log.response_time_ms ELSE 0 END AS made_ms,
     log.cached::integer AS cached,
     log.saved_micro,
-    (log.begins_conversation AND log.status <> 'limited')::integer AS conversations,
+    (log.begins_conversation AND log.status NOT IN ('limited', 'rejected'))::integer AS conversations,
     coalesce(feedback.rating > 0, false)::integer AS thumbs_up,
     coalesce(feedback.rating < 0, false)::integer AS thumbs_down
 FROM request_logs AS log
