@@ -45,14 +45,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     request_log_days: Annotated[
         int, Meta(ge=1, le=36500), Variable("REQUEST_LOG_DAYS", "days that rows of the request log are kept; the sums of each day stay")
     ] = 90
-    web_hop_secret: Annotated[
-        Annotated[str, Meta(min_length=web_hop.MIN_SECRET_CHARACTERS)] | None,
-        Variable(
-            "WEB_HOP_SECRET",
-            "by this the gateway knows web, and believes it about whom a request comes from; the same as web's",
-            secret=True,
-        ),
-    ] = None
+    web_hop_secret: web_hop.Secret = None
     default_rate_limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Variable("DEFAULT_RATE_LIMIT", f"requests per hour of a user of the free tier, 100 without it; {_OLD_RATE_LIMIT} TIER_FREE"),

@@ -27,14 +27,7 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     gateway_url: Annotated[str, Variable("GATEWAY_URL", "where the gateway's HTTP is; /api, /v1 and /docs are passed on to it")] = (
         "http://127.0.0.1:3002"
     )
-    web_hop_secret: Annotated[
-        Annotated[str, Meta(min_length=web_hop.MIN_SECRET_CHARACTERS)] | None,
-        Variable(
-            "WEB_HOP_SECRET",
-            "shows the gateway that web asks, so that it counts by the browser's address; 32 random characters or more, the same there",
-            secret=True,
-        ),
-    ] = None
+    web_hop_secret: web_hop.Secret = None
     gateway_ca_file: Annotated[
         Path | None,
         Variable("GATEWAY_CA_FILE", "who vouches for the gateway's certificate, where GATEWAY_URL is https and no public authority does"),

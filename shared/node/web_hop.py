@@ -3,16 +3,27 @@ from. An address proves nothing here: any program on the machine can connect fro
 
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from shared import addresses
+from shared.config import Variable
 
 Header = tuple[bytes, bytes]
 
+#: The setting of both.
+Secret = Annotated[
+    # Shorter ones than 32 random characters in base64 or hex were typed by hand.
+    Annotated[str, Meta(min_length=32)] | None,
+    Variable(
+        "WEB_HOP_SECRET",
+        "proves web to the gateway, which then counts by the browser's address; 32 random characters or more, the same in both",
+        secret=True,
+    ),
+]
 SECRET = b"x-aimesh-web-secret"
 _FOR, _PROTO = b"x-forwarded-for", b"x-forwarded-proto"
-#: Random characters in base64 or hex; shorter ones were typed by hand.
-MIN_SECRET_CHARACTERS = 32
 
 
 class BehindWeb:
