@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,29 +36,66 @@ class _Readiness(msgspec.Struct, frozen=True):
     checks: tuple[_Check, ...] = ()
 
 
-async def is_ready(probe: Probe) -> bool:
-    """One try, at most 2 s."""
-    try:
+class Heard(Enum):
+    NOTHING = "nothing"
+    #: An answer, but not the one of a server that is ready.
+    REFUSAL = "refusal"
+    READY = "ready"
+
+
+async def hear(probe: Probe) -> Heard:
+    """Ask once, at most 2 s; raises nothing."""
+    with contextlib.suppress(OSError):
         async with asyncio.timeout(_ASK_SECONDS):
             match probe:
-                case CommandProbe(command, _):
+                case CommandProbe(command, silence_status):
                     asked = await asyncio.create_subprocess_exec(*command)
-                    return await asked.wait() == 0
+                    status = await asked.wait()
+                    return Heard.NOTHING if status == silence_status else _judge(status == 0)
                 case SocketProbe(place, question, expected):
-                    return await _exchange(place, question, len(expected)) == expected
+                    answer = await _exchange(place, question, expected)
+                    return _judge(answer == expected) if answer else Heard.NOTHING
                 case DatagramProbe(host, ports, question, expected):
                     answers = [await _ask((host, port), question) for port in ports]
-                    return all(answer.startswith(expected) for answer in answers)
-    except (OSError, asyncio.IncompleteReadError):
+                    return _judge(all(each.startswith(expected) for each in answers))
+    return Heard.NOTHING
+
+
+async def is_ready(probe: Probe) -> bool:
+    """One try, at most 2 s."""
+    return await hear(probe) is Heard.READY
+
+
+async def gets_answer(program: Program) -> bool:
+    """Ask a running program anything; whether it answers at all, also with a refusal. True if it cannot be asked."""
+    if program.url is not None:
+        return await _answers_http(program.url)
+    return program.probe is None or await hear(program.probe) is not Heard.NOTHING
+
+
+def _judge(is_expected: bool) -> Heard:
+    return Heard.READY if is_expected else Heard.REFUSAL
+
+
+async def _answers_http(url: str) -> bool:
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            await _get(url, "/healthz")
+    except (OSError, ValueError):
         return False
+    return True
 
 
-async def _exchange(place: Path | int, question: bytes, size: int) -> bytes:
+async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bytes:
+    """What it says, as far as that shows whether it is what we expect."""
     opening = asyncio.open_unix_connection(place) if isinstance(place, Path) else asyncio.open_connection("127.0.0.1", place)
     reader, writer = await opening
     try:
         writer.write(question)
-        return await reader.readexactly(size)
+        answer = b""
+        while len(answer) < len(expected) and expected.startswith(answer) and (part := await reader.read(len(expected) - len(answer))):
+            answer += part
+        return answer
     finally:
         writer.close()
 
@@ -70,26 +108,6 @@ async def _ask(place: tuple[str, int], question: bytes) -> bytes:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(line, question)
         return await loop.sock_recv(line, _MAX_DATAGRAM_BYTES)
-
-
-async def gets_answer(program: Program) -> bool:
-    """Ask a running program anything; whether it answers at all within 2 s, also with a refusal. True if it cannot be asked."""
-    try:
-        async with asyncio.timeout(_ASK_SECONDS):
-            if program.url is not None:
-                await _get(program.url, "/healthz")
-            match program.probe:
-                case CommandProbe(command, silence_status):
-                    asked = await asyncio.create_subprocess_exec(*command)
-                    return await asked.wait() != silence_status
-                case SocketProbe(place, question):
-                    await _exchange(place, question, 1)
-                case DatagramProbe(host, ports, question):
-                    for port in ports:
-                        await _ask((host, port), question)
-    except (OSError, asyncio.IncompleteReadError, ValueError):
-        return False
-    return True
 
 
 async def health_of(url: str) -> Health:
