@@ -18,8 +18,11 @@ _LOOK_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
 #: One that has never answered since its start gets longer: a busy machine starts slowly.
 START_SECONDS = 600.0
-#: A pause of our own process, or of the whole machine, must not look like a program's silence.
+#: A pause of our own process must not look like a program's silence.
 _LEAST_TRIES = 3
+#: Rounds in which most programs are silent count for none of them, since the machine slept or is overloaded; but no longer than this,
+#: for they may also hang together.
+SHARED_SILENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +51,32 @@ def is_hung(silence: Silence, now: float) -> bool:
     return silence.tries >= _LEAST_TRIES and now - silence.since >= limit
 
 
+def is_shared(before: Mapping[str, Silence], answers: Mapping[str, bool]) -> bool:
+    """Decide whether a round's silence is the machine's and not a program's. Programs that never answered are still starting. Pure."""
+    known = [answered for name, answered in answers.items() if name in before and before[name].has_answered]
+    silent = known.count(False)
+    return silent > 1 and 2 * silent > len(known)
+
+
 async def watch(keepers: Mapping[str, Keeper], *, look_seconds: float = _LOOK_SECONDS, now: Callable[[], float] = time.monotonic) -> None:
     """Ask every running program again and again; ends by cancellation."""
     silences: dict[str, Silence] = {}
+    shared_since: float | None = None
     while True:
         await asyncio.sleep(look_seconds)
         asked = {name: keeper.status for name, keeper in keepers.items() if _can_be_asked(keeper.status)}
-        answers = await asyncio.gather(*(probes.gets_answer(keepers[name].program) for name in asked))
-        for (name, status), answered in zip(asked.items(), answers, strict=True):
+        heard = await asyncio.gather(*(probes.gets_answer(keepers[name].program) for name in asked))
+        answers, at = dict(zip(asked, heard, strict=True)), now()
+        # A new process has a new history.
+        silences = {name: silence for name, silence in silences.items() if name in asked and asked[name].pid == silence.pid}
+        shared_since = (at if shared_since is None else shared_since) if is_shared(silences, answers) else None
+        is_excused = shared_since is not None and at - shared_since < SHARED_SILENCE_SECONDS
+        for name, status in asked.items():
             assert status.pid is not None
-            silences[name] = note_answer(silences.get(name), status.pid, answered, now())
-            if is_hung(silences[name], now()):
+            before = silences.get(name)
+            answered = answers[name] or (is_excused and before is not None and before.has_answered)
+            silences[name] = note_answer(before, status.pid, answered, at)
+            if is_hung(silences[name], at):
                 del silences[name]
                 keepers[name].order(Hung(status.pid))
 

@@ -2,16 +2,18 @@
 """Programs that live but no longer answer: which of them are restarted, and which only look like it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from cli.stack import keeper, ports, probes, watchdog
+from cli.stack.control import ProgramStatus
 from cli.stack.program import CommandProbe, Program, SocketProbe
 from cli.stack.watchdog import START_SECONDS, Silence
 
@@ -75,13 +77,13 @@ def test_an_answer_and_a_new_process_start_the_count_anew() -> None:
 
 
 class Clock:
-    """Moves on by ten seconds each time the watchdog looks at it."""
+    """Moves on by twenty seconds each time the watchdog looks at it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def __call__(self) -> float:
-        self.seconds += 10
+        self.seconds += 20
         return self.seconds
 
     async def until(self, seconds: float) -> None:
@@ -121,7 +123,7 @@ async def test_a_program_that_hangs_is_started_again(tmp_path: Path, is_service:
         assert kept.status.crashes == 1
 
 
-@pytest.mark.parametrize(("answer", "is_service"), [(REFUSAL, True), ("-LOADING", False)])
+@pytest.mark.parametrize(("answer", "is_service"), [(REFUSAL, True), ("-LOADING", False), ("-", False)])
 async def test_a_program_that_answers_with_a_refusal_is_left_alone(tmp_path: Path, answer: str, is_service: bool) -> None:
     async with watched(program(answer, is_service=is_service), tmp_path / "log") as (kept, clock):
         first = kept.status.pid
@@ -148,6 +150,60 @@ async def test_a_postgresql_that_is_starting_answers(status: int, answers: bool)
     asked = CommandProbe(("sh", "-c", f"exit {status}"), silence_status=2)
     assert await probes.gets_answer(Program(name="postgres", command=(), environment={}, stage=0, probe=asked)) is answers
     assert await probes.is_ready(asked) is (status == 0)
+
+
+SLICE = 10.0
+ALL = ("postgres", "valkey", "gateway", "web")
+
+
+async def restarted(monkeypatch: pytest.MonkeyPatch, rounds: list[Set[str]]) -> list[tuple[str, float]]:
+    """Which programs the watchdog restarts, and when, if those in each round are silent; a round takes ten seconds."""
+    found: list[tuple[str, float]] = []
+    seconds = 0.0
+
+    class Kept:
+        def __init__(self, name: str, pid: int) -> None:
+            self.status = ProgramStatus(name, "running", pid, 0.0, 0, "")
+            self.program = name
+
+        def order(self, event: keeper.Hung) -> None:
+            assert event.pid == self.status.pid
+            found.append((self.status.name, seconds))
+
+    async def gets_answer(name: str) -> bool:
+        return name not in rounds[int(seconds / SLICE)]
+
+    def now() -> float:
+        nonlocal seconds
+        seconds += SLICE
+        if seconds >= SLICE * len(rounds):
+            raise asyncio.CancelledError
+        return seconds
+
+    monkeypatch.setattr(probes, "gets_answer", gets_answer)
+    with contextlib.suppress(asyncio.CancelledError):
+        await watchdog.watch({name: Kept(name, pid) for pid, name in enumerate(ALL)}, look_seconds=0, now=now)
+    return found
+
+
+async def test_a_machine_that_was_paused_restarts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await restarted(monkeypatch, [set()] * 3 + [set(ALL)] * 30 + [{"web"}] * 5 + [set()] * 10) == []
+
+
+async def test_one_program_that_hangs_is_restarted_though_all_were_silent_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = await restarted(monkeypatch, [set()] * 3 + [set(ALL)] * 3 + [{"postgres"}] * 7)
+    assert one == ("postgres", 120.0)
+
+
+async def test_half_of_the_programs_are_no_majority(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = await restarted(monkeypatch, [set()] * 3 + [{"postgres", "gateway"}] * 8)
+    assert {name for name, _ in found} == {"postgres", "gateway"}
+
+
+async def test_programs_that_hang_together_are_restarted_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = await restarted(monkeypatch, [set()] * 3 + [set(ALL)] * 70)
+    assert {name for name, _ in found} == set(ALL)
+    assert min(at for _, at in found) >= watchdog.SHARED_SILENCE_SECONDS
 
 
 async def test_a_program_that_has_just_ended_is_stopped_without_an_error(tmp_path: Path) -> None:
