@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
+import psutil
 
 from cli.stack import postgres, probes, processes, valkey
 from cli.stack.program import Probe, Program
@@ -79,6 +80,21 @@ class Server:
 
     def stop(self) -> None:
         self._end(self._program.stop_signal)
+
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """It and the processes that it has started do nothing, and keep their connections."""
+        assert self._process is not None
+        first = psutil.Process(self._process.pid)
+        family = [first, *first.children(recursive=True)]
+        for each in family:
+            each.suspend()
+        try:
+            yield
+        finally:
+            for each in reversed(family):
+                with suppress(psutil.NoSuchProcess):
+                    each.resume()
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:

@@ -1,5 +1,6 @@
 """The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
@@ -228,7 +229,9 @@ class GatewayService:
     async def checks(self) -> tuple[Check, ...]:
         auth_there = bool(self._node.directory.usable(Role.AUTH))
         detail = "" if auth_there else "no auth service on the mesh; start it with `aicli stack restart auth`"
-        return (await self._store.check(), await self._cache.check(), Check("auth", auth_there, detail))
+        async with asyncio.TaskGroup() as tasks:
+            database, cache = tasks.create_task(self._store.check()), tasks.create_task(self._cache.check())
+        return database.result(), cache.result(), Check("auth", auth_there, detail)
 
     def asgi(self) -> web_hop.BehindWeb:
         return web_hop.BehindWeb(self._http, self._web_hop_secret)

@@ -13,6 +13,7 @@ import uvloop
 
 from shared import errors
 from shared.cache import Cache
+from shared.node.member import CHECK_SECONDS
 from shared.valkey.protocol import ReplyError
 from tests.servers import ValkeyServer
 from tests.services.gateway.limiting.refusing_valkey import refusing
@@ -111,6 +112,16 @@ async def test_a_killed_server_is_unavailable_at_once_and_used_again_when_it_is_
         valkey.start()
         assert await asyncio.gather(*(cache.get("t:x") for _ in range(20))) == [None] * 20
         assert (await cache.check()).ok
+
+
+async def test_a_server_that_hangs_is_named_before_the_health_check_is_over(valkey: ValkeyServer, valkey_url: str) -> None:
+    async with Cache.open(valkey_url) as cache:
+        await cache.get("t:x")
+        with valkey.hung():
+            async with asyncio.timeout(0.85 * CHECK_SECONDS):
+                check = await cache.check()
+        assert (check.name, check.ok) == ("valkey", False)
+        assert check.detail.startswith("Valkey does not answer (no answer in time)")
 
 
 async def test_opening_needs_no_server(valkey_url: str) -> None:

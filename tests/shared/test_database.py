@@ -11,6 +11,7 @@ import pytest
 
 from shared import database, errors
 from shared.database import Database
+from shared.node.member import CHECK_SECONDS
 from tests.servers import PostgresServer
 
 QUERIES = """
@@ -213,6 +214,18 @@ async def test_a_killed_server_is_unavailable_at_once_and_used_again_when_it_is_
         assert [row["name"] for row in await db.rows("list")] == ["lamp"]
         await db.run("add", "chair")
         assert time.monotonic() - began < 1
+
+
+async def test_a_server_that_hangs_is_named_before_the_health_check_is_over(
+    postgres: PostgresServer, postgres_url: str, package: Path
+) -> None:
+    async with opened(postgres_url, package) as db:
+        await db.run("add", "lamp")
+        with postgres.hung():
+            async with asyncio.timeout(0.85 * CHECK_SECONDS):
+                check = await db.check()
+        assert (check.name, check.ok) == ("postgresql", False)
+        assert check.detail.startswith("PostgreSQL does not answer (no answer in time)")
 
 
 async def test_opening_waits_for_a_server_that_is_still_starting(postgres: PostgresServer, postgres_url: str, package: Path) -> None:

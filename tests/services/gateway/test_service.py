@@ -24,6 +24,7 @@ from shared.node import Node, NodeSettings
 from shared.node.client import ClientNode
 from shared.rpc import Call, StreamCall, serves
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
+from tests.servers import PostgresServer, ValkeyServer
 from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
@@ -277,6 +278,18 @@ async def test_nodes_and_models_and_health(site: Site) -> None:
     assert (model.name, model.workers, model.aliases) == ("smollm2", 1, ("llama3",))
     health = await call(gateway.get_service_health, gateway.GetServiceHealth())
     assert (health.status, health.workers, health.in_flight) == ("healthy", 1, 0)
+
+
+async def test_stores_that_hang_are_named(site: Site, postgres: PostgresServer, valkey: ValkeyServer) -> None:
+    node = site.nodes["gateway"].node
+    assert (await node.health()).ready
+    with postgres.hung(), valkey.hung():
+        health = await node.health()
+    assert not health.ready
+    assert {check.name: check.detail.partition(" (")[0] for check in health.checks if not check.ok} == {
+        "postgresql": "PostgreSQL does not answer",
+        "valkey": "Valkey does not answer",
+    }
 
 
 async def test_models_are_shown_to_those_who_may_use_them(site: Site) -> None:
