@@ -79,7 +79,14 @@ class Refuse:
     retry_after_seconds: float | None = None
 
 
-Decision = Load | Unload | Admit | Refuse
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """Its load failed, and it may be tried again: check its file as before the first load, and then call ``retry``."""
+
+    model: ModelName
+
+
+Decision = Load | Unload | Admit | Refuse | Recheck
 
 
 @dataclass(slots=True)
@@ -171,17 +178,21 @@ class Residency:
 
     def tick(self, now: float) -> list[Decision]:
         """Time has passed: keep-alives end, and so does patience; loads that failed are tried again."""
-        return [*self._retry(now), *self._advance(now)]
+        return [*self._recheck(now), *self._advance(now)]
 
     # --- orders of people ---------------------------------------------------------------------------------------------------
 
     def preload(self, model: ModelName, now: float) -> list[Decision]:
         """Load it if there is room beside what is there; nothing makes way for it."""
         known = self._models[model]
-        if known.stage is not Stage.UNLOADED or known.terms.need_bytes > self._free_bytes() or known.retry_at > now:
+        if not self._may_load(known, now):
             return []
         known.stage = Stage.LOADING
         return [Load(model)]
+
+    def retry(self, model: ModelName, now: float) -> list[Decision]:
+        """Load a model that was rechecked, unless somebody waits: what is free belongs to those that wait."""
+        return self.preload(model, now) if self._models[model].why_failed and not self._waiting else []
 
     def forgive(self, model: ModelName) -> None:
         """Try a model again that failed; a person has mended it."""
@@ -298,11 +309,13 @@ class Residency:
             for name, known in self._models.items():
                 known.closed = name in chosen
 
-    def _retry(self, now: float) -> Iterator[Decision]:
+    def _recheck(self, now: float) -> Iterator[Decision]:
         for name, known in self._models.items():
-            # What is free belongs to those that wait.
-            if known.why_failed and not self._waiting:
-                yield from self.preload(name, now)
+            if known.why_failed and not self._waiting and self._may_load(known, now):
+                yield Recheck(name)
+
+    def _may_load(self, known: _Model, now: float) -> bool:
+        return known.stage is Stage.UNLOADED and known.terms.need_bytes <= self._free_bytes() and known.retry_at <= now
 
     def _is_overdue(self, claimant: _Waiting, now: float) -> bool:
         return now - claimant.since >= PATIENCE_SECONDS

@@ -25,7 +25,7 @@ from services.inference.digests import KnownDigests
 from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from services.inference.jobs import Job
-from services.inference.residency import Admit, Decision, Load, Refuse, Residency, Stage, Terms, Unload
+from services.inference.residency import Admit, Decision, Load, Recheck, Refuse, Residency, Stage, Terms, Unload
 from shared import errors
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation
@@ -86,6 +86,8 @@ class Resident:
     awaits_preload: bool = False
     #: Runs the engines; None while there are none.
     stay: asyncio.Task[None] | None = None
+    #: Checks its file before a load that failed is tried again.
+    recheck: asyncio.Task[None] | None = None
 
     def best(self) -> Replica:
         """The replica for the next job: one that runs, and of those the least busy one."""
@@ -138,7 +140,7 @@ class Residents:
             finally:
                 for resident in self._residents.values():
                     resident.file.stop()
-                    background += [resident.stay] if resident.stay is not None else []
+                    background += [task for task in (resident.stay, resident.recheck) if task is not None]
                 for task in background:
                     task.cancel()
 
@@ -348,6 +350,8 @@ class Residents:
                     self._begin(self._residents[decision.model])
                 case Unload():
                     self._end(self._residents[decision.model])
+                case Recheck():
+                    self._begin_recheck(self._residents[decision.model])
                 case Admit() | Refuse():
                     self._callers.pop(decision.caller).set_result(decision)
                 case _:
@@ -378,6 +382,15 @@ class Residents:
         log.info("model_unloading", model=resident.entry.name)
         if resident.stay is not None:
             resident.stay.cancel()
+
+    def _begin_recheck(self, resident: Resident) -> None:
+        if resident.recheck is None or resident.recheck.done():
+            resident.recheck = self._tasks.create_task(self._recheck(resident), name=f"recheck {resident.entry.name}")
+
+    async def _recheck(self, resident: Resident) -> None:
+        await resident.file.ensure_served()
+        if not resident.file.problem:
+            self._act(self._core.retry(resident.entry.name, time.monotonic()))
 
     async def _stay(self, resident: Resident, replicas: list[Replica]) -> None:
         """A model's time in memory, to the end of its processes."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.inference import residency
-from services.inference.residency import PATIENCE_SECONDS, Admit, Decision, Load, Refuse, Residency, Stage, Terms, Unload
+from services.inference.residency import PATIENCE_SECONDS, Admit, Decision, Load, Recheck, Refuse, Residency, Stage, Terms, Unload
 from shared.types import ModelName
 
 A, B, C, BIG = (ModelName(name) for name in ("a", "b", "c", "big"))
@@ -236,10 +236,12 @@ def test_a_load_that_failed_is_tried_again_without_a_caller_and_counts_as_failed
     core.load_failed(A, "out of memory", 0)
     assert core.tick(4.9) == []
     assert core.why_not(A, 4.9) == core.why_not(A, 5.1) == "out of memory"
-    assert core.tick(5.1) == [Load(A)]
-    assert core.tick(5.2) == []
+    assert core.tick(5.1) == core.tick(5.2) == [Recheck(A)]
+    assert core.retry(A, 5.2) == [Load(A)]
+    assert core.tick(5.3) == core.retry(A, 5.3) == []
     core.load_failed(A, "still", 6)
-    assert core.tick(6 + 10.1) == [Load(A)]
+    assert core.tick(6 + 10.1) == [Recheck(A)]
+    assert core.retry(A, 6 + 10.1) == [Load(A)]
     core.loaded(A, 17)
     assert core.why_not(A, 17) == ""
     assert core.tick(1000) == []
@@ -304,6 +306,7 @@ class Machine(RuleBasedStateMachine):
         self.jobs: list[ModelName] = []
         self.loading: list[ModelName] = []
         self.leaving: list[ModelName] = []
+        self.rechecked: set[ModelName] = set()
 
     def act(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
@@ -320,6 +323,8 @@ class Machine(RuleBasedStateMachine):
                     self.jobs.append(self.waiting.pop(caller))
                 case Refuse(caller):
                     self.waiting.pop(caller)
+                case Recheck(model):
+                    self.rechecked.add(model)
 
     unpinned_order = False
 
@@ -356,6 +361,11 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.act(self.core.tick(self.now))
+
+    @precondition(lambda self: self.rechecked)
+    @rule()
+    def retry(self) -> None:
+        self.act(self.core.retry(self.rechecked.pop(), self.now))
 
     @rule(model=models, pinned=st.booleans())
     def pin(self, model: ModelName, pinned: bool) -> None:

@@ -298,6 +298,25 @@ async def test_a_model_whose_load_failed_is_on_offer_again_only_when_it_is_loade
         await until(lambda: states(backend) == {A: ModelState.READY})
 
 
+async def test_a_file_that_was_replaced_since_the_load_failed_is_not_loaded_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "FIRST_PAUSE_SECONDS", 0.02)
+    sound = site.entry(A).file.read_bytes()
+    entry = site.entry(A, digest=hashlib.sha256(sound).hexdigest())
+    site.fails = "llama.cpp cannot load it"
+    async with site.backend(entry) as backend:
+        with pytest.raises(errors.Unavailable, match="cannot load it"):
+            await ask(backend, A)
+        await until(lambda: len(site.engines) == 2)
+        entry.file.write_bytes(sound + bytes(32))
+        await until(lambda: "another file than the catalogue means" in backend.models()[0].detail)
+        started = len(site.engines)
+        assert states(backend) == {A: ModelState.FAILED}
+        site.fails = ""
+        entry.file.write_bytes(sound)
+        await until(lambda: states(backend) == {A: ModelState.READY})
+        assert len(site.engines) == started + 1
+
+
 async def test_a_model_that_is_loaded_at_the_start_is_not_on_offer_before(site: Site) -> None:
     seen: list[ModelState] = []
     async with site.backend(site.entry(A, preload=True)) as backend:
