@@ -57,9 +57,9 @@ class Logins:
         account, browser = await self._prove(typed, address, request.browser)
         login = Login(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
         login = await self._with_step(account.user, login, typed.code, address)
-        session = await self._opening.open(account.user, login, proven=account)
-        await self._ensure_current_hash(account, typed.password)
-        return session
+        # Before the session: the mark that a browser gets is bound to the hash.
+        account = await self._with_current_hash(account, typed.password)
+        return await self._opening.open(account.user, login, proven=account)
 
     @serves(auth.confirm_login)
     async def confirm_login(self, request: auth.ConfirmLogin, call: Call) -> auth.Session:
@@ -292,11 +292,14 @@ class Logins:
         """Of the session that asks; None where a key does."""
         return None if call.principal.key_id is not None else (await self._identities.session_of(call.credential)).id
 
-    async def _ensure_current_hash(self, account: Account, password: str) -> None:
+    async def _with_current_hash(self, account: Account, password: str) -> Account:
         if account.password_hash and self._passwords.is_outdated(account.password_hash):
-            # The login has succeeded; if this cannot be done now, the next login will.
+            # The password was right; if this cannot be done now, the next login will.
             with contextlib.suppress(errors.Overloaded, errors.Unavailable):
-                await self._store.replace_password_hash(account, await self._passwords.hash(password))
+                current = await self._passwords.hash(password)
+                if await self._store.replace_password_hash(account, current):
+                    return replace(account, password_hash=current)
+        return account
 
     # --- the record ----------------------------------------------------------------------------------------------------
 

@@ -179,8 +179,9 @@ class Store:
     async def set_active(self, transaction: database.Transaction, user_id: UserId, is_active: bool) -> User:
         return _user(_there(await transaction.row("set_active", user_id, is_active)))
 
-    async def replace_password_hash(self, account: Account, password_hash: str) -> None:
-        await self._db.run("replace_password_hash", account.user.id, account.password_hash, password_hash)
+    async def replace_password_hash(self, account: Account, password_hash: str) -> bool:
+        """False where the account has another password by now."""
+        return await self._db.run("replace_password_hash", account.user.id, account.password_hash, password_hash) == 1
 
     # --- API keys ----------------------------------------------------------------------------------------------------
     # What a person asks for names their tenant and is bound to it, besides.

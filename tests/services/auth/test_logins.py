@@ -243,6 +243,16 @@ async def test_strangers_cannot_lock_the_owner_out_of_a_browser_that_has_signed_
         await desk.browse(browser=mark)
 
 
+async def test_a_browser_stays_known_when_its_login_renews_the_hash(desk: Desk, postgres_url: str) -> None:
+    await desk.world.register("anna")
+    outdated = argon2.PasswordHasher(time_cost=1, memory_cost=16, parallelism=1).hash(PASSWORD)
+    await by_hand.run(postgres_url, "UPDATE auth.users SET password_hash = $1", outdated)
+    mark = (await desk.browse()).browser
+    assert await by_hand.value(postgres_url, "SELECT password_hash FROM auth.users WHERE username = 'anna'") != outdated
+    await lock_out(desk, "anna")
+    assert (await desk.browse(browser=mark or "")).browser == mark
+
+
 async def test_only_a_browser_that_has_shown_the_password_is_marked_and_only_for_that_password(desk: Desk) -> None:
     await desk.world.register("anna")
     assert (await desk.login()).browser is None
