@@ -1,4 +1,4 @@
-"""How often something may be asked for in an hour, counted in Valkey for all replicas; and who it is that asks."""
+"""How often something may be asked for in an hour or another time, counted in Valkey for all replicas; and who it is that asks."""
 
 import hashlib
 from pathlib import Path
@@ -7,23 +7,23 @@ from shared import addresses
 from shared.cache import Cache
 from shared.types import NodeId
 
-_WINDOW_SECONDS = 3600
 _SCRIPT = "hourly"
 
 
 class Hourly:
     """May raise Unavailable. ``what`` keeps its counts apart from all others."""
 
-    def __init__(self, cache: Cache, what: str) -> None:
+    def __init__(self, cache: Cache, what: str, *, seconds: int = 3600) -> None:
         self._cache = cache
         self._what = what
+        self._seconds = seconds
         cache.script(_SCRIPT, Path(__file__).with_name("hourly.lua").read_text(encoding="utf-8"))
 
     async def count(self, whom: str, most: int) -> float:
         """0 where it was counted, otherwise the seconds to wait."""
         # Hashed, because an address is a person's.
         key = f"auth:{self._what}:{hashlib.sha256(whom.encode()).hexdigest()}"
-        return int(await self._cache.run(_SCRIPT, [key], [most, _WINDOW_SECONDS * 1000])) / 1000
+        return int(await self._cache.run(_SCRIPT, [key], [most, self._seconds * 1000])) / 1000
 
 
 def asker_of(address: str, node: NodeId) -> str:

@@ -1,10 +1,16 @@
-"""How many accounts one address may ask for in an hour: each brings credits, and each attempt tells whether a name is taken."""
+"""How many accounts one address may ask for in an hour, and one inviter in a day: each brings credits, and each attempt tells whether a
+name is taken."""
 
 from services.auth import hourly
 from services.auth.hourly import Hourly
 from shared import addresses, errors
 from shared.cache import Cache
-from shared.types import NodeId
+from shared.types import NodeId, TenantId, UserId
+
+#: Of one inviter, and of one organization, while registration is closed: without mail the inviter sees the codes, and could use all of
+#: them for themselves.
+MOST_INVITED_A_DAY = 20
+_DAY_SECONDS = 24 * 3600
 
 
 class Newcomers:
@@ -12,6 +18,7 @@ class Newcomers:
 
     def __init__(self, cache: Cache, most: int) -> None:
         self._asked = Hourly(cache, "registrations")
+        self._invited = Hourly(cache, "invited", seconds=_DAY_SECONDS)
         self._most = most
 
     async def charge(self, address: str, door: NodeId) -> None:
@@ -26,3 +33,14 @@ class Newcomers:
                 hint=f"wait; {self._most} in an hour are allowed. An administrator can add people at any time",
                 retry_after_seconds=wait_seconds,
             )
+
+    async def charge_inviter(self, inviter: UserId, organisation: TenantId) -> None:
+        """Raises Limited."""
+        for whom in (inviter, organisation):
+            wait_seconds = await self._invited.count(str(whom), MOST_INVITED_A_DAY)
+            if wait_seconds:
+                raise errors.Limited(
+                    f"{MOST_INVITED_A_DAY} people have registered with this organization's or this inviter's invitations within a day",
+                    hint="try again tomorrow, or ask an administrator for an account",
+                    retry_after_seconds=wait_seconds,
+                )

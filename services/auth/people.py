@@ -42,6 +42,8 @@ class People:
         if by is None and address is not None:
             # Who came by no door was let into the mesh by somebody.
             await self._newcomers.charge(address, call.caller.node)
+        if by is None and not self._settings.open_registration and request.invitation is not None:
+            await self._charge_inviter(request.invitation)
         password_hash = await self._passwords.hash(asked.password)
         async with self._store.adding_user() as transaction:
             user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
@@ -80,6 +82,11 @@ class People:
             return False
         # The inviter answers for the address: where no mail is sent, the code reaches its addressee through them.
         return await self._store.is_invited(rules.digest(request.invitation.strip()), request.user_data.email)
+
+    async def _charge_inviter(self, invitation: str) -> None:
+        found = await self._store.find_inviter(rules.digest(invitation.strip()))
+        if found is not None:
+            await self._newcomers.charge_inviter(*found)
 
     @serves(auth.set_tier)
     async def set_tier(self, request: auth.SetTier, call: Call) -> auth.User:

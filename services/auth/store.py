@@ -111,6 +111,11 @@ class Store:
         """Whether an open invitation to this address has this code."""
         return bool(await self._db.value("is_invited", token_hash, email))
 
+    async def find_inviter(self, token_hash: str) -> tuple[UserId, TenantId] | None:
+        """Who has invited, and to which organization."""
+        row = await self._db.row("find_inviter", token_hash)
+        return None if row is None else (UserId(row["invited_by"]), TenantId(row["organisation_id"]))
+
     async def add_user(self, transaction: database.Transaction, username: str, email: str, password_hash: str) -> User:
         row = await transaction.row("add_user", uuid4(), username, email, password_hash)
         assert row is not None  # an INSERT without a condition returns its row

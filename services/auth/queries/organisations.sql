@@ -163,6 +163,10 @@ WHERE invitations.token_hash = $1 AND invitations.accepted_at IS NULL AND invita
 -- Why it could not be accepted; its holder may know.
 SELECT email, accepted_at, withdrawn_at, expires_at FROM invitations WHERE token_hash = $1;
 
+-- name: find_inviter
+-- Who made the invitation with this token, and for which organization.
+SELECT invited_by, organisation_id FROM invitations WHERE token_hash = $1;
+
 -- name: is_invited
 -- Whether there is an open invitation with this token to this address.
 SELECT EXISTS (

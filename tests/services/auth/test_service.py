@@ -9,13 +9,13 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.auth import api_keys
+from services.auth import api_keys, newcomers
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, business, events, organisations
 from shared.rpc import bodies
-from shared.types import Credential, MicroCredits, Tier, UserId, UserRole
+from shared.types import Credential, MicroCredits, TenantId, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, fields_of
 
@@ -113,6 +113,41 @@ async def test_while_registration_is_closed_an_invitation_lets_its_addressee_reg
         assert (await world.ask(organisations.accept_invitation, accept, session.access_token)).id == team.id
         with pytest.raises(errors.NotAllowed, match="registration is closed"):
             await register("john_two", "john@example.com", invitation.token)
+
+
+async def test_while_registration_is_closed_an_inviter_lets_few_people_register_a_day(
+    settings: AuthSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newcomers, "MOST_INVITED_A_DAY", 2)
+    world = Surroundings()
+    closed = msgspec.structs.replace(settings, open_registration=False, organisations_per_user=5)
+    async with AuthService.open(closed, world.as_node()) as world.service:
+
+        async def invited(number: int, by: str, team: TenantId) -> auth.User:
+            invite = organisations.InviteMember(team, f"user{number}@example.com", organisations.TeamRole.OWNER)
+            code = (await world.ask(organisations.invite_member, invite, by)).token
+            body = auth.RegisterUser(auth.UserData(f"user{number}", invite.email, PASSWORD), invitation=code)
+            made = await world.ask(auth.register_user, body)
+            token = (await world.login(f"user{number}")).access_token
+            await world.ask(organisations.accept_invitation, organisations.AcceptInvitation(code), token)
+            return made
+
+        async def found(by: str) -> TenantId:
+            return (await world.ask(organisations.create_organisation, organisations.CreateOrganisation("Lab"), by)).id
+
+        admin = await world.admin_token()
+        first, second = await found(admin), await found(admin)
+        await invited(1, admin, first)
+        await invited(2, admin, second)
+        owner = (await world.login("user1")).access_token
+        with pytest.raises(errors.Limited, match="2 people have registered with") as refused:
+            await invited(3, admin, second)
+        assert refused.value.hint == "try again tomorrow, or ask an administrator for an account"
+        assert refused.value.code == errors.Limited.code
+        assert 23 * 3600 < (refused.value.retry_after_seconds or 0) <= 24 * 3600
+        await invited(4, owner, first)
+        with pytest.raises(errors.Limited, match="2 people have registered with"):
+            await invited(5, owner, first)
 
 
 # --- logging in ------------------------------------------------------------------------------------------------------
