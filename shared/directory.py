@@ -81,6 +81,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     instance: str = ""
     #: Processes that have to stop, because an older one uses the same key: ``<node>/<instance>``; see ``shared.key_contests``.
     contested: tuple[str, ...] = ()
+    #: By the clock of its node; older versions do not say. The directory keeps announcements without it: it alone is no news.
+    made_at: datetime | None = None
 
 
 encode = msgspec.msgpack.Encoder().encode

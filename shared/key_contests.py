@@ -1,9 +1,10 @@
 """Find node keys that two processes use at the same time, from the announcements that a node hears. Pure; the caller brings the time.
 
 Two processes of one node are proven when each was heard twice, at least SPACING_SECONDS apart, OVERLAP_SECONDS or more after the other
-was first heard. A restart proves nothing, also after kill -9: what a dead process announced arrives late over the second transport, but
-not that late. The younger process has to stop. Which one is younger is a matter of ``started_at`` alone, so that all nodes agree, also
-where the clocks of two machines differ.
+was first heard. A restart proves nothing, also after kill -9: what a dead process announced may arrive late over the second transport.
+So what a process announced before the other one started counts only after LATE_SECONDS; not never, for clocks differ. The younger
+process has to stop. Which one is younger is a matter of ``started_at`` alone, so that all nodes agree, also where the clocks of two
+machines differ.
 """
 
 from collections import OrderedDict
@@ -14,6 +15,8 @@ from shared.directory import ANNOUNCE_SECONDS, MAX_NODES, Announcement
 from shared.types import NodeId, Role
 
 OVERLAP_SECONDS = 5.0
+#: No transport holds announcements back for so long.
+LATE_SECONDS = 60.0
 #: Announcements that were buffered somewhere come in one burst.
 SPACING_SECONDS = ANNOUNCE_SECONDS / 2
 #: A process that was not heard for so long is forgotten.
@@ -72,13 +75,14 @@ class KeyContests:
         if process is None:
             return False
         process.last_at = now
-        found = [self._compare(node, processes, instance, other, now) for other in processes if other != instance]
+        found = [self._compare(node, processes, announcement, other, now) for other in processes if other != instance]
         return any(found)
 
-    def _compare(self, node: NodeId, processes: dict[str, _Process], instance: str, other: str, now: float) -> bool:
-        """``instance`` was just heard."""
+    def _compare(self, node: NodeId, processes: dict[str, _Process], heard: Announcement, other: str, now: float) -> bool:
+        instance = instance_of(heard)
         process, another = processes[instance], processes[other]
-        if now - another.first_at < OVERLAP_SECONDS:
+        may_be_late = heard.made_at is not None and heard.made_at < another.started_at
+        if now - another.first_at < (LATE_SECONDS if may_be_late else OVERLAP_SECONDS):
             return False
         if now - process.outlived.setdefault(other, now) >= SPACING_SECONDS:
             process.proven.add(other)

@@ -139,7 +139,7 @@ class Announcer:
             self.must_stop.set()
         if announcement.node == self._me.node:
             return
-        self._nodes.heard(announcement, path, transport)
+        self._nodes.heard(msgspec.structs.replace(announcement, made_at=None), path, transport)
         self._roads.told(announcement.node, announcement.revocations)
 
     def _refused(self, refusal: Refusal) -> None:

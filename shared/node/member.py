@@ -238,7 +238,7 @@ class Node:
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.roads.faults(),
-            self._instance, self.announcer.contests.younger,
+            self._instance, self.announcer.contests.younger, datetime.now(UTC),
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

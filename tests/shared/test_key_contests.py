@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from shared import key_contests
 from shared.directory import Announcement
-from shared.key_contests import MAX_PROCESSES, MAX_TOLD, SILENT_SECONDS, KeyContests, process_name
+from shared.key_contests import LATE_SECONDS, MAX_PROCESSES, MAX_TOLD, SILENT_SECONDS, KeyContests, process_name
 from shared.types import NodeId, Role
 
 NODE = NodeId("UNODE")
@@ -14,8 +15,11 @@ NODE = NodeId("UNODE")
 STARTED = {"elder": 100, "younger": 200, "third": 300, "clock set back": 50}
 
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 def said(instance: str, *, leaving: bool = False, node: NodeId = NODE) -> Announcement:
-    started_at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=STARTED.get(instance, 400))
+    started_at = START + timedelta(seconds=STARTED.get(instance, 400))
     return Announcement(Role.WORKER, node, "1", started_at, leaving=leaving, instance=instance)
 
 
@@ -66,6 +70,41 @@ def test_which_process_has_to_stop(heard: list[tuple[float, str]], stops: set[st
     proofs = [instance for at, instance in sorted(heard) if seen.heard(said(instance), at)]
     assert set(seen.younger) == {process_name(NODE, each) for each in stops}
     assert len(proofs) == len(stops), "each is told once"
+
+
+def late_by(lag: float, instance: str, first: float, last: float) -> list[tuple[float, Announcement]]:
+    """What a process announces from ``first`` to ``last`` by the clock of its machine, as heard over a transport that lags."""
+    return [
+        (at + lag, msgspec.structs.replace(said(instance), made_at=START + timedelta(seconds=at)))
+        for at, _ in every(2, instance, first, last)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("elder_ends", "stops"),
+    [pytest.param(199.5, set(), id="a restart"), pytest.param(260, {"younger"}, id="two processes")],
+)
+def test_a_transport_that_lags_for_good_contests_no_restart(elder_ends: float, stops: set[str]) -> None:
+    seen = KeyContests()
+    heard = [*late_by(20, "elder", 100, elder_ends), *late_by(20, "younger", 200, 260), *late_by(0, "younger", 200, 260)]
+    for at, announcement in sorted(heard, key=lambda each: each[0]):
+        seen.heard(announcement, at)
+    assert set(seen.younger) == {process_name(NODE, each) for each in stops}
+
+
+@pytest.mark.parametrize("wrong_seconds", [-3600, 3600])
+def test_a_clock_that_is_wrong_hides_no_contest_for_more_than_a_minute(wrong_seconds: float) -> None:
+    seen = KeyContests()
+    wrong = timedelta(seconds=wrong_seconds)
+    for at in range(0, 160, 2):
+        for instance, begins, clock in (("elder", 0, timedelta()), ("younger", 51, wrong)):
+            if at >= begins:
+                started_at = START + timedelta(seconds=begins) + clock
+                one = msgspec.structs.replace(said(instance), started_at=started_at, made_at=START + timedelta(seconds=at) + clock)
+                if seen.heard(one, at):
+                    assert at - 51 <= LATE_SECONDS + 5
+                    return
+    pytest.fail("no contest was found")
 
 
 def test_the_younger_process_stops_within_ten_seconds() -> None:

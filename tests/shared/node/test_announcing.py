@@ -47,3 +47,16 @@ def test_owner_and_labels_are_those_of_the_certificate_whatever_a_node_says_over
     entry = nodes.find(WORKER)
     assert entry is not None
     assert (entry.announcement.owner, entry.announcement.labels) == ("ada", {"gpu": "4090"})
+
+
+def test_the_time_of_an_announcement_alone_is_no_news() -> None:
+    nodes = Directory(lambda: 0.0)
+    told: list[object] = []
+    nodes.watch(told.append)
+    link: Any = SimpleNamespace(peer=Peer(Role.WORKER, WORKER, WORKER), path="direct")
+    here = announcer(Role.GATEWAY, nodes)
+    for second in range(3):
+        at = datetime(2026, 1, 1, second=second, tzinfo=UTC)
+        said = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), made_at=at)
+        here._heard_by_swarm(link, directory.encode(said))
+    assert len(told) == 1
