@@ -8,7 +8,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
-from shared.types import SERVICE_ROLES, MeshName, NodeId, Role
+from shared.types import SERVICE_NAMES, SERVICE_ROLES, MeshName, NodeId, Role
 
 #: to role -> who may send to it is the reverse of this: from role -> to roles.
 SPEAKS_TO: dict[Role, tuple[Role, ...]] = {
@@ -131,8 +131,13 @@ def events(mesh: MeshName) -> str:
 
 
 def micro_endpoint(mesh: MeshName, role: Role, method: str) -> str:
-    """Where a stock NATS client calls a unary method: ``aimesh.<mesh>.rpc.<role>.<method without the service>``."""
+    """Where a stock NATS client calls a method: ``aimesh.<mesh>.rpc.<role>.<method without the service>``."""
     return f"aimesh.{mesh}.rpc.{role}.{method.rpartition('.')[2]}"
+
+
+def micro_endpoints(mesh: MeshName, role: Role) -> tuple[str, ...]:
+    """All endpoints of a role, under its name and, for workers, under that of their service too: ``rpc.inference`` is the seed's."""
+    return tuple(f"aimesh.{mesh}.rpc.{name}.*" for name in dict.fromkeys((role, SERVICE_NAMES[role])))
 
 
 def micro_subjects(role: Role) -> tuple[str, ...]:
@@ -154,7 +159,7 @@ def permissions(mesh: MeshName, role: Role, node: NodeId) -> Permissions:
     publish.append(who(mesh))
     if role in SERVICE_ROLES:
         publish += [announcement(mesh, role, node), "_INBOX.>", f"aimesh.{mesh}.event.{role}.{node}.>"]
-        subscribe += [who(mesh), *micro_subjects(role), f"aimesh.{mesh}.rpc.{role}.*"]
+        subscribe += [who(mesh), *micro_subjects(role), *micro_endpoints(mesh, role)]
     if role is Role.METRICS:
         subscribe.append(events(mesh))
     return Permissions(tuple(publish), tuple(subscribe))

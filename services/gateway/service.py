@@ -269,9 +269,14 @@ class GatewayService:
         context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
+        if stream.is_whole and request.rest is not None:
+            raise admission.BadField("rest", "is for streams; leave it out to get the whole answer")
         again = Again(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.Asked.OFF if request.fresh else cache_keys.Asked.NOTHING
-        async with self._once.run(principal, request.request, seconds=seconds, again=again, cache=cache) as answer:
+        run = self._once.run(
+            principal, request.request, seconds=seconds, again=again, cache=cache, whole=stream.is_whole, streamed=not stream.is_whole
+        )
+        async with run as answer:
             untold: RequestId | None = answer.request_id
             async for number, chunk in answer:
                 said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number, untold)

@@ -1,5 +1,6 @@
 """gateway: the door for inference, and what a caller may still use."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -25,6 +26,7 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
 
 
 class Auth(Body, frozen=True):
+    #: A key, or an access token.
     api_key: Credential | None = None
 
 
@@ -37,7 +39,7 @@ class Rest(Body, frozen=True):
 
 class ProcessInferenceRequest(Body, frozen=True):
     request: InferenceRequest
-    #: The seed's second argument; without it the credential of the call itself counts.
+    #: The seed's second argument; without it the credential of the call itself counts. Two that differ are refused.
     auth: Auth = Auth()
     #: Chosen by the caller: the same request under the same key again is answered once and paid once.
     idempotency_key: str | None = None
@@ -88,6 +90,43 @@ class InferenceResult(Body, frozen=True, omit_defaults=False):
     clamped_to: int | None = None
     #: Taken from an answer that was given before.
     cached: bool = False
+
+
+class WrittenAnswer(Body, frozen=True):
+    """What the model wrote for one answer."""
+
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class InferenceAnswer(InferenceResult, frozen=True, kw_only=True, omit_defaults=False):
+    """The whole answer and how it ended, for stock clients that do not ask for a stream."""
+
+    #: These three are of the first answer.
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    #: The second answer and those behind it, where more than one was asked for.
+    others: tuple[WrittenAnswer, ...] = ()
+
+    @classmethod
+    def parts_of(cls, item: InferenceChunk) -> Sequence[object]:
+        return item.text, item.tool_calls, item.logprobs
+
+    @classmethod
+    def of(cls, items: Sequence[InferenceChunk], end: InferenceResult) -> "InferenceAnswer":
+        count = 1 + max((item.answer for item in items), default=0)
+        first, *others = (_written([item for item in items if item.answer == number]) for number in range(count))
+        return cls(**msgspec.structs.asdict(end), **msgspec.structs.asdict(first), others=tuple(others))
+
+
+def _written(chunks: Sequence[InferenceChunk]) -> WrittenAnswer:
+    return WrittenAnswer(
+        "".join(chunk.text for chunk in chunks),
+        tuple(call for chunk in chunks for call in chunk.tool_calls),
+        tuple(token for chunk in chunks for token in chunk.logprobs),
+    )
 
 
 class GetServiceHealth(Body, frozen=True):
@@ -279,7 +318,12 @@ class PardonedNode(Body, frozen=True):
 
 
 process_inference_request = StreamMethod(
-    "gateway.processInferenceRequest", ProcessInferenceRequest, item=InferenceChunk, end=InferenceResult, callers=PEOPLE
+    "gateway.processInferenceRequest",
+    ProcessInferenceRequest,
+    item=InferenceChunk,
+    end=InferenceResult,
+    callers=PEOPLE,
+    whole=InferenceAnswer,
 )
 cancel_inference = Method("gateway.cancelInference", CancelInference, Nothing, callers=PEOPLE)
 get_service_health = Method("gateway.getServiceHealth", GetServiceHealth, ServiceHealth, callers={*PEOPLE, Role.METRICS})

@@ -1,8 +1,8 @@
 """What a method is: a name, the types of its messages, and the roles of the nodes that may call it."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -41,6 +41,18 @@ class Method(Generic[Request, Reply]):
         object.__setattr__(self, "served_by", _served_by(self.name, self.callers))
 
 
+class Whole(Protocol):
+    """A struct that holds all that a stream says, for callers that take one answer."""
+
+    @classmethod
+    def parts_of(cls, item: Any) -> Sequence[object]:
+        """What the answer takes from an item: texts and lists, which it joins to those of the others."""
+        ...
+
+    @classmethod
+    def of(cls, items: Sequence[Any], end: Any) -> msgspec.Struct: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamMethod(Generic[Request, Item, End]):
     """One question, perhaps a word that it was taken, a stream of items, and one end."""
@@ -52,6 +64,8 @@ class StreamMethod(Generic[Request, Item, End]):
     callers: Set[Role]
     #: What the callee may say when it has taken the call and before the first item.
     accepted: type[msgspec.Struct] = Nothing
+    #: What stock clients get that do not ask for a stream; None: they have to.
+    whole: type[Whole] | None = None
     served_by: Role | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,8 @@ from shared.hyperswarm.errors import RequestRefused
 
 #: The key, the hash of the handshake, the length of the method.
 _HEAD: Final = struct.Struct("<32s64sH")
+#: The number under which the sidecar tells that a connection is closed.
+GONE: Final = 0
 _VALUE, _REFUSAL = b"\0", b"\1"
 
 
@@ -27,14 +29,17 @@ class Request:
 
 
 Answers = Callable[[Request], Awaitable[bytes]]
+#: Told the hash of a connection's handshake when it is closed.
+OnGone = Callable[[bytes], None]
 
 
 class Requests:
     """What is under way. ``answers`` returns the value, or raises RequestRefused; anything else ends the swarm. It is cancelled
-    when the connection of who asked is gone."""
+    when the connection of who asked is gone, and ``on_gone`` is told of that connection if anything on it was answered."""
 
-    def __init__(self, answers: Answers, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, answers: Answers, on_gone: OnGone, tasks: asyncio.TaskGroup) -> None:
         self._answers = answers
+        self._on_gone = on_gone
         self._group = tasks
         #: Two lives of the sidecar give the same numbers.
         self._under_way: dict[tuple[Pipe, int], asyncio.Task[None]] = {}
@@ -43,6 +48,9 @@ class Requests:
         if not payload:
             if (gone := self._under_way.get((pipe, number))) is not None:
                 gone.cancel()
+            return
+        if number == GONE:
+            self._on_gone(payload)
             return
         key, channel, length = _HEAD.unpack_from(payload)
         method = payload[_HEAD.size : _HEAD.size + length].decode(errors="replace")

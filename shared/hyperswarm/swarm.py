@@ -17,7 +17,7 @@ from shared.hyperswarm.errors import SidecarLost, SwarmError
 from shared.hyperswarm.flow import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.hyperswarm.process import CALL_SECONDS, Sidecar
 from shared.hyperswarm.recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
-from shared.hyperswarm.requests import Answers, Requests
+from shared.hyperswarm.requests import Answers, OnGone, Requests
 from shared.hyperswarm.switchboard import Switchboard, Terms
 
 #: Between a sidecar's death and the next; doubled up to the second figure, and small again after one has lived for the third.
@@ -92,6 +92,8 @@ class Swarm:
     on_event: Callable[[events.Event], None] = field(default=lambda event: None)
     #: Answers the requests of stock protomux-rpc clients; None: they are turned away. May raise RequestRefused, and nothing else.
     on_request: Answers | None = None
+    #: Told the ``channel`` of such a client when its connection is closed.
+    on_requester_gone: OnGone = field(default=lambda channel: None)
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -126,7 +128,7 @@ class Swarm:
         try:
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
             if self.on_request is not None:
-                requests = Requests(self.on_request, tasks)
+                requests = Requests(self.on_request, self.on_requester_gone, tasks)
                 self._switchboard.on_request = requests.receive
                 self._stack.callback(requests.cancel)
             for job in (self._supervise(), self._recover(), self._watch_network(), self._watch_memory(), self._watch_sidecar()):

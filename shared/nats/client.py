@@ -66,6 +66,7 @@ class NatsClient:
         #: The connection was lost, or its server is about to close it.
         self._attention = asyncio.Event()
         self._is_flushing = False
+        self._has_room = asyncio.Event()
         self._closing = False
         #: How often in a row the server let us in and then ended the connection with an error.
         self._evictions = 0
@@ -134,6 +135,12 @@ class NatsClient:
     def is_full(self) -> bool:
         """Whether a producer should wait for ``on_room``."""
         return self._is_flushing or (self._session is not None and self._session.is_full)
+
+    async def wait_for_room(self) -> None:
+        """Until ``is_full`` is false; it is also false while there is no server. The caller has a deadline."""
+        while self.is_full:
+            self._has_room.clear()
+            await self._has_room.wait()
 
     @property
     def max_payload_bytes(self) -> int:
@@ -283,6 +290,7 @@ class NatsClient:
         finally:
             self._next = None
             self._is_flushing = False
+            self._has_room.set()
 
     async def _drain(self, old: NatsSession) -> None:
         """Until the old server has passed on everything of ours and has nothing more for us. If it fails, the new one serves all the
@@ -303,7 +311,7 @@ class NatsClient:
         old.deliver = _ignore
         new.process(handover.remaining())
         self.server_changed(new)
-        self.on_room()
+        self.room_made()
 
     # --- called by the session --------------------------------------------------------------------------------------
 
@@ -331,6 +339,7 @@ class NatsClient:
             self._attention.set()
 
     def room_made(self) -> None:
+        self._has_room.set()
         self.on_room()
 
     def session_ended(self, session: NatsSession) -> None:
@@ -338,6 +347,7 @@ class NatsClient:
         if self._session is session:
             # An orderly close has taken the session away before, so this is a loss.
             self._session = None
+            self._has_room.set()
             self._evictions = min(self._evictions + 1, 10) if isinstance(session.problem, errors.AimeshError) else 0
             self.trouble = self._explain_loss(session)
             self._attention.set()

@@ -158,7 +158,7 @@ def connect(*, name: str, version: str, credentials: Mapping[str, str]) -> bytes
     """The login. ``verbose`` off: the server confirms nothing but PING."""
     options = {
         "verbose": False, "pedantic": False, "lang": "aimesh", "version": version, "protocol": 1, "name": name,
-        **credentials, "headers": True, "no_responders": False, "echo": True,
+        **credentials, "headers": True, "no_responders": True, "echo": True,
     }  # fmt: skip
     return b"CONNECT " + msgspec.json.encode(options) + _CRLF
 

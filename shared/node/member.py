@@ -123,7 +123,8 @@ class Node:
         if ways.swarm is not None:
             ways.swarm.on_attached = self._on_attached
             ways.swarm.on_contested = self._on_contested
-            ways.swarm.on_request = Outsiders(ways.trust, self.dispatcher, ways.outsiders).answer
+            outsiders = Outsiders(ways.trust, self.dispatcher, ways.outsiders)
+            ways.swarm.on_request, ways.swarm.on_requester_gone = outsiders.answer, outsiders.gone
             self.membership_changed()
 
     # --- for services ---------------------------------------------------------------------------------------------

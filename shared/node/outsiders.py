@@ -1,7 +1,8 @@
-"""Calls by stock @hyperswarm/rpc clients in JavaScript: unary methods, in JSON or msgpack, by who has shown a client certificate.
+"""Calls by stock @hyperswarm/rpc clients in JavaScript, in JSON or msgpack, by clients that have shown a certificate.
 
 Noise has proved the caller's key. The first request is `hello` with the certificate for that key, and with the user's
-credential if the methods to follow need one; a key that is on the allow-list needs no certificate.
+credential if the methods to follow need one; a key that is on the allow-list needs no certificate. `METHOD.stream` begins the
+stream of a method, `stream.next` gets its next items, `stream.stop` ends it.
 """
 
 import math
@@ -14,18 +15,20 @@ from typing import Annotated
 import msgspec
 
 from shared import certificates, errors, identity, topics
-from shared.api.method import Method
+from shared.api.method import Method, Nothing, StreamMethod
 from shared.hyperswarm import Request, RequestRefused
-from shared.node import single_calls
+from shared.node import stock_calls
+from shared.node.pulled_streams import PulledStream, PulledStreams
+from shared.node.stock_calls import Places
 from shared.rpc.serving import Dispatcher
 from shared.trust import Trust
 from shared.types import NodeId, Peer, Role
 
 #: Connections whose introduction is remembered; whoever was forgotten introduces itself again.
 MAX_VISITORS = 1024
-#: Calls of outsiders that may run at once here.
-MAX_RUNNING = 64
-HELLO = "hello"
+HELLO, NEXT, STOP = "hello", "stream.next", "stream.stop"
+#: Behind the name of a method: its stream is wanted.
+STREAM = ".stream"
 
 
 class Introduction(msgspec.Struct, frozen=True):
@@ -38,8 +41,12 @@ class Introduction(msgspec.Struct, frozen=True):
 class Welcome(msgspec.Struct, frozen=True):
     node: NodeId
     role: Role
-    #: What may be called here; a stream may not, because there is one answer alone.
+    #: What may be called here.
     methods: tuple[str, ...]
+
+
+class _Handle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    handle: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +71,22 @@ class Outsiders:
         self._clock = clock
         #: By the hash of the connection's handshake.
         self._visitors: OrderedDict[bytes, _Visitor] = OrderedDict()
-        self._running = 0
+        self._places = Places()
+        self._streams = PulledStreams(dispatcher)
 
     async def answer(self, request: Request) -> bytes:
         """Raises RequestRefused alone."""
         try:
-            if self._running >= MAX_RUNNING:
-                raise errors.Overloaded(f"{MAX_RUNNING} calls of outsiders are running", retry_after_seconds=1)
-            self._running += 1
-            try:
-                with self._dispatcher.counting():
-                    return await self._answer(request)
-            finally:
-                self._running -= 1
+            with self._dispatcher.counting():
+                return await self._answer(request)
         except errors.AimeshError as error:
             problem = error.to_problem()
             raise RequestRefused(problem.code, f"{problem.message} – {problem.hint}" if problem.hint else problem.message) from error
+
+    def gone(self, channel: bytes) -> None:
+        """The connection with this hash is closed."""
+        self._visitors.pop(channel, None)
+        self._streams.stop_all(channel)
 
     async def _answer(self, request: Request) -> bytes:
         # A msgpack map never begins with the brace.
@@ -91,10 +98,40 @@ class Outsiders:
             visitor = self._introduce(request, is_json=is_json)
             return (_to_json if is_json else _to_msgpack)(Welcome(visitor.peer.node, visitor.peer.role, self._methods()))
         visitor = self._find(request)
-        handler = self._dispatcher.find(request.method, visitor.peer)
-        return await single_calls.answer(
-            self._dispatcher, handler, visitor.peer, request.value, is_json=is_json, credential=visitor.credential
-        )
+        if request.method == NEXT:
+            return await self._find_stream(request, is_json=is_json).next()
+        if request.method == STOP:
+            self._find_stream(request, is_json=is_json).stop()
+            return (_to_json if is_json else _to_msgpack)(Nothing())
+        return await self._call(visitor, request, is_json=is_json)
+
+    async def _call(self, visitor: _Visitor, request: Request, *, is_json: bool) -> bytes:
+        handler = self._dispatcher.find(request.method.removesuffix(STREAM), visitor.peer)
+        give_back = self._places.take(streams=isinstance(handler.method, StreamMethod))
+        is_stream_wanted = request.method.endswith(STREAM)
+        is_started = False
+        try:
+            if is_stream_wanted:
+                stock_calls.check_streams(handler)
+            stock = stock_calls.read(handler, visitor.peer, request.value, is_json=is_json, credential=visitor.credential)
+            if not is_stream_wanted:
+                return await stock_calls.answer(self._dispatcher, stock)
+            started = self._streams.start(
+                request.channel, stock.encode, lambda outlet: stock_calls.stream(self._dispatcher, stock, outlet), give_back
+            )
+            is_started = True
+            return started
+        finally:
+            if not is_started:
+                give_back()
+
+    def _find_stream(self, request: Request, *, is_json: bool) -> PulledStream:
+        decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
+        try:
+            handle = decode(request.value or b"{}", type=_Handle).handle
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise errors.BadRequest(f"{request.method}: {error}", hint="it has the field handle") from error
+        return self._streams.find(request.channel, handle)
 
     def _introduce(self, request: Request, *, is_json: bool) -> _Visitor:
         decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
@@ -138,5 +175,7 @@ class Outsiders:
         return visitor
 
     def _methods(self) -> tuple[str, ...]:
-        found = (handler.method for handler in self._dispatcher.handlers)
-        return tuple(sorted(method.name for method in found if isinstance(method, Method) and Role.CLIENT in method.callers))
+        found = [handler.method for handler in self._dispatcher.handlers if Role.CLIENT in handler.method.callers]
+        streams = [method for method in found if isinstance(method, StreamMethod)]
+        whole = [method.name for method in found if isinstance(method, Method) or method.whole is not None]
+        return tuple(sorted(whole + [method.name + STREAM for method in streams]))

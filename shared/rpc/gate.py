@@ -47,11 +47,12 @@ class Gate:
         self._clock = clock
 
     async def admit(self, method: AnyMethod, request: msgspec.Struct, visitor: Visitor) -> Principal | None:
-        """Who asks; None where the method asks about nobody. Raises NotAuthenticated, NotAllowed and their kind."""
+        """Who asks; None where the method asks about nobody. Raises NotAuthenticated, NotAllowed and their kind, and BadRequest for two
+        credentials that differ."""
         row = access.of_method(method.name)
         if row.who is Who.NODE:
             return None
-        credential = (request.own_credential() if isinstance(request, BringsCredential) else None) or visitor.credential
+        credential = _credential_of(request, visitor)
         if credential is None and visitor.caller_role in row.unless:
             return None
         principal: Principal | None = None
@@ -65,6 +66,15 @@ class Gate:
             self._on_refusal(method.name, visitor, principal, error)
             raise
         return principal
+
+
+def _credential_of(request: msgspec.Struct, visitor: Visitor) -> Credential | None:
+    own = request.own_credential() if isinstance(request, BringsCredential) else None
+    if own and visitor.credential and own != visitor.credential:
+        raise errors.BadRequest(
+            "the call has two different credentials: one in `auth`, and one in its header or in `hello`", hint="send one of them"
+        )
+    return own or visitor.credential
 
 
 def check_declared(methods: list[AnyMethod], gate: Gate | None) -> None:

@@ -69,10 +69,21 @@ class Outlet(Protocol):
 class StreamCall(Call, Generic[Item]):
     """A call whose handler sends items and returns the end."""
 
-    def __init__(self, call: Call, outlet: Outlet, call_id: int) -> None:
+    def __init__(
+        self,
+        call: Call,
+        outlet: Outlet,
+        call_id: int,
+        *,
+        encode: Callable[[msgspec.Struct], bytes] = bodies.encode,
+        is_whole: bool = False,
+    ) -> None:
         super().__init__(call.caller, deadline=call._deadline, credential=call.credential, idempotency_key=call.idempotency_key)
         self._outlet = outlet
         self._id = call_id
+        self._encode = encode
+        #: The caller gets all items in one answer with the end, and nothing of them if the call fails.
+        self.is_whole = is_whole
 
     def accept(self, accepted: msgspec.Struct | None = None) -> None:
         """Tell the caller that work has begun; optional, the first item does so too."""
@@ -80,7 +91,7 @@ class StreamCall(Call, Generic[Item]):
 
     async def send(self, item: Item) -> None:
         """Waits while the reader is slow. The task is cancelled when the caller cancels or the link dies."""
-        await self._outlet.send_item(self._id, bodies.encode(item))
+        await self._outlet.send_item(self._id, self._encode(item))
 
     @property
     def credited_items(self) -> int:

@@ -62,6 +62,8 @@ class SwarmTransport:
         self.trouble = "Hyperswarm is starting"
         #: Answers stock @hyperswarm/rpc clients; to be set before ``run``. None: they are turned away.
         self.on_request: Callable[[Request], Awaitable[bytes]] | None = None
+        #: Told the ``channel`` of such a client when its connection is closed.
+        self.on_requester_gone: Callable[[bytes], None] = lambda channel: None
         #: How often the sidecar died and was started again.
         self.restarts = 0
         self._open_swarm = open_swarm
@@ -99,7 +101,7 @@ class SwarmTransport:
             try:
                 swarm = self._open_swarm()
                 swarm.on_event = lambda event, of=swarm: self._on_event(of, event)  # type: ignore[misc]  # a default binds it
-                swarm.on_request = self.on_request
+                swarm.on_request, swarm.on_requester_gone = self.on_request, self.on_requester_gone
                 async with swarm:
                     pause = RETRY_SECONDS
                     await self._live(swarm)

@@ -256,7 +256,7 @@ async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: Runni
 
 @pytest.mark.parametrize("name", ["MAX_RUNNING", "DEADLINE_SECONDS"])
 def test_the_limits_that_the_page_names_are_those_of_the_code(name: str) -> None:
-    from shared.node import outsiders, single_calls
+    from shared.node import stock_calls
 
-    number = {**vars(single_calls), **vars(outsiders)}[name]
+    number = vars(stock_calls)[name]
     assert f"{number:g} " in PAGE.read_text(encoding="utf-8")

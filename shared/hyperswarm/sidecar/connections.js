@@ -44,7 +44,8 @@ class Connection {
       if (this.isOpen) owner.outbox.json(TYPE.EVENT, this.id, { event: 'path-changed', ...this.route() })
     })
     // secret-stream makes room for up to 16 MiB as soon as a length says so; strangers do not get that.
-    this.guard = () => stream._len > MAX_SEALED && this.fail('FLOW_CONTROL', 'the peer announced a message that is too long')
+    this.mostBytes = MAX_SEALED
+    this.guard = () => stream._len > this.mostBytes && this.fail('FLOW_CONTROL', 'the peer announced a message that is too long')
     stream.rawStream.on('data', this.guard)
     // A stock protomux client speaks first, so the side that dialled begins and the other one answers.
     if (stream.isInitiator) this.sendPreface()

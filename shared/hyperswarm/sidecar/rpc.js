@@ -11,15 +11,21 @@ const SILENCE_MS = 20_000
 /** Whoever was answered nothing but refusals is a stranger: few at a time, and not for long. */
 const MAX_STRANGERS = 20
 const STRANGER_MS = 5000
+/** What a request of any other client may have; Python refuses smaller ones with words. */
+const MAX_REQUEST = 2 * 1024 * 1024
+/** No request has this number: a connection is closed, whose handshake has this hash. */
+const GONE = 0
 
 const strangers = new Set() // their streams
 const waiting = new Map() // number of a request -> takes its answer
 let lastRequest = 0
 
 /** Takes over a connection whose first message was not our preface. */
-function adopt({ stream }, message, publicKey, outbox) {
+function adopt(connection, message, publicKey, outbox) {
+  const { stream } = connection
   if (strangers.size >= MAX_STRANGERS) return stream.destroy()
   const underWay = new Set()
+  let isKnown = false
   strangers.add(stream)
   setTimeout(() => strangers.has(stream) && stream.destroy(), STRANGER_MS).unref()
   stream.removeAllListeners('data').setTimeout(SILENCE_MS)
@@ -27,10 +33,11 @@ function adopt({ stream }, message, publicKey, outbox) {
     strangers.delete(stream)
     // An empty request: nobody waits for that one any more.
     for (const number of underWay) if (waiting.delete(number)) outbox.send(TYPE.REQUEST, number)
+    if (isKnown) outbox.send(TYPE.REQUEST, GONE, stream.handshakeHash)
   })
   const ask = async (method, value) => {
     if (underWay.size >= MAX_UNDER_WAY) throw refusal({ code: 'BUSY', message: 'too many requests at once' })
-    lastRequest = (lastRequest + 1) >>> 0
+    lastRequest = (lastRequest % 0xffffffff) + 1
     const [number, name] = [lastRequest, Buffer.from(method)]
     const head = [stream.remotePublicKey, stream.handshakeHash, Buffer.of(name.length, name.length >> 8)]
     underWay.add(number)
@@ -40,6 +47,8 @@ function adopt({ stream }, message, publicKey, outbox) {
     underWay.delete(number)
     if (said[0] !== 0) throw refusal(JSON.parse(said.toString('utf8', 1)))
     strangers.delete(stream)
+    isKnown = true
+    connection.mostBytes = MAX_REQUEST
     return said.subarray(1)
   }
   const rpc = new ProtomuxRPC(stream, { id: publicKey, valueEncoding: null })

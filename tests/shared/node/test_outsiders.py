@@ -17,7 +17,7 @@ from shared.api.gateway import ServedModel
 from shared.certificates import Subject
 from shared.hyperswarm import Request, RequestRefused
 from shared.identity import Authority, NodeKey
-from shared.node import outsiders
+from shared.node import outsiders, stock_calls
 from shared.node.lifecycle import background
 from shared.node.outsiders import Outsiders
 from shared.trust import Trust
@@ -302,9 +302,9 @@ async def test_so_many_calls_run_at_once(house: House) -> None:
     busy, free = Visitor(house), Visitor(house)
     await busy.introduce(credential=HANG)
     await free.introduce()
-    running = [asyncio.ensure_future(busy.ask(LIST_MODELS)) for _ in range(outsiders.MAX_RUNNING)]
+    running = [asyncio.ensure_future(busy.ask(LIST_MODELS)) for _ in range(stock_calls.MAX_RUNNING)]
     await house.began.wait()
-    assert len(house.calls) == house.dispatcher.running == outsiders.MAX_RUNNING
+    assert len(house.calls) == house.dispatcher.running == stock_calls.MAX_RUNNING
     assert await free.refused(LIST_MODELS) == "overloaded"
     running[0].cancel()
     await house.cancelled.wait()
