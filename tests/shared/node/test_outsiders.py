@@ -142,7 +142,9 @@ async def test_a_certified_client_is_welcome_and_its_call_says_who_it_is(house: 
     visitor = Visitor(house)
     welcome = await visitor.introduce()
     assert (welcome["node"], welcome["role"]) == (visitor.key.id, "client")
-    assert welcome["methods"] == ["auth.setTier", "gateway.getServiceHealth", "gateway.listModels"], "no stream, and none for gateways"
+    assert welcome["methods"] == [
+        "auth.setTier", "gateway.getServiceHealth", "gateway.listModels", STREAM, f"{STREAM}.stream"
+    ], "none for gateways"  # fmt: skip
     assert await visitor.ask(LIST_MODELS) == {
         "models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False}]
     }
@@ -255,7 +257,10 @@ async def test_msgpack_is_answered_in_msgpack(house: House) -> None:
 @pytest.mark.parametrize(
     ("method", "value", "code"),
     [
-        pytest.param(STREAM, b"{}", "bad_request", id="a stream"),
+        pytest.param("gateway.listModels.stream", b"{}", "bad_request", id="the stream of a method that has none"),
+        pytest.param("stream.next", b'{"handle": 1}', "not_found", id="a stream that there is not"),
+        pytest.param("stream.next", b"{}", "bad_request", id="no handle"),
+        pytest.param("auth.setTier", b'{"user": "x", "tier": "pro", "wish": 1}', "bad_request", id="an unknown field"),
         pytest.param(FOR_GATEWAYS, b"{}", "wrong_role", id="a method that clients may not call"),
         pytest.param("gateway.noSuch", b"{}", "unknown_method", id="an unknown method"),
         pytest.param("\ufffd" * 40_000, b"{}", "unknown_method", id="a method's name that is none"),

@@ -45,13 +45,20 @@ async def test_a_method_that_asks_about_nobody_asks_nobody() -> None:
     assert desk.asked == []
 
 
-async def test_the_credential_in_the_body_goes_before_that_of_the_call() -> None:
+@pytest.mark.parametrize(("own", "beside"), [(KEY, None), (None, KEY), (KEY, KEY)])
+async def test_the_credential_may_be_in_the_body_or_beside_it(own: Credential | None, beside: Credential | None) -> None:
+    desk = Desk()
+    request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"), gateway.Auth(own))
+    assert await desk.gate.admit(gateway.process_inference_request, request, Visit(beside)) == desk.person
+    assert desk.asked == [KEY]
+
+
+async def test_two_credentials_that_differ_are_refused() -> None:
     desk = Desk()
     request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"), gateway.Auth(BODY_KEY))
-    assert await desk.gate.admit(gateway.process_inference_request, request, Visit(KEY)) == desk.person
-    without = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"))
-    await desk.gate.admit(gateway.process_inference_request, without, Visit(KEY))
-    assert desk.asked == [BODY_KEY, KEY]
+    with pytest.raises(errors.BadRequest, match="two different credentials"):
+        await desk.gate.admit(gateway.process_inference_request, request, Visit(KEY))
+    assert desk.asked == []
 
 
 async def test_a_refusal_is_told_with_who_it_was_as_far_as_that_is_known() -> None:

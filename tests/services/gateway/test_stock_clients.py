@@ -1,0 +1,288 @@
+"""`processInferenceRequest` by a stock NATS client (nats-py), at the real gateway: who may ask, what is billed, what is refused and why."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID
+
+import asyncpg
+import nats
+import pytest
+from nats.aio.msg import Msg
+
+from services.gateway.service import GatewayService
+from services.gateway.settings import GatewaySettings
+from shared import credentials, errors
+from shared.access import Permission
+from shared.api import auth, inference
+from shared.api.auth import Principal
+from shared.api.generation import Generation, Usage
+from shared.directory import Load, ModelOffer
+from shared.node import Node, stock_calls
+from shared.rpc import Call, StreamCall, serves
+from shared.types import Credential, FinishReason, KeyId, ModelName, Role, Tier, UserId, UserRole
+from tests.services.gateway.test_service import StandIn, StandInAuth
+from tests.testnet import MESH, RunningNode, testnet, until
+
+SUBJECT = f"aimesh.{MESH}.rpc.gateway.processInferenceRequest"
+SECONDS = 30
+JSON = {"content-type": "application/json"}
+STREAM = {**JSON, "stream": "true"}
+#: What the worker writes as one token for the prompt "large".
+LARGE = "x" * 10_000
+
+
+def key(letter: str) -> Credential:
+    return Credential(credentials.PREFIX + letter * 43 + credentials.checksum(letter * 43))
+
+
+ANY, NO_RIGHT, OTHER_MODEL, NETWORK, UNKNOWN = (key(letter) for letter in "abcde")
+
+
+def person(number: int, **bounds: Any) -> Principal:
+    return Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=number)), "laptop", **bounds)
+
+
+PEOPLE = {
+    ANY: person(2),
+    NO_RIGHT: person(3, scopes=(Permission.READ_USAGE,)),
+    OTHER_MODEL: person(4, models=(ModelName("llama"),)),
+    NETWORK: person(5, networks=("192.0.2.0/24",)),
+}
+
+
+class KeyAuth(StandInAuth):
+    @serves(auth.validate_api_key)
+    async def validate(self, request: auth.ValidateApiKey, _call: Call) -> Principal:
+        found = PEOPLE.get(request.api_key)
+        if found is None:
+            raise errors.NotAuthenticated("this key is unknown or was revoked", hint="ask for a new one")
+        return found
+
+
+class Worker(StandIn):
+    role: ClassVar[Role] = Role.WORKER
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.ran = self.running = self.cancelled = 0
+        node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=Load(slots=4))
+
+    @serves(inference.process_prompt)
+    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
+        self.ran += 1
+        self.running += 1
+        prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
+        try:
+            stream.accept(inference.Accepted(5))
+            for number in itertools.count() if prompt in ("large", "endless") else range(2):
+                await stream.send(inference.Chunk(LARGE if prompt == "large" else ("Hello", " world")[number % 2], (number,)))
+                await asyncio.sleep(0.002 if prompt == "endless" else 0)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        return Generation(FinishReason.STOP, Usage(5, 2))
+
+    @serves(inference.list_available_models)
+    async def models(self, _request: inference.ListAvailableModels, _call: Call) -> inference.AvailableModels:
+        return inference.AvailableModels((STATUS,))
+
+    @serves(inference.get_model_status)
+    async def status(self, request: inference.GetModelStatus, _call: Call) -> inference.ModelStatus:
+        if request.model_id != STATUS.model_id:
+            raise errors.UnknownModel(f"there is no model {request.model_id!r} here")
+        return STATUS
+
+
+STATUS = inference.ModelStatus(ModelName("smollm2"), inference.ModelState.READY, "", "echo", 2048, 4, 0, 0)
+
+
+@dataclass
+class Site:
+    nats: nats.NATS
+    gateway: RunningNode
+    worker: Worker
+    database_url: str
+
+    async def ask(self, prompt: str = "hi", credential: str | None = ANY, **more: Any) -> Msg:
+        return await self.send({"request": {"prompt": prompt}, **more}, credential)
+
+    async def send(self, body: Any, credential: str | None = ANY, headers: dict[str, str] = JSON, subject: str = SUBJECT) -> Msg:
+        given = headers if credential is None else {**headers, "authorization": f"Bearer {credential}"}
+        return await self.nats.request(subject, json.dumps(body).encode(), headers=given, timeout=SECONDS)
+
+    async def stream(self, body: Any, credential: str = ANY) -> Any:
+        inbox = self.nats.new_inbox()
+        replies = await self.nats.subscribe(inbox)
+        given = {**STREAM, "authorization": f"Bearer {credential}"}
+        await self.nats.publish(SUBJECT, json.dumps(body).encode(), reply=inbox, headers=given)
+        return replies
+
+    async def read(self, body: Any) -> list[Msg]:
+        replies, found = await self.stream(body), []
+        while not found or found[-1].headers.get("stream") == "item":
+            found.append(await replies.next_msg(SECONDS))
+        await replies.unsubscribe()
+        return found
+
+    async def rows(self, count: int = 1) -> list[tuple[Any, ...]]:
+        """How requests ended and what they cost, oldest first, when there are so many."""
+        found: list[tuple[Any, ...]] = []
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            async with asyncio.timeout(SECONDS):
+                while len(found) < count:
+                    query = "SELECT status, error_code, completion_tokens, cost_micro > 0 FROM gateway.request_logs ORDER BY id"
+                    found = [tuple(row) for row in await connection.fetch(query)]
+        finally:
+            await connection.close()
+        return found
+
+
+@pytest.fixture
+async def site(postgres_url: str, valkey_url: str) -> AsyncIterator[Site]:
+    async with testnet() as net:
+        seed = net.server.key("operator", Role.OPERATOR).read_text()
+        await net.start(KeyAuth)
+        worker = await net.start(Worker)
+        settings = GatewaySettings(
+            mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY), database_url=postgres_url,
+            redis_url=valkey_url, prompt_hash_secret="s" * 32, response_cache="off",
+            tier_free={"requests_per_minute": "unlimited", "concurrency": "2"},
+        )  # fmt: skip
+        running = await net.start(GatewayService, settings)
+        directory = running.node.directory
+        await until(lambda: directory.usable(Role.WORKER) and directory.usable(Role.AUTH))
+        connection = await nats.connect(net.server.url, nkeys_seed_str=seed, allow_reconnect=False)
+        assert isinstance(worker.service, Worker)
+        yield Site(connection, running, worker.service, postgres_url)
+        await connection.close()
+
+
+def problem(message: Msg) -> tuple[str, str]:
+    """Code and words of an error."""
+    assert message.headers is not None
+    assert "Nats-Service-Error-Code" in message.headers, message.data
+    return json.loads(message.data)["error"]["code"], message.headers["Nats-Service-Error"]
+
+
+# --- who may ask --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) -> None:
+    answers = [
+        await site.ask(),
+        await site.ask(credential=None, auth={"apiKey": ANY}),
+        await site.ask(auth={"apiKey": ANY}),
+    ]
+    assert [json.loads(answer.data)["text"] for answer in answers] == ["Hello world"] * 3
+    assert await site.rows(3) == [("success", None, 2, True)] * 3
+
+
+@pytest.mark.parametrize(
+    ("credential", "more", "refusal"),
+    [
+        pytest.param(None, {}, ("not_authenticated", "no credential"), id="no key"),
+        pytest.param(UNKNOWN, {}, ("not_authenticated", "this key is unknown or was revoked"), id="a wrong key"),
+        pytest.param(None, {"auth": {"apiKey": UNKNOWN}}, ("not_authenticated", "this key is unknown or was revoked"), id="in auth"),
+        pytest.param(
+            NO_RIGHT,
+            {},
+            ("not_allowed", "ada may not do this: gateway.processInferenceRequest needs inference:execute"),
+            id="a key without the right",
+        ),
+        pytest.param(OTHER_MODEL, {}, ("not_allowed", "this key may not use smollm2"), id="a key for other models"),
+        pytest.param(
+            NETWORK, {}, ("not_allowed", "this key is bound to networks, and this way in shows no address"), id="a key bound to networks"
+        ),
+        pytest.param(
+            ANY,
+            {"auth": {"apiKey": UNKNOWN}},
+            ("bad_request", "the call has two different credentials: one in `auth`, and one in its header or in `hello`"),
+            id="two keys",
+        ),
+        pytest.param(
+            ANY, {"rest": {"after": 1}}, ("bad_request", "rest is for streams; leave it out to get the whole answer"), id="the rest"
+        ),
+    ],
+)
+async def test_a_refusal_says_why(site: Site, credential: str | None, more: Any, refusal: tuple[str, str]) -> None:
+    code, words = problem(await site.ask(credential=credential, **more))
+    assert (code, words[: len(refusal[1])]) == refusal
+    assert site.worker.ran == 0
+
+
+async def test_a_prompt_that_is_too_large_says_so(site: Site) -> None:
+    code, words = problem(await site.ask("x" * 1_000_000))
+    assert (code, words) == ("too_large", "the prompt has 1000000 bytes; at most 983040 are taken")
+
+
+# --- what is billed -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_billed_once(site: Site) -> None:
+    *items, end = await site.read({"request": {"prompt": "hi"}})
+    assert "".join(json.loads(item.data)["text"] for item in items) == "Hello world"
+    assert json.loads(end.data)["usage"] == {"promptTokens": 5, "completionTokens": 2, "cachedTokens": 0}
+    assert await site.rows() == [("success", None, 2, True)]
+    whole = json.loads((await site.ask()).data)
+    assert whole["costMicro"] == json.loads(end.data)["costMicro"] > 0
+    assert len(await site.rows(2)) == 2
+
+
+async def test_an_answer_that_is_too_large_costs_nothing_and_is_not_made_to_its_end(site: Site) -> None:
+    assert problem(await site.ask("large"))[0] == "too_large"
+    await until(lambda: site.worker.running == 0, seconds=SECONDS)
+    [(status, code, tokens, is_paid)] = await site.rows()
+    assert (status, code, is_paid) == ("rejected", "too_large", False)
+    assert 0 < tokens * len(LARGE) <= stock_calls.MAX_ANSWER_BYTES + 64 * 1024
+
+
+async def test_an_answer_that_is_too_large_can_be_read_as_a_stream_under_its_key(site: Site) -> None:
+    body = {"request": {"prompt": "large"}, "idempotencyKey": "once"}
+    assert problem(await site.send(body))[0] == "too_large"
+    replies = await site.stream(body)
+    first = await replies.next_msg(SECONDS)
+    assert json.loads(first.data)["sequence"] == 1
+    await replies.unsubscribe()
+    cancelled = await site.send({"idempotencyKey": "once"}, subject=SUBJECT.replace("processInferenceRequest", "cancelInference"))
+    assert json.loads(cancelled.data) == {}
+    assert len(await site.rows()) == 1
+    assert site.worker.ran == 1
+
+
+async def test_a_caller_that_goes_away_frees_its_places_and_pays_for_what_it_got(site: Site) -> None:
+    """Two at once are allowed, so the third would be refused if a place were lost."""
+    running = [await site.stream({"request": {"prompt": "endless"}}) for _ in range(2)]
+    for replies in running:
+        await replies.next_msg(SECONDS)
+    code, _ = problem(await site.ask())
+    assert code == "rate_limited"
+    for replies in running:
+        await replies.unsubscribe()
+    await until(lambda: site.worker.cancelled == 2, seconds=SECONDS)
+    rows = await site.rows(3)
+    assert [(status, is_paid) for status, _, tokens, is_paid in rows if tokens] == [("cancelled", True)] * 2
+    answers = await asyncio.gather(site.ask(), site.ask())
+    assert [json.loads(answer.data)["text"] for answer in answers] == ["Hello world"] * 2
+    assert site.gateway.node.dispatcher.running == 0
+
+
+# --- the seed's names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["worker", "inference"])
+async def test_models_are_listed_under_the_name_of_the_service_too(site: Site, service: str) -> None:
+    subject = f"aimesh.{MESH}.rpc.{service}"
+    listed = await site.send({}, None, subject=f"{subject}.listAvailableModels")
+    assert [model["modelId"] for model in json.loads(listed.data)["models"]] == ["smollm2"]
+    status = await site.send({"modelId": "smollm2"}, None, subject=f"{subject}.getModelStatus")
+    assert json.loads(status.data)["state"] == "ready"
+    assert problem(await site.send({"modelId": "x"}, None, subject=f"{subject}.getModelStatus"))[0] == "unknown_model"
+    prompt = await site.send({"prompt": "hi"}, None, subject=f"{subject}.processPrompt")
+    assert problem(prompt) == ("wrong_role", "a operator may not call inference.processPrompt")

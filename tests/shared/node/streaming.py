@@ -1,0 +1,88 @@
+"""A gateway whose answers a test chooses by the prompt, and which says how its calls ended."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+from uuid import UUID
+
+from shared import errors, rpc
+from shared.api import gateway
+from shared.api.gateway import Check, InferenceChunk, InferenceResult
+from shared.api.generation import ToolCall, Usage
+from shared.node.member import Node
+from shared.types import FinishReason, ModelName, RequestId, Role
+
+REQUEST_ID = RequestId(UUID(int=7))
+#: How many characters the chunks of "large" have, and how many chunks there are at most.
+LARGE, MOST = 50_000, 1000
+#: Between the chunks of "endless".
+PAUSE_SECONDS = 0.001
+RESULT = InferenceResult(REQUEST_ID, ModelName("m"), FinishReason.STOP, Usage(5, 2), 10, 1)
+
+
+class Streaming:
+    role: ClassVar[Role] = Role.GATEWAY
+
+    def __init__(self) -> None:
+        self.calls: list[rpc.StreamCall[InferenceChunk]] = []
+        #: Chunks that were sent, of all calls.
+        self.sent = 0
+        self.running = 0
+        #: The codes of those that failed; "cancelled" for a cancel.
+        self.failed: list[str] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: object, node: Node) -> AsyncIterator["Streaming"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+    @rpc.serves(gateway.list_models)
+    async def list_models(self, request: gateway.ListModels, call: rpc.Call) -> gateway.ServedModels:
+        return gateway.ServedModels(())
+
+    @rpc.serves(gateway.process_inference_request)
+    async def process(self, request: gateway.ProcessInferenceRequest, stream: rpc.StreamCall[InferenceChunk]) -> InferenceResult:
+        self.calls.append(stream)
+        self.running += 1
+        try:
+            for number, chunk in enumerate(ANSWERS[request.request.prompt or ""], 1):
+                if chunk is None:
+                    await asyncio.Event().wait()
+                elif isinstance(chunk, Exception):
+                    raise chunk
+                else:
+                    await stream.send(InferenceChunk(sequence=number, **chunk))
+                    self.sent += 1
+                    await asyncio.sleep(PAUSE_SECONDS if request.request.prompt == "endless" else 0)
+        except asyncio.CancelledError:
+            self.failed.append("cancelled")
+            raise
+        except errors.AimeshError as error:
+            self.failed.append(error.code)
+            raise
+        finally:
+            self.running -= 1
+        return RESULT
+
+
+#: What a prompt is answered with: fields of a chunk, None for waiting without end, or an error.
+ANSWERS: dict[str, Iterable[Any]] = {
+    "endless": itertools.repeat({"text": "x"}),
+    "two": [{"text": "a"}, {"text": "x", "answer": 1}, {"text": "b"}],
+    "tools": [{"text": "", "tool_calls": (ToolCall(str(number), "f", "{}"),)} for number in range(2)],
+    "large": [{"text": "x" * LARGE}] * MOST,
+    "escaped": [{"text": "\x01" * LARGE}] * 4,
+    "letters": [{"text": "x"}] * 20_000,
+    "hang": [{"text": "a"}, None],
+    "silent": [None],
+    "fail": [{"text": "a"}, errors.WorkerLost("the worker is gone", hint="ask again")],
+    "hi": [{"text": "Hel"}, {"text": "lo"}],
+}

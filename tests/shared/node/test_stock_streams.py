@@ -1,0 +1,261 @@
+"""Methods that stream, as stock NATS clients (nats-py) and the entry for stock @hyperswarm/rpc clients call them."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import nats
+import nats.errors
+import pytest
+from nats.aio.msg import Msg
+
+from shared.node import stock_calls
+from shared.node.micro import Micro
+from shared.types import Role
+from tests.shared.node.streaming import LARGE, MOST, Streaming
+from tests.testnet import MESH, RunningNode, testnet, until
+
+SUBJECT = f"aimesh.{MESH}.rpc.gateway.processInferenceRequest"
+#: A busy machine may pause for longer than nats-py's own half second.
+SECONDS = 20
+JSON = {"content-type": "application/json"}
+STREAM = {**JSON, "stream": "true"}
+
+
+def asked(prompt: str = "hi", **more: object) -> bytes:
+    return json.dumps({"request": {"prompt": prompt}, **more}).encode()
+
+
+@dataclass
+class Stock:
+    """nats-py with an operator's key, beside one gateway."""
+
+    nats: nats.NATS
+    running: RunningNode
+
+    @property
+    def service(self) -> Streaming:
+        assert isinstance(self.running.service, Streaming)
+        return self.running.service
+
+    @property
+    def micro(self) -> Micro:
+        assert self.running.node.micro is not None
+        return self.running.node.micro
+
+    async def ask(self, body: bytes, **headers: str) -> Msg:
+        return await self.nats.request(SUBJECT, body, headers={**JSON, **headers}, timeout=SECONDS)
+
+    @asynccontextmanager
+    async def stream(self, body: bytes, headers: dict[str, str] = STREAM) -> AsyncIterator[Any]:
+        inbox = self.nats.new_inbox()
+        replies = await self.nats.subscribe(inbox)
+        await self.nats.publish(SUBJECT, body, reply=inbox, headers=headers)
+        yield replies
+        with contextlib.suppress(nats.errors.Error):
+            await replies.unsubscribe()  # the test may have done so
+
+    async def read(self, body: bytes, headers: dict[str, str] = STREAM) -> list[Msg]:
+        """All messages up to the end or an error."""
+        found = []
+        async with self.stream(body, headers) as replies:
+            while not found or found[-1].headers.get("stream") == "item":
+                found.append(await replies.next_msg(SECONDS))
+        return found
+
+
+@pytest.fixture
+async def stock() -> AsyncIterator[Stock]:
+    async with testnet() as net:
+        # Before the node's, so that the server has read it when the node is there.
+        seed = net.server.key("op", Role.OPERATOR).read_text()
+        running = await net.start(Streaming)
+        connection = await nats.connect(net.server.url, nkeys_seed_str=seed, allow_reconnect=False)
+        yield Stock(connection, running)
+        await connection.close()
+
+
+def problem(message: Msg) -> tuple[str, str]:
+    """Status and code of an error."""
+    assert message.headers is not None
+    return message.headers["Nats-Service-Error-Code"], json.loads(message.data)["error"]["code"]
+
+
+# --- one answer ---------------------------------------------------------------------------------------------------------
+
+
+async def test_without_the_header_the_whole_answer_comes_in_one_message(stock: Stock) -> None:
+    answer = json.loads((await stock.ask(asked())).data)
+    assert (answer["text"], answer["finishReason"], answer["usage"]) == (
+        "Hello",
+        "stop",
+        {"promptTokens": 5, "completionTokens": 2, "cachedTokens": 0},
+    )
+    packed = await stock.nats.request(SUBJECT, msgpack.packb({"request": {"prompt": "hi"}}), timeout=SECONDS)
+    assert msgpack.unpackb(packed.data)["text"] == "Hello"
+    assert [call.is_whole for call in stock.service.calls] == [True, True]
+    assert all(call.remaining_seconds() > stock_calls.DEADLINE_SECONDS for call in stock.service.calls), "it has the time of a stream"
+
+
+async def test_several_answers_and_calls_of_tools_are_in_it(stock: Stock) -> None:
+    two = json.loads((await stock.ask(asked("two"))).data)
+    assert (two["text"], two["others"]) == ("ab", [{"text": "x"}])
+    tools = json.loads((await stock.ask(asked("tools"))).data)
+    assert [call["id"] for call in tools["toolCalls"]] == ["0", "1"]
+
+
+@pytest.mark.parametrize("prompt", ["large", "escaped"])
+async def test_an_answer_that_is_too_large_ends_its_stream_and_says_what_to_do(stock: Stock, prompt: str) -> None:
+    refused = await stock.ask(asked(prompt))
+    assert problem(refused) == ("413", "too_large")
+    assert json.loads(refused.data)["error"]["hint"] == "ask for fewer tokens, or for the stream: docs/protocol.md says how"
+    assert stock.service.failed == ["too_large"]
+    assert stock.service.sent * LARGE <= stock_calls.MAX_ANSWER_BYTES, "it was not made to its end"
+    await stock.ask(asked())
+
+
+async def test_many_small_pieces_are_not_taken_for_a_large_answer(stock: Stock) -> None:
+    assert len(json.loads((await stock.ask(asked("letters"))).data)["text"]) == 20_000
+
+
+# --- a stream -----------------------------------------------------------------------------------------------------------
+
+
+async def test_with_the_header_items_come_and_then_the_end(stock: Stock) -> None:
+    *items, end = await stock.read(asked())
+    assert [message.headers["stream"] for message in (*items, end)] == ["item", "item", "end"]
+    assert [(json.loads(item.data)["text"], json.loads(item.data)["sequence"]) for item in items] == [("Hel", 1), ("lo", 2)]
+    assert json.loads(end.data)["finishReason"] == "stop"
+    *packed, last = await stock.read(msgpack.packb({"request": {"prompt": "hi"}}), {"stream": "true"})
+    assert "".join(msgpack.unpackb(item.data)["text"] for item in packed) == "Hello"
+    assert msgpack.unpackb(last.data)["usage"]["completionTokens"] == 2
+    assert not any(call.is_whole for call in stock.service.calls)
+
+
+async def test_a_stream_may_be_larger_than_a_message(stock: Stock) -> None:
+    *items, end = await stock.read(asked("large"))
+    assert (len(items), end.headers["stream"]) == (MOST, "end")
+
+
+async def test_an_error_ends_the_stream_with_the_headers_of_an_error(stock: Stock) -> None:
+    item, failed = await stock.read(asked("fail"))
+    assert item.headers["stream"] == "item"
+    assert problem(failed) == ("503", "worker_lost")
+    assert failed.headers["Nats-Service-Error"] == "the worker is gone"
+
+
+async def test_two_streams_at_once_do_not_mix(stock: Stock) -> None:
+    one, other = await asyncio.gather(stock.read(asked("letters")), stock.read(asked("two")))
+    assert (len(one), len(other)) == (20_001, 4)
+
+
+@pytest.mark.parametrize("leave", ["unsubscribe", "disconnect", "respond"])
+async def test_a_caller_that_goes_away_ends_its_stream(stock: Stock, leave: str) -> None:
+    async with stock.stream(asked("endless")) as replies:
+        first = await replies.next_msg(SECONDS)
+        match leave:
+            case "unsubscribe":
+                await replies.unsubscribe()
+            case "disconnect":
+                stock.nats._transport.close()  # type: ignore[union-attr]  # without a goodbye
+            case "respond":
+                await first.respond(b"")
+        await until(lambda: stock.service.failed == ["cancelled"], seconds=SECONDS)
+        await until(lambda: stock.running.node.dispatcher.running == 0)
+    assert stock.micro._places._free[True] == stock_calls.MAX_STREAMS
+
+
+async def test_a_caller_ends_a_stream_that_says_nothing_by_a_message_to_its_reply_subject(stock: Stock) -> None:
+    async with stock.stream(asked("hang")) as replies:
+        first = await replies.next_msg(SECONDS)
+        await first.respond(b"")
+        await until(lambda: stock.service.failed == ["cancelled"], seconds=SECONDS)
+
+
+async def test_a_stream_that_loses_its_connection_to_nats_fails(stock: Stock) -> None:
+    """What was sent meanwhile is lost, so that no later message may pass for the next one."""
+    client = stock.running.node.roads.nats.nats
+    async with stock.stream(asked("large")) as replies:
+        await replies.next_msg(SECONDS)
+        client._session.abort()
+        await until(lambda: stock.service.failed == ["link_lost"], seconds=SECONDS)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [JSON, STREAM])
+@pytest.mark.parametrize(
+    ("body", "refusal", "words"),
+    [
+        pytest.param(b"{", ("400", "bad_request"), "Input data was truncated", id="a body that is none"),
+        pytest.param(b'{"auth": {}}', ("400", "bad_request"), "missing required field `request`", id="no request"),
+        pytest.param(asked(wish=1), ("400", "bad_request"), "there is no field 'wish'", id="an unknown argument"),
+        pytest.param(
+            b'{"request": {"prompt": "hi", "max_tokens": 1}}',
+            ("400", "bad_request"),
+            "no field 'request.max_tokens'",
+            id="a typing mistake",
+        ),
+        pytest.param(asked("x" * 1024 * 1024), ("413", "too_large"), "at most 1048576 are taken", id="a body that is too large"),
+    ],
+)
+async def test_a_body_that_does_not_do(stock: Stock, headers: dict[str, str], body: bytes, refusal: tuple[str, str], words: str) -> None:
+    [refused] = await stock.read(body, headers)
+    assert problem(refused) == refusal
+    assert words in refused.headers["Nats-Service-Error"]
+    assert stock.service.calls == []
+
+
+async def test_a_header_that_means_nothing_and_a_method_that_does_not_stream(stock: Stock) -> None:
+    odd = await stock.ask(asked(), stream="yes")
+    assert problem(odd) == ("400", "bad_request")
+    assert odd.headers["Nats-Service-Error"] == "the header stream is 'yes'"
+    plain = await stock.nats.request(f"aimesh.{MESH}.rpc.gateway.listModels", b"{}", headers=STREAM, timeout=SECONDS)
+    assert problem(plain) == ("400", "bad_request")
+    assert plain.headers["Nats-Service-Error"] == "gateway.listModels does not stream"
+
+
+async def test_streams_have_places_of_their_own(stock: Stock) -> None:
+    stock.micro._places._free[True] = 1
+    async with stock.stream(asked("hang")) as replies:
+        await replies.next_msg(SECONDS)
+        assert problem(await stock.ask(asked())) == ("503", "overloaded")
+        listed = await stock.nats.request(f"aimesh.{MESH}.rpc.gateway.listModels", b"{}", headers=JSON, timeout=SECONDS)
+        assert json.loads(listed.data) == {"models": []}
+
+
+async def test_who_has_no_inbox_is_not_run(stock: Stock) -> None:
+    await stock.nats.publish(SUBJECT, asked(), headers=JSON)
+    await stock.nats.publish(SUBJECT, asked(), reply=f"aimesh.{MESH}.gateway.x", headers=STREAM)
+    await stock.ask(asked())
+    assert len(stock.service.calls) == 1
+
+
+async def test_only_an_operator_may_ask() -> None:
+    refused: list[str] = []
+
+    async def note(error: Exception) -> None:
+        refused.append(str(error))
+
+    async with testnet() as net:
+        seed = net.server.key("someone", Role.CLIENT).read_text()
+        running = await net.start(Streaming)
+        connection = await nats.connect(net.server.url, nkeys_seed_str=seed, allow_reconnect=False, error_cb=note)
+        await connection.publish(SUBJECT, asked(), reply="_INBOX.someone", headers=JSON)
+        await until(lambda: refused, seconds=SECONDS)
+        assert refused == [f'nats: permissions violation for publish to "{SUBJECT.lower()}"']
+        await connection.close()
+        assert isinstance(running.service, Streaming)
+        assert running.service.calls == []
+
+
+async def test_it_is_listed_with_how_it_streams(stock: Stock) -> None:
+    info = json.loads((await stock.nats.request("$SRV.INFO.gateway", timeout=SECONDS)).data)
+    found = {endpoint["name"]: endpoint["metadata"].get("stream") for endpoint in info["endpoints"]}
+    assert (found["processInferenceRequest"], found["listModels"]) == ("optional", None)
