@@ -26,7 +26,7 @@ from services.gateway.repeats.repeat import About
 from services.gateway.repeats.take import Piece
 from services.gateway.repeats.takes import Take
 from services.gateway.running import Running
-from shared import context
+from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
@@ -75,6 +75,11 @@ class Answer(Generic[Piece, End]):
     def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         return self._chunks
 
+    def cannot_be_delivered(self) -> None:
+        """It costs nothing, unless it is another call's."""
+        if not self.is_repeat and isinstance(self._about, Running):
+            self._about.undeliverable = True
+
     @property
     def request_id(self) -> RequestId:
         """Of the call that the answer was made for."""
@@ -114,11 +119,18 @@ class Once:
         streamed: bool = True,
     ) -> AsyncIterator[Answer[Chunk, InferenceResult]]:
         """What is behind ``again.rest``, or the ``whole`` of the answer; in chunks of some tokens where it is not ``streamed`` and
-        nobody can ask for it again, whose chunks are counted. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
+        nobody can ask for it again, whose chunks are counted. TooLarge out of the block of one that is not ``streamed`` ends its making,
+        under a key too, and it costs nothing. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
         if again.key is not None:
             asked = replace(asked_under(again.key, principal, request, rest=again.rest), together=again.together)
             async with self._under_key(principal, request, asked, seconds=seconds, whole=whole, cache=cache) as answer:
-                yield answer
+                try:
+                    yield answer
+                except errors.TooLarge:
+                    if not streamed and not answer.is_repeat:
+                        answer.cannot_be_delivered()
+                        await self.withdraw(principal, again.key)
+                    raise
             return
         if again.rest is not None:
             raise BadField("Last-Event-ID", f"goes with the {FIELD} that the request had; without one an answer ends with its stream")
@@ -126,7 +138,13 @@ class Once:
             self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed) as running,
             aclosing(numbered(running)) as chunks,
         ):
-            yield Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
+            answer = Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
+            try:
+                yield answer
+            except errors.TooLarge:
+                if not streamed:
+                    answer.cannot_be_delivered()
+                raise
 
     async def withdraw(self, principal: Principal, key: str) -> None:
         """Nobody wants what was asked under this key any more. Does nothing where no gateway makes it. Raises Unavailable."""

@@ -44,6 +44,8 @@ class Ongoing(ABC):
         self.goes_on_elsewhere: Callable[[], bool] = lambda: False
         #: Its caller gets the answer as a whole, or nothing of it.
         self.seen_at_end = False
+        #: Nobody can get the answer, because it is too large for the way that it was asked by.
+        self.undeliverable = False
         #: Who runs it; None until that is decided, and where nobody has to.
         self.worker: Entry | None = None
 

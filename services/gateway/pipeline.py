@@ -273,7 +273,7 @@ class Pipeline:
     def _record(self, running: Ongoing, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> Pending:
         usage = running.usage
         # Of an answer that is given as a whole a caller has nothing when it fails.
-        is_free = running.seen_at_end and status in {RequestStatus.ERROR, RequestStatus.TIMEOUT, RequestStatus.REJECTED}
+        is_free = running.undeliverable or (running.seen_at_end and status in {RequestStatus.ERROR, RequestStatus.TIMEOUT})
         row = RequestRow(
             id=running.request_id,
             user_id=principal.user_id,

@@ -26,12 +26,13 @@ async function visit() {
       listeners.shift()?.()
     },
   }
-  adopt({ stream }, message, stream.publicKey, outbox)
+  const connection = { stream, mostBytes: 0 }
+  adopt(connection, message, stream.publicKey, outbox)
   const asked = async (count) => {
     while (told.length < count) await new Promise((resolve) => listeners.push(resolve))
     return told[count - 1]
   }
-  return { client, stream, rpc, told, asked, ask: (method, value) => rpc.request(method, Buffer.from(value)).catch((error) => error) }
+  return { client, stream, connection, rpc, told, asked, ask: (method, value) => rpc.request(method, Buffer.from(value)).catch((error) => error) }
 }
 
 const value = (text) => Buffer.concat([Buffer.of(0), Buffer.from(text)])
@@ -92,6 +93,20 @@ test('Python is told of requests whose client is gone, and their late answers me
   assert.deepEqual(visitor.told.slice(1), [{ number, payload: Buffer.alloc(0) }])
   answer(number, value('HELLO'))
   assert.equal((await asking).code, 'CHANNEL_CLOSED')
+})
+
+test('Python is told when the connection of a client is closed that was answered, and of no stranger', async () => {
+  const [known, stranger] = [await visit(), await visit()]
+  await answered(known, value('welcome'))
+  await answered(stranger, refusal)
+  assert.equal(stranger.connection.mostBytes, 0)
+  assert.ok(known.connection.mostBytes > 1024 * 1024)
+  for (const visitor of [known, stranger]) {
+    visitor.client.destroy()
+    await new Promise((resolve) => visitor.stream.once('close', resolve))
+  }
+  assert.deepEqual(known.told.slice(1), [{ number: 0, payload: known.stream.handshakeHash }])
+  assert.equal(stranger.told.length, 1)
 })
 
 test('so many requests of one client are under way', async () => {
