@@ -45,8 +45,8 @@ checkout); several stacks run side by side with a folder and ports of their own.
 METHODS_HEAD = """# RPC methods
 
 Every method of the mesh, as `shared/api` declares it. *Callers* are roles of nodes; what a person may do comes from the
-credential in the call. Field names are those on the wire. A unary method is also a NATS micro endpoint (msgpack, or JSON
-with the header `content-type: application/json`).
+credential in the call. Field names are those on the wire. A method is also a NATS micro endpoint (msgpack, or JSON
+with the header `content-type: application/json`); [the protocol](../protocol.md#stock-clients) shows how stock clients call it.
 """
 
 ACCESS_HEAD = """# Who may do what
@@ -201,8 +201,13 @@ def _method(method: Method | StreamMethod, used: shapes.Shapes) -> list[str]:  #
     else:
         answers = used.show(method.reply)
     lines = [f"### {method.name}\n", f"- callers: {callers}", f"- request: {used.show(method.request)}", f"- answer: {answers}"]
-    if isinstance(method, Method) and method.served_by is not None:
-        lines.append(f"- NATS micro: `{topics.micro_endpoint(MeshName('<mesh>'), method.served_by, method.name)}`")
+    is_stream = isinstance(method, StreamMethod)
+    if isinstance(method, StreamMethod) and method.whole is not None:
+        lines.append(f"- whole answer, for stock clients that do not ask for the stream: {used.show(method.whole)}")
+    if method.served_by is not None and (not is_stream or Role.OPERATOR in method.callers):
+        endpoint = topics.micro_endpoint(MeshName("<mesh>"), method.served_by, method.name)
+        header = " with the header `stream: true`" if is_stream else ""
+        lines.append(f"- NATS micro: `{endpoint}`{header}{' or without it' if is_stream and method.whole is not None else ''}")
     return [*lines, ""]
 
 
@@ -319,7 +324,7 @@ def subjects() -> str:
         ("announcements of node N", topics.announcement(mesh, Role.AUTH, node)),
         ("who is there?", topics.who(mesh)),
         ("domain events of node N", topics.event(mesh, Role.AUTH, node, "user.registered")),
-        ("a unary method for stock NATS clients", topics.micro_endpoint(mesh, Role.AUTH, "auth.validateApiKey")),
+        ("a method for stock NATS clients", topics.micro_endpoint(mesh, Role.AUTH, "auth.validateApiKey")),
     )
     parts = [
         SUBJECTS_HEAD,

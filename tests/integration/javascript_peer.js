@@ -1,5 +1,6 @@
 // A stock @hyperswarm/rpc peer: node javascript_peer.js NODE_MODULES, and on stdin {bootstrap, seed, node, requests: [[method, value], …]}.
 // Asks one after the other on one connection, and prints a list of {value} or {code, message}, as JSON. SIGTERM ends it in order.
+// A list of requests is asked at once. [method, value, 'read'] reads the stream of the method, 'hold' gets its first items and no others.
 const { readFileSync } = require('node:fs')
 const { createRequire } = require('node:module')
 const load = createRequire(`${process.argv[2]}/`)
@@ -21,15 +22,29 @@ async function connect(rpc) {
   }
 }
 
+async function read(client, method, value, how) {
+  const { handle } = await client.request(`${method}.stream`, value)
+  for (const items = []; ; ) {
+    const next = await client.request('stream.next', { handle })
+    items.push(...next.items)
+    if (next.end) return { items, end: next.end }
+    if (how === 'hold') return await new Promise(() => {})
+  }
+}
+
+async function answer(client, request) {
+  if (Array.isArray(request[0])) return await Promise.all(request.map((each) => answer(client, each)))
+  const [method, value, how] = request
+  const asking = how ? read(client, method, value, how) : client.request(method, value)
+  return await asking.then((said) => ({ value: said })).catch(({ code, message, cause }) => ({ code: cause?.code ?? code, message: cause?.message ?? message }))
+}
+
 async function main() {
   const rpc = new RPC({ keyPair: DHT.keyPair(Buffer.from(seed, 'hex')), bootstrap, valueEncoding: raw.json })
   process.once('SIGTERM', () => rpc.destroy())
   const client = await connect(rpc)
   const answers = []
-  for (const [method, value] of requests) {
-    const asking = client.request(method, value).then((said) => ({ value: said }))
-    answers.push(await asking.catch(({ code, message, cause }) => ({ code: cause?.code ?? code, message: cause?.message ?? message })))
-  }
+  for (const request of requests) answers.push(await answer(client, request))
   process.stdout.write(JSON.stringify(answers))
   await rpc.destroy()
 }

@@ -21,9 +21,11 @@ from shared.certificates import Subject
 from shared.hyperswarm import find_node
 from shared.identity import NodeKey
 from shared.node.member import Node
+from shared.node.pulled_streams import MAX_ITEMS
 from shared.types import ModelName, Role
 from tests import dht, outside
 from tests.people import Person
+from tests.shared.node.streaming import Streaming
 from tests.stacks import REPOSITORY, RunningStack
 from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import RunningNode, live, until
@@ -73,7 +75,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def asking(bootstrap: list[str], seed: str, node: str, *requests: tuple[str, object]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def asking(bootstrap: list[str], seed: str, node: str, *requests: Any) -> AsyncIterator[asyncio.subprocess.Process]:
     """A program in Node that asks these, one after the other."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(str(find_node()), str(PEER), str(MODULES), stdin=pipe, stdout=pipe)
@@ -111,7 +113,7 @@ class Peer:
         made = certificates.issue(self.net.ca, Subject(self.key.id, role), self.to.node.started_at.timestamp())
         return "hello", {"certificate": base64.b64encode(made).decode(), "credential": credential}
 
-    async def ask(self, *requests: tuple[str, object]) -> list[dict[str, Any]]:
+    async def ask(self, *requests: Any) -> list[dict[str, Any]]:
         return await ask(*self.where, *requests)
 
 
@@ -201,6 +203,63 @@ async def test_a_call_whose_client_is_gone_is_cancelled() -> None:
         await until(lambda: house.node.dispatcher.running == 0)
 
 
+# --- streams ------------------------------------------------------------------------------------------------------------
+
+INFER = "gateway.processInferenceRequest"
+
+
+def prompt(text: str) -> dict[str, Any]:
+    return {"request": {"prompt": text}}
+
+
+async def test_a_stock_client_gets_a_whole_answer_or_pulls_a_stream_and_two_at_once() -> None:
+    async with swarmnet() as net:
+        house = await net.start(Streaming)
+        peer = Peer(net, house)
+        welcome, whole, stream, (letters, two), large = await peer.ask(
+            peer.hello(),
+            (INFER, prompt("hi")),
+            (INFER, prompt("hi"), "read"),
+            [(INFER, prompt("letters"), "read"), (INFER, prompt("two"), "read")],
+            (INFER, prompt("large")),
+        )
+        assert {INFER, f"{INFER}.stream"} < set(welcome["value"]["methods"])
+        assert (whole["value"]["text"], whole["value"]["finishReason"]) == ("Hello", "stop")
+        assert [item["text"] for item in stream["value"]["items"]] == ["Hel", "lo"]
+        assert stream["value"]["end"]["usage"]["completionTokens"] == 2
+        assert len(letters["value"]["items"]) == 20_000
+        assert [item["text"] for item in two["value"]["items"]] == ["a", "x", "b"]
+        assert large["code"] == "too_large"
+        await until(lambda: house.node.dispatcher.running == 0)
+
+
+async def test_a_known_client_may_send_a_megabyte_and_is_told_of_more() -> None:
+    async with swarmnet() as net:
+        house = await net.start(Streaming)
+        peer = Peer(net, house)
+        _, fits, too_large = await peer.ask(
+            peer.hello(), (INFER, {**prompt("hi"), "idempotencyKey": "x" * 900_000}), (INFER, prompt("x" * 1_100_000))
+        )
+        assert fits["value"]["text"] == "Hello"
+        assert (too_large["code"], "at most 1048576 are taken" in too_large["message"]) == ("too_large", True)
+        [stranger] = await Peer(net, house).ask((INFER, {**prompt("hi"), "idempotencyKey": "x" * 900_000}))
+        assert stranger["code"] == "CHANNEL_CLOSED"
+
+
+async def test_a_stream_whose_client_is_gone_ends() -> None:
+    """Long before anybody would miss its next question."""
+    async with swarmnet() as net:
+        house = await net.start(Streaming)
+        service = house.service
+        assert isinstance(service, Streaming)
+        peer = Peer(net, house)
+        async with asking(*peer.where, peer.hello(), (INFER, prompt("letters"), "hold")) as process:
+            await until(lambda: service.sent > MAX_ITEMS, seconds=SECONDS)
+            process.terminate()
+            await until(lambda: service.failed == ["cancelled"], seconds=GONE_SECONDS)
+        await until(lambda: house.node.dispatcher.running == 0)
+
+
 # --- a whole stack --------------------------------------------------------------------------------------------------
 
 
@@ -238,9 +297,16 @@ async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: Runni
 
     status, out, err = await run(tmp_path, AICLI_API_KEY=ann.key.secret)
     assert status == 0, err
-    said = json.loads(out)
+    first, second, streamed = out.splitlines()
+    said, answer = json.loads(first), json.loads(second)
     assert "echo" in said["models"]
     assert said["remaining"] > 0
+    # The echo model says what it was asked.
+    assert answer["text"] == streamed == "Why is the sky blue?"
+    async with stack.database("gateway") as database:
+        query = "SELECT status, prompt_tokens, completion_tokens FROM gateway.request_logs WHERE user_id = $1"
+        rows = [tuple(row) for row in await database.fetch(query, ann.id)]
+    assert rows == [("success", answer["usage"]["promptTokens"], answer["usage"]["completionTokens"])] * 2, "each was billed once"
 
     status, _, err = await run(tmp_path, AICLI_API_KEY="aip_of-nobody")
     assert (status, err.split()[0]) == (1, errors.NotAuthenticated.code)

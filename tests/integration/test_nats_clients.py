@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import sys
 
 import msgpack  # type: ignore[import-untyped]
 import nats.errors
@@ -10,7 +12,11 @@ from nats.aio.client import Client as NatsClient
 
 from shared.types import SERVICE_ROLES
 from tests.people import Person
-from tests.stacks import MESH, RunningStack, until
+from tests.stacks import MESH, REPOSITORY, RunningStack, until
+
+PAGE = REPOSITORY / "docs" / "protocol.md"
+MESH_OF_PAGE = "aimesh.main."
+SECONDS = 60
 
 
 async def _ping(connection: NatsClient, subject: str) -> list[dict[str, str]]:
@@ -75,6 +81,32 @@ async def test_a_bad_key_is_an_error_of_the_micro_protocol(stack: RunningStack, 
     assert answer.headers is not None
     assert answer.headers["Nats-Service-Error-Code"] == status
     assert json.loads(answer.data)["error"]["code"] in {"not_authenticated", "bad_request"}
+
+
+async def test_the_program_of_the_documentation_runs_inference(stack: RunningStack, ann: Person) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert MESH_OF_PAGE in program
+    variables = {
+        "AICLI_API_KEY": ann.key.secret,
+        "NATS_URL": f"nats://127.0.0.1:{stack.environment['NATS_PORT']}",
+        "OPERATOR_KEY_FILE": str(stack.place.key("operator")),
+    }
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program.replace(MESH_OF_PAGE, f"aimesh.{MESH}."), env=variables, stdout=pipe, stderr=pipe
+    )
+    async with asyncio.timeout(SECONDS):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    whole, streamed, end = out.decode().splitlines()
+    # The echo model says what it was asked.
+    assert whole == streamed == "Why is the sky blue?", out
+    assert "'stream': 'end'" in end
+    async with stack.database("gateway") as database:
+        query = "SELECT status, completion_tokens FROM gateway.request_logs WHERE user_id = $1"
+        rows = [tuple(row) for row in await database.fetch(query, ann.id)]
+    assert [status for status, _ in rows] == ["success"] * 2
+    assert rows[0] == rows[1], "each was billed once"
 
 
 async def test_an_operator_cannot_listen_to_the_mesh(stack: RunningStack) -> None:
