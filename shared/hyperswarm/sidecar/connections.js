@@ -24,7 +24,7 @@ const MAX_UNSENT = 2 * MAX_WINDOW
 class Connection {
   /** owner: outbox, firstBytes, pathOf(stream), adopt(connection, message), opened(connection, allowance), closed(connection) */
   constructor(id, stream, info, owner) {
-    Object.assign(this, { id, stream, info, owner, isOpen: false, failure: null })
+    Object.assign(this, { id, stream, info, owner, isOpen: false, failure: null, mostBytes: MAX_SEALED })
     /** What the peer may still send. */
     this.allowance = owner.firstBytes
     /** What the peer may still grant. */
@@ -44,7 +44,6 @@ class Connection {
       if (this.isOpen) owner.outbox.json(TYPE.EVENT, this.id, { event: 'path-changed', ...this.route() })
     })
     // secret-stream makes room for up to 16 MiB as soon as a length says so; strangers do not get that.
-    this.mostBytes = MAX_SEALED
     this.guard = () => stream._len > this.mostBytes && this.fail('FLOW_CONTROL', 'the peer announced a message that is too long')
     stream.rawStream.on('data', this.guard)
     // A stock protomux client speaks first, so the side that dialled begins and the other one answers.

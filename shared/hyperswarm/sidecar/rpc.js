@@ -13,8 +13,6 @@ const MAX_STRANGERS = 20
 const STRANGER_MS = 5000
 /** What a request of any other client may have; Python refuses smaller ones with words. */
 const MAX_REQUEST = 2 * 1024 * 1024
-/** No request has this number: a connection is closed, whose handshake has this hash. */
-const GONE = 0
 
 const strangers = new Set() // their streams
 const waiting = new Map() // number of a request -> takes its answer
@@ -22,18 +20,16 @@ let lastRequest = 0
 
 /** Takes over a connection whose first message was not our preface. */
 function adopt(connection, message, publicKey, outbox) {
-  const { stream } = connection
+  const [{ stream }, underWay] = [connection, new Set()]
   if (strangers.size >= MAX_STRANGERS) return stream.destroy()
-  const underWay = new Set()
-  let isKnown = false
   strangers.add(stream)
   setTimeout(() => strangers.has(stream) && stream.destroy(), STRANGER_MS).unref()
   stream.removeAllListeners('data').setTimeout(SILENCE_MS)
   stream.once('close', () => {
-    strangers.delete(stream)
+    // No request has the number 0: it tells that the connection of a client is closed.
+    if (!strangers.delete(stream)) outbox.send(TYPE.REQUEST, 0, stream.handshakeHash)
     // An empty request: nobody waits for that one any more.
     for (const number of underWay) if (waiting.delete(number)) outbox.send(TYPE.REQUEST, number)
-    if (isKnown) outbox.send(TYPE.REQUEST, GONE, stream.handshakeHash)
   })
   const ask = async (method, value) => {
     if (underWay.size >= MAX_UNDER_WAY) throw refusal({ code: 'BUSY', message: 'too many requests at once' })
@@ -43,12 +39,9 @@ function adopt(connection, message, publicKey, outbox) {
     underWay.add(number)
     outbox.send(TYPE.REQUEST, number, Buffer.concat([...head, name, value]))
     const said = await new Promise((resolve) => waiting.set(number, resolve))
-    waiting.delete(number)
-    underWay.delete(number)
+    for (const each of [waiting, underWay]) each.delete(number)
     if (said[0] !== 0) throw refusal(JSON.parse(said.toString('utf8', 1)))
-    strangers.delete(stream)
-    isKnown = true
-    connection.mostBytes = MAX_REQUEST
+    if (strangers.delete(stream)) connection.mostBytes = MAX_REQUEST
     return said.subarray(1)
   }
   const rpc = new ProtomuxRPC(stream, { id: publicKey, valueEncoding: null })

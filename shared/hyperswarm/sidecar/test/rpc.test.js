@@ -32,7 +32,15 @@ async function visit() {
     while (told.length < count) await new Promise((resolve) => listeners.push(resolve))
     return told[count - 1]
   }
-  return { client, stream, connection, rpc, told, asked, ask: (method, value) => rpc.request(method, Buffer.from(value)).catch((error) => error) }
+  return {
+    client,
+    stream,
+    connection,
+    rpc,
+    told,
+    asked,
+    ask: (method, value) => rpc.request(method, Buffer.from(value)).catch((error) => error),
+  }
 }
 
 const value = (text) => Buffer.concat([Buffer.of(0), Buffer.from(text)])
