@@ -30,6 +30,8 @@ class Streaming:
         #: Chunks that were sent, of all calls.
         self.sent = 0
         self.running = 0
+        #: What "paused" waits for after its first chunk.
+        self.may_go_on = asyncio.Event()
         #: The codes of those that failed; "cancelled" for a cancel.
         self.failed: list[str] = []
 
@@ -56,6 +58,8 @@ class Streaming:
             for number, chunk in enumerate(ANSWERS[request.request.prompt or ""], 1):
                 if chunk is None:
                     await asyncio.Event().wait()
+                elif chunk == PAUSE:
+                    await self.may_go_on.wait()
                 elif isinstance(chunk, Exception):
                     raise chunk
                 else:
@@ -73,6 +77,7 @@ class Streaming:
         return RESULT
 
 
+PAUSE = "pause"
 #: What a prompt is answered with: fields of a chunk, None for waiting without end, or an error.
 ANSWERS: dict[str, Iterable[Any]] = {
     "endless": itertools.repeat({"text": "x"}),
@@ -83,6 +88,7 @@ ANSWERS: dict[str, Iterable[Any]] = {
     "letters": [{"text": "x"}] * 20_000,
     "hang": [{"text": "a"}, None],
     "silent": [None],
+    "paused": [{"text": "a"}, PAUSE, {"text": "b"}],
     "fail": [{"text": "a"}, errors.WorkerLost("the worker is gone", hint="ask again")],
     "hi": [{"text": "Hel"}, {"text": "lo"}],
 }

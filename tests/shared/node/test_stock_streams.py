@@ -186,6 +186,17 @@ async def test_a_stream_that_loses_its_connection_to_nats_fails(stock: Stock) ->
         await until(lambda: stock.service.failed == ["link_lost"], seconds=SECONDS)
 
 
+async def test_a_stream_does_not_go_on_after_a_reconnect(stock: Stock) -> None:
+    client = stock.running.node.roads.nats.nats
+    async with stock.stream(asked("paused")) as replies:
+        await replies.next_msg(SECONDS)
+        client._session.abort()
+        await until(lambda: client.reconnects == 1, seconds=SECONDS)
+        stock.service.may_go_on.set()
+        failed = await replies.next_msg(SECONDS)
+    assert problem(failed) == ("503", "link_lost")
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------------
 
 
