@@ -201,13 +201,14 @@ def _method(method: Method | StreamMethod, used: shapes.Shapes) -> list[str]:  #
     else:
         answers = used.show(method.reply)
     lines = [f"### {method.name}\n", f"- callers: {callers}", f"- request: {used.show(method.request)}", f"- answer: {answers}"]
-    is_stream = isinstance(method, StreamMethod)
-    if isinstance(method, StreamMethod) and method.whole is not None:
-        lines.append(f"- whole answer, for stock clients that do not ask for the stream: {used.show(method.whole)}")
-    if method.served_by is not None and (not is_stream or Role.OPERATOR in method.callers):
-        endpoint = topics.micro_endpoint(MeshName("<mesh>"), method.served_by, method.name)
-        header = " with the header `stream: true`" if is_stream else ""
-        lines.append(f"- NATS micro: `{endpoint}`{header}{' or without it' if is_stream and method.whole is not None else ''}")
+    ways = ""
+    if isinstance(method, StreamMethod):
+        ways = " with the header `stream: true`"
+        if method.whole is not None:
+            lines.append(f"- whole answer, for stock clients that do not ask for the stream: {used.show(method.whole)}")
+            ways += " or without it"
+    if method.served_by is not None and (isinstance(method, Method) or Role.OPERATOR in method.callers):
+        lines.append(f"- NATS micro: `{topics.micro_endpoint(MeshName('<mesh>'), method.served_by, method.name)}`{ways}")
     return [*lines, ""]
 
 
