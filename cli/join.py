@@ -195,7 +195,8 @@ async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Ca
         membership.save(folder.membership, kept)
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
 
-    found = membership.of(await enrolling.enrol(ticket, identity.load(folder.new_key), replace(newcomer, on_pending=adopt), say))
+    joined = await enrolling.enrol(ticket, identity.load(folder.new_key), replace(newcomer, on_pending=adopt), say)
+    found = membership.of(joined, folder.kept())
     try:
         _check_role(found)
     except errors.BadTicket:

@@ -35,7 +35,9 @@ def mesh() -> None:
     """
 
 
-_host = click.option("--host", required=True, metavar="ADDRESS", help="The IPv4 address by which other machines reach this one.")
+_host = click.option(
+    "--host", required=True, metavar="ADDRESS", help="The IPv4 address or DNS name by which other machines reach this one."
+)
 _bind = click.option(
     "--bind", metavar="ADDRESS", help="The address to bind to, where that is another: 0.0.0.0 in a container or behind a router."
 )
@@ -103,12 +105,13 @@ def relay(
 def _place(host: str, bind: str | None, first_port: int) -> "Companions":
     from cli.stack import dht, settings
 
-    for option, address in (("--host", host), ("--bind", bind)):
-        if address is not None and not settings.is_ipv4(address):
-            raise click.UsageError(f"{option} {address} is not an IPv4 address")
     if host == "0.0.0.0":  # noqa: S104 - refused, not bound
         raise click.UsageError("--host is the address that others use; to listen on all addresses say --bind 0.0.0.0")
-    return dht.Companions(host, bind or host, first_port)
+    if not settings.is_reachable_host(host):
+        raise click.UsageError(f"--host {host} is neither an IPv4 address nor a DNS name")
+    if bind is not None and not settings.is_ipv4(bind):
+        raise click.UsageError(f"--bind {bind} is not an IPv4 address")
+    return dht.Companions(host, bind or dht.bind_of(host), first_port)
 
 
 def _nodes(option: str, text: str) -> tuple[str, ...]:

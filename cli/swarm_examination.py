@@ -110,7 +110,8 @@ def check_certificate(kept: Kept, key: identity.NodeKey, now: float) -> Finding:
 async def _examine_dht(door: Door) -> AsyncIterator[Finding]:
     async with AsyncExitStack() as stack:
         try:
-            opened = swarming.opener(identity.NodeKey(identity.new_seed()), door.bootstrap, door.relays)()
+            nodes = door.bootstrap and (*door.bootstrap, *door.older_bootstrap)
+            opened = swarming.opener(identity.NodeKey(identity.new_seed()), nodes, door.relays)()
             swarm = await stack.enter_async_context(opened)
         except (hyperswarm.SwarmError, errors.AimeshError) as error:
             yield Finding("sidecar", False, str(error), "make setup installs its packages")
@@ -144,7 +145,7 @@ def check_dht(found: DhtStats, door: Door) -> Finding:
     if door.is_on_this_machine:
         hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
     else:
-        hint = "is the mesh up, and does this network let UDP out? Try another network, such as a phone's"
+        hint = f"{enrolling.NOBODY_ANSWERS}, or try another network, such as a phone's"
     return Finding("DHT", False, f"no DHT node answers ({door.dht})", hint)
 
 

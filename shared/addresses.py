@@ -1,9 +1,12 @@
 """Which addresses stay on this machine, which would carry plain text over a network, and which belong to one household. Pure."""
 
+import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+#: RFC 1123 section 2.1. The last label has a letter, so that a mistyped address is no name.
+_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?![0-9]+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
 
 def plain_hosts(nats_urls: str) -> list[str]:
@@ -27,6 +30,10 @@ def plain_hosts(nats_urls: str) -> list[str]:
         if parts.scheme == "nats" and parts.hostname not in LOOPBACK:
             found.append(parts.hostname)
     return found
+
+
+def is_host_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
 
 
 def parse(address: str) -> IPv4Address | IPv6Address | None:

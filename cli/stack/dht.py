@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cli.stack.ports import Wanted
 from cli.stack.program import DatagramProbe, Program
-from cli.stack.settings import DHT_NODES, PUBLIC_DHT, StackSettings
+from cli.stack.settings import DHT_NODES, PUBLIC_DHT, StackSettings, is_ipv4
 from shared import errors, identity
 from shared.hyperswarm import errors as swarm_errors
 from shared.hyperswarm import node_binary
@@ -26,7 +26,7 @@ _GRACE_SECONDS = 3.0
 class Companions:
     """Where the DHT nodes and the relay of one machine are."""
 
-    #: The address that others know them by.
+    #: The address, or the name, that others know them by.
     host: str
     #: The address of this machine that they bind to.
     bind: str
@@ -59,7 +59,12 @@ class Companions:
 
 
 def of(settings: StackSettings) -> Companions:
-    return Companions(settings.dht_host, settings.dht_bind_host or settings.dht_host, settings.dht_port)
+    return Companions(settings.dht_host, settings.dht_bind_host or bind_of(settings.dht_host), settings.dht_port)
+
+
+def bind_of(host: str) -> str:
+    """A name may stand for another address tomorrow, and for one of the router today."""
+    return host if is_ipv4(host) else "0.0.0.0"  # noqa: S104 - what others may reach
 
 
 def is_embedded(settings: StackSettings) -> bool:
@@ -82,7 +87,7 @@ def environment_of_services(settings: StackSettings, relay_seed: Path) -> dict[s
     relays = [*settings.dht_relays, *([relay_key(relay_seed)] if has_relay(settings) else [])]
     told = {"DHT_BOOTSTRAP": ",".join(bootstrap(settings)), "DHT_RELAYS": ",".join(relays)}
     # A socket on another interface could not speak to DHT nodes that are on loopback.
-    if is_embedded(settings) and ipaddress.IPv4Address(settings.dht_host).is_loopback:
+    if is_embedded(settings) and is_ipv4(settings.dht_host) and ipaddress.IPv4Address(settings.dht_host).is_loopback:
         told["SWARM_HOST"] = settings.dht_host
     return {name: value for name, value in told.items() if value}
 

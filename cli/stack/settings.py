@@ -13,7 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from cli.stack.home import Home, write_private
-from shared import config, identity
+from shared import addresses, config, identity
 from shared.config import Port, Variable
 from shared.types import MeshName
 
@@ -55,10 +55,13 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
         Variable("DHT_BOOTSTRAP", "DHT nodes of yours elsewhere as host:port with commas, or `public`, in place of the embedded ones"),
     ] = ()
     dht_host: Annotated[
-        str, Variable("DHT_HOST", "the IPv4 address by which machines elsewhere reach the embedded DHT nodes and the relay")
+        str, Variable("DHT_HOST", "the IPv4 address or DNS name by which machines elsewhere reach the embedded DHT nodes and the relay")
     ] = "127.0.0.1"
     dht_bind_host: Annotated[
-        str | None, Variable("DHT_BIND_HOST", "the address that they bind to, where that is another: 0.0.0.0 behind a router's forwarding")
+        str | None,
+        Variable(
+            "DHT_BIND_HOST", "the address that they bind to, where that is not DHT_HOST: 0.0.0.0 behind a router; always so for a name"
+        ),
     ] = None
     dht_port: Annotated[
         Port, Variable("DHT_PORT", "the first of the three UDP ports of the embedded DHT nodes; the relay has the fourth")
@@ -73,8 +76,8 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "the Node program to use in place of the one that came with aimesh")] = None
 
     def mistakes(self) -> Iterator[str]:
-        if not is_ipv4(self.dht_host) or ipaddress.IPv4Address(self.dht_host).is_unspecified:
-            yield f"DHT_HOST: {self.dht_host} is not an IPv4 address of one machine, such as 203.0.113.5"
+        if not is_reachable_host(self.dht_host):
+            yield f"DHT_HOST: {self.dht_host} is neither an IPv4 address of one machine, such as 203.0.113.5, nor a DNS name"
         if self.dht_bind_host is not None and not is_ipv4(self.dht_bind_host):
             yield f"DHT_BIND_HOST: {self.dht_bind_host} is not an IPv4 address"
         if not 0 < self.dht_port <= 65535 - DHT_NODES:
@@ -94,6 +97,11 @@ def is_ipv4(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_reachable_host(text: str) -> bool:
+    """Whether other machines may reach one by it: an IPv4 address of one machine, or a DNS name."""
+    return not ipaddress.IPv4Address(text).is_unspecified if is_ipv4(text) else addresses.is_host_name(text)
 
 
 def _is_key(text: str) -> bool:

@@ -18,10 +18,11 @@ from shared.hyperswarm.events import (
     SidecarRestarted,
     Stats,
 )
+from shared.hyperswarm.firewall import Firewall
 from shared.hyperswarm.keys import public_key
 from shared.hyperswarm.node_binary import find_node
 from shared.hyperswarm.requests import Request
-from shared.hyperswarm.swarm import Firewall, Swarm
+from shared.hyperswarm.swarm import Swarm
 
 __all__ = [
     "MAX_MESSAGE_BYTES",

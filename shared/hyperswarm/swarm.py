@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from shared.hyperswarm import events, node_binary
 from shared.hyperswarm.connection import Address, Connection
 from shared.hyperswarm.errors import SidecarLost, SwarmError
+from shared.hyperswarm.firewall import Firewall
 from shared.hyperswarm.flow import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.hyperswarm.process import CALL_SECONDS, Sidecar
 from shared.hyperswarm.recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
@@ -35,23 +36,6 @@ HANGS_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Firewall:
-    """Who may connect, by public key; decided in the sidecar, before a stranger learns anything about us."""
-
-    denied: frozenset[bytes] = frozenset()
-    #: None: everybody who is not denied.
-    allowed: frozenset[bytes] | None = None
-
-    def refuses(self, key: bytes) -> bool:
-        return key in self.denied or (self.allowed is not None and key not in self.allowed)
-
-    def lets_in_more_than(self, other: "Firewall") -> bool:
-        if other.denied - self.denied:
-            return True
-        return other.allowed is not None and (self.allowed is None or bool(self.allowed - other.allowed))
-
-
-@dataclass(frozen=True, slots=True)
 class _Join:
     server: bool
     client: bool
@@ -66,8 +50,10 @@ class Swarm:
 
     #: 32 bytes from which the key pair is made; None: another one each time. Never run two swarms with the same.
     seed: bytes | None = None
-    #: Nodes of the DHT to begin with, at least two; None: the public DHT.
+    #: Nodes of the DHT to begin with, at least two, by address or name; None: the public DHT.
     bootstrap: Sequence[Address] | None = None
+    #: Where those were before: asked only while nobody else answers.
+    older: Sequence[Address] = ()
     #: Other nodes of it that were there lately (``dht_nodes``): with them the DHT is found again when those to begin with are gone.
     nodes: Sequence[Address] = ()
     #: Public keys of blind relays, for when no other path exists. It is enough that one of the two peers knows one.
@@ -207,10 +193,15 @@ class Swarm:
         """Returns when it holds: connections of who is refused now are gone, who is let in now is looked for."""
         before, self.firewall = self.firewall, firewall
         if self._sidecar is not None:
-            await self._sidecar.call("firewall", _firewall_parameters(firewall))
+            await self._sidecar.call("firewall", firewall.parameters())
         if firewall.lets_in_more_than(before):
             # Whoever was turned away waits longer and longer between tries: we dial, and do not wait for that.
             self._recovery.look_around(self.clock())
+
+    async def set_bootstrap(self, bootstrap: Sequence[Address] | None, older: Sequence[Address]) -> None:
+        """Begin with other nodes of the DHT from now on; those that are known stay known."""
+        self.bootstrap, self.older = bootstrap, older
+        self._tell("bootstrap", **self._nodes_to_begin_with())
 
     async def dht_nodes(self) -> tuple[Address, ...]:
         """Some nodes of the DHT that are there now, to be kept for the next start. Raises SidecarLost, SwarmError."""
@@ -256,7 +247,7 @@ class Swarm:
         sidecar = await Sidecar.start(self._command, self._seed + json.dumps(self._options()).encode(), self._switchboard)
         self._sidecar = sidecar
         self._public_key = sidecar.public_key
-        sidecar.tell("firewall", _firewall_parameters(self.firewall))
+        sidecar.tell("firewall", self.firewall.parameters())
         for topic, joined in self._topics.items():
             sidecar.tell("join", {"topic": topic.hex(), "server": joined.server, "client": joined.client})
         for key in self._explicit:
@@ -274,8 +265,8 @@ class Swarm:
         if is_open is None and self.host is not None:
             is_open = _is_loopback(self.host)
         return {
-            "bootstrap": None if self.bootstrap is None else [{"host": node.host, "port": node.port} for node in self.bootstrap],
-            "nodes": [{"host": node.host, "port": node.port} for node in self.nodes],
+            **self._nodes_to_begin_with(),
+            "nodes": _parameters_of(self.nodes),
             "relays": [key.hex() for key in self.relays],
             "host": self.host,
             "port": self.port,
@@ -284,6 +275,9 @@ class Swarm:
             "firstBytes": self.first_bytes,
             "servesRequests": self.on_request is not None,
         }
+
+    def _nodes_to_begin_with(self) -> dict[str, object]:
+        return {"bootstrap": None if self.bootstrap is None else _parameters_of(self.bootstrap), "older": _parameters_of(self.older)}
 
     async def _supervise(self) -> None:
         wait = RESTART_SECONDS
@@ -381,9 +375,8 @@ class Swarm:
         self.on_event(events.NetworkChanged())
 
 
-def _firewall_parameters(firewall: Firewall) -> dict[str, object]:
-    allowed = None if firewall.allowed is None else [key.hex() for key in firewall.allowed]
-    return {"denied": [key.hex() for key in firewall.denied], "allowed": allowed}
+def _parameters_of(nodes: Sequence[Address]) -> list[dict[str, object]]:
+    return [{"host": node.host, "port": node.port} for node in nodes]
 
 
 def _is_loopback(host: str) -> bool:

@@ -36,6 +36,8 @@ class Delegate:
         standing = Standing(self.trust, self.kept, self.state_file, nodes, rpc)
 
         def changed() -> None:
+            kept = standing.kept
+            self.swarm.begin_with(*swarming.nodes_to_begin_with(kept.bootstrap, kept.older_bootstrap))
             self.swarm.meet(standing.meetings())
 
         standing.changed = changed
@@ -68,5 +70,6 @@ async def prepare(mesh_file: Path, profile: identity.NodeKey, node: Path | None,
         membership.believe(trust, kept)
     trust.delegation = certificates.delegate(profile, own.id, time.time())
     me = Me(kept.mesh, Role.CLIENT, own, software)
-    open_swarm = swarming.opener(own, kept.bootstrap, kept.relays, node=node, known=membership.nodes_of(kept, time.time()))
+    known = membership.nodes_of(kept, time.time())
+    open_swarm = swarming.opener(own, kept.bootstrap, kept.relays, node=node, known=known, older=kept.older_bootstrap)
     return Delegate(me, trust, SwarmTransport(me, trust, open_swarm), profile, kept, mesh_file)

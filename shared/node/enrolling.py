@@ -31,6 +31,8 @@ from shared.types import AuthorityId, MeshName, NodeId, Peer, Role
 Say = Callable[[str], None]
 T = TypeVar("T")
 
+#: What people can do about a mesh that is silent.
+NOBODY_ANSWERS = "is the mesh up, and does this network let UDP out? If so, the mesh may have a new address: ask for a new ticket"
 #: One question to auth: a few statements of SQL, over a relay at worst.
 _ANSWER_SECONDS = 10.0
 #: Before auth is asked once more after it could not answer.
@@ -50,6 +52,8 @@ class Door:
     #: DHT nodes as host:port; none means the public DHT.
     bootstrap: tuple[str, ...]
     relays: tuple[bytes, ...]
+    #: Where the DHT nodes were before.
+    older_bootstrap: tuple[str, ...] = ()
 
     @property
     def is_on_this_machine(self) -> bool:
@@ -63,13 +67,14 @@ class Door:
 
 
 def door_of(found: tickets.Ticket | Kept) -> Door:
-    authorities = (found.authority_id,) if isinstance(found, tickets.Ticket) else found.authorities
-    return Door(found.mesh, authorities, found.bootstrap, found.relays)
+    if isinstance(found, tickets.Ticket):
+        return Door(found.mesh, (found.authority_id,), found.bootstrap, found.relays)
+    return Door(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap)
 
 
 def open_transport(door: Door, me: Me, trust: Trust, node: Path | None) -> SwarmTransport:
     """A transport that finds others by the mesh's own DHT nodes and relays; not running yet."""
-    return SwarmTransport(me, trust, swarming.opener(trust.me, door.bootstrap, door.relays, node=node))
+    return SwarmTransport(me, trust, swarming.opener(trust.me, door.bootstrap, door.relays, node=node, older=door.older_bootstrap))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +147,7 @@ async def renew_at_enrolment_topic(
             found = await visit.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
         except errors.ApprovalPending as pending:
             found = await visit.wait_for_approval(pending)
-    return membership.of(_checked(found, door, key, say, means))
+    return membership.of(_checked(found, door, key, say, means), kept)
 
 
 @asynccontextmanager
@@ -296,7 +301,7 @@ class Visit:
     def _next(self) -> str:
         if self._door.is_on_this_machine:
             return "these DHT nodes are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
-        return "is the mesh up, and does this network let UDP out? aicli doctor --worker looks at each step"
+        return f"{NOBODY_ANSWERS}; aicli doctor --worker looks at each step"
 
 
 class _Once:

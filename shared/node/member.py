@@ -32,7 +32,7 @@ from shared.node.remembering import Remembering
 from shared.node.roads import Roads
 from shared.node.settings import NodeSettings
 from shared.node.standing import Standing
-from shared.node.swarming import keys_of, open_swarm
+from shared.node.swarming import keys_of, nodes_to_begin_with, open_swarm
 from shared.swarm_link import SwarmTransport
 from shared.telemetry import kept_lines, logs
 from shared.telemetry.exemplars import Exemplars
@@ -110,6 +110,7 @@ class Node:
         self._gauges = Gauges(self.metrics, self.roads, ways.trust, self.events_of_mesh, self.host)
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
+        self._follows_auth = ways.follows_auth
         #: The certificate that the peers have seen.
         self._shown = b""
         self._service: Service | None = None
@@ -152,6 +153,9 @@ class Node:
     def membership_changed(self) -> None:
         """Our certificate, the list or the topics are others now: tell the peers, and meet where we should."""
         if self.roads.swarm is not None:
+            if self._follows_auth:
+                kept = self.standing.kept
+                self.roads.swarm.begin_with(*nodes_to_begin_with(kept.bootstrap, kept.older_bootstrap))
             self.roads.swarm.meet(self.standing.meetings())
             if self._shown != self.trust.certificate:
                 self._shown = self.trust.certificate
@@ -313,6 +317,8 @@ class Ways:
     #: What it knew of the mesh when it last ran.
     kept: membership.Kept
     state_file: Path
+    #: Whether auth says where the DHT is, because the settings don't.
+    follows_auth: bool
     #: Keys that may call as clients without a certificate, by the way of stock @hyperswarm/rpc.
     outsiders: tuple[bytes, ...]
 
@@ -334,7 +340,7 @@ def plan_ways(settings: NodeSettings, me: Me) -> Ways:
         )
     if nats is None and found is None:
         raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
-    return Ways(trust, nats, swarm, kept, settings.state_file, keys_of("SWARM_CLIENTS", settings.swarm_clients))
+    return Ways(trust, nats, swarm, kept, settings.state_file, not settings.dht_bootstrap, keys_of("SWARM_CLIENTS", settings.swarm_clients))
 
 
 @asynccontextmanager

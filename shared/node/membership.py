@@ -31,17 +31,21 @@ class Kept(msgspec.Struct, frozen=True, rename="camel"):
     #: DHT nodes that were there lately, host:port, and when, in seconds since 1970.
     nodes: tuple[str, ...] = ()
     nodes_seen_at: float = 0.0
+    #: Where ``bootstrap`` was before, newest first: asked while nobody at the present addresses answers.
+    older_bootstrap: tuple[str, ...] = ()
 
 
 #: What was there longer ago than this is most likely gone.
 NODES_LAST_SECONDS = 24 * 3600.0
+#: Present and older nodes together; each costs packets while nobody answers.
+MAX_BOOTSTRAP = 16
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Kept).decode
 
 
 def of(membership: Membership, before: Kept | None = None) -> Kept:
-    """What of auth's answer is kept, beside the DHT nodes that were known before."""
+    """What of auth's answer is kept, with the DHT nodes that were known before."""
     return Kept(
         membership.mesh,
         membership.role,
@@ -53,7 +57,13 @@ def of(membership: Membership, before: Kept | None = None) -> Kept:
         membership.relays,
         () if before is None else before.nodes,
         0.0 if before is None else before.nodes_seen_at,
+        () if before is None else _older_bootstrap(membership.bootstrap, before),
     )
+
+
+def _older_bootstrap(present: tuple[str, ...], before: Kept) -> tuple[str, ...]:
+    former = dict.fromkeys((*before.bootstrap, *before.older_bootstrap))
+    return tuple(node for node in former if node not in present)[: max(0, MAX_BOOTSTRAP - len(present))]
 
 
 def load(path: Path) -> Kept | None:

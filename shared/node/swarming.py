@@ -18,10 +18,10 @@ def open_swarm(settings: NodeSettings, kept: Kept, key: identity.NodeKey) -> Cal
     joined = not settings.uses_nats
     if not settings.dht_bootstrap and not joined:
         return None
-    bootstrap = settings.dht_bootstrap or kept.bootstrap
+    bootstrap, older = (settings.dht_bootstrap, ()) if settings.dht_bootstrap else (kept.bootstrap, kept.older_bootstrap)
     relays = keys_of("DHT_RELAYS", settings.dht_relays) or kept.relays
     known = membership.nodes_of(kept, time.time())
-    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary, known=known)
+    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary, known=known, older=older)
 
 
 def opener(
@@ -32,24 +32,33 @@ def opener(
     host: str | None = None,
     node: Path | None = None,
     known: Sequence[str] = (),
+    older: Sequence[str] = (),
 ) -> Callable[[], Swarm]:
     """Makes Swarms with this key; no bootstrap nodes, or `public`, mean the public DHT. ``known`` are further nodes of it that were
-    there lately. Raises BadSettings."""
-    try:
-        found = None if not bootstrap or tuple(bootstrap) == (PUBLIC,) else [Address.parse(each) for each in bootstrap]
-    except ValueError as error:
-        raise errors.BadSettings(f"DHT_BOOTSTRAP: {error}", hint="host:port, several with commas, or `public`") from error
+    there lately, ``older`` former addresses of the bootstrap nodes. Raises BadSettings."""
+    found, former = nodes_to_begin_with(bootstrap, older)
     if host is None and found and all(each.host in addresses.LOOPBACK for each in found):
         # A DHT on loopback reaches nobody elsewhere, and a socket on all addresses is not found on 127.0.0.1.
         host = "127.0.0.1"
     return lambda: Swarm(
         seed=key.raw_seed,
         bootstrap=found,
+        older=former,
         nodes=[Address.parse(each) for each in known],
         relays=tuple(relays),
         host=host,
         node=node,
     )
+
+
+def nodes_to_begin_with(bootstrap: Sequence[str], older: Sequence[str]) -> tuple[tuple[Address, ...] | None, tuple[Address, ...]]:
+    """Present and former bootstrap nodes, as a Swarm takes them. Raises BadSettings."""
+    is_public = not bootstrap or tuple(bootstrap) == (PUBLIC,)
+    try:
+        present = None if is_public else tuple(Address.parse(each) for each in bootstrap)
+        return present, tuple(Address.parse(each) for each in older)
+    except ValueError as error:
+        raise errors.BadSettings(f"DHT_BOOTSTRAP: {error}", hint="host:port, several with commas, or `public`") from error
 
 
 def keys_of(variable: str, texts: Sequence[str]) -> tuple[bytes, ...]:

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from shared import errors, identity, topics
 from shared.frames.wire import Announce, Hello
-from shared.hyperswarm import Connection, Firewall, PathChanged, PeerFailed, Request, SidecarDied, SidecarRestarted, Swarm, SwarmError
+from shared.hyperswarm import (
+    Address,
+    Connection,
+    Firewall,
+    PathChanged,
+    PeerFailed,
+    Request,
+    SidecarDied,
+    SidecarRestarted,
+    Swarm,
+    SwarmError,
+)
 from shared.hyperswarm.events import Event
 from shared.link import TICK_SECONDS, Link, Me
 from shared.swarm_link import dial_failures
@@ -75,6 +86,8 @@ class SwarmTransport:
         self._door.on_refused = self._refused
         self._links: dict[NodeId, SwarmLink] = {}
         self._contests = Contests()
+        #: Present and former nodes of the DHT to begin with; None: those of ``open_swarm``.
+        self._bootstrap: tuple[Sequence[Address] | None, Sequence[Address]] | None = None
         self._wanted: dict[bytes, Meeting] = {}
         self._joined: dict[bytes, Meeting] = {}
         self._denied: frozenset[NodeId] = frozenset()
@@ -113,6 +126,11 @@ class SwarmTransport:
     def meet(self, meetings: Sequence[Meeting]) -> None:
         """From now on these are the meeting places, and no others."""
         self._wanted = {meeting.topic: meeting for meeting in meetings if meeting.announce or meeting.look}
+        self._changed.set()
+
+    def begin_with(self, bootstrap: Sequence[Address] | None, older: Sequence[Address]) -> None:
+        """From now on the DHT is found by these nodes, whatever ``open_swarm`` knew; ``older`` are their former addresses."""
+        self._bootstrap = (bootstrap, older)
         self._changed.set()
 
     async def close(self, why: errors.AimeshError | None = None) -> None:
@@ -259,6 +277,8 @@ class SwarmTransport:
         if revoked != self._denied and self.loop.time() >= self._deny_at:
             await swarm.set_firewall(Firewall(denied=frozenset(identity.raw_of(node) for node in revoked)))
             self._denied = revoked
+        if self._bootstrap is not None and self._bootstrap != (swarm.bootstrap, swarm.older):
+            await swarm.set_bootstrap(*self._bootstrap)
         for topic in self._joined.keys() - self._wanted.keys():
             await swarm.leave(topic)
             del self._joined[topic]

@@ -99,7 +99,7 @@ async def box(machine: Machine, **variables: str) -> AsyncIterator[Box]:
 async def house(machine: Machine, **variables: str) -> AsyncIterator[Box]:
     """Where the services run, by `aicli stack up`."""
     # A house that is told of DHT nodes elsewhere runs none, and its own address is of no use to anybody.
-    own = {} if "DHT_BOOTSTRAP" in variables else {"DHT_HOST": machine.address}
+    own = {} if variables.keys() & {"DHT_BOOTSTRAP", "DHT_HOST"} else {"DHT_HOST": machine.address}
     async with box(machine, **own, **variables) as made:
         made.variables["AIMESH_HOME"] = str(made.home / "aimesh")
         up = await made.aicli("stack", "up", deadline_seconds=150)

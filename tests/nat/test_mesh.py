@@ -25,6 +25,8 @@ SERVING_SECONDS = 40.0
 GONE_SECONDS, BACK_SECONDS, CUT_SECONDS, OUTAGE_SECONDS = 3.5, 5.0, 5.0, 10.0
 DRAWN_ADDRESS = "5.5.5.77"
 NOTHING_THERE = 5
+#: The name of the machine that has the DHT nodes, where that machine moves to, and when the box is back after the name has moved too.
+NAME, NEXT_ADDRESS, MOVED_SECONDS = "house.test", "5.5.5.78", 60.0
 
 
 @dataclass(slots=True)
@@ -76,13 +78,13 @@ async def mesh(net: Internet, nat: Nat, home: Machine, **settings: str) -> Async
 
 
 @asynccontextmanager
-async def rented_machine(machine: Machine) -> AsyncIterator[dict[str, str]]:
+async def rented_machine(machine: Machine, host: str = PUBLIC_ADDRESSES[0]) -> AsyncIterator[dict[str, str]]:
     """Somewhere with a public address: DHT nodes and a relay, and the settings by which a house uses them."""
     async with boxes.box(machine) as rented:
         settings = {}
         for name, arguments in (
-            ("DHT_BOOTSTRAP", ("bootstrap", "--host", PUBLIC_ADDRESSES[0])),
-            ("DHT_RELAYS", ("relay", "--host", PUBLIC_ADDRESSES[0])),
+            ("DHT_BOOTSTRAP", ("bootstrap", "--host", host)),
+            ("DHT_RELAYS", ("relay", "--host", host)),
         ):
             running = await rented.start("mesh", *arguments)
             await running.says(f"{name}=", seconds=15)
@@ -139,3 +141,32 @@ async def test_nobody_has_a_public_address_and_all_nats_are_symmetric(net: Inter
         assert node["path"] == "relayed"
         await people.ask()
         await revoke(people, node)
+
+
+async def test_a_box_is_back_when_the_name_of_the_house_points_to_its_new_address(net: Internet) -> None:
+    net.point(NAME, PUBLIC_ADDRESSES[0])
+    async with mesh(net, Nat.PORT_PRESERVING, net.public, DHT_HOST=NAME) as people:
+        await people.start_box("--join", await people.ticket("worker"))
+        await people.serves()
+        await net.move_public(NEXT_ADDRESS)
+        await people.serves_no_more(seconds=GONE_SECONDS)
+        await back_behind_the_name(net, people)
+
+
+async def test_a_box_is_back_when_the_rented_machine_with_dht_and_relay_has_moved(net: Internet) -> None:
+    net.point(NAME, PUBLIC_ADDRESSES[0])
+    home = await net.house("home", Nat.SYMMETRIC)
+    async with rented_machine(net.public, NAME) as settings, mesh(net, Nat.SYMMETRIC, home, **settings) as people:
+        await people.start_box("--join", await people.ticket("worker"))
+        assert (await people.serves())["path"] == "relayed"
+        await net.move_public(NEXT_ADDRESS)
+        await people.serves_no_more(seconds=GONE_SECONDS)
+        await back_behind_the_name(net, people)
+
+
+async def back_behind_the_name(net: Internet, people: Mesh) -> None:
+    net.point(NAME, NEXT_ADDRESS)
+    pointed_at = time.monotonic()
+    await people.serves(seconds=MOVED_SECONDS)
+    assert time.monotonic() - pointed_at < MOVED_SECONDS
+    await people.ask()

@@ -26,6 +26,8 @@ from typing import IO
 PREFIX = "aimnat"
 NAMESPACES = Path("/run/netns")
 #: The public segment's own machine has these: one for each DHT node, and one for a relay.
+#: `ip netns exec` shows the files of the folder here that is named after a namespace in place of those in /etc.
+ETC = Path("/etc/netns")
 PUBLIC_ADDRESSES = tuple(f"5.5.5.{last}" for last in range(1, 6))
 #: Commands that make the network are over in milliseconds; two busy cores make that a second at worst.
 COMMAND_SECONDS = 20.0
@@ -160,6 +162,25 @@ class Internet:
     name: str
     public: Machine
     houses: list[House] = field(default_factory=list)
+    #: What every machine's resolver says.
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def point(self, name: str, address: str) -> None:
+        """The name stands for this address from now on, on every machine. Programs that started without any name see none."""
+        self._names[name] = address
+        for machine in (self.public, *self.houses):
+            self._write_names(machine)
+
+    def _write_names(self, machine: Machine) -> None:
+        hosts = ETC / machine.place / "hosts"
+        hosts.parent.mkdir(parents=True, exist_ok=True)
+        # In place: running programs have this very file.
+        hosts.write_text("".join(f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **self._names}.items()))
+
+    async def move_public(self, address: str) -> None:
+        """The public machine has this address from now on, and no other."""
+        await command("ip", "-n", self.public.place, "addr", "flush", "dev", "br0")
+        await command("ip", "-n", self.public.place, "addr", "add", f"{address}/24", "dev", "br0")
 
     async def house(self, name: str, nat: Nat) -> House:
         """A new house; its machine is 10.N.0.2, its NAT 5.5.5.(10 + N)."""
@@ -183,6 +204,8 @@ class Internet:
             await command("ip", "-n", place, "link", "set", device, "up")
         await command("ip", "-n", house.place, "route", "add", "default", "via", inner_gate)
         await _make_nat(house)
+        if self._names:
+            self._write_names(house)
         return house
 
     async def close(self) -> None:
@@ -217,6 +240,7 @@ async def _remove(beginning: str) -> None:
     for place in _namespaces(beginning):
         # Its veths, routes and rules go with it.
         await command("ip", "netns", "del", place)
+        shutil.rmtree(ETC / place, ignore_errors=True)
 
 
 def _namespaces(beginning: str) -> list[str]:

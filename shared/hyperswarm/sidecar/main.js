@@ -121,6 +121,7 @@ const CALLS = {
   refresh: ({ topic }) => swarm.status(bytesOf(topic))?.refresh(),
   flush: () => Promise.all([...swarm.topics()].map((discovery) => discovery.flushed())),
   firewall: ({ denied, allowed }) => swarm.setGate(denied, allowed),
+  bootstrap: ({ bootstrap, older }) => swarm.dht.setBootstrap(bootstrap, older),
   isOnline: () => swarm.isOnline(),
   nodes: () => swarm.dht.toArray({ limit: 32 }),
   isRemembered: () => swarm.isRemembered(),

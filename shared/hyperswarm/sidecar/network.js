@@ -2,9 +2,11 @@
 // Hyperswarm as we need it: tells how each connection runs, why a dial failed, and lets a firewall change its mind.
 
 const DHT = require('hyperdht')
-const { COMMANDS } = require('hyperdht/lib/constants')
+const { BOOTSTRAP_NODES, COMMANDS } = require('hyperdht/lib/constants')
 const { HOLEPUNCH_DOUBLE_RANDOMIZED_NATS } = require('hyperdht/lib/errors')
+const { id: idOf } = require('dht-rpc/lib/peer')
 const Hyperswarm = require('hyperswarm')
+const { Names } = require('./names')
 
 /** Each side sends at least this often and takes this much silence for death: both ends must agree, so both are fixed. */
 const KEEP_ALIVE_MS = 1000
@@ -20,12 +22,32 @@ const STALE_DIAL_MS = 1000
 const DUPLICATE = 'Duplicate connection'
 const hexOf = (key) => key.toString('hex')
 
-/** A DHT that knows which of its streams lead to relays, and which dials have not opened yet. */
+/** A DHT that knows which of its streams lead to relays, which dials have not opened yet, and where it was to be found before. */
 class Dht extends DHT {
+  names = new Names()
+  /** Former addresses of the mesh's DHT nodes. The dead among them would make every query wait for seconds. */
+  olderNodes = []
+  needsOlder = false
+
   constructor(options) {
     super(options)
     this.relayStreams = new Set()
     this.dials = new Map() // stream -> since when, and what it failed of
+  }
+
+  /** Nodes to begin with, from now on; null: those of the public DHT. */
+  setBootstrap(nodes, older) {
+    this.bootstrapNodes = nodes ?? BOOTSTRAP_NODES.map((text) => ({ host: text.split(':')[0], port: Number(text.split(':')[1]) }))
+    this.olderNodes = older
+  }
+
+  /** The library does the same for every query, but waits for the resolver however long that takes. */
+  async *_resolveBootstrapNodes() {
+    const nodes = this.needsOlder ? [...this.bootstrapNodes, ...this.olderNodes] : this.bootstrapNodes
+    const found = await Promise.all(nodes.map(({ host }) => this.names.addressesOf(host)))
+    for (const [index, { port }] of nodes.entries()) {
+      for (const host of found[index]) yield { id: idOf(host, port), host, port }
+    }
   }
 
   connect(key, options) {
@@ -119,17 +141,22 @@ class Swarm extends Hyperswarm {
     return answers.length > 0 && answers.every(({ value }) => Boolean(value?.value))
   }
 
-  /** Whether any of the DHT's nodes near us answers now. */
+  /** Whether any of the DHT's nodes near us answers now, or of those to begin with, which may have moved. These thereby become known
+   * to us: the library asks them only while it knows fewer than 20 others, who may have been cut off together with us. */
   async isOnline() {
     const nodes = this.dht.toArray({ limit: 3 })
     if (nodes.length === 0) this.dht.refresh()
     else this.lastNodes = nodes
-    const pings = (this.lastNodes ?? []).map((node) => this.dht.ping(node, { retry: false }))
-    return Promise.any(pings).then(Boolean, () => false)
+    const asked = [...(this.lastNodes ?? [])]
+    for await (const node of this.dht._resolveBootstrapNodes()) asked.push(node)
+    const pings = asked.map(({ host, port }) => this.dht.ping({ host, port }, { retry: false }))
+    const isOnline = await Promise.any(pings).then(Boolean, () => false)
+    this.dht.needsOlder = !isOnline
+    return isOnline
   }
 }
 
-function open(keyPair, { bootstrap, nodes, host, port, open, persistent, relays }) {
+function open(keyPair, { bootstrap, older = [], nodes, host, port, open, persistent, relays }) {
   const dht = new Dht({
     keyPair,
     bootstrap: bootstrap ?? undefined,
@@ -141,6 +168,7 @@ function open(keyPair, { bootstrap, nodes, host, port, open, persistent, relays 
     ephemeral: persistent ? false : undefined,
     connectionKeepAlive: KEEP_ALIVE_MS,
   })
+  dht.olderNodes = older
   const keys = relays.map((hex) => Buffer.from(hex, 'hex'))
   const relayThrough = keys.length > 0 ? (force) => (force || dht.randomized ? keys : null) : null
   const options = { maxPeers: MAX_PEERS, maxParallel: MAX_PARALLEL, backoffs: BACKOFFS_MS, jitter: JITTER_MS }

@@ -86,3 +86,33 @@ test('with nodes that answer we are online, without we are not', async () => {
   assert.equal(await joined.isOnline(), true)
   assert.equal(await lonely.isOnline(), false)
 })
+
+test('former addresses are asked only when nobody else answers', async () => {
+  const dead = { host: '127.0.0.1', port: 1 }
+  const made = swarm({ bootstrap: [dead], older: testnet.bootstrap })
+  const asked = async () => {
+    const found = []
+    for await (const { host, port } of made.dht._resolveBootstrapNodes()) found.push({ host, port })
+    return found
+  }
+  assert.deepEqual(await asked(), [dead])
+  assert.equal(await made.isOnline(), false)
+  assert.deepEqual(await asked(), [dead, ...testnet.bootstrap])
+  assert.equal(await made.isOnline(), true)
+  assert.deepEqual(await asked(), [dead])
+})
+
+test('a swarm that is told other nodes to begin with knows them from then on', async () => {
+  const made = swarm({ bootstrap: [{ host: '127.0.0.1', port: 1 }] })
+  assert.equal(await made.isOnline(), false)
+  made.dht.setBootstrap(testnet.bootstrap, [])
+  assert.equal(await made.isOnline(), true)
+})
+
+test('told nobody, a swarm begins with the public DHT', async () => {
+  const { dht } = swarm({ bootstrap: [] })
+  dht.setBootstrap(null, [])
+  assert.ok(dht.bootstrapNodes.length > 0)
+  for (const { host, port } of dht.bootstrapNodes) assert.match(`${host}:${port}`, /^[\d.]+@[\w.]+:\d+$/)
+  dht.setBootstrap([], [])
+})
