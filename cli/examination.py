@@ -101,7 +101,7 @@ async def _check_server(url: str) -> Finding:
     hint = "start it with `make up`, or correct nats_url in the profile"
     parts = urlsplit(url)  # the profile has been loaded, so these are addresses
     host, port = parts.hostname or "127.0.0.1", parts.port or 4222
-    where = f"{host}:{port}"
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         async with asyncio.timeout(_STEP_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)

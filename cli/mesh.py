@@ -98,7 +98,7 @@ def relay(
         f"A blind relay runs on UDP port {port}, which the firewall must let through, with its key in {file}.\n"
         "Machines of the mesh find a way through it with this setting; Ctrl-C ends it."
     )
-    command = dht.relay_command(place.bind, port, chosen, file, _node_binary(here))
+    command = dht.relay_command(place, port, chosen, file, _node_binary(here))
     _run(here, command, told, "DHT_RELAYS", dht.relay_key(file), as_json=as_json)
 
 

@@ -50,15 +50,17 @@ def free_port() -> int:
 class NatsServer:
     """A real nats-server in a folder of its own; nodes may be added while it runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder = folder
+        self.host = host
         self.port = free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
+        self.url = f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
         self._nodes: list[MeshNode] = []
         # The server refuses an empty list of users.
         self.key("operator", Role.OPERATOR)
-        (folder / "nats.conf").write_text(nats_users.render_server(self.port, folder / "nats.pid"), encoding="utf-8")
+        rendered = nats_users.render_server(self.port, folder / "nats.pid")
+        (folder / "nats.conf").write_text(rendered.replace("127.0.0.1", f"[{host}]" if ":" in host else host), encoding="utf-8")
 
     def key(self, name: str, role: Role) -> Path:
         """A new node's key; the server lets it in."""
@@ -91,7 +93,7 @@ class NatsServer:
         deadline = time.monotonic() + 10
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection((self.host, self.port), timeout=1).close()
                 return
             except OSError:
                 assert self._process.poll() is None, (self.folder / "nats.log").read_text()
@@ -178,9 +180,9 @@ async def live(service: type[Service], settings: Any, started: "asyncio.Future[t
 
 
 @asynccontextmanager
-async def testnet() -> AsyncIterator[TestNet]:
+async def testnet(host: str = "127.0.0.1") -> AsyncIterator[TestNet]:
     with tempfile.TemporaryDirectory(prefix="testnet-") as folder:
-        server = NatsServer(Path(folder))
+        server = NatsServer(Path(folder), host)
         server.start()
         try:
             async with background() as tasks, AsyncExitStack() as stack:

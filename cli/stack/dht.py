@@ -112,7 +112,7 @@ def programs(settings: StackSettings, relay_seed: Path, environment: Mapping[str
     if is_embedded(settings):
         found.append(_program(NAME, bootstrap_command(place, settings.node_binary), place.ports_probe, environment))
     if has_relay(settings):
-        command = relay_command(place.bind, place.relay_port, bootstrap(settings), relay_seed, settings.node_binary)
+        command = relay_command(place, place.relay_port, bootstrap(settings), relay_seed, settings.node_binary)
         found.append(_program(RELAY, command, place.relay_probe, environment))
     return found
 
@@ -147,8 +147,8 @@ def bootstrap_command(place: Companions, node: Path | None = None, others: tuple
     return _command("bootstrap.js", options, node)
 
 
-def relay_command(bind: str, port: int, nodes: tuple[str, ...], seed_file: Path, node: Path | None = None) -> tuple[str, ...]:
-    options: dict[str, object] = {"seedFile": str(seed_file), "host": bind, "port": port}
+def relay_command(place: Companions, port: int, nodes: tuple[str, ...], seed_file: Path, node: Path | None = None) -> tuple[str, ...]:
+    options: dict[str, object] = {"seedFile": str(seed_file), "host": place.host, "bind": place.bind, "port": port}
     if nodes != (PUBLIC_DHT,):
         options["bootstrap"] = _split(nodes)
     return _command("relay.js", options, node)

@@ -1,14 +1,35 @@
 'use strict'
-// What bootstrap.js and relay.js share: options as JSON in the only argument, one line of JSON when ready, an end with stdin.
+// What bootstrap.js and relay.js share: options as JSON in the only argument, one line of JSON when ready, an end with stdin. In the options,
+// host is what others reach this machine by: an address, or a name, which is followed when it moves.
 
-/** Runs `open(options)`, prints what it returns as one line, and calls its `close` at the end of stdin or by SIGTERM. */
+const { isIPv4 } = require('node:net')
+const { setTimeout: sleep } = require('node:timers/promises')
+const { Names } = require('./names')
+
+/** How often a name is looked up again. */
+const FOLLOW_MS = 5000
+
+/** Runs `open(options)`, with the host's present `address`, and prints what it returns as `ready` as one line. Calls its `close` at the
+ * end of stdin or by SIGTERM, and before it opens anew for another address. When that fails the program ends, to be started again. */
 module.exports = async function companion(open) {
-  const { ready, close } = await open(JSON.parse(process.argv[2]))
+  const options = JSON.parse(process.argv[2])
+  const names = new Names()
+  let [address] = await names.addressesOf(options.host)
+  if (address === undefined) throw new Error(`${options.host} has no IPv4 address`)
+  let running = await open({ ...options, address })
   const leave = () => {
     setTimeout(() => process.exit(0), 1500).unref()
-    close().finally(() => process.exit(0))
+    running.close().finally(() => process.exit(0))
   }
   for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, leave)
   process.stdin.on('end', leave).on('error', leave).resume()
-  process.stdout.write(`${JSON.stringify(ready)}\n`)
+  process.stdout.write(`${JSON.stringify(running.ready)}\n`)
+  while (!isIPv4(options.host)) {
+    await sleep(FOLLOW_MS)
+    const found = await names.addressesOf(options.host)
+    if (found.includes(address)) continue
+    await running.close()
+    address = found[0]
+    running = await open({ ...options, address })
+  }
 }

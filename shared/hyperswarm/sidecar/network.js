@@ -133,12 +133,8 @@ class Swarm extends Hyperswarm {
     for (const stream of this.dht.dials.keys()) if (this.dht.isStale(stream)) stream.destroy()
   }
 
-  /** Whether those DHT nodes that announce us still do: one that was started anew answers, and has forgotten everybody. */
-  async isRemembered() {
-    const { relays = [], target } = this.server._announcer ?? {}
-    const question = { token: null, command: COMMANDS.FIND_PEER, target, value: null }
-    const answers = await Promise.allSettled(relays.map(({ relayAddress }) => this.dht.request(question, relayAddress)))
-    return answers.length > 0 && answers.every(({ value }) => Boolean(value?.value))
+  isRemembered() {
+    return isRemembered(this.dht, this.server)
   }
 
   /** Whether any of the DHT's nodes near us answers now, or of those to begin with, which may have moved. These thereby become known
@@ -154,6 +150,14 @@ class Swarm extends Hyperswarm {
     this.dht.needsOlder = !isOnline
     return isOnline
   }
+}
+
+/** Whether those DHT nodes that announce a server still do: one that was started anew answers, and has forgotten everybody. */
+async function isRemembered(dht, { _announcer: announcer }) {
+  const { relays = [], target } = announcer ?? {}
+  const question = { token: null, command: COMMANDS.FIND_PEER, target, value: null }
+  const answers = await Promise.allSettled(relays.map(({ relayAddress }) => dht.request(question, relayAddress)))
+  return answers.length > 0 && answers.every(({ value }) => Boolean(value?.value))
 }
 
 function open(keyPair, { bootstrap, older = [], nodes, host, port, open, persistent, relays }) {
@@ -175,4 +179,4 @@ function open(keyPair, { bootstrap, older = [], nodes, host, port, open, persist
   return new Swarm({ ...options, dht, keyPair, relayThrough })
 }
 
-module.exports = { open, Dht, Swarm, hexOf, DUPLICATE, KEEP_ALIVE_MS, SILENCE_MS }
+module.exports = { open, isRemembered, Dht, Swarm, hexOf, DUPLICATE, KEEP_ALIVE_MS, SILENCE_MS }

@@ -1,17 +1,22 @@
 'use strict'
 // A blind relay for peers whose NATs let no direct path through. It passes on what it cannot read: streams are encrypted end to end.
 // node relay.js '{"seedFile": "path", "host": "203.0.113.5", "port": 4740, "bootstrap": [{"host", "port"}]}'   prints {"key", "host", "port"}
+// host and bind are as in bootstrap.js.
 // The seed is 64 characters of hex, in a file: everybody on a machine can read the arguments of a program ("seed" is for tests).
 
 const { readFileSync } = require('node:fs')
 const DHT = require('hyperdht')
 const { Server } = require('blind-relay')
 const companion = require('./companion')
+const { isRemembered } = require('./network')
 
-companion(async ({ seedFile, seed, host, port, bootstrap }) => {
+/** The library looks every five minutes whether DHT nodes that were started anew still know it. */
+const MEMORY_MS = 3000
+
+companion(async ({ seedFile, seed, host, address, bind, port, bootstrap }) => {
   const hex = seedFile === undefined ? seed : readFileSync(seedFile, 'utf8').trim()
   // A port that was asked for is one that a firewall lets through: that one or none.
-  const dht = new DHT({ host, port: port || [0, 0], anyPort: !port, bootstrap: bootstrap ?? undefined, firewalled: false })
+  const dht = new DHT({ host: bind ?? address, port: port || [0, 0], anyPort: !port, bootstrap: bootstrap ?? undefined, firewalled: false })
   const relay = new Server({ createStream: (options) => dht.createRawStream({ ...options, framed: true }) })
   const server = dht.createServer({ shareLocalAddress: false }, (stream) => {
     stream.on('error', () => {}) // its peer is gone, which ends its session
@@ -19,6 +24,11 @@ companion(async ({ seedFile, seed, host, port, bootstrap }) => {
   })
   const keyPair = DHT.keyPair(Buffer.from(hex, 'hex'))
   await server.listen(keyPair)
+  const memory = setInterval(async () => (await isRemembered(dht, server)) || server.refresh(), MEMORY_MS)
   const ready = { key: keyPair.publicKey.toString('hex'), host, port: dht.io.serverSocket.address().port }
-  return { ready, close: () => relay.close().then(() => dht.destroy()) }
+  const close = () => {
+    clearInterval(memory)
+    return relay.close().then(() => dht.destroy())
+  }
+  return { ready, close }
 })
