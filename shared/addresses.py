@@ -36,6 +36,15 @@ def is_host_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def mistake_of_node(text: str) -> str:
+    """Return why ``text`` names no DHT node; empty if it does."""
+    host, _, port = text.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+        return f"{text!r} is not host:port"
+    # dht-rpc encodes an address in four bytes.
+    return f"{text!r}: the DHT is IPv4 only; give an IPv4 address or a name" if ":" in host else ""
+
+
 def parse(address: str) -> IPv4Address | IPv6Address | None:
     """Return an IPv4-mapped IPv6 address as IPv4; None for text that is no address."""
     try:

@@ -85,20 +85,21 @@ class SwarmNet:
         self.revoked.add(node)
         at.node.standing.take_list(self.list_body())
 
-    def settings(self, key_file: Path, *, nats: bool = False) -> NodeSettings:
+    def settings(self, key_file: Path, *, nats: bool = False, bootstrap: Sequence[Address] | None = None) -> NodeSettings:
         url = self.server.url if nats and self.server is not None else "none"
-        return NodeSettings(
-            mesh=MESH, nats_url=url, node_key_file=key_file, dht_bootstrap=tuple(str(address) for address in self.bootstrap)
-        )
+        told = tuple(str(address) for address in (self.bootstrap if bootstrap is None else bootstrap))
+        return NodeSettings(mesh=MESH, nats_url=url, node_key_file=key_file, dht_bootstrap=told)
 
-    async def start(self, service: type[Service], *, key_file: Path | None = None, nats: bool = False) -> RunningNode:
-        """A serving node, on Hyperswarm and, if asked for, on NATS."""
+    async def start(
+        self, service: type[Service], *, key_file: Path | None = None, nats: bool = False, bootstrap: Sequence[Address] | None = None
+    ) -> RunningNode:
+        """A serving node, on Hyperswarm and, if asked for, on NATS. With an empty ``bootstrap`` it goes by what it kept."""
         self._count += 1
         if key_file is None:
             key_file = self.join(f"{service.role}-{self._count}", service.role)
         started: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
-        task = self._tasks.create_task(live(service, self.settings(key_file, nats=nats), started, stop))
+        task = self._tasks.create_task(live(service, self.settings(key_file, nats=nats, bootstrap=bootstrap), started, stop))
         both: set[asyncio.Future[Any]] = {task, started}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not started.done():

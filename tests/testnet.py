@@ -180,7 +180,7 @@ async def live(service: type[Service], settings: Any, started: "asyncio.Future[t
 
 
 @asynccontextmanager
-async def testnet(host: str = "127.0.0.1") -> AsyncIterator[TestNet]:
+async def testnet(host: str = "127.0.0.1") -> AsyncIterator[TestNet]:  # noqa: PT028 - no test, in spite of its name
     with tempfile.TemporaryDirectory(prefix="testnet-") as folder:
         server = NatsServer(Path(folder), host)
         server.start()

@@ -116,9 +116,8 @@ def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
     if PUBLIC_DHT in nodes and len(nodes) > 1:
         yield "`public` stands alone"
     for node in nodes:
-        host, _, port = node.rpartition(":")
-        if node != PUBLIC_DHT and not (host and port.isdecimal() and 0 < int(port) < 65536):
-            yield f"{node!r} is not host:port"
+        if node != PUBLIC_DHT and (mistake := addresses.mistake_of_node(node)):
+            yield mistake
 
 
 #: What a service takes from the user as it is: variable -> services. The rest of a service's settings the plan provides.

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from services.auth import passwords
-from shared import identity, node
+from shared import addresses, identity, node
 from shared.config import Port, Variable
 from shared.types import UserRole
 
@@ -129,9 +129,8 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         if self.mesh_ca_next_key_file is not None and self.mesh_ca_key_file is None:
             yield "MESH_CA_NEXT_KEY_FILE goes with MESH_CA_KEY_FILE"
         for address in self.ticket_bootstrap:
-            host, colon, port = address.rpartition(":")
-            if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-                yield f"TICKET_BOOTSTRAP: {address!r} is not host:port"
+            if mistake := addresses.mistake_of_node(address):
+                yield f"TICKET_BOOTSTRAP: {mistake}"
         for key in self.dht_relays:
             try:
                 identity.raw_of_hex(key)

@@ -30,6 +30,8 @@ class Address:
         host, _, port = text.strip().rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"{text!r} is no address; write host:port, as in 203.0.113.5:49737")
+        if ":" in host:
+            raise ValueError(f"{text!r}: the DHT is IPv4 only")
         return cls(host, int(port))
 
     def __str__(self) -> str:

@@ -129,6 +129,7 @@ async def test_something_else_listens_there(shell: Shell) -> None:
         ("nats://[::1", "not an address"),
         ("nats://192.0.2.1:4222", "not encrypted"),
         ("tls://name.invalid:1", "cannot connect"),
+        ("nats://[::1]:1", "nothing listens at [::1]:1"),
     ],
 )
 async def test_an_address_that_cannot_work(shell: Shell, url: str, says: str) -> None:

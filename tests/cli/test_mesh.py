@@ -99,7 +99,8 @@ async def test_the_end_of_the_program_is_the_end_of_the_command() -> None:
     ("arguments", "words"),
     [
         (["bootstrap"], "--host"),
-        (["bootstrap", "--host", "house.example.org"], "house.example.org is not an IPv4 address"),
+        (["bootstrap", "--host", "203.0.113"], "203.0.113 is neither an IPv4 address nor a DNS name"),
+        (["bootstrap", "--host", "house.example.org", "--bind", "house.example.org"], "--bind house.example.org is not an IPv4 address"),
         (["bootstrap", "--host", "0.0.0.0"], "--bind 0.0.0.0"),
         (["bootstrap", "--host", "203.0.113.5"], "this machine has no address 203.0.113.5"),
         (["relay", "--host", "127.0.0.1", "--bootstrap", "somewhere"], "not host:port"),

@@ -21,6 +21,44 @@ def test_other_machines_without_tls_are_found(urls: str, plain: list[str]) -> No
     assert addresses.plain_hosts(urls) == plain
 
 
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("house.example.org", True),
+        ("house", True),
+        ("a-1.3com.example", True),
+        ("203.0.113", False),
+        ("203.0.113.256", False),
+        ("-a.example.org", False),
+        ("a..example.org", False),
+        ("house.example.org:4737", False),
+        ("::1", False),
+        ("x" * 64, False),
+        (".".join(["x"] * 127), True),
+        (".".join(["x"] * 128), False),
+        ("", False),
+    ],
+)
+def test_host_names_are_told_from_mistyped_addresses(text: str, is_one: bool) -> None:
+    assert addresses.is_host_name(text) is is_one
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("203.0.113.5:4737", ""),
+        ("house.example.org:4737", ""),
+        ("house.example.org", "not host:port"),
+        ("house.example.org:0", "not host:port"),
+        ("[2001:db8::1]:4737", "the DHT is IPv4 only"),
+    ],
+)
+def test_a_dht_node_is_a_host_and_a_port(text: str, mistake: str) -> None:
+    found = addresses.mistake_of_node(text)
+    assert mistake in found
+    assert bool(found) is bool(mistake)
+
+
 @pytest.mark.parametrize("url", ["nats.example.org:4222", "ws://canary.example.org", "nats://", "nats://h:canary", "nats://[canary", ""])
 def test_what_is_no_address_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="not an address") as refused:

@@ -137,8 +137,8 @@ class Swarm extends Hyperswarm {
     return isRemembered(this.dht, this.server)
   }
 
-  /** Whether any of the DHT's nodes near us answers now, or of those to begin with, which may have moved. These thereby become known
-   * to us: the library asks them only while it knows fewer than 20 others, who may have been cut off together with us. */
+  /** Whether any of the DHT's nodes near us answers now, or of those to begin with, which may have moved: as long as we believe that there
+   * is no network, nothing else asks them. */
   async isOnline() {
     const nodes = this.dht.toArray({ limit: 3 })
     if (nodes.length === 0) this.dht.refresh()

@@ -48,6 +48,17 @@ def test_without_a_word_the_dht_is_on_loopback_and_there_is_no_relay(home: Home)
         }
 
 
+def test_a_name_for_other_machines_is_handed_on_as_it_is_and_every_address_of_ours_listens(home: Home) -> None:
+    planned = _plan(home, DHT_HOST="house.example.org", MESH_RELAY="true")
+    program = _named(planned)["dht"]
+    assert _options(program) == {"host": "house.example.org", "bind": "0.0.0.0", "ports": [4737, 4738, 4739]}
+    assert program.probe == DatagramProbe("127.0.0.1", (4737, 4738, 4739), dht._PING, dht._PONG)
+    relay = _options(_named(planned)["relay"])
+    assert (relay["host"], relay["bind"]) == ("house.example.org", "0.0.0.0")
+    assert _told(planned)["DHT_BOOTSTRAP"] == "house.example.org:4737,house.example.org:4738,house.example.org:4739"
+    assert "SWARM_HOST" not in _told(planned)
+
+
 def test_an_address_for_other_machines(home: Home) -> None:
     planned = _plan(home, DHT_HOST="203.0.113.5", DHT_BIND_HOST="0.0.0.0", DHT_PORT="5000", MESH_RELAY="true")
     program = _named(planned)["dht"]
@@ -104,8 +115,10 @@ def test_the_relays_key_is_the_one_that_hyperswarm_makes_of_the_seed(tmp_path: P
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("DHT_HOST", "house.example.org", "not an IPv4 address of one machine"),
-        ("DHT_HOST", "0.0.0.0", "not an IPv4 address of one machine"),
+        ("DHT_HOST", "203.0.113", "neither an IPv4 address of one machine, such as 203.0.113.5, nor a DNS name"),
+        ("DHT_HOST", "0.0.0.0", "neither an IPv4 address of one machine"),
+        ("DHT_HOST", "2001:db8::1", "neither an IPv4 address of one machine"),
+        ("DHT_BOOTSTRAP", "[2001:db8::1]:4737", "the DHT is IPv4 only"),
         ("DHT_BIND_HOST", "::", "not an IPv4 address"),
         ("DHT_PORT", "65533", "leaves no room"),
         ("DHT_PORT", "0", "leaves no room"),

@@ -45,6 +45,7 @@ def test_auth_may_have_a_database_of_its_own() -> None:
         pytest.param({"PASSWORD_MIN_LENGTH": "4"}, "PASSWORD_MIN_LENGTH", id="four characters are no password"),
         pytest.param({"MESH_CA_NEXT_KEY_FILE": "/next.nk"}, "MESH_CA_NEXT_KEY_FILE", id="the next CA key without the first"),
         pytest.param({"TICKET_BOOTSTRAP": "192.0.2.1"}, "TICKET_BOOTSTRAP", id="an address without a port"),
+        pytest.param({"TICKET_BOOTSTRAP": "[2001:db8::1]:4737"}, "the DHT is IPv4 only", id="an IPv6 address for the DHT"),
         pytest.param({"DHT_RELAYS": "abcd"}, "DHT_RELAYS", id="a relay's key cut short"),
         pytest.param({"PASSWORD_MIN_LENGTH": "257"}, "PASSWORD_MIN_LENGTH", id="longer than the longest"),
     ],

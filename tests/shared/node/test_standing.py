@@ -43,6 +43,7 @@ class House:
     issued_at: float = field(default_factory=time.time)
     asked: list[tuple[str, NodeId | None]] = field(default_factory=list)
     refusal: errors.AimeshError | None = None
+    bootstrap: tuple[str, ...] = ("127.0.0.1:1",)
 
     def list_body(self) -> bytes:
         return certificates.issue_list(self.ca, self.number, self.epoch, self.revoked, time.time())
@@ -51,7 +52,7 @@ class House:
         certificate = certificates.issue(self.ca, Subject(self.key.id, self.role), self.issued_at)
         secrets = (contract.TopicSecret(self.epoch, bytes([self.epoch]) * 32),)
         return contract.Membership(
-            MESH, self.role, certificate, self.list_body(), (self.ca.id,), b"", secrets, ("127.0.0.1:1",), (), int(time.time() * 1000)
+            MESH, self.role, certificate, self.list_body(), (self.ca.id,), b"", secrets, self.bootstrap, (), int(time.time() * 1000)
         )  # fmt: skip
 
     async def call(self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float) -> Any:
@@ -105,6 +106,18 @@ async def test_a_node_of_the_house_is_certified_as_soon_as_auth_is_there(world: 
     assert (kept.authorities, kept.topics[0].epoch, kept.bootstrap) == ((here.house.ca.id,), 1, ("127.0.0.1:1",))
     assert here.state.stat().st_mode & 0o777 == 0o600
     assert here.trust.number == 1
+
+
+async def test_every_renewal_brings_the_present_dht_nodes_and_the_former_ones_are_kept(world: Callable[..., World]) -> None:
+    here = world(role=Role.GATEWAY)
+    for bootstrap in (("house.test:1", "127.0.0.1:1"), ("127.0.0.1:2",)):
+        here.standing.take(here.house.reply())
+        here.house.bootstrap = bootstrap
+    here.standing.take(here.house.reply())
+    kept = membership.load(here.state)
+    assert kept is not None
+    assert (kept.bootstrap, kept.older_bootstrap) == (("127.0.0.1:2",), ("house.test:1", "127.0.0.1:1"))
+    assert len(here.changes) == 3
 
 
 async def test_what_was_kept_is_known_again_after_a_restart_without_auth(world: Callable[..., World]) -> None:

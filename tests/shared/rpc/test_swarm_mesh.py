@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from typing import ClassVar
 from uuid import UUID
 
+import msgspec
 import pytest
 
-from shared import errors, key_contests, rpc
+from shared import errors, identity, key_contests, rpc
 from shared.api import auth, inference
 from shared.api import node as node_api
 from shared.api.gateway import Check
@@ -20,6 +21,7 @@ from shared.node.client import ClientNode
 from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
 from tests import dht
+from tests.front_door import FrontDoor
 from tests.swarmnet import swarmnet
 from tests.testnet import RunningNode, live, until
 
@@ -258,6 +260,36 @@ async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_l
             assert time.monotonic() - started < 10
             # Links that were there live on.
             assert worker.node.id in {link.peer.node for link in gateway.node.roads.links()}
+
+
+async def test_dht_nodes_that_come_with_a_renewal_are_used_at_once_and_the_former_ones_kept() -> None:
+    """The worker never hears of its new gateway from the DHT by which it joined."""
+    async with swarmnet() as net, dht.dht() as others:
+        front = (await net.start(FrontDoor)).service
+        assert isinstance(front, FrontDoor)
+        front.ca, front.bootstrap = net.ca, tuple(str(address) for address in others)
+        key_file = net.join("worker", Role.WORKER, age_seconds=23 * 3600)
+        front.members[identity.load(key_file).id] = Role.WORKER
+        worker = await net.start(Worker, key_file=key_file, bootstrap=())
+        await until(lambda: worker.node.standing.kept.bootstrap == front.bootstrap, seconds=20)
+        kept = membership.load(key_file.with_suffix(".mesh"))
+        assert kept is not None
+        assert (kept.bootstrap, kept.older_bootstrap) == (front.bootstrap, tuple(str(address) for address in net.bootstrap))
+        await net.end_dht()
+        gateway = await net.start(Gateway, bootstrap=others)
+        await sees(gateway, worker, seconds=30)
+
+
+async def test_former_dht_nodes_lead_to_the_mesh_while_nobody_is_at_the_present_addresses() -> None:
+    async with swarmnet() as net:
+        key_file = net.join("worker", Role.WORKER)
+        file = key_file.with_suffix(".mesh")
+        kept = membership.load(file)
+        assert kept is not None
+        nobody = tuple(f"127.0.0.1:{port}" for port in dht.free_ports(3))
+        membership.save(file, msgspec.structs.replace(kept, bootstrap=nobody, older_bootstrap=kept.bootstrap))
+        gateway, worker = await net.start(Gateway), await net.start(Worker, key_file=key_file, bootstrap=())
+        await sees(gateway, worker, seconds=30)
 
 
 async def test_the_younger_of_two_processes_with_one_key_stops_because_a_peer_hears_both() -> None:
