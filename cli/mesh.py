@@ -39,7 +39,9 @@ _host = click.option(
     "--host", required=True, metavar="ADDRESS", help="The IPv4 address or DNS name by which other machines reach this one."
 )
 _bind = click.option(
-    "--bind", metavar="ADDRESS", help="The address to bind to, where that is another: 0.0.0.0 in a container or behind a router."
+    "--bind",
+    metavar="ADDRESS",
+    help="The address to bind to. Default: --host, or 0.0.0.0 for a name. Say 0.0.0.0 in a container or behind a router.",
 )
 
 

@@ -27,7 +27,7 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True):
     #: The mesh CA's public key, raw.
     authority: bytes
     mesh: MeshName
-    #: DHT nodes as host:port; none means the public DHT.
+    #: DHT nodes as host:port, by address or DNS name; none means the public DHT.
     bootstrap: tuple[str, ...] = ()
     #: Raw public keys of the mesh's blind relays.
     relays: tuple[bytes, ...] = ()

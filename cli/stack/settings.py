@@ -60,7 +60,7 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
     dht_bind_host: Annotated[
         str | None,
         Variable(
-            "DHT_BIND_HOST", "the address that they bind to, where that is not DHT_HOST: 0.0.0.0 behind a router; always so for a name"
+            "DHT_BIND_HOST", "the address that they bind to; without it DHT_HOST, or 0.0.0.0 if that is a name; 0.0.0.0 behind a router"
         ),
     ] = None
     dht_port: Annotated[

@@ -36,7 +36,7 @@ class Membership(Body, frozen=True, omit_defaults=False):
     authorities: tuple[AuthorityId, ...]
     succession: bytes
     topics: tuple[TopicSecret, ...]
-    #: DHT nodes as host:port, and blind relays by their raw keys; none means the public DHT.
+    #: DHT nodes as host:port at present, and blind relays by their raw keys; none means the public DHT.
     bootstrap: tuple[str, ...]
     relays: tuple[bytes, ...]
     #: Milliseconds since 1970 by the clock of auth.
