@@ -169,5 +169,4 @@ async def back_behind_the_name(net: Internet, people: Mesh) -> None:
     pointed_at = time.monotonic()
     await people.serves(seconds=MOVED_SECONDS)
     assert time.monotonic() - pointed_at < MOVED_SECONDS
-    print("BACK", time.monotonic() - pointed_at)
     await people.ask()
