@@ -6,6 +6,7 @@ async with replicas.replica(stack, "gateway") as second:
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -22,6 +23,11 @@ from tests.stacks import MESH, REPOSITORY, RunningStack, until
 from tests.testnet import free_port
 
 ROLES = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
+
+#: What our client logs of a permission that it lacks, and what the server logs of the same.
+_REFUSED = re.compile(r"NATS refused|Permissions Violation")
+#: What a peer logs of two processes with one key, and what the younger one says when it stops.
+_CONTESTED = re.compile(r"two processes use one node key|another process already runs as this node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,21 @@ async def replica(stack: RunningStack, service: str, *, key_file: Path | None = 
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)
+
+
+def refusals(stack: RunningStack, seconds: list[Replica]) -> list[str]:
+    """The lines in any log about something that NATS forbids."""
+    return _lines(_REFUSED, stack, seconds)
+
+
+def contests(stack: RunningStack, seconds: list[Replica]) -> list[str]:
+    """The lines in any log about one key that two processes show."""
+    return _lines(_CONTESTED, stack, seconds)
+
+
+def _lines(pattern: re.Pattern[str], stack: RunningStack, seconds: list[Replica]) -> list[str]:
+    logs = [stack.log(name) for name in ("nats", *ROLES)] + [second.log for second in seconds]
+    return [line for log in logs for line in log.splitlines() if pattern.search(line)]
 
 
 def _start(service: str, environment: dict[str, str], log_file: Path) -> "subprocess.Popen[bytes]":

@@ -2,8 +2,9 @@
 
     python -m tests.chaos.storm [--seed N] [--minutes 10]
 
-While one thing after another is broken, any request may fail in its way. But no answer is wrong, no request hangs, and at the end the
-books are exact, nothing is reserved, and no place is taken. Exit status 1 where anything was wrong.
+Two processes of every service run. One of each is broken, like NATS and the stores; the other one has to live through all of it. While
+one thing after another is broken, any request may fail in its way. But no answer is wrong, no request hangs, and at the end the books are
+exact, nothing is reserved, no place is taken, NATS has refused nothing, and no key was contested. Exit status 1 where anything was wrong.
 """
 
 import argparse
@@ -11,23 +12,28 @@ import asyncio
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import redis.asyncio as redis
 
 from cli.stack import plan
 from shared import restarts
 from shared.api import gateway
+from tests import replicas
 from tests.chaos import clients, scenarios_servers, world
 from tests.chaos.clients import Clients, Manner
 from tests.chaos.invariants import Allowed
 from tests.chaos.oracle import CONNECTION_LOST, GAVE_UP, Door
 from tests.chaos.scenarios_servers import killed, stalled
 from tests.chaos.world import TOKEN_MS, Outcome, World
-from tests.stacks import until
+from tests.replicas import Replica
+from tests.stacks import RunningStack, until
 
 #: Between two faults of one of the two that break things.
 PAUSE_SECONDS = (1.0, 8.0)
@@ -162,9 +168,22 @@ async def _no_place_is_taken(world: World) -> None:
     await until(none_is, seconds=world.scale.lease_seconds, what="no worker has a place taken")
 
 
-async def _storm(seed: int, seconds: float) -> Outcome:
-    async with world.opened(world.LONG, seed) as opened:
-        return await run(opened, seconds)
+def _wrong_at(stack: RunningStack, seconds: list[Replica]) -> list[str]:
+    """What the second processes and the logs say."""
+    ended = [f"the second {one.service} has ended: {one.log[-500:]}" for one in seconds if one.process.poll() is not None]
+    return ended + replicas.refusals(stack, seconds) + replicas.contests(stack, seconds)
+
+
+async def _storm(seed: int, minutes: float) -> Outcome:
+    async with world.opened(world.LONG, seed) as opened, AsyncExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-storm-")))
+        # The harness has workers of its own.
+        services = [service for service in replicas.ROLES if service != "inference"]
+        seconds = [await running.enter_async_context(replicas.replica(opened.stack, each, folder=folder)) for each in services]
+        for second in seconds:
+            await second.ready()
+        outcome = await run(opened, 60 * minutes)
+        return replace(outcome, violations=(*outcome.violations, *_wrong_at(opened.stack, seconds)))
 
 
 def main() -> int:
@@ -174,7 +193,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = random.randrange(2**32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
-    outcome = asyncio.run(_storm(seed, options.minutes * 60))
+    outcome = asyncio.run(_storm(seed, options.minutes))
     print(f"{outcome.what}: {outcome.calls:,} requests, {outcome.ends}; broken: {outcome.more}; {outcome.books}")
     for what in outcome.violations[:50]:
         print(f"  {what}")

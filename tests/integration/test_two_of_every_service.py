@@ -1,6 +1,5 @@
 """Two of every service on one mesh: all of them ready, both gateways answer, and no node asks what NATS refuses."""
 
-import re
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -8,20 +7,11 @@ from shared import errors
 from tests import replicas
 from tests.integration import asking
 from tests.people import Desk, Person
-from tests.replicas import Replica
 from tests.stacks import RunningStack, until
-
-#: What our client logs of a permission that it lacks, and what the server logs of the same.
-REFUSED = re.compile(r"NATS refused|Permissions Violation")
-
-
-def _refusals(stack: RunningStack, seconds: list[Replica]) -> list[str]:
-    logs = [stack.log(name) for name in ("nats", *replicas.ROLES)] + [second.log for second in seconds]
-    return [line for log in logs for line in log.splitlines() if REFUSED.search(line)]
 
 
 async def test_two_of_every_service_run_and_nats_refuses_nothing(stack: RunningStack, desk: Desk, ann: Person, tmp_path: Path) -> None:
-    before = _refusals(stack, [])
+    before = replicas.refusals(stack, [])
     async with AsyncExitStack() as running:
         seconds = [await running.enter_async_context(replicas.replica(stack, service, folder=tmp_path)) for service in replicas.ROLES]
         for second in seconds:
@@ -39,4 +29,4 @@ async def test_two_of_every_service_run_and_nats_refuses_nothing(stack: RunningS
             return not rows.get(worker.node, {"usable": False})["usable"]
 
         await until(left_out, seconds=30, what="every gateway knows the new list", ignoring=(errors.AimeshError,))
-        assert _refusals(stack, seconds)[len(before) :] == []
+        assert replicas.refusals(stack, seconds)[len(before) :] == []
