@@ -408,6 +408,11 @@ class TwoSides(RuleBasedStateMachine):
             self.send(from_asking=False, frames=self.answering.fail(call_id, PROBLEM))
         while self.wires[False] and not self.dead:
             self.carry(from_asking=False, fate="deliver")
+        # The link pings: the loss of a last write shows when something follows it.
+        for side in (True, False):
+            self.wires[side].append((self.sent[side], []))
+            while self.wires[side] and not self.dead:
+                self.carry(from_asking=side, fate="deliver")
         assert all(len(outcome) == 1 for outcome in self.outcomes.values())
         if not self.dead:
             assert self.asking.open_ids() == []
@@ -417,3 +422,17 @@ class TwoSides(RuleBasedStateMachine):
 
 TestTwoSides = TwoSides.TestCase
 TestTwoSides.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["question", "answer"])
+def test_two_sides_notice_the_loss_of_a_last_write(answered: bool) -> None:
+    """Hypothesis found this once in thousands of runs: nothing followed the lost write, so its call never ended."""
+    sides = TwoSides()
+    sides.ask(size=5, streaming=False)
+    if answered:
+        sides.carry(from_asking=True, fate="deliver")
+        sides.send(from_asking=False, frames=sides.answering.reply(1, b""))
+        sides.serving.clear()
+    sides.carry(from_asking=not answered, fate="lose")
+    sides.teardown()
+    assert sides.outcomes == {1: ["lost"]}
