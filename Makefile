@@ -6,13 +6,15 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 #: Narrows a test run: make test TESTS=tests/cli
 TESTS ?=
+#: Narrows the mutants: make mutants ONLY=money, or numbers of entries: ONLY="3 17"
+ONLY ?=
 #: Tests that break whole stacks, move machines between networks, look at the clock or load a model: one at a time, nothing beside them.
 ALONE := tests/acceptance tests/chaos tests/integration tests/nat tests/outages tests/services/inference
 #: All others, several at once: most of their time they wait for a server.
 AT_ONCE := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test check chaos storm bench bench-check docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test check mutants chaos storm bench bench-check docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +64,9 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@cd services/web/static/js && ../../../../shared/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 	@$(BIN)/python -m tools.docs --check
+
+mutants: setup-dev ## make the faults of tests/mutants.toml, one at a time in a copy; a test has to notice each (15 minutes)
+	@$(BIN)/python -m tools.mutants $(ONLY)
 
 chaos: setup-dev ## break every part of a stack under load, three times each (25 minutes), and write docs/reference/faults.md
 	@$(BIN)/python -m tests.chaos.run --page docs/reference/faults.md

@@ -3,11 +3,14 @@
 import re
 import subprocess
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tools import mutants
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -89,3 +92,32 @@ def test_every_dependency_has_its_reason() -> None:
 
 def test_every_dependency_is_locked() -> None:
     assert declared() - locked() == set()
+
+
+def test_every_mutant_still_has_its_line_and_its_tests() -> None:
+    """As `make mutants` needs them, which takes minutes."""
+    mistakes = []
+    for number, mutant in enumerate(mutants.load(), 1):
+        count = text_of(mutant.file).count(mutant.line)
+        mistakes += [] if count == 1 else [f"{number}: {mutant.file} has this text {count} times, not once: {mutant.line}"]
+        mistakes += [] if mutant.tests and mutant.line != mutant.replacement else [f"{number}: the entry changes nothing or names no tests"]
+        mistakes += [f"{number}: there is no test {test}" for test in mutant.tests if not is_there(test)]
+    assert not mistakes, "\n" + "\n".join(mistakes)
+
+
+def test_the_list_of_mutants_covers_what_must_not_break() -> None:
+    groups = Counter(mutant.group for mutant in mutants.load())
+    assert groups.keys() == {"money", "access", "limits", "frames", "certificates", "failover"}
+    assert groups.total() >= 60
+    assert min(groups.values()) >= 10
+
+
+def is_there(test: str) -> bool:
+    path, *names = test.partition("[")[0].split("::")
+    text = text_of(path)
+    return bool(text) and all(re.search(rf"^\s*((async )?def|class) {name}\b|^{name} = ", text, re.MULTILINE) for name in names)
+
+
+@cache
+def text_of(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""

@@ -207,6 +207,42 @@ def test_a_key_is_rotated_by_none_that_may_less(maker: Principal, kind: KeyKind,
     assert all(admits(maker.networks, address) or not admits(stored.networks, address) for address in ADDRESSES)
 
 
+BOUND_TO_A_MODEL, BOUND_TO_A_NETWORK = KeyBounds(models=(ModelName("a"),)), KeyBounds(networks=("10.0.0.0/8",))
+
+
+@pytest.mark.parametrize(
+    ("by", "rotated", "why"),
+    [
+        pytest.param(BOUND_TO_A_MODEL, KeyBounds(), "models: beyond those of this key: every model", id="every model"),
+        pytest.param(BOUND_TO_A_MODEL, KeyBounds(models=(ModelName("b"),)), "models: beyond those of this key: b", id="another model"),
+        pytest.param(BOUND_TO_A_MODEL, KeyBounds(models=(ModelName("a"), ModelName("b"))), "beyond those of this key: b", id="more models"),
+        pytest.param(BOUND_TO_A_NETWORK, KeyBounds(), "networks: beyond those of this key", id="every network"),
+        pytest.param(BOUND_TO_A_NETWORK, KeyBounds(networks=("10.0.0.0/7",)), "networks: beyond those of this key", id="a larger network"),
+        pytest.param(
+            BOUND_TO_A_NETWORK, KeyBounds(networks=("10.1.0.0/16", "::/0")), "networks: beyond those of this key", id="one network more"
+        ),
+        pytest.param(BOUND_TO_A_MODEL, BOUND_TO_A_MODEL, "", id="the same model"),
+        pytest.param(BOUND_TO_A_NETWORK, KeyBounds(networks=("10.1.0.0/16",)), "", id="a smaller network"),
+    ],
+)
+def test_a_key_rotates_none_that_its_bounds_do_not_cover(by: KeyBounds, rotated: KeyBounds, why: str) -> None:
+    """All but the bounds of the two keys is the same, so that nothing else can be the reason."""
+    caller = msgspec.structs.replace(a_key(), models=by.models, networks=by.networks)
+    key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=rotated, expires_at=None)
+    if not why:
+        roles.check_may_rotate(caller, key, UserRole.USER)
+        return
+    with pytest.raises(errors.NotAllowed, match=why):
+        roles.check_may_rotate(caller, key, UserRole.USER)
+
+
+@pytest.mark.parametrize("name", KeyLimits.__struct_fields__)
+def test_a_key_with_a_limit_rotates_no_other(name: str) -> None:
+    key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=KeyBounds(), expires_at=None)
+    with pytest.raises(errors.NotAllowed, match="a limit of its own rotates no other key"):
+        roles.check_may_rotate(msgspec.structs.replace(a_key(), key_limits=limits(name, 5)), key, UserRole.USER)
+
+
 stored_scopes = st.lists(st.one_of(st.text(max_size=20), st.sampled_from([str(permission) for permission in Permission]))).map(tuple)
 
 

@@ -148,6 +148,44 @@ async def test_a_change_of_the_user_takes_effect_at_once_and_a_broken_stream_is_
         watch.cancel()
 
 
+async def test_a_revocation_that_arrives_while_auth_is_asked_is_not_forgotten() -> None:
+    callers, rpc = site()
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def validate(request: auth.ValidateApiKey) -> auth.Principal:
+        asked.set()
+        await answer.wait()
+        return OWNER
+
+    rpc.answers["auth.validateApiKey"] = validate
+    async with asyncio.TaskGroup() as tasks:
+        watch = tasks.create_task(callers.watch())
+        rpc.changes.put_nowait(auth.Change(1))
+        await _until(rpc.changes.empty)
+        asking = tasks.create_task(callers.identify(KEY))
+        await asked.wait()
+        # Auth has read the key, and then it is revoked.
+        rpc.changes.put_nowait(auth.Change(2, USER))
+        await _until(rpc.changes.empty)
+        answer.set()
+        assert await asking is OWNER
+        rpc.answers["auth.validateApiKey"] = raising(errors.NotAuthenticated("revoked"))
+        with pytest.raises(errors.NotAuthenticated, match="revoked"):
+            await callers.identify(KEY)
+        watch.cancel()
+
+
+async def test_a_key_that_auth_has_refused_is_not_good_when_auth_is_away() -> None:
+    clock = Time()
+    callers, rpc = site(clock)
+    await callers.identify(KEY)
+    clock.now = 10
+    for error in (errors.NotAuthenticated("revoked"), errors.NotReachable("no auth")):
+        rpc.answers["auth.validateApiKey"] = raising(error)
+        with pytest.raises(type(error)):
+            await callers.identify(KEY)
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0)

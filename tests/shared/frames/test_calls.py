@@ -127,6 +127,77 @@ def test_a_peer_that_sends_beyond_its_credit_breaks_the_protocol() -> None:
         give(asking, [Item(call_id, b"")] * (windows.LARGEST_ITEMS + 1))
 
 
+def test_credit_for_items_that_were_taken_is_used_again_only_after_it_was_given() -> None:
+    asking, answering = pair()
+    call_id = stream(asking, answering)
+    for _ in range(calls.CREDIT_ITEMS - 1):
+        give(asking, sent(answering, call_id, b"x"))
+        assert asking.take(call_id, 1) == []
+    # The peer has been given no new credit: of its window so much is left.
+    give(asking, [Item(call_id, b"x")] * (windows.LARGEST_ITEMS - calls.CREDIT_ITEMS + 1))
+    with pytest.raises(errors.ProtocolViolation, match="sent more than its credit"):
+        give(asking, [Item(call_id, b"x")])
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["unread", "taken"])
+def test_bytes_beyond_the_credit_break_the_protocol_though_few_items_came(is_read: bool) -> None:
+    asking, answering = pair()
+    call_id = stream(asking, answering)
+    if is_read:
+        # Less than what is worth a new credit.
+        size = windows.LARGEST_BYTES // 2 - 1
+        give(asking, sent(answering, call_id, bytes(size)))
+        assert asking.take(call_id, size) == []
+    left = windows.LARGEST_BYTES + wire.MAX_MESSAGE_BYTES - (size if is_read else 0)
+    frames = [Item(call_id, bytes(part)) for part in (left // 2, left - left // 2)]
+    give(asking, frames)
+    with pytest.raises(errors.ProtocolViolation, match="sent more than its credit"):
+        give(asking, [Item(call_id, b"x")])
+
+
+def test_large_messages_that_arrived_whole_leave_no_partial_bytes() -> None:
+    asking, answering = pair()
+    for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
+        call_id, frames = ask(asking, bytes(wire.MAX_MESSAGE_BYTES))
+        assert len(give(answering, frames)) == 1
+        assert len(give(asking, answering.reply(call_id, bytes(wire.MAX_MESSAGE_BYTES)))) == 1
+
+
+def test_a_call_that_ends_in_the_middle_of_its_body_leaves_no_partial_bytes() -> None:
+    asking, answering = pair()
+    for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
+        call_id, frames = ask(asking, bytes(wire.MAX_MESSAGE_BYTES))
+        give(answering, [*frames[:-1], Cancel(call_id)])
+        answering.fail(call_id, PROBLEM)
+
+
+def test_a_stream_that_fails_in_the_middle_of_an_item_leaves_no_partial_bytes() -> None:
+    asking, answering = pair()
+    for _ in range(calls.MAX_PARTIAL_BYTES // wire.MAX_MESSAGE_BYTES + 1):
+        call_id = stream(asking, answering)
+        give(asking, sent(answering, call_id, bytes(wire.MAX_MESSAGE_BYTES))[:-1])
+        assert give(asking, answering.fail(call_id, PROBLEM)) == [Error(call_id, PROBLEM)]
+
+
+def test_streams_that_are_withdrawn_give_their_windows_back() -> None:
+    asking, answering = pair()
+    for _ in range(2 * wire.MAX_CALLS):
+        call_id = stream(asking, answering)
+        give(answering, asking.withdraw(call_id))
+        give(asking, answering.fail(call_id, PROBLEM))
+    assert fill(asking, answering, stream(asking, answering), b"x") == windows.LARGEST_ITEMS
+
+
+def test_a_repeated_question_is_not_asked_again() -> None:
+    asking, answering = pair()
+    call_id, frames = ask(asking)
+    assert len(give(answering, frames)) == 1
+    assert give(answering, frames) == []
+    answering.reply(call_id, b"")
+    assert give(answering, frames) == []
+    assert answering.inbound == 0
+
+
 def stream(asking: Calls, answering: Calls) -> int:
     call_id, frames = ask(asking, streaming=True)
     give(answering, frames)
@@ -287,6 +358,14 @@ def test_credit_never_shrinks_a_window() -> None:
     give(answering, frames)
     give(answering, [Credit(call_id, -(2**40), -(2**40))])
     assert answering.item(call_id, b"")
+
+
+def test_a_reader_cannot_take_back_what_it_said_that_it_has_taken() -> None:
+    """Items that a reader has taken are billed."""
+    asking, answering = pair()
+    call_id = stream(asking, answering)
+    give(answering, [Credit(call_id, 0, 0, 5), Credit(call_id, 0, 0, -3)])
+    assert answering.credited_items(call_id) == 5
 
 
 class TwoSides(RuleBasedStateMachine):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from uuid import uuid4
 
 import asyncpg
@@ -291,6 +291,60 @@ async def test_a_takeover_that_is_committed_while_the_row_is_written_is_seen(boo
     await connection.close()
     # The gateway that took it over writes its row.
     assert await books.log(owner) == []
+
+
+async def test_two_that_settle_at_once_pay_one_after_the_other(books: Books) -> None:
+    """From one account: the second must see what the first has left of the included credits."""
+    ada, first, second = new_owner(), new_request(), new_request()
+    await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
+    for request in (first, second):
+        await books.reserve(ada, request=request, tokens=400, monthly_micro=MicroCredits(500))
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+
+    async def it_waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async with asyncio.TaskGroup() as tasks, connection.transaction():
+        assert await connection.fetchval("SELECT settle($1, 400, 'settled')", first) == 400
+        tasks.create_task(books.settle(ada, (second, 400)))
+        await until(it_waits, seconds=10, what="the second waits for the account")
+    await connection.close()
+    # 500 included and 1000 of its own, less twice 400.
+    assert await books.account(ada, 500) == (0, 700, 0)
+    assert (await books.report()).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("now", "zone", "month"),
+    [
+        pytest.param("2026-02-28 23:00+00", "Asia/Tokyo", date(2026, 2, 1), id="east of a month's last hour"),
+        pytest.param("2026-03-01 01:00+00", "America/Los_Angeles", date(2026, 3, 1), id="west of a month's first hour"),
+    ],
+)
+async def test_a_month_of_credits_begins_at_midnight_in_utc_whatever_the_sessions_time_zone(
+    books: Books, now: str, zone: str, month: date
+) -> None:
+    # In this database the clock of the function stands still.
+    await books.execute(
+        f"CREATE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT '{now}'::timestamptz $$;"
+        "ALTER FUNCTION open_account(uuid, bigint) SET search_path = gateway, pg_catalog"
+    )
+    settings = {"search_path": "gateway", "aimesh.tenant": "*", "TimeZone": zone}
+    connection = await asyncpg.connect(books.url, server_settings=settings)
+    try:
+        assert await connection.fetchval("SELECT month FROM open_account($1, 100)", new_owner()) == month
+    finally:
+        await connection.close()
+
+
+async def test_a_day_of_usage_is_one_of_utc_whatever_the_sessions_time_zone(plain_url: str) -> None:
+    ada, today = new_owner(), datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    late = today - timedelta(minutes=30)
+    async with store.opened(f"{plain_url}{'&' if '?' in plain_url else '?'}TimeZone=Asia/Tokyo") as opened:
+        books = Books(Store(opened), LedgerStore(opened), plain_url)
+        await books.requests.write_requests([replace(row(ada, new_request(), 0), created_at=late)])
+        usage = await books.requests.read_usage(ada)
+    assert [day.date for day in usage.days] == [late.date()]
 
 
 async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Books) -> None:

@@ -96,7 +96,31 @@ def test_counters_are_bounded() -> None:
         queue.enter(UserId(UUID(int=number + 100)), number, 1)
         queue.take(number, 1)
     assert len(queue._counters) <= scheduler.MAX_TENANTS
+    assert len(queue._had_turn) <= scheduler.MAX_TENANTS
     assert queue.order() == [-1]
+
+
+def test_a_tenant_that_waits_is_never_forgotten_however_many_others_are_served() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.enter(C, -1, 1)
+    queue.take(-1, 1_000_000)
+    queue.enter(C, -2, 1)
+    for number in range(scheduler.MAX_TENANTS + 10):
+        queue.correct(UserId(UUID(int=number + 100)), 1)
+    assert queue.counter_of(C) == 1_000_000
+    queue.enter(A, 1, 1)
+    queue.correct(A, -queue.counter_of(A))
+    assert next(queue.turns()) == 1, "what C was served counts"
+
+
+def test_nothing_is_left_of_requests_that_are_over() -> None:
+    queue = filled((A, "a0"), (A, "a1"), (B, "b0"))
+    queue.enter(C, "c0", 10, urgent=True)
+    queue.leave("a1")
+    queue.leave("c0")
+    while queue:
+        take(queue)
+    assert (len(queue), queue.local, queue.counters(), queue.order()) == (0, {}, {}, [])
 
 
 class Turns(RuleBasedStateMachine):

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tools import mutants
+from tools.mutants import Mutant
+
+FINE = "def double(number: int) -> int:\n    return 2 * number\n"
+FAULT = Mutant(group="money", why="", file="double.py", line="2 * number", replacement="number", tests=("test_double.py",))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / ".venv").symlink_to(mutants.ROOT / ".venv")
+    (tmp_path / "double.py").write_text(FINE)
+    (tmp_path / "test_double.py").write_text(
+        "from double import double\n\n\ndef test_double():\n    assert double(2) > 1\n    assert double(3) == 6\n"
+    )
+    (tmp_path / "test_else.py").write_text("from double import double\n\n\ndef test_else():\n    assert double(0) == 0\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "outcome"),
+    [
+        pytest.param({}, "killed", id="a test fails"),
+        pytest.param({"tests": ("test_else.py",)}, "SURVIVED", id="no test fails"),
+        pytest.param({"replacement": "2 *"}, "WRONG ENTRY: pytest exits with 2", id="no Python"),
+        pytest.param({"tests": ("test_gone.py",)}, "WRONG ENTRY: pytest exits with 4", id="no tests"),
+        pytest.param({"line": "number"}, "WRONG ENTRY: double.py has this text 2 times", id="a line that is not the only one"),
+        pytest.param({"replacement": "double(number)", "timeout_seconds": 0.01}, "SURVIVED: its tests ran out of time", id="too slow"),
+        pytest.param({"timeout_seconds": 0.01, "timeout_kills": True}, "killed", id="slowness is the fault"),
+    ],
+)
+def test_what_becomes_of_a_mutant_and_the_tree_is_as_before(tree: Path, changed: dict[str, object], outcome: str) -> None:
+    assert mutants.outcome_of(msgspec.structs.replace(FAULT, **changed), tree).startswith(outcome)
+    assert (tree / "double.py").read_text() == FINE
+
+
+def test_a_mutant_of_the_same_length_and_second_is_not_hidden_by_compiled_code(tree: Path) -> None:
+    """Python takes a compiled file for good if the source's second and size are the same."""
+    same_length = msgspec.structs.replace(FAULT, replacement="3 * number")
+    assert mutants.run_tests(tree, FAULT.tests, 60)[0] == 0
+    assert mutants.outcome_of(same_length, tree) == "killed"
+    assert mutants.run_tests(tree, FAULT.tests, 60)[0] == 0

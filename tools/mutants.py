@@ -1,0 +1,131 @@
+"""Checks that the tests notice faults: applies each entry of tests/mutants.toml alone, in a copy of the tree. A test has to fail."""
+
+import argparse
+import itertools
+import os
+import queue
+import shutil
+import subprocess
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).parent.parent
+LIST = ROOT / "tests/mutants.toml"
+#: Hypothesis tries the same examples each time. The tests' own timeout is off: it would look like a failure.
+PYTEST = (".venv/bin/python", "-m", "pytest", "-xq", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=1", "--timeout=0")
+#: What git ignores and the tests need.
+LINKED = (".venv", "shared/hyperswarm/sidecar/node_modules", "services/web/npm/node_modules")
+#: All tests of the list once, without a mutant.
+BASELINE_SECONDS = 1800.0
+_FAILED, _TIMED_OUT = 1, {124, 137}
+_IMPORTS = "import cli, services, shared; print(cli.__file__, services.__file__, shared.__file__)"
+#: Python compiles a file again only if its second or its size has changed, and a mutant may live for less than a second.
+_seconds = itertools.count(int(time.time()))
+
+
+class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One fault that somebody could make."""
+
+    group: str
+    #: What goes wrong.
+    why: str
+    file: str
+    #: The text to replace, which the file has exactly once.
+    line: str
+    replacement: str
+    tests: tuple[str, ...]
+    timeout_seconds: float = 300.0
+    #: A test that waits forever notices the fault, too.
+    timeout_kills: bool = False
+
+
+def load() -> list[Mutant]:
+    return msgspec.convert(tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"], list[Mutant])
+
+
+def make_copy(tree: Path) -> None:
+    listed = _run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], ROOT).stdout.split("\0")
+    for name in [name for name in listed if (ROOT / name).is_file()]:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    for name in LINKED:
+        (tree / name).symlink_to(ROOT / name, target_is_directory=True)
+    # The environment has an editable installation of the checkout.
+    seen = _run([".venv/bin/python", "-c", _IMPORTS], tree)
+    if seen.returncode or not all(Path(file).is_relative_to(tree) for file in seen.stdout.split()):
+        raise SystemExit(f"the copy in {tree} imports from elsewhere: {seen.stdout}{seen.stderr}")
+
+
+def run_tests(tree: Path, tests: Sequence[str], seconds: float) -> tuple[int, str]:
+    """The exit code, and the end of what was said. After a SIGINT pytest stops the servers that it has started."""
+    done = _run(["timeout", "--signal=INT", "--kill-after=10", f"{seconds}", *PYTEST, *dict.fromkeys(tests)], tree)
+    return done.returncode, (done.stdout + done.stderr)[-3000:]
+
+
+def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+
+
+def outcome_of(mutant: Mutant, tree: Path) -> str:
+    """``killed``, or why not. The tree is as before."""
+    path = tree / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if (count := text.count(mutant.line)) != 1:
+        return f"WRONG ENTRY: {mutant.file} has this text {count} times, not once"
+    try:
+        _write(path, text.replace(mutant.line, mutant.replacement))
+        code, said = run_tests(tree, mutant.tests, mutant.timeout_seconds)
+    finally:
+        _write(path, text)
+    if code in _TIMED_OUT:
+        return "killed" if mutant.timeout_kills else "SURVIVED: its tests ran out of time"
+    if code in {0, _FAILED}:
+        return "killed" if code == _FAILED else "SURVIVED"
+    return f"WRONG ENTRY: pytest exits with {code}\n{said}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    second = next(_seconds)
+    os.utime(path, (second, second))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="*", help="numbers or groups; all if there are none")
+    parser.add_argument("--numprocesses", type=int, default=os.cpu_count() or 1, help="mutants at a time")
+    options = parser.parse_args()
+    chosen = [(n, each) for n, each in enumerate(load(), 1) if not options.only or {str(n), each.group} & set(options.only)]
+    if not chosen:
+        raise SystemExit("no entry has this number or group")
+    with tempfile.TemporaryDirectory(prefix="aimesh-mutants-") as folder, ThreadPoolExecutor(options.numprocesses) as threads:
+        copies = [Path(folder).resolve() / f"{n}" for n in range(options.numprocesses)]
+        trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for copy in copies:
+            make_copy(copy)
+            trees.put(copy)
+        code, said = run_tests(copies[0], [test for _, each in chosen for test in each.tests], BASELINE_SECONDS)
+        if code:
+            raise SystemExit(f"without a mutant the tests have to pass:\n{said}")
+
+        def judge(n: int, mutant: Mutant) -> str:
+            tree, began = trees.get(), time.monotonic()
+            outcome = outcome_of(mutant, tree)
+            trees.put(tree)
+            print(f"{n:3} {mutant.group:12} {outcome} in {time.monotonic() - began:.0f} s: {mutant.why}", flush=True)
+            return "" if outcome == "killed" else f"{n} {mutant.file}: {mutant.why}: {outcome}"
+
+        survivors = [told for told in threads.map(judge, *zip(*chosen, strict=True)) if told]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were killed", *survivors, sep="\n")
+    raise SystemExit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
