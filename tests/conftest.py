@@ -14,9 +14,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from tests.servers import PostgresServer, ValkeyServer, running
 from tests.testnet import NatsServer
+
+# For `make mutants`: the same examples each time, and no search for the smallest one that fails.
+settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -13,6 +13,7 @@ FAULT = Mutant(group="money", why="", file="double.py", line="2 * number", repla
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     (tmp_path / ".venv").symlink_to(mutants.ROOT / ".venv")
+    (tmp_path / "conftest.py").write_text('from hypothesis import settings\n\nsettings.register_profile("mutants")\n')
     (tmp_path / "double.py").write_text(FINE)
     (tmp_path / "test_double.py").write_text(
         "from double import double\n\n\ndef test_double():\n    assert double(2) > 1\n    assert double(3) == 6\n"

@@ -188,6 +188,15 @@ def test_streams_that_are_withdrawn_give_their_windows_back() -> None:
     assert fill(asking, answering, stream(asking, answering), b"x") == windows.LARGEST_ITEMS
 
 
+def test_a_window_is_no_larger_after_many_credits() -> None:
+    asking, answering = pair()
+    call_id, body = stream(asking, answering), bytes(1000)
+    for _ in range(2 * windows.LARGEST_ITEMS):
+        give(asking, sent(answering, call_id, body))
+        give(answering, asking.take(call_id, len(body)))
+    assert fill(asking, answering, call_id, body) <= windows.LARGEST_BYTES + len(body)
+
+
 def test_a_repeated_question_is_not_asked_again() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking)

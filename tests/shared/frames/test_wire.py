@@ -99,6 +99,16 @@ def test_what_is_not_frames_is_refused(data: bytes) -> None:
         wire.decode(data)
 
 
+def test_a_write_over_the_limit_is_refused_before_it_is_read() -> None:
+    """Good frames that are too many."""
+    frames = [wire.Ping(number) for number in range(wire.MAX_BYTES_BEFORE_HELLO)]
+    body = wire.encode(frames)
+    assert wire.decode(body) == frames
+    assert wire.decode(body, limit=len(body)) == frames
+    with pytest.raises(errors.ProtocolViolation, match=f"a write of {len(body)} bytes is over the limit"):
+        wire.decode(body, limit=len(body) - 1)
+
+
 def test_the_array_bomb_costs_next_to_nothing() -> None:
     """5 KB of array headers that each announce four billion elements; msgpack's Unpacker holds 70 MB for it."""
     bomb = b"\xdd\xff\xff\xff\xff" * 1000
