@@ -122,3 +122,16 @@ async def test_while_postgresql_is_away_a_gateway_counts_alone_and_tells_later(s
     await second.refresh()
     assert left(first)
     assert left(second)
+
+
+async def test_strikes_that_come_while_postgresql_is_asked_put_a_worker_away_at_once(site: Site) -> None:
+    class Asked(QuarantineStore):
+        async def list_quarantined(self) -> dict[NodeId, float]:
+            found = await super().list_quarantined()
+            for _ in range(3):
+                gateway.strike(LIAR)
+            return found
+
+    gateway = Quarantine(Asked(site.opened), site.metrics.wrong_counts, lambda: 100.0)
+    await gateway.refresh()
+    assert left(gateway), "the answer is older than the strikes"
