@@ -5,7 +5,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import UUID, uuid4
@@ -18,7 +18,7 @@ from services.gateway.limiting.limits import Counted, Kind, Limit, Scope, Spent,
 from services.gateway.limiting.local_limits import LocalLimits
 from services.gateway.limiting.quotas import PLACE_HEARTBEAT_SECONDS, LimitReached, Quotas, Rules
 from services.gateway.limiting.tiers import Plan
-from services.gateway.limiting.valkey_limits import Counters
+from services.gateway.limiting.valkey_limits import ANSWER_SECONDS, Argument, Counters
 from shared import errors
 from shared.api.auth import KeyLimits, Principal
 from shared.cache import Cache
@@ -45,10 +45,11 @@ class Desk:
         models: dict[ModelName, Plan] | None = None,
         mode: WithoutValkey = "degrade",
         gateways: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = Metrics("gateway")
         rules = Rules(plans={Tier.FREE: plan, Tier.ENTERPRISE: tiers.NO_LIMITS}, models=models or {}, without_valkey=mode)
-        self.quotas = Quotas(counters, rules, self.metrics, lambda: gateways)
+        self.quotas = Quotas(counters, rules, self.metrics, lambda: gateways, clock)
 
     async def spend(self, caller: Principal = ADA, *, tokens: int = 10, model: ModelName = MODEL) -> Spent:
         return await self.quotas.spend(caller, model, RequestId(uuid4()), tokens=tokens, seconds=30)
@@ -263,6 +264,56 @@ async def test_what_ends_while_it_is_away_is_settled_when_it_is_back(counters: F
     async with desk.watched(), asyncio.timeout(5):
         while (await desk.quotas.look(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
             await asyncio.sleep(0.01)
+
+
+async def test_what_is_cancelled_after_valkey_has_counted_it_is_given_back() -> None:
+    class Slow(FakeCounters):
+        """Counts, and its answer comes too late."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.counted = asyncio.Event()
+
+        async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]:
+            answer = await super().run(script, keys, args, seconds=seconds)
+            if script == "admit_request" and args[1]:
+                self.counted.set()
+                await asyncio.Event().wait()
+            return answer
+
+    counters = Slow()
+    desk = Desk(counters, replace(tiers.NO_LIMITS, concurrency=1))
+    asking = asyncio.create_task(desk.spend())
+    await counters.counted.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (await desk.quotas.look(ADA))[0].remaining == 0
+    async with desk.watched(), asyncio.timeout(5):
+        while (await desk.quotas.look(ADA))[0].remaining < 1:  # noqa: ASYNC110 - it is asked, and tells nobody
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("others_are_answered", [True, False])
+async def test_a_call_that_takes_too_long_means_that_valkey_is_away_unless_others_are_answered(others_are_answered: bool) -> None:
+    now = [100.0]
+
+    class Slow(FakeCounters):
+        is_slow = True
+
+        async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]:
+            if not self.is_slow:
+                return await super().run(script, keys, args, seconds=seconds)
+            self.is_slow = False
+            if others_are_answered:
+                await quotas.look(ADA)
+            now[0] += 2 * ANSWER_SECONDS
+            raise errors.Unavailable("Valkey does not answer")
+
+    desk = Desk(Slow(), HOURLY, clock=lambda: now[0])
+    quotas = desk.quotas
+    await quotas.look(ADA)
+    assert desk.degraded is not others_are_answered
 
 
 def test_the_counters_here_are_bounded() -> None:

@@ -129,10 +129,12 @@ async def test_by_the_servers_clock_too(valkey_limits: ValkeyLimits) -> None:
     assert sum(await asyncio.gather(*(ask(valkey_limits, minute) for _ in range(40)))) == 7
 
 
-async def test_all_or_nothing_over_every_limit(valkey_limits: ValkeyLimits) -> None:
+@pytest.mark.parametrize("position", [0, 1, 3])
+async def test_all_or_nothing_over_every_limit(valkey_limits: ValkeyLimits, position: int) -> None:
     tight = limit(Kind.CONCURRENCY, 2)
     others = [limit(Kind.REQUESTS_PER_HOUR, 50), limit(Kind.REQUESTS_PER_MINUTE, 50), limit(Kind.TOKENS_PER_MINUTE, 500)]
-    assert [await ask(valkey_limits, *others, tight, now=NOW) for _ in range(5)] == [True, True, False, False, False]
+    found = [*others[:position], tight, *others[position:]]
+    assert [await ask(valkey_limits, *found, now=NOW) for _ in range(5)] == [True, True, False, False, False]
     counts = (await valkey_limits.look(others, tokens=0, now=NOW)).counts
     assert [count.left for count in counts] == [48, 48, 480]
 

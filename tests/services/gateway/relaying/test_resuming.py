@@ -16,6 +16,7 @@ from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.routing import Wish
 from services.gateway.relaying.relay import Relay
 from services.gateway.relaying.resumption import PATIENCE_SECONDS, AnswerCourse, GivenUp, Pause
+from services.gateway.relaying.retry_budget import WINDOW_SECONDS
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, Usage
@@ -77,11 +78,13 @@ class Site:
     def _count(self, kind: str, outcome: str) -> None:
         self.counted[kind, outcome] += 1
 
-    async def said(self, prompt: inference.ProcessPrompt | None = None) -> tuple[list[Accepted], str, list[int], Generation | None]:
+    async def said(
+        self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
+    ) -> tuple[list[Accepted], str, list[int], Generation | None]:
         """Raises what the relay raises, with what had come in ``heard``."""
         self.heard: list[Any] = []
         wish = Wish(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
-        async with aclosing(self.relay.generate(prompt or asked(), wish, seconds=30)) as answers:
+        async with aclosing(self.relay.generate(prompt or asked(), wish, seconds=seconds)) as answers:
             async for said in answers:
                 self.heard.append(said)
         chunks = [one for one in self.heard if isinstance(one, Chunk)]
@@ -176,6 +179,13 @@ async def test_patience_has_an_end() -> None:
     assert len(site.workers[0].asked) < 30
 
 
+async def test_patience_ends_with_the_requests_time() -> None:
+    ticks = iter(range(10_000))
+    site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
+    with pytest.raises(errors.DeadlineExceeded, match="could go on with the answer in time"):
+        await site.said(seconds=PATIENCE_SECONDS / 2)
+
+
 async def test_another_file_of_the_model_does_not_go_on() -> None:
     first, other = Teller(falls=[lost(3), lost(3, errors.NotReachable)]), Teller()
     site = Site(first, other, digests=[DIGEST, "e" * 64])
@@ -202,6 +212,21 @@ async def test_a_budget_that_is_spent_passes_the_failure_on() -> None:
     # Ten a second over the window, and a fifth of the requests.
     assert outcomes[-1] - 80 <= 100 + 80 * 0.2
     assert site.counted["retry", "over_budget"] > 0
+
+
+async def test_requests_that_have_ended_give_retries_for_their_window_alone() -> None:
+    now = 0.0
+    tellers = [Teller(), Teller()]
+    site = Site(*tellers, clock=lambda: now)
+    for _ in range(500):
+        await site.said()
+    now = 2 * WINDOW_SECONDS
+    for teller in tellers:
+        teller.falls, teller.asked = [lost(0)] * 400, []
+    for _ in range(150):
+        with pytest.raises(errors.LinkLost):
+            await site.said()
+    assert sum(len(teller.asked) for teller in tellers) - 150 <= 100 + 150 * 0.2
 
 
 async def test_a_worker_that_cannot_go_on_is_no_bad_request_of_the_callers() -> None:
