@@ -301,6 +301,17 @@ def test_five_failures_in_a_row_put_a_worker_aside_for_longer_each_time() -> Non
     assert len(sound(site, 1031 + 60 + 301 + 30)) == 2, "it was well for so long that it begins anew"
 
 
+def test_however_often_a_worker_fails_it_rests_for_five_minutes_at_most() -> None:
+    site, now = Site(), 1000.0
+    site.worker(1)
+    site.worker(2)
+    for _ in range(20):
+        fail(site, 1, now=now)
+        now += site.known.outliers.rest_seconds(node_id(1), M, now)
+    fail(site, 1, now=now)
+    assert site.known.outliers.rest_seconds(node_id(1), M, now) == 300.0
+
+
 def test_the_last_worker_of_a_model_is_never_put_aside() -> None:
     site = Site()
     for number in (1, 2, 3):

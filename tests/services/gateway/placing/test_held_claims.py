@@ -32,6 +32,9 @@ def test_one_that_leaves_while_it_is_held_frees_no_slot() -> None:
     held.hold(NODE, MODEL, waiting)
     held.ended(NODE, MODEL, leaving)
     assert not waiting.has_started
+    # Nor does it get the slot of another one.
+    held.ended(NODE, MODEL, Claim())
+    assert (leaving.has_started, waiting.has_started) == (False, True)
 
 
 def test_one_that_started_by_itself_needs_no_slot_and_frees_its_own() -> None:
