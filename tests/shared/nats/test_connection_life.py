@@ -196,6 +196,16 @@ async def test_close_during_the_login_leaves_no_connection() -> None:
         assert server.accepted == 1
 
 
+async def test_a_server_that_is_refused_after_the_login_keeps_no_connection() -> None:
+    async with scripted_nats() as server:
+        server.max_payload = 4096
+        client = NatsClient(server.url, identity.NodeKey(identity.new_seed()), name="test", least_payload_bytes=8192)
+        with pytest.raises(errors.Unavailable, match="messages of up to 4096 bytes"):
+            await client.connect(deadline_seconds=0)
+        assert server.accepted == 1
+        await until(lambda: not server.connections)
+
+
 async def test_close_during_the_login_tries_no_further_server() -> None:
     async with scripted_nats() as first, scripted_nats() as second:
         first.holds = second.holds = lambda connection: True
