@@ -183,6 +183,7 @@ def test_streams_that_are_withdrawn_give_their_windows_back() -> None:
     asking, answering = pair()
     for _ in range(2 * wire.MAX_CALLS):
         call_id = stream(asking, answering)
+        give(asking, sent(answering, call_id, b"x"))
         give(answering, asking.withdraw(call_id))
         give(asking, answering.fail(call_id, PROBLEM))
     assert fill(asking, answering, stream(asking, answering), b"x") == windows.LARGEST_ITEMS

@@ -92,6 +92,18 @@ async def test_what_is_no_hello_ends_the_connection(body: bytes) -> None:
         assert refusal.role is None
 
 
+async def test_more_than_4_kib_with_a_good_hello_are_not_read() -> None:
+    mesh = new_authority()
+    trust = certified(Role.WORKER, mesh)
+    async with member(certified(Role.GATEWAY, mesh), Clock()) as gateway:
+        theirs = stranger_at(gateway, key=trust.me)
+        theirs.send(wire.encode([hello_for(trust, theirs), Goaway("x" * wire.MAX_BYTES_BEFORE_HELLO)]))
+        await settle()
+        assert not gateway.links
+        [refusal] = gateway.refusals
+        assert "over the limit of 4096" in refusal.why.message
+
+
 async def test_what_came_with_the_hello_and_behind_it_is_read_in_order() -> None:
     mesh, clock = new_authority(), Clock()
     trust = certified(Role.WORKER, mesh)
