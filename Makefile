@@ -65,7 +65,7 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 	@$(BIN)/python -m tools.docs --check
 
-mutants: setup-dev ## make the faults of tests/mutants.toml, one at a time in a copy; a test has to notice each (15 minutes)
+mutants: setup-dev ## make the faults of tests/mutants.toml, one at a time in a copy; a test has to fail for each (12 minutes)
 	@$(BIN)/python -m tools.mutants $(ONLY)
 
 chaos: setup-dev ## break every part of a stack under load, three times each (25 minutes), and write docs/reference/faults.md

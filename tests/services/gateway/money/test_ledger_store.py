@@ -165,6 +165,7 @@ async def test_what_does_not_fit_is_lowered_to_what_does_but_not_below_the_least
     bob = new_owner()
     # 4 answers of 875 tokens.
     assert await books.reserve(bob, tokens=1000, least_tokens=1, answers=4) == Granted(875)
+    assert await books.reserve(new_owner(), tokens=5000, least_tokens=3500) == Granted(3500)
     eve = new_owner()
     assert await books.reserve(eve, tokens=5000, least_tokens=3001, fixed_micro=500) == TooLittle(3500, of_key=False)
     assert await books.reserve(eve, fixed_micro=3501, micro_per_million=0) == TooLittle(3500, of_key=False)
@@ -185,6 +186,10 @@ async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
     assert sum([isinstance(await books.reserve(ada, tokens=100, **budget), Granted) for _ in range(10)]) == 5
     # Others of the same user are not held back by it.
     assert await books.reserve(ada, tokens=2500) == Granted(2500)
+    # What is given back to the user can be spent with the key again.
+    assert await books.ledger.read_key_spending(ada, key) == (500, 500)
+    assert await books.ledger.revert(granted[0], "the answer was nonsense") == ada
+    assert await books.ledger.read_key_spending(ada, key) == (450, 500)
     assert (await books.report()).findings == ()
 
 
@@ -311,6 +316,23 @@ async def test_two_that_settle_at_once_pay_one_after_the_other(books: Books) -> 
     await connection.close()
     # 500 included and 1000 of its own, less twice 400.
     assert await books.account(ada, 500) == (0, 700, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_one_that_waits_to_settle_what_another_settles_just_now_takes_nothing(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    await books.reserve(ada, request=request)
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+
+    async def it_waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async with asyncio.TaskGroup() as tasks, connection.transaction():
+        assert await connection.fetchval("SELECT settle($1, 300, 'settled')", request) == 300
+        tasks.create_task(books.settle(ada, (request, 400)))
+        await until(it_waits, seconds=10, what="the second waits for the account")
+    await connection.close()
+    assert await books.account(ada) == (3200, 0, 0)
     assert (await books.report()).findings == ()
 
 
