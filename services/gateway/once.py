@@ -11,7 +11,7 @@ reads the same answer.
 
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Generic
@@ -76,8 +76,8 @@ class Answer(Generic[Piece, End]):
         return self._chunks
 
     def cannot_be_delivered(self) -> None:
-        """It costs nothing, unless it is another call's."""
-        if not self.is_repeat and isinstance(self._about, Running):
+        """It costs nothing."""
+        if isinstance(self._about, Running):
             self._about.undeliverable = True
 
     @property
@@ -120,7 +120,7 @@ class Once:
     ) -> AsyncIterator[Answer[Chunk, InferenceResult]]:
         """What is behind ``again.rest``, or the ``whole`` of the answer; in chunks of some tokens where it is not ``streamed`` and
         nobody can ask for it again, whose chunks are counted. TooLarge out of the block of one that is not ``streamed`` ends its making,
-        under a key too, and it costs nothing. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
+        under a key too; without a key it costs nothing. Raises what ``Pipeline.run`` and ``Idempotency.answer`` raise."""
         if again.key is not None:
             asked = replace(asked_under(again.key, principal, request, rest=again.rest), together=again.together)
             async with self._under_key(principal, request, asked, seconds=seconds, whole=whole, cache=cache) as answer:
@@ -128,8 +128,9 @@ class Once:
                     yield answer
                 except errors.TooLarge:
                     if not streamed and not answer.is_repeat:
-                        answer.cannot_be_delivered()
-                        await self.withdraw(principal, again.key)
+                        # It is billed: others may have read it as a stream.
+                        with suppress(errors.Unavailable):
+                            await self.withdraw(principal, again.key)
                     raise
             return
         if again.rest is not None:

@@ -33,6 +33,8 @@ _JSON = "application/json"
 _MSGPACK = "application/msgpack"
 #: What a message of ours may have besides its payload.
 _HEADER_BYTES = 1024
+#: Of a reply subject. The server drops a connection of ours whose line has more than 4 KiB.
+_MAX_INBOX_BYTES = 256
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -150,7 +152,8 @@ class Micro:
             if wants_stream:
                 await self._stream(message, stock)
             else:
-                most_bytes = min(MAX_ANSWER_BYTES, self._transport.nats.max_payload_bytes - _HEADER_BYTES)
+                # While there is no server its limit is unknown.
+                most_bytes = min(MAX_ANSWER_BYTES, (self._transport.nats.max_payload_bytes or 2 * MAX_ANSWER_BYTES) - _HEADER_BYTES)
                 body = await stock_calls.answer(self._dispatcher, stock, most_bytes=most_bytes)
                 self._respond(message, body, _content_type(is_json))
         except errors.AimeshError as error:
@@ -236,7 +239,7 @@ def _cancel(task: "asyncio.Task[None]") -> None:
 
 def _has_inbox(message: Message) -> bool:
     """The reply subject is the caller's to choose, and our user may publish to more than inboxes."""
-    return message.reply.startswith(b"_INBOX.")
+    return message.reply.startswith(b"_INBOX.") and len(message.reply) <= _MAX_INBOX_BYTES and message.reply.isascii()
 
 
 def _content_type(is_json: bool) -> dict[str, str]:

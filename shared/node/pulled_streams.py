@@ -7,6 +7,7 @@ its connection, and when nobody asks for its next items for a while.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from shared.rpc.serving import Dispatcher, Outlet
 MAX_ITEMS, MAX_BYTES = 64, 64 * 1024
 #: A reader that is silent for so long has gone, even if its connection has not.
 SILENCE_SECONDS = 30.0
+#: So long a shutdown waits for the reader of a stream that has ended.
+LAST_READ_SECONDS = 2.0
 #: As many as requests that one connection may have under way.
 MAX_STREAMS_OF_ONE = 32
 
@@ -39,9 +42,12 @@ class Pulled(msgspec.Struct, frozen=True):
 class PulledStream:
     """One of them; an ``Outlet`` of its call."""
 
-    def __init__(self, encode: Callable[[Any], bytes]) -> None:
+    def __init__(self, encode: Callable[[Any], bytes], free_place: Callable[[], None], forget: Callable[[], None]) -> None:
         #: To the format that it was asked in.
         self._encode = encode
+        self._free_place = free_place
+        #: Called once, when nothing more can be asked of it.
+        self._forget = forget
         self._items: deque[bytes] = deque()
         self._bytes = 0
         self._sent = 0
@@ -52,11 +58,6 @@ class PulledStream:
         self._is_being_read = False
         self._task: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
-
-    @property
-    def is_read(self) -> bool:
-        """Whether its reader knows how it ended."""
-        return self._read.is_set()
 
     # --- for its call -----------------------------------------------------------------------------------------------
 
@@ -82,24 +83,31 @@ class PulledStream:
             self._end = await work(self)
         except errors.AimeshError as error:
             self._failure = error
+        self._give_place_back()
         self._news.set()
-        # Until then a shutdown waits for it.
-        await self._read.wait()
+        # A shutdown waits for running tasks, and so for what its reader has not asked for yet.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_READ_SECONDS):
+                await self._read.wait()
 
     def runs_in(self, task: asyncio.Task[None]) -> None:
         self._task = task
         self._await_reader()
 
     def over(self, why: errors.AimeshError) -> None:
-        """The task has ended; ``why`` where it did not come to an end."""
-        self._forget_silence()
+        """The task has ended; ``why`` where it did not come to an end. Its reader may still ask for the rest."""
+        self._give_place_back()
         if self._end is None and self._failure is None:
             self._failure = why
         self._news.set()
 
     def stop(self) -> None:
+        """Nobody reads it any more."""
         assert self._task is not None
+        self._forget_silence()
         self._task.cancel()
+        self._read.set()
+        self._forget()
 
     # --- for its reader ---------------------------------------------------------------------------------------------
 
@@ -116,11 +124,11 @@ class PulledStream:
             self._await_reader()
         items = self._take()
         if self._failure is not None and not items:
-            self._read.set()
+            self._was_read()
             raise self._failure
         end = None if self._items or self._end is None else msgspec.Raw(self._end)
         if end is not None:
-            self._read.set()
+            self._was_read()
         elif not self._items and self._failure is None:
             self._news.clear()
         return self._encode(Pulled([msgspec.Raw(item) for item in items], end))
@@ -137,9 +145,19 @@ class PulledStream:
         self._room.set()
         return taken
 
+    def _was_read(self) -> None:
+        if not self._read.is_set():
+            self._forget_silence()
+            self._read.set()
+            self._forget()
+
+    def _give_place_back(self) -> None:
+        free_place, self._free_place = self._free_place, _nothing
+        free_place()
+
     def _await_reader(self) -> None:
         self._forget_silence()
-        if self._task is not None and not self._task.done():
+        if not self._read.is_set():
             self._silence = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self.stop)
 
     def _forget_silence(self) -> None:
@@ -164,15 +182,11 @@ class PulledStreams:
             raise errors.Overloaded(f"{MAX_STREAMS_OF_ONE} streams of this connection are running", retry_after_seconds=1)
         self._last_handle += 1
         handle = self._last_handle
-        stream = of_one[handle] = PulledStream(encode)
+        stream = of_one[handle] = PulledStream(encode, free_place, lambda: self._drop(channel, handle))
 
         def over(_: asyncio.Task[None]) -> None:
-            free_place()
             draining = self._dispatcher.draining
             stream.over(errors.Draining("this node had to stop") if draining else errors.Cancelled("the stream was stopped"))
-            del of_one[handle]
-            if not of_one:
-                del self._streams[channel]
 
         task = self._dispatcher.background(stream.run(work))
         task.add_done_callback(over)
@@ -182,12 +196,22 @@ class PulledStreams:
     def find(self, channel: bytes, handle: int) -> PulledStream:
         """Raises NotFound."""
         stream = self._streams.get(channel, {}).get(handle)
-        if stream is None or stream.is_read:
+        if stream is None:
             hint = f"it has ended, or nobody asked for its next items for {SILENCE_SECONDS:g} s; begin it again"
             raise errors.NotFound(f"this connection has no stream {handle}", hint=hint)
         return stream
 
     def stop_all(self, channel: bytes) -> None:
         """The connection is gone."""
-        for stream in self._streams.get(channel, {}).values():
+        for stream in list(self._streams.get(channel, {}).values()):
             stream.stop()
+
+    def _drop(self, channel: bytes, handle: int) -> None:
+        of_one = self._streams[channel]
+        del of_one[handle]
+        if not of_one:
+            del self._streams[channel]
+
+
+def _nothing() -> None:
+    """Its place has been given back."""

@@ -75,12 +75,12 @@ def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential
     if len(body) > MAX_BODY_BYTES:
         raise errors.TooLarge(f"the request has {len(body)} bytes; at most {MAX_BODY_BYTES} are taken", hint="shorten it or split it")
     body = body or (b"{}" if is_json else b"\x80")
-    if is_json:
-        request = _decode_json(method.request, body, method.name)
-        said = msgspec.json.decode(body)
-    else:
-        request = bodies.decode_request(method.request, body, method.name)
-        said = msgspec.msgpack.decode(body)
+    request = _decode_json(method.request, body, method.name) if is_json else bodies.decode_request(method.request, body, method.name)
+    try:
+        said = msgspec.json.decode(body) if is_json else msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        # The decoder of the type does not look into fields that it does not know.
+        raise errors.BadRequest(f"{method.name}: {error}", hint="docs/reference/rpc.md has the fields of every method") from error
     if unknown := strict_bodies.find_unknown_field(method.request, said):
         raise errors.BadRequest(
             f"{method.name}: there is no field {unknown[:80]!r}", hint="docs/reference/rpc.md has the fields of every method"

@@ -26,10 +26,10 @@ function adopt(connection, message, publicKey, outbox) {
   setTimeout(() => strangers.has(stream) && stream.destroy(), STRANGER_MS).unref()
   stream.removeAllListeners('data').setTimeout(SILENCE_MS)
   stream.once('close', () => {
-    // No request has the number 0: it tells that the connection of a client is closed.
-    if (!strangers.delete(stream)) outbox.send(TYPE.REQUEST, 0, stream.handshakeHash)
     // An empty request: nobody waits for that one any more.
     for (const number of underWay) if (waiting.delete(number)) outbox.send(TYPE.REQUEST, number)
+    // No request has the number 0: it tells that the connection of a client is closed. The last word, so that nothing begins after it.
+    if (!strangers.delete(stream)) outbox.send(TYPE.REQUEST, 0, stream.handshakeHash)
   })
   const ask = async (method, value) => {
     if (underWay.size >= MAX_UNDER_WAY) throw refusal({ code: 'BUSY', message: 'too many requests at once' })

@@ -12,10 +12,11 @@ import msgpack
 import pytest
 
 from shared import certificates, identity, rpc
+from shared.api import gateway
 from shared.certificates import Subject
 from shared.hyperswarm import Request, RequestRefused
 from shared.identity import Authority, NodeKey
-from shared.node import pulled_streams, stock_calls
+from shared.node import pulled_streams, stock_calls, strict_bodies
 from shared.node.lifecycle import background
 from shared.node.outsiders import Outsiders
 from shared.trust import Trust
@@ -255,11 +256,70 @@ async def test_a_shutdown_waits_until_the_end_was_read(house: House, visitor: Vi
     await draining
 
 
+async def test_a_stream_that_is_over_holds_no_place_and_no_shutdown(
+    house: House, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulled_streams, "LAST_READ_SECONDS", 0.02)
+    handles = [await visitor.start(prompt) for prompt in ("fail", "hi")]
+    await until(lambda: len(house.service.calls) == 2 and not house.service.running)
+    assert house.outsiders._places._free[True] == stock_calls.MAX_STREAMS
+    house.dispatcher.drain_started.set()
+    await house.dispatcher.drained(10)
+    assert house.dispatcher.running == 0
+    assert [item["text"] for item in (await visitor.next(handles[0]))["items"]] == ["a"]
+    assert (await visitor.refused("stream.next", handle=handles[0]))[0] == "worker_lost"
+    assert (await read(visitor, handles[1]))[1]["finishReason"] == "stop"
+    await freed(house)
+
+
 async def test_a_shutdown_cuts_off_a_stream_that_does_not_end(house: House, visitor: Visitor) -> None:
-    waiting = asyncio.ensure_future(visitor.refused("stream.next", handle=await visitor.start("silent")))
+    handle = await visitor.start("silent")
+    waiting = asyncio.ensure_future(visitor.refused("stream.next", handle=handle))
     await until(lambda: house.service.running)
     house.dispatcher.drain_started.set()
     await house.dispatcher.drained(0.01)
     with pytest.raises(asyncio.CancelledError):
         await waiting
+    assert (await visitor.refused("stream.next", handle=handle))[0] == "draining", "so that it is begun again elsewhere"
     await freed(house)
+
+
+#: Up to the value of a field that the method does not have.
+IN_JSON = b'{"request": {"prompt": "hi"}, "x": '
+IN_MSGPACK = b"\x82" + msgpack.packb("request") + msgpack.packb({"prompt": "hi"}) + msgpack.packb("x")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(IN_JSON + b'"\xff"}', id="no UTF-8"),
+        pytest.param(IN_JSON + b"1" * 5000 + b"}", id="a huge number"),
+        pytest.param(IN_MSGPACK + b"\x81\x80\x01", id="a map as a key"),
+        pytest.param(IN_MSGPACK + b"\xc7\x03\xff\x00\x00\x00", id="no timestamp"),
+        pytest.param(IN_JSON + b"[" * 5000 + b"]" * 5000 + b"}", id="deep"),
+    ],
+)
+async def test_what_the_method_does_not_know_is_refused_whatever_it_holds(visitor: Visitor, body: bytes) -> None:
+    """The decoder of a type skips it unread."""
+    with pytest.raises(RequestRefused, match=INFER) as caught:
+        await visitor.raw(INFER, body)
+    assert caught.value.code == "bad_request"
+
+
+def test_strings_are_not_looked_at_one_by_one() -> None:
+    """A request may have a million of them."""
+    asked = strict_bodies._shape_of(gateway.ProcessInferenceRequest)
+    assert asked is not None
+    assert asked.fields is not None
+    assert asked.fields["rest"] is not None
+    [request] = [asked.fields["request"]]
+    assert request is not None
+    assert request.fields is not None
+    assert request.fields["stop"] is None
+
+
+def test_an_unknown_field_is_named_with_its_path() -> None:
+    value = {"request": {"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "hi", "wish": 1}]}}
+    assert strict_bodies.find_unknown_field(gateway.ProcessInferenceRequest, value) == "request.messages.1.wish"
+    del value["request"]["messages"][1]["wish"]
+    assert strict_bodies.find_unknown_field(gateway.ProcessInferenceRequest, value) is None
