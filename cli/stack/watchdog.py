@@ -7,7 +7,7 @@ recovering, answers.
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cli.stack import probes
 from cli.stack.control import ProgramStatus
@@ -62,11 +62,13 @@ async def watch(keepers: Mapping[str, Keeper], *, look_seconds: float = _LOOK_SE
     """Ask every running program again and again; ends by cancellation."""
     silences: dict[str, Silence] = {}
     shared_since: float | None = None
+    looked_at: float | None = None
     while True:
         await asyncio.sleep(look_seconds)
         asked = {name: keeper.status for name, keeper in keepers.items() if _can_be_asked(keeper.status)}
         heard = await asyncio.gather(*(probes.gets_answer(keepers[name].program) for name in asked))
         answers, at = dict(zip(asked, heard, strict=True)), now()
+        round_seconds, looked_at = 0.0 if looked_at is None else at - looked_at, at
         # A new process has a new history.
         silences = {name: silence for name, silence in silences.items() if name in asked and asked[name].pid == silence.pid}
         shared_since = (at if shared_since is None else shared_since) if is_shared(silences, answers) else None
@@ -74,8 +76,10 @@ async def watch(keepers: Mapping[str, Keeper], *, look_seconds: float = _LOOK_SE
         for name, status in asked.items():
             assert status.pid is not None
             before = silences.get(name)
-            answered = answers[name] or (is_excused and before is not None and before.has_answered)
-            silences[name] = note_answer(before, status.pid, answered, at)
+            if is_excused and before is not None and before.has_answered and not answers[name]:
+                silences[name] = replace(before, since=before.since + round_seconds)
+                continue
+            silences[name] = note_answer(before, status.pid, answers[name], at)
             if is_hung(silences[name], at):
                 del silences[name]
                 keepers[name].order(Hung(status.pid))

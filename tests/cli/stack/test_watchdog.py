@@ -195,6 +195,11 @@ async def test_one_program_that_hangs_is_restarted_though_all_were_silent_before
     assert one == ("postgres", 120.0)
 
 
+async def test_one_program_that_hangs_is_restarted_though_others_are_silent_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = await restarted(monkeypatch, [set()] * 3 + [{"postgres"}, {"postgres"}, set(ALL)] * 4)
+    assert one == ("postgres", 110.0)
+
+
 async def test_half_of_the_programs_are_no_majority(monkeypatch: pytest.MonkeyPatch) -> None:
     found = await restarted(monkeypatch, [set()] * 3 + [{"postgres", "gateway"}] * 8)
     assert {name for name, _ in found} == {"postgres", "gateway"}
