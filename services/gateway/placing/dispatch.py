@@ -130,7 +130,7 @@ class Dispatch:
         """Raises what ``find`` would raise at once, so that nothing need be reserved for a request that is refused anyway. It keeps no
         place: ``find`` may still refuse."""
         lane = self.lane(wish.model)
-        if not lane.queue.waiting_of(wish.limited_as):
+        if not lane.queue.waits(wish.limited_as, wish.tenant):
             rows = self._workers.rows(wish)
             if choice.choose(wish, rows, self._rng) is not None:
                 return
@@ -208,8 +208,8 @@ class Dispatch:
         """Raises NotReachable and Overloaded, at once."""
         lane, waiter = self.lane(wish.model), _Waiter(wish, self.clock())
         urgent = wish.digest is not None or bool(wish.not_on)
-        if not urgent and lane.queue.waiting_of(wish.limited_as):
-            # Where one of its own waits there is no room for another: a flood is refused before anything is worked out.
+        if not urgent and lane.queue.waits(wish.limited_as, wish.tenant):
+            # Where one of its own kind waits there is no room for another: a flood is refused before anything is worked out.
             self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
         rows = self._workers.rows(wish)
         lane.queue.enter(wish.limited_as, waiter, lane.cost(wish), urgent=urgent, kind=wish.tenant)

@@ -64,6 +64,10 @@ class FairQueue(Generic[Ticket]):
         """The urgent ones are not counted."""
         return len(self._waiting.get(tenant, ()))
 
+    def waits(self, tenant: TenantId, kind: Hashable) -> bool:
+        """Whether one of this kind waits that is not urgent."""
+        return any(self._places[ticket].kind == kind for ticket in self._waiting.get(tenant, ()))
+
     @property
     def local(self) -> Mapping[tuple[TenantId, bool], int]:
         """How many requests of this gateway wait, by tenant and by whether they are urgent."""

@@ -12,7 +12,7 @@ from services.gateway.placing.policy import Policy
 from shared import errors
 from shared.directory import Load
 from tests.services.gateway.fakes import node_id
-from tests.services.gateway.placing.asking import M, finish, settled, site, tenant
+from tests.services.gateway.placing.asking import M, finish, settled, site, tenant, wish
 
 
 async def test_who_finds_room_begins_at_once_and_is_told_nothing() -> None:
@@ -211,6 +211,24 @@ async def test_a_machine_of_an_organizations_own_serves_it_while_its_founder_wai
         await settled()
         assert organizations.began.is_set()
         assert not founders.began.is_set()
+
+
+async def test_an_idle_machine_serves_its_owner_though_the_organizations_of_that_owner_wait_in_numbers() -> None:
+    async with site(queue_per_tenant=1) as here:
+        here.worker(1)
+        here.worker(2, owner=str(tenant(1)), labels={"shared": "no"})
+        while (other := await here.ask(2)).began.is_set():
+            assert other.node == node_id(1)
+        assert not (await here.ask(7, limited_as=tenant(1))).began.is_set()
+        full = await here.ask(7, limited_as=tenant(1))
+        assert "1 of your requests wait" in str(full.error)
+        here.dispatch.ensure_place(wish(1))
+        mine = await here.ask(1)
+        assert mine.error is None
+        assert mine.node == node_id(2)
+        while (late := await here.ask(1)).began.is_set():
+            assert late.node == node_id(2)
+        assert "of your requests wait" in str(late.error)
 
 
 async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_and_not_refused_for_the_queue() -> None:
