@@ -299,6 +299,10 @@ class Logins:
                 current = await self._passwords.hash(password)
                 if await self._store.replace_password_hash(account, current):
                     return replace(account, password_hash=current)
+                # Another login of the same moment was the first; or the password was changed, and then this login must not go on.
+                found = await self._store.find_account(account.user.username)
+                if found is not None and await self._passwords.verify(password, found.password_hash):
+                    return found
         return account
 
     # --- the record ----------------------------------------------------------------------------------------------------

@@ -42,11 +42,12 @@ class People:
         if by is None and address is not None:
             # Who came by no door was let into the mesh by somebody.
             await self._newcomers.charge(address, call.caller.node)
-        if by is None and not self._settings.open_registration and request.invitation is not None:
-            await self._charge_inviter(request.invitation)
         password_hash = await self._passwords.hash(asked.password)
         async with self._store.adding_user() as transaction:
             user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
+            if by is None and not self._settings.open_registration and request.invitation is not None:
+                # Not before: tries that fail must not use up what the inviter may do. Limited takes the user back.
+                await self._charge_inviter(request.invitation)
             if by is None:
                 act = acts.done_by("user.register", user.id, target=user.id, address=address or "")
             else:

@@ -145,9 +145,16 @@ async def test_while_registration_is_closed_an_inviter_lets_few_people_register_
         assert refused.value.hint == "try again tomorrow, or ask an administrator for an account"
         assert refused.value.code == errors.Limited.code
         assert 23 * 3600 < (refused.value.retry_after_seconds or 0) <= 24 * 3600
-        await invited(4, owner, first)
+        invite = organisations.InviteMember(first, "user4@example.com", organisations.TeamRole.OWNER)
+        code = (await world.ask(organisations.invite_member, invite, owner)).token
+        for _ in range(3):
+            with pytest.raises(errors.AlreadyExists):
+                await world.ask(auth.register_user, auth.RegisterUser(auth.UserData("user1", invite.email, PASSWORD), invitation=code))
+        await world.ask(auth.register_user, auth.RegisterUser(auth.UserData("user4", invite.email, PASSWORD), invitation=code))
         with pytest.raises(errors.Limited, match="2 people have registered with"):
             await invited(5, owner, first)
+        with pytest.raises(errors.NotAuthenticated):
+            await world.login("user5")
 
 
 # --- logging in ------------------------------------------------------------------------------------------------------
