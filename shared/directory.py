@@ -62,7 +62,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     node: NodeId
     version: str
     #: When the process started: a restarted one has the same key and another start.
-    started_at: datetime
+    started_at: Annotated[datetime, msgspec.Meta(tz=True)]
     models: tuple[ModelOffer, ...] = ()
     load: Load = Load()
     draining: bool = False
@@ -82,7 +82,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     #: Processes that have to stop, because an older one uses the same key: ``<node>/<instance>``; see ``shared.key_contests``.
     contested: tuple[str, ...] = ()
     #: By the clock of its node; older versions do not say. The directory keeps announcements without it: it alone is no news.
-    made_at: datetime | None = None
+    made_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -52,13 +52,24 @@ def opener(
 
 
 def nodes_to_begin_with(bootstrap: Sequence[str], older: Sequence[str]) -> tuple[tuple[Address, ...] | None, tuple[Address, ...]]:
-    """Present and former bootstrap nodes, as a Swarm takes them. Raises BadSettings."""
-    is_public = not bootstrap or tuple(bootstrap) == (PUBLIC,)
-    try:
-        present = None if is_public else tuple(Address.parse(each) for each in bootstrap)
-        return present, tuple(Address.parse(each) for each in older)
-    except ValueError as error:
-        raise errors.BadSettings(f"DHT_BOOTSTRAP: {error}", hint="host:port, several with commas, or `public`") from error
+    """Present and former bootstrap nodes, as a Swarm takes them. Those that no swarm can use are left out: auth or an older version of
+    this node may have allowed them. Raises BadSettings where none of the present ones is left."""
+    if not bootstrap or tuple(bootstrap) == (PUBLIC,):
+        return None, _usable(older)[0]
+    present, mistakes = _usable(bootstrap)
+    if not present:
+        raise errors.BadSettings(f"DHT_BOOTSTRAP: {mistakes[0]}", hint="host:port, several with commas, or `public`")
+    return present, _usable(older)[0]
+
+
+def _usable(nodes: Sequence[str]) -> tuple[tuple[Address, ...], list[ValueError]]:
+    found, mistakes = [], []
+    for node in nodes:
+        try:
+            found.append(Address.parse(node))
+        except ValueError as error:
+            mistakes.append(error)
+    return tuple(found), mistakes
 
 
 def keys_of(variable: str, texts: Sequence[str]) -> tuple[bytes, ...]:

@@ -219,6 +219,14 @@ def test_what_is_no_announcement_is_a_violation(body: bytes) -> None:
         directory.decode(body)
 
 
+@pytest.mark.parametrize("field", ["started_at", "made_at"])
+def test_a_time_without_a_zone_is_a_violation(field: str) -> None:
+    """It cannot be compared with the others."""
+    naive = msgspec.structs.replace(said(), **{field: datetime(2026, 1, 1)})  # noqa: DTZ001
+    with pytest.raises(errors.ProtocolViolation, match="timezone"):
+        directory.decode(directory.encode(naive))
+
+
 @given(st.binary(max_size=300))
 def test_random_bytes_are_a_violation_or_an_announcement(body: bytes) -> None:
     try:

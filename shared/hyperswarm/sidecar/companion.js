@@ -8,17 +8,24 @@ const { Names } = require('./names')
 
 /** How often a name is looked up again. */
 const FOLLOW_MS = 5000
+/** How long the others may take to hear that we leave. */
+const LEAVE_MS = 1500
 
 /** Runs `open(options)`, with the host's present `address`, and prints what it returns as `ready` as one line. Calls its `close` at the
  * end of stdin or by SIGTERM, and before it opens anew for another address. When that fails the program ends, to be started again. */
 module.exports = async function companion(open) {
   const options = JSON.parse(process.argv[2])
   const names = new Names()
-  let [address] = await names.addressesOf(options.host)
-  if (address === undefined) throw new Error(`${options.host} has no IPv4 address`)
+  const present = async () => {
+    const found = await names.addressesOf(options.host)
+    // A machine often knows its own name by 127.0.1.1, by which nobody else finds it.
+    return isIPv4(options.host) || options.host === 'localhost' ? found : found.filter((each) => !each.startsWith('127.'))
+  }
+  let [address] = await present()
+  if (address === undefined) throw new Error(`${options.host} has no IPv4 address that others can reach`)
   let running = await open({ ...options, address })
   const leave = () => {
-    setTimeout(() => process.exit(0), 1500).unref()
+    setTimeout(() => process.exit(0), LEAVE_MS).unref()
     running.close().finally(() => process.exit(0))
   }
   for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, leave)
@@ -26,9 +33,9 @@ module.exports = async function companion(open) {
   process.stdout.write(`${JSON.stringify(running.ready)}\n`)
   while (!isIPv4(options.host)) {
     await sleep(FOLLOW_MS)
-    const found = await names.addressesOf(options.host)
-    if (found.includes(address)) continue
-    await running.close()
+    const found = await present()
+    if (found.length === 0 || found.includes(address)) continue
+    await Promise.race([running.close(), sleep(LEAVE_MS)])
     address = found[0]
     running = await open({ ...options, address })
   }

@@ -8,6 +8,8 @@ const { isIPv4 } = require('node:net')
 const askResolver = (host) => lookup(host, { all: true, family: 4 }).then((found) => found.map(({ address }) => address))
 /** Longer than a resolver takes that works. */
 const PATIENCE_MS = 2000
+/** Where its last answer is known. */
+const KNOWN_PATIENCE_MS = 200
 
 class Names {
   constructor({ ask = askResolver, patienceMs = PATIENCE_MS } = {}) {
@@ -34,7 +36,7 @@ class Names {
     }
     let timer
     const patience = new Promise((resolve) => {
-      timer = setTimeout(resolve, this.patienceMs)
+      timer = setTimeout(resolve, this.known.has(host) ? Math.min(this.patienceMs, KNOWN_PATIENCE_MS) : this.patienceMs)
     })
     await Promise.race([this.asking.get(host), patience])
     clearTimeout(timer)
