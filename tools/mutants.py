@@ -118,8 +118,10 @@ def main() -> None:
 
         def judge(n: int, mutant: Mutant) -> str:
             tree, began = trees.get(), time.monotonic()
-            outcome = outcome_of(mutant, tree)
-            trees.put(tree)
+            try:
+                outcome = outcome_of(mutant, tree)
+            finally:
+                trees.put(tree)
             print(f"{n:3} {mutant.group:12} {outcome} in {time.monotonic() - began:.0f} s: {mutant.why}", flush=True)
             return "" if outcome == "killed" else f"{n} {mutant.file}: {mutant.why}: {outcome}"
 
