@@ -7,7 +7,7 @@ from shared.hyperswarm import node_binary
 
 SECONDS = 60
 #: Of code: what can be said in Python is said in Python.
-MOST_LINES = 500
+MOST_LINES = 600
 
 
 def test_the_tests_of_the_sidecar_pass() -> None:
