@@ -77,7 +77,8 @@ class Connection:
         self._waiters: dict[int, Waiter] = {}
         self._serving: dict[int, _Serving] = {}
         self.loop = asyncio.get_running_loop()
-        self._resets = _Resets(self.loop.time())
+        self._now = self.loop.time
+        self._resets = _Resets(self._now())
         link.on_frames = self._on_frames
         link.on_closed = self._on_link_closed
 
@@ -170,7 +171,7 @@ class Connection:
                 if message is not None:
                     self._deliver(message)
                 elif type(frame) is Cancel:
-                    self._resets.add(self.loop.time())  # of a call that was refused, or is over
+                    self._resets.add(self._now())  # of a call that was refused, or is over
             except errors.Overloaded as error:
                 self._refuse(frame, error)
             except errors.ProtocolViolation as error:
@@ -223,7 +224,7 @@ class Connection:
             self.fail(call_id, errors.Cancelled("the call was cancelled"))
 
     def _cancel(self, cancel: Cancel) -> None:
-        self._resets.add(self.loop.time())
+        self._resets.add(self._now())
         serving = self._serving.get(cancel.id)
         if serving is None:
             self.fail(cancel.id, errors.Cancelled("the call was cancelled"))
