@@ -11,7 +11,7 @@ from shared.api import auth, business, events, gateway
 from shared.api.usage import UserUsage
 from shared.rpc import Call, serves
 from shared.telemetry import logs
-from shared.types import TenantId
+from shared.types import TenantId, UserId
 
 _MOST_USERS_LISTED = 1000
 _USAGE_SECONDS = 5.0
@@ -43,11 +43,13 @@ class People:
             # Who came by no door was let into the mesh by somebody.
             await self._newcomers.charge(address, call.caller.node)
         password_hash = await self._passwords.hash(asked.password)
+        # Before the transaction, which has a connection already: waiting for a second one could exhaust the pool.
+        inviter = await self._find_inviter(request) if by is None else None
         async with self._store.adding_user() as transaction:
             user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
-            if by is None and not self._settings.open_registration and request.invitation is not None:
+            if inviter is not None:
                 # Not before: tries that fail must not use up what the inviter may do. Limited takes the user back.
-                await self._charge_inviter(request.invitation)
+                await self._newcomers.charge_inviter(*inviter)
             if by is None:
                 act = acts.done_by("user.register", user.id, target=user.id, address=address or "")
             else:
@@ -84,10 +86,11 @@ class People:
         # The inviter answers for the address: where no mail is sent, the code reaches its addressee through them.
         return await self._store.is_invited(rules.digest(request.invitation.strip()), request.user_data.email)
 
-    async def _charge_inviter(self, invitation: str) -> None:
-        found = await self._store.find_inviter(rules.digest(invitation.strip()))
-        if found is not None:
-            await self._newcomers.charge_inviter(*found)
+    async def _find_inviter(self, request: auth.RegisterUser) -> tuple[UserId, TenantId] | None:
+        """And the organization; None where nobody has to answer for a newcomer."""
+        if self._settings.open_registration or request.invitation is None:
+            return None
+        return await self._store.find_inviter(rules.digest(request.invitation.strip()))
 
     @serves(auth.set_tier)
     async def set_tier(self, request: auth.SetTier, call: Call) -> auth.User:
