@@ -75,11 +75,6 @@ class Answer(Generic[Piece, End]):
     def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         return self._chunks
 
-    def cannot_be_delivered(self) -> None:
-        """It costs nothing."""
-        if isinstance(self._about, Running):
-            self._about.undeliverable = True
-
     @property
     def request_id(self) -> RequestId:
         """Of the call that the answer was made for."""
@@ -139,12 +134,11 @@ class Once:
             self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed) as running,
             aclosing(numbered(running)) as chunks,
         ):
-            answer = Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
             try:
-                yield answer
+                yield Answer(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
             except errors.TooLarge:
                 if not streamed:
-                    answer.cannot_be_delivered()
+                    running.undeliverable = True
                 raise
 
     async def withdraw(self, principal: Principal, key: str) -> None:
