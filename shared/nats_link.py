@@ -15,7 +15,7 @@ import msgspec
 
 from shared import errors, identity, topics
 from shared.frames import wire
-from shared.frames.wire import Frame, Hello
+from shared.frames.wire import Frame, Hello, Item
 from shared.link import HELLO_SECONDS, SILENCE_SECONDS, TICK_SECONDS, Link, Me
 from shared.nats.client import NatsClient
 from shared.nats.login import NatsFiles
@@ -75,7 +75,11 @@ class NatsLink(Link):
         self._transport.wake_writer(self)
 
     def _write_now(self) -> None:
+        # The peer works on calls and answers while this side goes on. Items are small and many, so they are joined further.
+        is_last_an_item = type(self._unsent[-1]) is Item
         self._transport.write_link(self)
+        if not is_last_an_item:
+            self._transport.nats.flush_writes()
 
     def _forget(self, why: errors.AimeshError) -> None:
         if not self.opened.done():
