@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,11 @@ class Replica:
 
 
 @asynccontextmanager
-async def replica(stack: RunningStack, service: str, *, key_file: Path | None = None, folder: Path) -> AsyncIterator[Replica]:
-    """One more process of a service; with ``key_file`` it shows that key. What it keeps lies in ``folder``."""
+async def replica(
+    stack: RunningStack, service: str, *, key_file: Path | None = None, folder: Path, words: Sequence[str] = ()
+) -> AsyncIterator[Replica]:
+    """One more process of a service; with ``key_file`` it shows that key. Its files are in ``folder``. ``words`` run it otherwise
+    than ``python -m``."""
     home, name = stack.place, f"{service}-replica"
     if key_file is None:
         key_file = await asyncio.to_thread(nats_users.add_node, home, MESH, name, ROLES[service])
@@ -74,7 +77,7 @@ async def replica(stack: RunningStack, service: str, *, key_file: Path | None = 
         "MESH_STATE_FILE": str(folder / f"{name}.mesh"),
         f"{service.upper()}_SERVICE_PORT": str(port),
     }
-    process = _start(service, environment, log_file)
+    process = _start(words or ("-m", f"services.{service}"), environment, log_file)
     try:
         yield Replica(service, identity.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
     finally:
@@ -97,10 +100,9 @@ def _lines(pattern: re.Pattern[str], stack: RunningStack, seconds: list[Replica]
     return [line for log in logs for line in log.splitlines() if pattern.search(line)]
 
 
-def _start(service: str, environment: dict[str, str], log_file: Path) -> "subprocess.Popen[bytes]":
-    words = [sys.executable, "-m", f"services.{service}"]
+def _start(words: Sequence[str], environment: dict[str, str], log_file: Path) -> "subprocess.Popen[bytes]":
     with log_file.open("ab") as log:
-        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY, env=environment)
+        return subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY, env=environment)
 
 
 def _environment(stack: RunningStack, service: str) -> dict[str, str]:
