@@ -1,0 +1,154 @@
+"""Makes the pictures of the README from a real stack: a recording of a terminal and a screenshot of the dashboard.
+
+    python -m tools.pictures
+
+It takes about two minutes and needs Chromium. Run it after a change that alters what the pictures show.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from tests import people, stacks
+from tests.acceptance import chromium
+from tests.acceptance.visitor import administrator
+from tests.stacks import RunningStack
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+
+#: What is typed in the recording. The first answer would show how long the model takes to load.
+WARM_UP = ("infer", "hello", "--max-tokens", "8")
+COMMANDS = (
+    ("infer", "Name three colors.", "--max-tokens", "40", "--temperature", "0"),
+    ("models",),
+    ("nodes",),
+    ("usage",),
+)
+#: Requests that the dashboard shows.
+REQUESTS, AT_ONCE = 60, 3
+PAGE, WIDTH, HEIGHT = "/dashboard?span=day", 1100, 780
+#: Enough for those requests, and small enough to look like somebody's.
+SETTINGS = {"DEFAULT_RATE_LIMIT": "600", "PREMIUM_RATE_LIMIT": "600", "RESPONSE_CACHE": "off"}
+
+#: The recording, in pixels and in characters.
+LINE_HEIGHT, CHARACTER_WIDTH, MARGIN, COLUMNS = 19, 8.43, 16, 110
+#: Pauses are cut to this, so that people need not wait for it.
+LONGEST_PAUSE_SECONDS, PAUSE_BETWEEN_SECONDS = 0.4, 0.8
+COMMAND_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A piece of text in the recording, and when it appears."""
+
+    seconds: float
+    row: int
+    column: int
+    text: str
+    is_typed: bool = False
+
+
+async def record(stack: RunningStack) -> list[Shown]:
+    shown: list[Shown] = []
+    seconds, row = 0.5, 0
+    for words in COMMANDS:
+        typed = "$ aicli " + " ".join(f'"{word}"' if " " in word else word for word in words)
+        shown.append(Shown(seconds, row, 0, typed, is_typed=True))
+        row, column = row + 1, 0
+        async for waited, text in output(stack, *words):
+            seconds += min(waited, LONGEST_PAUSE_SECONDS)
+            for number, line in enumerate(text.split("\n")):
+                if number:
+                    row, column = row + 1, 0
+                for start in range(0, len(line), COLUMNS):
+                    part = line[start : start + COLUMNS]
+                    if column + len(part) > COLUMNS:
+                        row, column = row + 1, 0
+                    shown.append(Shown(seconds, row, column, part))
+                    column += len(part)
+        row += 1 + bool(column)
+        seconds += PAUSE_BETWEEN_SECONDS
+    return shown
+
+
+async def output(stack: RunningStack, *words: str) -> AsyncIterator[tuple[float, str]]:
+    """What a command prints, piece by piece, each with the time since the one before."""
+    process = await stack.start_aicli(*words, COLUMNS=str(COLUMNS), PYTHONUNBUFFERED="1")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    before = time.monotonic()
+    try:
+        async with asyncio.timeout(COMMAND_SECONDS):
+            while piece := await process.stdout.read(4096):
+                now = time.monotonic()
+                yield now - before, piece.decode()
+                before = now
+            if await process.wait():
+                raise RuntimeError(f"aicli {words[0]} failed")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def drawn(shown: list[Shown]) -> str:
+    """The recording as an SVG that plays by itself; a viewer without animations shows its end."""
+    width = round(2 * MARGIN + COLUMNS * CHARACTER_WIDTH)
+    height = 2 * MARGIN + (max(piece.row for piece in shown) + 1) * LINE_HEIGHT
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
+        "<style>",
+        "text { font: 14px ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; fill: #d8dee9; white-space: pre }",
+        ".typed { fill: #a3be8c }",
+        "@media (prefers-reduced-motion: no-preference) { text { animation: show 0.01s backwards } }",
+        "@keyframes show { from { opacity: 0 } to { opacity: 1 } }",
+        "</style>",
+        f'<rect width="{width}" height="{height}" rx="8" fill="#1d222b"/>',
+    ]
+    for piece in shown:
+        x, y = MARGIN + piece.column * CHARACTER_WIDTH, MARGIN + (piece.row + 0.75) * LINE_HEIGHT
+        kind = ' class="typed"' if piece.is_typed else ""
+        lines.append(f'<text x="{x:.1f}" y="{y:.1f}" style="animation-delay:{piece.seconds:.2f}s"{kind}>{escape(piece.text)}</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+async def screenshot(stack: RunningStack) -> bytes:
+    async with people.desk(stack) as desk, chromium.launch() as browser:
+        ada = await administrator(await browser.open(width=WIDTH), stack.url("web"), desk)
+        await ada.goes("/api-keys")
+        key = await ada.create_key("laptop")
+        async with stack.http(key) as http:
+
+            async def ask() -> None:
+                for number in range(REQUESTS // AT_ONCE):
+                    body = {"messages": [{"role": "user", "content": f"Say {number}"}], "max_tokens": 5 + number % 20}
+                    (await http.post("/v1/chat/completions", json=body)).raise_for_status()
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(AT_ONCE):
+                    tasks.create_task(ask())
+        await ada.goes(PAGE)
+        await ada.page.until("document.querySelector('main svg') !== null")
+        clip = {"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT, "scale": 1}
+        done = await ada.page.send("Page.captureScreenshot", format="png", clip=clip)
+        return base64.b64decode(done["data"])
+
+
+async def make() -> None:
+    async with stacks.stack(**SETTINGS) as stack:
+        async for _ in output(stack, *WARM_UP):
+            pass
+        recording = drawn(await record(stack))
+        picture = await screenshot(stack)
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / "terminal.svg").write_text(recording, encoding="utf-8")
+    (FOLDER / "dashboard.png").write_bytes(picture)
+
+
+if __name__ == "__main__":
+    asyncio.run(make())
