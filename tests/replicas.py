@@ -8,7 +8,6 @@ import asyncio
 import os
 import re
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import httpx
 from cli.stack import nats_users, plan, settings
 from shared import identity
 from shared.types import NodeId, Role
-from tests.stacks import MESH, REPOSITORY, RunningStack, until
+from tests.stacks import HEAD, MESH, Release, RunningStack, until
 from tests.testnet import free_port
 
 ROLES = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
@@ -64,7 +63,7 @@ class Replica:
 
 @asynccontextmanager
 async def replica(
-    stack: RunningStack, service: str, *, key_file: Path | None = None, folder: Path, words: Sequence[str] = ()
+    stack: RunningStack, service: str, *, key_file: Path | None = None, folder: Path, words: Sequence[str] = (), release: Release = HEAD
 ) -> AsyncIterator[Replica]:
     """One more process of a service; with ``key_file`` it shows that key. Its files are in ``folder``. ``words`` run it otherwise
     than ``python -m``."""
@@ -77,7 +76,7 @@ async def replica(
         "MESH_STATE_FILE": str(folder / f"{name}.mesh"),
         f"{service.upper()}_SERVICE_PORT": str(port),
     }
-    process = _start(words or ("-m", f"services.{service}"), environment, log_file)
+    process = _start(release, words or ("-m", f"services.{service}"), environment, log_file)
     try:
         yield Replica(service, identity.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
     finally:
@@ -100,9 +99,11 @@ def _lines(pattern: re.Pattern[str], stack: RunningStack, seconds: list[Replica]
     return [line for log in logs for line in log.splitlines() if pattern.search(line)]
 
 
-def _start(words: Sequence[str], environment: dict[str, str], log_file: Path) -> "subprocess.Popen[bytes]":
+def _start(release: Release, words: Sequence[str], environment: dict[str, str], log_file: Path) -> "subprocess.Popen[bytes]":
     with log_file.open("ab") as log:
-        return subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY, env=environment)
+        return subprocess.Popen(
+            [release.python, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=release.folder, env=environment
+        )
 
 
 def _environment(stack: RunningStack, service: str) -> dict[str, str]:

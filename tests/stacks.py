@@ -71,9 +71,21 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """A version of aimesh that can be run."""
+
+    python: str
+    folder: Path
+
+
+HEAD = Release(sys.executable, REPOSITORY)
+
+
+@dataclass(frozen=True, slots=True)
 class RunningStack:
     home: Path
     environment: dict[str, str]
+    release: Release = HEAD
 
     @property
     def place(self) -> Home:
@@ -98,9 +110,9 @@ class RunningStack:
     async def start_aicli(self, *arguments: str, **variables: str) -> asyncio.subprocess.Process:
         """The same without waiting; its standard streams are pipes."""
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli.main", *arguments,
+            self.release.python, "-m", "cli.main", *arguments,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            cwd=REPOSITORY, env={**self.environment, **variables},
+            cwd=self.release.folder, env={**self.environment, **variables},
         )  # fmt: skip
 
     @property
@@ -234,15 +246,15 @@ def _environment(home: Path, variables: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **free_ports(), "AIMESH_HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), **variables}
 
 
-def _plan_stack(variables: Mapping[str, str]) -> RunningStack:
+def _plan_stack(variables: Mapping[str, str], release: Release = HEAD) -> RunningStack:
     home = Path(tempfile.mkdtemp(prefix="aimesh-stack-"))
-    return RunningStack(home, _environment(home, variables))
+    return RunningStack(home, _environment(home, variables), release)
 
 
 @asynccontextmanager
-async def stack(**variables: str) -> AsyncIterator[RunningStack]:
+async def stack(release: Release = HEAD, **variables: str) -> AsyncIterator[RunningStack]:
     """Up, the block, down, and nothing left."""
-    running = _plan_stack(variables)
+    running = _plan_stack(variables, release)
     try:
         await running.up()
         yield running

@@ -1,0 +1,106 @@
+"""Old nodes beside new ones, on one mesh and one database: what a company has for an hour while it upgrades."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import people, replicas
+from tests.integration import asking
+from tests.people import Person
+from tests.replicas import Replica
+from tests.rolling import previous_release
+from tests.stacks import HEAD, Release, RunningStack, stack, until
+
+#: To each gateway.
+REQUESTS = 20
+#: No limit of a tier is what is tested here.
+SETTINGS = {"AIMESH_ECHO": "1", "DEFAULT_RATE_LIMIT": "100000"}
+#: Both ask the workers of both, in turn.
+WAYS = (asking.chat, asking.chat_stream, asking.inference)
+
+
+@pytest.fixture(scope="module")
+def previous() -> Release:
+    return previous_release.find()
+
+
+@asynccontextmanager
+async def beside(running: RunningStack, release: Release, folder: Path) -> AsyncIterator[dict[str, Replica]]:
+    """One more of every service, of this release; all are ready."""
+    async with AsyncExitStack() as opened:
+        started = {
+            service: await opened.enter_async_context(replicas.replica(running, service, folder=folder, release=release))
+            for service in replicas.ROLES
+        }
+        for service in started.values():
+            await service.ready()
+        yield started
+
+
+async def ask_both(running: RunningStack, second: Replica, ann: Person) -> None:
+    """Each gateway answers, by every way, and nothing fails."""
+    for url in (running.url("gateway"), second.url):
+        async with running.http(ann.key.secret) as http:
+            http.base_url = url
+            for number in range(REQUESTS):
+                assert (await WAYS[number % len(WAYS)](http, f"number {number}")).text == f"number {number}"
+
+
+async def count_rows(running: RunningStack, ann: Person, wanted: int) -> None:
+    """The usage that both gateways wrote is exactly what was asked."""
+
+    async def is_all() -> bool:
+        async with running.database("gateway") as database:
+            found = await database.fetchval("select count(*) from request_logs where user_id = $1 and status = 'success'", ann.id)
+        return bool(found == wanted)
+
+    await until(is_all, seconds=30, what=f"{wanted} rows")
+
+
+async def verify_ledger(running: RunningStack) -> None:
+    done = await running.aicli("admin", "ledger", "verify")
+    assert done.status == 0, done.out + done.err
+
+
+@pytest.mark.parametrize("begins_with", ["the old release", "the new release"])
+async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: str, previous: Release, tmp_path: Path) -> None:
+    """``the old release``: its stack runs, and the new nodes migrate its database while it works. Otherwise old nodes start again
+    beside new ones, as after a roll-back."""
+    first, second = (previous, HEAD) if begins_with == "the old release" else (HEAD, previous)
+    async with stack(release=first, **SETTINGS) as running:
+        async with people.desk(running) as desk:
+            ann = await desk.register("ann")
+            async with running.http(ann.key.secret) as http:
+                await asking.chat(http, "before")
+            async with beside(running, second, tmp_path) as others:
+                await ask_both(running, others["gateway"], ann)
+                # A key that either auth service made is good at both gateways.
+                ben = await desk.register("ben")
+                await ask_both(running, others["gateway"], ben)
+                assert replicas.refusals(running, list(others.values())) == []
+                assert replicas.contests(running, list(others.values())) == []
+        await count_rows(running, ann, 1 + 2 * REQUESTS)
+        await count_rows(running, ben, 2 * REQUESTS)
+        await verify_ledger(running)
+
+
+async def test_the_new_release_takes_over_the_data_of_the_old_one(previous: Release, tmp_path: Path) -> None:
+    """Stopped, upgraded and started again, in the same folder: accounts, keys, usage and prices are there."""
+    async with stack(release=previous, **SETTINGS) as old:
+        async with people.desk(old) as desk:
+            ann = await desk.register("ann")
+            async with old.http(ann.key.secret) as http:
+                await asking.chat(http, "before")
+        done = await old.aicli("stack", "down")
+        assert done.status == 0, done.err
+        new = RunningStack(old.home, old.environment)
+        try:
+            await new.up()
+            async with new.http(ann.key.secret) as http:
+                assert (await asking.chat(http, "after")).text == "after"
+            await count_rows(new, ann, 2)
+            await verify_ledger(new)
+        finally:
+            await new.aicli("stack", "down")
