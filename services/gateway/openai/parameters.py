@@ -35,13 +35,13 @@ def _only(says: str, *values: object) -> Rule:
     return Rule(says, lambda value: any(type(value) is type(good) and value == good for good in values))
 
 
-_USER = _ignored(str, "whose request it is says the credential")
-_METADATA = _ignored(dict, "nothing is stored that it could be stored with")
-_CACHE_KEY = _ignored(str, "prompts of one account share their beginnings by themselves")
-_CACHE_OPTIONS = _ignored(dict, "prompts of one account share their beginnings by themselves")
-_SERVICE_TIER = _only("must be auto or default; there is one tier of service", "auto", "default")
-_MODERATION = Rule("is not there; nothing is moderated here")
-_VERBOSITY = _only("must be medium; tell the model in the prompt how long its answer shall be", "medium")
+_USER = _ignored(str, "the credential identifies the caller")
+_METADATA = _ignored(dict, "requests are not stored")
+_CACHE_KEY = _ignored(str, "prompt prefixes are cached automatically, per account")
+_CACHE_OPTIONS = _ignored(dict, "prompt prefixes are cached automatically, per account")
+_SERVICE_TIER = _only("must be auto or default; there are no service tiers", "auto", "default")
+_MODERATION = Rule("is not supported; there is no moderation")
+_VERBOSITY = _only("must be medium; say in the prompt how long the answer should be", "medium")
 
 CHAT: Mapping[str, Rule] = {
     "user": _USER,
@@ -50,22 +50,22 @@ CHAT: Mapping[str, Rule] = {
     "prompt_cache_key": _CACHE_KEY,
     "prompt_cache_retention": _CACHE_KEY,
     "prompt_cache_options": _CACHE_OPTIONS,
-    "store": _only("must be false; answers are not stored here", False),
-    "functions": _only("is an older name; use tools", []),
-    "function_call": _only("is an older name; use tool_choice", "none", "auto"),
+    "store": _only("must be false; answers are not stored", False),
+    "functions": _only("is deprecated; use tools", []),
+    "function_call": _only("is deprecated; use tool_choice", "none", "auto"),
     "service_tier": _SERVICE_TIER,
-    "modalities": _only('must be ["text"]; there are no other answers here', ["text"]),
-    "reasoning_effort": _only("must be none; how long a model thinks cannot be set here", "none"),
+    "modalities": _only('must be ["text"]; models only generate text', ["text"]),
+    "reasoning_effort": _only("must be none; the thinking time of a model cannot be set", "none"),
     "verbosity": _VERBOSITY,
-    "audio": Rule("is not there; answers are texts"),
-    "prediction": Rule("is not there; leave it out, the answer is the same"),
-    "web_search_options": Rule("is not there; nothing is searched in the web, offer a tool that does"),
+    "audio": Rule("is not supported; models only generate text"),
+    "prediction": Rule("is not supported; leave it out, the answer is the same"),
+    "web_search_options": Rule("is not supported; offer a tool that searches the web"),
     "moderation": _MODERATION,
 }
 
 COMPLETIONS: Mapping[str, Rule] = {
     "user": _USER,
-    "suffix": Rule("is not there; models here go on with a text, they fill no gaps"),
+    "suffix": Rule("is not supported; models continue a text and cannot fill gaps"),
 }
 
 #: What `include` may ask for: the first is there, and of the second there never is any.
@@ -77,18 +77,18 @@ RESPONSES: Mapping[str, Rule] = {
     "prompt_cache_key": _CACHE_KEY,
     "prompt_cache_retention": _CACHE_KEY,
     "prompt_cache_options": _CACHE_OPTIONS,
-    "store": _ignored(bool, "answers are not stored here, and say so"),
-    "max_tool_calls": _ignored(int, "it counts calls of tools that OpenAI runs itself; there are none here"),
+    "store": _ignored(bool, "answers are not stored, and the response says so"),
+    "max_tool_calls": _ignored(int, "it limits OpenAI's built-in tools, which are not supported"),
     "background": _only("must be false; wait for the answer, or stream it", False),
-    "previous_response_id": Rule("cannot be found: answers are not stored here; send the whole conversation as input"),
-    "conversation": Rule("cannot be found: conversations are not stored here; send the whole conversation as input"),
-    "prompt": Rule("cannot be found: prompts are not stored here; send its text as instructions and input"),
-    "truncation": _only("must be disabled; shorten the input yourself where it is too long", "disabled"),
-    "context_management": _only("is not there; shorten the input yourself", []),
+    "previous_response_id": Rule("cannot be found: answers are not stored; send the whole conversation as input"),
+    "conversation": Rule("cannot be found: conversations are not stored; send the whole conversation as input"),
+    "prompt": Rule("cannot be found: prompts are not stored; send its text as instructions and input"),
+    "truncation": _only("must be disabled; shorten the input yourself if it is too long", "disabled"),
+    "context_management": _only("is not supported; shorten the input yourself", []),
     "service_tier": _SERVICE_TIER,
     "moderation": _MODERATION,
-    "image": Rule("is not there; texts alone are taken"),
-    "access_programs": Rule("is not there; leave it out"),
+    "image": Rule("is not supported; only text is accepted"),
+    "access_programs": Rule("is not supported; leave it out"),
 }
 
 
