@@ -42,7 +42,7 @@ async def f18_client_reads_nothing(world: World) -> Outcome:
         whole = b"[DONE]" in got
         outcome = await world.judge(
             "F18", "a client that reads nothing", seen, Allowed(until=fault_at), fault_at=fault_at, recovered_at=ended_at,
-            more=f"its stream {'went on' if whole else 'was ended'} after {len(got) // 1024} KiB",
+            more=f"its stream {'continued' if whole else 'was closed'} after {len(got) // 1024} KiB",
         )  # fmt: skip
     return replace(outcome, violations=(*outcome.violations, *(["F18: the stream was held for its reader"] if whole else [])))
 
@@ -108,7 +108,7 @@ async def f23_clients_leave(world: World) -> Outcome:
         freed = time.monotonic() - left_at
         return await world.judge(
             "F23", "clients leave in mid-stream", seen, Allowed(), fault_at=fault_at, recovered_at=fault_at + freed,
-            more=f"{sum(call.ends == (LEFT,) for call in seen.calls)} left; all places free {freed:.2f} s after the last",
+            more=f"{sum(call.ends == (LEFT,) for call in seen.calls)} left; all slots free {freed:.2f} s after the last",
         )  # fmt: skip
 
 

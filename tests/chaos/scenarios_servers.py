@@ -106,7 +106,7 @@ async def f5_auth_dies(world: World) -> Outcome:
     outcome = await _broken(world, "F5", "kill -9 of auth", breaks, Allowed())
     wrong = {status: times for status, times in told.items() if status not in {200, 503, 504}}
     found = [f"F5: keys that nobody knows yet were told {wrong}"] if wrong else []
-    return replace(outcome, violations=(*outcome.violations, *found), more=f"unknown keys were told {dict(told)}")
+    return replace(outcome, violations=(*outcome.violations, *found), more=f"responses to unknown keys: {dict(told)}")
 
 
 async def _ask_as_strangers(world: World, told: Counter[int]) -> None:

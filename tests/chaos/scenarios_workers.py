@@ -57,7 +57,7 @@ async def f2_worker_dies_in_mid_stream(world: World) -> Outcome:
             back_at = await world.workers_serve()
         return await world.judge(
             "F2", "kill -9 of a worker in mid-stream", seen, Allowed(since=fault_at), fault_at=fault_at, recovered_at=served_at,
-            more=f"the new process serves {back_at - started_at:.1f} s after its start",
+            more=f"the new process is ready {back_at - started_at:.1f} s after its start",
         )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ async def _poisoned(world: World, special: str, what: str) -> tuple[Outcome, Cal
         codes = frozenset({"worker_lost", "link_lost", "not_reachable"}) if killed == len(world.workers) else frozenset()
         outcome = await world.judge(
             "F20", what, seen, Allowed(since=fault_at, until=back_at, codes=codes), fault_at=fault_at, recovered_at=back_at,
-            more=f"it was told {poisoned.ends[0]}; {killed} workers ended",
+            more=f"refused as {poisoned.ends[0]}; {killed} workers died",
         )  # fmt: skip
     found = [f"F20: {killed} workers were lost to one request"] if killed > MOST_POISONED else []
     return _with(outcome, found), poisoned

@@ -51,18 +51,21 @@ SHORT = (
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "faults.md"
 HEAD = """\
-# What faults do
+# Fault tests
 
-Written by `make chaos`, which breaks one thing at a time in a running stack, under load, and compares what clients saw with what the
-gateway's books say. Each row is of {repeats} runs together; times are in seconds, where they differ as the least, the median and the
-largest of them.
+`make chaos` writes this page. It breaks one part of a running stack at a time, under load, and compares what clients received with the ledger. Each row
+summarizes {repeats} runs. Times are in seconds; if runs differ, a cell shows minimum, median and maximum.
 
-A *pause* is the longest time without a piece of text in a stream that ran when the fault came and ended well. *Failing* is how long
-after the fault a request still could begin that failed. *Back* is when all was as before.
+| column | meaning |
+|---|---|
+| pause | the longest time without text in a stream that was running at the fault and ended well |
+| failing | how long after the fault new requests could still fail |
+| back | when everything worked again |
+| wrong | broken guarantees: a wrong or missing answer, a hanging request, or a wrong charge |
 
 {machine}
 
-| fault | what was done | requests | how they ended | pause | failing | back | the books | wrong |
+| fault | what was done | requests | outcome | pause | failing | back | ledger | wrong |
 |---|---|---|---|---|---|---|---|---|
 """
 
@@ -77,9 +80,9 @@ def page(found: Mapping[str, Sequence[Outcome]], machine: str) -> str:
     wrong = [f"- {each.fault}, {each.what}: {what}" for outcomes in found.values() for each in outcomes for what in each.violations[:3]]
     text = HEAD.format(repeats=repeats, machine=machine) + "\n".join(rows) + "\n"
     if notes:
-        text += "\n## More of each\n\n" + "\n".join(notes) + "\n"
+        text += "\n## Notes\n\n" + "\n".join(notes) + "\n"
     if wrong:
-        text += "\n## What was wrong\n\n" + "\n".join(wrong) + "\n"
+        text += "\n## Wrong\n\n" + "\n".join(wrong) + "\n"
     return text
 
 
