@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -163,7 +164,7 @@ def test_pages_that_the_code_names_exist() -> None:
 
 def test_make_targets_that_are_shown_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    targets = {target for line in re.findall(r"^([a-z][a-z -]*):", makefile, re.MULTILINE) for target in line.split()}
     shown = commands("make")
     assert shown
     assert not [str(one) for one in shown for word in one.words[1:] if not is_placeholder(word) and word not in targets]
@@ -199,7 +200,7 @@ def test_a_wrong_command_would_be_found(line: str) -> None:
 
 
 def test_the_tiers_are_described_as_they_are() -> None:
-    page = (ROOT / "docs/howto/operate.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/howto/costs.md").read_text(encoding="utf-8")
     described = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", page, re.MULTILINE)]
     for name, words in (
         ("requests_per_hour", "requests in any hour"),
@@ -289,6 +290,177 @@ def test_metrics_that_are_named_exist() -> None:
 def test_python_that_is_shown_parses(page: Path) -> None:
     for _, block in blocks(page, "python"):
         ast.parse(block)
+
+
+# --- plain English --------------------------------------------------------------------------------------------------
+
+#: Words and phrases that read as translated, as patterns for whole words. Only ever append here.
+REFUSED_WORDS = (
+    r"whoever",
+    r"whomever",
+    r"whom",
+    r"go(?:es|ing)? on",
+    r"went on",
+    r"(?:is|are|was|were|be) told",
+    r"of its own",
+    r"by itself",
+    r"by themselves",
+    r"lies? about",
+    r"so that nobody",
+    r"such as it is",
+    r"(?:the )?one that",
+    r"looks? after",
+    r"looked after",
+    r"as (?:they|it) comes?",
+    r"shall",
+    r"gravest",
+    r"(?:a|the|without) goodbye",
+    r"by lot",
+    r"hand(?:s|ed)? on",
+    r"tak(?:e|es|en) along",
+    r"takes? it along",
+    r"good (?:until|till)",
+    r"(?:is|are) good for",
+    r"gives? back",
+    r"given back",
+    r"lets? in",
+    r"let in",
+    r"nobody of",
+    r"anew",
+    r"quarter of an hour",
+    r"put (?:it|that) right",
+    r"mend(?:s|ed)?",
+    r"earns its keep",
+    r"promis(?:e|es|ed)",
+    r"in company",
+    r"whereby|wherein|therein|thereof|thereby",
+    r"is no more",
+    r"says so where",
+)
+REFUSED = re.compile(rf"\b(?:{'|'.join(REFUSED_WORDS)})\b|(?:^|(?<=[.!?:] ))Besides\b", re.IGNORECASE | re.MULTILINE)
+#: Written by hand and in plain English; the README, the change log, the services' READMEs and generated pages follow with their sources.
+PLAIN_PAGES = [
+    *(page for page in BY_HAND if page.is_relative_to(ROOT / "docs")),
+    *(ROOT / name for name in ("SECURITY.md", "CONTRIBUTING.md", "sdk/python/README.md", "sdk/javascript/README.md")),
+]
+
+
+def refused_in(text: str) -> list[str]:
+    """`line: words` of each phrase that is refused; code is not looked at, and a paragraph is read as one line."""
+    plain = re.sub(r"```.*?```", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
+    plain = re.sub(r"`[^`\n]*`", "x", plain)
+    joined = re.sub(r"(?<=\S)\n(?=[^\s|#>*-])", " ", plain)
+    return [f"{match[0]!r} in {joined[max(0, match.start() - 40) : match.end() + 40]!r}" for match in REFUSED.finditer(joined)]
+
+
+@pytest.mark.parametrize("page", PLAIN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_in_plain_english(page: Path) -> None:
+    assert not refused_in(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Whoever asks first",
+        "The stream goes\non.",
+        "He is told.",
+        "Besides, it is slow.",
+        "It stops. Besides it is slow.",
+        "The one that waits",
+    ],
+)
+def test_a_refused_word_would_be_found(text: str) -> None:
+    assert refused_in(text)
+
+
+@pytest.mark.parametrize("text", ["`whoever`", "```\ngo on\n```", "a marshalling yard", "It is beside the file, and besides"])
+def test_what_only_looks_like_a_refused_word_is_left_alone(text: str) -> None:
+    assert not refused_in(text)
+
+
+# --- the feature list -----------------------------------------------------------------------------------------------
+
+FEATURES = ROOT / "docs/reference/spec.md"
+STATUSES = {"yes", "partly", "no"}
+#: Where a name in the feature list must be found: what runs, how it is deployed, and what it is built from.
+SOURCES = {".py", ".sql", ".lua", ".js", ".html", ".yaml", ".yml", ".toml", ".lock", ".env", ".service"}
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    line: int
+    name: str
+    status: str
+    where: str
+
+
+def features(text: str) -> list[Feature]:
+    """The rows of the tables that have a status."""
+    found, is_inside = [], False
+    for number, line in enumerate(text.splitlines(), start=1):
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| feature | status |"):
+            is_inside = True
+        elif not line.startswith("|"):
+            is_inside = False
+        elif is_inside and not line.startswith("|---"):
+            assert len(cells) == 3, f"line {number} has {len(cells)} cells"
+            found.append(Feature(number, *cells))
+    return found
+
+
+@cache
+def source_text() -> str:
+    roots = ("shared", "services", "cli", "sdk", "deploy", "tools", "bench", "requirements", "compose.yaml", "pyproject.toml")
+    listed = subprocess.run(["git", "ls-files", "-z", *roots], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    paths = [ROOT / name for name in listed if Path(name).suffix in SOURCES]
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
+
+
+@cache
+def source_words() -> frozenset[str]:
+    return frozenset(re.findall(r"[\w-]+", source_text()))
+
+
+def missing_name(name: str) -> str | None:
+    """Why this name of the feature list is none; None where it exists. Commands are checked with those of all pages."""
+    if name.startswith(("aicli ", "make ", "python -m ")):
+        return None
+    if re.match(r"\w+/", name) and (ROOT / name.partition("/")[0]).is_dir():
+        return None if (ROOT / name).exists() else "there is no such file or folder"
+    if re.fullmatch(r"[A-Z][A-Z0-9_]+", name) and "_" in name:
+        known = {setting for service in SERVICE_NAMES.values() for setting in declared_by(service)} | stack_settings.known_names()
+        return None if {name, name.removesuffix("_FILE")} & known else "there is no such setting"
+    # `auth.users` is the table `users`, `request_logs.prompt_hash` a column, `GET /metrics` a path.
+    word = name.rpartition(".")[2] if re.fullmatch(r"[a-z_]+\.[a-z_]+", name) else name.rpartition(" ")[2]
+    is_known = word in source_words() if re.fullmatch(r"[\w-]+", word) else word in source_text()
+    return None if is_known else "nothing in the code has this name"
+
+
+def test_every_feature_has_a_status_and_a_reason_or_a_place() -> None:
+    rows = features(FEATURES.read_text(encoding="utf-8"))
+    assert len(rows) > 200
+    assert not [f"{row.line}: {row.status}" for row in rows if row.status not in STATUSES]
+    assert not [f"{row.line}: {row.name}" for row in rows if row.status != "yes" and len(row.where) < 10]
+
+
+def test_paths_and_names_in_the_feature_list_exist() -> None:
+    rows = features(FEATURES.read_text(encoding="utf-8"))
+    named = [(row, name) for row in rows for name in re.findall(r"`([^`]+)`", row.where)]
+    assert len(named) > 200
+    assert not [f"spec.md:{row.line}: `{name}`: {why}" for row, name in named if (why := missing_name(name))]
+
+
+@pytest.mark.parametrize(
+    "name", ["services/gateway/billing.py", "NO_SUCH_SETTING", "auth.no_such_table", "NoSuchClass", "ai_platform_no_such"]
+)
+def test_a_wrong_name_in_the_feature_list_would_be_found(name: str) -> None:
+    assert missing_name(name)
+
+
+def test_a_row_without_a_known_status_would_be_found() -> None:
+    text = "| feature | status | where, or why not |\n|---|---|---|\n| Nomad | planned | some day |\n"
+    assert [(row.line, row.status in STATUSES) for row in features(text)] == [(3, False)]
 
 
 # --- generated pages ------------------------------------------------------------------------------------------------
