@@ -1,8 +1,9 @@
 #!/bin/sh
-# Starts Alertmanager with the addresses of alertmanager.env in its configuration. Arguments are handed on to it.
+# Starts Alertmanager with the addresses of alertmanager.env in its configuration. Arguments are passed to Alertmanager.
 #
-# ALERTMANAGER: its program (Debian calls it prometheus-alertmanager). ALERTMANAGER_ENV: another file of addresses.
-# CONFIG_OUT: where the configuration goes; it holds the addresses, so only its owner can read it.
+# ALERTMANAGER      the program (in Debian: prometheus-alertmanager)
+# ALERTMANAGER_ENV  another file with addresses
+# CONFIG_OUT        path of the generated configuration; it contains the addresses, so only its owner can read it
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -16,7 +17,7 @@ if [ -f "$addresses" ]; then
   set +a
 fi
 
-# What a replacement in sed and a word in YAML cannot hold is written otherwise: quotes are refused, the rest is escaped.
+# Escapes what sed treats specially. Quotes and blanks would break the YAML and are refused.
 put() {
   [ -n "$2" ] || return 0
   case $2 in

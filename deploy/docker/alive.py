@@ -1,4 +1,4 @@
-"""Whether the service in this container is alive: asks its /healthz on loopback. Called by HEALTHCHECK with the port."""
+"""Check that the service in this container is alive, by its /healthz on loopback. HEALTHCHECK calls it with the port."""
 
 import os
 import ssl
@@ -7,7 +7,7 @@ import urllib.request
 
 port = int(sys.argv[1])
 scheme = "https" if os.environ.get("TLS_CERT_FILE") else "http"
-# The certificate names the public host and not 127.0.0.1, and nothing secret is asked.
+# The certificate is for the public host name, not 127.0.0.1, and the request is not secret.
 context = ssl.create_default_context()
 context.check_hostname = False
 context.verify_mode = ssl.CERT_NONE

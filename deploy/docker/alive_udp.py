@@ -1,9 +1,9 @@
-"""Whether a DHT node, or a relay, answers on this UDP port of the container. Called by HEALTHCHECK with the port."""
+"""Check that a DHT node or relay responds on this UDP port of the container. HEALTHCHECK calls it with the port."""
 
 import socket
 import sys
 
-#: As cli/stack/dht.py asks: the PING of dht-rpc; every answer begins with 0x13.
+#: The PING of dht-rpc, as in cli/stack/dht.py; every response begins with 0x13.
 PING = bytes([0x03, 0x04, 0x34, 0x12, *bytes(6), 0x00])
 
 with socket.socket(type=socket.SOCK_DGRAM) as line:

