@@ -1,4 +1,4 @@
-/** Asks a model of an aimesh. See README.md. */
+/** JavaScript client for aimesh. See README.md. */
 
 export type ClientOptions = ClientSettings & (WithKey | WithSession)
 
@@ -9,49 +9,49 @@ export interface WithKey {
 }
 
 export interface WithSession {
-  /** Of `login`. Its access token is renewed when it is too old. */
+  /** From `login`. The client renews its access token when it expires. */
   session: Session
   apiKey?: undefined
 }
 
-/** A login. Only one client may go on with it. */
+/** A login. Use it in one client only. */
 export interface Session {
-  /** Good for ten minutes. */
+  /** Valid for ten minutes. */
   readonly accessToken: string
-  /** Gives another access token and another one of itself, once. */
+  /** Can be exchanged once for a new access token and a new session token. */
   readonly sessionToken: string
 }
 
 export interface LoginOptions extends CallOptions {
-  /** It, or `email`. */
+  /** Set `username` or `email`. */
   username?: string
   email?: string
   password: string
-  /** Of the second factor, where there is one. */
+  /** The code of the second factor, if the account has one. */
   code?: string
   baseUrl: string
-  /** Used in place of the global one. */
+  /** Replaces the global `fetch`. */
   fetch?: typeof globalThis.fetch
 }
 
-/** Needs no key. */
+/** Log in. Needs no key. */
 export declare function login(options: LoginOptions): Promise<Session>
 
 export interface ClientSettings {
-  /** Of the gateway, or of the web pages, which pass requests on. */
+  /** The address of the gateway, or of the web pages, which forward requests. */
   baseUrl: string
-  /** How long a call may take, with all that is sent again; 300,000 without it. */
+  /** Limit for a call, including retries. Default: 300,000. */
   timeoutMs?: number
-  /** How often a request is sent again that failed of what may pass; 2 without it. */
+  /** How often a request is retried after a temporary failure. Default: 2. */
   maxRetries?: number
-  /** Used in place of the global one. */
+  /** Replaces the global `fetch`. */
   fetch?: typeof globalThis.fetch
 }
 
 export interface CallOptions {
-  /** Ends the call; it throws the signal's reason. */
+  /** Aborts the call, which then throws the signal's reason. */
   signal?: AbortSignal | undefined
-  /** In place of the client's. */
+  /** Overrides the client's `timeoutMs`. */
   timeoutMs?: number | undefined
 }
 
@@ -61,12 +61,12 @@ export interface Message {
 }
 
 export interface InferenceRequest extends CallOptions {
-  /** It, or `messages`. */
+  /** Set `prompt` or `messages`. */
   prompt?: string
   messages?: Message[]
-  /** What the model is told before the prompt. */
+  /** The system prompt. */
   system?: string
-  /** A name that `models()` lists, or another name of it; the default model without it. */
+  /** A name from `models()`, or an alias. Default: the default model. */
   model?: string
   maxTokens?: number
   temperature?: number
@@ -84,42 +84,42 @@ export interface TokenUsage {
 
 export interface Answer {
   text: string
-  /** The one that answered, by its own name. */
+  /** The name of the model that answered. */
   model: string
   usage: TokenUsage
-  /** `stop`, `length`, or what a newer gateway has. */
+  /** `stop`, `length`, or a value of a newer gateway. */
   finishReason: string
-  /** In the log, in the ledger, for support. */
+  /** Identifies the request in the log and the ledger, and for support. */
   requestId: string
   responseTimeMs: number
 }
 
-/** Iterate it for the pieces of the text. It asks when it is read, and is read once. */
+/** Iterate it to get the text in pieces. The request is sent on the first read; you can iterate once. */
 export declare class AnswerStream implements AsyncIterableIterator<string> {
   private constructor()
-  /** All that was read until now. */
+  /** The text read so far. */
   get text(): string
-  /** There when the stream was read to its end. */
+  /** Set when the stream has been read to its end. */
   get answer(): Answer | null
   [Symbol.asyncIterator](): this
   next(): Promise<IteratorResult<string, undefined>>
-  /** A loop that is left before the end calls it; see `abort`. */
+  /** Called when a loop is left early; see `abort`. */
   return(): Promise<IteratorResult<string, undefined>>
-  /** Reads what is left. Throws an AbortError where it was aborted. */
+  /** Reads the rest. Throws an AbortError if the stream was aborted. */
   finish(): Promise<Answer>
-  /** Nobody wants the rest: the model is free, and a loop over the stream ends. Safe to call twice, and after the end. */
+  /** Stops the generation, frees the model and ends a loop over the stream. Safe to call twice, and after the end. */
   abort(): void
 }
 
 export interface EmbedRequest extends CallOptions {
   input: string | string[]
   model?: string
-  /** Each vector is cut to so many numbers. */
+  /** Truncates each vector to this many numbers. */
   dimensions?: number
 }
 
 export interface Embeddings {
-  /** One for each text, in their order. */
+  /** One per text, in the same order. */
   vectors: number[][]
   model: string
   usage: { promptTokens: number; totalTokens: number }
@@ -127,14 +127,14 @@ export interface Embeddings {
 
 export interface Model {
   id: string
-  /** It gives vectors and no answers. */
+  /** True for a model that only creates embeddings. */
   onlyEmbeds: boolean
 }
 
 export interface UsageDay {
-  /** As 2026-01-31. */
+  /** For example 2026-01-31. */
   date: string
-  /** Null for what was asked without a key. */
+  /** Null for requests without a key. */
   apiKeyId: string | null
   requestCount: number
   tokensUsed: number
@@ -144,7 +144,7 @@ export interface Usage {
   userId: string
   requestCount: number
   tokensUsed: number
-  /** The newest first; at most a year. */
+  /** Newest first; at most one year. */
   days: UsageDay[]
 }
 
@@ -155,7 +155,7 @@ export interface QuotaLimit {
   kind: string
   limit: number
   remaining: number
-  /** Until all of it is there again. */
+  /** Seconds until the limit is fully available again. */
   resetsInSeconds: number
 }
 
@@ -166,27 +166,27 @@ export interface Quota {
   usedThisHour: number
   remaining: number
   resetsInSeconds: number
-  /** Every limit that a request of this key counts against. */
+  /** Every limit that applies to requests of this key. */
   limits: QuotaLimit[]
 }
 
-/** Safe for any number of calls at once. */
+/** Supports any number of concurrent calls. */
 export declare class AIInferenceClient {
-  /** Throws a TypeError for options that cannot work. */
+  /** Throws a TypeError for invalid options. */
   constructor(options: ClientOptions)
-  /** The one that was given, or what has become of it: each renewal spends the session token before. Null for a client with a key. */
+  /** The current session; each renewal spends the previous session token. Null for a client with a key. */
   get session(): Session | null
   inference(request: InferenceRequest): Promise<Answer>
   stream(request: InferenceRequest): AnswerStream
-  /** Sent again it is counted again: the gateway knows no repeats of embeddings. */
+  /** Retries are counted once, as for `inference`. Lost vectors of more than 1 MiB throw `AnswerGone`. */
   embed(request: EmbedRequest): Promise<Embeddings>
-  /** Those that the key may use, the default first. */
+  /** The models that the key may use, the default first. */
   models(options?: CallOptions): Promise<Model[]>
   usage(options?: CallOptions): Promise<Usage>
   quota(options?: CallOptions): Promise<Quota>
 }
 
-/** What an error is made of. */
+/** The properties of an error. */
 export interface ErrorFacts {
   code?: string
   hint?: string
@@ -198,61 +198,61 @@ export interface ErrorFacts {
   cause?: unknown
 }
 
-/** The root of the tree. Match on the class or on `code`, which is for ever; `message` and `hint` are for people and may change. */
+/** The base class. Match on the class or on `code`, which never changes; `message` and `hint` are for people and may change. */
 export declare class AimeshError extends Error {
   constructor(message: string, facts?: ErrorFacts)
-  /** As docs/reference/errors.md lists them; besides `connection_failed`, `answer_broken` and `session_ended`, which are this client's. */
+  /** A code from docs/reference/errors.md, or this client's `connection_failed`, `answer_broken` or `session_ended`. */
   code: string
   /** What to do next; may be empty. */
   hint: string
-  /** Of HTTP; null where there was no answer, or one that broke off. */
+  /** The HTTP status; null without a complete response. */
   status: number | null
   requestId: string | null
-  /** The field that is wrong, where one is. */
+  /** The wrong field, if there is one. */
   param: string | null
-  /** When to come back, where the gateway said so. */
+  /** When to retry, if the gateway said so. */
   retryAfterMs: number | null
-  /** Whether sending the same again can help. */
+  /** Whether a retry can help. */
   retryable: boolean
 }
 
-/** The request cannot succeed as it is; `param` and the message name the field. */
+/** The request is invalid; `param` and the message name the field. */
 export declare class BadRequest extends AimeshError {}
-/** The body or the prompt is larger than is taken. */
+/** The body or the prompt is too large. */
 export declare class TooLarge extends BadRequest {}
-/** No credential, or one that is unknown, expired or revoked. */
+/** The credential is missing, unknown, expired or revoked. */
 export declare class NotAuthenticated extends AimeshError {}
-/** The session of this client gives no access token any more; log in again. */
+/** The session is over; log in again. */
 export declare class SessionEnded extends NotAuthenticated {}
-/** Money, not rate: waiting does not help. */
+/** Out of credits; waiting does not help. */
 export declare class BudgetExhausted extends AimeshError {}
-/** Known, but may not do this. */
+/** The caller is known, but not allowed to do this. */
 export declare class NotAllowed extends AimeshError {}
-/** There is no such thing, or it is not the caller's to see. */
+/** It doesn't exist, or the caller may not see it. */
 export declare class NotFound extends AimeshError {}
-/** Nobody serves this model; the message lists those that are served. */
+/** No worker serves this model; the message lists the models that are served. */
 export declare class UnknownModel extends NotFound {}
-/** It contradicts what is there already. */
+/** It conflicts with existing data. */
 export declare class Conflict extends AimeshError {}
 /** The idempotency key was used for another request. */
 export declare class IdempotencyConflict extends Conflict {}
-/** The same request under the same idempotency key still runs. */
+/** The same request under the same idempotency key is still running. */
 export declare class InProgress extends Conflict {}
-/** The answer was given and is no longer here to be read again. */
+/** The answer is no longer stored. */
 export declare class AnswerGone extends AimeshError {}
-/** A rate limit; `retryAfterMs` says when there is room again. */
+/** A rate limit; retry after `retryAfterMs`. */
 export declare class RateLimited extends AimeshError {}
-/** The request was withdrawn. */
+/** The request was canceled. */
 export declare class Cancelled extends AimeshError {}
-/** A part of the platform does not answer; the same request may succeed later. */
+/** A part of the platform does not respond; a retry may succeed. */
 export declare class Unavailable extends AimeshError {}
-/** Everything that could answer is full. */
+/** The platform is at capacity. */
 export declare class Overloaded extends Unavailable {}
-/** There was no answer in time: the caller's `timeoutMs`, or the gateway's own limit. */
+/** No answer within the caller's `timeoutMs`, or within the gateway's limit. */
 export declare class DeadlineExceeded extends AimeshError {}
-/** A bug of the platform; its log has the reason under `requestId`. */
+/** A bug in the platform; its log has details under `requestId`. */
 export declare class Internal extends AimeshError {}
-/** The gateway was not reached, or the connection to it was lost. */
+/** The gateway was not reachable, or the connection was lost. */
 export declare class ConnectionFailed extends AimeshError {}
-/** What came is no answer of an aimesh gateway, or not all of one. */
+/** The response was invalid or incomplete. */
 export declare class AnswerBroken extends AimeshError {}
