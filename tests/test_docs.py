@@ -349,7 +349,7 @@ def refused_in(text: str) -> list[str]:
     """`line: words` of each phrase that is refused; code is not looked at, and a paragraph is read as one line."""
     plain = re.sub(r"```.*?```", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
     plain = re.sub(r"`[^`\n]*`", "x", plain)
-    joined = re.sub(r"(?<=\S)\n(?=[^\s|#>*-])", " ", plain)
+    joined = re.sub(r"(?<=\S)\n *(?=[^\s|#>*-])", " ", plain)
     return [f"{match[0]!r} in {joined[max(0, match.start() - 40) : match.end() + 40]!r}" for match in REFUSED.finditer(joined)]
 
 

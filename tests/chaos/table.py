@@ -53,8 +53,8 @@ PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "f
 HEAD = """\
 # Fault tests
 
-`make chaos` writes this page. It breaks one part of a running stack at a time, under load, and compares what clients received with the ledger. Each row
-summarizes {repeats} runs. Times are in seconds; if runs differ, a cell shows minimum, median and maximum.
+`make chaos` writes this page. It breaks one part of a running stack at a time, under load, and compares what clients received with the
+ledger. Each row summarizes {repeats} runs. Times are in seconds; if runs differ, a cell shows minimum, median and maximum.
 
 | column | meaning |
 |---|---|
