@@ -138,6 +138,10 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
+def test_the_readme_is_read_in_two_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     seen, ahead = set(), [ROOT / "README.md"]
     while ahead:
@@ -237,8 +241,9 @@ def test_variables_that_are_shown_exist() -> None:
 
 
 def test_a_service_is_shown_with_all_that_it_must_be_given() -> None:
-    exported = {name for shown in shown_in(ROOT / "README.md") if shown.words[:1] == ("export",) for name in shown.variables}
-    started = {shown.words[2].rpartition(".")[2]: shown for shown in commands("python") if shown.where.startswith("README")}
+    page = ROOT / "docs" / "howto" / "run-one-service.md"
+    exported = {name for shown in shown_in(page) if shown.words[:1] == ("export",) for name in shown.variables}
+    started = {shown.words[2].rpartition(".")[2]: shown for shown in commands("python") if shown.where.startswith(str(page.relative_to(ROOT)))}
     assert set(started) == set(SERVICE_NAMES.values())
     for service, shown in started.items():
         given = {name if name in declared_by(service) else name.removesuffix("_FILE") for name in shown.variables}
@@ -246,7 +251,7 @@ def test_a_service_is_shown_with_all_that_it_must_be_given() -> None:
         module = importlib.import_module(f"services.{service}.settings")
         kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, node.NodeSettings)]
         needed = {setting.variable.name for kind in kinds for setting in config.settings_of(kind) if setting.default is None}
-        assert needed <= given | exported, f"README shows {service} without {needed - given - exported}"
+        assert needed <= given | exported, f"the page shows {service} without {needed - given - exported}"
 
 
 def test_compose_services_and_profiles_that_are_shown_exist() -> None:
