@@ -346,7 +346,7 @@ REFUSED = re.compile(rf"\b(?:{'|'.join(REFUSED_WORDS)})\b|(?:^|(?<=[.!?:] ))Besi
 #: Written by hand and in plain English; the README, the change log, the services' READMEs and generated pages follow with their sources.
 PLAIN_PAGES = [
     *(page for page in BY_HAND if page.is_relative_to(ROOT / "docs")),
-    *(ROOT / name for name in ("SECURITY.md", "CONTRIBUTING.md", "sdk/python/README.md", "sdk/javascript/README.md")),
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "sdk/python/README.md", "sdk/javascript/README.md")),
 ]
 
 
