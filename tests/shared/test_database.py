@@ -43,9 +43,13 @@ SELECT pg_sleep($1);
 -- Until the end of the transaction.
 SELECT pg_advisory_xact_lock($1);
 
--- name: lock_two
+-- name: lock_three
 -- One after the other.
-SELECT pg_advisory_xact_lock($1), pg_advisory_xact_lock($2);
+SELECT pg_advisory_xact_lock($1), pg_advisory_xact_lock($2), pg_advisory_xact_lock($3);
+
+-- name: never_be_the_victim
+-- Until the end of the transaction. PostgreSQL looks for a deadlock once in each wait, after this time, and fails the one that looks.
+SELECT set_config('deadlock_timeout', '10min', true);
 
 -- name: count_waiting
 -- Those that wait for such a lock.
@@ -115,38 +119,39 @@ async def test_a_transaction_happens_whole_or_not_at_all(postgres_url: str, pack
         assert len(await db.rows("list")) == 1
 
 
-async def until_one_waits(db: Database) -> None:
-    while not await db.value("count_waiting"):  # noqa: ASYNC110
+async def until_waiting(db: Database, count: int) -> None:
+    while await db.value("count_waiting") != count:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
 async def test_what_waits_in_a_circle_is_asked_again(postgres_url: str, package: Path) -> None:
     async with opened(postgres_url, package) as db, asyncio.TaskGroup() as tasks:
-        async with db.transaction() as tx:
-            await tx.run("lock", 2)
-            asked = tasks.create_task(db.run("lock_two", 1, 2))
-            await until_one_waits(db)
-            # Who waits longest is undone; this one gets on.
-            await tx.run("lock", 1)
+        async with db.transaction(deadline_seconds=60) as other:
+            await other.row("never_be_the_victim")
+            await other.run("lock", 2)
+            async with db.transaction(deadline_seconds=60) as pause:
+                await pause.run("lock", 3)
+                asked = tasks.create_task(db.run("lock_three", 1, 3, 2, deadline_seconds=60))
+                await until_waiting(db, 1)
+                locking = tasks.create_task(other.run("lock", 1))
+                await until_waiting(db, 2)
+            # Now the statement waits for 2 as well, and is undone: only so does the other get 1.
+            await locking
             assert not asked.done()
         assert await asked == 1
 
 
 async def test_a_transaction_that_waits_in_a_circle_is_told_to_try_again(postgres_url: str, package: Path) -> None:
-    async with opened(postgres_url, package) as db, asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as stack:
-        other = await stack.enter_async_context(db.transaction())
+    async with opened(postgres_url, package) as db, asyncio.TaskGroup() as tasks, db.transaction(deadline_seconds=60) as other:
+        await other.row("never_be_the_victim")
         await other.run("lock", 2)
-
-        async def first() -> None:
-            with pytest.raises(errors.Unavailable, match="same rows"):
-                async with db.transaction() as tx:
-                    await tx.run("lock", 1)
-                    await tx.run("lock", 2)
-
-        told = tasks.create_task(first())
-        await until_one_waits(db)
-        await other.run("lock", 1)
-        await told
+        with pytest.raises(errors.Unavailable, match="same rows"):
+            async with db.transaction(deadline_seconds=60) as tx:
+                await tx.run("lock", 1)
+                locking = tasks.create_task(other.run("lock", 1))
+                await until_waiting(db, 1)
+                await tx.run("lock", 2)
+        await locking
 
 
 async def test_a_slow_answer_is_given_up_at_the_deadline_and_the_connection_is_good_again(postgres_url: str, package: Path) -> None:
