@@ -197,12 +197,12 @@ class RunningStack:
 
     async def up(self) -> Outcome:
         """`aicli stack up`; fails with the whole output when it does not come up."""
-        done = await self.aicli("stack", "up", deadline_seconds=120)
+        done = await self.aicli("stack", "up", deadline_seconds=300)
         assert done.status == 0, done.out + done.err
         return done
 
     async def down(self) -> None:
-        done = await self.aicli("stack", "down", deadline_seconds=60)
+        done = await self.aicli("stack", "down", deadline_seconds=200)
         shutil.rmtree(self.home, ignore_errors=True)
         assert done.status == 0, done.out + done.err
 

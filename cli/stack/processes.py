@@ -10,6 +10,9 @@ from pathlib import Path
 import msgspec
 
 _PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 0.05
+#: What Linux takes to end a killed process, even on a busy machine; one that waits for a broken disk never ends.
+_KILL_SECONDS = 10.0
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -37,17 +40,26 @@ def is_alive(child: Child) -> bool:
 
 
 def end(children: Iterable[Child], stop_signal: Callable[[str], signal.Signals], grace_seconds: float) -> list[Child]:
-    """Ask each that still lives to stop, kill what does not within the grace; returns those that lived. Blocks."""
+    """Ask each that still lives to stop, kill what does not within the grace, and wait until all have ended and their ports are free.
+
+    Returns those that lived. Blocks.
+    """
     alive = [child for child in children if is_alive(child)]
     for child in alive:
         _signal(child, stop_signal(child.name))
-    deadline = time.monotonic() + grace_seconds
-    while any(is_alive(child) for child in alive) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    _wait(alive, grace_seconds)
     for child in alive:
         if is_alive(child):
             _signal(child, signal.SIGKILL)
+    _wait(alive, _KILL_SECONDS)
     return alive
+
+
+def _wait(children: list[Child], seconds: float) -> None:
+    """Until none of them lives, but no longer than this."""
+    deadline = time.monotonic() + seconds
+    while any(is_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
 
 
 def _signal(child: Child, number: signal.Signals) -> None:

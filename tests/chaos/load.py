@@ -34,10 +34,8 @@ TURNS = (Door.GATEWAY, Door.RPC, Door.WEB, Door.RPC)
 #: Where a client outside the house asks as well.
 TURNS_WITH_OUTSIDE = (Door.GATEWAY, Door.OUTSIDE, Door.RPC, Door.OUTSIDE)
 WORDS = 12
-#: A client's own patience; the gateway's silence about a lost worker is 3 s.
+#: A client's own patience, unless a test says otherwise; the gateway's silence about a lost worker is 3 s.
 DEADLINE_SECONDS = 15.0
-#: Beyond this the load is not steady any more; a test fails on it.
-MOST_AT_ONCE = 300
 
 
 @dataclass(slots=True)
@@ -54,6 +52,8 @@ class _Seen:
 @dataclass(slots=True)
 class History:
     turns: tuple[Door, ...] = TURNS
+    #: Each client's own patience.
+    deadline_seconds: float = DEADLINE_SECONDS
     attempts: list[Attempt] = field(default_factory=list)
 
     async def until_each_door_succeeds(self, times: int, *, since: float = 0, seconds: float = 10) -> None:
@@ -87,9 +87,9 @@ class _Callers:
     async def attempt(self, door: Door, prompt: str, history: History) -> None:
         began, seen = time.monotonic(), _Seen()
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(history.deadline_seconds):
                 if door in self._mesh:
-                    await self._by_rpc(self._mesh[door], prompt, seen)
+                    await self._by_rpc(self._mesh[door], prompt, history.deadline_seconds - 2, seen)
                 else:
                     await self._by_http(self._http[door], prompt, seen)
         except TimeoutError:
@@ -112,11 +112,11 @@ class _Callers:
             )
         )
 
-    async def _by_rpc(self, mesh: ClientNode, prompt: str, seen: _Seen) -> None:
+    async def _by_rpc(self, mesh: ClientNode, prompt: str, deadline_seconds: float, seen: _Seen) -> None:
         request = gateway.ProcessInferenceRequest(InferenceRequest(prompt=prompt, model=MODEL))
         credential = self._person.key.secret
         async with mesh.rpc.stream(
-            gateway.process_inference_request, request, credential=credential, deadline_seconds=DEADLINE_SECONDS - 2
+            gateway.process_inference_request, request, credential=credential, deadline_seconds=deadline_seconds
         ) as answer:
             async for chunk in answer:
                 seen.text += chunk.text
@@ -156,13 +156,16 @@ def _read_event(line: str, seen: _Seen) -> None:
 
 
 @asynccontextmanager
-async def running(stack: RunningStack, person: Person, outside: ClientNode | None = None) -> AsyncIterator[History]:
+async def running(
+    stack: RunningStack, person: Person, outside: ClientNode | None = None, *, deadline_seconds: float = DEADLINE_SECONDS
+) -> AsyncIterator[History]:
     """Requests at RATE until the block is left; then the running ones end, and the history is whole. ``outside`` is a client
     that reaches the mesh over Hyperswarm alone; with it web has no turn."""
-    history = History(TURNS if outside is None else TURNS_WITH_OUTSIDE)
+    history = History(TURNS if outside is None else TURNS_WITH_OUTSIDE, deadline_seconds)
     async with AsyncExitStack() as opened:
-        web = await opened.enter_async_context(stack.http(person.key.secret, service="web"))
-        direct = await opened.enter_async_context(stack.http(person.key.secret))
+        # Only the deadline ends a request: a timeout of HTTP's own would look like a connection that was lost.
+        web = await opened.enter_async_context(stack.http(person.key.secret, service="web", timeout_seconds=2 * deadline_seconds))
+        direct = await opened.enter_async_context(stack.http(person.key.secret, timeout_seconds=2 * deadline_seconds))
         mesh = {Door.RPC: await opened.enter_async_context(stack.client())}
         if outside is not None:
             mesh[Door.OUTSIDE] = outside
@@ -176,6 +179,8 @@ async def running(stack: RunningStack, person: Person, outside: ClientNode | Non
 async def _pace(callers: _Callers, history: History, tasks: asyncio.TaskGroup) -> None:
     began = time.monotonic()
     at_once = 0
+    # As many as there are when none ends before its deadline: beyond this the load is not steady any more.
+    most_at_once = RATE * history.deadline_seconds
 
     def ended(_task: asyncio.Task[None]) -> None:
         nonlocal at_once
@@ -183,7 +188,7 @@ async def _pace(callers: _Callers, history: History, tasks: asyncio.TaskGroup) -
 
     for number in itertools.count():
         await asyncio.sleep(max(0.0, began + number / RATE - time.monotonic()))
-        assert at_once < MOST_AT_ONCE, "the answers do not keep up with the load"
+        assert at_once < most_at_once, "the answers do not keep up with the load"
         prompt = f"request{number} " + " ".join(f"w{position}" for position in range(1, WORDS))
         at_once += 1
         tasks.create_task(callers.attempt(history.turns[number % len(history.turns)], prompt, history)).add_done_callback(ended)

@@ -2,6 +2,7 @@
 """The supervisor with real processes: small ones of ours in place of the services, and real servers."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -204,6 +205,19 @@ async def test_leftovers_of_a_killed_supervisor_are_cleared(home: Home) -> None:
         homes.write_private(home.run / "children.json", msgspec.json.encode([child, stranger]).decode())
         supervisor.clear_leftovers(home)
         assert left.wait(timeout=5) == -signal.SIGTERM
+
+
+def test_leftovers_that_had_to_be_killed_are_gone_when_they_are_cleared() -> None:
+    """They hold ports that the next start needs."""
+    with contextlib.ExitStack() as stack:
+        left = [stack.enter_context(subprocess.Popen(STUBBORN, stdout=subprocess.PIPE)) for _ in range(5)]
+        for each in left:
+            stack.callback(each.kill)
+            assert each.stdout is not None
+            assert each.stdout.readline() == b"up\n"
+        children = [processes.Child("stubborn", each.pid, processes.start_of(each.pid) or 0) for each in left]
+        assert processes.end(children, lambda _name: signal.SIGTERM, 0.1) == children
+        assert not [child for child in children if processes.is_alive(child)]
 
 
 def test_one_supervisor_per_home(home: Home) -> None:
