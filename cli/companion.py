@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from cli import interrupts
 from shared import errors
 
-_READY_SECONDS = 15.0
+#: Less than a second on an idle machine. More than this and it hangs.
+_READY_SECONDS = 60.0
 #: It has sockets to close and nothing else.
 _GRACE_SECONDS = 3.0
 

@@ -15,7 +15,7 @@ from shared.hyperswarm import Address
 
 SIDECAR = Path(hyperswarm.__file__).parent / "sidecar"
 HOST = "127.0.0.1"
-START_SECONDS = 15
+START_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tests.servers import PostgresServer
 
 PROGRAM = "pgbouncer"
 PORT = 6432
-_START_SECONDS = 30
+_START_SECONDS = 60
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import psutil
 from cli.stack import postgres, probes, processes, valkey
 from cli.stack.program import Probe, Program
 
-_START_SECONDS = 30
+_START_SECONDS = 60
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}
 #: Nothing here outlives the run, so nothing has to reach the disk; but what was committed must outlive a kill -9 of the server.
 _FAST = ("-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200")

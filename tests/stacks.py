@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from cli.stack import ports as stack_ports
 from cli.stack.home import Home
 from shared.node.client import ClientNode, ClientSettings, client
 from shared.types import Credential, MeshName
+from tests import stopwatch
 from tests.testnet import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -214,8 +214,8 @@ async def until(
     what: str = "the condition",
     ignoring: tuple[type[Exception], ...] = (),
 ) -> T:
-    """What ``condition`` returns as soon as that is true; fails loudly when it never is."""
-    deadline = time.monotonic() + seconds
+    """What ``condition`` returns as soon as that is true; fails loudly when it never is. The seconds are those of ``tests.stopwatch``."""
+    deadline = stopwatch.now() + seconds
     seen: object = None
     while True:
         try:
@@ -225,7 +225,7 @@ async def until(
             seen = found
         except ignoring as error:
             seen = error
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s; last seen: {seen!r}"
+        assert stopwatch.now() < deadline, f"{what}: not within {seconds} s; last seen: {seen!r}"
         await asyncio.sleep(0.05)
 
 

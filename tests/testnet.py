@@ -29,6 +29,7 @@ from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.node.settings import NodeSettings
 from shared.types import MeshName, NodeId, Role
+from tests import stopwatch
 
 MESH = MeshName("test")
 
@@ -90,14 +91,14 @@ class NatsServer:
     def start(self) -> None:
         with (self.folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen([self.binary(), "-c", str(self.folder / "nats.conf")], stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection((self.host, self.port), timeout=1).close()
                 return
             except OSError:
                 assert self._process.poll() is None, (self.folder / "nats.log").read_text()
-                assert time.monotonic() < deadline, "nats-server did not start within 10 s"
+                assert time.monotonic() < deadline, "nats-server did not start within 60 s"
                 time.sleep(0.01)
 
     def signal(self, number: int) -> None:
@@ -195,10 +196,10 @@ testnet.__test__ = False  # type: ignore[attr-defined]  # its name begins as a t
 
 
 async def until(condition: Any, *, seconds: float = 5.0) -> None:
-    """Wait for something that happens by itself; fails loudly when it does not."""
-    deadline = time.monotonic() + seconds
+    """Wait for something that happens by itself; fails loudly when it does not. The seconds are those of ``tests.stopwatch``."""
+    deadline = stopwatch.now() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
+        assert stopwatch.now() < deadline, f"did not happen within {seconds} s"
         await asyncio.sleep(0.01)
 
 

@@ -11,8 +11,9 @@ from typing import Any, Final, Protocol, cast
 from shared.hyperswarm import frames
 from shared.hyperswarm.errors import SidecarLost, SwarmError
 
-#: From its start until it is bound to a port; about 0.1 s when the machine is idle.
-READY_SECONDS: Final = 15.0
+#: From its start until it is bound to a port; about 0.1 s when the machine is idle, and many seconds when it is overloaded. More than
+#: this and it hangs.
+READY_SECONDS: Final = 60.0
 CALL_SECONDS: Final = 15.0
 #: It has told its peers goodbye by then; after that it is killed.
 STOP_SECONDS: Final = 4.0
@@ -60,7 +61,7 @@ class Sidecar(asyncio.Protocol):
                 sidecar.public_key = await sidecar._ready
         except TimeoutError:
             await sidecar.stop()
-            raise SwarmError(f"the sidecar was not ready within {READY_SECONDS:.0f} s; the machine may be overloaded") from None
+            raise SwarmError(f"the sidecar was not ready within {READY_SECONDS:.0f} s") from None
         except OSError as error:
             await sidecar.stop()
             raise SwarmError(f"the sidecar does not start: {error}") from error

@@ -18,7 +18,7 @@ from tests.services.metrics.alerts.test_delivery import running
 from tests.testnet import free_port, until
 
 PAGE = compose_file.ROOT / "docs" / "howto" / "observability.md"
-START_SECONDS = 20
+START_SECONDS = 60
 
 
 def here(word: str, places: Mapping[str, str]) -> str:

@@ -7,16 +7,17 @@ import asyncio
 import os
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import stopwatch
 from tests.nat.topology import Machine
 from tests.stacks import REPOSITORY, Outcome
 
-COMMAND_SECONDS = 60.0
+#: Guards against hanging alone.
+COMMAND_SECONDS = 120.0
 
 
 @dataclass(slots=True)
@@ -31,10 +32,10 @@ class Running:
 
     async def says(self, words: str, *, seconds: float) -> None:
         """Wait until its output has these words."""
-        deadline = time.monotonic() + seconds
+        deadline = stopwatch.now() + seconds
         while words not in self.text():
             assert self.process.returncode is None, f"ended with {self.process.returncode} before it said {words!r}:\n{self.text()}"
-            assert time.monotonic() < deadline, f"did not say {words!r} within {seconds} s:\n{self.text()}"
+            assert stopwatch.now() < deadline, f"did not say {words!r} within {seconds} s:\n{self.text()}"
             await asyncio.sleep(0.02)
 
     async def kill(self) -> None:
@@ -102,7 +103,7 @@ async def house(machine: Machine, **variables: str) -> AsyncIterator[Box]:
     own = {} if variables.keys() & {"DHT_BOOTSTRAP", "DHT_HOST"} else {"DHT_HOST": machine.address}
     async with box(machine, **own, **variables) as made:
         made.variables["AIMESH_HOME"] = str(made.home / "aimesh")
-        up = await made.aicli("stack", "up", deadline_seconds=150)
+        up = await made.aicli("stack", "up", deadline_seconds=250)
         try:
             assert up.status == 0, up.out + up.err
             yield made

@@ -16,7 +16,7 @@ SIDECAR = Path(shared.hyperswarm.__file__).parent / "sidecar"
 PORTS = (49737, 49738, 49739)
 DHT_ADDRESS, RELAY_ADDRESS = PUBLIC_ADDRESSES[0], PUBLIC_ADDRESSES[4]
 BOOTSTRAP = tuple(f"{DHT_ADDRESS}:{port}" for port in PORTS)
-READY_SECONDS = 10.0
+READY_SECONDS = 60.0
 
 
 @dataclass(slots=True)

@@ -184,7 +184,7 @@ async def peer(
     async with background() as tasks:
         tasks.create_task(watched.read())
         try:
-            await watched.hear("joined", seconds=15)
+            await watched.hear("joined", seconds=60)
             yield watched
         finally:
             await watched.end()

@@ -12,7 +12,8 @@ const FOLLOW_MS = 5000
 const LEAVE_MS = 1500
 
 /** Runs `open(options)`, with the host's present `address`, and prints what it returns as `ready` as one line. Calls its `close` at the
- * end of stdin or by SIGTERM, and before it opens anew for another address. When that fails the program ends, to be started again. */
+ * end of stdin or by SIGTERM, and `close(true)` before it opens anew for another address: that waits for no peer, since the DHT nodes may
+ * have moved too, and returns when the ports are free. When opening fails the program ends, to be started again. */
 module.exports = async function companion(open) {
   const options = JSON.parse(process.argv[2])
   const names = new Names()
@@ -35,7 +36,7 @@ module.exports = async function companion(open) {
     await sleep(FOLLOW_MS)
     const found = await present()
     if (found.length === 0 || found.includes(address)) continue
-    await Promise.race([running.close(), sleep(LEAVE_MS)])
+    await running.close(true)
     address = found[0]
     running = await open({ ...options, address })
   }

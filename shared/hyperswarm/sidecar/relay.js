@@ -26,9 +26,9 @@ companion(async ({ seedFile, seed, host, address, bind, port, bootstrap }) => {
   await server.listen(keyPair)
   const memory = setInterval(async () => (await isRemembered(dht, server)) || server.refresh(), MEMORY_MS)
   const ready = { key: keyPair.publicKey.toString('hex'), host, port: dht.io.serverSocket.address().port }
-  const close = () => {
+  const close = (isMoving = false) => {
     clearInterval(memory)
-    return relay.close().then(() => dht.destroy())
+    return isMoving ? dht.destroy({ force: true }) : relay.close().then(() => dht.destroy())
   }
   return { ready, close }
 })

@@ -16,7 +16,7 @@ from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
 
 #: Quick where the mesh answers, and short where nobody can.
-QUICK = Means(find_seconds=15, poll_seconds=0.05, approval_seconds=15)
+QUICK = Means(find_seconds=60, poll_seconds=0.05, approval_seconds=60)
 SHORT = replace(QUICK, find_seconds=1.5)
 
 
@@ -76,7 +76,7 @@ async def test_the_same_key_may_use_its_ticket_again_and_another_may_not(house: 
 async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(house: House, key: NodeKey) -> None:
     async with asyncio.TaskGroup() as tasks:
         joining = tasks.create_task(house.enrol(house.ticket(needs_approval=True), key))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while house.door.asked.count("renewCertificate") < 2:  # noqa: ASYNC110 - two rounds of asking
                 await asyncio.sleep(0.01)
         (kept,) = house.kept
@@ -131,8 +131,13 @@ async def test_an_auth_of_another_mesh_hears_nothing_of_the_ticket(house: House,
     impostor = house.net.nodes[0].node
     impostor.trust.authorities = (*impostor.trust.authorities, ticket.authority_id)
     impostor.membership_changed()
-    with pytest.raises(errors.NotReachable, match="nobody who answered is an auth of mesh test") as caught:
-        await house.enrol(ticket, key, replace(QUICK, find_seconds=3))
+    # On a busy machine 3 s are too few to meet anybody.
+    for find_seconds in (3, 15, 60):
+        with pytest.raises(errors.NotReachable) as caught:
+            await house.enrol(ticket, key, replace(QUICK, find_seconds=find_seconds))
+        if "was found" not in caught.value.message:
+            break
+    assert "nobody who answered is an auth of mesh test" in caught.value.message
     assert caught.value.hint == "ask for a new ticket"
     assert house.door.asked == []
 

@@ -1,7 +1,6 @@
 """Real nodes over Hyperswarm, with and without NATS beside it: calls both ways, which path is taken, who is cut off and how fast."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import ClassVar
@@ -20,7 +19,7 @@ from shared.node import membership
 from shared.node.client import ClientNode
 from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
-from tests import dht
+from tests import dht, stopwatch
 from tests.front_door import FrontDoor
 from tests.swarmnet import swarmnet
 from tests.testnet import RunningNode, live, until
@@ -143,7 +142,7 @@ async def test_cancel_reaches_the_worker() -> None:
         async with gateway.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
             await anext(answer)
         assert isinstance(worker.service, Worker)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await worker.service.cancelled.wait()
 
 
@@ -173,9 +172,9 @@ async def test_a_stopped_node_is_gone_at_once_and_back_within_a_second_of_its_st
         await worker.stop()
         await until(lambda: not usable(gateway, Role.WORKER), seconds=1)
         again = await net.start(Worker, key_file=worker.key_file)
-        started = time.monotonic()
+        started = stopwatch.now()
         await sees(gateway, again, seconds=5)
-        assert time.monotonic() - started < 3  # a second on a quiet machine
+        assert stopwatch.now() - started < 3  # a second on a quiet machine
 
 
 async def test_a_restarted_gateway_finds_the_workers_that_are_there() -> None:
@@ -197,14 +196,14 @@ async def test_a_revoked_worker_is_cut_off_in_mid_stream_everywhere_though_one_n
             await sees(gateway, the_auth)
         async with gateways[0].node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
             await anext(answer)
-            started = time.monotonic()
+            started = stopwatch.now()
             net.revoke(worker.node.id, the_auth)
             with pytest.raises(errors.AimeshError) as raised:
                 await anext(answer)
         assert raised.value.retryable
         for gateway in gateways:
             await until(lambda gateway=gateway: not usable(gateway, Role.WORKER), seconds=5)  # type: ignore[misc]  # mypy: no lambda defaults
-        assert time.monotonic() - started < 5
+        assert stopwatch.now() - started < 5
         assert gateways[1].node.directory.entries(Role.WORKER)[0].why_not in ("this node was revoked", "revoked by an administrator")
         for gateway in gateways:
             assert worker.node.id not in {link.peer.node for link in gateway.node.roads.links()}
@@ -253,11 +252,11 @@ async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_l
         async with gateway.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
             await anext(answer)
             await net.end_dht()
-            started = time.monotonic()
+            started = stopwatch.now()
             again = await net.client(profile)
             asked = auth.LoginUser(auth.Credentials("x", "ada"))
             await again.rpc.call(auth.login_user, asked, deadline_seconds=20)
-            assert time.monotonic() - started < 10
+            assert stopwatch.now() - started < 10
             # Links that were there live on.
             assert worker.node.id in {link.peer.node for link in gateway.node.roads.links()}
 

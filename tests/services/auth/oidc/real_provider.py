@@ -18,7 +18,7 @@ from tests.services.auth.oidc import keys
 from tests.services.auth.oidc.keys import Key
 
 FOLDER = Path(__file__).parent / "provider"
-START_SECONDS = 20
+START_SECONDS = 60
 SECRET = "s" * 40
 REDIRECT_URI = "http://127.0.0.1:3000/oidc"
 AFTER_LOGOUT = "http://127.0.0.1:3000/"

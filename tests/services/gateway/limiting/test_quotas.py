@@ -26,6 +26,7 @@ from shared.telemetry import Metrics
 from shared.types import KeyId, ModelName, RequestId, Tier, UserId, UserRole
 from tests.servers import ValkeyServer
 from tests.services.gateway.fake_counters import FakeCounters
+from tests.services.gateway.limiting.patient_counters import PatientCounters
 from tests.services.gateway.limiting.refusing_valkey import refusing
 from tests.services.gateway.log_lines import Lines
 
@@ -327,18 +328,25 @@ def test_the_counters_here_are_bounded() -> None:
 # --- a real one -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def desk(valkey_url: str) -> AsyncIterator[Desk]:
+@asynccontextmanager
+async def watched_desk(valkey_url: str, counters: Callable[[Cache], Counters]) -> AsyncIterator[Desk]:
     async with Cache.open(valkey_url) as cache:
-        made = Desk(cache, Plan(100, None, None, 1000, None))
+        made = Desk(counters(cache), Plan(100, None, None, 1000, None))
         await made.quotas.connect()
         async with made.watched():
             yield made
 
 
-async def test_four_hundred_at_once_let_exactly_the_limit_in(desk: Desk) -> None:
-    assert await desk.let_in(400) == 100
-    assert not desk.degraded
+@pytest.fixture
+async def desk(valkey_url: str) -> AsyncIterator[Desk]:
+    async with watched_desk(valkey_url, lambda cache: cache) as made:
+        yield made
+
+
+async def test_four_hundred_at_once_let_exactly_the_limit_in(valkey_url: str) -> None:
+    async with watched_desk(valkey_url, PatientCounters) as desk:
+        assert await desk.let_in(400) == 100
+        assert not desk.degraded
 
 
 async def until_it_counts_again(desk: Desk) -> None:
@@ -347,7 +355,12 @@ async def until_it_counts_again(desk: Desk) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_killed_and_back_without_an_error(desk: Desk, valkey: ValkeyServer) -> None:
+async def test_killed_and_back_without_an_error(valkey_url: str, valkey: ValkeyServer) -> None:
+    async with watched_desk(valkey_url, PatientCounters) as desk:
+        await kill_and_bring_back(desk, valkey)
+
+
+async def kill_and_bring_back(desk: Desk, valkey: ValkeyServer) -> None:
     assert await desk.let_in(5) == 5
     valkey.kill()
     try:

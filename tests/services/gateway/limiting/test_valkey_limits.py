@@ -17,6 +17,7 @@ from services.gateway.limiting.valkey_limits import ValkeyLimits
 from shared import errors
 from shared.cache import Cache
 from shared.types import RequestId
+from tests.services.gateway.limiting.patient_counters import PatientCounters
 
 NOW = 1_790_000_000.25
 LEASE_SECONDS = 120.0
@@ -63,7 +64,7 @@ def test_the_scripts_do_what_the_model_does(
         held = [one for one in found if one.kind in limits.HELD]
         asked = [request()]
         async with Cache.open(valkey_url) as cache:
-            valkey = ValkeyLimits(Patient(cache))
+            valkey = ValkeyLimits(PatientCounters(cache))
             for move, step, tokens, more in played:
                 now = max(0.0, now + step)
                 if move == "settle":
@@ -85,18 +86,6 @@ def test_the_scripts_do_what_the_model_does(
     asyncio.run(play())
 
 
-class Patient:
-    """The machine that the tests run on may be busy with others; how long an answer takes is another test's matter."""
-
-    def __init__(self, cache: Cache) -> None:
-        self.script, self.connect = cache.script, cache.connect
-        self._cache = cache
-
-    async def run(self, script: str, keys: list[str], args: list[str], *, seconds: float | None = None) -> list[int]:
-        found: list[int] = await self._cache.run(script, keys, args)
-        return found
-
-
 @pytest.fixture
 async def cache(valkey_url: str) -> AsyncIterator[Cache]:
     async with Cache.open(valkey_url) as opened:
@@ -105,7 +94,7 @@ async def cache(valkey_url: str) -> AsyncIterator[Cache]:
 
 @pytest.fixture
 def valkey_limits(cache: Cache) -> ValkeyLimits:
-    return ValkeyLimits(Patient(cache))
+    return ValkeyLimits(PatientCounters(cache))
 
 
 async def ask(

@@ -1,0 +1,23 @@
+"""The clock of the tests' bounds."""
+
+import time
+
+import pytest
+
+from tests import stopwatch
+
+
+def test_the_time_that_programs_waited_for_a_cpu_is_read() -> None:
+    text = "some avg10=79.86 avg60=48.06 avg300=55.78 total=14591788717\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+    assert stopwatch.read_waited(text) == pytest.approx(14591.788717)
+
+
+def test_a_second_in_which_somebody_waited_counts_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, waited = 100.0, 7.0
+    monkeypatch.setattr(time, "monotonic", lambda: wall)
+    monkeypatch.setattr(stopwatch, "_waited_seconds", lambda: waited)
+    began = stopwatch.now()
+    wall += 1
+    assert stopwatch.now() - began == pytest.approx(1)
+    wall, waited = wall + 1, waited + 1
+    assert stopwatch.now() - began == pytest.approx(1.1)
