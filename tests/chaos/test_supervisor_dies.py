@@ -19,7 +19,7 @@ CODES = frozenset({"link_lost", "not_reachable", "draining", "unavailable", "led
 PATIENCE_SECONDS = 60.0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_stack_up_repairs_after_the_supervisor_was_killed(stack: RunningStack, ann: Person) -> None:
     answer = await control.ask(stack.place.control_socket, control.Status())
     assert answer is not None
