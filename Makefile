@@ -8,13 +8,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 TESTS ?=
 #: Narrows the mutants: make mutants ONLY=money, or numbers of entries: ONLY="3 17"
 ONLY ?=
-#: Tests that break whole stacks, move machines between networks, look at the clock or load a model: one at a time, nothing beside them.
-ALONE := tests/acceptance tests/chaos tests/integration tests/nat tests/outages tests/services/inference
-#: All others, several at once: most of their time they wait for a server.
-AT_ONCE := 3
+#: Test processes at a time. One more than there are processors: much of their time they wait for a server.
+AT_ONCE ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Tests start hundreds of Python programs, and each would compile this repository anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test check mutants chaos storm bench bench-check docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test test-all test-system check mutants chaos storm bench bench-check docs worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,16 +41,17 @@ worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan:
 status: ## what runs, since when, and what does not
 	@test -x $(BIN)/aicli || { echo "nothing is installed here; start with: make up"; exit 1; }; $(BIN)/aicli stack status
 
-test: setup-dev ## run every test, with servers of its own
-ifeq ($(TESTS),)
-	@$(PYTHON) tools/setup.py system
+test: setup-dev ## run the tests in about 12 minutes on 2 cores, without the nightly ones (TESTS=tests/cli for some of them)
+	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),--numprocesses $(AT_ONCE))
+
+test-all: setup-dev ## run all tests, also the nightly ones, with random seeds and full volumes (an hour)
 	@failed=0; \
-	$(BIN)/python -m pytest --numprocesses $(AT_ONCE) --dist loadfile $(ALONE:%=--ignore=%) || failed=1; \
-	$(BIN)/python -m pytest $(ALONE) || failed=1; \
+	$(BIN)/python -m pytest --nightly -m "not nightly" --numprocesses $(AT_ONCE) $(TESTS) || failed=1; \
+	$(BIN)/python -m pytest --nightly -m nightly $(TESTS) || failed=1; \
 	exit $$failed
-else
-	@$(BIN)/python -m pytest $(TESTS)
-endif
+
+test-system: ## install the system packages that some tests need (Debian, as root); without them those tests are skipped
+	@$(PYTHON) tools/setup.py system
 
 check: setup-dev ## format, lint, types, import contracts, size budgets, dependencies, docs drift
 	@$(BIN)/ruff format --check .

@@ -14,16 +14,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 
 from tests.servers import PostgresServer, ValkeyServer, running
 from tests.testnet import NatsServer
 
-# How long an example takes, or is made, says how busy the machine is, and nothing about the code.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("default")
-# For `make mutants`: the same examples each time, and no search for the smallest one that fails.
-settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None)
+pytest_plugins = ("tests.tiers",)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -1,6 +1,5 @@
-"""PgBouncer, the real program from Debian (`make test` installs it), between the tests and a PostgreSQL of theirs."""
+"""PgBouncer, the real program from Debian (`make test-system` installs it), between the tests and a PostgreSQL of theirs."""
 
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -11,9 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cli.stack import postgres
+from tests import capabilities
 from tests.servers import PostgresServer
 
-PROGRAM = "pgbouncer"
 PORT = 6432
 _START_SECONDS = 60
 
@@ -21,8 +20,9 @@ _START_SECONDS = 60
 @contextmanager
 def running(server: PostgresServer, database: str, pool_mode: str, **settings: str) -> Iterator[str]:
     """The URL of the database through it."""
-    found = shutil.which(PROGRAM, path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin")
-    assert found is not None, "these tests need PgBouncer: apt-get install -y --no-install-recommends pgbouncer"
+    capabilities.require("pgbouncer")
+    found = capabilities.find_program("pgbouncer")
+    assert found is not None
     password = server.server.admin_password.read_text(encoding="ascii")
     with tempfile.TemporaryDirectory(prefix="aimesh-", ignore_cleanup_errors=True) as name:
         folder = Path(name)

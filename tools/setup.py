@@ -428,55 +428,66 @@ def set_up(level: str) -> None:
 
 # --- what the tests need of the system ------------------------------------------------------------------------------------------
 
-#: As tests/acceptance/chromium.py looks for them.
+#: As tests/capabilities.py looks for them.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-INSTALL_BROWSER = "apt-get install -y chromium"
-#: With these, tests/nat makes networks with NATs of its own; only root can, and without root those tests are skipped.
-NETWORK_TOOLS = {"ip": "iproute2", "iptables": "iptables", "conntrack": "conntrack"}
-
-
-#: With these the tests run the alert rules as they are shipped (promtool, amtool, and the two servers), and databases behind a pooler.
-SERVERS = {"promtool": "prometheus", "amtool": "prometheus-alertmanager", "pgbouncer": "pgbouncer"}
-#: Without what they recommend, which is another service.
-INSTALL_SERVERS = ("apt-get", "install", "-y", "--no-install-recommends")
+#: package of Debian -> the programs in it, of which one must be there. Without one of them, tests are skipped (tests/capabilities.py).
+SYSTEM_PACKAGES = {
+    "chromium": BROWSERS,
+    "iproute2": ("ip",),
+    "iptables": ("iptables",),
+    "conntrack": ("conntrack",),
+    "prometheus": ("promtool",),
+    "prometheus-alertmanager": ("amtool",),
+    "pgbouncer": ("pgbouncer",),
+}
+#: Their packages start services, which would take ports that aimesh uses.
+SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer")
+#: What a package needs that it only recommends: Chromium a sandbox for ordinary users, and a font.
+RECOMMENDED = {"chromium": ("chromium-sandbox", "fonts-liberation")}
+#: Without other recommended packages, which bring another service.
+INSTALL = ("apt-get", "install", "-y", "--no-install-recommends")
 #: Where Debian puts programs that need not be on the PATH of a user.
 SBIN = Path("/usr/sbin")
-#: What asks whether a service may be started after its installation; Debian keeps it for whoever looks after the machine.
+#: Debian asks this program whether a service may start after its installation.
 POLICY = Path("/usr/sbin/policy-rc.d")
 UNITS = Path("/etc/systemd/system")
 
 
+def find_lacking_packages() -> list[str]:
+    return [
+        package
+        for package, programs in SYSTEM_PACKAGES.items()
+        if not any(shutil.which(name) or (SBIN / name).exists() for name in programs)
+    ]
+
+
 def ensure_system() -> None:
-    """Packages of the system and not of Python; only root can put them there."""
-    is_root = os.geteuid() == 0 and shutil.which("apt-get") is not None
-    lacking = [package for program, package in NETWORK_TOOLS.items() if is_root and shutil.which(program) is None]
-    servers = [package for program, package in SERVERS.items() if shutil.which(program) is None and not (SBIN / program).exists()]
-    if not any(shutil.which(name) for name in BROWSERS):
-        if not is_root:
-            raise SetupFailed(f"The tests of the web pages need Chromium, and only root can install it:\n  sudo {INSTALL_BROWSER}")
-        lacking.append("chromium")
-    if servers and not is_root:
-        command = " ".join((*INSTALL_SERVERS, *servers))
-        raise SetupFailed(
-            f"The tests need the programs of {', '.join(servers)}; on Debian:\n  sudo {command}\n"
-            "It starts them as services; aimesh needs only their programs, so they may be disabled."
-        )
-    if not lacking and not servers:
+    """Install the Debian packages that some tests need; only root can. Nothing is written to the checkout, which may be another user's."""
+    lacking = find_lacking_packages()
+    if not lacking:
+        sys.stderr.write("The system has all packages that the tests need.\n")
         return
+    packages = [each for package in lacking for each in (package, *RECOMMENDED.get(package, ()))]
+    if shutil.which("apt-get") is None:
+        raise SetupFailed(f"Some tests are skipped here. They need these programs, by Debian's names: {', '.join(packages)}")
+    if os.geteuid() != 0:
+        raise SetupFailed(f"Some tests need packages that only root can install. Run:\n  sudo {' '.join((*INSTALL, *packages))}")
+    with without_services(POLICY, UNITS, [name for name in SERVERS if name in lacking]):
+        apt_get("apt-get", "update")
+        apt_get(*INSTALL, *packages)
+
+
+def apt_get(*command: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    sys.stderr.write("The tests need packages of the system that are not there:\n")
-    run("apt-get update", "apt-get", "update", environment=environment)
-    if lacking:
-        run(f"apt-get install {' '.join(lacking)}", "apt-get", "install", "-y", *lacking, environment=environment)
-    if servers:
-        with without_services(POLICY, UNITS, servers):
-            run(f"apt-get install {' '.join(servers)}", *INSTALL_SERVERS, *servers, environment=environment)
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, check=False).returncode  # noqa: S603 - our own commands
+    if code != 0:
+        raise SetupFailed(f"{' '.join(command)} failed (exit status {code}); the reason is above")
 
 
 @contextmanager
 def without_services(policy: Path, units: Path, names: list[str]) -> Iterator[None]:
-    """What is installed meanwhile is not started, and these services not at the next boot either: they would take ports that aimesh has.
-    Later `systemctl unmask` gives them back to whoever wants them. A policy that is there already is left as it is."""
+    """Services installed in the block do not start, now or at the next boot. `systemctl unmask` enables them again.
+    An existing policy stays as it is."""
     if units.is_dir():
         for unit in (units / f"{name}.service" for name in names):
             if not os.path.lexists(unit):
@@ -495,7 +506,7 @@ def without_services(policy: Path, units: Path, names: list[str]) -> Iterator[No
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "runtime: what `make up` needs; dev: that and what tests and checks need; system: Chromium, servers, network tools, for tests"
+    what = "runtime: what `make up` needs; dev: that and what tests and checks need; system: Debian packages for tests, as root"
     parser.add_argument("level", choices=[*sorted(LEVELS), "system"], help=what)
     parser.add_argument("--engine", choices=sorted(FLAVOURS), help="what to build llama.cpp for, from now on; cpu without it")
     arguments = parser.parse_args()

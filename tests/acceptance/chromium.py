@@ -11,7 +11,6 @@ import fcntl
 import itertools
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -20,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.node.lifecycle import background
+from tests import capabilities
 
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 _ANSWER_SECONDS = 30
 #: A screenshot of a long page in base64.
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -32,10 +31,6 @@ _FLAGS = (
 )  # fmt: skip
 
 Json = dict[str, Any]
-
-
-def find() -> str | None:
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
 class Failed(AssertionError):
@@ -237,9 +232,9 @@ def _pipe() -> tuple[int, int]:
 @asynccontextmanager
 async def launch() -> AsyncIterator[Browser]:
     """Chromium with an empty profile; it is gone with the block."""
-    program = find()
-    if program is None:
-        raise Failed("these tests need Chromium: apt-get install -y chromium")
+    capabilities.require("browser")
+    program = capabilities.find_browser()
+    assert program is not None
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         to_read, to_write = _pipe()
         from_read, from_write = _pipe()

@@ -12,6 +12,7 @@ from cli import profile
 from cli.profile import Profile
 from shared import errors
 from shared.types import Credential, MeshName
+from tests import capabilities
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -74,8 +75,8 @@ def test_a_profile_in_a_parent_outside_of_any_checkout_is_not_used(tmp_path: Pat
         profile.find({"HOME": str(tmp_path / "home")}, tmp_path / "mine")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_strangers_stack_is_used_only_when_it_is_named(places: Path) -> None:
+    capabilities.require("root")
     stack = places / "checkout/.aimesh/profile.toml"
     os.chown(stack, 4711, 4711)
     with pytest.raises(errors.BadSettings, match="belongs to another user"):

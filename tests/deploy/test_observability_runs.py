@@ -76,7 +76,7 @@ async def test_alertmanager_starts_with_composes_command_and_the_addresses_that_
     }
     words = [here(word, places) for part in ("entrypoint", "command") for word in SERVICES["alertmanager"][part]]
     environment = {name: value.replace("/run/aimesh", str(folder)) for name, value in given.items()}
-    environment |= {"ALERTMANAGER": debian.program("alertmanager", "prometheus-alertmanager"), "CONFIG_OUT": str(used)}
+    environment |= {"ALERTMANAGER": debian.program("alertmanager"), "CONFIG_OUT": str(used)}
     with running(tmp_path / "run", *words, **environment):
         url = f"http://127.0.0.1:{port}"
         await until(lambda: answers(f"{url}/-/ready"), seconds=START_SECONDS)

@@ -2,7 +2,6 @@
 
 import configparser
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 import pytest
 
 from cli import main
+from tests import capabilities
 from tests.deploy import compose_file
 
 UNITS = sorted((compose_file.ROOT / "deploy").glob("mesh-*.service"))
@@ -51,9 +51,9 @@ def test_it_is_confined_and_comes_back(unit: Path) -> None:
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_itself_finds_no_mistake(unit: Path, tmp_path: Path) -> None:
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("systemd-analyze is not installed here")
+    capabilities.require("systemd")
+    analyze = capabilities.find_program("systemd-analyze")
+    assert analyze is not None
     # It wants the program to be there.
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text(encoding="utf-8").replace("/opt/aimesh/.venv/bin/aicli", "/bin/true"), encoding="utf-8")

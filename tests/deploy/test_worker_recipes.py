@@ -1,7 +1,6 @@
 """The worker's systemd unit and its compose file: no ticket in either, the network of the host, and commands that exist."""
 
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from cli import main
+from tests import capabilities
 from tests.deploy import compose_file
 from tests.deploy.test_units import read
 
@@ -44,9 +44,9 @@ def test_the_unit_is_confined_and_comes_back() -> None:
 
 
 def test_systemd_itself_finds_no_mistake(tmp_path: Path) -> None:
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("systemd-analyze is not installed here")
+    capabilities.require("systemd")
+    analyze = capabilities.find_program("systemd-analyze")
+    assert analyze is not None
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/aimesh/.venv/bin/aicli", "/bin/true"), encoding="utf-8")
     done = subprocess.run([analyze, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False, timeout=30)

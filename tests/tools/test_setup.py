@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance import chromium
+from tests import capabilities
 from tools import setup
 
 ALL = frozenset({"g++", "cc", "make"})
@@ -168,27 +168,48 @@ def test_a_lock_of_npm_names_no_registry_and_every_hash(folder: Path) -> None:
     assert wanted <= packages.keys()
 
 
-def test_the_browser_that_is_provisioned_is_the_one_the_tests_look_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert setup.BROWSERS == chromium.NAMES
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(setup.SetupFailed, match="apt-get install -y chromium"):
-        setup.ensure_system()
+ALL_PACKAGES = "chromium chromium-sandbox fonts-liberation iproute2 iptables conntrack prometheus prometheus-alertmanager pgbouncer"
 
 
-def test_servers_are_installed_by_root_or_the_command_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
+    """The programs that the machine has, which is a bare Debian."""
+    programs = {"apt-get"}
     monkeypatch.setattr(setup, "SBIN", tmp_path)
-    present = {"apt-get", *setup.BROWSERS, *setup.NETWORK_TOOLS}
-    monkeypatch.setattr(setup.shutil, "which", lambda program: program if program in present else None)
+    monkeypatch.setattr(setup.shutil, "which", lambda program: program if program in programs else None)
     monkeypatch.setattr(setup.os, "geteuid", lambda: 1000)
-    with pytest.raises(setup.SetupFailed, match="apt-get install -y --no-install-recommends prometheus prometheus-alertmanager pgbouncer"):
+    return programs
+
+
+def test_the_browser_that_is_installed_is_the_one_the_tests_look_for() -> None:
+    assert setup.BROWSERS == capabilities.BROWSERS
+
+
+def test_an_ordinary_user_gets_the_one_command_line_for_system_packages(installed: set[str]) -> None:
+    with pytest.raises(setup.SetupFailed, match=f"(?m)^  sudo apt-get install -y --no-install-recommends {ALL_PACKAGES}$"):
         setup.ensure_system()
+    installed |= {"chromium-browser", "ip", "iptables", "conntrack", "promtool", "amtool"}
+    with pytest.raises(setup.SetupFailed, match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer$"):
+        setup.ensure_system()
+
+
+def test_another_system_than_debian_gets_the_list_of_programs(installed: set[str]) -> None:
+    installed.remove("apt-get")
+    with pytest.raises(setup.SetupFailed, match="skipped here.*Debian's names: chromium, "):
+        setup.ensure_system()
+
+
+def test_root_installs_only_the_system_packages_that_lack(
+    installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
     ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(setup, "run", lambda what, *command, **_: ran.append(command))
+    monkeypatch.setattr(setup, "apt_get", lambda *command: ran.append(command))
     monkeypatch.setattr(setup, "without_services", lambda *_: contextlib.nullcontext())
+    installed |= {"chromium", "ip", "iptables", "conntrack"}
     setup.ensure_system()
-    assert ran == [("apt-get", "update"), (*setup.INSTALL_SERVERS, "prometheus", "prometheus-alertmanager", "pgbouncer")]
-    present |= {"promtool", "amtool"}
+    assert ran == [("apt-get", "update"), (*setup.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer")]
+    installed |= {"promtool", "amtool"}
     (tmp_path / "pgbouncer").touch()
     ran.clear()
     setup.ensure_system()

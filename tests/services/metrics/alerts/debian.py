@@ -1,14 +1,18 @@
-"""The programs of Debian's Prometheus and Alertmanager packages; `make test` puts them there."""
+"""The programs of Prometheus and Alertmanager; `make test-system` installs Debian's."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
+from tests import capabilities
 
-def program(name: str, *others: str) -> str:
-    """Its path. Debian gives some programs another name than upstream."""
-    found = next((path for each in (name, *others) if (path := shutil.which(each)) is not None), None)
-    assert found is not None, f"{name} is not there: python3 tools/setup.py system"
+_CAPABILITIES = {"prometheus": "prometheus", "promtool": "prometheus", "alertmanager": "alertmanager", "amtool": "alertmanager"}
+
+
+def program(name: str) -> str:
+    """The path of this program; the test is skipped where it is not installed."""
+    capabilities.require(_CAPABILITIES[name])
+    found = capabilities.find_alertmanager() if name == "alertmanager" else capabilities.find_program(name)
+    assert found is not None
     return found
 
 

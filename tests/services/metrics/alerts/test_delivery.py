@@ -124,7 +124,7 @@ def alertmanager(folder: Path, outside: Outside) -> Iterator[str]:
     (folder / "alertmanager.env").write_text("".join(urls), encoding="utf-8")
     address = f"127.0.0.1:{free_port()}"
     options = (f"--web.listen-address={address}", f"--storage.path={folder / 'data'}", "--cluster.listen-address=")
-    program = debian.program("alertmanager", "prometheus-alertmanager")
+    program = debian.program("alertmanager")
     with running(folder, str(folder / "start.sh"), *options, ALERTMANAGER=program, CONFIG_OUT=str(folder / "in-use.yml")):
         yield address
 

@@ -1,0 +1,160 @@
+"""`make test` and `make test-all` run what they claim, and say what they leave out."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests import capabilities, tiers
+
+EXAMPLE = """
+import pytest
+from tests import capabilities, tiers
+
+def test_everywhere():
+    print(f"volume {tiers.volume(1000)}")
+
+@pytest.mark.nightly("long")
+def test_at_night():
+    pass
+
+def test_in_a_browser():
+    capabilities.require("browser")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Tests beside these, with the same plugin."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    folder.joinpath("pytest.ini").write_text("[pytest]\naddopts = --strict-markers -p no:cacheprovider -s\n")
+    folder.joinpath("conftest.py").write_text('pytest_plugins = ("tests.tiers",)\n')
+    folder.joinpath("test_example.py").write_text(EXAMPLE)
+    return folder
+
+
+def run(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", capabilities.VARIABLE))}
+    # No program is installed on this PATH.
+    environment = {**kept, "PATH": "/nowhere", "PYTHONPATH": str(tiers.ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments], cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
+
+
+@pytest.fixture
+def without_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capabilities, "find_program", lambda *_: None)
+
+
+NOT_RUN = re.compile(r"^=+ not run =+\n(.*?)^=", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["one process", "several processes"])
+def test_make_test_lists_what_it_leaves_out(project: Path, processes: tuple[str, ...]) -> None:
+    if capabilities.find_program("chromium", "chromium-browser") not in {None, "/usr/bin/chromium", "/usr/bin/chromium-browser"}:
+        pytest.skip("Chromium is in a folder that is searched without a PATH")
+    done = run(project, *processes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = NOT_RUN.search(done.stdout)
+    assert found, done.stdout
+    assert found[1].strip().splitlines() == [
+        "Nightly tests, which `make test-all` runs: 1",
+        f"      1  long: {tiers.NIGHTLY['long']}",
+        "Tests of what this machine lacks (see `make test-system`): 1",
+        "      1  needs browser: not installed: chromium",
+    ]
+
+
+def test_make_test_all_runs_everything_with_full_volumes(project: Path) -> None:
+    done = run(project, "--nightly")
+    assert "2 passed, 1 skipped" in done.stdout
+    assert "volume 1000" in done.stdout
+    assert "Nightly tests" not in done.stdout
+
+
+def test_a_nightly_test_runs_when_its_file_is_named(project: Path) -> None:
+    done = run(project, "test_example.py")
+    assert "2 passed, 1 skipped" in done.stdout
+    assert f"volume {1000 // tiers.FRACTION}" in done.stdout
+
+
+def test_a_required_capability_that_is_missing_ends_the_run_before_the_first_test(project: Path) -> None:
+    done = run(project, AIMESH_REQUIRE="browser")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "AIMESH_REQUIRE names browser, which this machine lacks: not installed: chromium" in done.stderr
+    assert "collected" not in done.stdout
+
+
+def test_an_unknown_group_ends_the_run(project: Path) -> None:
+    project.joinpath("test_example.py").write_text(EXAMPLE.replace('"long"', '"lnog"'))
+    done = run(project)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "test_at_night: nightly needs one of chaos," in done.stderr + done.stdout
+
+
+def test_a_misspelled_capability_gets_the_nearest_one() -> None:
+    assert capabilities.find_mistakes("") == []
+    assert capabilities.find_mistakes("chromium, brwoser") == [
+        f"AIMESH_REQUIRE names chromium, which is no capability: there are {', '.join(capabilities.CAPABILITIES)}",
+        "AIMESH_REQUIRE names brwoser, which is no capability; did you mean browser?",
+    ]
+
+
+@pytest.mark.usefixtures("without_browser")
+def test_a_missing_capability_skips_the_test_and_names_itself() -> None:
+    with pytest.raises(pytest.skip.Exception, match="^needs browser: not installed: chromium$") as caught:
+        capabilities.require("browser")
+    assert capabilities.find_capability(str(caught.value)) == "browser"
+
+
+def test_skips_for_other_reasons_are_listed_too() -> None:
+    lines = tiers.describe_left_out(Counter(), ["only 256 files may be open", "needs nat: not installed: ip", "only 256 files may be open"])
+    assert lines == [
+        "Tests of what this machine lacks (see `make test-system`): 1",
+        "      1  needs nat: not installed: ip",
+        "Tests skipped for other reasons: 2",
+        "      2  only 256 files may be open",
+    ]
+
+
+def test_the_folders_of_the_tables_exist_and_have_known_groups() -> None:
+    assert [path for path in (*tiers.FOLDERS, *tiers.SHARED) if not (tiers.ROOT / path).exists()] == []
+    assert set(tiers.FOLDERS.values()) - {""} <= tiers.NIGHTLY.keys()
+    assert set(tiers.FIRST) == set(tiers.SHARED.values())
+
+
+def test_every_group_has_tests() -> None:
+    marked = {
+        match[1]
+        for path in (tiers.ROOT / "tests").rglob("test_*.py")
+        if path != Path(__file__)
+        for match in re.finditer(r'mark\.nightly\("(\w+)"\)', path.read_text(encoding="utf-8"))
+    }
+    assert marked | set(tiers.FOLDERS.values()) - {""} == tiers.NIGHTLY.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("tests/chaos/test_kills.py", "chaos"),
+        ("tests/chaos/faults/test_faults.py", ""),
+        ("tests/chaos/test_oracle.py", ""),
+        ("tests/chaos_of_another_kind/test_it.py", ""),
+        ("tests/nat/test_mesh.py", "nat"),
+        ("tests/shared/test_amounts.py", ""),
+    ],
+)
+def test_the_longest_path_decides_about_the_tier(path: str, expected: str) -> None:
+    assert tiers.find_longest(path, tiers.FOLDERS) == expected
+
+
+def test_files_that_load_a_model_run_in_one_process_and_others_by_file() -> None:
+    assert tiers.scope("tests/services/inference/backends/test_llama.py::test_an_answer_streams") == "model"
+    assert tiers.scope("tests/services/inference/engine/test_llama_model.py::test_it[a::b]") == "model"
+    assert tiers.scope("tests/services/inference/engine/test_loop.py::test_it") == "tests/services/inference/engine/test_loop.py"

@@ -1,0 +1,191 @@
+"""The two tiers of tests as a pytest plugin: `make test` leaves out what is marked ``nightly``, `make test-all` (``--nightly``) runs everything.
+
+    @pytest.mark.nightly("storms")      # a test, or pytestmark for a module; FOLDERS for whole folders
+
+A nightly test also runs when the command line names its file. With ``--nightly`` fuzz tests use random seeds and their full volume,
+without it fixed seeds and a fraction of it. The end of a run lists what did not run and why.
+"""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+from tests import capabilities
+
+ROOT = Path(__file__).resolve().parent.parent
+#: group of nightly tests -> what they are.
+NIGHTLY = {
+    "chaos": "faults in a whole stack under load; make test has one of each kind",
+    "nat": "machines behind NATs of several kinds",
+    "outages": "alerts and pages while a machine is away",
+    "pages": "every page in every theme and width",
+    "access": "every caller against every method of a whole stack",
+    "schemathesis": "the whole HTTP API against its OpenAPI document",
+    "storms": "hundreds of callers at the same time",
+    "install": "setup, start and repair as a new user does it",
+    "long": "longer than 15 seconds; a shorter test covers the same code",
+    "clock": "the duration is what they prove, which needs an idle machine",
+}
+#: A folder or file -> the group of all tests in it; empty for one inside a nightly folder that is not nightly. The longest path decides.
+FOLDERS = {
+    "tests/chaos": "chaos",
+    "tests/chaos/faults": "",
+    "tests/chaos/test_invariants.py": "",
+    "tests/chaos/test_oracle.py": "",
+    "tests/nat": "nat",
+    "tests/outages": "outages",
+}
+#: A folder or file -> what its tests must not use at the same time, so that one process runs them all. Others are spread by file.
+SHARED = {
+    # Two cores bear one whole stack at a time.
+    "tests/acceptance": "stack",
+    "tests/chaos": "stack",
+    "tests/integration": "stack",
+    "tests/outages": "stack",
+    # Threads of two llama.cpp engines would spin against each other.
+    "tests/services/inference/backends/test_embedding.py": "model",
+    "tests/services/inference/backends/test_isolation.py": "model",
+    "tests/services/inference/backends/test_llama.py": "model",
+    "tests/services/inference/engine/test_embedding.py": "model",
+    "tests/services/inference/engine/test_llama_model.py": "model",
+    "tests/services/inference/grammar/test_with_llama.py": "model",
+}
+#: Begun before all others, because they take longest in one process.
+FIRST = ("stack", "model")
+#: The part of its full volume that a fuzz test has in `make test`.
+FRACTION = 5
+
+_left_out = pytest.StashKey[Counter[str]]()
+_is_nightly = False
+
+# --- for tests ------------------------------------------------------------------------------------------------------------------
+
+
+def volume(full: int, least: int = 1) -> int:
+    """How many examples, rounds or bytes a fuzz test tries: all with ``--nightly``, a fraction without."""
+    return full if _is_nightly else max(least, full // FRACTION)
+
+
+# --- which tests run ------------------------------------------------------------------------------------------------------------
+
+
+def find_longest(path: str, table: dict[str, str]) -> str:
+    """The value of the longest folder or file of the table that holds this path; empty without one."""
+    return max(((len(place), value) for place, value in table.items() if path == place or path.startswith(f"{place}/")), default=(0, ""))[1]
+
+
+def find_group(item: pytest.Item) -> str:
+    """The nightly group of a test; empty for one that every run has."""
+    marker = item.get_closest_marker("nightly")
+    if marker is None:
+        return find_longest(item.nodeid.partition("::")[0], FOLDERS)
+    if len(marker.args) != 1 or marker.args[0] not in NIGHTLY:
+        raise pytest.UsageError(f"{item.nodeid}: nightly needs one of {', '.join(NIGHTLY)}")
+    return str(marker.args[0])
+
+
+def scope(nodeid: str) -> str:
+    """Tests of one scope run in one process."""
+    path = nodeid.partition("::")[0]
+    return find_longest(path, SHARED) or path
+
+
+def _named_files(config: pytest.Config) -> set[Path]:
+    named = ((config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args)
+    return {path for path in named if path.is_file()}
+
+
+# --- hooks ----------------------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="run nightly tests too; random seeds and full volumes for fuzz tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _is_nightly  # noqa: PLW0603 - tests ask for their volume when they are imported
+    _is_nightly = config.getoption("--nightly")
+    config.addinivalue_line("markers", f"nightly(group): not run by `make test`. Groups: {', '.join(NIGHTLY)}")
+    settings.register_profile("test", derandomize=True, database=None, deadline=None, max_examples=volume(100))
+    settings.register_profile("nightly", deadline=None, max_examples=100, print_blob=True)
+    # For `make mutants`: the same examples each time, and no search for the smallest one that fails.
+    settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None)
+    settings.load_profile(config.getoption("--hypothesis-profile") or ("nightly" if _is_nightly else "test"))
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and (mistakes := capabilities.find_mistakes(os.environ.get(capabilities.VARIABLE, ""))):
+        raise pytest.UsageError("\n".join(mistakes))
+    config.stash[_left_out] = Counter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    groups = {item: find_group(item) for item in items}
+    for item, group in groups.items():
+        if group and item.get_closest_marker("nightly") is None:
+            # For `-m nightly`, which pytest selects by after this.
+            item.add_marker(pytest.mark.nightly(group))
+    if not _is_nightly:
+        named = _named_files(config)
+        left_out = [item for item in items if groups[item] and item.path not in named]
+        config.stash[_left_out].update(groups[item] for item in left_out)
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(scope(item.nodeid), len(order)))
+
+
+class _ByScope(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    # In the order of collection, which puts the longest first.
+    config.option.loadscopereorder = False
+    return _ByScope(config, log)  # type: ignore[arg-type]  # xdist's own type of it is private
+
+
+# --- the end of a run -----------------------------------------------------------------------------------------------------------
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["nightly"] = dict(session.config.stash[_left_out])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    # Each process has collected the same tests.
+    if found := getattr(node, "workeroutput", {}).get("nightly"):
+        node.config.stash[_left_out] = Counter(found)
+
+
+def describe_left_out(nightly: Counter[str], skip_reasons: list[str]) -> list[str]:
+    """The lines about what did not run, by group and by capability; none if everything ran."""
+    lines = []
+    if nightly:
+        lines.append(f"Nightly tests, which `make test-all` runs: {nightly.total()}")
+        lines += [f"  {count:5}  {group}: {NIGHTLY[group]}" for group, count in sorted(nightly.items())]
+    lacking = Counter(reason for reason in skip_reasons if capabilities.find_capability(reason))
+    if lacking:
+        lines.append(f"Tests of what this machine lacks (see `make test-system`): {lacking.total()}")
+        lines += [f"  {count:5}  {reason}" for reason, count in sorted(lacking.items())]
+    others = Counter(reason for reason in skip_reasons if not capabilities.find_capability(reason))
+    if others:
+        lines.append(f"Tests skipped for other reasons: {others.total()}")
+        lines += [f"  {count:5}  {reason}" for reason, count in sorted(others.items())]
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    reasons = [str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])]
+    if lines := describe_left_out(config.stash[_left_out], reasons):
+        terminalreporter.section("not run")
+        for line in lines:
+            terminalreporter.write_line(line)
