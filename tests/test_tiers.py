@@ -108,7 +108,7 @@ def test_a_misspelled_capability_gets_the_nearest_one() -> None:
 
 @pytest.mark.usefixtures("without_browser")
 def test_a_missing_capability_skips_the_test_and_names_itself() -> None:
-    with pytest.raises(pytest.skip.Exception, match="^needs browser: not installed: chromium$") as caught:
+    with pytest.raises(pytest.skip.Exception, match=r"^needs browser: not installed: chromium$") as caught:
         capabilities.require("browser")
     assert capabilities.find_capability(str(caught.value)) == "browser"
 

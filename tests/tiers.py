@@ -1,4 +1,4 @@
-"""The two tiers of tests as a pytest plugin: `make test` leaves out what is marked ``nightly``, `make test-all` (``--nightly``) runs everything.
+"""The two tiers of tests, as a pytest plugin: `make test` leaves out nightly tests, `make test-all` (``--nightly``) runs everything.
 
     @pytest.mark.nightly("storms")      # a test, or pytestmark for a module; FOLDERS for whole folders
 
@@ -27,7 +27,7 @@ NIGHTLY = {
     "access": "every caller against every method of a whole stack",
     "schemathesis": "the whole HTTP API against its OpenAPI document",
     "storms": "hundreds of callers at the same time",
-    "install": "setup, start and repair as a new user does it",
+    "install": "setup, start and repair, as a new user does it",
     "long": "longer than 15 seconds; a shorter test covers the same code",
     "clock": "the duration is what they prove, which needs an idle machine",
 }

@@ -121,6 +121,7 @@ def test_no_page_is_forgotten() -> None:
     }
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
 async def test_what_visitors_see(stack: RunningStack, watch: Watch, album: Album) -> None:
     somebody = Visitor(await watch.open(), stack.url("web"))
@@ -140,6 +141,7 @@ async def test_what_visitors_see(stack: RunningStack, watch: Watch, album: Album
     await album.add(page, "login-wrong")
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
 async def test_what_a_person_sees(stack: RunningStack, watch: Watch, album: Album) -> None:
     ann = Visitor(await watch.open(), stack.url("web"))
@@ -168,6 +170,7 @@ async def test_what_a_person_sees(stack: RunningStack, watch: Watch, album: Albu
     await album.add(page, "organisation")
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
 async def test_an_invitation_says_to_whom_one_says_yes(stack: RunningStack, watch: Watch, album: Album) -> None:
     ann, ben, carl = [Visitor(await watch.open(), stack.url("web")) for _ in range(3)]
@@ -199,6 +202,7 @@ async def test_an_invitation_says_to_whom_one_says_yes(stack: RunningStack, watc
     await ben.sees("You belong to this organisation now.")
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
 async def test_a_chat_is_to_be_seen(stack: RunningStack, watch: Watch, album: Album) -> None:
     ann = Visitor(await watch.open(), stack.url("web"))
@@ -217,6 +221,7 @@ async def test_a_chat_is_to_be_seen(stack: RunningStack, watch: Watch, album: Al
     await album.add(page, "playground-code")
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
 async def test_what_guards_an_account_is_to_be_seen(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
     person = await desk.register("lin")
@@ -244,6 +249,7 @@ async def test_what_guards_an_account_is_to_be_seen(stack: RunningStack, watch: 
     await album.add(page, "login-code")
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
 async def test_what_somebody_sees_who_lends_machines(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
     person = await desk.register("owen")
@@ -267,6 +273,7 @@ async def test_what_somebody_sees_who_lends_machines(stack: RunningStack, watch:
         await owen.sees("revoked")
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.timeout(240)
 async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
     ada = await administrator(await watch.open(), stack.url("web"), desk)

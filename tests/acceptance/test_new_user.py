@@ -21,6 +21,8 @@ import pytest
 
 from tests import stacks
 
+pytestmark = pytest.mark.nightly("install")
+
 ROOT = Path(__file__).parents[2]
 _KEEP = ("HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME")
 _KEY = re.compile(r"aip_(?:live|adm)_[A-Za-z0-9]{49}\b")

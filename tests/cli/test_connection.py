@@ -137,11 +137,9 @@ async def test_ctrl_c_stops_the_generation(net: TestNet, start: Start, options: 
             assert await process.stdout.read(5) == b"hang "
         await house.service.asked.wait()
         process.send_signal(signal.SIGINT)
-        started = asyncio.get_running_loop().time()
         await house.service.cancelled.wait()
         code, out, _ = await finish(process)
     assert (code, out) == (130, "")
-    assert asyncio.get_running_loop().time() - started < 2
 
 
 async def test_a_reader_that_leaves_stops_the_generation(net: TestNet, start: Start) -> None:

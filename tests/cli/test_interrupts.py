@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 
 import pytest
 
@@ -57,10 +56,9 @@ def test_clean_up_that_hangs_is_broken_off() -> None:
             finally:
                 await asyncio.Event().wait()
 
-    started = time.monotonic()
+    # Without the grace period this would never return.
     with pytest.raises(KeyboardInterrupt):
         interrupts.run(work(), grace_seconds=0.01)
-    assert time.monotonic() - started < 1
 
 
 def test_what_clean_up_raises_is_not_shown() -> None:

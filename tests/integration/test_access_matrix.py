@@ -28,6 +28,8 @@ from tests.integration.access_requests import AnyMethod, Things
 from tests.people import Desk, Person
 from tests.stacks import MESH, RunningStack
 
+pytestmark = pytest.mark.nightly("access")
+
 #: Let in, whatever came of it there.
 ALLOWED = "allowed"
 #: Let in, and answered; as if it were not there, or not allowed.

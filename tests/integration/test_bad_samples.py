@@ -107,6 +107,7 @@ async def test_each_wrong_sample_is_refused_and_the_good_ones_of_its_batch_are_t
     assert "refused" in await _told(stack, node_label(worker.id))
 
 
+@pytest.mark.nightly("storms")
 @pytest.mark.timeout(180)
 async def test_a_million_label_values_take_the_room_of_one_node(stack: RunningStack, worker: Node) -> None:
     before, said_before = await _resident_bytes(stack), len(_warnings(stack))

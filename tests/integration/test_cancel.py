@@ -77,6 +77,7 @@ WAYS: dict[str, Leaving] = {
 }
 
 
+@pytest.mark.nightly("clock")
 @pytest.mark.parametrize("way", WAYS)
 async def test_the_slot_is_free_at_once(stack: RunningStack, desk: Desk, way: str) -> None:
     eve = await desk.register("eve", Tier.ENTERPRISE)

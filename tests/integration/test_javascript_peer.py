@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -182,10 +181,8 @@ async def test_a_revoked_client_is_cut_off_in_the_middle_of_a_call() -> None:
         async with asking(*peer.where, peer.hello(), ("gateway.listNodes", {})) as process, asyncio.timeout(SECONDS):
             await house.service.began.wait()
             net.revoke(peer.key.id, house)
-            revoked_at = time.monotonic()
             await house.service.cancelled.wait()
             said, _ = await process.communicate()
-        assert time.monotonic() - revoked_at < REVOKED_SECONDS
         assert json.loads(said)[1]["code"] == "CHANNEL_CLOSED"
 
 

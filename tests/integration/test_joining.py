@@ -3,7 +3,6 @@
 import asyncio
 import json
 import secrets
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -121,16 +120,12 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
 
     async with streaming(stack, ann, model) as lines:
         await anext(lines)
-        began = time.monotonic()
         revoked = await stack.aicli("admin", "nodes", "revoke", row["id"][:12], "--yes", "--reason", "it was sold")
         assert revoked.status == 0, revoked.err
         *_, last = await whole(lines)
-        took = time.monotonic() - began
     assert last["error"]["code"] == "worker_lost", last
-    assert took < CUT_SECONDS
     row = await row_of(stack, model, usable=False)
     assert "revoked" in row["why_not"]
-    print(f"the stream ended {took:.2f} s, and it was gone {time.monotonic() - began:.2f} s after the order to revoke")
 
     async def nothing_runs() -> bool:
         return model.running == 0
@@ -222,15 +217,12 @@ async def test_a_machine_waits_for_its_approval(stack: RunningStack) -> None:
 
 async def test_a_profile_asks_by_eight_processes_at_once_until_it_is_revoked(stack: RunningStack, ann: Person, cafe: Machine) -> None:
     await cafe.connect(stack, ann.key.secret)
-    began = time.monotonic()
     answers = await asyncio.gather(*(cafe.aicli("infer", "-m", "echo", f"number {number}") for number in range(8)))
     assert [(answer.status, answer.out, answer.err) for answer in answers] == [(0, f"number {number}\n", "") for number in range(8)]
-    print(f"eight at once took {time.monotonic() - began:.2f} s")
 
     running = cafe.start("infer", "-m", "echo", LONG)
     await running.says("word word")
     profile = identity.load(_only(cafe.home / ".config/aimesh/profiles", "*.nk"))
-    began = time.monotonic()
     revoked = await stack.aicli("admin", "nodes", "revoke", profile.id, "--yes")
     assert revoked.status == 0, revoked.err
 
@@ -238,14 +230,11 @@ async def test_a_profile_asks_by_eight_processes_at_once_until_it_is_revoked(sta
         return running.process.poll() is not None
 
     await until(is_over, seconds=CUT_SECONDS, what="its process is cut off")
-    print(f"cut off after {time.monotonic() - began:.2f} s: {running.text()[-200:]!r}")
     assert running.process.returncode != 0
     assert "Traceback" not in running.text()
-    began = time.monotonic()
     refused = await cafe.aicli("infer", "-m", "echo", "hello?")
     assert (refused.status, refused.out) == (ExitCode.FAILED, "")
     assert "this machine was revoked" in refused.err
-    assert time.monotonic() - began < CUT_SECONDS
 
 
 def _only(folder: Path, pattern: str) -> Path:

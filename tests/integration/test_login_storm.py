@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pytest
 
 from shared.api import auth
 from tests.integration import asking
 from tests.people import Desk, Person
 from tests.stacks import RunningStack
+
+pytestmark = pytest.mark.nightly("storms")
 
 LOGINS, ACCOUNTS = 500, 100
 #: All 500 hashed at once would be 10 GB.

@@ -23,6 +23,8 @@ from tests.integration import asking
 from tests.people import Desk, Person
 from tests.stacks import RunningStack
 
+pytestmark = pytest.mark.nightly("schemathesis")
+
 #: Of each operation, in each of three ways: a minute of CI in all.
 EXAMPLES = 8
 #: What may not happen, and what has to be so.

@@ -54,6 +54,7 @@ async def _ask(client: openai.AsyncOpenAI, prompt: str, form: ResponseFormat, se
     )
 
 
+@pytest.mark.nightly("long")
 @pytest.mark.timeout(300)
 async def test_a_hundred_answers_fit_a_nested_schema(client: openai.AsyncOpenAI) -> None:
     validator = jsonschema.Draft202012Validator(SCHEMA)

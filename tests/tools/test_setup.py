@@ -195,13 +195,11 @@ def test_an_ordinary_user_gets_the_one_command_line_for_system_packages(installe
 
 def test_another_system_than_debian_gets_the_list_of_programs(installed: set[str]) -> None:
     installed.remove("apt-get")
-    with pytest.raises(setup.SetupFailed, match="skipped here.*Debian's names: chromium, "):
+    with pytest.raises(setup.SetupFailed, match=r"skipped here.*Debian's names: chromium, "):
         setup.ensure_system()
 
 
-def test_root_installs_only_the_system_packages_that_lack(
-    installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_root_installs_only_the_system_packages_that_lack(installed: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(setup, "apt_get", lambda *command: ran.append(command))

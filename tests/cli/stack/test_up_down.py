@@ -56,11 +56,9 @@ async def test_up_again_killed_and_down(home: Home, given: dict[str, str], tmp_p
     first = await running(home)
     assert {row.name for row in await overview.collect(home) if row.ready} == {"postgres", "valkey", "nats", "dht", *plan.SERVICES}
 
-    # Again: at once, nothing is started anew, the key is kept, and the ports are known without the environment.
-    started = time.monotonic()
+    # Again: nothing is started anew, the key is kept, and the ports are known without the environment.
     assert await up_down.up(home, {}, tmp_path, said.append) == settings
     assert await first_run.ensure_profile(home, settings) == made
-    assert time.monotonic() - started < 5
     assert pids(await running(home)) == pids(first)
 
     # The supervisor is killed: its children end with it, and `up` brings everything back, data and key included.

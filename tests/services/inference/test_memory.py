@@ -146,6 +146,7 @@ def resident_bytes(pid: int | None) -> int:
     return resident
 
 
+@pytest.mark.nightly("long")
 async def test_the_estimate_is_near_what_an_engine_really_takes() -> None:
     entry, header = smollm2()
     catalogue = Catalogue((replace(entry, preload=True),))

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.inference import residency
 from services.inference.residency import PATIENCE_SECONDS, Admit, Decision, Load, Recheck, Refuse, Residency, Stage, Terms, Unload
 from shared.types import ModelName
+from tests import tiers
 
 A, B, C, BIG = (ModelName(name) for name in ("a", "b", "c", "big"))
 BUDGET = 10
@@ -404,4 +405,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(max_examples=tiers.volume(150), stateful_step_count=40, deadline=None)

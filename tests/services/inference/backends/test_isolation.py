@@ -131,6 +131,7 @@ class Killing(Reader):
             os.kill(self._engine.pid, signal.SIGKILL)
 
 
+@pytest.mark.nightly("long")
 async def test_twenty_kills_in_mid_stream_lose_no_other_models_stream() -> None:
     story = job("Tell me a story.", model="steady", max_tokens=48, ignore_eos=True, temperature=0.7, seed=3)
     async with engines("mortal", "steady") as (mortal, steady):

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, Place, Slots
+from tests import tiers
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST
 #: Of a tenant, unless a case says otherwise.
@@ -391,7 +392,7 @@ class FastMachine(Machine):
 
 def stateful(machine: type[Machine]) -> Callable[[], None]:
     case: type = machine.TestCase
-    case.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)  # type: ignore[attr-defined]  # as Hypothesis has it
+    case.settings = settings(max_examples=tiers.volume(80), stateful_step_count=40, deadline=None)  # type: ignore[attr-defined]  # as Hypothesis has it
     return case
 
 

@@ -12,6 +12,7 @@ from services.inference.engine.wire import Accepted, Cancel, Generate, Progress,
 from shared import errors
 from shared.api.generation import ChatMessage
 from shared.types import FinishReason
+from tests import tiers
 from tests.services.inference.engine.commands import handle
 from tests.services.inference.engine.toy_model import ToyModel
 
@@ -380,7 +381,7 @@ arrivals = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tiers.volume(150), deadline=None)
 @given(
     mode=st.sampled_from(MODES),
     slots=st.integers(1, 4),

@@ -12,6 +12,7 @@ from services.inference.engine.kv_slots import KvMode, Slots
 from services.inference.engine.pace import LEAST_TOKENS, Pace
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed, Plan, Scheduler
+from tests import tiers
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST
 PARAMETERS = Parameters(temperature=0, top_p=1, top_k=0, seed=0)
@@ -216,7 +217,7 @@ def test_a_long_prompt_that_was_overtaken_enough_goes_first() -> None:
     assert [identity for identity, start, _ in run.shape() if identity != 2] == [1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tiers.volume(60), deadline=None)
 @given(
     most=st.integers(LEAST_TOKENS, 40),
     count=st.integers(2, 6),
@@ -410,7 +411,7 @@ arrivals = st.builds(
 LONGEST = 40 + 20
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tiers.volume(100), deadline=None)
 @given(
     mode=st.sampled_from([EXACT, FAST]),
     count=st.integers(1, 5),
@@ -472,6 +473,7 @@ def step_seconds(mode: KvMode, prompts: list[list[int]]) -> list[float]:
     return spent
 
 
+@pytest.mark.nightly("clock")
 @pytest.mark.parametrize("mode", [EXACT, FAST])
 @pytest.mark.parametrize("shared", [0, 10_000, 19_800])
 def test_admission_of_64_prompts_of_20_000_tokens_costs_5_ms_a_step_at_most(mode: KvMode, shared: int) -> None:

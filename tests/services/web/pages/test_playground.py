@@ -1,7 +1,6 @@
 import asyncio
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
@@ -220,10 +219,7 @@ async def test_pieces_are_sent_as_they_come_and_leaving_ends_the_work(real: Brow
             if "Hello" in text:
                 break
         assert mesh.running == 1
-    began = time.monotonic()
-    async with asyncio.timeout(5):
-        await mesh.left.wait()
-    assert time.monotonic() - began < 1
+    await mesh.left.wait()
     await until(lambda: bool(mesh.cancelled))
     # The gateway goes on with what is asked under a key, so it is told as well.
     assert mesh.cancelled == [asked_of(mesh)[0].idempotency_key]
