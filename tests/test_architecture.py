@@ -4,10 +4,11 @@ Each rule is a generator of findings, `file:line what is wrong`; a test fails wi
 """
 
 import ast
+import gc
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,15 @@ class Finding:
         return f"{self.path.relative_to(ROOT)}:{self.line} {self.what}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Module:
     path: Path
     text: str
     tree: ast.Module
+
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        return tuple(ast.walk(self.tree))
 
     @property
     def name(self) -> str:
@@ -74,20 +79,40 @@ class Module:
 
 
 @cache
-def modules(*roots: str) -> tuple[Module, ...]:
-    paths = [path for root in roots for path in sorted((ROOT / root).rglob("*.py")) if "node_modules" not in path.parts]
-    return tuple(Module(path, text := path.read_text(encoding="utf-8"), ast.parse(text, str(path))) for path in paths)
+def parse(root: str) -> tuple[Module, ...]:
+    """Each file once for all tests."""
+    paths = [path for path in sorted((ROOT / root).rglob("*.py")) if "node_modules" not in path.parts]
+    # A million nodes that all stay: the collector would look through them again and again, which takes longer than to parse.
+    gc.disable()
+    try:
+        return tuple(Module(path, text := path.read_text(encoding="utf-8"), ast.parse(text, str(path))) for path in paths)
+    finally:
+        gc.enable()
+
+
+def modules(*roots: str) -> Iterator[Module]:
+    for root in roots:
+        yield from parse(root)
+
+
+def name_of(node: ast.expr) -> str:
+    """As it is written: `asyncio.create_task`; `?` for a part that is no name. `ast.unparse` would take twenty times as long."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    return f"{name_of(node.func)}()" if isinstance(node, ast.Call) else "?"
 
 
 def calls(module: Module) -> Iterator[tuple[ast.Call, str]]:
-    """Every call with what is called, as it is written: `asyncio.create_task`."""
-    for node in ast.walk(module.tree):
+    """Every call with what is called."""
+    for node in module.nodes:
         if isinstance(node, ast.Call):
-            yield node, ast.unparse(node.func)
+            yield node, name_of(node.func)
 
 
 def functions(module: Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -143,7 +168,7 @@ def vague_names(module: Module) -> Iterator[Finding]:
     for part in module.path.relative_to(ROOT).with_suffix("").parts:
         if vague := VAGUE_WORDS & set(part.split("_")):
             yield module.find(module.tree, f"{part}: {', '.join(vague)} says nothing about what is in it")
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.ClassDef) and node.name.endswith(VAGUE_ENDINGS):
             yield module.find(node, f"class {node.name}: name it after what it is, not that it is one")
 
@@ -165,7 +190,7 @@ def test_every_module_says_what_it_owns() -> None:
 
 
 def catches_everything(module: Module) -> Iterator[Finding]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if not isinstance(node, ast.ExceptHandler):
             continue
         caught = ast.unparse(node.type) if node.type else "everything"
@@ -200,7 +225,7 @@ SQL = re.compile(
 
 
 def unsafe_code(module: Module) -> Iterator[Finding]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -230,7 +255,7 @@ def assembled_sql(module: Module) -> Iterator[Finding]:
 
 
 def sql_in_python(module: Module) -> Iterator[Finding]:
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.match(node.value):
             yield module.find(node, f"SQL in Python: give it a name in queries.sql ({node.value.split()[0]} …)")
 
@@ -270,9 +295,9 @@ def test_migrations_are_numbered_and_say_when_they_run() -> None:
 
 
 def environment_reads(module: Module) -> Iterator[Finding]:
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.getenv", "os.environb"}:
-            yield module.find(node, f"{ast.unparse(node)}: settings are read once, by node.run or the CLI, and passed on")
+    for node in module.nodes:
+        if isinstance(node, ast.Attribute) and name_of(node) in {"os.environ", "os.getenv", "os.environb"}:
+            yield module.find(node, f"{name_of(node)}: settings are read once, by node.run or the CLI, and passed on")
         if isinstance(node, ast.ImportFrom) and node.module == "os" and {"environ", "getenv"} & {alias.name for alias in node.names}:
             yield module.find(node, "imports the environment: settings are read once, by node.run or the CLI, and passed on")
 
