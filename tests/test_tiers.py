@@ -126,7 +126,7 @@ def test_skips_for_other_reasons_are_listed_too() -> None:
 def test_the_folders_of_the_tables_exist_and_have_known_groups() -> None:
     assert [path for path in (*tiers.FOLDERS, *tiers.SHARED) if not (tiers.ROOT / path).exists()] == []
     assert set(tiers.FOLDERS.values()) - {""} <= tiers.NIGHTLY.keys()
-    assert set(tiers.FIRST) == set(tiers.SHARED.values())
+    assert set(tiers.FIRST) == set(tiers.SHARED.values()) - {""}
 
 
 def test_every_group_has_tests() -> None:
@@ -157,4 +157,6 @@ def test_the_longest_path_decides_about_the_tier(path: str, expected: str) -> No
 def test_files_that_load_a_model_run_in_one_process_and_others_by_file() -> None:
     assert tiers.scope("tests/services/inference/backends/test_llama.py::test_an_answer_streams") == "model"
     assert tiers.scope("tests/services/inference/engine/test_llama_model.py::test_it[a::b]") == "model"
+    assert tiers.scope("tests/integration/test_usage.py::test_it") == "stack"
+    assert tiers.scope("tests/integration/test_swarm_attacks.py::test_it") == "tests/integration/test_swarm_attacks.py"
     assert tiers.scope("tests/services/inference/engine/test_loop.py::test_it") == "tests/services/inference/engine/test_loop.py"

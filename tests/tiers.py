@@ -40,13 +40,18 @@ FOLDERS = {
     "tests/nat": "nat",
     "tests/outages": "outages",
 }
-#: A folder or file -> what its tests must not use at the same time, so that one process runs them all. Others are spread by file.
+#: A folder or file -> what its tests share, so that one process runs them all, one after the other. Others are spread by file.
 SHARED = {
-    # Two cores bear one whole stack at a time.
-    "tests/acceptance": "stack",
-    "tests/chaos": "stack",
+    # One stack for all files of a folder, which takes half a minute to start and stop.
+    "tests/acceptance": "browser",
+    "tests/chaos": "browser",
     "tests/integration": "stack",
-    "tests/outages": "stack",
+    # Without that stack.
+    "tests/acceptance/test_watching.py": "",
+    "tests/chaos/test_invariants.py": "",
+    "tests/chaos/test_oracle.py": "",
+    "tests/integration/test_javascript_peer.py": "",
+    "tests/integration/test_swarm_attacks.py": "",
     # Threads of two llama.cpp engines would spin against each other.
     "tests/services/inference/backends/test_embedding.py": "model",
     "tests/services/inference/backends/test_isolation.py": "model",
@@ -56,7 +61,7 @@ SHARED = {
     "tests/services/inference/grammar/test_with_llama.py": "model",
 }
 #: Begun before all others, because they take longest in one process.
-FIRST = ("stack", "model")
+FIRST = ("stack", "browser", "model")
 #: The part of its full volume that a fuzz test has in `make test`.
 FRACTION = 5
 

@@ -39,6 +39,7 @@ def test_what_becomes_of_a_mutant_and_the_tree_is_as_before(tree: Path, changed:
     assert (tree / "double.py").read_text() == FINE
 
 
+@pytest.mark.nightly("long")
 def test_a_mutant_of_the_same_length_and_second_is_not_hidden_by_compiled_code(tree: Path) -> None:
     """Python takes a compiled file for good if the source's second and size are the same."""
     same_length = msgspec.structs.replace(FAULT, replacement="3 * number")
