@@ -50,7 +50,6 @@ SHARED = {
     "tests/acceptance/test_watching.py": "",
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
-    "tests/integration/test_javascript_peer.py": "",
     "tests/integration/test_swarm_attacks.py": "",
     # Threads of two llama.cpp engines would spin against each other.
     "tests/services/inference/backends/test_embedding.py": "model",
