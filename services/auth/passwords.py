@@ -119,7 +119,8 @@ def _step_back() -> None:
     """A hash may wait for anything else that runs here: who logs in notices no delay of some milliseconds, but between two tokens of an
     answer one is seen. Where a thread has no priority of its own (outside Linux), the hash takes its share."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        # Only root may lower the niceness that a service was started with.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def _argon2id() -> argon2.PasswordHasher:
