@@ -59,16 +59,28 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def tables_of() -> str | None:
+    """The service whose tables a fresh database has; a folder or a module that wants some says which."""
+    return None
+
+
 @pytest.fixture
-async def postgres_url(postgres: PostgresServer) -> str:
-    """A fresh database, owned by the superuser."""
+async def postgres_url(postgres: PostgresServer, tables_of: str | None) -> AsyncIterator[str]:
+    """A fresh database for the superuser: empty, or with the tables of a service."""
     postgres.ensure_running()
-    return postgres.url(await postgres.new_database())
+    name = await postgres.new_database(tables_of)
+    yield postgres.url(name)
+    postgres.ensure_running()
+    await postgres.drop_database(name)
 
 
 @pytest.fixture
-async def plain_url(postgres: PostgresServer, postgres_url: str) -> AsyncIterator[str]:
-    """The same database for a role that is no superuser, but will own all that it makes: what ``FORCE`` is for."""
+async def plain_url(postgres: PostgresServer, postgres_url: str, tables_of: str | None) -> AsyncIterator[str]:
+    """The same database for a role that is no superuser, but owns all tables in it: what ``FORCE`` is for."""
+    if tables_of is not None:
+        yield postgres.owner_url(postgres_url, tables_of)
+        return
     async with postgres.plain_role(postgres_url) as url:
         yield url
 

@@ -13,6 +13,11 @@ from shared import identity
 from tests.services.auth.surroundings import ADMIN_PASSWORD, Surroundings
 
 
+@pytest.fixture(scope="session")
+def tables_of() -> str | None:
+    return "auth"
+
+
 @pytest.fixture
 def settings(postgres_url: str, valkey_url: str) -> AuthSettings:
     return AuthSettings(

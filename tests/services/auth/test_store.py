@@ -190,6 +190,7 @@ async def test_a_secret_that_was_replaced_leads_to_the_same_key_until_its_time(s
     assert (new.replaced_at, new.principal.expires_at) == (None, None)
 
 
+@pytest.mark.parametrize("tables_of", [None], ids=["empty"])
 async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_path: Path) -> None:
     package = Path(services.auth.__file__).parent
     (tmp_path / "migrations").mkdir()

@@ -117,6 +117,7 @@ def before(number: int) -> list[migrations.Migration]:
     return [migration for migration in KNOWN if migration.number < number]
 
 
+@pytest.mark.parametrize("tables_of", [None], ids=["empty"])
 async def test_the_old_tables_become_first_partitions_and_no_row_and_no_index_is_copied(
     connection: asyncpg.Connection, plain_url: str
 ) -> None:
@@ -153,6 +154,7 @@ async def test_the_old_tables_become_first_partitions_and_no_row_and_no_index_is
     assert [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables] == [0] * 9
 
 
+@pytest.mark.parametrize("tables_of", [None], ids=["empty"])
 async def test_a_migration_that_does_not_get_its_lock_stops_nobody(connection: asyncpg.Connection, plain_url: str) -> None:
     await migrations.run(connection, "gateway", before(11))
     await fill(connection)
@@ -175,6 +177,7 @@ async def test_a_migration_that_does_not_get_its_lock_stops_nobody(connection: a
     assert await connection.fetchval("SELECT count(*) FROM partitions WHERE name ~ '_first$'") == 3
 
 
+@pytest.mark.parametrize("tables_of", [None], ids=["empty"])
 async def test_starters_that_wait_do_not_hold_up_an_index_that_is_built_concurrently(plain_url: str) -> None:
     async def start() -> None:
         async with stores.opened(plain_url):

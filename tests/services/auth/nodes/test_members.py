@@ -253,6 +253,7 @@ async def test_a_key_leaves_the_list_when_no_certificate_of_it_can_be_good(membe
         assert bool((await state(members)).revoked) is listed
 
 
+@pytest.mark.parametrize("tables_of", [None], ids=["empty"])
 async def test_a_database_made_anew_or_restored_goes_on_above_its_old_numbers(members: Members, postgres_url: str) -> None:
     assert abs((await state(members)).number - now().timestamp()) < 100, "the clock, so that a new database is above the old one"
     for seen in ((await state(members)).number + 1000, 5):

@@ -16,6 +16,11 @@ from tests.services.auth.own_account.surroundings import opened_desk
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
 
 
+@pytest.fixture(scope="session")
+def tables_of() -> None:
+    """The role of these tests makes them."""
+
+
 @pytest.fixture
 async def desk(settings: AuthSettings, postgres: PostgresServer) -> AsyncIterator[PrivacyDesk]:
     role = f"auth_{secrets.token_hex(4)}"
