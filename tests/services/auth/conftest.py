@@ -1,12 +1,14 @@
 """An auth service on real stores, without the mesh around it."""
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import argon2
 import msgspec
 import pytest
 
+from services.auth import passwords
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import identity
@@ -16,6 +18,14 @@ from tests.services.auth.surroundings import ADMIN_PASSWORD, Surroundings
 @pytest.fixture(scope="session")
 def tables_of() -> str | None:
     return "auth"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_hashes() -> Iterator[None]:
+    """Hash passwords in microseconds; ``test_passwords`` sees to the parameters that auth really uses. No setting can do this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "_argon2id", lambda: argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield
 
 
 @pytest.fixture
