@@ -1,12 +1,18 @@
-"""A private DHT and a blind relay on loopback, for tests of what runs over Hyperswarm. Both die with the test run."""
+"""A private DHT and a blind relay on loopback, for tests of what runs over Hyperswarm. Both die with the test run.
+
+Tests that do not break the DHT use ``shared()``: starting one takes a Node process and a second of a processor.
+"""
 
 import asyncio
+import atexit
 import json
 import secrets
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,19 @@ START_SECONDS = 60
 class Relay:
     key: bytes
     process: asyncio.subprocess.Process
+
+
+@cache
+def shared() -> list[Address]:
+    """The addresses of the one DHT of this process, which nobody may end. Topics and keys have to be new ones."""
+    options = json.dumps({"host": HOST, "ports": free_ports(3), "bootstrap": []})
+    process = subprocess.Popen([hyperswarm.find_node(), SIDECAR / "bootstrap.js", options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # Closes its stdin, by which it ends, and waits.
+    atexit.register(process.communicate)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "bootstrap.js ended before it was ready"
+    return [Address(node["host"], node["port"]) for node in json.loads(line)["nodes"]]
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from shared.node import enrolling
 from shared.node import membership as kept_membership
 from shared.node.client import ClientNode
 from shared.types import Credential, Role
-from tests.dht import dht
+from tests import dht
 from tests.services.auth.surroundings import ADMIN_PASSWORD
 from tests.testnet import MESH, testnet
 
@@ -22,8 +22,8 @@ from tests.testnet import MESH, testnet
 @pytest.fixture
 async def administrator(ca_settings: AuthSettings) -> AsyncIterator[tuple[ClientNode, Credential]]:
     """A client in the house of an auth that is on NATS and on a DHT of its own, and an administrator's token."""
-    async with testnet() as net, dht() as nodes:
-        bootstrap = tuple(f"{node.host}:{node.port}" for node in nodes)
+    async with testnet() as net:
+        bootstrap = tuple(f"{node.host}:{node.port}" for node in dht.shared())
         key_file = net.server.key("auth", Role.AUTH)
         settings = msgspec.structs.replace(
             ca_settings,

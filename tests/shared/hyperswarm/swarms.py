@@ -79,9 +79,8 @@ async def meet(one: Swarm, other: Swarm, topic: bytes | None = None) -> tuple[Co
 async def pair() -> AsyncIterator[tuple[Swarm, Swarm]]:
     """Two swarms that have not met."""
     async with AsyncExitStack() as stack:
-        nodes = await stack.enter_async_context(dht.dht())
-        one = await stack.enter_async_context(local_swarm(nodes))
-        other = await stack.enter_async_context(local_swarm(nodes))
+        one = await stack.enter_async_context(local_swarm(dht.shared()))
+        other = await stack.enter_async_context(local_swarm(dht.shared()))
         yield one, other
 
 

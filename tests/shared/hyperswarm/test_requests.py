@@ -35,7 +35,8 @@ async def test_a_stock_client_is_answered_and_refused_and_our_own_wire_works_bes
             raise RequestRefused("unknown_method", f"there is no {request.method} here")
         return request.value.upper()
 
-    async with dht.dht() as nodes, local_swarm(nodes, on_request=answer) as host, local_swarm(nodes) as peer:
+    nodes = dht.shared()
+    async with local_swarm(nodes, on_request=answer) as host, local_swarm(nodes) as peer:
         assert await ask(nodes, host.public_key, "shout", "hello") == {"value": "HELLO"}
         refused = await ask(nodes, host.public_key, "whisper", "hello")
         assert refused == {"code": "REQUEST_ERROR", "cause": "there is no whisper here", "causeCode": "unknown_method"}
@@ -54,9 +55,9 @@ async def test_a_request_under_way_does_not_hold_up_the_end_of_the_swarm(asked: 
         under_way.set()
         return await asyncio.Future[bytes]()
 
-    async with dht.dht() as nodes:
-        async with local_swarm(nodes, on_request=answer) as host:
-            asking = asyncio.ensure_future(ask(nodes, host.public_key, "shout", "hello"))
-            async with asyncio.timeout(swarms.PATIENCE_SECONDS):
-                await under_way.wait()
-        assert "code" in await asking
+    nodes = dht.shared()
+    async with local_swarm(nodes, on_request=answer) as host:
+        asking = asyncio.ensure_future(ask(nodes, host.public_key, "shout", "hello"))
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+            await under_way.wait()
+    assert "code" in await asking

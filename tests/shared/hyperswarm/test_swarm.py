@@ -70,7 +70,8 @@ async def test_aborting_tells_the_peer_at_once() -> None:
 
 
 async def test_a_swarm_that_is_closed_says_goodbye_and_ends_its_iteration() -> None:
-    async with dht.dht() as nodes, local_swarm(nodes) as one:
+    nodes = dht.shared()
+    async with local_swarm(nodes) as one:
         async with local_swarm(nodes) as other:
             here, _ = await meet(one, other)
             pid = (await other.stats()).pid
@@ -124,10 +125,9 @@ async def test_a_stranger_may_send_little_until_its_window_is_opened() -> None:
 
 async def test_the_key_is_the_one_of_the_seed_and_stays() -> None:
     seed = secrets.token_bytes(32)
-    async with dht.dht() as nodes:
-        for _ in range(2):
-            async with local_swarm(nodes, seed=seed) as swarm:
-                assert swarm.public_key == public_key(seed)
+    for _ in range(2):
+        async with local_swarm(dht.shared(), seed=seed) as swarm:
+            assert swarm.public_key == public_key(seed)
 
 
 async def test_a_connection_that_nobody_takes_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,8 @@ async def test_a_connection_that_nobody_takes_is_closed(monkeypatch: pytest.Monk
 
 
 async def test_more_connections_than_may_wait_are_turned_away() -> None:
-    async with dht.dht() as nodes, local_swarm(nodes, max_pending=1) as host:
+    nodes = dht.shared()
+    async with local_swarm(nodes, max_pending=1) as host:
         topic = swarms.new_topic()
         await host.join(topic)
         await host.flush()
@@ -159,11 +160,10 @@ async def test_more_connections_than_may_wait_are_turned_away() -> None:
 
 async def test_a_body_that_fails_fails_with_its_own_error_and_leaves_no_process() -> None:
     pid = 0
-    async with dht.dht() as nodes:
-        with pytest.raises(KeyError):
-            async with local_swarm(nodes) as swarm:
-                pid = (await swarm.stats()).pid
-                raise KeyError("mine")
+    with pytest.raises(KeyError):
+        async with local_swarm(dht.shared()) as swarm:
+            pid = (await swarm.stats()).pid
+            raise KeyError("mine")
     assert not swarms.is_running(pid)
 
 
