@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shared import errors, identity, tickets
 from shared.tickets import Ticket
 from shared.types import MeshName, NodeId
+from tests.cases import case
 
 RAW = bytes(range(32))
 CA = identity.Authority(bytes(nkeys.encode_seed(RAW, nkeys.PREFIX_BYTE_ACCOUNT)))
@@ -58,12 +59,10 @@ def test_what_is_no_ticket_is_said_so(text: str) -> None:
         tickets.parse(text)
 
 
-@pytest.mark.parametrize(
-    "text", [*(TEXT[:end] for end in range(len(tickets.PREFIX), len(TEXT))), TEXT + "A", TEXT + "=", TEXT * 2, TEXT + "é"]
-)
-def test_what_was_not_copied_whole_is_refused(text: str) -> None:
-    with pytest.raises(errors.BadTicket, match="not copied whole"):
-        tickets.parse(text)
+def test_what_was_not_copied_whole_is_refused() -> None:
+    for text in [*(TEXT[:end] for end in range(len(tickets.PREFIX), len(TEXT))), TEXT + "A", TEXT + "=", TEXT * 2, TEXT + "é"]:
+        with case(text), pytest.raises(errors.BadTicket, match="not copied whole"):
+            tickets.parse(text)
 
 
 def test_a_thousand_flipped_bits_are_a_thousand_refusals() -> None:

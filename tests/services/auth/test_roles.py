@@ -14,6 +14,7 @@ from shared import access, errors
 from shared.access import Permission
 from shared.api.auth import ApiKey, GenerateApiKey, KeyBounds, KeyKind, KeyLimits, Principal
 from shared.types import KeyId, MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
+from tests.cases import case
 
 ME, OTHER = UserId(UUID(int=1)), UserId(UUID(int=2))
 
@@ -53,7 +54,6 @@ def test_subject_of(role: UserRole, named: UserId | None, expected: UserId | Non
         roles.subject_of(principal(role), named)
 
 
-@pytest.mark.parametrize("name", KeyLimits.__struct_fields__)
 @pytest.mark.parametrize(
     ("ceiling", "asked", "error"),
     [
@@ -66,13 +66,15 @@ def test_subject_of(role: UserRole, named: UserId | None, expected: UserId | Non
         pytest.param(None, 2**63, errors.BadRequest, id="more than the column holds"),
     ],
 )
-def test_limits_of_a_new_key(name: str, ceiling: int | None, asked: int | None, error: type[errors.AimeshError] | None) -> None:
-    caller = principal(limits=limits(name, ceiling))
-    if error is None:
-        roles.check_limits_of_new_key(caller, limits(name, asked))
-        return
-    with pytest.raises(error):
-        roles.check_limits_of_new_key(caller, limits(name, asked))
+def test_limits_of_a_new_key(ceiling: int | None, asked: int | None, error: type[errors.AimeshError] | None) -> None:
+    for name in KeyLimits.__struct_fields__:
+        with case(name):
+            caller = principal(limits=limits(name, ceiling))
+            if error is None:
+                roles.check_limits_of_new_key(caller, limits(name, asked))
+                continue
+            with pytest.raises(error):
+                roles.check_limits_of_new_key(caller, limits(name, asked))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,8 @@ def admits(networks: tuple[str, ...], address: str) -> bool:
     return not networks or any(ip_address(address) in ip_network(network) for network in networks)
 
 
-@settings(max_examples=1000)
+# Several times what the profile says: kinds of makers times kinds of keys are many.
+@settings(max_examples=3 * settings.default.max_examples)
 @given(maker=makers(), kind=st.sampled_from(KeyKind), asked=bounds, how_long=days)
 def test_a_new_key_never_does_what_its_maker_may_not(maker: Principal, kind: KeyKind, asked: KeyBounds, how_long: int | None) -> None:
     request = GenerateApiKey("k", kind=kind, bounds=asked, days=how_long)
@@ -236,11 +239,12 @@ def test_a_key_rotates_none_that_its_bounds_do_not_cover(by: KeyBounds, rotated:
         roles.check_may_rotate(caller, key, UserRole.USER)
 
 
-@pytest.mark.parametrize("name", KeyLimits.__struct_fields__)
-def test_a_key_with_a_limit_rotates_no_other(name: str) -> None:
-    key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=KeyBounds(), expires_at=None)
-    with pytest.raises(errors.NotAllowed, match="a limit of its own rotates no other key"):
-        roles.check_may_rotate(msgspec.structs.replace(a_key(), key_limits=limits(name, 5)), key, UserRole.USER)
+def test_a_key_with_a_limit_rotates_no_other() -> None:
+    for name in KeyLimits.__struct_fields__:
+        with case(name):
+            key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=KeyBounds(), expires_at=None)
+            with pytest.raises(errors.NotAllowed, match="a limit of its own rotates no other key"):
+                roles.check_may_rotate(msgspec.structs.replace(a_key(), key_limits=limits(name, 5)), key, UserRole.USER)
 
 
 stored_scopes = st.lists(st.one_of(st.text(max_size=20), st.sampled_from([str(permission) for permission in Permission]))).map(tuple)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from services.gateway import admission
 from shared import errors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolChoice
+from tests.cases import case
 
 
 def request(**fields: object) -> InferenceRequest:
@@ -17,12 +19,12 @@ def request(**fields: object) -> InferenceRequest:
 BAD_NUMBERS = [-3, -2.1, math.nan, math.inf, -math.inf, 2**63, 10**30, True, False, "1", [], {}]
 
 
-@pytest.mark.parametrize("value", BAD_NUMBERS, ids=repr)
-@pytest.mark.parametrize("field", admission.RANGES)
-def test_a_number_out_of_range_or_of_another_type_is_refused_by_name(field: str, value: object) -> None:
-    with pytest.raises(admission.BadField, match=f"^{field} must be") as refused:
-        admission.admit(request(**{field: value}))
-    assert refused.value.field == field
+def test_a_number_out_of_range_or_of_another_type_is_refused_by_name() -> None:
+    for field, value in itertools.product(admission.RANGES, BAD_NUMBERS):
+        with case((field, value)):
+            with pytest.raises(admission.BadField, match=f"^{field} must be") as refused:
+                admission.admit(request(**{field: value}))
+            assert refused.value.field == field
 
 
 @pytest.mark.parametrize("field", admission.RANGES)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shared import identity
 from shared.telemetry import redaction
+from tests.cases import case
 
 KEY = "aip_live_" + "a1B2" * 11 + "zzzzz"
 JWT = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b'{"alg":"EdDSA"}', b'{"sub":"1"}', b"s" * 64))
@@ -37,11 +38,12 @@ class Prompt:
         pytest.param("Bearer abc.def-123456", id="authorization header"),
     ],
 )
-@pytest.mark.parametrize("around", ["{}", "a {} b", "key={}", '{{"key": "{}"}}', "https://host/path?q={}", "({})", "<{}>,"])
-def test_a_secret_is_masked_wherever_it_stands(secret: str, around: str) -> None:
-    shown = redaction.text(around.format(secret))
-    assert secret[-12:] not in shown
-    assert redaction.MASK in shown
+def test_a_secret_is_masked_wherever_it_stands(secret: str) -> None:
+    for around in ("{}", "a {} b", "key={}", '{{"key": "{}"}}', "https://host/path?q={}", "({})", "<{}>,"):
+        with case(around):
+            shown = redaction.text(around.format(secret))
+            assert secret[-12:] not in shown
+            assert redaction.MASK in shown
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.metrics import prometheus
 from services.metrics.alerts import expressions, objectives, promql, rules
-from services.metrics.alerts.expressions import Selector
-from services.metrics.alerts.rule import Rule
 from shared.telemetry import instruments
 from shared.telemetry.instrument import Instrument, Kind
 from shared.telemetry.metrics import Metrics
 from shared.types import SERVICE_NAMES
+from tests.cases import case
 from tests.services.metrics.alerts import trials
 from tests.services.metrics.alerts.series import firing, watch
 from tests.services.metrics.alerts.trials import Course, Trial
@@ -36,34 +35,37 @@ def labels_of(instrument: Instrument) -> set[str]:
     return {*instrument.labels, *GIVEN, *moved, *(("le",) if instrument.kind is Kind.HISTOGRAM else ())}
 
 
-@pytest.mark.parametrize("selector", SELECTORS, ids=lambda selector: promql.render(expressions.Latest(selector))[:80])
-def test_what_a_rule_asks_for_exists(selector: Selector) -> None:
-    assert selector.instrument in instruments.ALL
-    assert selector.name in series_of(selector.instrument)
-    asked = {label for label, _ in (*selector.where, *selector.without)}
-    assert asked <= labels_of(selector.instrument)
-    for values in (values for label, values in (*selector.where, *selector.without) if label == "service"):
-        assert set(values) <= set(SERVICE_NAMES.values())
-    bounds = {f"{float(bound)!s}" for bound in selector.instrument.buckets}
-    assert all(bound in bounds for label, values in selector.where if label == "le" for bound in values)
+def test_what_a_rule_asks_for_exists() -> None:
+    for selector in SELECTORS:
+        with case(promql.render(expressions.Latest(selector))):
+            assert selector.instrument in instruments.ALL
+            assert selector.name in series_of(selector.instrument)
+            asked = {label for label, _ in (*selector.where, *selector.without)}
+            assert asked <= labels_of(selector.instrument)
+            for values in (values for label, values in (*selector.where, *selector.without) if label == "service"):
+                assert set(values) <= set(SERVICE_NAMES.values())
+            bounds = {f"{float(bound)!s}" for bound in selector.instrument.buckets}
+            assert all(bound in bounds for label, values in selector.where if label == "le" for bound in values)
 
 
-@pytest.mark.parametrize("rule", rules.ALL, ids=lambda rule: f"{rule.name}-{dict(rule.labels)}")
-def test_what_a_rule_groups_by_is_a_label_of_what_it_groups(rule: Rule) -> None:
-    for part in expressions.walk(rule.when):
-        if isinstance(part, expressions.Aggregate):
-            known = set.intersection(*(labels_of(selector.instrument) for selector in expressions.selectors_of(part)))
-            assert set(part.by) <= known
+def test_what_a_rule_groups_by_is_a_label_of_what_it_groups() -> None:
+    for rule in rules.ALL:
+        with case((rule.name, rule.labels)):
+            for part in expressions.walk(rule.when):
+                if isinstance(part, expressions.Aggregate):
+                    known = set.intersection(*(labels_of(selector.instrument) for selector in expressions.selectors_of(part)))
+                    assert set(part.by) <= known
 
 
-@pytest.mark.parametrize("rule", rules.ALL, ids=lambda rule: f"{rule.name}-{dict(rule.labels)}")
-def test_a_text_names_only_labels_that_the_alert_has(rule: Rule) -> None:
-    assert re.fullmatch(r"[a-z][a-z_]*", rule.name)
-    named = set(re.findall(r"\{(\w+)\}", rule.summary + rule.description))
-    assert named <= rule.label_names
-    assert rule.summary
-    assert not rule.summary.endswith(".")
-    assert rule.description.endswith(".")
+def test_a_text_names_only_labels_that_the_alert_has() -> None:
+    for rule in rules.ALL:
+        with case((rule.name, rule.labels)):
+            assert re.fullmatch(r"[a-z][a-z_]*", rule.name)
+            named = set(re.findall(r"\{(\w+)\}", rule.summary + rule.description))
+            assert named <= rule.label_names
+            assert rule.summary
+            assert not rule.summary.endswith(".")
+            assert rule.description.endswith(".")
 
 
 def test_both_sides_of_a_condition_have_the_same_labels() -> None:
