@@ -414,11 +414,11 @@ async def test_an_act_that_cannot_be_written_does_not_happen(town: Town, monkeyp
 # --- whose -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_thousand_guessed_ids_are_nobodys_keys(town: Town) -> None:
+async def test_guessed_ids_of_real_keys_and_of_none_are_nobodys_keys(town: Town) -> None:
     mallory, anna = await town.person("mallory"), await town.person("anna")
     mine = await town.key(mallory.login)
-    annas = [await town.key(anna.login, f"key {n}") for n in range(20)]
-    guesses = [str(made.key.id) for made in annas] + [str(uuid4()) for _ in range(980)]
+    annas = [await town.key(anna.login, f"key {n}") for n in range(5)]
+    guesses = [str(made.key.id) for made in annas] + [str(uuid4()) for _ in range(10)]
     for guess in guesses:
         for method, request in (
             (auth.revoke_api_key, auth.RevokeApiKey(guess)),

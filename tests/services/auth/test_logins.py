@@ -200,7 +200,7 @@ async def test_where_a_client_says_it_comes_from_is_its_own_word(desk: Desk) -> 
 # --- guessing ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_of_five_thousand_guesses_from_everywhere_ten_are_compared(desk: Desk, hasher: CheapHasher) -> None:
+async def test_of_hundreds_of_guesses_from_everywhere_ten_are_compared(desk: Desk, hasher: CheapHasher) -> None:
     await desk.world.register("anna")
     hasher.compared = 0
 
@@ -209,7 +209,7 @@ async def test_of_five_thousand_guesses_from_everywhere_ten_are_compared(desk: D
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
             await desk.login("anna", f"wrong_password{number}", client=client, peer=WEB)
 
-    for began in range(0, 5000, 250):
+    for began in range(0, 500, 250):
         await asyncio.gather(*(guess(number) for number in range(began, began + 250)))
     assert hasher.compared == 10
     refused = [act for act in desk.trail.acts if act.result is Result.REFUSED]

@@ -376,9 +376,9 @@ async def test_thumbs_end_as_rows_do(opened: database.Database, store: UsageStor
 TABLES = ("request_logs", "usage_stats", "feedback")
 
 
-async def test_a_bound_tenant_sees_no_row_of_anothers_by_a_thousand_guessed_ids(opened: database.Database, store: UsageStore) -> None:
+async def test_a_bound_tenant_sees_no_row_of_anothers_by_ids_guessed_right(opened: database.Database, store: UsageStore) -> None:
     """All of them are right: not even who knows an id gets anything by it."""
-    bobs = [row(user_id=BOB) for _ in range(1000)]
+    bobs = [row(user_id=BOB) for _ in range(20)]
     await write(opened, bobs)
     ids = [one.id for one in bobs]
     assert [await store.rate(TenantId(BOB), BOB, one, 1) for one in ids[:5]] == [True] * 5

@@ -140,10 +140,10 @@ def test_samples_of_another_time_are_refused(minutes: float, is_taken: bool) -> 
             take(store, "custom_a", 1, at=at)
 
 
-def test_a_million_label_values_take_the_room_of_one_node_and_are_counted() -> None:
+def test_label_values_without_end_take_the_room_of_one_node_and_are_counted() -> None:
     store = Recorded()
-    batch = store.record_all((RecordMetric("custom_a", 1, {"x": str(number)}) for number in range(1_000_000)), ME, NOW)
-    left_out = 1_000_000 - recorded.MAX_SERIES_OF_ONE
+    batch = store.record_all((RecordMetric("custom_a", 1, {"x": str(number)}) for number in range(20_000)), ME, NOW)
+    left_out = 20_000 - recorded.MAX_SERIES_OF_ONE
     assert (batch.taken, batch.refused, store.refused) == (recorded.MAX_SERIES_OF_ONE, left_out, left_out)
     assert store.first_refused == "custom_a of gateway UAAA"
     take(store, "custom_b", 1, who=OTHER)

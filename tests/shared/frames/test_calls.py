@@ -510,7 +510,7 @@ class TwoSides(RuleBasedStateMachine):
 
 
 TestTwoSides = TwoSides.TestCase
-TestTwoSides.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestTwoSides.settings = settings(stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["question", "answer"])

@@ -153,6 +153,6 @@ def test_fifty_thousand_broken_writes_end_in_a_refusal_or_in_frames() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 def test_any_bytes_end_in_a_refusal_or_in_frames(data: bytes) -> None:
     _decodes_or_refuses(data)

@@ -46,15 +46,15 @@ async def test_refusals_are_written_together(log: AuditLog, rows: AuditRows) -> 
     assert len(await all_rows(rows)) == 3
 
 
-async def test_100000_refusals_are_noted_without_waiting_and_all_are_accounted_for(log: AuditLog, rows: AuditRows, clock: Clock) -> None:
-    for number in range(100_000):
-        clock.now = number / 10_000
+async def test_refusals_that_do_not_fit_are_noted_without_waiting_and_all_counted(log: AuditLog, rows: AuditRows, clock: Clock) -> None:
+    for number in range(10_000):
+        clock.now = number / 1_000
         log.note(refusal(0, target=str(number)))
     await log.write()
     written = [row.act for chain in await rows.chains() for row in await all_rows(rows, chain)]
-    assert sum(one.times for one in written) == 100_000
+    assert sum(one.times for one in written) == 10_000
     (overflow,) = [one for one in written if one.action == "audit.overflow"]
-    assert (overflow.result, overflow.times) == (Result.FAILED, 100_000 - len(written) + 1)
+    assert (overflow.result, overflow.times) == (Result.FAILED, 10_000 - len(written) + 1)
 
 
 async def test_refusals_wait_while_postgresql_is_away(log: AuditLog, rows: AuditRows, postgres: PostgresServer) -> None:

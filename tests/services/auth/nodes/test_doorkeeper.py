@@ -74,12 +74,12 @@ async def test_a_refusal_says_which(house: Surroundings, postgres_url: str, chan
     assert "administrator" in refused.value.hint
 
 
-async def test_a_thousand_flipped_bits_let_nobody_in(house: Surroundings) -> None:
+async def test_a_flipped_bit_lets_nobody_in(house: Surroundings) -> None:
     made, newcomer = await house.ticket(uses=10_000), Newcomer()
     request = newcomer.request(house, tickets.parse(made.ticket))
     good = [request.ticket_id.encode(), request.ticket_signature, request.node_signature, newcomer.peer.channel]
     bits = [(part, bit) for part, body in enumerate(good) for bit in range(len(body) * 8)]
-    for part, bit in (bits[number * len(bits) // 1000] for number in range(1000)):
+    for part, bit in bits[::11]:
         flipped = [bytearray(body) for body in good]
         flipped[part][bit // 8] ^= 1 << bit % 8
         changed = membership.EnrollNode(flipped[0].decode("latin-1"), bytes(flipped[1]), bytes(flipped[2]))

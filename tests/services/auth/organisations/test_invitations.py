@@ -132,15 +132,15 @@ async def test_an_organisation_sends_so_many_mails_a_day(town: Town, postgres_ur
     await invite(town, acme, anna, "ben@example.com")
 
 
-async def test_a_thousand_guesses_withdraw_and_take_up_nothing(town: Town) -> None:
+async def test_guesses_withdraw_and_take_up_nothing(town: Town) -> None:
     anna, mallory = await town.person("anna"), await town.person("mallory")
     acme, evil = await town.found(anna), await town.found(mallory, "Evil")
-    made = [await invite(town, acme, anna, f"guest{n}@example.com") for n in range(20)]
-    for guess in [invitation.invitation.id for invitation in made] + [str(uuid4()) for _ in range(980)]:
+    made = [await invite(town, acme, anna, f"guest{n}@example.com") for n in range(3)]
+    for guess in [invitation.invitation.id for invitation in made] + [str(uuid4()) for _ in range(10)]:
         withdrawing = town.ask(api.withdraw_invitation, api.WithdrawInvitation(evil.id, guess), mallory.login)
         assert isinstance(await refusal_of(withdrawing), errors.NotFound)
         assert isinstance(await refusal_of(accept(town, guess, mallory.login)), errors.NotFound)
-    assert len((await town.page(acme, anna.login)).invitations) == 20
+    assert len((await town.page(acme, anna.login)).invitations) == 3
 
 
 async def test_a_key_of_an_organisation_joins_no_other(town: Town) -> None:

@@ -207,12 +207,12 @@ async def test_a_member_leaves_by_themselves(town: Town) -> None:
 # --- strangers -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_thousand_guessed_organisations_are_unknown_to_a_stranger(town: Town) -> None:
+async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(town: Town) -> None:
     anna, mallory = await town.person("anna"), await town.person("mallory")
     real = [await town.found(anna, f"no {n}") for n in range(2)]
     before = [await town.page(organisation, anna.login) for organisation in real]
     key = (await town.key(mallory.login)).api_key
-    guesses = [organisation.id for organisation in real] + [TenantId(uuid4()) for _ in range(998)]
+    guesses = [organisation.id for organisation in real] + [TenantId(uuid4()) for _ in range(10)]
     for guess in guesses:
         for method, request in (
             (api.get_organisation, api.GetOrganisation(guess)),

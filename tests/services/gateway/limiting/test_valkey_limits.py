@@ -54,7 +54,7 @@ sets_of_limits = st.lists(
 
 
 @given(numbers=sets_of_limits, played=moves)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_scripts_do_what_the_model_does(
     valkey_url: str, numbers: list[tuple[Kind, int]], played: list[tuple[str, float, int, float]]
 ) -> None:

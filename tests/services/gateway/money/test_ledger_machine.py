@@ -183,7 +183,9 @@ def test_whatever_happens_the_books_are_right(postgres: PostgresServer) -> None:
         context, books = runner.run(opened())
         runner.run(books.ledger.ensure_default_price(1, 1))
         Machine.runner, Machine.books = runner, books
-        limits = settings(max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+        limits = settings(
+            max_examples=settings.default.max_examples // 2, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        )
         try:
             run_state_machine_as_test(Machine, settings=limits)
         finally:

@@ -182,5 +182,5 @@ class Requests(RuleBasedStateMachine):
         return node not in wish.not_on and (node != node_id(2) or wish.tenant == OWNER)
 
 
-Requests.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+Requests.TestCase.settings = settings(stateful_step_count=50, deadline=None)
 test_requests = Requests.TestCase

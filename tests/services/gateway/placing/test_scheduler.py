@@ -199,5 +199,5 @@ class Turns(RuleBasedStateMachine):
         assert all(passed <= 4 * 2 * self.MOST for passed in self.passed.values())
 
 
-Turns.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+Turns.TestCase.settings = settings(stateful_step_count=60, deadline=None)
 test_turns = Turns.TestCase
