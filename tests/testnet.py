@@ -32,6 +32,8 @@ from shared.types import MeshName, NodeId, Role
 from tests import stopwatch
 
 MESH = MeshName("test")
+#: What calls that run have to end when a node stops; a test that must not use it up sets a long one.
+DRAIN_SECONDS = 5.0
 
 
 _given: set[int] = set()
@@ -177,7 +179,7 @@ async def live(service: type[Service], settings: Any, started: "asyncio.Future[t
         await node.serve(running)
         started.set_result((node, running))
         await stop.wait()
-        await node.drain(5)
+        await node.drain(DRAIN_SECONDS)
 
 
 @asynccontextmanager

@@ -114,7 +114,7 @@ async def test_a_stream_that_breaks_goes_on_without_a_gap_or_a_repeat(kind: str)
 async def test_nobody_at_the_address(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    with within(5), pytest.raises(aimesh.ConnectionFailed, match="is http://127") as failure:
+    with pytest.raises(aimesh.ConnectionFailed, match="is http://127") as failure:
         if kind == "threads":
             with aimesh.Client(KEY, url) as client:
                 await WithThreads(client).inference("hi")
@@ -130,7 +130,7 @@ async def test_errors_are_what_the_gateway_says(kind: str) -> None:
         with pytest.raises(aimesh.NotAuthenticated) as bad_key:
             await stage.ask.inference("hi")
         assert (bad_key.value.code, bad_key.value.hint, bad_key.value.request_id) == ("not_authenticated", "do this", "r-1")
-        with within(5), pytest.raises(aimesh.RateLimited) as limited:
+        with pytest.raises(aimesh.RateLimited) as limited:
             await stage.ask.inference("hi")
         assert limited.value.retry_after == 3000
         assert len(stage.server.asked) == 2
@@ -142,8 +142,7 @@ async def test_errors_are_what_the_gateway_says(kind: str) -> None:
 @both
 async def test_leaving_a_stream_closes_its_connection_and_says_so(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), then=Then.HANG)) as stage:
-        with within(3):
-            assert await stage.ask.read("hi", most=1) == Got(["three"], None)
+        assert await stage.ask.read("hi", most=1) == Got(["three"], None)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
         assert stage.server.withdrawn == [stage.server.asked[0].headers["idempotency-key"]]
 
@@ -173,7 +172,7 @@ async def test_a_gateway_that_is_gone_does_not_keep_anybody_from_leaving(kind: s
 @both
 async def test_the_time_of_a_call_ends_it(kind: str) -> None:
     async with staged(kind, Reply(then=Then.HANG)) as stage:
-        with within(2), pytest.raises(aimesh.DeadlineExceeded, match=r"no answer within 0.3 s"):
+        with pytest.raises(aimesh.DeadlineExceeded, match=r"no answer within 0.3 s"):
             await stage.ask.inference("hi", timeout=0.3)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
         assert len(stage.server.withdrawn) == 1
@@ -183,7 +182,7 @@ async def test_the_time_of_a_call_ends_it(kind: str) -> None:
 @pytest.mark.parametrize("part", [COMMENT, text(1, "again")], ids=["comments", "what was said already"])
 async def test_a_stream_that_never_ends_is_ended_by_its_time(kind: str, part: bytes) -> None:
     async with staged(kind, events(part, then=Then.ENDLESS)) as stage:
-        with within(2), pytest.raises(aimesh.DeadlineExceeded):
+        with pytest.raises(aimesh.DeadlineExceeded):
             await stage.ask.read("hi", timeout=0.3)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
 
@@ -198,8 +197,7 @@ async def test_the_time_is_for_the_whole_stream_not_for_each_silence(kind: str) 
 @both
 async def test_an_answer_that_is_there_is_not_held_up_by_a_connection_that_does_not_end(kind: str) -> None:
     async with staged(kind, events(text(1, "three"), END, then=Then.HANG)) as stage:
-        with within(2):
-            got = await stage.ask.read("hi")
+        got = await stage.ask.read("hi")
         assert got.answer is not None
         assert got.texts == ["three"]
         assert not stage.server.withdrawn
@@ -210,7 +208,7 @@ async def test_a_task_that_is_cancelled_leaves() -> None:
         task = asyncio.ensure_future(stage.ask.inference("hi"))
         assert await asyncio.to_thread(stage.server.hanging.wait, 5)
         task.cancel()
-        with within(3), pytest.raises(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(stage.server.left.wait, 5)
         assert len(stage.server.withdrawn) == 1
@@ -243,7 +241,7 @@ def test_ctrl_c_leaves() -> None:
         presser.start()
         stream = client.stream("hi")
         try:
-            with within(4), pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
                 list(stream)
         finally:
             presser.join()

@@ -6,7 +6,7 @@ import json
 import aimesh
 import pytest
 
-from tests.sdk.python.either_client import both, staged, within
+from tests.sdk.python.either_client import both, staged
 from tests.sdk.python.scripted_server import ANSWER, Reply, Then, event, events, whole
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -33,8 +33,8 @@ OK = b"HTTP/1.1 200 OK\r\n"
 )
 async def test_hostile_answers_end_in_an_error_of_ours(kind: str, reply: Reply, kinds: type[Exception]) -> None:
     async with staged(kind, reply) as stage:
-        with within(10), pytest.raises(kinds) as failure:
-            await stage.ask.inference("hi", timeout=8)
+        with pytest.raises(kinds) as failure:
+            await stage.ask.inference("hi", timeout=60)
         assert isinstance(failure.value, aimesh.AimeshError)
         assert not isinstance(failure.value, aimesh.DeadlineExceeded)
 
@@ -54,5 +54,6 @@ async def test_hostile_answers_end_in_an_error_of_ours(kind: str, reply: Reply, 
 )
 async def test_hostile_streams_end_in_an_error_of_ours(kind: str, reply: Reply, kinds: type[Exception]) -> None:
     async with staged(kind, reply) as stage:
-        with within(10), pytest.raises(kinds):
-            await stage.ask.read("hi", timeout=8)
+        with pytest.raises(kinds) as failure:
+            await stage.ask.read("hi", timeout=60)
+        assert not isinstance(failure.value, aimesh.DeadlineExceeded)

@@ -16,6 +16,7 @@ from shared.api import auth, membership
 from shared.api.gateway import Check
 from shared.node import Node, NodeSettings
 from shared.types import NodeId, Role
+from tests import testnet as testnet_module
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
 from tests.testnet import MESH, TestNet, testnet, until
@@ -64,7 +65,10 @@ async def test_a_client_registers_and_the_gateway_knows_it(net: TestNet, setting
         await client.rpc.call(auth.register_user, auth.RegisterUser(body))
 
 
-async def test_a_revoked_key_is_heard_of_and_an_open_watch_does_not_hold_the_drain_up(net: TestNet, settings: AuthSettings) -> None:
+async def test_a_revoked_key_is_heard_of_and_an_open_watch_does_not_hold_the_drain_up(
+    net: TestNet, settings: AuthSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(testnet_module, "DRAIN_SECONDS", 600.0)
     running = await net.start(AuthService, on_mesh(settings, net))
     gateway, client = await net.start(Gateway), await net.client()
     body = auth.UserData("john_doe", "john@example.com", PASSWORD)
@@ -79,9 +83,8 @@ async def test_a_revoked_key_is_heard_of_and_an_open_watch_does_not_hold_the_dra
         while change.user_id is None:
             change = await asyncio.wait_for(anext(heard), 5)
         assert change.user_id == user.id
-        began = time.monotonic()
-        await running.stop()
-        assert time.monotonic() - began < 3
+        async with asyncio.timeout(60):
+            await running.stop()
 
 
 async def test_a_node_of_the_house_is_certified_and_hears_of_a_revocation(
@@ -101,6 +104,4 @@ async def test_a_node_of_the_house_is_certified_and_hears_of_a_revocation(
     assert {(row.id, row.role) for row in members} >= {(gateway.node.id, Role.GATEWAY), (running.node.id, Role.AUTH)}
     lost = NodeId("U" * 56)
     await by_hand.run(postgres_url, "INSERT INTO auth.nodes (id, role, state) VALUES ($1, 'worker', 'revoked')", lost)
-    began = time.monotonic()
     await until(lambda: trust.revoked == {lost})
-    assert time.monotonic() - began < 3

@@ -185,9 +185,7 @@ async def test_who_takes_nothing_of_an_answer_loses_its_connection(
         _, writer = await asyncio.open_connection(*place, limit=1000)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(b"GET /x HTTP/1.1\r\nHost: here\r\n%b\r\n" % headers)
-        began = time.monotonic()
         await _until_cut_off(writer)
-        assert time.monotonic() - began < 2
         assert ended == ["http.disconnect"]
 
 

@@ -21,14 +21,13 @@ async def nobody(peer: Peer, transport: str) -> Connection:
 async def test_who_learns_while_it_waits_that_it_was_revoked_waits_no_longer() -> None:
     refusal: errors.AimeshError | None = None
     nodes = Directory(asyncio.get_running_loop().time)
-    pool = Pool(nodes, nobody, random.Random(1), patience_seconds=20, refusal=lambda: refusal)
-    began = time.monotonic()
-    waiting = asyncio.create_task(pool.connection(Role.GATEWAY, None, began + 20))
+    pool = Pool(nodes, nobody, random.Random(1), patience_seconds=600, refusal=lambda: refusal)
+    waiting = asyncio.create_task(pool.connection(Role.GATEWAY, None, time.monotonic() + 600))
     await asyncio.sleep(0)
     refusal = errors.NodeRevoked("this machine was revoked")
-    with pytest.raises(errors.NodeRevoked):
-        await waiting
-    assert time.monotonic() - began < 5
+    async with asyncio.timeout(60):
+        with pytest.raises(errors.NodeRevoked, match="this machine was revoked"):
+            await waiting
 
 
 async def test_nobody_is_waited_for_no_longer_than_patience_lasts() -> None:

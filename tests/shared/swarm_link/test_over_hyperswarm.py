@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -100,10 +99,8 @@ async def test_a_newcomer_meets_auth_at_the_enrolment_topic_and_a_revoked_node_i
             await linked(found, auth)
             assert auth.link_to(found).peer.role is Role.NEWCOMER
         shut_out = listen(auth)
-        started = time.monotonic()
         auth.trust.take_list(certificates.issue_list(mesh, 1, 1, (worker.id,), Clock().now))
         await until(lambda: worker.transport.find(auth.id) is None)
-        assert time.monotonic() - started < 1
         assert "revoked" in worker.lost[-1].message
         links = len(worker.links)
         await until(lambda: Banned(worker.trust.me.raw) in shut_out)

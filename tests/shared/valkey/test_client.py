@@ -198,7 +198,7 @@ async def test_a_silent_server_is_left_and_all_are_told(monkeypatch: pytest.Monk
         began = time.monotonic()
         found = await asyncio.gather(*(asking(lane, number) for number in range(5)), return_exceptions=True)
         assert [type(one) for one in found] == [TimeoutError] * 5
-        assert 0.05 <= time.monotonic() - began < 1
+        assert time.monotonic() - began >= 0.05
         server.answer = echo
         assert await asking(lane, "again") == b"again"
         assert (len(server.visitors), len(server.asked)) == (2, 6)
@@ -335,10 +335,8 @@ async def test_without_a_server_all_are_told_at_once_and_the_next_tries_again(tm
 async def test_connecting_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "CONNECT_SECONDS", 0.05)
     async with on_unix(nothing) as (server, path), lane_to(Address(path=str(path), password="s3cret")) as lane:
-        began = time.monotonic()
         with pytest.raises(TimeoutError, match=r"no connection within 0\.05 s"):
             await asking(lane, "a")
-        assert time.monotonic() - began < 1
         server.answer = echo
         assert await asking(lane, "b") == b"b"
 

@@ -1,7 +1,6 @@
 """On a real PostgreSQL, with two gateways that know each other only by it."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
@@ -454,11 +453,9 @@ async def test_a_repeat_with_little_time_is_told_to_come_again(house: House) -> 
     gateway, other = await house.gateway(), await house.gateway("Utwo")
     gateway.maker.waits_at = 4
     await gateway.ask(asked(), stops_after=1)
-    began = time.monotonic()
     told = (await other.ask(asked(), seconds=2.05)).error
     assert isinstance(told, errors.InProgress)
     assert (told.status, told.retry_after_seconds) == (409, 2)
-    assert time.monotonic() - began < 1
 
 
 async def test_only_so_many_wait_for_another_gateway(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

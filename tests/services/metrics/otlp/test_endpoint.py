@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -93,12 +92,10 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 async def test_what_may_be_tried_again_is_said(answer: Answer, words: str, seconds: float | None) -> None:
-    began = time.monotonic()
     async with answering(answer) as post:
         with pytest.raises(errors.Unavailable, match=words) as refused:
             await post("/v1/traces", b"{}")
     assert refused.value.retry_after_seconds == seconds
-    assert time.monotonic() - began < 5
 
 
 async def test_an_answer_without_an_end_is_cut_off() -> None:
