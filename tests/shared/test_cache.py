@@ -14,6 +14,7 @@ import uvloop
 from shared import errors
 from shared.cache import Cache
 from shared.node.member import CHECK_SECONDS
+from shared.valkey import client
 from shared.valkey.protocol import ReplyError
 from tests.servers import ValkeyServer
 from tests.services.gateway.limiting.refusing_valkey import refusing
@@ -249,8 +250,9 @@ async def silent() -> AsyncIterator[Path]:
         yield path
 
 
-async def test_the_impatient_wait_no_longer_than_they_say(silent: Path) -> None:
-    async with Cache.open(f"unix://{silent}") as cache:
+async def test_the_impatient_wait_no_longer_than_they_say(silent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "SILENCE_SECONDS", 600)
+    async with asyncio.timeout(60), Cache.open(f"unix://{silent}") as cache:
         cache.script("count", COUNT)
         began = time.monotonic()
         with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
@@ -258,12 +260,14 @@ async def test_the_impatient_wait_no_longer_than_they_say(silent: Path) -> None:
         assert time.monotonic() - began >= 0.05
 
 
-async def test_no_answer_to_the_second_call_of_one_run_is_too_late_as_well() -> None:
+async def test_no_answer_to_the_second_call_of_one_run_is_too_late_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "SILENCE_SECONDS", 600)
+
     async def not_known(visitor: Visitor, asked: list[bytes]) -> None:
         if asked[0] == b"EVALSHA":
             visitor.say(b"-NOSCRIPT no matching script\r\n")
 
-    async with on_unix(not_known) as (server, path), Cache.open(f"unix://{path}") as cache:
+    async with asyncio.timeout(60), on_unix(not_known) as (server, path), Cache.open(f"unix://{path}") as cache:
         cache.script("count", COUNT)
         with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
             await cache.run("count", ["t:n"], [1], seconds=0.05)

@@ -194,7 +194,7 @@ async def test_a_server_that_talks_nonsense_is_left(garbage: bytes) -> None:
 
 async def test_a_silent_server_is_left_and_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "SILENCE_SECONDS", 0.05)
-    async with on_unix(nothing) as (server, path), lane_to(path) as lane:
+    async with on_unix(nothing) as (server, path), lane_to(path) as lane, asyncio.timeout(20):
         began = time.monotonic()
         found = await asyncio.gather(*(asking(lane, number) for number in range(5)), return_exceptions=True)
         assert [type(one) for one in found] == [TimeoutError] * 5
@@ -334,7 +334,7 @@ async def test_without_a_server_all_are_told_at_once_and_the_next_tries_again(tm
 
 async def test_connecting_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "CONNECT_SECONDS", 0.05)
-    async with on_unix(nothing) as (server, path), lane_to(Address(path=str(path), password="s3cret")) as lane:
+    async with on_unix(nothing) as (server, path), lane_to(Address(path=str(path), password="s3cret")) as lane, asyncio.timeout(20):
         with pytest.raises(TimeoutError, match=r"no connection within 0\.05 s"):
             await asking(lane, "a")
         server.answer = echo
