@@ -243,7 +243,8 @@ def test_variables_that_are_shown_exist() -> None:
 def test_a_service_is_shown_with_all_that_it_must_be_given() -> None:
     page = ROOT / "docs" / "howto" / "run-one-service.md"
     exported = {name for shown in shown_in(page) if shown.words[:1] == ("export",) for name in shown.variables}
-    started = {shown.words[2].rpartition(".")[2]: shown for shown in commands("python") if shown.where.startswith(str(page.relative_to(ROOT)))}
+    shown_here = [shown for shown in commands("python") if shown.where.startswith(str(page.relative_to(ROOT)))]
+    started = {shown.words[2].rpartition(".")[2]: shown for shown in shown_here}
     assert set(started) == set(SERVICE_NAMES.values())
     for service, shown in started.items():
         given = {name if name in declared_by(service) else name.removesuffix("_FILE") for name in shown.variables}

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
@@ -23,6 +23,7 @@ NIGHTLY = {
     "chaos": "faults in a whole stack under load; make test has one of each kind",
     "nat": "machines behind NATs of several kinds",
     "outages": "alerts and pages while a machine is away",
+    "rolling": "the release before this one, beside it and in its place",
     "pages": "every page in every theme and width",
     "access": "every caller against every method of a whole stack",
     "schemathesis": "the whole HTTP API against its OpenAPI document",
@@ -39,6 +40,7 @@ FOLDERS = {
     "tests/chaos/test_oracle.py": "",
     "tests/nat": "nat",
     "tests/outages": "outages",
+    "tests/rolling": "rolling",
 }
 #: A folder or file -> what its tests share, so that one process runs them all, one after the other. Others are spread by file.
 SHARED = {
@@ -51,6 +53,8 @@ SHARED = {
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/integration/test_swarm_attacks.py": "",
+    # Two stacks at once are too many for two cores.
+    "tests/rolling": "stack",
     # Threads of two llama.cpp engines would spin against each other.
     "tests/services/inference/backends/test_embedding.py": "model",
     "tests/services/inference/backends/test_isolation.py": "model",
@@ -115,10 +119,12 @@ def pytest_configure(config: pytest.Config) -> None:
     global _is_nightly  # noqa: PLW0603 - tests ask for their volume when they are imported
     _is_nightly = config.getoption("--nightly")
     config.addinivalue_line("markers", f"nightly(group): not run by `make test`. Groups: {', '.join(NIGHTLY)}")
-    settings.register_profile("test", derandomize=True, database=None, deadline=None, max_examples=volume(100))
-    settings.register_profile("nightly", deadline=None, max_examples=100, print_blob=True)
+    # How long an example takes says how busy the machine is, and nothing about the code.
+    untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("test", untimed, derandomize=True, database=None, max_examples=volume(100))
+    settings.register_profile("nightly", untimed, max_examples=100, print_blob=True)
     # For `make mutants`: the same examples each time, and no search for the smallest one that fails.
-    settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), derandomize=True, database=None)
+    settings.register_profile("mutants", untimed, phases=(Phase.explicit, Phase.generate), derandomize=True, database=None)
     settings.load_profile(config.getoption("--hypothesis-profile") or ("nightly" if _is_nightly else "test"))
     is_worker = hasattr(config, "workerinput")
     if not is_worker and (mistakes := capabilities.find_mistakes(os.environ.get(capabilities.VARIABLE, ""))):
