@@ -26,6 +26,7 @@ COPY --from=build /venv /venv
 COPY shared /app/shared
 COPY --from=build /sidecar/node_modules /app/shared/hyperswarm/sidecar/node_modules
 COPY services /app/services
+COPY docs/runbooks /app/docs/runbooks
 COPY cli /app/cli
 COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001

@@ -1,5 +1,7 @@
-"""Who may open each page: one table. Pure. What a page does is asked of auth and the gateway with the visitor's own access token, and
-they decide again; this wall only spares people a page on which nothing works."""
+"""Define who may open each page, in one table. Pure.
+
+This check only spares users a page on which nothing works. Auth and the gateway authorize every call again, by the user's access token.
+"""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -11,16 +13,16 @@ from shared.types import UserRole
 
 class Who(Enum):
     ANYBODY = "anybody"
-    #: Somebody who has signed in, all steps of it.
+    #: A user who completed all sign-in steps.
     PERSON = "person"
-    #: Somebody whose password was right, whatever is still to do.
+    #: A user who passed the password step, whether or not the other steps are done.
     HALFWAY = "halfway"
-    #: Who lends machines, and administrators.
+    #: Node owners and administrators.
     NODE_OWNER = "node owner"
     ADMIN = "administrator"
 
 
-#: The first part of each path, or the whole of it; the longest that fits holds.
+#: Path or path prefix -> who may open it; the longest match wins.
 PAGES: Mapping[str, Who] = {
     "/": Who.ANYBODY,
     "/static": Who.ANYBODY,
@@ -54,17 +56,17 @@ PAGES: Mapping[str, Who] = {
 
 
 def who_may(path: str) -> Who:
-    """For a path, or the pattern of a route. Raises ValueError where nobody has said it."""
+    """Return who may open a path or a route pattern. Raises ValueError if the table has no row for it."""
     parts = path.strip("/").split("/") if path != "/" else []
     for length in range(len(parts), -1, -1):
         if (who := PAGES.get("/" + "/".join(parts[:length]))) is not None and (length or not parts):
             return who
-    raise ValueError(f"{path} has no row in services/web/access.py: say who may open it")
+    raise ValueError(f"{path} has no row in services/web/access.py; add one")
 
 
 def check(who: Who, session: Session) -> None:
-    """Raises NotAllowed for somebody who may not."""
+    """Raise NotAllowed unless the session may open the page."""
     allowed = {Who.ADMIN: {UserRole.ADMIN}, Who.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(who)
     if allowed is not None and session.user.role not in allowed:
-        whom = "administrators" if who is Who.ADMIN else "people who lend machines"
-        raise errors.NotAllowed(f"this page is for {whom}", hint="ask an administrator of this mesh")
+        audience = "administrators" if who is Who.ADMIN else "node owners"
+        raise errors.NotAllowed(f"only {audience} can open this page", hint="ask an administrator for access")

@@ -1,6 +1,7 @@
-"""One answer of a model for the playground: asked over the mesh in the person's name, and told in the events that the page's script reads.
+"""Stream one model answer to the playground, as the events that the page's script reads.
 
-An answer that loses its gateway goes on where it stopped (shared/rpc/lasting.py). Leaving it early ends the work on the worker.
+The request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/rpc/lasting.py). Closing the
+stream early stops the worker.
 """
 
 import random
@@ -20,34 +21,34 @@ from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.rpc.lasting import Asking
 from shared.types import Credential, FinishReason, NodeId, RequestId
 
-#: A worker may be loading its model, and a long answer takes its time; the stop button is there for the impatient.
+#: Long enough for a worker to load its model and write a long answer. Users can press Stop.
 _SECONDS = 600.0
 MOST = 200
 MOST_OF_ONE = 4
 
 
 class Began(msgspec.Struct, frozen=True):
-    """Something of an answer came: from now on it can be rated, and found in the log, also when it is stopped."""
+    """Tells the page the request id with the first chunk, so that users can rate an answer that they stop."""
 
     request_id: RequestId
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an answer took, as the page shows it."""
+    """The usage of an answer, as the page shows it."""
 
     request_id: RequestId
     prompt_tokens: int
     completion_tokens: int
     #: In credits.
     cost: str
-    #: Where there was enough to measure.
+    #: None if the answer was too short to measure.
     tokens_per_second: float | None = None
-    #: What else there is to know about how it ended.
+    #: Why the answer ended, where that matters.
     note: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Why there is no more of an answer, and what to do."""
+    """Why an answer failed, and what to do."""
 
     code: str
     message: str
@@ -56,7 +57,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class InTheNameOf:
-    """A way to the mesh with one person's credential: what ``Asking`` asks with."""
+    """A caller bound to one user's credential, as ``Asking`` needs it."""
 
     caller: Caller
     credential: Credential
@@ -73,14 +74,14 @@ class InTheNameOf:
 
 
 def crowd() -> Crowd:
-    """Answers at once, of everybody and of one person; the gateway has limits of its own."""
-    return Crowd(MOST, MOST_OF_ONE, "too many answers are being written for you at once", "stop one of them, or wait for it", 5)
+    """Return the limiter for concurrent answers, in total and per user. The gateway has its own limits."""
+    return Crowd(MOST, MOST_OF_ONE, "you have too many running answers", "stop one, or wait until it ends", 5)
 
 
 def events(
     way: InTheNameOf, request: InferenceRequest, room: AbstractContextManager[None]
 ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-    """All events of one answer. Raises nothing of its own: what goes wrong is an event, too."""
+    """Return all events of one answer. Errors are events too, so this raises none."""
     return aclosing(_events(way, ProcessInferenceRequest(request, idempotency_key=str(uuid4())), room))
 
 
@@ -90,7 +91,7 @@ async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: Abstra
         with room:
             async with asking.ask(asked, seconds=_SECONDS, lost=lambda _began: None) as answer:
                 async for chunk in answer:
-                    # Again where another gateway has gone on with it, under an id of its own.
+                    # Sent again when another gateway resumes the answer under a new id.
                     if chunk.request_id is not None:
                         yield event("began", Began(chunk.request_id))
                     if chunk.waiting:
@@ -115,16 +116,16 @@ def told(result: InferenceResult) -> Told:
 
 def _speed(result: InferenceResult) -> float | None:
     seconds = (result.response_time_ms - result.first_token_ms) / 1000
-    # The first token comes at the start of that time, so one less was made in it.
+    # The measured time starts with the first token, so it covers one token less.
     made = result.usage.completion_tokens - 1
     return made / seconds if seconds > 0 and made > 0 and not result.cached else None
 
 
 def _note(result: InferenceResult) -> str:
     if result.cached:
-        return "Answered from the cache."
+        return "Served from cache."
     if result.finish_reason is not FinishReason.LENGTH:
         return ""
     if result.clamped_to is not None:
-        return "It ends here because your credits reach for no more."
-    return "It ends here because the most tokens were reached."
+        return "Stopped: you’re out of credits."
+    return "Stopped at the max tokens limit."

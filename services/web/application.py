@@ -1,4 +1,4 @@
-"""The Litestar application of the pages: its routes, and what happens when one of them raises."""
+"""Build the Litestar application of the pages: routes and error handlers."""
 
 from http import HTTPStatus
 from urllib.parse import urlencode
@@ -40,6 +40,7 @@ from services.web.pages.admin import (
     organisations,
     prices,
     report,
+    runbook,
     tickets,
     users,
 )
@@ -73,6 +74,7 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *charts.ROUTES,
     *report.ROUTES,
     *alerts.ROUTES,
+    *runbook.ROUTES,
     *tickets.ROUTES,
     *users.ROUTES,
     *new_user.ROUTES,
@@ -81,12 +83,12 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *audit_log.ROUTES,
     *mesh_settings.ROUTES,
 )
-#: Where each step of a login is done.
+#: Sign-in step -> its page.
 STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor", auth.Step.DONE: visits.HOME}
 
 
 def build(site: Site) -> Litestar:
-    """Raises ValueError for a page of which nobody has said who may open it."""
+    """Build the application. Raises ValueError for a route without a row in access.py."""
 
     async def visit(request: HttpRequest) -> Visit:
         request.state.visit = made = Visit(site, request)
@@ -120,7 +122,7 @@ def build(site: Site) -> Litestar:
 
 
 class Failures:
-    """Answers for requests that a page could not answer: a page in the same look, or JSON to those who sent JSON."""
+    """Turns exceptions into error pages, or into JSON for clients that sent JSON."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -136,7 +138,7 @@ class Failures:
         if request.method == "GET" and visits.own_page(path) == path:
             words["then"] = path
         if visit.session_token is not None:
-            # It was there, so that somebody wonders what happened.
+            # The session was valid earlier, so tell the user that it ended.
             words["done"] = "ended" if request.method == "GET" else "undone"
         return visit.redirect(f"/login?{urlencode(words, safe='/')}" if words else "/login")
 
@@ -152,14 +154,14 @@ class Failures:
         return self._ask_to_confirm(request, None)
 
     def _ask_to_confirm(self, request: HttpRequest, problem: errors.CallerError | None) -> Page:
-        """The same form again, with a field for the password: what was typed is kept in the page, and done once it is confirmed."""
+        """Return the confirmation page. It carries the submitted fields, so the action runs once the user confirms."""
         visit = self._visit(request)
         kept = {name: value for name, value in visit.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
         view = views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem, account=visit.account)
         return visit.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
 
     def _visit(self, request: HttpRequest) -> Visit:
-        """What is known of it so far."""
+        """Return the visit that the dependency made, or a new one if it failed first."""
         found: Visit | None = getattr(request.state, "visit", None)
         return found or Visit(self._site, request)
 
@@ -176,14 +178,19 @@ class Failures:
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "GET" and _is_for_eyes(request):
             return self._visit(request).redirect(page_above.find(request.scope["path"], _READABLE))
         kind = _KIND_OF_STATUS.get(error.status_code, errors.BadRequest)
-        answer = self.refused(request, kind(_MESSAGE_OF_STATUS.get(error.status_code, "the request does not fit this page")))
+        answer = self.refused(request, kind(_MESSAGE_OF_STATUS.get(error.status_code, "this page cannot handle the request")))
         answer.headers.update({name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"})
         return answer
 
     def bug(self, request: HttpRequest, error: Exception) -> Page:
-        """The last resort: logged once here, and the visitor learns only the request id."""
+        """Log an unexpected exception once. The user sees only the request id."""
         _log.error("page failed", path=request.scope["path"], exc_info=error)
-        return self.refused(request, errors.Internal("something went wrong on our side", hint="try again in a moment"))
+        return self.refused(
+            request,
+            errors.Internal(
+                "something went wrong on our side", hint="try again in a moment; if it keeps failing, send an administrator the request ID"
+            ),
+        )
 
     def _page(self, request: HttpRequest, status: int, message: str, hint: str) -> Page:
         current = context.current.get()
@@ -192,7 +199,7 @@ class Failures:
         return self._visit(request).page("error.html", view, here="error", status=status)
 
 
-#: The patterns of the pages that are there for a GET.
+#: The route patterns that answer GET.
 _READABLE = tuple(
     path for route in ROUTES if isinstance(route, HTTPRouteHandler) and HttpMethod.GET in route.http_methods for path in route.paths
 )
@@ -204,15 +211,15 @@ _KIND_OF_STATUS: dict[int, type[errors.AimeshError]] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: errors.Internal,
 }
 _MESSAGE_OF_STATUS: dict[int, str] = {
-    HTTPStatus.NOT_FOUND: "there is no such page",
-    HTTPStatus.METHOD_NOT_ALLOWED: "this page cannot be asked for in this way",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "what was sent is larger than this page takes",
+    HTTPStatus.NOT_FOUND: "page not found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "this page does not support that request method",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the request is too large for this page",
     HTTPStatus.INTERNAL_SERVER_ERROR: "something went wrong on our side",
 }
 
 
 def _is_for_eyes(request: HttpRequest) -> bool:
-    """Somebody opens it in a browser; a program is better told what is wrong."""
+    """Return whether a browser asks for a page to display. Programs get the error instead."""
     return "text/html" in request.headers.get("accept", "")
 
 

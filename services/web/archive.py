@@ -1,4 +1,4 @@
-"""A ZIP archive that is made while it is sent: files one after the other, a piece at a time; keeps what is being packed. Pure."""
+"""Write a ZIP archive as a stream, without holding whole files in memory. Pure."""
 
 import io
 import zipfile
@@ -7,7 +7,7 @@ from typing import IO
 
 
 class _Sink(io.RawIOBase):
-    """Takes what the archive writes, and hands it on."""
+    """Collects what the archive writes until ``take``."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -27,24 +27,24 @@ class _Sink(io.RawIOBase):
 
 
 class Archive:
-    """``add`` and ``close`` answer with what can be sent by now, which may be nothing."""
+    """A ZIP archive. ``add`` and ``close`` return the bytes that are ready to send, which may be none."""
 
     def __init__(self, now: datetime) -> None:
-        """``now`` is the time of all files."""
+        """``now`` becomes the modification time of all files."""
         self._date_time = (now.year, now.month, now.day, now.hour, now.minute, now.second)
         self._sink = _Sink()
-        # It cannot seek, so that the sizes of each file stand behind it.
+        # The sink cannot seek, so zipfile writes the sizes behind each file.
         self._zip = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_DEFLATED)
         self._name = ""
         self._file: IO[bytes] | None = None
 
     def add(self, name: str, piece: bytes) -> bytes:
-        """A piece of the file ``name``; all pieces of a file come one after the other."""
+        """Add a piece of the file ``name``. Add all pieces of a file before the next file."""
         if self._file is None or name != self._name:
             self._end_file()
             entry = zipfile.ZipInfo(name, self._date_time)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            # Readable by whoever unpacks it, and by nobody else.
+            # Private to the user who unpacks it.
             entry.external_attr = 0o600 << 16
             self._name, self._file = name, self._zip.open(entry, "w")
         self._file.write(piece)

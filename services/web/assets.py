@@ -1,7 +1,7 @@
-"""The static files: read once at start, packed once, and served under an address that changes with them.
+"""Load and compress the static files once at startup, under a path with a content hash.
 
-All of them share one version, which stands before their names: so a module that imports its neighbour gets the neighbour of the same
-version, and browsers may keep everything for a year.
+All files share one version in their path. So a module imports its neighbors in the same version, and browsers can cache everything
+for a year.
 """
 
 import gzip
@@ -14,15 +14,15 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 _MEDIA_TYPES = {".css": "text/css", ".svg": "image/svg+xml", ".js": "text/javascript"}
-#: name -> file: what npm brought.
+#: name -> file installed by npm.
 _FROM_NPM = {
     "npm/uplot.js": "npm/node_modules/uplot/dist/uPlot.iife.min.js",
     "npm/uplot.css": "npm/node_modules/uplot/dist/uPlot.min.css",
 }
-#: How a template names a static file, and how a module names its neighbor.
+#: How a template and a module reference static files.
 _OF_TEMPLATE = re.compile(r"""\bstatic\(\s*['"]([^'"]+)['"]\s*\)""")
 _OF_MODULE = re.compile(r"""^\s*(?:import|export)\b[^'"\n]*['"](\.[^'"\n]+)['"]""", re.MULTILINE)
-#: Below, the header costs more than is saved.
+#: Below this size, the header costs more than gzip saves.
 _WORTH_PACKING = 512
 
 
@@ -30,24 +30,24 @@ _WORTH_PACKING = 512
 class Asset:
     content: bytes
     media_type: str
-    #: The same by gzip; None where it is no smaller.
+    #: Compressed with gzip; None if that is no smaller.
     packed: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    #: By their path below `/static/<version>/`.
+    #: By path below `/static/<version>/`.
     files: Mapping[str, Asset]
     version: str
 
     def address(self, name: str) -> str:
-        """Raises KeyError for a file that is not there; ``find_missing`` finds those at the start."""
+        """Return the URL path of a file. Raises KeyError for an unknown file; ``find_missing`` finds those at startup."""
         if name not in self.files:
             raise KeyError(f"there is no static file {name!r}")
         return f"/static/{self.version}/{name}"
 
     def find_missing(self, templates: Iterable[str]) -> list[str]:
-        """Files that the text of a template, or a module of ours, names and that are not there."""
+        """Return the files that templates or our modules reference and that do not exist."""
         named = {name for text in templates for name in _OF_TEMPLATE.findall(text)}
         for name, asset in self.files.items():
             if name.endswith(".js") and not name.startswith("npm/"):
@@ -68,6 +68,6 @@ def load() -> Assets:
 
 def _read(path: Path) -> Asset:
     content = path.read_bytes()
-    # Without a time in it, so that two replicas serve the same bytes.
+    # No timestamp, so that all replicas serve the same bytes.
     packed = gzip.compress(content, 9, mtime=0) if len(content) > _WORTH_PACKING else content
     return Asset(content, _MEDIA_TYPES[path.suffix], packed if len(packed) < len(content) else None)

@@ -1,23 +1,23 @@
-"""What the pages of administrators say at their top while something bad fires that nobody looks after. Pure."""
+"""Build the banner that administrators see while severe alerts are unacknowledged. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared.api.alerts import Alert
 
-#: Those for which somebody is woken, or looks within the hour. The others are on the page of alerts.
+#: Severities that need action within the hour. The others appear on the alerts page only.
 _SPOKEN_OF = frozenset({"page", "critical"})
-#: So many are named; the others are counted.
+#: How many alerts are named; the rest are counted.
 _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Banner:
-    """One line. Nothing to say where it has no words."""
+    """One line of text; hidden while ``words`` is empty."""
 
-    #: How many there are.
+    #: The number of alerts.
     words: str = ""
-    #: What they are.
+    #: Their summaries.
     names: str = ""
 
 
@@ -25,12 +25,12 @@ NOTHING = Banner()
 
 
 def of(alerts: Iterable[Alert]) -> Banner:
-    """Of what a service lists, the gravest first."""
+    """Return the banner for these alerts, sorted by severity."""
     bad = [alert for alert in alerts if alert.severity in _SPOKEN_OF and alert.state == "firing"]
     left = [alert for alert in bad if not alert.seen_by and not alert.silenced]
     if not left:
         return NOTHING
-    # What is said of fifty machines in the same words is said once.
+    # Show identical summaries of several nodes once.
     summaries = list(dict.fromkeys(alert.summary for alert in left))
     rest = len(summaries) - _NAMED
     names = ", ".join(summaries[:_NAMED]) + (f", and {rest} more" if rest > 0 else "")
@@ -38,5 +38,5 @@ def of(alerts: Iterable[Alert]) -> Banner:
 
 
 def values(banner: Banner) -> dict[str, object]:
-    """For the events of any page."""
+    """Return the values that live pages receive."""
     return {"banner": banner.words, "banner_names": banner.names}

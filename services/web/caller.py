@@ -1,4 +1,4 @@
-"""What web needs of the mesh: unary calls and streams. `rpc.Client` has both, and so has the fake of the tests."""
+"""Define the calls that web makes over the mesh, as a Protocol. `rpc.Client` and the test fake implement it."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -12,11 +12,11 @@ SomeEnd_co = TypeVar("SomeEnd_co", covariant=True)
 
 
 class Answer(Protocol[SomeItem_co, SomeEnd_co]):
-    """A running stream: iterate it to its end, then read ``end``."""
+    """A running stream. Iterate it to the end, then read ``end``."""
 
     @property
     def node(self) -> NodeId:
-        """The node that answers."""
+        """Return the node that answers."""
         ...
 
     @property
@@ -35,7 +35,7 @@ class Caller(Protocol):
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        """As rpc.Client.call: raises AimeshError, and nothing else."""
+        """Call a method, as rpc.Client.call does. Raises only AimeshError."""
         ...
 
     def stream(
@@ -46,5 +46,8 @@ class Caller(Protocol):
         deadline_seconds: float = 300,
         credential: Credential | None = None,
     ) -> AbstractAsyncContextManager[Answer[Item, End]]:
-        """As rpc.Client.stream: leaving the block early cancels it on the peer; the iteration raises what ``call`` raises."""
+        """Open a stream, as rpc.Client.stream does. Leaving the block early cancels it.
+
+        Iteration raises what ``call`` raises.
+        """
         ...

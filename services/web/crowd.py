@@ -1,4 +1,4 @@
-"""How many do something at once, and how many of them are one person's: what there is room for, and no more."""
+"""Limit how many operations run at once, in total and per user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from shared import errors
 
 @dataclass(slots=True)
 class Crowd:
-    """Those of one process."""
+    """The running operations of this process."""
 
     most: int
     most_of_one: int
-    #: What somebody is told who finds no room, and what to do.
+    #: The error message and hint above the limit.
     refusal: str
     hint: str
     retry_after_seconds: float
@@ -21,7 +21,7 @@ class Crowd:
 
     @contextmanager
     def one_more(self, who: str) -> Iterator[None]:
-        """Raises Overloaded."""
+        """Count one operation until the block ends. Raises Overloaded above a limit."""
         if sum(self._of.values()) >= self.most or self._of.get(who, 0) >= self.most_of_one:
             raise errors.Overloaded(self.refusal, hint=self.hint, retry_after_seconds=self.retry_after_seconds)
         self._of[who] = self._of.get(who, 0) + 1

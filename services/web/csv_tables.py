@@ -1,4 +1,4 @@
-"""Tables to take along, as CSV (RFC 4180): usage by day, the request log, and administrators' report. Pure."""
+"""Export usage, the request log and the admin report as CSV (RFC 4180). Pure."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from shared.types import KeyId
 
 #: Litestar adds the charset.
 MEDIA_TYPE = "text/csv; header=present"
-#: What spreadsheets take for the beginning of a formula. The name of a model or a key is its maker's choice.
+#: Characters that start a formula in spreadsheets. Users choose the names of models and keys.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 Cell = str | int | None
@@ -28,7 +28,7 @@ _REQUEST_COLUMNS = (
 
 
 def usage_by_day(buckets: Iterable[UsageBucket]) -> bytes:
-    """The whole table, every day of it, also those without requests."""
+    """Return the daily usage table, including days without requests."""
     return _written((_USAGE_COLUMNS, *(_day(bucket) for bucket in buckets)))
 
 
@@ -37,12 +37,12 @@ def request_head() -> bytes:
 
 
 def request_rows(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, str]) -> bytes:
-    """Behind ``request_head``, as often as there is more."""
+    """Return more rows of the request log, to follow ``request_head``."""
     return _written(_request(request, key_names) for request in requests)
 
 
 def business(by: By, lines: Iterable[Line]) -> bytes:
-    """Without a line of sums, which a spreadsheet would add up once more."""
+    """Return the report without a total row, which a spreadsheet would count twice."""
     return _written((business_lines.head(by), *(business_lines.cells(line) for line in lines)))
 
 
@@ -70,7 +70,7 @@ def _written(rows: Iterable[Iterable[Cell]]) -> bytes:
 
 
 def _harmless(cell: Cell) -> str | int:
-    """A number stays one; a text never becomes a formula."""
+    """Quote texts that a spreadsheet would run as a formula."""
     if cell is None:
         return ""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_BEGINS_FORMULA) else cell

@@ -1,4 +1,4 @@
-"""The outermost ASGI application: gives each request its id, each answer its headers, and sends it to the pages or the gateway."""
+"""Route each request to the pages or the gateway, and add its request id, security headers and metrics. The outermost ASGI application."""
 
 import re
 import time
@@ -13,7 +13,7 @@ from shared import context, errors, tracing
 from shared.telemetry import Metrics
 from shared.telemetry.exemplars import Exemplars
 
-#: The type of a parameter in the pattern of a route.
+#: The parameter types in a route pattern.
 _TYPE = re.compile(r":\w+(?=})")
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 
@@ -27,7 +27,7 @@ class Door:
         self._metrics = metrics
         self._exemplars = Exemplars()
         self._traces = traces
-        #: PUBLIC_URL says https: a proxy before us speaks TLS, even if we do not see it.
+        #: PUBLIC_URL is https: a proxy in front of web terminates TLS.
         self._always_over_tls = always_over_tls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,9 +41,9 @@ class Door:
             span.error = "" if status == "success" else status
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, request_id: bytes) -> str:
-        """Returns how it ended: success, or the code of an error."""
+        """Answer the request. Returns `success` or an error code."""
         over_tls = self._always_over_tls or scope["scheme"] == "https"
-        # Litestar has no HEAD of its own; HTTP wants it wherever GET is.
+        # Litestar has no HEAD routes; HTTP requires HEAD wherever GET works.
         is_head = scope["method"] == "HEAD"
         began, status = time.perf_counter(), 0
 
@@ -79,17 +79,17 @@ def _method_label(scope: HTTPScope) -> str:
     if passthrough.takes(scope["path"]):
         return "passthrough"
     verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
-    # The pattern of the page's route, once the pages have found it: labels come from a short list, whatever is asked for.
+    # Use the route pattern, not the path, to keep the number of label values small.
     pattern = cast("Mapping[str, object]", scope).get("path_template")
     return f"{verb} other" if pattern is None else f"{verb} {_TYPE.sub('', str(pattern))}"
 
 
 def _status_label(status: int) -> str:
-    """`success`, or the code of the error that has this status; nobody was answered at status 0."""
+    """Return `success`, or the error code for this status. Status 0 means that the client left before the response."""
     if not status:
         return errors.Cancelled.code
     return "success" if status < 400 else _CODES.get(status, f"http_{status}")
 
 
-#: status -> the code of the general error for it, which the tree has before the special ones.
+#: status -> its general error code; the error tree lists general errors before special ones.
 _CODES = {kind.status: kind.code for kind in reversed(errors.BY_CODE.values())}

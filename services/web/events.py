@@ -1,5 +1,4 @@
-"""An answer of server-sent events that are made while they are sent. It ends when its reader goes or takes nothing, and what makes the
-events ends with it, before anything else happens."""
+"""Stream server-sent events. The response and its source end when the client disconnects or stops reading."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,18 +10,18 @@ from litestar import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-#: Proxies and browsers forget a silent connection.
+#: Proxies and browsers close idle connections.
 _SILENT_SECONDS = 10.0
-#: A reader that takes nothing for so long is gone, whatever its connection says.
+#: A client that reads nothing for this long is considered gone.
 _UNREAD_SECONDS = 30.0
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
-    # Or a proxy such as nginx would collect the words of an answer.
+    # Without it, proxies such as nginx buffer the stream.
     (b"x-accel-buffering", b"no"),
 ]
 
-#: Opened when the answer begins, and closed with it.
+#: Opened when the response starts, and closed with it.
 Source = Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]]
 
 
@@ -31,7 +30,7 @@ def event(name: str, facts: object) -> bytes:
 
 
 class Events(Response[None]):
-    """What a route returns. ``source`` says itself in events what goes wrong: a status has been sent by then."""
+    """The response that a route returns. ``source`` must report errors as events, because the status was already sent."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(None)
@@ -64,7 +63,7 @@ class _Sending:
 
     async def run(self, source: Source) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        # The browser sees at once that its question has arrived.
+        # Tell the browser immediately that its request arrived.
         await self._write(b": here\n\n")
         async with source() as events:
             async for written in events:
@@ -79,7 +78,7 @@ class _Sending:
                 await self._write(b": still here\n\n")
 
     async def _write(self, written: bytes) -> None:
-        """Raises TimeoutError for a reader that takes nothing."""
+        """Send one chunk. Raises TimeoutError if the client reads nothing."""
         async with asyncio.timeout(_UNREAD_SECONDS):
             await self._send({"type": "http.response.body", "body": written, "more_body": True})
         self._said_at = asyncio.get_running_loop().time()

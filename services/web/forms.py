@@ -1,4 +1,4 @@
-"""What people send, typed: form fields and JSON bodies decoded into frozen structs, or BadRequest saying what is wrong. Pure."""
+"""Decode form fields and JSON bodies into frozen structs, or raise BadRequest. Pure."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -10,9 +10,9 @@ from shared import errors
 
 F = TypeVar("F", bound=msgspec.Struct)
 
-#: The largest form has some twenty.
+#: The largest form has about twenty.
 MAX_FIELDS = 64
-#: A register form with the longest allowed values is under 2 KiB.
+#: A registration form with the longest allowed values is under 2 KiB.
 MAX_BODY_BYTES = 16 * 1024
 
 
@@ -20,7 +20,7 @@ class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str
     email: str
     password: str
-    #: Where registration is closed: the code of an open invitation to the address.
+    #: The invitation code, required when registration is closed.
     invitation: str | None = None
 
 
@@ -28,9 +28,9 @@ class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str
     email: str
     password: str
-    #: The page that asked for somebody to sign in.
+    #: The page to open afterwards.
     then: str = ""
-    #: As of a ``Registration``; empty for none.
+    #: As in ``Registration``; empty for none.
     invitation: str = ""
 
 
@@ -38,15 +38,15 @@ class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password: str
     username: str | None = None
     email: str | None = None
-    #: Of the second factor, where there is one.
+    #: The code of the second factor, if enabled.
     code: str | None = None
 
 
 class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: A username or an e-mail address: whichever a person remembers.
+    #: A username or an email address.
     name: str
     password: str
-    #: The page that asked for the login.
+    #: The page to open afterwards.
     then: str = ""
 
 
@@ -55,32 +55,32 @@ class LoginLinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A button: nothing but the proof that it was pressed on our page."""
+    """A form without fields other than its token."""
 
 
 def read_fields(content: bytes) -> dict[str, str]:
-    """As the browser sent them. Raises BadRequest."""
+    """Return the fields of a form body. Raises BadRequest."""
     try:
         pairs = parse_qsl(
             content.decode(), keep_blank_values=True, strict_parsing=bool(content), errors="strict", max_num_fields=MAX_FIELDS
         )
     except ValueError:
-        raise errors.BadRequest("the form cannot be read", hint="send it as application/x-www-form-urlencoded in UTF-8") from None
+        raise errors.BadRequest("the form cannot be decoded", hint="send it as application/x-www-form-urlencoded in UTF-8") from None
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise errors.BadRequest("the form names a field twice", hint="open the page again and send the form from there")
-    # No field of ours has a use for NUL, and PostgreSQL cannot store it.
+        raise errors.BadRequest("the form has a duplicate field", hint="reload the page and submit the form again")
+    # PostgreSQL cannot store NUL.
     if any("\0" in value for value in fields.values()):
-        raise errors.BadRequest("the form has a NUL character in it", hint="type the value again")
+        raise errors.BadRequest("the form contains a NUL character", hint="remove it and submit the form again")
     return fields
 
 
 def convert(fields: Mapping[str, str], kind: type[F]) -> F:
-    """Raises BadRequest where they are not those of our form."""
+    """Convert fields to the form struct. Raises BadRequest."""
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise errors.BadRequest(f"the form does not fit: {error}", hint="open the page again and send the form from there") from None
+        raise errors.BadRequest(f"the form is invalid: {error}", hint="reload the page and submit the form again") from None
 
 
 def read_json(content: bytes, kind: type[F]) -> F:
@@ -88,7 +88,7 @@ def read_json(content: bytes, kind: type[F]) -> F:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
-        raise errors.BadRequest(f"the body does not fit: {error}", hint=f"send a JSON object with {fields}") from None
+        raise errors.BadRequest(f"the body is invalid: {error}", hint=f"send a JSON object with {fields}") from None
 
 
 def read_limit(text: str, what: str) -> int | None:
@@ -96,5 +96,5 @@ def read_limit(text: str, what: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
-        raise errors.BadRequest(f"{what}: not a whole number from 1 up", hint="leave it empty for the limit of your tier")
+        raise errors.BadRequest(f"{what} must be a whole number of at least 1", hint="leave it empty for the tier default")
     return int(text)

@@ -1,9 +1,11 @@
-"""What the metrics service said, as the series that the charts draw. Pure.
+"""Turn the responses of the metrics service into named series for the charts. Pure.
 
-A series is called as people call it. Counters that were not there have counted nothing, as long as somebody looked at who counts.
+Missing counters count as 0 wherever metrics were collected.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.web import history_lines, history_questions
@@ -12,20 +14,23 @@ from services.web.history_questions import Question
 from shared import errors
 from shared.api.history import History, HistoryLine
 
-#: Of a node's id: as the history has it, and as much of that as people are shown.
+#: How many characters of a node id the history stores, and how many are shown.
 NODE_LETTERS, SHOWN_LETTERS = 12, 9
-#: How requests end -> what people call that; the first two have a line even where there are none.
+#: Label -> request statuses. `_ALWAYS` labels have a line even without requests.
 _ENDS = {
-    "Answered": {"success"},
+    "Completed": {"success"},
     "Failed": {"error", "timeout"},
-    "Refused by a limit": {"limited"},
+    "Rate limited": {"limited"},
     "Rejected": {"rejected"},
-    "Left by their caller": {"cancelled"},
+    "Canceled": {"cancelled"},
 }
-_ALWAYS = {"Answered", "Failed"}
-#: Path of a link -> what people call it; the shortest way first.
-_PATHS = {"direct": "Direct", "punched": "Direct through a NAT", "relayed": "Through a relay", "nats": "Over NATS"}
-_GATEWAY = "gateway"
+_ALWAYS = {"Completed", "Failed"}
+#: Path of a link -> label; the fastest path first.
+_PATHS = {"direct": "Direct", "punched": "Direct (NAT)", "relayed": "Relay", "nats": "NATS"}
+_GATEWAY, _WORKER = "gateway", "inference"
+#: shared/node/host/machine.py appends it to the host name, which a container does not know.
+_BOOT_SUFFIX = re.compile(r"-[0-9a-f]{6}\Z")
+_NAMELESS_HOST = "machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +38,23 @@ class Series:
     id: str
     label: str
     values: Values
-    #: Of a machine: what it is called within a sentence. Names that people made up could turn around what stands beside them.
+    #: For a machine: the label isolated for use in a sentence, because names can contain right-to-left text.
     short: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Every method but ``looks`` raises what was said instead of an answer."""
+    """The responses. Every method except ``looks`` raises the error that replaced a response."""
 
     found: Mapping[Question, History | errors.AimeshError]
     grid: Grid
-    #: Of machines, by the beginning of their id.
+    #: Node names, by the stored part of the id.
     names: Mapping[str, str]
-    #: The beginning of the id of the only machine that matters; empty for all.
+    #: The stored part of the id of one node; empty for all nodes.
     node: str = ""
 
     def looks(self) -> Values:
-        """Numbers in those steps in which somebody looked at the mesh."""
+        """Return values for the steps in which metrics were collected."""
         return self._seen(Question.WHOLE, history_questions.MESH_SEEN)
 
     def _seen(self, question: Question, name: str) -> Values:
@@ -68,18 +73,18 @@ class Answers:
     def first_tokens(self) -> list[Series]:
         return [
             Series(label, label, self._values(line))
-            for name, label in ((history_questions.HALF_FIRST, "Half within"), (history_questions.MOST_FIRST, "95 % within"))
+            for name, label in ((history_questions.HALF_FIRST, "Median"), (history_questions.MOST_FIRST, "p95"))
             for line in self._lines(Question.SERVICES, name)
             if line.labels.get("service") == _GATEWAY
         ]
 
     def tokens(self) -> list[Series]:
-        """The gateway's: workers count the same ones."""
+        """Return the gateway's token rates: workers count the same tokens again."""
         seen = self._seen(Question.SERVICES, history_questions.GATEWAY_SEEN)
         lines = [line for line in self._lines(Question.SERVICES, history_questions.TOKENS) if line.labels.get("service") == _GATEWAY]
         return [
             Series(label, label, history_lines.counted(self._total(line for line in lines if line.labels.get("type") == kind), seen))
-            for kind, label in (("input", "In (prompts)"), ("output", "Out (answers)"))
+            for kind, label in (("input", "Input"), ("output", "Output"))
         ]
 
     def waiting(self) -> list[Series]:
@@ -94,21 +99,31 @@ class Answers:
         return [Series(path, label, self._values(lines[path])) for path, label in _PATHS.items() if path in lines]
 
     def machines(self, question: Question) -> list[Series]:
-        lines = self._lines(question, history_questions.OF_MACHINE[question])
+        """Return one series per machine, or per GPU of a machine. Several nodes on a machine report the same figures."""
+        found = self._lines(question, history_questions.OF_MACHINE[question])
+        lines = [line for line in found if line.labels.get("node", "").startswith(self.node)]
+        # Nodes of an older version, and older history, do not name the machine.
+        machine_of = {line.labels.get("node", ""): line.labels["machine"] for line in lines if line.labels.get("machine")}
+        grouped: dict[tuple[str, str], list[HistoryLine]] = {}
+        for line in lines:
+            node = line.labels.get("node", "")
+            machine = machine_of.get(node) or node or line.labels.get("service", "")
+            grouped.setdefault((machine, line.labels.get("gpu", "")), []).append(line)
+        merge = history_lines.least if question is Question.DISK else history_lines.averaged
+        labels = self._machine_labels({machine: lines for (machine, _), lines in grouped.items()})
         return [
-            Series(_key(line.labels), self._machine(line.labels), self._values(line), _short(line.labels))
-            for line in lines
-            if line.labels.get("node", "").startswith(self.node)
+            _of_machine(machine, gpu, labels[machine], merge(*(self._values(line) for line in _trusted(lines))))
+            for (machine, gpu), lines in grouped.items()
         ]
 
     def shares(self, part: Question, whole: Question) -> list[Series]:
         wholes = {one.id: one.values for one in self.machines(whole)}
         parts = [one for one in self.machines(part) if one.id in wholes]
-        return [Series(one.id, one.label, history_lines.shared(one.values, wholes[one.id])) for one in parts]
+        return [Series(one.id, one.label, history_lines.shared(one.values, wholes[one.id]), one.short) for one in parts]
 
     def _lines(self, question: Question, name: str) -> list[HistoryLine]:
         answer = self.found.get(question)
-        # Whoever asks of one machine is not helped by what they are together.
+        # On the page of one node, totals are no substitute.
         ways = [Question.MACHINES, *([] if self.node else [Question.TOGETHER])] if question in history_questions.OF_MACHINE else []
         other = next((found for way in ways if isinstance(found := self.found.get(way), History)), None)
         answer = answer if isinstance(answer, History) else other or answer
@@ -126,16 +141,35 @@ class Answers:
     def _of_model(self, line: HistoryLine) -> Series:
         return Series(_key(line.labels), line.labels.get("model", ""), self._values(line))
 
-    def _machine(self, labels: Mapping[str, str]) -> str:
-        """What people call it, and enough of its id to tell it from others of that name."""
-        node = labels.get("node", "")
-        name = f"{self.names.get(node) or labels.get('service', '')} {node[:SHOWN_LETTERS]}".strip()
-        return f"{name} GPU {labels['gpu']}" if labels.get("gpu") else name
+    def _machine_labels(self, machines: Mapping[str, Sequence[HistoryLine]]) -> Mapping[str, str]:
+        """Return a label per machine. An id is added only to tell machines with the same name apart."""
+        names = {machine: self._machine_name(machine, lines) for machine, lines in machines.items()}
+        count = Counter(names.values())
+        return {machine: name if count[name] == 1 else f"{name} {_suffix(machine)}" for machine, name in names.items()}
+
+    def _machine_name(self, machine: str, lines: Sequence[HistoryLine]) -> str:
+        host = _BOOT_SUFFIX.sub("", machine)
+        if host not in (machine, _NAMELESS_HOST):
+            return host
+        # The node does not know its host's name: use the names of the nodes there.
+        names = dict.fromkeys(self.names.get(line.labels.get("node", "")) or line.labels.get("service", "") for line in lines)
+        return ", ".join(filter(None, names)) or machine
 
 
-def _short(labels: Mapping[str, str]) -> str:
-    node = labels.get("node", "")[:SHOWN_LETTERS] or labels.get("service", "")
-    return f"{node} GPU {labels['gpu']}" if labels.get("gpu") else node
+def _of_machine(machine: str, gpu: str, label: str, values: Values) -> Series:
+    label = f"{label} GPU {gpu}" if gpu else label
+    plain = "".join(letter for letter in label if letter.isprintable())
+    return Series(f"{machine} {gpu}".strip(), label, values, f"\N{FIRST STRONG ISOLATE}{plain}\N{POP DIRECTIONAL ISOLATE}")
+
+
+def _trusted(lines: Sequence[HistoryLine]) -> Sequence[HistoryLine]:
+    """Return the lines of our own services, if any: a worker can claim to run on any machine."""
+    return [line for line in lines if line.labels.get("service") != _WORKER] or lines
+
+
+def _suffix(machine: str) -> str:
+    found = _BOOT_SUFFIX.search(machine)
+    return found[0].lstrip("-") if found else machine[:SHOWN_LETTERS]
 
 
 def _key(labels: Mapping[str, str]) -> str:

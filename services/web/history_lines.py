@@ -1,6 +1,6 @@
-"""One line of a chart of the history: its numbers as texts, and where it has none, in words. Pure.
+"""Format the values and gaps of one chart line. Pure.
 
-Times are UTC. A number that is not known is None and never 0, and a line stays broken there.
+Times are UTC. An unknown value is None, never 0, and leaves a gap in the line.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from services.web.usage_chart import NOTHING
 
 Values = tuple[float | None, ...]
 
-#: The newest steps may have no look yet, or one that is not written: nobody is told of these as a gap.
+#: The newest steps may not be collected or stored yet; they do not count as a gap.
 NOT_YET = 2
-#: Of gaps in words; how many more there are is said.
+#: How many gaps are listed; the rest are counted.
 MOST_GAPS = 3
 _DAY = timedelta(days=1)
-#: Below them a millisecond is too much to be rounded to.
+#: Below this, durations show tenths of a millisecond.
 _FEW_SECONDS = 0.00995
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class Unit(StrEnum):
-    """What a number means; the scripts know the same words."""
+    """The unit of a chart. series_table.js knows the same words."""
 
     RATE = "rate"
     #: From 0 to 1.
@@ -38,7 +38,7 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """When the steps are that all lines of a page have."""
+    """The time steps that all lines of a page share."""
 
     since: datetime
     step: timedelta
@@ -48,20 +48,20 @@ class Grid:
         return self.since + step * self.step
 
     def fit(self, values: Values) -> Values:
-        """As long as the others: two questions at once may have been answered in different steps."""
+        """Cut or pad values to the grid: two concurrent queries may have been answered at different steps."""
         return (*values[: self.steps], *[None] * (self.steps - len(values)))
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Steps without a number, from the first one to the one behind the last."""
+    """A range of steps without values; ``end`` is exclusive."""
 
     begin: int
     end: int
 
 
 def gaps(values: Values) -> list[Gap]:
-    """Between what is known and behind it; before it there was nothing yet."""
+    """Return the gaps after the first known value."""
     found, place = [], 0
     for is_known, group in groupby(values, lambda value: value is not None):
         begin, place = place, place + len(list(group))
@@ -73,17 +73,17 @@ def gaps(values: Values) -> list[Gap]:
 
 
 def first_known(values: Values) -> int | None:
-    """The first step with a number."""
+    """Return the first step with a value."""
     return next((step for step, value in enumerate(values) if value is not None), None)
 
 
 def say_gaps(found: Sequence[Gap], grid: Grid) -> str:
-    """Such as "no data from 12:03 to 12:10"; empty where there is no gap."""
+    """Describe gaps, such as "no data from 12:03 to 12:10"; empty without gaps."""
     if not found:
         return ""
     parts = [_say_gap(gap, grid) for gap in found[:MOST_GAPS]]
     more = len(found) - MOST_GAPS
-    return "no data " + ", ".join(parts) + (f", and in {more} more gaps" if more > 1 else ", and in one more gap" if more == 1 else "")
+    return "no data " + ", ".join(parts) + (f", and {more} more gaps" if more > 1 else ", and 1 more gap" if more == 1 else "")
 
 
 def _say_gap(gap: Gap, grid: Grid) -> str:
@@ -93,7 +93,7 @@ def _say_gap(gap: Gap, grid: Grid) -> str:
 
 
 def moment(at: datetime, grid: Grid) -> str:
-    """With its day where the page shows more than one."""
+    """Format a time; with its day if the page shows more than one day."""
     at = at.astimezone(UTC)
     return f"{at:%H:%M}" if grid.steps * grid.step <= _DAY else f"{at.day} {at:%b %H:%M}"
 
@@ -102,7 +102,7 @@ def moment(at: datetime, grid: Grid) -> str:
 
 
 def latest(values: Values) -> float | None:
-    """The newest number, if it is not old."""
+    """Return the newest value, or None if it is too old."""
     return next((value for value in reversed(values[-NOT_YET - 1 :]) if value is not None), None)
 
 
@@ -120,8 +120,18 @@ def highest(values: Values) -> float | None:
 
 
 def added(*columns: Values) -> Values:
-    """Step by step; what one of them does not know counts for nothing, and what none knows is not known."""
+    """Sum lines step by step. An unknown value counts as 0, unless all are unknown."""
     return tuple(None if all(value is None for value in row) else sum(value or 0.0 for value in row) for row in zip(*columns, strict=True))
+
+
+def averaged(*columns: Values) -> Values:
+    """Average lines step by step, ignoring unknown values."""
+    return tuple(mean(row) for row in zip(*columns, strict=True))
+
+
+def least(*columns: Values) -> Values:
+    """Return the lowest known value of each step."""
+    return tuple(lowest(row) for row in zip(*columns, strict=True))
 
 
 def shared(parts: Values, wholes: Values) -> Values:
@@ -129,17 +139,17 @@ def shared(parts: Values, wholes: Values) -> Values:
 
 
 def counted(values: Values, witness: Values) -> Values:
-    """A counter that was not there has counted nothing, as long as somebody looked: ``witness`` has a number then."""
+    """Replace unknown counter values by 0 where ``witness`` shows that metrics were collected."""
     return tuple(0.0 if value is None and seen is not None else value for value, seen in zip(values, witness, strict=True))
 
 
 def written(unit: Unit, values: Values) -> str:
-    """For the scripts, and short: a page has ten thousand of them, and a screen shows no more digits."""
+    """Write values for the script, as short as possible: a page has ten thousand of them."""
     return ",".join("" if value is None else _short(unit, value) for value in values)
 
 
 def _short(unit: Unit, value: float) -> str:
-    """Such as .42 and 123e9."""
+    """Write one value, such as .42 or 123e9."""
     if unit is Unit.CELSIUS:
         return f"{value:.0f}"
     digits, _, power = (f"{value:.2f}".rstrip("0").rstrip(".") if unit is Unit.SHARE else f"{value:.3g}").partition("e")
@@ -156,7 +166,7 @@ def text(unit: Unit, value: float | None) -> str:
         case Unit.BYTES:
             return _bytes(value)
         case Unit.SECONDS:
-            # Round trips within a house are of tenths of a millisecond.
+            # Local round trips take tenths of a millisecond.
             return f"{value * 1000:.1f} ms" if 0 < value < _FEW_SECONDS else usage_chart.latency(round(value * 1000))
         case Unit.CELSIUS:
             return f"{value:.0f} °C"

@@ -1,7 +1,7 @@
-"""What the metrics service is asked for the charts of administrators: which series, of which time, in which steps. Pure.
+"""Plan the queries to the metrics service for the admin charts. Pure.
 
-All questions of a page have the same steps. One about each machine can have more lines than an answer holds; then others are asked in
-its place, as `instead` says: so a page asks each question once at most.
+All queries of a page use the same steps. A query per machine may exceed the line limit of a response; `instead` names the queries that
+replace it, so a page sends each query at most once.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from shared.api.history import MOST_LINES, By, GetHistory
 
 
 class Span(StrEnum):
-    """How far back the charts go."""
+    """The period that the charts show."""
 
     HOUR = "hour"
     DAY = "day"
@@ -24,11 +24,11 @@ class Span(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Steps:
     whole: timedelta
-    #: From 120 to 180 of them are the whole.
+    #: The whole has 120 to 180 steps.
     step: timedelta
-    #: A column of the table below a chart.
+    #: The width of a table column.
     period: timedelta
-    #: Short steps are shown when they are over: of one with one look instead of two the mean would jump.
+    #: Omit the running step: its average would jump while it has one sample instead of two.
     only_whole: bool = False
 
 
@@ -41,13 +41,13 @@ STEPS: Mapping[Span, Steps] = {
 
 
 class Question(StrEnum):
-    """One call to the metrics service."""
+    """One query to the metrics service."""
 
     WHOLE = "whole"
     SERVICES = "services"
     MODELS = "models"
     ROUND_TRIPS = "round trips"
-    #: Everything about each machine at once; then the same one by one.
+    #: All metrics per machine in one query; below, one query per metric.
     MACHINES = "machines"
     CPU = "cpu"
     MEMORY = "memory"
@@ -57,19 +57,18 @@ class Question(StrEnum):
     GPU_MEMORY = "gpu memory"
     GPU_MEMORY_SIZE = "gpu memory size"
     GPU_HEAT = "gpu heat"
-    #: The same of all machines of a service together.
+    #: All metrics summed over the machines of a service.
     TOGETHER = "together"
 
 
-#: The metrics service and the gateway always have it: without a number of it, nobody looked at the mesh, or at the gateway. No other node
-#: has it, so that it is read from few rows.
+#: Only the metrics service and the gateway export these, always. Without a value, nothing was collected from the mesh or the gateway.
 MESH_SEEN, GATEWAY_SEEN = "ai_platform_active_users", "ai_platform_ratelimit_degraded"
 COMPLETED = "ai_platform_completed_requests_total"
 TOKENS = "ai_platform_tokens_total"
 HALF_FIRST, MOST_FIRST = "p50:ai_platform_ttft_seconds", "p95:ai_platform_ttft_seconds"
 QUEUE, SLOTS = "ai_platform_queue_depth", "ai_platform_worker_slots"
 ROUND_TRIPS = "ai_platform_round_trip_seconds"
-#: Question about each machine -> the one name that it has.
+#: Query per machine -> its metric.
 OF_MACHINE: Mapping[Question, str] = {
     Question.CPU: "ai_platform_host_cpu_usage_ratio",
     Question.MEMORY: "ai_platform_host_memory_used_bytes",
@@ -96,10 +95,10 @@ _BY: Mapping[Question, tuple[By, ...]] = {
     Question.TOGETHER: (By.SERVICE,),
     **dict.fromkeys(OF_MACHINE, (By.SERVICE, By.NODE)),
 }
-#: What is asked of one machine alone where a page is about one.
+#: Queries restricted to one node on the page of a node.
 _OF_ONE = frozenset({Question.ROUND_TRIPS, Question.MACHINES, *OF_MACHINE})
 _OF_GPU = (Question.GPU, Question.GPU_MEMORY, Question.GPU_MEMORY_SIZE, Question.GPU_HEAT)
-#: A question that would have too many lines -> what is asked in its place.
+#: Query with too many lines -> its replacements.
 _INSTEAD: Mapping[Question, tuple[Question, ...]] = {
     Question.MACHINES: tuple(OF_MACHINE),
     **dict.fromkeys(OF_MACHINE, (Question.TOGETHER,)),
@@ -107,13 +106,15 @@ _INSTEAD: Mapping[Question, tuple[Question, ...]] = {
 
 
 def read_span(text: str) -> Span:
-    """A word that is none is the first one: it came by an address that somebody changed."""
+    """Return the span for a query parameter; unknown values mean the last hour."""
     return Span(text) if text in set(Span) else Span.HOUR
 
 
 def plan(machines: int, *, of_one: bool) -> tuple[Question, ...]:
-    """What to ask first, all at once: what probably fits into the answers, because one that is too long is work in vain. A machine has a
-    line for each question, but with several GPUs it has more, and machines that have gone may be there still."""
+    """Return the first queries to send, chosen so that the responses probably fit the line limit.
+
+    A machine has one line per metric, but one per GPU for GPU metrics, and removed machines may still be in the history.
+    """
     if of_one:
         return Question.WHOLE, Question.ROUND_TRIPS, Question.MACHINES
     whole = (Question.WHOLE, Question.SERVICES, Question.MODELS, Question.ROUND_TRIPS)
@@ -126,16 +127,16 @@ def plan(machines: int, *, of_one: bool) -> tuple[Question, ...]:
 
 
 def instead(question: Question, *, of_one: bool) -> tuple[Question, ...]:
-    """What is asked in its place when it has too many lines. Who asks of one machine is not helped by what all are together."""
+    """Return the queries that replace one with too many lines. Totals don't help on the page of one node."""
     return tuple(other for other in _INSTEAD.get(question, ()) if not of_one or other is not Question.TOGETHER)
 
 
 def ask(question: Question, span: Span, now: datetime, node: str = "") -> GetHistory:
-    """Up to now: its step is the last one, or the one before it. ``node`` is that of the only machine that matters; empty for all."""
+    """Return the request for a query, up to now. ``node`` restricts it to one node; empty means all."""
     steps = STEPS[span]
     seconds = int(steps.step.total_seconds())
     begun = datetime.fromtimestamp(now.timestamp() // seconds * seconds, UTC)
     end = begun if steps.only_whole else begun + steps.step
-    # Of the whole, one machine's page needs to know when anybody looked, and nothing else.
+    # The page of one node needs only the collection times from this query.
     names = (MESH_SEEN,) if node and question is Question.WHOLE else _NAMES[question]
     return GetHistory(names, end - steps.whole, end, seconds, _BY.get(question, ()), node if node and question in _OF_ONE else None)

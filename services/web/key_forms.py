@@ -1,4 +1,4 @@
-"""The form that makes a key, and what is asked of auth with it. Pure."""
+"""Convert the form for a new key into the request to auth. Pure."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -13,20 +13,20 @@ from shared.types import MicroCredits, ModelName, UserRole
 
 
 class Use(StrEnum):
-    """What a key is for, in one word: its kind and its scopes."""
+    """The access preset of a key: its kind and its scopes."""
 
-    #: Models and usage: what a key may that names nothing.
+    #: Run models and read usage, the default scopes.
     USUAL = "usual"
-    #: All that a live key of its owner may.
+    #: Everything that a live key of its owner can do.
     ALL = "all"
-    #: Runs models, and nothing else.
+    #: Run models only.
     RUN = "run"
     CHOSEN = "chosen"
     TEST = "test"
     ADMIN = "adm"
 
 
-#: field -> what a box of it stands for.
+#: Checkbox field -> its permission.
 SCOPES: Mapping[str, Permission] = {
     "may_run": Permission.INFER,
     "may_read_models": Permission.READ_MODELS,
@@ -40,7 +40,7 @@ SCOPES: Mapping[str, Permission] = {
 
 class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
-    #: Of each: empty for no limit of its own.
+    #: Limits; empty means the tier default.
     requests_per_hour: str = ""
     requests_per_minute: str = ""
     tokens_per_minute: str = ""
@@ -48,12 +48,12 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: In credits.
     budget: str = ""
     use: Use = Use.USUAL
-    #: Empty for what is usual, 0 for ever.
+    #: Empty for the default lifetime, 0 for no expiry.
     days: str = ""
-    #: Names, with commas or blanks between them.
+    #: Names separated by commas or spaces.
     models: str = ""
     networks: str = ""
-    #: Boxes, of which only the ticked ones are sent.
+    #: Checkboxes; browsers send only those that are checked.
     may_run: str = ""
     may_read_models: str = ""
     may_write_models: str = ""
@@ -72,7 +72,7 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_request(form: NewKeyForm) -> GenerateApiKey:
-    """Raises BadRequest."""
+    """Return the request to create the key. Raises BadRequest."""
     return GenerateApiKey(
         name=form.name.strip(),
         limits=read_limits(form),
@@ -84,18 +84,18 @@ def read_request(form: NewKeyForm) -> GenerateApiKey:
 
 
 def read_limits(form: NewKeyForm) -> KeyLimits:
-    """The optional limits of a new key. Raises BadRequest."""
+    """Return the optional limits of a new key. Raises BadRequest."""
     return KeyLimits(
         requests_per_hour=forms.read_limit(form.requests_per_hour, "requests per hour"),
         requests_per_minute=forms.read_limit(form.requests_per_minute, "requests per minute"),
         tokens_per_minute=forms.read_limit(form.tokens_per_minute, "tokens per minute"),
-        concurrency=forms.read_limit(form.concurrency, "requests at once"),
+        concurrency=forms.read_limit(form.concurrency, "concurrent requests"),
         budget_micro=_read_budget(form.budget),
     )
 
 
 def scopes_of(role: UserRole) -> Mapping[str, Permission]:
-    """The boxes that somebody of this role is shown."""
+    """Return the checkboxes for a role."""
     granted = ROLES[role]
     return {field: scope for field, scope in SCOPES.items() if scope in granted or Permission.EVERYTHING in granted}
 
@@ -107,7 +107,7 @@ def _scopes(form: NewKeyForm) -> tuple[str, ...]:
         return ()
     chosen = tuple(scope.value for field, scope in SCOPES.items() if getattr(form, field))
     if not chosen:
-        raise errors.BadRequest("a key that may do nothing is of no use", hint="tick what it may do")
+        raise errors.BadRequest("the key has no permissions", hint="select at least one permission")
     return chosen
 
 
@@ -120,7 +120,7 @@ def _read_days(text: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 4):
-        raise errors.BadRequest("good for: not a number of days", hint="choose one of the list")
+        raise errors.BadRequest("the expiry must be a number of days", hint="choose one from the list")
     return int(text)
 
 
@@ -130,7 +130,7 @@ def _read_budget(text: str) -> MicroCredits | None:
     try:
         budget = amounts.read(text)
     except ValueError as error:
-        raise errors.BadRequest(f"budget: {error}", hint="leave it empty for no budget of its own") from error
+        raise errors.BadRequest(f"budget: {error}", hint="leave it empty for no budget") from error
     if budget <= 0:
-        raise errors.BadRequest("budget: not more than 0", hint="leave it empty for no budget of its own")
+        raise errors.BadRequest("the budget must be more than 0", hint="leave it empty for no budget")
     return budget

@@ -1,4 +1,4 @@
-"""Keys as the pages show them. Pure."""
+"""Describe API keys for the pages. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from uuid import UUID
 from shared.access import Permission
 from shared.api.auth import ApiKey, KeyKind, KeyLimits
 
-#: Then a key is shown in another colour.
+#: Keys that expire within this time are highlighted.
 _SOON = timedelta(days=7)
 
-#: What each scope lets a key do.
+#: Permission -> its description.
 WORDS: Mapping[Permission, str] = {
     Permission.INFER: "run models",
-    Permission.READ_MODELS: "see where models are",
+    Permission.READ_MODELS: "list models",
     Permission.WRITE_MODELS: "load and unload models",
-    Permission.OWN_NODES: "look after machines",
+    Permission.OWN_NODES: "manage own nodes",
     Permission.READ_USAGE: "read usage",
-    Permission.WRITE_KEYS: "make and revoke keys",
-    Permission.WRITE_ACCOUNT: "change the account",
-    Permission.EVERYTHING: "everything",
+    Permission.WRITE_KEYS: "create and revoke keys",
+    Permission.WRITE_ACCOUNT: "manage account",
+    Permission.EVERYTHING: "full access",
 }
 _KINDS = {KeyKind.LIVE: "", KeyKind.TEST: "test", KeyKind.ADMIN: "admin"}
 
@@ -30,9 +30,9 @@ class KeyLine:
     id: UUID
     name: str
     preview: str
-    #: Of a key that is not an everyday one.
+    #: The kind, unless it is live.
     tag: str
-    #: What it may do, and with what and from where.
+    #: Its permissions, and its model and network restrictions.
     may: str
     bounds: tuple[str, ...]
     limits: KeyLimits
@@ -41,7 +41,7 @@ class KeyLine:
     expires_at: datetime | None
     #: active, expired or revoked.
     state: str
-    #: Of its end: empty, warn or bad.
+    #: The tone of its expiry: empty, warn or bad.
     tone: str
 
     @property
@@ -50,13 +50,13 @@ class KeyLine:
 
 
 def lines_of(keys: tuple[ApiKey, ...], now: datetime) -> tuple[KeyLine, ...]:
-    """Active ones first, the newest of each first."""
+    """Return the keys sorted by state (active first) and age (newest first)."""
     found = [line_of(key, now) for key in keys]
     return tuple(sorted(found, key=lambda line: (line.is_active, line.created_at), reverse=True))
 
 
 def made_by(keys: tuple[ApiKey, ...], maker: UUID) -> tuple[ApiKey, ...]:
-    """Those of ``keys`` that this key made, that those made, and so on."""
+    """Return the keys that ``maker`` created, directly or through other keys."""
     makers = {maker}
     while more := {key.id for key in keys if key.made_by in makers} - makers:
         makers |= more
@@ -84,7 +84,7 @@ def line_of(key: ApiKey, now: datetime) -> KeyLine:
 def _may(key: ApiKey) -> str:
     if key.bounds.scopes:
         return ", ".join(WORDS.get(scope, scope) if (scope := _known(name)) else name for name in key.bounds.scopes)
-    return {KeyKind.TEST: "run models", KeyKind.ADMIN: "everything, and administer"}.get(key.kind, "what its owner may")
+    return {KeyKind.TEST: "run models", KeyKind.ADMIN: "administration"}.get(key.kind, "full access")
 
 
 def _known(scope: str) -> Permission | None:

@@ -1,4 +1,4 @@
-"""Pages that stay up to date while somebody looks: a stream of events with what has changed, as the scripts of the pages read it."""
+"""Stream the values that changed to pages that are open, as live.js reads them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -10,28 +10,31 @@ from services.web.crowd import Crowd
 from services.web.events import Events
 from shared import errors
 
-#: What a page shows, by the paths that its elements name.
+#: The values of a page, by the paths in its `data-live` attributes.
 Values = dict[str, object]
 Read = Callable[[], Awaitable[Values]]
 
-#: Followed at once, by everybody; each asks for its values every two seconds.
+#: Live pages at once, in total and per user; each reads its values every two seconds.
 MOST_FOLLOWED = 500
 MOST_OF_ONE = 6
 _EVERY_SECONDS = 2.0
-#: Proxies and browsers forget a silent connection; the scripts do after 45 s.
+#: Proxies and browsers close idle connections; live.js reconnects after 45 s of silence.
 _SILENT_SECONDS = 15.0
-#: Then the browser comes again: with the session of then, at whichever replica there is.
+#: Then the browser reconnects, with its current session and to any replica.
 _LONGEST_SECONDS = 600.0
 
 
 def crowd() -> Crowd:
-    """Who follows at once."""
-    return Crowd(MOST_FOLLOWED, MOST_OF_ONE, "too many pages are followed at once", "close some of them", 30)
+    """Return the limiter for live pages."""
+    return Crowd(MOST_FOLLOWED, MOST_OF_ONE, "you have too many live pages open", "close some of them", 30)
 
 
 def answer(followers: Crowd, who: str, read: Read) -> Events:
-    """The event stream of one page. ``read`` is asked again and again. A service that is away makes the page stale; any other error, as
-    that of a session that is over, ends the stream, and the browser that comes again is told why."""
+    """Return the event stream of one page, which calls ``read`` repeatedly.
+
+    If a service is down, the page is marked as stale. Any other error, such as an expired session, ends the stream; the browser then
+    reconnects and gets the error.
+    """
     return Events(lambda: aclosing(_events(followers, who, read)))
 
 

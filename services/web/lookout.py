@@ -1,7 +1,7 @@
-"""Keeps in mind what alerts there are, for the top of every page of an administrator: asked for beside the pages, never by one of them.
+"""Poll the alerts in the background for the banner on admin pages.
 
-The only owner of that memory in this process. A page takes what is remembered, so that a metrics service that is slow or away costs none
-of them anything; it is asked once in some seconds at most, however many people look at however many pages, and not at all without them.
+Pages read the cached banner, so a slow or missing metrics service never delays them. The poller asks at most once every few seconds in
+total, and only while an administrator uses the pages. It is the only owner of this cache in the process.
 """
 
 import asyncio
@@ -14,42 +14,42 @@ from shared import errors
 from shared.api import alerts
 from shared.types import Credential
 
-#: An answer is good for so long before anybody is asked again, whether there was one or not.
+#: The shortest interval between two requests, successful or not.
 ASK_AGAIN_SECONDS = 5.0
-#: And for so long it is shown while there is no newer one: three looks of the metrics service.
+#: How long a banner is shown without a newer one: three collection intervals of the metrics service.
 REMEMBERED_SECONDS = 45.0
-#: Nobody waits for it, so this only bounds how long one question can keep the next from being asked.
+#: The deadline of a request. No page waits for it.
 _ANSWER_SECONDS = 3.0
 
 
 class Lookout:
-    """``want``, ``note`` and ``banner`` return at once; ``run`` is the task."""
+    """Caches the banner. ``want``, ``note`` and ``banner`` never block; ``run`` is the background task."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._asked_at = float("-inf")
         self._seen_at = float("-inf")
         self._seen = banner.NOTHING
-        #: Of who looks at a page just now; nobody else's is kept, and none for longer than the question.
+        #: The credential of the administrator who asked last; dropped as soon as the request is sent.
         self._credential: Credential | None = None
         self._wanted = asyncio.Event()
 
     def banner(self) -> Banner:
-        """Nothing to say where it is not known."""
+        """Return the cached banner; empty if it is unknown."""
         return self._seen if self._clock() - self._seen_at < REMEMBERED_SECONDS else banner.NOTHING
 
     def want(self, credential: Credential) -> None:
-        """An administrator looks at a page: soon it will be known again."""
+        """Request a refresh with this administrator's credential, unless the last one is recent."""
         if self._clock() - self._asked_at >= ASK_AGAIN_SECONDS:
             self._credential = credential
             self._wanted.set()
 
     def note(self, found: alerts.Alerts) -> None:
-        """Somebody has asked for a page of their own."""
+        """Store alerts that a page has fetched itself."""
         self._seen, self._seen_at = banner.of(found.alerts), self._clock()
 
     async def run(self, caller: Caller) -> None:
-        """For ever: ask when somebody looks, one question at a time."""
+        """Poll on demand, one request at a time. Never returns."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -60,5 +60,5 @@ class Lookout:
                     await caller.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=_ANSWER_SECONDS, credential=credential)
                 )
             except errors.AimeshError:
-                # What is known counts until it is too old; that the metrics service is away stands on the page of health.
+                # Keep the cached banner until it expires. The health page reports that metrics is down.
                 continue

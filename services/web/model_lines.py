@@ -1,6 +1,6 @@
-"""The models of the mesh: what is served, where, and what it costs. Pure: joins what three methods of the gateway say.
+"""Join the models, nodes and prices that the gateway reports for the models page. Pure.
 
-Whether a served model is in memory now, no method says: it answers, at once or after it was loaded.
+No method reports whether a served model is in memory: a worker may have to load it first.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from shared.api.gateway import NodeRow, ServedModel
 from shared.api.ledger import ModelPrice
 from shared.types import ModelName, NodeId, Role
 
-#: Of a node's id; enough to tell nodes apart.
+#: How many characters of a node id are shown.
 SHOWN_OF_ID = 9
 
 
@@ -21,16 +21,16 @@ class Place:
 
     id: NodeId
     short: str
-    #: What its certificate says of it, such as `room=3`.
+    #: The labels in its certificate, such as `room=3`.
     labels: tuple[str, ...]
     load: str
-    #: Empty where it can be used.
+    #: Why the gateway does not use it; empty if it does.
     why_not: str
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """In credits for a million tokens; what a request costs besides, where it does."""
+    """A price in credits per 1M tokens, and other charges if any."""
 
     input: str
     output: str
@@ -41,26 +41,28 @@ class Price:
 class ModelLine:
     name: ModelName
     aliases: tuple[str, ...]
-    #: None where nobody serves it now.
+    #: None if no worker serves it.
     context_tokens: int | None
     only_embeds: bool
     #: A word, its tone (good, warn or bad) and why.
     state: str
     tone: str
     why: str
-    #: How many workers serve it now.
+    #: How many workers serve it.
     workers: int
-    #: All that have it, those that can be used first; empty where the list of nodes could not be had.
+    #: All workers that have it, usable ones first; empty if the node list is unavailable.
     places: tuple[Place, ...]
-    #: None where it costs nothing, or where prices could not be had.
+    #: None if it is free or prices are unavailable.
     price: Price | None
 
 
 def join(
     served: Iterable[ServedModel], nodes: Iterable[NodeRow] | None, prices: Iterable[ModelPrice] | None, *, unserved_too: bool
 ) -> tuple[ModelLine, ...]:
-    """Served ones in the gateway's order, the default first; then those that workers have and nobody can use now, for who can do something
-    about that. ``nodes`` and ``prices`` are None where the gateway did not say."""
+    """Return the served models in the gateway's order, then, with ``unserved_too``, the models that no usable worker serves.
+
+    ``nodes`` and ``prices`` are None if they are unavailable.
+    """
     workers = [row for row in nodes or () if row.role is Role.WORKER]
     priced = {price.model: price for price in prices or ()}
     lines = [_served(model, workers, priced) for model in served]
@@ -77,7 +79,7 @@ def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelNa
         aliases=model.aliases,
         context_tokens=model.context_tokens,
         only_embeds=model.only_embeds,
-        state="served",
+        state="OK",
         tone="good",
         why="",
         workers=model.workers,
@@ -88,16 +90,16 @@ def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelNa
 
 def _unserved(model: ModelName, workers: Iterable[NodeRow], prices: dict[ModelName | None, ModelPrice]) -> ModelLine:
     places = _places(model, workers)
-    # A worker that can be used and does not serve it has its engine loading, restarting or failed.
+    # The engine of a usable worker that does not serve the model is loading, restarting or failed.
     is_loading = any(not place.why_not for place in places)
     return ModelLine(
         name=model,
         aliases=(),
         context_tokens=None,
         only_embeds=False,
-        state="not ready" if is_loading else "not served",
+        state="Degraded" if is_loading else "Down",
         tone="warn" if is_loading else "bad",
-        why="its engine loads, restarts or has failed" if is_loading else places[0].why_not if places else "",
+        why="the engine is loading, restarting or failed" if is_loading else places[0].why_not if places else "",
         workers=0,
         places=places,
         price=_price(model, prices),
@@ -111,19 +113,19 @@ def _places(model: ModelName, workers: Iterable[NodeRow]) -> tuple[Place, ...]:
 
 def _place(row: NodeRow) -> Place:
     load = f"{row.running} of {row.slots} busy" if row.slots else ""
-    waiting = f", {row.queued} waiting" if row.slots and row.queued else ""
+    waiting = f", {row.queued} queued" if row.slots and row.queued else ""
     labels = tuple(f"{key}={value}" for key, value in sorted(row.labels.items()))
-    return Place(row.id, row.id[:SHOWN_OF_ID], labels, load + waiting, "" if row.usable else row.why_not or "cannot be used")
+    return Place(row.id, row.id[:SHOWN_OF_ID], labels, load + waiting, "" if row.usable else row.why_not or "unavailable")
 
 
 def _price(model: ModelName, prices: dict[ModelName | None, ModelPrice]) -> Price | None:
-    """Its own, or the one that holds for all without one."""
+    """Return the model's price or the default price."""
     price = prices.get(model) or prices.get(None)
     if price is None:
         return None
     besides = []
     if price.request_micro:
-        besides.append(f"{amounts.written(price.request_micro)} a request")
+        besides.append(f"{amounts.written(price.request_micro)} per request")
     if price.compute_second_micro:
-        besides.append(f"{amounts.written(price.compute_second_micro)} a second")
+        besides.append(f"{amounts.written(price.compute_second_micro)} per compute second")
     return Price(amounts.written(price.input_micro_per_million), amounts.written(price.output_micro_per_million), ", ".join(besides))

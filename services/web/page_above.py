@@ -1,5 +1,7 @@
-"""The page above an address that only takes forms. A browser asks for such an address itself, when somebody reloads it in another tab or
-comes back to it from the history; there is nothing to read there, and the page above has the form. Pure."""
+"""Find the page to redirect to when a browser sends GET to a path that only accepts forms. Pure.
+
+That happens when a user reloads such a path in another tab or returns to it from the history. The parent page has the form.
+"""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +11,7 @@ _KINDS = {"uuid": "[0-9A-Fa-f-]{36}"}
 
 
 def find(path: str, readable: Iterable[str]) -> str:
-    """``readable`` are the patterns of the pages that can be read. The start page is above all of them."""
+    """Return the closest parent path that matches a readable route pattern. The root matches always."""
     pages = [_compiled(pattern) for pattern in readable]
     while path != "/":
         path = path.rpartition("/")[0] or "/"

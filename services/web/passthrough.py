@@ -1,8 +1,7 @@
-"""Passes /api, /v1 and the API's reference on to the gateway's HTTP and streams the answer back. An ASGI application.
+"""Forward /api, /v1 and the API reference to the gateway and stream the responses back. An ASGI application.
 
-Nothing is buffered in either direction, so a slow reader slows the gateway and a slow sender is the gateway's to judge.
-A client that goes away takes its upstream request with it, which stops the generation. The gateway sees no cookie: what
-a browser holds for the pages must never act on the API.
+Nothing is buffered in either direction, so backpressure reaches the gateway. If a client disconnects, its upstream request is canceled,
+which stops the generation. Cookies are never forwarded: a browser session must not authorize API calls.
 """
 
 import asyncio
@@ -20,49 +19,49 @@ from shared import context, errors
 from shared.node import web_hop
 
 CONNECT_SECONDS = 3.0
-#: A connection that did not come about is tried once more: nothing has been sent, and this program may have been the slow one.
+#: Retry a failed connection once: nothing has been sent, and the delay may have been ours.
 CONNECT_RETRIES = 1
-#: The gateway ends a request itself, at its own deadline. Web waits this much longer, so that the gateway decides first.
+#: Web waits this much longer than the gateway's deadline, so that the gateway times out first.
 SLACK_SECONDS = 30.0
-#: A peer that takes or sends nothing for this long has stopped, on either side.
+#: A client or gateway that reads or sends nothing for this long is considered stalled.
 STALLED_SECONDS = 30.0
-#: Streams last for minutes, so this is about the number of people being answered at once (the gateway's own bound is 2,000).
+#: Streams last for minutes, so this bounds the concurrent requests. The gateway's own limit is 2,000.
 MAX_CONNECTIONS = 2000
-#: Below uvicorn's 5 s, so that a connection is never reused in the moment in which the gateway closes it.
+#: Less than uvicorn's 5 s, so that web never reuses a connection while the gateway closes it.
 KEEPALIVE_SECONDS = 3.0
 
 _PREFIXES = ("/api/", "/v1/", "/docs/")
 _EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json", "/.well-known/jwks.json"})
 
-#: RFC 9110 §7.6.1, and `expect`, which the server on our side has already answered.
+#: RFC 9110 §7.6.1, and `expect`, which our server has already answered.
 _HOP_BY_HOP = frozenset(
     {b"connection", b"expect", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"}
     | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-#: Ours to say: who the client is, and nothing of a browser's session.
+#: Headers that web sets itself or must not leak.
 _NOT_FORWARDED = frozenset({b"cookie", b"forwarded", b"host", b"traceparent", b"x-real-ip", web_hop.SECRET})
-#: The server adds its own date and name; and the gateway sets no cookies in web's name.
+#: Our server adds its own date and name, and the gateway must not set cookies for web.
 _NOT_RETURNED = frozenset({b"date", b"server", b"set-cookie"})
 
 
 class _ClientGone(Exception):
-    """The client closed its connection; there is nobody to answer."""
+    """Raised when the client closed its connection."""
 
 
 def takes(path: str) -> bool:
-    """Whether a decoded path belongs to the gateway; `/api-keys` is a page."""
+    """Return whether a decoded path belongs to the gateway. `/api-keys` is a page."""
     return path in _EXACT or path.startswith(_PREFIXES)
 
 
 class RequestBody:
-    """The one reader of a request's messages: first its body, then the news that the client has gone."""
+    """The only reader of a request's messages: first the body, then the disconnect."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._finished = asyncio.Event()
 
     def skip(self) -> None:
-        """There is no body to pass on."""
+        """Mark the request as having no body."""
         self._finished.set()
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -72,7 +71,7 @@ class RequestBody:
                 async with asyncio.timeout(STALLED_SECONDS):
                     message = await self._receive()
             except TimeoutError:
-                raise errors.BadRequest(f"the body stopped arriving for {STALLED_SECONDS:.0f} s", hint="send the request again") from None
+                raise errors.BadRequest(f"the request body stalled for {STALLED_SECONDS:.0f} s", hint="send the request again") from None
             if message["type"] != "http.request":
                 raise _ClientGone
             if message["body"]:
@@ -81,14 +80,14 @@ class RequestBody:
         self._finished.set()
 
     async def client_gone(self) -> None:
-        """Returns when the client has closed its connection."""
+        """Wait until the client closes its connection."""
         await self._finished.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
 
 class Passthrough:
-    """The ASGI application. Safe for any number of requests at once."""
+    """The ASGI application. Safe for concurrent requests."""
 
     def __init__(self, client: httpx.AsyncClient, gateway_url: str, hop_secret: str | None = None) -> None:
         self._client = client
@@ -100,12 +99,12 @@ class Passthrough:
     async def open(
         cls, gateway_url: str, ca_file: Path | None = None, hop_secret: str | None = None, *, request_seconds: float = 300.0
     ) -> AsyncIterator["Passthrough"]:
-        """``ca_file`` vouches for the gateway's certificate; None means the public authorities do. ``request_seconds``: the gateway's own
-        limit of one request."""
+        """Open the HTTP client. ``ca_file`` verifies the gateway's certificate; None means the public CAs. ``request_seconds`` is the
+        gateway's request timeout."""
         verify = ssl.create_default_context(cafile=ca_file)
         limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=64, keepalive_expiry=KEEPALIVE_SECONDS)
         timeout = httpx.Timeout(request_seconds + SLACK_SECONDS, connect=CONNECT_SECONDS, write=STALLED_SECONDS, pool=CONNECT_SECONDS)
-        # trust_env=False: HTTP_PROXY is for the outside, and the gateway is inside.
+        # trust_env=False: HTTP_PROXY is for external hosts, and the gateway is internal.
         transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=CONNECT_RETRIES, trust_env=False)
         async with httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
             yield cls(client, gateway_url, hop_secret)
@@ -116,17 +115,17 @@ class Passthrough:
             relay = tasks.create_task(self._relay(scope, body, send))
             gone = tasks.create_task(body.client_gone())
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
-            # Whoever is left has nothing more to do: no client, or no answer to wait for.
+            # The other task has nothing left to do.
             relay.cancel()
             gone.cancel()
 
     async def healthy(self) -> str:
-        """Empty when the gateway's HTTP answers, else what is wrong."""
+        """Return an empty string if the gateway is healthy, else the problem."""
         try:
             answer = await self._client.get(self._url.join("/healthz"), timeout=1.5)
         except httpx.HTTPError as error:
-            return f"{self._url} does not answer ({type(error).__name__}); is GATEWAY_URL right and the gateway started?"
-        return "" if answer.status_code == httpx.codes.OK else f"{self._url}/healthz answers {answer.status_code}"
+            return f"{self._url} is not responding ({type(error).__name__}); check GATEWAY_URL and start the gateway"
+        return "" if answer.status_code == httpx.codes.OK else f"{self._url}/healthz returned {answer.status_code}"
 
     async def _relay(self, scope: HTTPScope, body: RequestBody, send: Send) -> None:
         try:
@@ -138,17 +137,17 @@ class Passthrough:
             except httpx.TransportError as error:
                 await _refuse(_problem_of(error), send)
                 return
-            # aiter_raw: content codings (gzip) pass as they are.
+            # aiter_raw keeps content encodings such as gzip.
             async with aclosing(response):
                 await _answer(response, send)
         except (_ClientGone, TimeoutError):
-            # Nobody is there, or nobody reads any more. Returning without an end makes the server close the connection.
+            # The client left or stopped reading. Returning without the last chunk makes the server close the connection.
             return
 
     def _request(self, scope: HTTPScope, body: RequestBody) -> httpx.Request:
-        # Clients and servers resolve dot segments differently; none is ever needed, so none may lead out of these paths.
+        # Clients and servers resolve dot segments differently, so reject them: they must not lead out of these paths.
         if not {".", ".."}.isdisjoint(scope["path"].split("/")):
-            raise errors.NotFound("a path with dot segments leads nowhere", hint="see /docs for the paths that exist")
+            raise errors.NotFound("paths with dot segments are not supported", hint="see /docs for the available paths")
         headers = _forwarded(scope, self._hop_secret)
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         if not has_body:
@@ -160,7 +159,7 @@ class Passthrough:
             self._url,
             headers=headers,
             content=body.chunks() if has_body else None,
-            # The bytes of the request line as they came; httpx would normalise them.
+            # The raw bytes of the request line; httpx would normalize them.
             extensions={"target": raw_path + b"?" + query if query else raw_path, "timeout": self._client.timeout.as_dict()},
         )
 
@@ -168,12 +167,12 @@ class Passthrough:
 def _forwarded(scope: HTTPScope, hop_secret: str | None) -> list[Header]:
     unwanted = _HOP_BY_HOP | _NOT_FORWARDED
     if any(name == b"transfer-encoding" for name, _ in scope["headers"]):
-        # RFC 9112 §6.3: with both, the length means nothing and is how requests are smuggled.
+        # RFC 9112 §6.3: having both allows request smuggling, so drop the length.
         unwanted |= {b"content-length"}
     headers = [(name, value) for name, value in _without(scope["headers"], unwanted) if not name.startswith(b"x-forwarded-")]
     host = next((value for name, value in scope["headers"] if name == b"host"), b"")
     client = scope["client"]
-    # Replaced, not extended: what a client claims about itself is worth nothing, and uvicorn has resolved trusted proxies.
+    # Replace the headers: client-supplied values are untrusted, and uvicorn has already resolved trusted proxies.
     headers += web_hop.headers(hop_secret, None if client is None else client[0], scope["scheme"])
     headers.append((b"x-forwarded-host", host))
     if (current := context.current.get()) is not None:
@@ -182,14 +181,14 @@ def _forwarded(scope: HTTPScope, hop_secret: str | None) -> list[Header]:
 
 
 def _without(headers: Iterable[Header], unwanted: frozenset[bytes]) -> list[Header]:
-    """``headers`` less the unwanted ones and those that a Connection header names."""
+    """Return ``headers`` without the unwanted ones and those listed in a Connection header."""
     listed = [(name.lower(), value) for name, value in headers]
     named = {word.strip().lower() for name, value in listed if name == b"connection" for word in value.split(b",")}
     return [(name, value) for name, value in listed if name not in unwanted and name not in named]
 
 
 async def _answer(response: httpx.Response, send: Send) -> None:
-    """Streams the answer. One that breaks is left without an end, so that nobody takes the part for the whole."""
+    """Stream the response. If it breaks, leave it unterminated, so that the client does not mistake it for a complete one."""
     headers = _without(response.headers.raw, _HOP_BY_HOP | _NOT_RETURNED)
     is_events = response.headers.get("content-type", "").startswith("text/event-stream")
     between_events = True
@@ -207,7 +206,7 @@ async def _answer(response: httpx.Response, send: Send) -> None:
 
 
 async def _send(send: Send, message: Message) -> None:
-    """Raises TimeoutError when the client has stopped reading."""
+    """Send a message. Raises TimeoutError if the client stops reading."""
     async with asyncio.timeout(STALLED_SECONDS):
         await send(message)
 
@@ -217,12 +216,14 @@ def _problem_of(error: httpx.TransportError) -> errors.AimeshError:
         return errors.BadRequest("the request is not valid HTTP", hint=str(error))
     if isinstance(error, httpx.ReadTimeout):
         return errors.DeadlineExceeded(
-            "the gateway was silent beyond its own deadline", hint="see `aicli stack logs gateway`, and try again"
+            "the gateway exceeded its own deadline", hint="retry; if it keeps failing, run `aicli stack logs gateway`"
         )
     if isinstance(error, httpx.PoolTimeout):
-        return errors.Overloaded(f"more than {MAX_CONNECTIONS} requests are running here", retry_after_seconds=1)
+        return errors.Overloaded(f"more than {MAX_CONNECTIONS} requests are running", hint="retry in a moment", retry_after_seconds=1)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return errors.NotReachable("the gateway does not answer", hint="see `aicli stack status`", retry_after_seconds=1)
+        return errors.NotReachable(
+            "the gateway is not responding", hint="retry in a moment; if it keeps failing, run `aicli stack status`", retry_after_seconds=1
+        )
     return errors.LinkLost("the connection to the gateway broke", hint="send the request again", retry_after_seconds=1)
 
 

@@ -1,4 +1,4 @@
-"""Errors as JSON: the OpenAI error object, for the pass-through and for JSON bodies of /register and /login. Pure."""
+"""Encode errors as OpenAI error objects, for the pass-through and for JSON requests to /register and /login. Pure."""
 
 import math
 
@@ -7,7 +7,7 @@ import msgspec
 from shared import context, errors
 from shared.types import RequestId
 
-#: status -> the word that OpenAI uses for it, as the gateway has them.
+#: status -> the OpenAI error type, as in the gateway.
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -42,14 +42,14 @@ def to_json(error: errors.AimeshError) -> bytes:
 
 
 def status(error: errors.AimeshError) -> int:
-    """500 is left for our own bugs: an error of a newer peer that this version does not know is the caller's fault or a 503."""
+    """Return the HTTP status of an error. An unknown error of a newer peer becomes 400 or 503; 500 is reserved for our bugs."""
     if isinstance(error, errors.RemoteError):
         return 400 if error.problem.fault is errors.Fault.CALLER else 503
     return error.status
 
 
 def retry_after(error: errors.AimeshError) -> str | None:
-    """The Retry-After header's value: whole seconds, rounded up, so that waiting that long is always enough."""
+    """Return the Retry-After value in whole seconds, rounded up."""
     after = error.retry_after_seconds
     if after is None or not math.isfinite(after):
         return None

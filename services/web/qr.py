@@ -1,13 +1,13 @@
-"""QR codes (ISO/IEC 18004): text in byte mode, error correction level M, versions 1 to 10. Pure.
+"""Encode QR codes (ISO/IEC 18004): byte mode, error correction level M, versions 1 to 10. Pure.
 
-Only as much of the standard as the seed of an authenticator app needs: about 200 letters on a screen, which is no torn paper.
+Implements only what authenticator setup needs: about 200 characters on a screen.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-#: Light modules that must stand around it.
+#: The width of the quiet zone in modules.
 QUIET = 4
 
 Matrix = tuple[tuple[bool, ...], ...]
@@ -17,11 +17,11 @@ _Grid = list[list[bool]]
 @dataclass(frozen=True, slots=True)
 class _Version:
     number: int
-    #: The middles of the alignment patterns, in both directions.
+    #: The centers of the alignment patterns, in both directions.
     alignment: tuple[int, ...]
-    #: Of each block; they differ by at most one codeword.
+    #: Data codewords per block; blocks differ by at most one.
     data: tuple[int, ...]
-    #: Codewords for correction in each block.
+    #: Error correction codewords per block.
     correction: int
 
     @property
@@ -46,10 +46,10 @@ _VERSIONS = (
     _Version(9, (6, 26, 46), (36, 36, 36, 37, 37), 22),
     _Version(10, (6, 28, 50), (43, 43, 43, 43, 44), 26),
 )
-#: Bytes of the longest text.
+#: The maximum text length in bytes.
 LONGEST = sum(_VERSIONS[-1].data) - 3
 
-#: §7.8.2; a module is turned where it is true for its row and column.
+#: §7.8.2: a mask inverts the modules for which it is true.
 _MASKS: tuple[Callable[[int, int], bool], ...] = (
     lambda row, column: (row + column) % 2 == 0,
     lambda row, column: row % 2 == 0,
@@ -60,12 +60,12 @@ _MASKS: tuple[Callable[[int, int], bool], ...] = (
     lambda row, column: (row * column % 2 + row * column % 3) % 2 == 0,
     lambda row, column: ((row + column) % 2 + row * column % 3) % 2 == 0,
 )
-#: What a finder pattern looks like from the side, with the light before or behind it.
+#: The cross section of a finder pattern, with light modules on either side.
 _LIKE_A_FINDER = ((True, False, True, True, True, False, True), (False,) * 4)
 
 
 def encode(text: str) -> Matrix:
-    """The modules, dark ones true, without the light frame. Raises ValueError for a text of more than ``LONGEST`` bytes."""
+    """Return the modules without the quiet zone; dark ones are true. Raises ValueError for a text longer than ``LONGEST`` bytes."""
     content = text.encode()
     version = next((each for each in _VERSIONS if len(content) * 8 + 4 + each.length_bits <= sum(each.data) * 8), None)
     if version is None:
@@ -77,7 +77,7 @@ def encode(text: str) -> Matrix:
 
 
 def svg_path(matrix: Matrix) -> str:
-    """The dark modules as the `d` of a path, one unit each, inside the light frame."""
+    """Return the dark modules as the `d` of an SVG path, one unit each, with the quiet zone."""
     parts = []
     for y, row in enumerate(matrix, start=QUIET):
         x = QUIET
@@ -93,7 +93,7 @@ def svg_path(matrix: Matrix) -> str:
 
 
 def _codewords(content: bytes, version: _Version) -> bytes:
-    """§7.5 and §7.6: data of all blocks in turns, then their correction in turns."""
+    """Interleave the data codewords of all blocks, then their correction codewords (§7.5, §7.6)."""
     data = _padded(content, version)
     blocks, start = [], 0
     for length in version.data:
@@ -118,7 +118,7 @@ def _in_turns(blocks: Sequence[bytes]) -> Iterator[int]:
 
 
 def correction(block: bytes, count: int) -> bytes:
-    """Reed-Solomon: the remainder by the polynomial with the roots 2⁰ … 2^(count-1)."""
+    """Return the Reed-Solomon codewords: the remainder by the polynomial with the roots 2⁰ … 2^(count-1)."""
     generator = bytearray([1])
     root = 1
     for _ in range(count):
@@ -135,7 +135,7 @@ def correction(block: bytes, count: int) -> bytes:
 
 
 def _multiply(one: int, other: int) -> int:
-    """In GF(256) by x⁸ + x⁴ + x³ + x² + 1."""
+    """Multiply in GF(256) modulo x⁸ + x⁴ + x³ + x² + 1."""
     product = 0
     while other:
         product ^= one * (other & 1)
@@ -148,7 +148,7 @@ def _multiply(one: int, other: int) -> int:
 
 
 class _Drawing:
-    """Modules that stand already, and which those are."""
+    """The modules that are set so far."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -156,19 +156,19 @@ class _Drawing:
         self.taken: _Grid = [[False] * size for _ in range(size)]
 
     def put(self, row: int, column: int, is_dark: bool) -> None:
-        """What lies outside is left out."""
+        """Set a module, ignoring positions outside the code."""
         if 0 <= row < self.size and 0 <= column < self.size:
             self.dark[row][column], self.taken[row][column] = is_dark, True
 
     def put_square(self, row: int, column: int, reach: int, light_rings: tuple[int, ...]) -> None:
-        """Rings around a middle, of which some are light."""
+        """Draw concentric rings, some of them light."""
         for down in range(-reach, reach + 1):
             for right in range(-reach, reach + 1):
                 self.put(row + down, column + right, max(abs(down), abs(right)) not in light_rings)
 
 
 def _patterns(version: _Version) -> _Drawing:
-    """What every code of this version has."""
+    """Draw the patterns that every code of this version has."""
     size = version.size
     drawing = _Drawing(size)
     for place in range(size):
@@ -179,7 +179,7 @@ def _patterns(version: _Version) -> _Drawing:
     for row, column in _alignments(version):
         drawing.put_square(row, column, 2, (1,))
     for number in range(15):
-        # Their bits follow with the mask; the last module beside them is always dark.
+        # The format bits follow with the mask; the module beside them is always dark.
         for row, column in _format_places(number, size):
             drawing.put(row, column, False)
     drawing.put(size - 8, 8, True)
@@ -200,7 +200,7 @@ def _alignments(version: _Version) -> Iterator[tuple[int, int]]:
 
 
 def _format_places(number: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where bit ``number`` of the format stands, the lowest being 0; §7.9.1."""
+    """Return the positions of format bit ``number``, counted from the lowest (§7.9.1)."""
     if number < 6:
         first = (number, 8)
     elif number < 8:
@@ -214,7 +214,7 @@ def _format_places(number: int, size: int) -> tuple[tuple[int, int], tuple[int, 
 
 
 def _check_bits(value: int, count: int, generator: int) -> int:
-    """Of a BCH code: the remainder, of ``count`` bits."""
+    """Return the BCH remainder of ``count`` bits."""
     remainder = value << count
     while remainder.bit_length() > count:
         remainder ^= generator << remainder.bit_length() - count - 1
@@ -222,12 +222,12 @@ def _check_bits(value: int, count: int, generator: int) -> int:
 
 
 def format_bits(mask: int) -> int:
-    """§7.9: level M, which is 0, and the mask."""
+    """Return the format bits for level M (0) and the mask (§7.9)."""
     return (mask << 10 | _check_bits(mask, 10, 0x537)) ^ 0x5412
 
 
 def _fill(drawing: _Drawing, codewords: bytes) -> None:
-    """§7.7.3: in columns of two from the right, up and down in turns; what remains stays light."""
+    """Place the bits in two-column strips from the right, alternating up and down (§7.7.3)."""
     bits = (bool(byte >> place & 1) for byte in codewords for place in range(7, -1, -1))
     for row, column in _free_places(drawing.taken):
         drawing.dark[row][column] = next(bits, False)
@@ -235,7 +235,7 @@ def _fill(drawing: _Drawing, codewords: bytes) -> None:
 
 def _free_places(taken: _Grid) -> Iterator[tuple[int, int]]:
     size = len(taken)
-    # Column 6 is the timing pattern's, and in no pair.
+    # Column 6 is the timing pattern and belongs to no pair.
     rights = [*range(size - 1, 6, -2), *range(5, 0, -2)]
     for turn, right in enumerate(rights):
         rows = range(size) if turn % 2 else range(size - 1, -1, -1)
@@ -254,7 +254,7 @@ def _masked(drawing: _Drawing, mask: int) -> Matrix:
 
 
 def _penalty(matrix: Matrix) -> int:
-    """§7.8.3: the more a code has of what confuses a reader, the worse."""
+    """Return the penalty of a mask: higher means harder to scan (§7.8.3)."""
     size = len(matrix)
     lines = (*matrix, *zip(*matrix, strict=True))
     runs = sum(length - 2 for line in lines for length in _runs(line) if length >= 5)
@@ -266,7 +266,7 @@ def _penalty(matrix: Matrix) -> int:
     finder, light = _LIKE_A_FINDER
     finders = sum(line[place : place + 11] in (finder + light, light + finder) for line in lines for place in range(size - 10))
     dark = sum(map(sum, matrix))
-    # Every whole 5 % away from a half.
+    # Each full 5 % of deviation from half dark.
     unbalance = abs(20 * dark - 10 * size * size) // (size * size)
     return runs + 3 * squares + 40 * finders + 10 * unbalance
 

@@ -1,4 +1,4 @@
-"""What somebody may still use, as texts: every limit as a meter, and the credits. Pure."""
+"""Describe the remaining quota and credits for the overview. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -9,34 +9,34 @@ from services.web.usage_chart import NOTHING
 from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
 from shared.api.ledger import Account
 
-#: Percent left, from which on a meter warns.
+#: A meter warns at this percentage or less.
 _LOW = 10
 _MINUTE, _HOUR = 60, 3600
 _KINDS = {
-    "requests_per_hour": "Requests this hour",
-    "requests_per_minute": "Requests this minute",
-    "tokens_per_minute": "Tokens this minute",
-    "concurrency": "Requests at once",
+    "requests_per_hour": "Requests per hour",
+    "requests_per_minute": "Requests per minute",
+    "tokens_per_minute": "Tokens per minute",
+    "concurrency": "Concurrent requests",
 }
-_WHOSE = {"key": " of this key", "model": " of one model"}
+_WHOSE = {"key": " (key)", "model": " (model)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitLine:
-    """One limit, and how much of it is left."""
+    """A limit and what remains of it."""
 
     id: str = ""
     label: str = ""
-    #: Such as "960", of "1,000".
+    #: Such as "960" and "1,000".
     left: str = ""
     limit: str = ""
     #: 0 to 100.
     percent: str = "0"
-    #: What the drawing says to who cannot see it.
+    #: The accessible name of the meter.
     said: str = ""
-    #: bad where little is left.
+    #: `bad` if little is left.
     tone: str = ""
-    #: When all of it is there again.
+    #: When it resets.
     renewal: str = ""
 
 
@@ -47,30 +47,30 @@ class CreditsLine:
 
 
 def limits(quota: UserQuota) -> tuple[LimitLine, ...]:
-    """None for a tier without any."""
+    """Return the limits; empty for a tier without limits."""
     return tuple(_line(state) for state in _states(quota))
 
 
 def plain(line: LimitLine) -> dict[str, str]:
-    """For an event."""
+    """Return the line for a live event."""
     return asdict(line)
 
 
-def credits(account: Account | None) -> CreditsLine:  # noqa: A001 - that is what they are
+def credits(account: Account | None) -> CreditsLine:  # noqa: A001 - the field's word
     if account is None:
         return CreditsLine()
     if account.monthly_micro is None:
-        return CreditsLine(left="no bound")
+        return CreditsLine(left="unlimited")
     renews = account.renews_at.astimezone(UTC)
-    held = f"{usage_chart.cost(account.reserved_micro)} held by running requests; " if account.reserved_micro else ""
-    month = f"{usage_chart.exact(account.monthly_micro)} a month included, renewed on {renews.day} {renews:%b %Y}"
+    held = f"{usage_chart.cost(account.reserved_micro)} reserved for running requests; " if account.reserved_micro else ""
+    month = f"{usage_chart.exact(account.monthly_micro)} per month included; renews {renews.day} {renews:%b %Y}"
     return CreditsLine(left=usage_chart.cost(account.free_micro), detail=held + month)
 
 
 def _states(quota: UserQuota) -> Iterable[LimitState]:
     if quota.limits or quota.limit_per_hour >= NO_LIMIT:
         return quota.limits
-    # A gateway that does not list them says this one all the same.
+    # An older gateway reports only this limit.
     return (LimitState("user", "requests_per_hour", quota.limit_per_hour, quota.remaining, _HOUR if quota.used_this_hour else 0.0),)
 
 
@@ -80,7 +80,7 @@ def _line(state: LimitState) -> LimitLine:
     return LimitLine(
         id=":".join(filter(None, (state.scope, state.kind, state.name))),
         label=_KINDS.get(state.kind, state.kind.replace("_", " ").capitalize())
-        + (f" of {state.name}" if state.name else _WHOSE.get(state.scope, "")),
+        + (f" ({state.name})" if state.name else _WHOSE.get(state.scope, "")),
         left=usage_chart.number(remaining),
         limit=usage_chart.number(state.limit),
         percent=str(percent),
@@ -92,11 +92,11 @@ def _line(state: LimitState) -> LimitLine:
 
 def _renewal(state: LimitState, remaining: int) -> str:
     if remaining >= state.limit:
-        return "nothing used"
+        return "Unused"
     if state.kind == "concurrency":
-        return "free again when an answer ends"
+        return "Frees up when a request ends"
     seconds = max(1, round(state.resets_in_seconds))
     if seconds < _MINUTE:
-        return f"full again in {seconds} s"
-    # The hour is counted by its minutes, so that the last one can end a little later.
-    return f"full again in {min(60, -(-seconds // _MINUTE))} min"
+        return f"Resets in {seconds} s"
+    # The hour is counted in minutes, so the last one can end a little later.
+    return f"Resets in {min(60, -(-seconds // _MINUTE))} min"

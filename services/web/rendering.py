@@ -1,4 +1,4 @@
-"""Templates and static files: read once at start, rendered with everything escaped. The templates hold all texts of the pages."""
+"""Load the templates and static files once at startup, and render pages with autoescaping."""
 
 import re
 from dataclasses import dataclass
@@ -17,34 +17,34 @@ from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
 _COMMAND = re.compile("`([^`]+)`")
-#: What means itself in a shell and in every quoted text.
+#: Safe in a shell and in quoted text.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@+=,-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What stands around every page."""
+    """The values that the layout of every page needs."""
 
-    #: None for a visitor, and for somebody who has not finished signing in.
+    #: None until the user completes all sign-in steps.
     username: str | None
     role: UserRole | None = None
-    #: The organisation that the person acts for; None for their own.
+    #: The organization that the user acts as; None for the personal account.
     team_name: str | None = None
-    #: The page that the navigation marks as the present one, by the first word of its path; or nothing.
+    #: The first word of the current page's path, for the navigation; or empty.
     here: str
-    #: For every form on the page.
+    #: The token of every form on the page.
     form_token: str
     #: light, dark or system.
     theme: str = "system"
-    #: What the page says at its top.
+    #: The message at the top of the page.
     notice: "Notice | None" = None
-    #: What it says above that of alerts; None where it is no page that speaks of them.
+    #: The alert banner; None on pages without it.
     banner: Banner | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that a page says at its top, such as what was just done."""
+    """A message at the top of a page, such as the result of an action."""
 
     text: str
     #: good, warn or bad.
@@ -52,7 +52,7 @@ class Notice:
 
 
 class Renderer:
-    """Pages and static files of one process; immutable after ``load``."""
+    """Renders the pages of one process; immutable after ``load``."""
 
     def __init__(self, environment: jinja2.Environment, assets: Assets) -> None:
         self._environment = environment
@@ -60,17 +60,17 @@ class Renderer:
 
     @classmethod
     def load(cls) -> "Renderer":
-        """Raises BadSettings where a static file is missing: better than a page that is refused days later."""
+        """Load everything. Raises BadSettings if a static file is missing, so that a broken installation fails at startup."""
         files = assets.load()
         templates = (path.read_text(encoding="utf-8") for path in sorted((_PACKAGE / "templates").rglob("*.html")))
         if missing := files.find_missing(templates):
             raise errors.BadSettings(
-                f"static files of the pages are missing: {', '.join(missing)}", hint="install aimesh again, or `make setup` in a checkout"
+                f"static files are missing: {', '.join(missing)}", hint="reinstall aimesh, or run `make setup` in a checkout"
             )
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_PACKAGE / "templates"),
             autoescape=True,
-            # A name that does not exist is a bug and not an empty string.
+            # An unknown name is a bug, not an empty string.
             undefined=jinja2.StrictUndefined,
             auto_reload=False,
             trim_blocks=True,
@@ -87,7 +87,7 @@ class Renderer:
         }
         environment.globals["static"] = files.address
         for name in environment.list_templates():
-            # Compiled now: a mistake in a template stops the start and not a visitor.
+            # Compile now, so that a broken template fails at startup.
             environment.get_template(name)
         return cls(environment, files)
 
@@ -100,12 +100,12 @@ def _number(value: int) -> str:
 
 
 def _limits(limits: KeyLimits) -> str:
-    """Those that are set; empty for none."""
+    """Format the limits that are set; empty for none."""
     numbers = {
         "{} / h": limits.requests_per_hour,
         "{} / min": limits.requests_per_minute,
         "{} tokens / min": limits.tokens_per_minute,
-        "{} at once": limits.concurrency,
+        "{} concurrent": limits.concurrency,
     }
     words = [text.format(_number(value)) for text, value in numbers.items() if value is not None]
     if limits.budget_micro is not None:
@@ -114,19 +114,19 @@ def _limits(limits: KeyLimits) -> str:
 
 
 def _sentence(text: str) -> Markup:
-    """A message or hint of an error as people read it: a capital, a full stop, and `commands` set apart."""
+    """Format an error message or hint: capitalize it, end it with a period and mark up `commands`."""
     ended = text if text.endswith((".", "!", "?")) else text + "."
     escaped = str(escape(ended[:1].upper() + ended[1:]))
-    return Markup(_COMMAND.sub(r"<code>\1</code>", escaped))  # noqa: S704 - escaped before the tags came in
+    return Markup(_COMMAND.sub(r"<code>\1</code>", escaped))  # noqa: S704 - escaped above
 
 
 def _in_code(model: str | None) -> str:
-    """A model in lines that people paste into a shell: workers choose its name, and one that could do something there is left out."""
+    """Return a model name for samples that users paste into a shell, or MODEL if the name is unsafe there. Workers choose the names."""
     return model if model is not None and _PLAIN.fullmatch(model) else "MODEL"
 
 
 def day(value: date) -> str:
-    """As the pages write it."""
+    """Format a date as the pages show it."""
     return f"{value.day} {value:%b %Y}"
 
 

@@ -1,4 +1,4 @@
-"""What everybody used, as texts: a row for each day, person, model or machine, and what is about the whole time. Pure."""
+"""Describe the business report: one row per day, model, user or node owner, and totals. Pure."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from shared import business_lines
 from shared.api.business import BusinessReport, BusinessRow, BusinessSum, By, NewAccounts
 from shared.business_lines import Line
 
-#: What a row is about, as the choice says it, and as the head of the first column does.
-CHOICES = {By.DAY: "Day", By.MODEL: "Model", By.USER: "Person", By.OWNER: "Owner", By.LABEL: "Labels"}
-HEADS = CHOICES | {By.OWNER: "Owner of the machine", By.LABEL: "Labels of the machine"}
-_NAMELESS = {By.MODEL: "no model", By.OWNER: "no owner, or no machine", By.LABEL: "no labels, or no machine"}
+#: Grouping -> its label in the switch; and as the heading of the first column.
+CHOICES = {By.DAY: "Day", By.MODEL: "Model", By.USER: "User", By.OWNER: "Owner", By.LABEL: "Labels"}
+HEADS = CHOICES | {By.OWNER: "Node owner", By.LABEL: "Node labels"}
+_NAMELESS = {By.MODEL: "No model", By.OWNER: "No owner or node", By.LABEL: "No labels or node"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportLine:
-    """What stands under a number is empty where there is nothing to say."""
+    """A row of the report; details are empty where there are none."""
 
     name: str
-    #: The page of the person; empty for what has none.
+    #: The user's page; empty for other rows.
     page: str = ""
     requests: str
     requests_detail: str
@@ -37,7 +37,7 @@ class ReportLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeLine:
-    """About all of the time, or about now."""
+    """The totals of the period."""
 
     revenue: str
     revenue_detail: str
@@ -50,27 +50,27 @@ class WholeLine:
 
 
 def rows(report: BusinessReport, shown: tuple[Line, ...], by: By) -> tuple[ReportLine, ...]:
-    """``shown`` are the report's rows under their names."""
+    """Return the rows. ``shown`` has the report's rows with their names."""
     return tuple(_row(row, line.name or _NAMELESS.get(by, NOTHING), by) for row, line in zip(report.rows, shown, strict=True))
 
 
 def total(report: BusinessReport) -> ReportLine:
-    return _texts("All", "", report.total)
+    return _texts("Total", "", report.total)
 
 
 def whole(report: BusinessReport, new: NewAccounts | None) -> WholeLine:
     active, total_ = report.active, report.total
     rated = total_.thumbs_up + total_.thumbs_down
-    back = f", {usage_chart.cost(report.given_back_micro)} given back" if report.given_back_micro else ""
+    back = f", {usage_chart.cost(report.given_back_micro)} refunded" if report.given_back_micro else ""
     return WholeLine(
         revenue=usage_chart.cost(business_lines.revenue(report)),
         revenue_detail=f"credits{back}",
         active=number(active.month),
         active_detail=f"in 30 days; {number(active.week)} in 7, {number(active.day)} in 24 hours, {number(active.hour)} in the last hour",
         new=NOTHING if new is None else number(business_lines.registered(new)),
-        new_detail="" if new is None else f"and {_counted(business_lines.keys_made(new), 'key')} made",
+        new_detail="" if new is None else f"and {_counted(business_lines.keys_made(new), 'key')} created",
         liked=f"{100 * total_.thumbs_up / rated:.0f} %" if rated else NOTHING,
-        liked_detail=f"{number(total_.thumbs_up)} of {number(rated)} thumbs are up" if rated else "nobody has rated an answer",
+        liked_detail=f"{number(total_.thumbs_up)} of {number(rated)} ratings" if rated else "no ratings yet",
     )
 
 
@@ -82,16 +82,16 @@ def _texts(name: str, page: str, one: BusinessSum) -> ReportLine:
     speed = business_lines.tokens_per_second(one)
     failed = one.failed + one.timed_out
     details = [f"{number(failed)} failed"] if failed else []
-    details += [f"{number(one.limited)} over a limit"] if one.limited else []
+    details += [f"{number(one.limited)} rate limited"] if one.limited else []
     return ReportLine(
         name=name,
         page=page,
         requests=number(one.requests),
         requests_detail=", ".join(details),
         tokens=number(one.prompt_tokens + one.completion_tokens),
-        tokens_detail="" if speed is None else f"{speed:.1f} a second",
+        tokens_detail="" if speed is None else f"{speed:.1f} per second",
         credits=usage_chart.cost(one.cost_micro),
-        credits_detail=_each(one, one.requests, "a request"),
+        credits_detail=_each(one, one.requests, "per request"),
         conversations=number(one.conversations),
         conversations_detail=_each(one, one.conversations, "each"),
         cached=f"{100 * one.cached / one.requests:.0f} %" if one.requests else NOTHING,

@@ -1,6 +1,6 @@
-"""Requests of the log as texts: how each ended, and what to do where it did not end well. Pure.
+"""Describe requests of the log: their result, and what to do about errors. Pure.
 
-A line is texts and addresses only, because the same line is drawn by the template and sent to pages that are open.
+A line has only strings, because templates and live events share it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,44 +14,44 @@ from shared.api.usage_report import LoggedRequest
 from shared.errors import Fault
 from shared.types import KeyId, RequestStatus
 
-#: What a request came with that came with a login and no key.
-SIGNED_IN = "signed in"
-#: Of a key that is not among one's own: another member's, or one that is gone.
-SOME_KEY = "another key"
+#: The key column of requests without an API key.
+SIGNED_IN = "Signed-in session"
+#: Another member's key, or a deleted one.
+SOME_KEY = "Another key"
 
-#: A word and its tone: good, warn, bad or off.
+#: Status -> its label and tone: good, warn, bad or off.
 STATUSES: Mapping[RequestStatus, tuple[str, str]] = {
-    RequestStatus.SUCCESS: ("answered", "good"),
-    RequestStatus.ERROR: ("failed", "bad"),
-    RequestStatus.TIMEOUT: ("timed out", "bad"),
-    RequestStatus.CANCELLED: ("cancelled", "off"),
-    RequestStatus.LIMITED: ("refused by a limit", "warn"),
-    RequestStatus.REJECTED: ("rejected", "warn"),
+    RequestStatus.SUCCESS: ("Completed", "good"),
+    RequestStatus.ERROR: ("Failed", "bad"),
+    RequestStatus.TIMEOUT: ("Timed out", "bad"),
+    RequestStatus.CANCELLED: ("Canceled", "off"),
+    RequestStatus.LIMITED: ("Rate limited", "warn"),
+    RequestStatus.REJECTED: ("Rejected", "warn"),
 }
 _ADVICE: Mapping[str, str] = {
-    "bad_request": "Check the field that the answer named, and send it again.",
-    "budget_exhausted": "Ask an administrator for credits, or raise the budget of the key.",
-    "rate_limited": "Wait as long as Retry-After says, or spread your requests.",
+    "bad_request": "Fix the field named in the error, then retry.",
+    "budget_exhausted": "Ask an administrator for credits, or create a key with a higher budget.",
+    "rate_limited": "Wait for the time in Retry-After, then retry.",
     "tokens_too_large": "Send a shorter prompt, or lower max_tokens.",
     "too_large": "Send a shorter prompt.",
-    "unknown_model": "Choose one of the models on the page Models.",
-    "not_allowed": "Use a key that may do this, or ask an administrator.",
-    "poison": "Do not send it again as it is: change the prompt or its parameters.",
-    "deadline_exceeded": "Send it again, with a lower max_tokens or a longer timeout.",
-    "cancelled": "Nothing: your program stopped reading.",
-    "idempotency_conflict": "Use a new Idempotency-Key for each new request.",
+    "unknown_model": "Choose a model from the Models page.",
+    "not_allowed": "Use a key with this permission, or ask an administrator.",
+    "poison": "Change the prompt or its parameters before you retry.",
+    "deadline_exceeded": "Retry with a lower max_tokens or a longer timeout.",
+    "cancelled": "No action needed: your program stopped reading.",
+    "idempotency_conflict": "Use a new Idempotency-Key for each request.",
 }
-#: Where a code has no line above: by whose fault it was.
+#: Advice for all other codes, by fault.
 _ADVICE_BY_FAULT: Mapping[Fault, str] = {
-    Fault.CALLER: "Change the request; sending it again as it is does not help.",
-    Fault.PEER: "Send it again; if it happens often, tell an administrator.",
-    Fault.OURS: "Tell an administrator the id of this request.",
+    Fault.CALLER: "Change the request. Retrying it unchanged won’t help.",
+    Fault.PEER: "Retry. If it keeps failing, tell an administrator.",
+    Fault.OURS: "Send an administrator the request ID.",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLine:
-    """One request as texts; empty ones are not shown."""
+    """One request; empty fields are not shown."""
 
     id: str = ""
     at: str = ""
@@ -60,32 +60,32 @@ class RequestLine:
     key: str = ""
     status: str = ""
     tone: str = ""
-    #: The error's code, what it means, and what to do.
+    #: The error code, its meaning, and what to do.
     code: str = ""
     meaning: str = ""
     advice: str = ""
-    #: Where the answer came from, if not from a worker.
+    #: The source of the answer, if it was not a worker.
     source: str = ""
     tokens: str = ""
     duration: str = ""
     cost: str = ""
-    #: What was thought of the answer, and its tone.
+    #: The rating and its tone.
     thumb: str = ""
     thumb_tone: str = ""
 
 
 def lines(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, str] | None = None) -> tuple[RequestLine, ...]:
-    """``key_names`` is None where the keys are not known, or not shown."""
+    """Describe requests. ``key_names`` is None if keys are unknown or not shown."""
     return tuple(_line(request, key_names or {}) for request in requests)
 
 
 def plain(line: RequestLine) -> dict[str, str]:
-    """For an event."""
+    """Return the line for a live event."""
     return asdict(line)
 
 
 def moment(at: datetime) -> str:
-    """To the second: requests are many. In UTC, which the head of the table says."""
+    """Format a time in UTC, to the second."""
     at = at.astimezone(UTC)
     return f"{at.day} {at:%b %Y, %H:%M:%S}"
 
@@ -95,13 +95,13 @@ def key_name(key: KeyId | None, names: Mapping[KeyId, str]) -> str:
 
 
 def advise(code: str) -> str:
-    """What to do about an error. A code that only a newer gateway knows may pass, so asking again is worth a try."""
+    """Return what to do about an error. For unknown codes of a newer gateway, suggest a retry."""
     kind = errors.BY_CODE.get(code)
     return _ADVICE.get(code) or _ADVICE_BY_FAULT[kind.fault if kind is not None else Fault.PEER]
 
 
 def explain(code: str) -> str:
-    """What the error means, as the reference of errors has it; empty where it is not known here."""
+    """Return the meaning of an error code from the error reference; empty if it is unknown."""
     kind = errors.BY_CODE.get(code)
     return "" if kind is None else (kind.__doc__ or "").strip().replace("``", "`")
 
@@ -122,7 +122,7 @@ def _line(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> RequestLine
         code=code,
         meaning=explain(code) if code else "",
         advice=advise(code) if code else "",
-        source="from the cache" if request.cached else "",
+        source="cached" if request.cached else "",
         tokens=usage_chart.in_and_out(request.prompt_tokens, request.completion_tokens) if tokens else NOTHING,
         duration=usage_chart.latency(request.response_time_ms),
         cost=usage_chart.cost(request.cost_micro),
@@ -134,4 +134,4 @@ def _line(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> RequestLine
 def _thumb(rating: int | None) -> tuple[str, str]:
     if not rating:
         return "", ""
-    return ("good", "good") if rating > 0 else ("bad", "bad")
+    return ("Good", "good") if rating > 0 else ("Bad", "bad")

@@ -1,4 +1,4 @@
-"""The web service: opens the pass-through, builds the pages, and says whether auth and the gateway are there."""
+"""Run the web service: open the pass-through, build the pages, and check auth and the gateway."""
 
 import os
 import time
@@ -18,7 +18,7 @@ from shared.types import Role
 
 
 class WebService:
-    """Serves no RPC method; it only calls. Holds no state that another replica would miss."""
+    """The web service. It serves no RPC methods and has no state that replicas need to share."""
 
     role: ClassVar[Role] = Role.WEB
 
@@ -49,7 +49,7 @@ class WebService:
         auth_is_there = bool(self._node.directory.usable(Role.AUTH))
         gateway_problem = await self._gateway.healthy()
         return (
-            Check("auth", auth_is_there, "" if auth_is_there else "no auth node is on the mesh; start it with `python -m services.auth`"),
+            Check("auth", auth_is_there, "" if auth_is_there else "no auth node is online; start it with `python -m services.auth`"),
             Check("gateway", not gateway_problem, gateway_problem),
         )
 

@@ -1,4 +1,4 @@
-"""Who is asking: turns the session cookie into an access token, by asking auth. Keeps nothing but a short memory of answers."""
+"""Exchange session cookies for access tokens at auth, with a short cache."""
 
 import hashlib
 import re
@@ -10,13 +10,13 @@ from services.web.caller import Caller
 from shared import errors
 from shared.api import auth
 
-#: How long an answer of auth counts without asking again; web does not watch auth's changes, so it is the 5 s of the design.
+#: How long a session is cached. Web does not subscribe to auth's changes, so a revoked session works this much longer.
 REMEMBERED_SECONDS = 5.0
-#: About 2 KB each; more people than this within 5 s only means asking auth more often.
+#: About 2 KB each. With more users than this within 5 s, web only asks auth more often.
 REMEMBERED_SESSIONS = 4096
 ASK_AUTH_SECONDS = 5.0
 
-#: What a session token may look like; anything else is not worth a call.
+#: The format of session tokens; anything else is rejected without a call.
 _TOKEN = re.compile(r"[0-9A-Za-z._~+/=-]{16,512}")
 
 
@@ -27,7 +27,7 @@ class _Remembered:
 
 
 class Sessions:
-    """Sessions that auth confirmed a moment ago, the oldest first; keyed by a hash of the token."""
+    """A cache of sessions that auth confirmed, oldest first, keyed by a hash of the token."""
 
     def __init__(self, caller: Caller, clock: Callable[[], float]) -> None:
         self._caller = caller
@@ -35,7 +35,7 @@ class Sessions:
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
 
     async def find(self, token: str | None) -> auth.Session | None:
-        """The session with a fresh access token, or None where there is none (any more). Raises PeerError while auth is away."""
+        """Return the session with a fresh access token, or None if it does not exist. Raises PeerError while auth is down."""
         if token is None or not _TOKEN.fullmatch(token):
             return None
         key = _key_of(token)

@@ -1,4 +1,4 @@
-"""The settings of web."""
+"""Define the settings of web."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,49 +11,49 @@ from shared import node
 from shared.config import Port, Variable
 from shared.node import web_hop
 
-#: 256 bits in base64 or hex are at least this long; anything shorter was typed by hand.
+#: 256 random bits are at least this long in base64 or hex.
 MIN_SECRET_CHARACTERS = 32
 
 
 class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
-    port: Annotated[Port, Variable("WEB_SERVICE_PORT", "the port of the pages and of everything passed through to the gateway")] = 3000
+    port: Annotated[Port, Variable("WEB_SERVICE_PORT", "the port of the pages and the API")] = 3000
     secret: Annotated[
         str,
         Meta(min_length=MIN_SECRET_CHARACTERS),
         Variable(
-            "WEB_SECRET", "signs form tokens; 32 random characters or more (openssl rand -hex 32), the same on all replicas", secret=True
+            "WEB_SECRET", "signs form tokens; at least 32 random characters (openssl rand -hex 32), the same on all replicas", secret=True
         ),
     ]
-    gateway_url: Annotated[str, Variable("GATEWAY_URL", "where the gateway's HTTP is; /api, /v1 and /docs are passed on to it")] = (
+    gateway_url: Annotated[str, Variable("GATEWAY_URL", "the URL of the gateway's HTTP server; web forwards /api, /v1 and /docs to it")] = (
         "http://127.0.0.1:3002"
     )
     web_hop_secret: web_hop.Secret = None
     gateway_ca_file: Annotated[
         Path | None,
-        Variable("GATEWAY_CA_FILE", "who vouches for the gateway's certificate, where GATEWAY_URL is https and no public authority does"),
+        Variable("GATEWAY_CA_FILE", "the CA of the gateway's certificate, if GATEWAY_URL is https and the CA is not public"),
     ] = None
     request_timeout_seconds: Annotated[
         float,
         Meta(gt=0, le=3600),
         Variable(
-            "REQUEST_TIMEOUT_SECONDS", "the same as the gateway's; web waits 30 s longer, so that the gateway ends a request and not web"
+            "REQUEST_TIMEOUT_SECONDS", "the same value as for the gateway; web waits 30 s longer, so that the gateway times out first"
         ),
     ] = 300
-    public_url: Annotated[str, Variable("PUBLIC_URL", "the address people use, where a proxy is before web")] = ""
-    password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "how long a password must be, at least")] = 8
+    public_url: Annotated[str, Variable("PUBLIC_URL", "the URL that users open, if a proxy is in front of web")] = ""
+    password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "the minimum length of passwords")] = 8
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         if not _is_origin(self.gateway_url):
-            yield f"GATEWAY_URL: {self.gateway_url!r} is not an address without a path, like http://127.0.0.1:3002"
+            yield f"GATEWAY_URL: {self.gateway_url!r} is not a URL without a path, such as http://127.0.0.1:3002"
         if self.public_url and not _is_origin(self.public_url):
-            yield f"PUBLIC_URL: {self.public_url!r} is not an address without a path, like https://ai.example.org"
+            yield f"PUBLIC_URL: {self.public_url!r} is not a URL without a path, such as https://ai.example.org"
 
 
 def _is_origin(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        # Reading the port is what finds a wrong one.
+        # Reading the port raises ValueError for an invalid one.
         _ = parts.port
     except ValueError:
         return False

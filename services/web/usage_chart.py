@@ -1,6 +1,6 @@
-"""What was used, as texts: the rows that a chart is drawn from, and the sums above it. Pure; the caller brings report and clock.
+"""Describe usage for the usage charts and the figures above them. Pure.
 
-A line is texts only, because the same line is drawn by the template and sent to pages that are open.
+A line has only strings, because templates and live events share it.
 """
 
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ from enum import StrEnum
 from shared import amounts
 from shared.api.usage_report import Bucket, GetUsageReport, UsageBucket, UsageReport, UsageSum
 
-#: For what has no value.
+#: Shown for missing values.
 NOTHING = "–"
 HOURS_OF_A_DAY, DAYS_OF_A_MONTH = 24, 30
 _MILLISECONDS, _SECONDS_OF_A_MINUTE = 1000, 60
 
 
 class Measure(StrEnum):
-    """What a chart draws."""
+    """The figure that a chart shows."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
@@ -27,7 +27,7 @@ class Measure(StrEnum):
 
 
 class Span(StrEnum):
-    """How far back the overview looks."""
+    """The period that the overview shows."""
 
     DAY = "day"
     MONTH = "month"
@@ -35,25 +35,25 @@ class Span(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A field of BucketLine as a column of the chart's table."""
+    """A field of BucketLine as a table column."""
 
     name: str
     label: str
-    #: Behind the numbers of the scale; only columns of one unit are drawn together.
+    #: The unit on the scale; a chart draws only columns with the same unit.
     unit: str = ""
 
 
 _COLUMNS = {
     Measure.REQUESTS: (Column("requests", "Requests"), Column("failed", "Failed")),
     Measure.TOKENS: (Column("tokens", "Tokens"),),
-    Measure.COST: (Column("cost", "Cost in credits"),),
-    Measure.LATENCY: (Column("p50", "Half within", " s"), Column("p95", "95 % within", " s")),
+    Measure.COST: (Column("cost", "Cost (credits)"),),
+    Measure.LATENCY: (Column("p50", "Median latency", " s"), Column("p95", "p95 latency", " s")),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketLine:
-    """An hour or a day. ``…_value`` is what the chart draws; empty where there is nothing to draw."""
+    """An hour or a day. The chart draws the ``…_value`` fields; empty means a gap."""
 
     id: str = ""
     label: str = ""
@@ -73,7 +73,7 @@ class BucketLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SumLine:
-    """Everything of the time together; what stands under each number is empty where there is nothing to say."""
+    """The totals of the period; details are empty where there are none."""
 
     is_used: bool = False
     requests: str = NOTHING
@@ -89,25 +89,25 @@ class SumLine:
 @dataclass(frozen=True, slots=True)
 class Chart:
     measure: Measure
-    #: The drawn ones first.
+    #: Drawn columns first.
     columns: tuple[Column, ...]
-    #: Oldest first, those without requests included.
+    #: Oldest first, including buckets without requests.
     lines: tuple[BucketLine, ...]
 
     @property
     def kind(self) -> str:
-        """Sums are bars; how long answers took is no sum."""
+        """Return the chart type: bars for sums, lines for latency."""
         return "lines" if self.measure is Measure.LATENCY else "bars"
 
 
 def last_hours(now: datetime, hours: int = HOURS_OF_A_DAY) -> GetUsageReport:
-    """Whole hours, the present one included."""
+    """Return the request for whole hours, including the current one."""
     end = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
     return GetUsageReport(since=end - timedelta(hours=hours), until=end, bucket=Bucket.HOUR)
 
 
 def last_days(now: datetime, days: int = DAYS_OF_A_MONTH) -> GetUsageReport:
-    """Whole days, today included."""
+    """Return the request for whole days, including today."""
     end = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     return GetUsageReport(since=end - timedelta(days=days), until=end)
 
@@ -117,7 +117,7 @@ def of_span(span: Span, now: datetime) -> GetUsageReport:
 
 
 def read_measure(text: str) -> Measure:
-    """A word that is none is the first one: it came by an address that somebody changed."""
+    """Return the measure for a query parameter; unknown values mean requests."""
     return Measure(text) if text in set(Measure) else Measure.REQUESTS
 
 
@@ -135,13 +135,13 @@ def lines(buckets: Iterable[UsageBucket], bucket: Bucket) -> tuple[BucketLine, .
 
 
 def plain(line: BucketLine) -> dict[str, str]:
-    """For an event."""
+    """Return the line for a live event."""
     return asdict(line)
 
 
 def summed(total: UsageSum) -> SumLine:
     details = [f"{number(total.errors)} failed"] if total.errors else []
-    details += [f"{number(total.cached)} from the cache"] if total.cached else []
+    details += [f"{number(total.cached)} cached"] if total.cached else []
     return SumLine(
         is_used=total.requests > 0,
         requests=number(total.requests),
@@ -151,7 +151,7 @@ def summed(total: UsageSum) -> SumLine:
         cost=cost(total.cost_micro),
         cost_detail="credits",
         p95=latency(total.p95_ms),
-        p95_detail="" if total.p50_ms is None else f"half of them within {latency(total.p50_ms)}",
+        p95_detail="" if total.p50_ms is None else f"median {latency(total.p50_ms)}",
     )
 
 
@@ -185,22 +185,22 @@ def in_and_out(prompt_tokens: int, completion_tokens: int) -> str:
 
 
 def cost(micro: int) -> str:
-    """Credits to read at a glance: two decimals, and for what is less than one as many as it has."""
+    """Format credits with two decimals, or with all decimals below 1."""
     if abs(micro) < amounts.read("1"):
         return amounts.written(micro)
-    # Half a hundredth up, and not through a float: sums can have more digits than one holds.
+    # Round half up in integers: sums can exceed the precision of a float.
     whole, part = divmod((abs(micro) + 5_000) // 10_000, 100)
     return f"{'-' if micro < 0 else ''}{whole:,}.{part:02}"
 
 
 def exact(micro: int) -> str:
-    """Credits with as many decimals as there are."""
+    """Format credits with all decimals."""
     whole, point, part = amounts.written(abs(micro)).partition(".")
     return f"{'-' if micro < 0 else ''}{int(whole):,}{point}{part}"
 
 
 def latency(milliseconds: int | None) -> str:
-    """Three digits at most, and minutes for what takes minutes."""
+    """Format a duration with at most three digits, in minutes from one minute up."""
     if milliseconds is None:
         return NOTHING
     if milliseconds < _MILLISECONDS:

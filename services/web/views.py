@@ -1,4 +1,4 @@
-"""What each template is given, as one frozen record per page; and the questions of those records. Pure."""
+"""Define the data of templates that several pages share. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from shared.api import accounts, gateway
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landing:
-    #: None when the gateway did not answer.
+    #: None if the gateway did not respond.
     health: gateway.ServiceHealth | None
     address: str
-    #: Whether anybody may make an account.
+    #: Whether registration is open.
     is_open: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The hour's quota, ready to show."""
+    """The hourly quota for display."""
 
-    #: None for a tier without one.
+    #: None for a tier without a limit.
     limit: int | None
     used: int
     left: int
@@ -35,11 +35,11 @@ class Quota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmPage:
-    #: Where the form goes again, and what was typed into it.
+    #: The action to repeat, and the submitted fields.
     action: str
     fields: Mapping[str, str]
     problem: errors.AimeshError | None
-    #: None where auth did not say by what this person can confirm something.
+    #: None if auth did not report how this user can confirm an action.
     account: accounts.OwnAccount | None
 
     @property
@@ -48,7 +48,7 @@ class ConfirmPage:
 
     @property
     def by_password(self) -> bool:
-        """Where there is a second factor, the password is not enough."""
+        """Return whether the password can confirm: not with a second factor."""
         return self.account is None or (self.account.has_password and not self.account.mfa_enabled)
 
     @property

@@ -1,10 +1,10 @@
-"""One visit: who asks, over what, with which cookies; and the pages and cookies that it is answered with."""
+"""Handle one browser request: session, forms, cookies, and the page or redirect that answers it."""
 
 import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +15,7 @@ from litestar import MediaType, Response
 from litestar import Request as LitestarRequest
 from litestar.datastructures import Cookie, State
 
-from services.web import access, answers, banner, csrf, forms, live, rendering, sessions
+from services.web import access, answers, banner, csrf, forms, live, rendering, runbooks, sessions
 from services.web.access import Who
 from services.web.caller import Caller
 from services.web.crowd import Crowd
@@ -30,16 +30,16 @@ from shared.types import UserRole
 HttpRequest = LitestarRequest[None, None, State]
 Page = Response[bytes]
 
-#: Where a login leads unless a page asked for it.
+#: The page after sign-in, unless the user requested another one.
 HOME = "/dashboard"
 _OWN_PATH = re.compile(r"(?:/[0-9A-Za-z_-][0-9A-Za-z._-]*)+")
-#: The pages that speak of alerts to administrators, as the navigation calls them.
+#: The sections that show the alert banner to administrators.
 _WITH_BANNER = frozenset({"admin", "dashboard"})
-#: A page rather says "not available right now" than keep somebody waiting longer.
+#: After this time a page shows "unavailable" for a part.
 PAGE_CALL_SECONDS = 3.0
 _LONGEST_AGENT = 200
 _BODY_SECONDS = 5.0
-#: As long as browsers keep a cookie.
+#: The longest lifetime that browsers allow.
 _BROWSER_MARK_SECONDS = 400 * 24 * 3600
 
 _FORM_SESSION = re.compile(r"[0-9A-Za-z_-]{43}")
@@ -47,11 +47,11 @@ _HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5
 
 
 class SignInFirst(Exception):
-    """The page is personal and nobody is signed in. Caught by the application, which leads to the login."""
+    """Raised if a page needs a signed-in user. The application redirects to the sign-in page."""
 
 
 class StepFirst(Exception):
-    """The password was right, and the login still lacks a step. Caught by the application, which leads there."""
+    """Raised if the sign-in lacks a step. The application redirects to that step."""
 
     def __init__(self, step: auth.Step) -> None:
         super().__init__(step)
@@ -59,7 +59,7 @@ class StepFirst(Exception):
 
 
 class NotConfirmed(Exception):
-    """What was typed to confirm something sensitive was wrong. Caught by the application, which asks again."""
+    """Raised if the password or code for a sensitive action is wrong. The application asks again."""
 
     def __init__(self, error: errors.CallerError) -> None:
         super().__init__(error)
@@ -68,7 +68,7 @@ class NotConfirmed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What all visits share."""
+    """The objects that all visits share."""
 
     settings: WebSettings
     caller: Caller
@@ -78,24 +78,28 @@ class Site:
     now: Callable[[], datetime]
     followers: Crowd = field(default_factory=live.crowd)
     answers: Crowd = field(default_factory=answers.crowd)
+    #: Alert name -> Markdown.
+    runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
     lookout: Lookout = field(default_factory=lambda: Lookout(time.monotonic))
-    #: Of those who register and sign in: what a page or an answer is made of shall come as evenly beside a crowd of them.
-    passwords: Turns = field(default_factory=lambda: Turns(8, of_one=4, seconds=20, refusal="too many people sign in at once"))
+    #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.
+    passwords: Turns = field(
+        default_factory=lambda: Turns(8, of_one=4, seconds=20, refusal="too many users are signing in; try again in a moment")
+    )
 
 
 @dataclass(slots=True)
 class Visit:
-    """Made for one request and gone with it."""
+    """One request and the response to it."""
 
     site: Site
     request: HttpRequest
-    #: Whose visit it is; None for a visitor, and where nobody has looked.
+    #: None if nobody is signed in, or the session was not looked up.
     session: auth.Session | None = None
-    #: By what the person can confirm something sensitive, once that was asked for and where auth said it.
+    #: Says how the user can confirm a sensitive action; None until needed, or if auth is down.
     account: accounts.OwnAccount | None = None
-    #: The fields of the form that came with it, once they are read.
+    #: The submitted form fields, once they are read.
     posted: dict[str, str] = field(default_factory=dict)
-    #: Cookies that the answer will set; a value of None deletes.
+    #: Cookies that the response sets; None deletes a cookie.
     _cookies: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -104,7 +108,7 @@ class Visit:
 
     @property
     def address(self) -> str:
-        """What people type to come here, without a slash at the end."""
+        """Return the public URL, without a trailing slash."""
         if self.site.settings.public_url:
             return self.site.settings.public_url.rstrip("/")
         host = self.request.headers.get("host", "")
@@ -117,23 +121,23 @@ class Visit:
 
     @property
     def browser_mark(self) -> str:
-        """What shows auth that this browser has signed in before; empty where it has not."""
+        """Return the cookie that shows auth that this browser has signed in before; empty if it has not."""
         return self.request.cookies.get(self._cookie_name("browser"), "")
 
     @property
     def person(self) -> auth.Session:
-        """Of a page that is for people who have signed in."""
-        assert self.session is not None, "services/web/access.py says that nobody comes here unseen"
+        """Return the session, on a page that requires one."""
+        assert self.session is not None, "services/web/access.py allows anonymous access to this page"
         return self.session
 
     async def find_session(self) -> auth.Session | None:
-        """Looks, for a page that is for everybody. Raises PeerError while auth is away."""
+        """Look up the session, for a public page. Raises PeerError while auth is down."""
         if self.session is None:
             self.session = await self.site.sessions.find(self.session_token)
         return self.session
 
     async def admit(self) -> None:
-        """Raises SignInFirst, StepFirst or NotAllowed for who may not open this page, and PeerError while auth is away."""
+        """Raise SignInFirst, StepFirst or NotAllowed if the user may not open this page, or PeerError while auth is down."""
         who = access.who_may(self.request.scope["path"])
         if who is Who.ANYBODY:
             return
@@ -144,7 +148,7 @@ class Visit:
             raise StepFirst(session.step)
         access.check(who, session)
         if self.is_administrator:
-            # Now, so that the answer is there when the page is: it has questions of its own that it waits for.
+            # Start the refresh now; it runs while the page waits for its own calls.
             self.site.lookout.want(session.access_token)
 
     @property
@@ -153,14 +157,14 @@ class Visit:
         return session is not None and session.step is auth.Step.DONE and session.user.role is UserRole.ADMIN
 
     def banner_values(self) -> live.Values:
-        """For the events of a page that speaks of alerts, and to whom."""
+        """Return the banner values for live events; empty unless the user is an administrator."""
         if not self.is_administrator:
             return {}
         self.site.lookout.want(self.person.access_token)
         return banner.values(self.site.lookout.banner())
 
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
-        """Ask auth or the gateway in the person's name. Raises AimeshError."""
+        """Call auth or the gateway with the user's credential. Raises AimeshError."""
         credential = None if self.session is None else self.session.access_token
         try:
             return await self.site.caller.call(method, request, deadline_seconds=deadline_seconds, credential=credential)
@@ -173,20 +177,20 @@ class Visit:
             self.account = await self.ask(accounts.get_account, accounts.GetAccount())
 
     async def ask(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = PAGE_CALL_SECONDS) -> Reply | None:
-        """As ``call``, for a part of a page that can be missing: None where it cannot be had now."""
+        """Call a method for an optional part of a page. Returns None if it is unavailable."""
         try:
             return await self.call(method, request, deadline_seconds=deadline_seconds)
         except errors.PeerError:
             return None
 
     def client(self) -> auth.Client:
-        """Where the browser is and what it is, as far as we see."""
+        """Return the browser's address and user agent."""
         seen = self.request.scope.get("client")
         agent = "".join(letter for letter in self.request.headers.get("user-agent", "") if letter.isprintable())
         return auth.Client(seen[0] if seen else "", agent[:_LONGEST_AGENT])
 
     def sign_in(self, session: auth.Session) -> None:
-        """From the answer on; a session that the browser had is another one now."""
+        """Set the cookies of a new session, replacing any previous one."""
         if self.session_token is not None:
             self.site.sessions.forget(self.session_token)
         self.session = session
@@ -202,8 +206,10 @@ class Visit:
         self._cookies[self._cookie_name("session")] = None
 
     async def read_form(self, kind: type[forms.F], *, by_visitor: bool = False) -> forms.F:
-        """The fields of a form that the browser sent from our own origin, and that we gave to it for this session; or to a visitor, before
-        there is one. With what confirms something sensitive, that is confirmed first: raises NotConfirmed."""
+        """Read a form, after checking its origin and token. If it carries a password or code, confirm that first; raises NotConfirmed.
+
+        ``by_visitor`` checks the token of a visitor without a session.
+        """
         fields = await self.read_fields()
         token = fields.pop("token", "")
         password, code = fields.pop("confirm_password", ""), fields.pop("confirm_code", "")
@@ -217,31 +223,31 @@ class Visit:
         return form
 
     async def read_fields(self) -> dict[str, str]:
-        """The fields as they came, from our own origin."""
+        """Read the form fields, after checking the origin only."""
         self._check_origin()
         if media_type(self.request) != "application/x-www-form-urlencoded":
-            raise errors.UnsupportedMedia("this is neither a form nor JSON", hint="use the page, or send application/json")
+            raise errors.UnsupportedMedia("the content type is neither a form nor JSON", hint="use the page, or send application/json")
         self.posted = forms.read_fields(await self.read_body())
         return dict(self.posted)
 
     async def read_json(self, kind: type[forms.F], *, seconds: float = _BODY_SECONDS) -> forms.F:
-        """What a script of ours sent, with the form token in a header."""
+        """Read a JSON body that one of our scripts sent, with the form token in a header."""
         self._check_origin()
         if media_type(self.request) != "application/json":
-            raise errors.UnsupportedMedia("this is not JSON", hint="send application/json")
+            raise errors.UnsupportedMedia("the content type is not JSON", hint="send application/json")
         self.check_person(self.request.headers.get("x-form-token", ""))
         return forms.read_json(await self.read_body(seconds), kind)
 
     async def read_body(self, seconds: float = _BODY_SECONDS) -> bytes:
-        """Raises BadRequest for a slow sender: a form is one packet or two."""
+        """Read the body. Raises BadRequest if it arrives too slowly."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.request.body()
         except TimeoutError:
-            raise errors.BadRequest(f"the body did not arrive within {seconds:.0f} s", hint="send it at once") from None
+            raise errors.BadRequest(f"the body did not arrive within {seconds:.0f} s", hint="send the request again") from None
 
     def take_turn(self) -> AbstractAsyncContextManager[None]:
-        """For a call that makes auth hash a password. Raises Limited in a crowd."""
+        """Wait for a turn to make auth hash a password. Raises Limited if too many wait."""
         client = self.request.client
         return self.site.passwords.take(addresses.household(client.host if client else ""))
 
@@ -262,11 +268,11 @@ class Visit:
         )
 
     def check_visitor(self, token: str) -> None:
-        """The form was ours, for somebody who was not signed in yet."""
+        """Check a form token that was issued to a visitor."""
         self.site.tokens.check(token, self.request.cookies.get(self._cookie_name("form")))
 
     def check_person(self, token: str) -> None:
-        """The form was ours, for this session. Says nothing about whether auth still knows the session."""
+        """Check a form token that was issued for this session. The session itself may have expired."""
         self.site.tokens.check(token, self.session_token)
 
     def page(
@@ -297,11 +303,11 @@ class Visit:
         )
 
     def _session_binding(self) -> str:
-        # The cookie as the browser will send it back with the form.
+        # The cookie value that the browser will send with the form.
         return self._cookies.get(self._cookie_name("session")) or self.session_token or ""
 
     def _form_session(self) -> str:
-        """The secret that binds a visitor's forms to the browser, before there is a session to bind them to."""
+        """Return the cookie that binds a visitor's forms to the browser."""
         name = self._cookie_name("form")
         present = self.request.cookies.get(name, "")
         if _FORM_SESSION.fullmatch(present):
@@ -309,7 +315,7 @@ class Visit:
         return self._cookies.setdefault(name, secrets.token_urlsafe(32)) or ""
 
     def _cookie_name(self, purpose: str) -> str:
-        # `__Host-` makes the browser refuse the cookie from any other host or over plain HTTP; it needs Secure, and so HTTPS.
+        # `__Host-` prevents other hosts and plain HTTP from setting the cookie. It requires Secure, so HTTPS.
         return f"__Host-aimesh_{purpose}" if self.secure else f"aimesh_{purpose}"
 
     def _set_cookies(self) -> list[Cookie]:
@@ -321,7 +327,7 @@ class Visit:
     def _max_age(self, name: str, value: str | None) -> int | None:
         if not value:
             return 0
-        # All others end with the browser.
+        # All other cookies end with the browser session.
         return _BROWSER_MARK_SECONDS if name == self._cookie_name("browser") else None
 
 
@@ -330,7 +336,7 @@ def media_type(request: HttpRequest) -> str:
 
 
 def own_page(path: str) -> str:
-    """``path`` if it is one of our pages to be opened after a login; else where everybody goes, so that no link leads out of here."""
+    """Return ``path`` if it is a page that can follow a sign-in, else the home page. Prevents open redirects."""
     if len(path) > 200 or not _OWN_PATH.fullmatch(path):
         return HOME
     try:

@@ -1,4 +1,4 @@
-"""What mails say, all of them. Pure; what a person chose becomes one short line in them, and no address of a page."""
+"""Write the text of every email. Pure. User-supplied names become one short line without URLs."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from shared.mail import letters
 
 _LONGEST_NAME = 60
-_NOT_YOU = "If this was not you, set a new password now and look through your sessions and keys."
+_NOT_YOU = "If this wasn't you, change your password now, and check your sessions and API keys."
 
 
 class Text(NamedTuple):
@@ -15,14 +15,14 @@ class Text(NamedTuple):
 
 
 def reset(username: str, page: str, token: str, minutes: int) -> Text:
-    """``page``: where the token is shown or typed; empty where nobody has said at what address the pages are."""
-    link = f"Open this link and choose a new one:\n\n{page}#{token}\n\nor paste" if page else "Paste"
+    """Write the password reset. ``page`` is where the user enters the token; empty if no public URL is set."""
+    link = f"To choose a new one, open this link:\n\n{page}#{token}\n\nOr paste" if page else "To choose a new one, paste"
     return _text(
         "Set a new password",
         username,
-        f"somebody, we hope you, asked for a new password for this account.\n\n{link} this code on the page for forgotten passwords:\n\n"
-        f"{token}\n\nIt works once, for {minutes} minutes. Your second factor, where you have one, stays as it is.\n\n"
-        "If you did not ask for it, do nothing: your password stays.",
+        f"Someone requested a new password for this account.\n\n{link} this code into the password reset page:\n\n"
+        f"{token}\n\nThe code works once and expires after {minutes} minutes. Your second factor doesn't change.\n\n"
+        "If you didn't request this, ignore this email. Your password stays the same.",
     )
 
 
@@ -30,8 +30,8 @@ def reset_at_provider(username: str, provider: str) -> Text:
     return _text(
         "Your account has no password",
         username,
-        f"somebody, we hope you, asked for a new password for this account. It has none: log in with {_line(provider)}.\n\n"
-        "If you did not ask for it, do nothing.",
+        f"Someone requested a new password for this account, but it has none. Sign in with {_line(provider)}.\n\n"
+        "If you didn't request this, ignore this email.",
     )
 
 
@@ -39,7 +39,7 @@ def password_changed(username: str) -> Text:
     return _text(
         "Your password was changed",
         username,
-        f"the password of this account was changed just now, and other sessions were ended. Your API keys go on working.\n\n{_NOT_YOU}",
+        f"The password of this account was just changed, and all other sessions were ended. Your API keys keep working.\n\n{_NOT_YOU}",
     )
 
 
@@ -47,43 +47,47 @@ def factor_removed(username: str) -> Text:
     return _text(
         "Your second factor was removed",
         username,
-        "an administrator removed the second factor of this account just now, and ended its sessions. Log in with your "
-        "password and set a new one up.\n\nIf you did not ask for it, tell an administrator at once.",
+        "An administrator just removed the second factor of this account and ended its sessions. Sign in with your "
+        "password and set up a new one.\n\nIf you didn't request this, contact an administrator immediately.",
     )
 
 
 def address_changed_to(username: str) -> Text:
-    """To the new one."""
-    return _text("This is your new address", username, "mails about your account come to this address from now on.")
+    """Write the notice to the new address."""
+    return _text("Your email address was changed", username, "We now send emails about your account to this address.")
 
 
 def address_changed_from(username: str) -> Text:
-    """To the old one, which cannot set a new password any more."""
+    """Write the notice to the old address, which can no longer reset the password."""
     return _text(
-        "Your address was changed",
+        "Your email address was changed",
         username,
-        "mails about your account go to another address from now on.\n\n"
-        "If this was not you, tell an administrator at once: somebody else is in your account.",
+        "We now send emails about your account to another address.\n\n"
+        "If this wasn't you, contact an administrator immediately: someone else has access to your account.",
     )
 
 
 def new_login(username: str, where: str, program: str, at: datetime) -> Text:
     return _text(
-        "A new login",
+        "New sign-in",
         username,
-        f"somebody logged in to this account.\n\nWhen: {_time(at)}\nFrom: {_line(where) or 'unknown'}\n"
-        f"With: {_line(program) or 'unknown'}\n\nIf it was you, all is well. {_NOT_YOU}",
+        f"Someone signed in to this account.\n\nTime: {_time(at)}\nAddress: {_line(where) or 'unknown'}\n"
+        f"Program: {_line(program) or 'unknown'}\n\nIf this was you, ignore this email. {_NOT_YOU}",
     )
 
 
 def invitation(organisation: str, by: str, page: str, token: str, days: int) -> Text:
-    """``page`` as for ``reset``."""
-    link = f"Open this link and log in, or register first:\n\n{page}#{token}\n\nor paste" if page else "Log in, or register, and paste"
+    """Write the invitation. ``page`` is as for ``reset``."""
+    link = (
+        f"To accept, open this link and sign in or register:\n\n{page}#{token}\n\nOr paste"
+        if page
+        else "To accept, sign in or register and paste"
+    )
     return Text(
         f"Join {_line(organisation)}",
-        f"Hello,\n\n{_line(by)} invites you to the organisation {_line(organisation)}.\n\n"
-        f"{link} this code on the page of your organisations:\n\n{token}\n\n"
-        f"It works once, for {days} days. If you do not know them, do nothing.\n",
+        f"Hello,\n\n{_line(by)} invited you to the organization {_line(organisation)}.\n\n"
+        f"{link} this code under Organizations:\n\n{token}\n\n"
+        f"The code works once and expires after {days} days. If you don't know the sender, ignore this email.\n",
     )
 
 
@@ -92,13 +96,15 @@ def erasure_planned(username: str, at: datetime, page: str) -> Text:
     return _text(
         "Your account will be deleted",
         username,
-        f"as you asked, this account and all that says who you are will be deleted on {_time(at)}. Until then all works as before.\n\n"
-        f"If you change your mind, or if it was not you: log in before that day, and it is called off.{where}",
+        f"As you requested, we will delete this account and your personal data on {_time(at)}. Your account works until then.\n\n"
+        f"To cancel the deletion, sign in before that day.{where}",
     )
 
 
 def erasure_called_off(username: str) -> Text:
-    return _text("Your account stays", username, f"this account will not be deleted: somebody logged in, or called it off.\n\n{_NOT_YOU}")
+    return _text(
+        "Account deletion canceled", username, f"This account won't be deleted: someone signed in or canceled the deletion.\n\n{_NOT_YOU}"
+    )
 
 
 def _text(subject: str, username: str, text: str) -> Text:

@@ -1,4 +1,4 @@
-"""What a mail about alerts says. Pure; what comes out of metrics becomes one short line in it, no header, and no address of a page."""
+"""Write the emails about alerts. Pure. Values from metrics become one short line without URLs, and never a header."""
 
 import shlex
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from services.metrics.alarms.desk import MAX_LABEL, Alarm
 from services.metrics.alarms.mail_rounds import MOST_AN_HOUR, Round
 from shared.mail import letters
 
-#: In full, of those that began; then so many by name. A mail is read on a telephone.
+#: How many firing alerts are described in full, and how many more by name. Emails are read on phones.
 MOST_IN_FULL: Final = 10
 MOST_NAMED: Final = 40
 _LONGEST_SUBJECT_PART: Final = 120
 _LONGEST_LINE: Final = 300
-#: A command that is longer nobody copies whole.
+#: Longer commands are hard to copy.
 _LONGEST_COMMAND: Final = 600
 
 
@@ -25,49 +25,49 @@ class Text(NamedTuple):
 
 
 def written(told: Round, pages: str, now: datetime) -> Text:
-    """``pages``: where the web pages are; empty where nobody has said so."""
+    """Write an email. ``pages`` is the URL of the web pages; empty if none is set."""
     return Text(f"aimesh: {_subject(told)}", "\n".join(_lines(told, pages, now)) + "\n")
 
 
 def _subject(told: Round) -> str:
-    gravest = _short((*told.began, *told.ended)[0].summary, _LONGEST_SUBJECT_PART)
+    worst = _short((*told.began, *told.ended)[0].summary, _LONGEST_SUBJECT_PART)
     match len(told.began), len(told.ended):
         case 1, 0:
-            return gravest
+            return worst
         case 0, 1:
-            return f"over: {gravest}"
+            return f"Resolved: {worst}"
         case 0, ended:
-            return f"{ended} alerts are over, the gravest: {gravest}"
+            return f"{ended} alerts resolved, including: {worst}"
         case began, 0:
-            return f"{began} alerts, the gravest: {gravest}"
+            return f"{began} alerts firing, including: {worst}"
         case began, ended:
-            return f"{_counted(began)}, the gravest: {gravest}; {ended} over"
+            return f"{_counted(began)} firing, including: {worst}; {ended} resolved"
 
 
 def _lines(told: Round, pages: str, now: datetime) -> Iterator[str]:
     where = f"{pages.rstrip('/')}/admin/alerts" if pages else "`aicli alerts list`"
-    yield f"All alerts, as they are when you look: {where}"
+    yield f"Current alerts: {where}"
     yield f"As of {_time(now)}."
     yield from _pauses(told, where)
     if told.began:
-        yield f"\n{_counted(len(told.began))} began:"
+        yield f"\n{_counted(len(told.began))} firing:"
     for alarm in told.began[:MOST_IN_FULL]:
         yield from _in_full(alarm)
     yield from _named(told.began[MOST_IN_FULL:])
     if told.ended:
-        yield f"\n{'1 alert is' if len(told.ended) == 1 else f'{len(told.ended)} alerts are'} over:\n"
+        yield f"\n{_counted(len(told.ended))} resolved:\n"
     yield from _named(told.ended)
     if told.left_out:
-        yield f"\n{told.left_out} more, less grave, came meanwhile: {where}"
+        yield f"\n{told.left_out} more with lower severity: {where}"
 
 
 def _pauses(told: Round, where: str) -> Iterator[str]:
     if told.held_seconds is not None:
-        many = f"{len(told)} alerts that began or ended were not told for {_minutes(told.held_seconds)}"
-        yield f"\n{many}: {MOST_AN_HOUR} mails had gone out within an hour."
+        many = f"{len(told)} alerts were held back for {_minutes(told.held_seconds)}"
+        yield f"\n{many}, because {MOST_AN_HOUR} emails were sent within an hour."
     if told.pause_seconds is not None:
-        yield f"\nThis is the last of {MOST_AN_HOUR} mails within an hour. The next comes in {_minutes(told.pause_seconds)} at the"
-        yield f"earliest, and tells what came until then. Do not wait for it, look at {where}"
+        yield f"\nThis is the last of {MOST_AN_HOUR} emails in this hour. The next one comes in {_minutes(told.pause_seconds)} at the"
+        yield f"earliest. Until then, check {where}"
 
 
 def _in_full(alarm: Alarm) -> Iterator[str]:
@@ -75,10 +75,10 @@ def _in_full(alarm: Alarm) -> Iterator[str]:
     yield f"  {alarm.rule.severity}, since {_time(_moment(alarm.since))}"
     yield f"  {_short(alarm.description, _LONGEST_LINE * 2)}"
     if alarm.labels:
-        yield f"  about: {', '.join(_short(f'{label}={value}', _LONGEST_LINE) for label, value in alarm.labels)}"
-    yield f"  what to do: {alarm.rule.runbook}"
-    yield f"  to say that you look after it: {shlex.join(['aicli', 'alerts', 'ack', alarm.id])}"
-    yield f"  to silence {'it' if is_typed(alarm) else 'all alerts of this name'} for two hours: {silencing(alarm)}"
+        yield f"  labels: {', '.join(_short(f'{label}={value}', _LONGEST_LINE) for label, value in alarm.labels)}"
+    yield f"  runbook: {alarm.rule.runbook}"
+    yield f"  acknowledge: {shlex.join(['aicli', 'alerts', 'ack', alarm.id])}"
+    yield f"  silence {'it' if is_typed(alarm) else 'all alerts of this name'} for 2 hours: {silencing(alarm)}"
 
 
 def _named(alarms: tuple[Alarm, ...]) -> Iterator[str]:
@@ -92,7 +92,7 @@ def _named(alarms: tuple[Alarm, ...]) -> Iterator[str]:
 
 
 def silencing(alarm: Alarm) -> str:
-    """As it is typed into a shell; for all alerts of this name where its labels are too much to type."""
+    """Return the shell command to silence an alert, or all alerts of its name if its labels are too long."""
     words = ["aicli", "alerts", "silence", alarm.rule.name, "--for", "2h"]
     if alarm.labels and is_typed(alarm):
         words += ["--label", _typed(alarm)]
@@ -100,13 +100,12 @@ def silencing(alarm: Alarm) -> str:
 
 
 def is_typed(alarm: Alarm) -> bool:
-    """Whether a silence takes its labels, and a line of a mail."""
+    """Return whether its labels fit a silence and a line of an email."""
     return all(len(value) <= MAX_LABEL for _, value in alarm.labels) and len(_typed(alarm)) <= _LONGEST_COMMAND
 
 
 def _typed(alarm: Alarm) -> str:
-    """As `aicli alerts silence --label` reads it: what is no letter, digit or one of `_.-~/` as in an address of the web (RFC 3986 §2.1),
-    so that it is one word and no link, whatever it says."""
+    """Encode labels for `aicli alerts silence --label`. Percent-encoding (RFC 3986 §2.1) keeps any value one word and prevents links."""
     return ",".join(f"{quote(label)}={quote(value)}" for label, value in alarm.labels)
 
 

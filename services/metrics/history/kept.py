@@ -83,16 +83,19 @@ _PLAIN = (
     instruments.CERTIFICATE_SECONDS_LEFT,
     instruments.REVOCATION_LIST_AGE,
     instruments.NODE_UP,
-    host_instruments.HOST_CPU,
-    host_instruments.HOST_MEMORY_USED,
-    host_instruments.HOST_MEMORY_TOTAL,
-    host_instruments.HOST_DISK_FREE,
-    host_instruments.HOST_DISK_TOTAL,
     host_instruments.HOST_DISK_READ,
     host_instruments.HOST_DISK_WRITTEN,
     host_instruments.HOST_NETWORK_RECEIVED,
     host_instruments.HOST_NETWORK_SENT,
     instruments.CONTESTED_KEYS,
+)
+#: All nodes of a machine report the same figures, so charts need to know the machine.
+_OF_MACHINE = (
+    host_instruments.HOST_CPU,
+    host_instruments.HOST_MEMORY_USED,
+    host_instruments.HOST_MEMORY_TOTAL,
+    host_instruments.HOST_DISK_FREE,
+    host_instruments.HOST_DISK_TOTAL,
 )
 _GPU = (
     host_instruments.GPU_USAGE,
@@ -119,7 +122,8 @@ ALL: tuple[Kept, ...] = (
     Kept(instrument=instruments.ACTIVE_USERS, labels=("time_window",)),
     Kept(instrument=instruments.RATE_LIMIT_DECISIONS, labels=("decision",)),
     Kept(instrument=instruments.RESPONSE_CACHE, labels=("result",)),
-    *(Kept(instrument=one, labels=("gpu",)) for one in _GPU),
+    *(Kept(instrument=one, labels=("machine",)) for one in _OF_MACHINE),
+    *(Kept(instrument=one, labels=("gpu", "machine")) for one in _GPU),
     *(Kept(instrument=one, labels=("model",)) for one in _OF_MODEL),
     Kept(instrument=instruments.WORKER_SLOTS, labels=("model", "state")),
     # Of the worker that a gateway says it of; there are none where no worker lies.

@@ -15,6 +15,7 @@ from shared.api.history import By, HistoryLine
 
 _Labels: TypeAlias = tuple[tuple[str, str], ...]
 _BOUND: Final = "le"
+_MACHINE: Final = "machine"
 
 
 class Point(Protocol):
@@ -77,7 +78,8 @@ def _line_of(point: Point, by: Sequence[By]) -> tuple[str, _Labels]:
     head = series.parse_head(point.name)
     name, own = ("", {}) if head is None else (head.name, head.labels)
     labels = {**own, By.SERVICE.value: point.service, By.NODE.value: point.node}
-    left_out = set(By) - set(by)
+    # The machine belongs to the node: a sum over nodes is not per machine.
+    left_out = {*(set(By) - set(by)), *(() if By.NODE in by else (_MACHINE,))}
     return name, tuple(sorted((label, value) for label, value in labels.items() if label not in left_out))
 
 

@@ -1,4 +1,4 @@
-"""One's own data: all of it in one archive, and the account's end, which is thirty days away and can be called off."""
+"""Export the user's data as an archive, and delete the account after a 30-day grace period."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,27 +20,27 @@ from shared import errors
 from shared.api import accounts, auth, privacy, usage_report
 from shared.api.accounts import OwnAccount
 
-#: As much as one report is about: two years, and some days.
+#: The longest period of a report, about two years.
 _USAGE_DAYS = usage_report.MOST_BUCKETS - 1
 _EXPORT_SECONDS = 300.0
 _MISSING = (
-    "The gateway did not answer while this archive was made, so that {name} is not in it, or not whole.\n"
-    "Ask for the archive again in a few minutes.\n"
+    "The gateway did not respond while this archive was created, so {name} is missing or incomplete.\n"
+    "Export the data again in a few minutes.\n"
 )
 
-#: The words that a redirect may bring.
-_DONE = {"kept": "Your account stays."}
+#: `done` parameter of a redirect -> notice.
+_DONE = {"kept": "Your account won’t be deleted."}
 
 
 class DeleteForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: What a ticked box sends.
+    #: Sent if the box is checked.
     sure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPage:
     account: OwnAccount
-    #: Somebody who acts for an organisation has its requests before them, and not their own.
+    #: Set while the user acts as an organization; then the requests are not personal data.
     team_name: str | None
     problem: errors.AimeshError | None = None
 
@@ -52,11 +52,12 @@ async def show_data(visit: NamedDependency[Visit], done: FromQuery[str] = "") ->
 
 @post("/settings/data/export")
 async def send_archive(visit: NamedDependency[Visit]) -> Page | Stream:
-    """The archive is made while it is sent, a piece at a time. What auth refuses, it refuses before the first piece."""
+    """Stream the archive. Auth rejects a request before the first piece."""
     await visit.read_form(forms.Confirmation)
     if visit.person.team_id is not None:
         error = errors.BadRequest(
-            "you act for an organisation, and its requests are not yours alone", hint="act as yourself first: the page Organisations"
+            "you are acting as an organization, so this would export its requests",
+            hint="switch to your personal account under Organizations",
         )
         return await _page(visit, problem=error)
     pieces = archive_of(visit, visit.site.now())
@@ -76,7 +77,7 @@ async def delete_account(visit: NamedDependency[Visit]) -> Page:
     form = await visit.read_form(DeleteForm)
     try:
         if not form.sure:
-            raise errors.BadRequest("the box is not ticked", hint="tick it if you are sure that your account shall be deleted")
+            raise errors.BadRequest("the deletion is not confirmed", hint="check the box to delete your account")
         await visit.call(privacy.request_erasure, privacy.RequestErasure())
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
@@ -93,7 +94,7 @@ async def keep_account(visit: NamedDependency[Visit]) -> Page:
 
 
 async def archive_of(visit: Visit, now: datetime) -> AsyncIterator[bytes]:
-    """All pieces of the archive. Raises what ``exportAccount`` raises; a gateway that is away leaves a word in place of its files."""
+    """Yield the archive. Raises what ``exportAccount`` raises. If the gateway is down, a note replaces its files."""
     archive = Archive(now)
     token = visit.person.access_token
     asked = visit.site.caller.stream(privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token)
@@ -113,7 +114,7 @@ async def archive_of(visit: Visit, now: datetime) -> AsyncIterator[bytes]:
 
 
 async def _requests(visit: Visit) -> AsyncIterator[bytes]:
-    """The request log as CSV, with the names of keys where auth says them."""
+    """Yield the request log as CSV, with key names if auth responds."""
     keys = await visit.ask(auth.list_api_keys, auth.ListApiKeys())
     key_names = {key.id: key.name for key in keys.keys} if keys else {}
     asked = visit.site.caller.stream(
@@ -126,7 +127,7 @@ async def _requests(visit: Visit) -> AsyncIterator[bytes]:
         yield csv_tables.request_head()
         async for batch in batches:
             yield csv_tables.request_rows(batch.requests, key_names)
-            # The next batch may be there already; others shall have their turn all the same.
+            # Yield to other tasks even if the next batch is already here.
             await asyncio.sleep(0)
 
 
@@ -140,7 +141,7 @@ async def _usage(visit: Visit, now: datetime) -> bytes:
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for piece in rest:
-        # Most pieces are kept until there is enough to be packed.
+        # Most pieces are empty while zlib buffers.
         if piece:
             yield piece
 

@@ -1,4 +1,4 @@
-"""Who forgot the password: asks for a mail, and sets a new one with the code in it. Neither page tells whether there is an account."""
+"""Reset a forgotten password with an emailed code. Neither page reveals whether an account exists."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,12 +15,12 @@ from shared.api import accounts
 
 
 class ForgotForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: A username or an e-mail address.
+    #: A username or an email address.
     name: str
 
 
 class ResetForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Of the mail.
+    #: The code from the email.
     code: str
     new_password: str
     repeated: str
@@ -73,9 +73,9 @@ async def reset(visit: NamedDependency[Visit]) -> Page:
 
 
 def check_repeated(password: str, repeated: str) -> None:
-    """Raises BadRequest."""
+    """Raise BadRequest unless both passwords are equal."""
     if password != repeated:
-        raise errors.BadRequest("the two passwords are not the same", hint="type the new one twice")
+        raise errors.BadRequest("the passwords do not match", hint="type the new password twice")
 
 
 async def _reset_page(visit: Visit, code: str, problem: errors.CallerError | None = None) -> Page:

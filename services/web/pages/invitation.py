@@ -1,6 +1,6 @@
-"""Accepting an invitation to an organisation, with the code of the mail. What it invites to, auth says only to whom it is for.
+"""Accept an invitation to an organization. Auth reveals its details only to the invited user.
 
-The code stands behind the ``#`` of the link, which no browser sends and so no log has: the page's script asks with it in a body.
+The code is in the fragment of the link, so it never appears in a log. The page's script sends it in a request body.
 """
 
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class AcceptForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the script has found behind the ``#`` or in the field."""
+    """The code that the script found in the fragment or the field."""
 
     code: str
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """To what an invitation invites, in the words of the page."""
+    """The details of an invitation, as the page shows them."""
 
     organisation: str
-    #: With its article.
+    #: With its article, such as "a member".
     role: str
     invited_by: str
     until: str

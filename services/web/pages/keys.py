@@ -1,4 +1,4 @@
-"""The keys of a person, or of the organisation they act for: list, create and rotate (shown once), rename, revoke (asked twice)."""
+"""Manage the API keys of a user or organization: list, create, rename, rotate and revoke. New secrets are shown once."""
 
 import asyncio
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ from shared.api import auth, gateway
 from shared.types import ModelName
 
 NOTHING_TYPED = NewKeyForm(name="")
-#: How long an old secret may go on beside the new one, in seconds, and how that is said.
-OVERLAPS: Mapping[int, str] = {86_400: "for a day", 3_600: "for an hour", 604_800: "for a week", 0: "not at all"}
-#: Of these the empty one is what is usual: 90 days, and 30 for a key for tests.
-DAYS: Mapping[str, str] = {"7": "7 days", "30": "30 days", "": "90 days", "365": "a year", "0": "ever"}
-#: The words that a redirect may bring.
-_DONE = {"revoked": "The key is revoked. Requests with it are refused from now on.", "renamed": "The key has its new name."}
+#: How long the old secret keeps working after a rotation, in seconds -> label.
+OVERLAPS: Mapping[int, str] = {86_400: "24 hours", 3_600: "1 hour", 604_800: "7 days", 0: "Revoke now (leaked)"}
+#: Lifetime of a new key in days -> label. Empty means the default: 90 days, or 30 for a test key.
+DAYS: Mapping[str, str] = {"7": "In 7 days", "30": "In 30 days", "": "In 90 days", "365": "In 1 year", "0": "Never"}
+#: `done` parameter of a redirect -> notice.
+_DONE = {"revoked": "Key revoked. Requests that use it are now rejected.", "renamed": "Key renamed."}
 
 
 class NameForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +38,7 @@ class RotateForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One permission that can be ticked."""
+    """A permission checkbox."""
 
     field: str
     words: str
@@ -49,17 +49,17 @@ class Box:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeysPage:
     keys: tuple[KeyLine, ...]
-    #: The organisation whose keys they are; None for the person's own.
+    #: The organization that owns the keys; None for personal keys.
     team: str | None
     boxes: tuple[Box, ...]
     is_admin: bool
-    #: For the lines that use a key.
+    #: For the code samples.
     address: str
     model: ModelName | None
     days: Mapping[str, str]
-    #: On the answer to the creation and never again.
+    #: Set only in the response that created the key.
     created: auth.NewApiKey | None
-    #: What was typed into a form that was refused.
+    #: The values of a rejected form.
     typed: NewKeyForm
     problem: errors.AimeshError | None
 
@@ -71,9 +71,9 @@ class KeyPage:
     overlaps: Mapping[int, str]
     address: str
     model: ModelName | None
-    #: On the answer to the rotation and never again.
+    #: Set only in the response that rotated the key.
     created: auth.NewApiKey | None = None
-    #: How the old secret goes on beside it.
+    #: How long the old secret keeps working; empty if it is revoked.
     overlap: str = ""
     problem: errors.AimeshError | None = None
 
@@ -81,12 +81,12 @@ class KeyPage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokePage:
     key: KeyLine
-    #: The active keys that it made, and those that they made.
+    #: The active keys that it created, directly or through other keys.
     made: tuple[KeyLine, ...]
 
 
 class RevokeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: A box: only sent where it is ticked.
+    #: Sent if the box is checked.
     with_made: str = ""
 
 
@@ -97,7 +97,7 @@ async def show_api_keys(visit: NamedDependency[Visit], done: FromQuery[str] = ""
 
 @post("/api-keys")
 async def create_api_key(visit: NamedDependency[Visit]) -> Page:
-    """Answers with the page itself: a redirect would have to carry the key somewhere."""
+    """Create a key. Responds with the page itself, because a redirect would have to carry the key."""
     form = await visit.read_form(NewKeyForm)
     try:
         created = await visit.call(auth.generate_api_key, key_forms.read_request(form))
@@ -130,12 +130,12 @@ async def rename_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) 
 
 @post("/api-keys/{key_id:uuid}/rotate")
 async def rotate_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
-    """As ``create_api_key``: the new secret is in the answer and nowhere else."""
+    """Rotate a key. Responds with the page itself, like ``create_api_key``."""
     form = await visit.read_form(RotateForm)
     seconds = next((seconds for seconds in OVERLAPS if str(seconds) == form.overlap), None)
     try:
         if seconds is None:
-            raise errors.BadRequest("the old secret cannot go on for so long", hint="choose one of the list")
+            raise errors.BadRequest("invalid overlap", hint="choose how long the old secret keeps working from the list")
         created = await visit.call(auth.rotate_api_key, auth.RotateApiKey(str(key_id), seconds))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
@@ -143,7 +143,7 @@ async def rotate_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) 
         view = _key_page(visit, await _active(visit, key_id), problem=error)
         return visit.page("key.html", view, here="api-keys", status=error.status)
     served = await visit.ask(gateway.list_models, gateway.ListModels())
-    view = _key_page(visit, created.key, created=created, overlap=OVERLAPS[seconds], model=_default(served))
+    view = _key_page(visit, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=_default(served))
     return visit.page("key.html", view, here="api-keys", status=HTTPStatus.CREATED)
 
 
@@ -158,7 +158,7 @@ async def ask_revoke(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> P
 @post("/api-keys/{key_id:uuid}/revoke")
 async def revoke_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
     form = await visit.read_form(RevokeForm)
-    # Whose key it is, auth decides by the credential.
+    # Auth checks by the credential that the user owns the key.
     await visit.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id), with_made=bool(form.with_made)))
     return visit.redirect("/api-keys?done=revoked")
 
@@ -201,7 +201,7 @@ async def _active(visit: Visit, key_id: UUID) -> auth.ApiKey:
 def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
     key = next((key for key in keys if key.id == key_id and key.is_active), None)
     if key is None:
-        raise errors.NotFound("there is no active key with this id", hint="open your API keys and choose one there")
+        raise errors.NotFound("there is no active key with this ID", hint="choose one under API keys")
     return key
 
 

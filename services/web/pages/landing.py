@@ -1,4 +1,4 @@
-"""The start page, and the static files."""
+"""Serve the landing page and the static files."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from services.web.visits import Page, Visit
 from shared import errors
 from shared.api import auth, gateway
 
-#: The landing page can be had by anybody, so it asks for less.
+#: Shorter than for other pages, because anyone can request the landing page.
 STATUS_CALL_SECONDS = 1.0
 _FOR_EVER = "public, max-age=31536000, immutable"
 
@@ -30,9 +30,9 @@ async def static(visit: NamedDependency[Visit], version: FromPath[str], name: Fr
     assets = visit.site.renderer.assets
     asset = assets.files.get(name.removeprefix("/"))
     if asset is None:
-        raise errors.NotFound("there is no such file")
-    # The address carries the version, so the content behind it never changes; behind an old one it is the new content, which a page
-    # that was open during an upgrade asks for, and nobody keeps that.
+        raise errors.NotFound("file not found")
+    # The path has the version, so its content never changes. A page that was open during an upgrade requests an old version; it gets
+    # the new content, uncached.
     headers = {"Cache-Control": _FOR_EVER if version == assets.version else "no-store", "Vary": "Accept-Encoding"}
     content = asset.content
     if asset.packed is not None and "gzip" in visit.request.headers.get("accept-encoding", ""):

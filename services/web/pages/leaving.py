@@ -1,5 +1,8 @@
-"""A page that leads the browser away, to the login provider. Browsers hold a redirect to the answer of a form against `form-action`
-of the policy, which names nobody but us; a page that goes on by itself is not a form."""
+"""Send the browser to the login provider with an intermediate page.
+
+Browsers check redirects after a form against the policy's `form-action`, which allows only our origin. A page that redirects itself is
+not a form.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +12,7 @@ from litestar.datastructures import Cookie
 from services.web.visits import Page, Visit
 from shared.api import accounts
 
-#: As long as auth remembers a login that has begun.
+#: How long auth remembers a started login.
 BINDING_SECONDS = 600
 
 
@@ -29,25 +32,25 @@ def page(visit: Visit, url: str, why: Why) -> Page:
 
 
 def begin(visit: Visit, start: accounts.OidcStart) -> Page:
-    """To the provider, with the cookie that whoever comes back has to bring."""
+    """Start a login at the provider, and set the cookie that binds it to this browser."""
     answer = page(visit, start.url, Why.LOG_IN)
     answer.set_cookie(_cookie(visit, start.binding, BINDING_SECONDS))
     return answer
 
 
 def binding(visit: Visit) -> str:
-    """Empty where there is none."""
+    """Return the binding cookie; empty without one."""
     return visit.request.cookies.get(_name(visit), "")
 
 
 def forget(visit: Visit, answer: Page) -> Page:
-    """Each is good once."""
+    """Delete the binding cookie: it works once."""
     answer.set_cookie(_cookie(visit, "", 0))
     return answer
 
 
 def way_back(visit: Visit) -> str:
-    """The address that has to be registered at the provider."""
+    """Return the redirect URI to register at the provider."""
     return f"{visit.address}/login/oidc/back"
 
 

@@ -1,4 +1,4 @@
-"""The overview while somebody looks at it: its numbers again whenever they change."""
+"""Stream the overview's values while the page is open."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from services.web.visits import PAGE_CALL_SECONDS, Visit
 from shared.api import gateway, usage_report
 from shared.types import RequestId
 
-#: A report sorts every request of its time by how long it took, so it is not asked for at every turn. Where there are new requests, the
-#: pause is so long that the reports of one page keep the gateway busy for a twentieth of the time at most; without any, only hours go by.
+#: A report is expensive: it sorts all requests of its period by latency. With new requests, the pause is long enough that the reports of
+#: one page keep the gateway busy for at most a twentieth of the time. Without new requests, LATEST_SECONDS applies.
 SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
 _PAUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
 class LastReport:
-    """The report that a page shows."""
+    """The report that the page shows."""
 
     at: datetime
-    #: How long the gateway took for it.
+    #: How long the gateway took.
     took_seconds: float
-    #: The newest request of the log then; None where there was none.
+    #: The newest request in the log at that time; None if the log was empty.
     newest: RequestId | None
 
 
 def is_due(last: LastReport | None, newest: RequestId | None, now: datetime) -> bool:
-    """Whether a report that is asked for now would say something new that is worth it."""
+    """Return whether to fetch a new report now."""
     if last is None:
         return True
     age = (now - last.at).total_seconds()
@@ -44,7 +44,7 @@ def is_due(last: LastReport | None, newest: RequestId | None, now: datetime) -> 
 
 
 class Following:
-    """What one open overview shows, read turn by turn."""
+    """The values of one open overview."""
 
     def __init__(self, visit: Visit, span: Span) -> None:
         self._visit = visit
@@ -53,7 +53,7 @@ class Following:
         self._report: live.Values = {}
 
     async def read(self) -> live.Values:
-        """Raises PeerError where the gateway is away."""
+        """Read the current values. Raises PeerError while the gateway is down."""
         visit = self._visit
         quota, recent = await asyncio.gather(
             visit.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=PAGE_CALL_SECONDS),

@@ -1,4 +1,4 @@
-"""The steps of a login after the password: the code of a second factor, or setting one up where it is demanded."""
+"""Handle the sign-in steps after the password: enter a second factor, or set one up if it is required."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -41,7 +41,7 @@ async def show_code(visit: NamedDependency[Visit], then: FromQuery[str] = "") ->
 async def enter_code(visit: NamedDependency[Visit]) -> Page:
     form = await visit.read_form(CodeForm)
     if visit.person.step is not auth.Step.ENTER_CODE:
-        # Sent twice, and the first was right.
+        # The form was submitted twice and the first one succeeded.
         return visit.redirect(signing_in.after_login(visit.person, form.then))
     try:
         session = await visit.call(auth.confirm_login, auth.ConfirmLogin(form.code.strip()))
@@ -75,7 +75,7 @@ async def set_up(visit: NamedDependency[Visit]) -> Page:
 
 
 async def _begin_again(visit: Visit) -> Page:
-    """A login that lacks a step cannot be confirmed, so that one that grew old ends."""
+    """End a sign-in that took too long: an incomplete one cannot be confirmed again."""
     await signing_in.end_session(visit)
     visit.sign_out()
     return visit.redirect("/login?done=late")

@@ -1,4 +1,4 @@
-"""The models that are served, where and at what price; and orders to workers, for who may give them."""
+"""Show the models, where they run and their prices. Authorized users can load and unload them."""
 
 import asyncio
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from shared.api import gateway, ledger
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
 from shared.types import ModelName, NodeId
 
-#: A large model takes minutes from a slow disk; who waits longer looks at the page again later.
+#: Loading a large model from a slow disk takes minutes.
 ORDER_SECONDS = 120.0
 
 
@@ -30,25 +30,25 @@ class Act(StrEnum):
     UNLOAD = "unload"
 
 
-#: The words that a redirect may bring.
+#: `done` parameter of a redirect -> notice.
 _DONE = {
-    Act.LOAD: "The model is in memory.",
-    Act.PIN: "The model is in memory, and stays there.",
-    Act.UNPIN: "The model is in memory, and makes room for others when they are asked for.",
-    Act.UNLOAD: "The memory of the model is free again.",
+    Act.LOAD: "Model loaded.",
+    Act.PIN: "Model loaded and pinned.",
+    Act.UNPIN: "Model unpinned. Its worker may unload it to make room.",
+    Act.UNLOAD: "Model unloaded.",
 }
 
 
 class OrderForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     act: str
-    #: Empty for the least busy one, or to unload for all.
+    #: Empty loads on the least busy worker and unloads from all.
     worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A worker that did not do what it was told."""
+    """A worker that refused an order."""
 
     short: str
     why: str
@@ -58,10 +58,10 @@ class Refusal:
 class ModelsPage:
     models: tuple[ModelLine, ...]
     may_order: bool
-    #: Whether the gateway said where they are; and what they cost.
+    #: Whether nodes and prices are available.
     has_places: bool
     has_prices: bool
-    #: On the answer to an order that not all workers obeyed.
+    #: Set in the response to an order that some workers refused.
     refusals: tuple[Refusal, ...] = ()
     problem: errors.AimeshError | None = None
 
@@ -74,15 +74,15 @@ async def show_models(visit: NamedDependency[Visit], done: FromQuery[str] = "") 
 
 @post("/models/orders")
 async def order(visit: NamedDependency[Visit]) -> Page:
-    """Whether the person may, the gateway decides."""
+    """Load or unload a model. The gateway authorizes it."""
     form = await visit.read_form(OrderForm)
     try:
         act, places = await _give(visit, form)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.DeadlineExceeded:
-        hint = "it may go on: look at this page again in a minute"
-        return await _page(visit, problem=errors.DeadlineExceeded(f"no worker was done within {ORDER_SECONDS:.0f} s", hint=hint))
+        hint = "it may still succeed; reload this page in a minute"
+        return await _page(visit, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
     except (errors.CallerError, errors.PeerError) as error:
         return await _page(visit, problem=error)
     refusals = tuple(Refusal(place.worker[: model_lines.SHOWN_OF_ID], place.detail) for place in places if not place.state)
@@ -92,9 +92,9 @@ async def order(visit: NamedDependency[Visit]) -> Page:
 
 
 async def _give(visit: Visit, form: OrderForm) -> tuple[Act, tuple[ModelPlace, ...]]:
-    """Raises BadRequest for an order that no button gives, and what the gateway raises."""
+    """Send the order. Raises BadRequest for an unknown action, and what the gateway raises."""
     if form.act not in set(Act):
-        raise errors.BadRequest("this is no order for a worker", hint="open the page Models again and press a button there")
+        raise errors.BadRequest("unknown action", hint="reload the Models page and use its buttons")
     act = Act(form.act)
     model, worker = ModelName(form.model), NodeId(form.worker) if form.worker else None
     if act is Act.UNLOAD:
@@ -131,7 +131,7 @@ async def _page(
 
 
 async def _served(visit: Visit) -> gateway.ServedModels | errors.PeerError:
-    """Or why there is no list."""
+    """Return the served models, or the error."""
     try:
         return await visit.call(gateway.list_models, gateway.ListModels())
     except errors.PeerError as error:

@@ -1,6 +1,6 @@
-"""The machines of the mesh: who is there, why one is not used, and letting them in and cutting them off.
+"""List the nodes of the mesh with their state, and approve or revoke them.
 
-An administrator sees all of them below /admin/nodes; who lends machines sees their own below /nodes. Auth decides whose they are.
+Administrators see all nodes under /admin/nodes. Node owners see their own under /nodes. Auth decides who owns a node.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from shared import errors
 from shared.api import gateway, membership
 from shared.api.membership import Member, MemberState
 
-#: The words that a redirect may bring.
+#: `done` parameter of a redirect -> notice.
 _DONE = {
-    "approved": "The machine is approved. It comes in by itself within a minute.",
-    "revoked": "The machine is cut off. Its key never comes back; it can join again with a new ticket.",
+    "approved": "Node approved. It joins within a minute.",
+    "revoked": "Node revoked. Its key can never rejoin. To add it again, create a new ticket.",
 }
 
 
@@ -36,17 +36,17 @@ class NodesPage:
     root: str
     is_admin: bool
     nodes: NodeList
-    #: What the row of a machine that comes later is made from.
+    #: The template for rows added later.
     blank: NodeLine
-    #: False where the gateway did not answer, so that nobody knows which are used.
+    #: False if the gateway did not respond, so states are unknown.
     is_seen: bool
-    #: Why auth has no list; None where it has.
+    #: Why the list is unavailable; None if it is available.
     problem: errors.AimeshError | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeQuestion:
-    """Shall this machine be let in, or cut off?"""
+    """The confirmation page for approving or revoking a node."""
 
     root: str
     is_admin: bool
@@ -78,7 +78,7 @@ async def show_nodes(visit: NamedDependency[Visit], done: FromQuery[str] = "") -
 
 @get("/live/nodes")
 async def follow_nodes(visit: NamedDependency[Visit]) -> Events:
-    """The same rows again and again, for a page that is open."""
+    """Stream the rows to an open page."""
     root = machine_paths.root_of(visit)
 
     async def read() -> live.Values:
@@ -101,7 +101,7 @@ async def follow_nodes(visit: NamedDependency[Visit]) -> Events:
 async def ask_approve(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
     member = await _member(visit, node_id)
     if member.state is not MemberState.PENDING:
-        raise errors.NotFound("this machine does not wait for approval", hint="open the list of machines and choose one there")
+        raise errors.NotFound("this node is not waiting for approval", hint="choose one from the list of nodes")
     return visit.page("admin/node_approve.html", _question(visit, member), here=machine_paths.here_of(visit))
 
 
@@ -132,7 +132,7 @@ async def revoke(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
 
 
 async def _members(visit: Visit) -> tuple[tuple[Member, ...], errors.PeerError | None]:
-    """Those that auth knows; or none, and why."""
+    """Return the members, or none and the error."""
     try:
         answer = await visit.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS)
     except errors.PeerError as error:
@@ -141,11 +141,11 @@ async def _members(visit: Visit) -> tuple[tuple[Member, ...], errors.PeerError |
 
 
 async def _member(visit: Visit, node_id: str) -> Member:
-    """One that is this person's, and still in. Raises NotFound."""
+    """Return a member that this user can see and that is not revoked. Raises NotFound."""
     answer = await visit.call(membership.list_members, membership.ListMembers())
     member = next((member for member in answer.members if member.id == node_id and member.state is not MemberState.REVOKED), None)
     if member is None:
-        raise errors.NotFound("there is no such machine in the mesh", hint="open the list of machines and choose one there")
+        raise errors.NotFound("there is no such node in the mesh", hint="choose one from the list of nodes")
     return member
 
 

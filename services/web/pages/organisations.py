@@ -1,4 +1,4 @@
-"""Organisations: which one belongs to, for which one acts, who else belongs to them, and invitations."""
+"""Manage organizations: create, switch, members and invitations."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,16 +19,16 @@ from shared.api.organisations import Invitation, NewInvitation, Organisation, Te
 from shared.types import TenantId, UserId
 
 _HERE = "/organisations"
-#: The words that a redirect may bring.
+#: `done` parameter of a redirect -> notice.
 _DONE = {
-    "created": "The organisation is there. Invite the others.",
-    "joined": "You belong to this organisation now.",
-    "renamed": "The new name is set.",
-    "withdrawn": "The invitation is withdrawn. Its link opens nothing any more.",
-    "role": "The role is changed.",
-    "removed": "The member is removed. Their keys of this organisation have ended.",
-    "left": "You have left the organisation.",
-    "switched": "From now on your requests, keys and pages are those of whom you act for.",
+    "created": "Organization created. Now invite members.",
+    "joined": "You joined this organization.",
+    "renamed": "Organization renamed.",
+    "withdrawn": "Invitation withdrawn. Its link no longer works.",
+    "role": "Role changed.",
+    "removed": "Member removed. Their keys for this organization no longer work.",
+    "left": "You left the organization.",
+    "switched": "Account switched. Requests, keys and pages now belong to this account.",
 }
 
 
@@ -37,7 +37,7 @@ class NameForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SwitchForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Empty for oneself.
+    #: Empty for the personal account.
     id: str = ""
 
 
@@ -62,7 +62,7 @@ class MemberForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationsPage:
     organisations: tuple[Organisation, ...]
-    #: Whom the person acts for; None for themselves.
+    #: The organization that the user acts as; None for the personal account.
     acts_for: TenantId | None
     username: str
     name: str = ""
@@ -74,20 +74,20 @@ class TeamPage:
     organisation: Organisation
     members: tuple[TeamMember, ...]
     invitations: tuple[Invitation, ...]
-    #: May invite, remove and rename.
+    #: Whether the user can invite, remove and rename.
     is_owner: bool
-    #: The person who looks.
+    #: The signed-in user.
     user_id: UserId
     acts_for: TenantId | None
-    #: On the answer to the invitation and never again.
+    #: Set only in the response that created the invitation.
     invited: NewInvitation | None = None
-    #: Where the new invitation is accepted.
+    #: The link of the new invitation.
     link: str = ""
     typed: InviteForm | None = None
     problem: errors.AimeshError | None = None
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
+# --- list -----------------------------------------------------------------------------------------------------------
 
 
 @get(_HERE)
@@ -114,7 +114,7 @@ async def switch(visit: NamedDependency[Visit]) -> Page:
     return visit.redirect(f"{_HERE}?done=switched")
 
 
-# --- one of them -----------------------------------------------------------------------------------------------------
+# --- one organization ------------------------------------------------------------------------------------------------
 
 
 @get(f"{_HERE}/{{team:uuid}}")
@@ -138,7 +138,7 @@ async def rename(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
 
 @post(f"{_HERE}/{{team:uuid}}/invite")
 async def invite(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
-    """Answers with the page itself: nothing else may carry the link."""
+    """Invite a member. Responds with the page itself, because nothing else may carry the link."""
     form = await visit.read_form(InviteForm)
     try:
         request = api.InviteMember(TenantId(team), form.email.strip(), read_role(form.role))
@@ -191,7 +191,7 @@ async def remove(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
 
 @post(f"{_HERE}/{{team:uuid}}/leave")
 async def leave(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
-    """A session that acts for an organisation ends with the membership, so that it first acts for its person again."""
+    """Leave an organization. Switches to the personal account first, because the session ends with the membership."""
     await visit.read_form(forms.Confirmation)
     acted_for = visit.person.team_id
     if acted_for == team:
@@ -207,23 +207,20 @@ async def leave(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
     return visit.redirect(f"{_HERE}?done=left")
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
-
-
 def read_id(text: str) -> UUID:
-    """Raises BadRequest."""
+    """Parse an id. Raises BadRequest."""
     try:
         return UUID(text)
     except ValueError:
-        raise errors.BadRequest("this is no id of ours", hint="open the page again and send the form from there") from None
+        raise errors.BadRequest("invalid ID", hint="reload the page and submit the form again") from None
 
 
 def read_role(text: str) -> TeamRole:
-    """Raises BadRequest."""
+    """Parse a role. Raises BadRequest."""
     try:
         return TeamRole(text)
     except ValueError:
-        raise errors.BadRequest("role: a member or an owner", hint="choose one of them") from None
+        raise errors.BadRequest("invalid role", hint="choose member or owner") from None
 
 
 async def _act_for(visit: Visit, team: TenantId | None) -> None:
@@ -260,7 +257,7 @@ def _team_view(
     person = visit.person
     return TeamPage(
         organisation=page.organisation,
-        # Owners first, and each by name.
+        # Owners first, then by name.
         members=tuple(sorted(page.members, key=lambda member: (member.role is not TeamRole.OWNER, member.username.lower()))),
         invitations=page.invitations,
         is_owner=page.organisation.role is TeamRole.OWNER or person.user.role == "admin",

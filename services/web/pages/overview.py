@@ -1,4 +1,4 @@
-"""What a person sees first: what was used, what is left, the last requests, and the first steps."""
+"""Show the overview: usage, quota, recent requests and first steps."""
 
 import asyncio
 from dataclasses import asdict, dataclass, field
@@ -17,17 +17,17 @@ from shared.api.gateway import UserQuota
 from shared.api.usage_report import LoggedRequests, UsageReport
 from shared.types import Credential, ModelName, Tier
 
-#: Recent requests, with a link to all of them.
+#: The number of recent requests.
 RECENT = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Newcomer:
-    """Whose account is new."""
+    """The data for a new account's first page."""
 
-    #: The whole first key; None where it could not be made.
+    #: The full first key; None if creating it failed.
     key: Credential | None
-    #: The page that they were on the way to; empty for none.
+    #: The page that they requested; empty for none.
     then: str
 
 
@@ -36,30 +36,30 @@ class OverviewPage:
     username: str
     tier: Tier
     span: Span
-    #: None when the gateway did not answer; so too below.
+    #: None if the gateway did not respond; the same below.
     chart: Chart | None
     sums: SumLine
     limits: tuple[LimitLine, ...] | None
     credits: CreditsLine
     recent: tuple[RequestLine, ...] | None
-    #: What the rows that come later are made from.
+    #: Templates for rows added later.
     blank_bucket: BucketLine = field(default_factory=BucketLine)
     blank_limit: LimitLine = field(default_factory=LimitLine)
     blank_request: RequestLine = field(default_factory=RequestLine)
-    #: On the answer to the registration and never again.
+    #: Set only in the response to the registration.
     newcomer: Newcomer | None
     address: str
-    #: None when nothing is served.
+    #: None if no model is served.
     model: ModelName | None
 
     @property
     def is_away(self) -> bool:
-        """Nothing of the gateway is there, so that one word says it for all."""
+        """Return whether nothing is available, so that the page shows one message."""
         return self.chart is None and self.limits is None and self.recent is None
 
     @property
     def is_new(self) -> bool:
-        """Has asked for nothing yet."""
+        """Return whether the user has sent no request yet."""
         return self.recent == ()
 
 
@@ -69,12 +69,12 @@ async def dashboard(visit: NamedDependency[Visit], span: FromQuery[str] = "", sh
 
 
 async def welcome(visit: Visit, *, new_key: Credential | None, then: str) -> Page:
-    """For the answer to a registration."""
+    """Return the first page of a new account."""
     return await show_overview(visit, Span.MONTH, Measure.REQUESTS, Newcomer(new_key, then))
 
 
 async def show_overview(visit: Visit, span: Span, measure: Measure, newcomer: Newcomer | None = None) -> Page:
-    """Shows what can be had: a gateway that is down takes the numbers away, not the page."""
+    """Return the overview with the parts that are available."""
     wanted = usage_chart.of_span(span, visit.site.now())
     report, quota, recent, models = await asyncio.gather(
         visit.ask(usage_report.get_usage_report, wanted),
@@ -99,7 +99,7 @@ async def show_overview(visit: Visit, span: Span, measure: Measure, newcomer: Ne
 
 
 def report_values(report: UsageReport, wanted: usage_report.GetUsageReport) -> live.Values:
-    """What the numbers and the chart of an open page name."""
+    """Return the live values of the figures and the chart."""
     return asdict(usage_chart.summed(report.total)) | {
         "is_unused": report.total.requests == 0,
         "buckets": [usage_chart.plain(line) for line in usage_chart.lines(report.buckets, wanted.bucket)],
@@ -123,7 +123,7 @@ def recent_values(recent: LoggedRequests) -> live.Values:
 
 
 def _newest(recent: LoggedRequests) -> tuple[RequestLine, ...]:
-    # A page of the log is a little longer where its last requests came at one moment.
+    # A page of the log is longer than its limit if its last requests have the same time.
     return request_lines.lines(recent.requests[:RECENT])
 
 

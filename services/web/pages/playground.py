@@ -1,4 +1,4 @@
-"""The playground: a chat with a model. The conversation is in the page alone; each answer is asked with all that was said before."""
+"""Serve the playground, a chat with a model. Only the page holds the chat; each request carries all of it."""
 
 import asyncio
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
 from shared.types import ModelName, RequestId
 
-#: A long conversation; more than the context of most models holds.
+#: More than the context of most models can hold.
 MOST_MESSAGES = 200
 MAX_BODY_BYTES = 256 * 1024
-#: As long as a pasted text may take to arrive over a slow line.
+#: Enough to upload a pasted text over a slow connection.
 _QUESTION_SECONDS = 60.0
 
 
@@ -37,7 +37,7 @@ class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A conversation whose last word is the person's. The gateway knows the limits of the numbers, and says them."""
+    """A chat that ends with a user message. The gateway validates the parameters."""
 
     model: str
     messages: tuple[Said, ...]
@@ -60,10 +60,10 @@ class Rating(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaygroundPage:
-    #: Their names; None when the gateway did not answer.
+    #: Their names; None if the gateway did not respond.
     models: tuple[ModelName, ...] | None
     chosen: ModelName | None
-    #: Where the API is, for "view as code".
+    #: The API's URL, for "view as code".
     address: str
 
 
@@ -82,14 +82,14 @@ async def show_playground(visit: NamedDependency[Visit], model: FromQuery[str] =
 
 
 def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName | None:
-    """The first wanted one that is served, by its name or by an alias; else the mesh's default."""
+    """Return the first wanted model that is served, by name or alias, else the mesh default."""
     names = {name: each.name for each in served.models if not each.only_embeds for name in (each.name, *map(ModelName, each.aliases))}
     return next((names[name] for name in wanted if name in names), next(iter(names.values()), None))
 
 
 @post("/playground/answer", request_max_body_size=MAX_BODY_BYTES)
 async def answer(visit: NamedDependency[Visit]) -> Events:
-    """Asks at once and tells everything else in events; what cannot be asked at all has a status."""
+    """Stream an answer. An invalid request gets an error status; later errors are events."""
     request = read_question(await visit.read_json(Question, seconds=_QUESTION_SECONDS))
     way = answers.InTheNameOf(visit.site.caller, visit.person.access_token)
     room = visit.site.answers.one_more(str(visit.person.user.id))
@@ -97,11 +97,11 @@ async def answer(visit: NamedDependency[Visit]) -> Events:
 
 
 def read_question(asked: Question) -> InferenceRequest:
-    """Raises BadRequest."""
+    """Convert a question to a request. Raises BadRequest."""
     if len(asked.messages) > MOST_MESSAGES:
         raise errors.BadRequest(f"the chat is longer than {MOST_MESSAGES} messages", hint="start a new chat")
     if not asked.messages or asked.messages[-1].role is not Speaker.USER:
-        raise errors.BadRequest("there is no question at the end of the chat", hint="type one and send it")
+        raise errors.BadRequest("the chat does not end with a message from you", hint="type a message and send it")
     system = (ChatMessage("system", asked.system),) if asked.system else ()
     return InferenceRequest(
         messages=(*system, *(ChatMessage(each.role.value, each.content) for each in asked.messages)),
@@ -115,7 +115,7 @@ def read_question(asked: Question) -> InferenceRequest:
 
 @post("/playground/feedback", status_code=HTTPStatus.NO_CONTENT)
 async def rate(visit: NamedDependency[Visit]) -> None:
-    """Stored with the request's row of the log, and nothing of what was said."""
+    """Store a rating in the request log, without the chat."""
     given = await visit.read_json(Rating)
     thumb = 1 if given.rating is Thumb.UP else -1
     await visit.call(usage_report.give_feedback, usage_report.GiveFeedback(given.request_id, thumb))

@@ -1,4 +1,4 @@
-"""Logging in with the OpenID provider: off to it, and back. Auth proves what comes back; the cookie binds it to this browser."""
+"""Sign in with the OpenID provider. Auth verifies the response; a cookie binds it to this browser."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,22 +14,22 @@ from services.web.visits import Page, Visit
 from shared import errors
 from shared.api import accounts
 
-#: Auth may have to ask the provider twice.
+#: Auth may have to call the provider twice.
 PROVIDER_CALL_SECONDS = 15.0
 
 
 class BeginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     then: str = ""
-    #: Anything: the provider shall ask for the password however recently it was shown.
+    #: Not empty: the provider must ask for the password again.
     fresh: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderPage:
-    #: None where no provider is set up.
+    #: None without a provider.
     oidc_name: str | None
     then: str
-    #: It is to confirm that it is still the same person.
+    #: Whether the user confirms a sensitive action.
     is_fresh: bool
     is_signed_in: bool
     problem: errors.AimeshError | None = None
@@ -37,7 +37,7 @@ class ProviderPage:
 
 @get("/login/oidc")
 async def show_provider(visit: NamedDependency[Visit], then: FromQuery[str] = "", fresh: FromQuery[str] = "") -> Page:
-    """The button alone: to try again, and to confirm something sensitive where there is no password here."""
+    """Show only the provider button, to retry or to confirm a sensitive action without a password."""
     await visit.find_session()
     return await _page(visit, BeginForm(visits.own_page(then), fresh))
 
@@ -56,7 +56,7 @@ async def begin(visit: NamedDependency[Visit]) -> Page:
 
 @get("/login/oidc/back")
 async def finish(visit: NamedDependency[Visit]) -> Page:
-    """What the provider sends the browser back with. Whatever else it says in the address, it says to nobody."""
+    """Handle the provider's redirect. Unknown query parameters are ignored."""
     await visit.find_session()
     said = visit.request.query_params
     answer = accounts.FinishOidc(
@@ -73,7 +73,7 @@ async def finish(visit: NamedDependency[Visit]) -> Page:
         return leaving.forget(visit, await _page(visit, BeginForm(), refused))
     if end.session is None:
         return leaving.forget(visit, visit.redirect("/settings/security?done=linked"))
-    # The browser forgets the session that it had, and nobody could end that any more.
+    # End the previous session: the browser forgets its cookie, so nobody could end it later.
     await signing_in.end_session(visit)
     visit.sign_in(end.session)
     return leaving.forget(visit, visit.redirect(signing_in.after_login(end.session, end.then)))

@@ -1,4 +1,4 @@
-"""The request log: what was asked when, how it ended and what it cost. Prompts and answers are stored nowhere, so none are here."""
+"""Show and export the request log. Prompts and answers are never stored."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
@@ -30,7 +30,7 @@ _LONGEST = 200
 
 
 class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """As they stand in the address and in the fields; empty where all are wanted."""
+    """The filters as typed; empty means all."""
 
     status: str = ""
     model: str = ""
@@ -42,7 +42,7 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The filters, understood; None where all are wanted."""
+    """The parsed filters; None means all."""
 
     status: RequestStatus | None
     model: ModelName | None
@@ -56,17 +56,17 @@ class Wanted:
 class RequestsPage:
     rows: tuple[RequestLine, ...]
     filters: Filters
-    #: Each with the word that people read.
+    #: Each value with its label.
     statuses: tuple[tuple[str, str], ...]
     keys: tuple[ApiKey, ...]
-    #: Offered where the model is typed.
+    #: Suggestions for the model field.
     models: tuple[ModelName, ...]
-    #: Where the list goes on; empty at its end.
+    #: The link to older requests; empty on the last page.
     older: str = ""
-    #: The same filters from the newest request on.
+    #: The link to the newest requests with the same filters.
     newest: str = "/requests"
     download: str = "/requests.csv"
-    #: Not the newest requests.
+    #: Whether this is not the first page.
     is_later_page: bool = False
     problem: errors.AimeshError | None = None
 
@@ -117,30 +117,30 @@ async def show_requests(
 async def download_requests(
     visit: NamedDependency[Visit], status: FromQuery[str] = "", model: FromQuery[str] = "", key: FromQuery[str] = ""
 ) -> Stream:
-    """All that are kept, the oldest first, made while they are sent."""
+    """Stream all stored requests as CSV, oldest first."""
     wanted = read_filters(_filters(status, model, key))
     keys = await visit.ask(auth.list_api_keys, auth.ListApiKeys())
     pieces = _table(visit, wanted, {each.id: each.name for each in keys.keys} if keys else {})
-    # What is wrong from the start is a page that says so, and not a file that is cut.
+    # Fail with an error page, not with a truncated file, if the first piece fails.
     first = await anext(pieces)
     headers = {"Content-Disposition": f'attachment; filename="aimesh-requests-{visit.site.now():%Y-%m-%d}.csv"'}
     return Stream(_with_first(first, pieces), media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
 def read_filters(filters: Filters) -> Wanted:
-    """Raises BadRequest."""
+    """Parse the filters. Raises BadRequest."""
     statuses = {each.value: each for each in RequestStatus}
     if filters.status and filters.status not in statuses:
-        raise errors.BadRequest("status: not one of those that there are", hint="choose one from the list")
+        raise errors.BadRequest("unknown status", hint="choose one from the list")
     try:
         key = KeyId(UUID(filters.key)) if filters.key else None
     except ValueError:
-        raise errors.BadRequest("key: not the id of a key", hint="choose one from the list") from None
+        raise errors.BadRequest("key is not a key ID", hint="choose one from the list") from None
     return Wanted(statuses.get(filters.status), ModelName(filters.model) if filters.model else None, key)
 
 
 def _filters(*typed: str) -> Filters:
-    # PostgreSQL has no NUL, so nothing is found by one.
+    # PostgreSQL cannot store NUL.
     return Filters(*(text.replace("\0", "").strip()[:_LONGEST] for text in typed))
 
 
@@ -150,13 +150,13 @@ def _address(path: str, filters: Filters, **more: str) -> str:
 
 
 def _read_moment(text: str) -> datetime | None:
-    """Raises BadRequest."""
+    """Parse a time. Raises BadRequest."""
     if not text:
         return None
     try:
         found = datetime.fromisoformat(text[:_LONGEST])
     except ValueError:
-        raise errors.BadRequest("before: not a moment", hint="begin again with the newest requests") from None
+        raise errors.BadRequest("before is not a valid time", hint="go back to the newest requests") from None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
@@ -165,12 +165,12 @@ async def _table(visit: Visit, wanted: Wanted, key_names: Mapping[KeyId, str]) -
         usage_report.export_requests, ExportRequests(), deadline_seconds=EXPORT_SECONDS, credential=visit.person.access_token
     )
     async with asked as batches:
-        # Together with the first rows, so that a gateway that refuses has done so by then.
+        # Send the header with the first rows, so that an error of the gateway comes before it.
         waiting = csv_tables.request_head()
         async for batch in batches:
             yield waiting + csv_tables.request_rows(filter(wanted.fits, batch.requests), key_names)
             waiting = b""
-            # The next batch may be there already; others shall have their turn all the same.
+            # Yield to other tasks even if the next batch is already here.
             await asyncio.sleep(0)
         if waiting:
             yield waiting

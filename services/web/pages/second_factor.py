@@ -1,6 +1,6 @@
-"""What setting up a second factor shows, at a login that lacks it and in the settings alike: the seed once, and the recovery codes once.
+"""Set up a second factor, during sign-in and in the settings. The seed and the recovery codes are shown once.
 
-The seed goes into the form that proves it, so that a mistyped code does not ask for another scan; it is in force only once proven.
+The form carries the seed, so a mistyped code does not require another scan. Auth enables the seed only after a correct code.
 """
 
 import re
@@ -22,13 +22,13 @@ _SECRET = re.compile(r"[A-Z2-7]{16,128}")
 class SeedForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str = ""
     uri: str = ""
-    #: Where a login goes on.
+    #: The page to open after sign-in.
     then: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A QR code as a path of SVG."""
+    """A QR code as an SVG path."""
 
     path: str
     size: int
@@ -38,12 +38,12 @@ class Drawn:
 class SeedPage:
     action: str
     uri: str
-    #: In groups of four letters, as people type.
+    #: In groups of four characters, for typing.
     secret: str
-    #: None for an address that is too long for a code; it is typed then.
+    #: None if the URI is too long for a QR code.
     drawn: Drawn | None
     then: str
-    #: At a login that cannot go on without it.
+    #: Whether sign-in requires it.
     is_login: bool
     problem: errors.AimeshError | None
 
@@ -51,14 +51,14 @@ class SeedPage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodesPage:
     codes: tuple[str, ...]
-    #: Where it goes on.
+    #: The next page.
     then: str
-    #: A second factor was set up just now; otherwise the codes were renewed.
+    #: True after setup, false after renewing the codes.
     is_new: bool
 
 
 async def begin(visit: Visit, *, action: str, then: str = "") -> Page:
-    """A new seed. Raises ConfirmationNeeded and whatever else ``beginMfa`` raises."""
+    """Show a new seed. Raises what ``beginMfa`` raises, such as ConfirmationNeeded."""
     seed = await visit.call(accounts.begin_mfa, accounts.BeginMfa())
     return show_seed(visit, SeedForm(uri=seed.uri, then=then), action=action)
 
@@ -77,7 +77,7 @@ def show_seed(visit: Visit, form: SeedForm, *, action: str, problem: errors.Call
 
 
 async def enable(visit: Visit, form: SeedForm, *, action: str, then: str) -> Page:
-    """The recovery codes, or the same seed again with what was wrong."""
+    """Enable the seed and show the recovery codes, or show the seed again with the error."""
     try:
         answer = await visit.call(accounts.enable_mfa, accounts.EnableMfa(form.code.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
@@ -90,12 +90,12 @@ async def enable(visit: Visit, form: SeedForm, *, action: str, then: str) -> Pag
 
 
 def show_codes(visit: Visit, answer: accounts.RecoveryCodes, *, then: str, is_new: bool) -> Page:
-    """Of the answer to a form, because nothing else may carry them."""
+    """Show the codes in the response to a form, because nothing else may carry them."""
     return visit.page("settings/recovery_codes.html", CodesPage(codes=answer.codes, then=then, is_new=is_new))
 
 
 def secret_of(uri: str) -> str:
-    """Raises BadRequest for what is no address of an authenticator app."""
+    """Return the secret of an otpauth URI. Raises BadRequest if it is invalid."""
     if _URI.fullmatch(uri):
         try:
             secret = parse_qs(urlsplit(uri).query).get("secret", [""])[0]
@@ -103,7 +103,7 @@ def secret_of(uri: str) -> str:
             secret = ""
         if _SECRET.fullmatch(secret):
             return secret
-    raise errors.BadRequest("this form has lost its seed", hint="open the page again and scan the new code")
+    raise errors.BadRequest("the form has no valid seed", hint="reload the page and scan the new code")
 
 
 def draw(uri: str) -> Drawn | None:

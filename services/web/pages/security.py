@@ -1,4 +1,4 @@
-"""What keeps an account its owner's: password, second factor, open sessions, logins at a provider."""
+"""Manage account security: password, second factor, sessions and linked provider accounts."""
 
 import asyncio
 import re
@@ -21,17 +21,17 @@ from shared.types import UserRole
 _HERE = "/settings/security"
 _SECOND_FACTOR = f"{_HERE}/second-factor"
 
-#: The words that a redirect may bring.
+#: `done` parameter of a redirect -> notice.
 _DONE = {
-    "password": "Your new password is set. All other sessions have ended.",
-    "off": "The second factor is off. Signing in takes your password alone.",
-    "ended": "The session has ended.",
-    "others": "All other sessions have ended.",
-    "linked": "The account at the provider is linked. It opens this account from now on.",
-    "unlinked": "The account at the provider opens this account no more.",
+    "password": "Password changed. All other sessions have ended.",
+    "off": "Second factor disabled. You now sign in with your password only.",
+    "ended": "Session ended.",
+    "others": "All other sessions ended.",
+    "linked": "Account linked. You can now sign in with it.",
+    "unlinked": "Link removed. You can no longer sign in with that account.",
 }
 
-#: What stands in the name of a browser or program -> what people call it; the first that fits, because most call themselves several.
+#: Part of the user agent -> name of the program; the first match wins, because most user agents contain several.
 _PROGRAMS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrom": "Chrome", "Safari": "Safari", "aicli": "aicli", "curl": "curl"}
 _SYSTEMS = {
     "Android": "Android",
@@ -55,7 +55,7 @@ class CodeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SessionForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Empty for all but this one.
+    #: Empty for all other sessions.
     id: str = ""
 
 
@@ -75,11 +75,11 @@ class SessionLine:
 class SecurityPage:
     account: OwnAccount
     password_min_length: int
-    #: An administrator's cannot be switched off where the mesh demands it.
+    #: The mesh may require a second factor for administrators.
     is_admin: bool
-    #: The one that asks first, then the one used last; None where auth cannot list them now.
+    #: This session first, then by last use; None if unavailable.
     sessions: tuple[SessionLine, ...] | None
-    #: None where auth cannot list them now.
+    #: None if unavailable.
     links: tuple[OidcLink, ...] | None
     problem: errors.AimeshError | None = None
 
@@ -108,7 +108,7 @@ async def change_password(visit: NamedDependency[Visit]) -> Page:
 
 @post(f"{_SECOND_FACTOR}/begin")
 async def begin_second_factor(visit: NamedDependency[Visit]) -> Page:
-    """Answers with the seed itself: it is shown once, and a GET must not make one."""
+    """Create and show a seed. This is a POST because a GET must not create one."""
     await visit.read_form(forms.Confirmation)
     try:
         return await second_factor.begin(visit, action=_SECOND_FACTOR)
@@ -157,12 +157,12 @@ async def end_session(visit: NamedDependency[Visit]) -> Page:
     try:
         await visit.call(accounts.end_session, accounts.EndSession(form.id or None))
     except errors.NotFound:
-        # It had ended by itself.
+        # The session has already expired.
         pass
     return visit.redirect(f"{_HERE}?done={'ended' if form.id else 'others'}")
 
 
-# --- logins at a provider --------------------------------------------------------------------------------------------
+# --- provider accounts ------------------------------------------------------------------------------------------------
 
 
 @post(f"{_HERE}/providers/link")
@@ -215,7 +215,7 @@ def session_lines(sessions: tuple[OpenSession, ...]) -> tuple[SessionLine, ...]:
 
 
 def program_of(agent: str) -> str:
-    """What people call it; what is none of those we know is shown as it calls itself, up to its version."""
+    """Return a readable name for a user agent. Unknown ones keep their own name without the version."""
     program = next((name for mark, name in _PROGRAMS.items() if mark in agent), None)
     system = next((name for mark, name in _SYSTEMS.items() if mark in agent), None)
     if program is None:

@@ -1,4 +1,4 @@
-"""The settings of one's own account: profile and preferences. Security and one's own data have files of their own."""
+"""Manage the user's profile and preferences."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from shared.api import accounts, gateway
 from shared.api.accounts import OwnAccount
 from shared.types import ModelName
 
-#: The words that a redirect may bring.
-_DONE = {"saved": "Your changes are saved."}
-#: What may be chosen -> what the page calls it.
-THEMES = {"system": "As this device", "light": "Light", "dark": "Dark"}
+#: `done` parameter of a redirect -> notice.
+_DONE = {"saved": "Changes saved."}
+#: Theme -> label.
+THEMES = {"system": "Match device", "light": "Light", "dark": "Dark"}
 
 
 class ProfileForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,10 +28,10 @@ class ProfileForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PreferencesForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Empty for the mesh's own.
+    #: Empty for the mesh default.
     default_model: str = ""
     theme: str = "system"
-    #: What a ticked box sends; nothing where it is not ticked.
+    #: Sent if the box is checked.
     notify_by_mail: str = ""
 
 
@@ -46,7 +46,7 @@ class ProfilePage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencesPage:
     typed: PreferencesForm
-    #: Those that are served, and the chosen one; None where the gateway did not answer.
+    #: The served models and the chosen one; None if the gateway did not respond.
     models: tuple[ModelName, ...] | None
     themes: dict[str, str]
     problem: errors.AimeshError | None = None
@@ -95,12 +95,12 @@ async def set_preferences(visit: NamedDependency[Visit]) -> Page:
 
 
 def notice_of(done: str, words: dict[str, str]) -> rendering.Notice | None:
-    """Words that are none of ours are nobody's."""
+    """Return the notice for a `done` parameter; None if it is unknown."""
     return rendering.Notice(words[done]) if done in words else None
 
 
 def forget_session(visit: Visit) -> None:
-    """It says how the pages look and who somebody is; the next page asks for it anew."""
+    """Drop the cached session, so that the next page gets the new name and theme."""
     if visit.session_token is not None:
         visit.site.sessions.forget(visit.session_token)
 

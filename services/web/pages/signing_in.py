@@ -1,4 +1,4 @@
-"""Register, log in, log out: by form for people, by JSON for programs."""
+"""Register, sign in and sign out, with forms for browsers and JSON for programs."""
 
 import contextlib
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ from shared import errors
 from shared.api import accounts, auth, organisations
 from shared.types import Credential
 
-#: argon2 may have to wait for its turn in auth's queue.
+#: argon2 may have to wait in auth's queue.
 PASSWORD_CALL_SECONDS = 10.0
 FIRST_KEY_NAME = "first key"
 
-#: The words that a redirect may bring.
+#: `done` parameter of a redirect -> notice.
 _DONE = {
-    "reset": "Your new password is set. Sign in with it.",
-    "late": "That took too long, so that the sign-in ended. Please begin again.",
-    "ended": "Your session has ended. Sign in to go on.",
-    "undone": "Your session had ended, so nothing was done. Sign in, and do it again.",
+    "reset": "Password changed. Sign in with your new password.",
+    "late": "The sign-in timed out. Sign in again.",
+    "ended": "Your session has expired. Sign in to continue.",
+    "undone": "Your session has expired, so nothing was changed. Sign in and try again.",
 }
-#: Where each step that a login still lacks is done.
+#: Missing sign-in step -> its page.
 _STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterPage:
-    #: Otherwise an invitation is needed.
+    #: If false, registration requires an invitation.
     is_open: bool
     password_min_length: int
-    #: The provider's name; None where there is none.
+    #: The provider's name; None without a provider.
     oidc_name: str | None
     username: str = ""
     email: str = ""
-    #: The code of one, which is needed where registration is closed.
+    #: The invitation code, if registration is closed.
     invitation: str = ""
-    #: The page that the newcomer is on the way to; empty for none.
+    #: The page to open afterwards; empty for none.
     then: str = ""
     problem: errors.AimeshError | None = None
 
@@ -54,7 +54,7 @@ class LoginPage:
     name: str = ""
     then: str = ""
     problem: errors.AimeshError | None = None
-    #: The account was made just now, but the session could not be.
+    #: The account was just created, but signing in failed.
     registered: bool = False
 
 
@@ -78,7 +78,7 @@ async def register(visit: NamedDependency[Visit]) -> Page:
         user = await _register(visit, auth.UserData(wanted.username, wanted.email, wanted.password), wanted.invitation)
         return _json(user, HTTPStatus.CREATED)
     if await visit.find_session() is not None:
-        # A reload of the answer to this form: the account is there and the key has been shown.
+        # The user reloaded the response to this form: the account exists and the key was shown.
         await visit.read_fields()
         return visit.redirect(visits.HOME)
     form = await visit.read_form(forms.RegistrationForm, by_visitor=True)
@@ -131,7 +131,7 @@ async def logout(visit: NamedDependency[Visit]) -> Page:
     try:
         await visit.site.caller.call(auth.logout_user, auth.LogoutUser(token))
     except errors.NotAuthenticated:
-        # It had ended by itself; the browser forgets it all the same.
+        # The session has already expired; delete the cookie anyway.
         pass
     visit.sign_out()
     return visit.redirect("/") if ends_at is None else leaving.page(visit, ends_at, leaving.Why.LOG_OUT)
@@ -139,7 +139,7 @@ async def logout(visit: NamedDependency[Visit]) -> Page:
 
 @get("/login-link")
 async def show_login_link(visit: NamedDependency[Visit], token: FromQuery[str] = "") -> Page:
-    """Only shows a button: a mail scanner or a prefetch that opens the link must not use it up."""
+    """Show a button only, so that a mail scanner or a prefetch does not consume the link."""
     return visit.page("login_link.html", LoginLinkPage(link=token))
 
 
@@ -155,7 +155,7 @@ async def redeem_login_link(visit: NamedDependency[Visit]) -> Page:
 
 
 def after_login(session: auth.Session, then: str) -> str:
-    """To the step that it still lacks, or else to the page that asked for it."""
+    """Return the missing sign-in step, or the requested page."""
     step, page = _STEPS.get(session.step), visits.own_page(then)
     if step is None:
         return page
@@ -163,14 +163,14 @@ def after_login(session: auth.Session, then: str) -> str:
 
 
 async def end_session(visit: Visit) -> None:
-    """Of a session that the browser forgets anyhow: where auth does not answer it ends by itself within the hour."""
+    """End the session at auth. If auth is down, the session expires within the hour."""
     if visit.session_token is not None:
         with contextlib.suppress(errors.AimeshError):
             await visit.site.caller.call(auth.logout_user, auth.LogoutUser(visit.session_token))
 
 
 async def find_options(visit: Visit, *, deadline_seconds: float = visits.PAGE_CALL_SECONDS) -> accounts.SignInOptions:
-    """What these pages have to know of auth; where it does not answer they stand as if it were set up as usual."""
+    """Return auth's sign-in options, or the defaults while auth is down."""
     try:
         return await visit.site.caller.call(accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=deadline_seconds)
     except errors.AimeshError:
@@ -178,7 +178,7 @@ async def find_options(visit: Visit, *, deadline_seconds: float = visits.PAGE_CA
 
 
 async def _end_at_provider(visit: Visit, token: str) -> str | None:
-    """Where the provider ends its session; None where there is none, or it cannot be had: the session here ends all the same."""
+    """Return the provider's logout URL; None without one or while auth is down."""
     request = accounts.LeaveOidc(token, f"{visit.address}/")
     try:
         left = await visit.site.caller.call(accounts.leave_oidc, request, deadline_seconds=visits.PAGE_CALL_SECONDS)
@@ -188,21 +188,21 @@ async def _end_at_provider(visit: Visit, token: str) -> str | None:
 
 
 async def _too_old(visit: Visit, error: errors.NotAllowed) -> Page:
-    """The form is older than the browser's cookie: another tab has signed in since, or the browser was started anew."""
+    """Handle a form whose token no longer matches: another tab signed in, or the browser was restarted."""
     if not visit.posted:
-        # It came from another site, and not from a page of ours that stood open.
+        # The form came from another site, not from one of our pages.
         raise error
     then = visit.posted.get("then", "")
     session = await visit.find_session()
     if session is not None:
         return visit.redirect(after_login(session, then))
-    problem = errors.NotAllowed("this page stood open for too long", hint="type your password again")
+    problem = errors.NotAllowed("this page was open for too long", hint="enter your password again")
     view = await _login_page(visit, name=visit.posted.get("name", ""), then=then, problem=problem)
     return visit.page("login.html", view, here="login", status=problem.status)
 
 
 async def _welcome(visit: Visit, user: auth.User, form: forms.RegistrationForm) -> Page:
-    """The new account's first page, with its first key. From here on the account exists, so whatever fails is said and not undone."""
+    """Return the new account's first page, with its first key. The account exists, so later failures are reported, not undone."""
     try:
         session = await _login(visit, auth.Credentials(form.password, username=user.username), auth.SessionKind.BROWSER)
     except errors.AimeshError as error:
@@ -212,7 +212,7 @@ async def _welcome(visit: Visit, user: auth.User, form: forms.RegistrationForm) 
     if session.step is not auth.Step.DONE:
         return visit.redirect(after_login(session, form.then))
     if form.invitation:
-        # The code is in no other page now. Where this fails, the mail still has it.
+        # If this fails, the user can still use the link in the email.
         with contextlib.suppress(errors.AimeshError):
             await visit.call(organisations.accept_invitation, organisations.AcceptInvitation(form.invitation.strip()))
     then = visits.own_page(form.then)
@@ -224,7 +224,7 @@ async def _first_key(visit: Visit) -> Credential | None:
     try:
         return (await visit.call(auth.generate_api_key, request)).api_key
     except errors.AimeshError:
-        # The page then leads to the key page, where the next attempt says what is wrong.
+        # The page links to the key page, where another attempt shows the error.
         return None
 
 

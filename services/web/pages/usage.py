@@ -1,4 +1,4 @@
-"""What was used: by day, by model and by key; and the days as a table to take along."""
+"""Show usage by day, model and key, and export it as CSV."""
 
 import asyncio
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from shared.api import auth, usage_report
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageReport
 from shared.types import KeyId
 
-#: How many days the page can be about; the first is what it begins with.
+#: The periods in days; the first is the default.
 DAYS = (30, 90, 365)
-#: A year of a busy tenant takes the gateway a while.
+#: A year of a busy account takes the gateway several seconds.
 REPORT_SECONDS = 10.0
 _DAY = timedelta(days=1)
 
@@ -30,7 +30,7 @@ _DAY = timedelta(days=1)
 class ModelLine:
     of: UsageOfModel
     sums: SumLine
-    #: Its requests in the log.
+    #: The link to its requests in the log.
     log: str
 
 
@@ -38,7 +38,7 @@ class ModelLine:
 class KeyLine:
     name: str
     sums: SumLine
-    #: Its requests in the log; empty for what came with a login, which the log cannot be asked for.
+    #: The link to its requests in the log; empty for signed-in sessions, which the log cannot filter.
     log: str
 
 
@@ -46,12 +46,12 @@ class KeyLine:
 class UsagePage:
     days: int
     choices: tuple[int, ...] = DAYS
-    #: None when the gateway did not answer; models and keys are empty then.
+    #: None if the gateway did not respond; then models and keys are empty.
     chart: Chart | None
     sums: SumLine
     models: tuple[ModelLine, ...]
     keys: tuple[KeyLine, ...]
-    #: The first and the last day, as the fields of the download begin with.
+    #: The first and last day of the export form.
     since: str
     until: str
     problem: errors.AimeshError | None = None
@@ -105,13 +105,13 @@ async def _page(
 
 
 def model_lines(report: UsageReport) -> tuple[ModelLine, ...]:
-    """The most used first."""
+    """Return the lines, most used first."""
     ordered = sorted(report.models, key=lambda each: (-each.sum.requests, each.model))
     return tuple(ModelLine(each, usage_chart.summed(each.sum), "/requests?" + urlencode({"model": each.model})) for each in ordered)
 
 
 def key_lines(report: UsageReport, names: Mapping[KeyId, str]) -> tuple[KeyLine, ...]:
-    """The most used first."""
+    """Return the lines, most used first."""
     ordered = sorted(report.keys, key=lambda each: (-each.sum.requests, str(each.key_id)))
     return tuple(_key_line(each, names) for each in ordered)
 
@@ -122,35 +122,35 @@ def _key_line(each: UsageOfKey, names: Mapping[KeyId, str]) -> KeyLine:
 
 
 def _read_days(text: str) -> int:
-    """A number that is no choice is the first one: it came by an address that somebody changed."""
+    """Return the period for a query parameter; unknown values mean the default."""
     return next((days for days in DAYS if text == str(days)), DAYS[0])
 
 
 def _read_day(text: str, what: str) -> date | None:
-    """Raises BadRequest."""
+    """Parse a day. Raises BadRequest."""
     if not text.strip():
         return None
     try:
         return date.fromisoformat(text.strip())
     except ValueError:
-        raise errors.BadRequest(f"{what}: not a day such as 2026-02-01", hint="choose both days again") from None
+        raise errors.BadRequest(f"{what} is not a date such as 2026-02-01", hint="choose both days again") from None
 
 
 def _asked_for(first: date, last: date) -> GetUsageReport:
-    """Both days included. Raises BadRequest."""
+    """Return the request for a range of days, including both. Raises BadRequest."""
     days = (last - first).days + 1
     if days < 1:
-        raise errors.BadRequest("the first day is behind the last", hint="choose both days again")
+        raise errors.BadRequest("the first day is after the last", hint="choose both days again")
     if days > usage_report.MOST_BUCKETS:
-        raise errors.BadRequest(f"that is {days} days; a table has {usage_report.MOST_BUCKETS} at most", hint="download it in pieces")
+        raise errors.BadRequest(f"{days} days exceed the maximum of {usage_report.MOST_BUCKETS}", hint="export in several parts")
     try:
         return GetUsageReport(since=_midnight(first), until=_midnight(last) + _DAY)
     except OverflowError:
-        raise errors.BadRequest("until: no calendar goes that far", hint="choose both days again") from None
+        raise errors.BadRequest("until is out of range", hint="choose both days again") from None
 
 
 def _typed_day(text: str) -> str:
-    """As the field of a day shows it; empty for what such a field cannot show."""
+    """Return a day for a date field; empty if the field cannot show it."""
     try:
         return date.fromisoformat(text.strip()).isoformat()
     except ValueError:
@@ -158,11 +158,11 @@ def _typed_day(text: str) -> str:
 
 
 def _days_before(last: date, days: int) -> date:
-    """Raises BadRequest."""
+    """Return the day that is ``days`` before ``last``. Raises BadRequest."""
     try:
         return last - days * _DAY
     except OverflowError:
-        raise errors.BadRequest("since: no calendar goes that far", hint="choose both days again") from None
+        raise errors.BadRequest("since is out of range", hint="choose both days again") from None
 
 
 def _midnight(day: date) -> datetime:

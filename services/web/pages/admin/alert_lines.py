@@ -1,5 +1,6 @@
-"""Alerts and silences as lines: the gravest first, since when, and who looks after it. Pure; the caller brings the clock."""
+"""Describe alerts and silences for the alerts page. Pure."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -8,23 +9,24 @@ from urllib.parse import quote
 from services.web.pages.admin import wording
 from shared.api.alerts import Alert, Alerts, Silence
 
-#: severity -> its tone; others have none.
+#: Severity -> tone; others have none.
 _TONES = {"page": "bad", "critical": "bad", "warning": "warn"}
-#: More than anybody reads. The rest is counted, and on the list of `aicli alerts`.
+#: The maximum per list; the rest is counted. `aicli alerts list` shows all.
 MOST_LINES = 100
 _UNITS = ((86_400, "day", "days"), (3_600, "h", "h"), (60, "min", "min"))
 _ROOT = "/admin/alerts"
+_RUNBOOK = re.compile(r"docs/runbooks/(\w+)\.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertLine:
-    """One alert as texts."""
+    """One alert."""
 
     id: str = ""
     name: str = ""
     severity: str = ""
     tone: str = ""
-    #: For how long, up to now or to its end.
+    #: Its duration until now or its end.
     lasted: str = ""
     since: str = ""
     ended: str = ""
@@ -33,21 +35,24 @@ class AlertLine:
     labels: str = ""
     value: str = ""
     runbook: str = ""
-    #: Who looks after it; empty for nobody.
+    #: Its page here; other runbooks have a path only.
+    runbook_page: str = ""
+    runbook_path: str = ""
+    #: Who acknowledged it; empty if nobody did.
     seen_by: str = ""
-    #: Nobody is told of it: until when, by whose wish and why.
+    #: The silence that covers it.
     is_silenced: bool = False
     silenced_until: str = ""
     silenced_by: str = ""
     silenced_why: str = ""
-    #: It fires, and nobody looks after it yet.
+    #: Firing and not acknowledged.
     is_free: bool = False
-    #: Where its forms go, and what they are called for who does not see where they stand.
+    #: The paths of its forms and their accessible names.
     acknowledge_path: str = ""
     acknowledge_label: str = ""
     silence_path: str = ""
     silence_label: str = ""
-    #: What a silence may cover.
+    #: The scopes of a silence.
     only_this: str = ""
     all_of_name: str = ""
 
@@ -66,26 +71,26 @@ class SilenceLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertLines:
-    """What the page shows. Its fields are the paths of its events."""
+    """All lists of the page. The field names are the paths of the live values."""
 
     word: str
     tone: str
     sentence: str
-    #: Those that fire.
+    #: Firing alerts.
     now: tuple[AlertLine, ...] = ()
-    #: Those whose condition has not held for long enough.
+    #: Alerts whose condition has not lasted long enough.
     pending: tuple[AlertLine, ...] = ()
     over: tuple[AlertLine, ...] = ()
     silences: tuple[SilenceLine, ...] = ()
-    #: What is left out of the lists, in words.
+    #: What the lists leave out.
     more: str = ""
-    #: Nobody says what is wrong.
+    #: Whether the metrics service is down.
     away: bool = False
-    #: The service that knows has said that there is nothing.
+    #: Whether there is no alert.
     calm: bool = False
 
 
-UNKNOWN = AlertLines(word="Not known", tone="warn", sentence="Whether something is wrong cannot be read right now.", away=True)
+UNKNOWN = AlertLines(word="Unknown", tone="warn", sentence="Alerts are unavailable right now.", away=True)
 
 
 def describe(found: Alerts | None, at: datetime) -> AlertLines:
@@ -93,7 +98,7 @@ def describe(found: Alerts | None, at: datetime) -> AlertLines:
         return UNKNOWN
     now = [alert for alert in found.alerts if alert.state == "firing"]
     over = [alert for alert in found.alerts if alert.state == "over"]
-    # What a newer service calls otherwise is not lost.
+    # Includes unknown states of a newer service.
     pending = [alert for alert in found.alerts if alert.state not in ("firing", "over")]
     word, tone, sentence = _verdict(now, len(pending))
     return AlertLines(
@@ -110,12 +115,12 @@ def describe(found: Alerts | None, at: datetime) -> AlertLines:
 
 
 def values(lines: AlertLines) -> dict[str, object]:
-    """For an event: texts by the paths of the page."""
+    """Return the live values."""
     return asdict(lines)
 
 
 def lasting(seconds: float) -> str:
-    """In the largest unit that it fills; it changes once a minute at most."""
+    """Format a duration in its largest unit, so that it changes at most once a minute."""
     for size, one, many in _UNITS:
         if (count := int(seconds // size)) >= 1:
             return f"{count} {one if count == 1 else many}"
@@ -123,21 +128,21 @@ def lasting(seconds: float) -> str:
 
 
 def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
-    """The one word, its tone, and a sentence."""
+    """Return the heading, its tone and a sentence."""
     if not firing:
-        holds = "condition holds" if pending == 1 else "conditions hold"
-        return "Nothing is wrong", "good", f"{pending} {holds}, but not for long enough to be an alert." if pending else ""
+        return "OK", "good", f"{pending} pending" if pending else "No alerts"
     word = f"{len(firing)} alert{'s' * (len(firing) != 1)}"
     left = [alert for alert in firing if not alert.silenced and not alert.seen_by]
     if not left:
-        return word, "warn", "Somebody looks after each of them, or it is silenced."
+        return word, "warn", "All acknowledged or silenced"
     tone = "bad" if any(_TONES.get(alert.severity) == "bad" for alert in left) else "warn"
-    return word, tone, f"Nobody looks after {len(left)} of them yet." if len(firing) > 1 else "Nobody looks after it yet."
+    return word, tone, f"{len(left)} unacknowledged"
 
 
 def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertLine:
     own = f"{_ROOT}/{quote(alert.id, safe='')}"
     silence = _covering(alert, silences)
+    page = _RUNBOOK.fullmatch(alert.runbook)
     labels = wording.labels(alert.labels)
     return AlertLine(
         id=alert.id,
@@ -151,7 +156,9 @@ def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertLine:
         description=alert.description,
         labels=labels or wording.NOTHING,
         value=alert.shown,
-        runbook=alert.runbook,
+        runbook=page[1] if page else "",
+        runbook_page=f"/admin/runbooks/{page[1]}" if page else "",
+        runbook_path="" if page else alert.runbook,
         seen_by=alert.seen_by,
         is_silenced=alert.silenced,
         silenced_until=wording.NOTHING if silence is None else wording.moment(silence.until),
@@ -159,37 +166,37 @@ def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertLine:
         silenced_why="" if silence is None else silence.why,
         is_free=alert.state == "firing" and not alert.seen_by,
         acknowledge_path=f"{own}/acknowledge",
-        acknowledge_label=f"I look after it: {alert.summary}",
+        acknowledge_label=f"Acknowledge: {alert.summary}",
         silence_path=f"{own}/silence",
         silence_label=f"Silence: {alert.summary}",
-        only_this=f"this one: {labels}" if labels else "this one",
-        all_of_name=f"every {alert.name}",
+        only_this=f"This alert: {labels}" if labels else "This alert",
+        all_of_name=f"All {alert.name} alerts",
     )
 
 
 def _over_line(alert: Alert, at: datetime) -> AlertLine:
-    # What is over may come again and be over again; each time is a row of its own.
+    # An alert can resolve several times; each time is a separate row.
     line = _line(alert, (), at)
     return replace(line, id=f"{alert.id} {alert.ended}")
 
 
 def _covering(alert: Alert, silences: Iterable[Silence]) -> Silence | None:
-    """The one that lasts longest."""
+    """Return the silence that ends last."""
     covering = [one for one in silences if one.name in ("", alert.name) and one.labels.items() <= alert.labels.items()]
     return max(covering, key=lambda one: one.until, default=None)
 
 
 def _silence_line(silence: Silence) -> SilenceLine:
-    name = silence.name or "all alerts"
+    name = silence.name or "All alerts"
     return SilenceLine(
         id=silence.id,
         name=name,
-        labels=wording.labels(silence.labels) or "everywhere",
+        labels=wording.labels(silence.labels) or "All",
         until=wording.moment(silence.until),
         by=silence.by,
         why=silence.why or wording.NOTHING,
         end_path=f"{_ROOT}/silences/{quote(silence.id, safe='')}/end",
-        end_label=f"End the silence of {name}",
+        end_label=f"End silence: {name}",
     )
 
 

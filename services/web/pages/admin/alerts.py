@@ -1,4 +1,4 @@
-"""What is wrong just now: who looks after it, and peace from what is known. Kept up to date while the page is open."""
+"""Show the alerts, live, and let administrators acknowledge and silence them."""
 
 from dataclasses import dataclass, field
 
@@ -15,22 +15,22 @@ from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
 from shared import errors
 from shared.api import alerts
 
-#: How long a silence may last, in seconds -> the words for it.
+#: Duration of a silence in seconds -> label.
 LIFETIMES = {3600: "1 hour", 4 * 3600: "4 hours", 86_400: "1 day", 7 * 86_400: "1 week"}
-#: What the metrics service takes.
+#: The maximum length that the metrics service accepts.
 MOST_WHY = 200
-#: The words that a redirect may bring.
+#: `done` parameter of a redirect -> notice.
 _DONE = {
-    "seen": "You look after it. The others see that here.",
-    "silenced": "It is silenced: it stays on this list, and nobody is told of it.",
-    "ended": "The silence is over. What still fires is told now.",
+    "seen": "Alert acknowledged.",
+    "silenced": "Alert silenced. It stays on this list, but sends no notifications.",
+    "ended": "Silence ended. Alerts that still fire send notifications again.",
 }
 
 
 class SilenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: In seconds.
     lifetime: str = "3600"
-    #: `this` is the alert with its labels, `name` all of its name.
+    #: `this`: the alert with these labels; `name`: all alerts of this name.
     covers: str = "this"
     why: str = ""
 
@@ -43,11 +43,11 @@ class AlertsPage:
     lines: AlertLines
     lifetimes: dict[int, str] = field(default_factory=lambda: LIFETIMES)
     most_why: int = MOST_WHY
-    #: What the rows of those that come later are made from.
+    #: Templates for rows added later.
     blank: AlertLine = field(default_factory=AlertLine)
     blank_silence: SilenceLine = field(default_factory=SilenceLine)
     nothing_typed: SilenceForm = NOTHING_TYPED
-    #: Of a silence that was refused: for which alert, and what.
+    #: The alert and the values of a rejected silence.
     typed_for: str = ""
     typed: SilenceForm = NOTHING_TYPED
     problem: errors.AimeshError | None = None
@@ -57,7 +57,7 @@ class AlertsPage:
 async def show_alerts(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
     found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())
     if found is not None:
-        # What was done here a moment ago is so on all pages.
+        # Update the banner on all pages.
         visit.site.lookout.note(found)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
     view = AlertsPage(lines=alert_lines.describe(found, visit.site.now()))
@@ -66,7 +66,7 @@ async def show_alerts(visit: NamedDependency[Visit], done: FromQuery[str] = "") 
 
 @get("/live/alerts")
 async def follow_alerts(visit: NamedDependency[Visit]) -> Events:
-    """Where the metrics service goes away meanwhile, what is on the page stays, forms included, and is marked as old."""
+    """Stream the alerts. If the metrics service goes down, the page keeps its content and is marked as stale."""
 
     async def read() -> live.Values:
         found = await visit.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
@@ -109,27 +109,27 @@ async def end_silence(visit: NamedDependency[Visit], silence_id: FromPath[str]) 
 
 
 def find(found: alerts.Alerts, alert_id: str) -> alerts.Alert:
-    """Raises NotFound. One that is over may come again, and so be silenced."""
+    """Return the alert. Raises NotFound. Resolved alerts can be silenced, because they may fire again."""
     for alert in found.alerts:
         if alert.id == alert_id:
             return alert
-    raise errors.NotFound("this alert is over, and gone from the list", hint="choose one that is on it")
+    raise errors.NotFound("this alert was resolved and is no longer listed", hint="choose one from the list")
 
 
 def read_silence(form: SilenceForm, alert: alerts.Alert) -> alerts.SilenceAlerts:
-    """Raises BadRequest."""
+    """Return the request for a silence. Raises BadRequest."""
     if form.lifetime not in map(str, LIFETIMES):
-        raise errors.BadRequest("how long: not one of those that there are", hint=f"choose one of {', '.join(LIFETIMES.values())}")
+        raise errors.BadRequest("unknown duration", hint=f"choose one of {', '.join(LIFETIMES.values())}")
     if form.covers not in ("this", "name"):
-        raise errors.BadRequest("what it covers: not one of those that there are", hint="choose this alert, or all of its name")
+        raise errors.BadRequest("unknown scope", hint="choose this alert or all alerts of its name")
     why = form.why.strip()
     if len(why) > MOST_WHY:
-        raise errors.BadRequest(f"why: longer than {MOST_WHY} characters", hint="say it shorter")
+        raise errors.BadRequest(f"the reason is longer than {MOST_WHY} characters", hint="shorten it")
     return alerts.SilenceAlerts(float(form.lifetime), alert.name, alert.labels if form.covers == "this" else {}, why)
 
 
 async def _refused(visit: Visit, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED) -> Page:
-    """The page as it is now, with why; what was typed is kept where its alert still is."""
+    """Return the current page with the error, keeping the typed values."""
     if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
         raise error
     found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())

@@ -1,4 +1,4 @@
-"""The audit log: who did what and who was refused; taking it along; and whether it is as it was written."""
+"""Show, export and verify the audit log."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from shared.api import audit
 from shared.api.audit import AuditReport, AuditRow, Result
 
 ROWS_OF_A_PAGE = 100
-#: Every row is read; a log that takes longer is exported, and verified where it then is.
+#: Verification reads every row; verify a longer log from an export.
 VERIFY_SECONDS = 60.0
 EXPORT_SECONDS = 3600.0
 _LONGEST = 200
 
 
 class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """As they stand in the address and in the fields; empty where all are wanted."""
+    """The filters as typed; empty means all."""
 
     chain: str = ""
     actor: str = ""
@@ -52,11 +52,11 @@ class AuditPage:
     rows: tuple[AuditRow, ...]
     filters: Filters
     results: tuple[Result, ...]
-    #: Where the list goes on; empty at its end.
+    #: The link to older rows; empty on the last page.
     older: str = ""
-    #: Not the newest rows.
+    #: Whether this is not the first page.
     is_later_page: bool = False
-    #: On the answer to the verification.
+    #: Set in the response to a verification.
     report: AuditReport | None = None
     problem: errors.AimeshError | None = None
 
@@ -93,7 +93,7 @@ async def show_audit(
 
 @post("/admin/audit/verify")
 async def verify(visit: NamedDependency[Visit]) -> Page:
-    """Answers with the page itself: what was found is nowhere else."""
+    """Verify the log. Responds with the page itself, because the result is not stored."""
     form = await visit.read_form(VerifyForm)
     filters = Filters(chain=form.chain.strip())
     report: AuditReport | None = None
@@ -103,8 +103,8 @@ async def verify(visit: NamedDependency[Visit]) -> Page:
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.DeadlineExceeded:
-        hint = "run `aicli admin audit verify`, which has no such limit"
-        problem = errors.DeadlineExceeded(f"the log is too long to be verified in {VERIFY_SECONDS:.0f} s", hint=hint)
+        hint = "run `aicli admin audit verify`, which has no time limit"
+        problem = errors.DeadlineExceeded(f"verification did not finish within {VERIFY_SECONDS:.0f} s", hint=hint)
     except (errors.CallerError, errors.PeerError) as error:
         problem = error
     answer = await visit.ask(audit.list_audit, asked_for(filters, ""))
@@ -115,10 +115,10 @@ async def verify(visit: NamedDependency[Visit]) -> Page:
 
 @post("/admin/audit/export", status_code=HTTPStatus.OK)
 async def export(visit: NamedDependency[Visit]) -> Stream:
-    """Changes nothing but the log, which says who took it along: a form, so that no link elsewhere can do it."""
+    """Stream an export. This is a POST because the log records it, and so that no foreign link can trigger it."""
     form = await visit.read_form(ExportForm)
     lines = _lines(visit, audit.ExportAudit(form.chain.strip() or None, read_since(form.since)))
-    # What is wrong from the start is a page that says so, and not a file that is cut.
+    # Fail with an error page, not with a truncated file, if the first line fails.
     first = await anext(lines, b"")
     name = f"aimesh-audit-{visit.site.now():%Y-%m-%d}.jsonl"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -126,7 +126,7 @@ async def export(visit: NamedDependency[Visit]) -> Stream:
 
 
 def asked_for(filters: Filters, before: str) -> audit.ListAudit:
-    """Raises BadRequest."""
+    """Return the request for these filters. Raises BadRequest."""
     return audit.ListAudit(
         chain=filters.chain or None,
         actor=filters.actor or None,
@@ -143,7 +143,7 @@ def read_since(text: str) -> datetime | None:
 
 
 def older_than(rows: tuple[AuditRow, ...], filters: Filters) -> str:
-    """The address of the rows before these; empty where there are none."""
+    """Return the link to the rows before these; empty if there are none."""
     if len(rows) < ROWS_OF_A_PAGE:
         return ""
     chosen = {name: value for name, value in msgspec.structs.asdict(filters).items() if value}
@@ -151,13 +151,13 @@ def older_than(rows: tuple[AuditRow, ...], filters: Filters) -> str:
 
 
 def _read_moment(text: str, what: str) -> datetime | None:
-    """A day or a moment; in UTC where it says no zone. Raises BadRequest."""
+    """Parse a day or a time, in UTC unless it has a zone. Raises BadRequest."""
     if not text.strip():
         return None
     try:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise errors.BadRequest(f"{what}: not a day such as 2026-02-01", hint="leave it empty for all of the log") from None
+        raise errors.BadRequest(f"{what} is not a date such as 2026-02-01", hint="leave it empty for the whole log") from None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 

@@ -1,6 +1,6 @@
-"""How the mesh went: charts of its history, of the whole and of each machine; the last hour follows while the page is open.
+"""Show charts of the mesh and of each node; the last hour is live.
 
-Reading a history takes seconds where there are many machines: a page is sent in two pieces, and what is known without it comes at once.
+Reading the history can take seconds in a large mesh, so the server sends the page in two pieces: first everything above the charts.
 """
 
 import asyncio
@@ -25,17 +25,16 @@ from shared.api import history, membership
 from shared.api.history import History
 from shared.api.membership import Member, MemberState
 
-#: The metrics service looks at the mesh as often. Where an answer is much work, the questions of one page keep it busy for a tenth of the
-#: time at most.
+#: The metrics service collects every 15 s. If reading takes long, the queries of one page keep it busy for at most a tenth of the time.
 SOONEST_SECONDS, LATEST_SECONDS = 15.0, 300.0
 _PAUSE = 10
-#: Until then there are numbers, or none: a day of many machines is more work than all other pages are.
+#: The deadline for all queries of a page; a day of many machines takes longer than any other page.
 WHOLE_SECONDS = 15.0
-#: The metrics service reads with four connections at once, and is asked by others too.
+#: The metrics service has four database connections, which others use too.
 _AT_ONCE = 3
-#: What stands before it in the page is sent while the metrics service is asked.
+#: The server sends everything before this mark first.
 MARK = b"<!-- numbers -->"
-#: Or a proxy such as nginx would wait for the second piece.
+#: Without it, proxies such as nginx wait for the second piece.
 _HEADERS = {"X-Accel-Buffering": "no"}
 _NODE = re.compile(r"[A-Z2-7]{12,56}")
 
@@ -45,18 +44,18 @@ Found = Mapping[Question, History | errors.AimeshError]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartsPage:
     span: Span
-    #: The machine that this is about; empty for the whole mesh.
+    #: The id of the node; empty for the whole mesh.
     node: str
-    #: What people call it, and what is shown of its id.
+    #: Its name and shortened id.
     node_name: str
     node_short: str
     charts: Charts
-    #: Why there are no charts; None where there are.
+    #: Why there are no charts; None if there are.
     problem: errors.AimeshError | None
 
     @property
     def is_kept(self) -> bool:
-        """False where this mesh keeps no history at all."""
+        """Return whether this mesh records a history."""
         return not isinstance(self.problem, errors.NotFound)
 
 
@@ -80,7 +79,7 @@ async def show_charts(visit: NamedDependency[Visit], span: FromQuery[str] = "", 
 
 
 async def _pieces(visit: Visit, shell: ChartsPage, page: Page, members: tuple[Member, ...]) -> AsyncIterator[bytes]:
-    """The page up to the numbers at once; then what the metrics service said."""
+    """Yield the page up to the mark, then the rest once the charts are ready."""
     yield page.content.partition(MARK)[0]
     found = await _read(visit, shell.span, shell.node, members)
     try:
@@ -97,14 +96,14 @@ def _page(visit: Visit, view: ChartsPage) -> Page:
 
 @get("/live/charts")
 async def follow_charts(visit: NamedDependency[Visit], node: FromQuery[str] = "") -> Events:
-    """The last hour again and again; longer times change too slowly to be worth it."""
+    """Stream the last hour. Longer periods change too slowly to be live."""
     _check_node(node)
     following = Following(visit, node)
     return live.answer(visit.site.followers, str(visit.person.user.id), following.read)
 
 
 class Following:
-    """What one open page shows. The page came with its numbers, so that it is first asked when there may be others."""
+    """The values of one open page. The page already has its first values."""
 
     def __init__(self, visit: Visit, node: str) -> None:
         self._visit = visit
@@ -133,7 +132,7 @@ class Following:
 
 
 async def _read(visit: Visit, span: Span, node: str, members: tuple[Member, ...]) -> Found:
-    """Each question is asked once at most: what would be too long an answer is asked in another way."""
+    """Send each query at most once. Queries with too many lines are replaced by others."""
     machines = sum(member.state is MemberState.ACTIVE for member in members)
     of_one = bool(node)
     waiting = history_questions.plan(machines, of_one=of_one)
@@ -149,7 +148,7 @@ async def _read(visit: Visit, span: Span, node: str, members: tuple[Member, ...]
 
 
 class _Asking:
-    """Some questions at once, and none after the time that all have together."""
+    """Sends a few queries at once, within one deadline for all."""
 
     def __init__(self, visit: Visit, span: Span, node: str) -> None:
         self._visit = visit
@@ -160,12 +159,12 @@ class _Asking:
         self._ends_at = asyncio.get_running_loop().time() + WHOLE_SECONDS
 
     async def ask(self, question: Question) -> History | errors.AimeshError:
-        """Never raises what the metrics service says: the page is half sent by then."""
+        """Return the history or the error. The page is half sent, so this must not raise."""
         wanted = history_questions.ask(question, self._span, self._now, self._node)
         async with self._room:
             left = self._ends_at - asyncio.get_running_loop().time()
             if left <= 0:
-                return errors.DeadlineExceeded("reading the history took too long", hint="look at a shorter time")
+                return errors.DeadlineExceeded("reading the history took too long", hint="choose a shorter period")
             try:
                 return await self._visit.call(history.get_history, wanted, deadline_seconds=left)
             except errors.AimeshError as error:
@@ -173,7 +172,7 @@ class _Asking:
 
 
 async def _members(visit: Visit) -> tuple[Member, ...]:
-    """None where auth is away: the charts do without names then."""
+    """Return the members; empty while auth is down. The charts work without names."""
     answer = await visit.ask(membership.list_members, membership.ListMembers())
     return answer.members if answer is not None else ()
 
@@ -183,9 +182,9 @@ def _names(members: tuple[Member, ...]) -> Mapping[str, str]:
 
 
 def _check_node(node: str) -> None:
-    """Raises NotFound."""
+    """Raise NotFound for an invalid node id."""
     if node and not _NODE.fullmatch(node):
-        raise errors.NotFound("there is no such machine", hint="open the list of nodes and choose one there")
+        raise errors.NotFound("there is no such node", hint="choose one from the list of nodes")
 
 
 ROUTES = (show_charts, follow_charts)

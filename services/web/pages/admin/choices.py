@@ -1,4 +1,4 @@
-"""A word that a form brings, as one of the words that there are. Pure."""
+"""Parse a form value as a member of an enum. Pure."""
 
 from enum import StrEnum
 from typing import TypeVar
@@ -9,9 +9,9 @@ Word = TypeVar("Word", bound=StrEnum)
 
 
 def read(kind: type[Word], text: str, what: str) -> Word:
-    """Raises BadRequest."""
+    """Return the member. Raises BadRequest."""
     try:
         return kind(text)
     except ValueError:
         words = ", ".join(kind)
-        raise errors.BadRequest(f"{what}: not one of those that there are", hint=f"choose one of {words}") from None
+        raise errors.BadRequest(f"unknown {what}", hint=f"choose one of {words}") from None

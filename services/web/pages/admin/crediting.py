@@ -1,4 +1,4 @@
-"""The form that gives credits to somebody, or to an organisation."""
+"""Read the form that adds credits to a user or an organization, and book them."""
 
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from shared.types import MicroCredits, RequestId
 class CreditsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     amount: str = ""
     note: str = ""
-    #: Made with the page: the same form twice, by a reload or a lost answer, is booked once.
+    #: The page creates this id, so that submitting the form twice books it once.
     transfer: str = ""
 
 
@@ -25,19 +25,19 @@ def new_transfer() -> str:
 
 
 async def book(visit: Visit, owner: UUID, form: CreditsForm) -> None:
-    """Raises BadRequest, and what the gateway raises."""
+    """Book the credits. Raises BadRequest, and what the gateway raises."""
     request = ledger.TopUp(str(owner), read_amount(form.amount), note=form.note.strip(), transfer_id=_read_transfer(form.transfer))
     await visit.call(ledger.top_up, request)
 
 
 def read_amount(text: str) -> MicroCredits:
-    """Raises BadRequest. Below zero takes back."""
+    """Parse the amount; negative amounts remove credits. Raises BadRequest."""
     try:
         amount = amounts.read(text)
     except ValueError as error:
-        raise errors.BadRequest(f"credits: {error}") from error
+        raise errors.BadRequest(f"credits: {error}", hint="enter a number such as 25 or 2.5") from error
     if not amount:
-        raise errors.BadRequest("credits: 0 changes nothing", hint="an amount below zero takes credits back")
+        raise errors.BadRequest("the amount is 0", hint="enter a positive amount to add credits, or a negative one to remove them")
     return amount
 
 
@@ -45,4 +45,4 @@ def _read_transfer(text: str) -> RequestId:
     try:
         return RequestId(UUID(text))
     except ValueError:
-        raise errors.BadRequest("the form has lost its number", hint="open the page again and send the form from there") from None
+        raise errors.BadRequest("the form has no transfer ID", hint="reload the page and submit the form again") from None

@@ -1,4 +1,4 @@
-"""How the whole is: every part, since when and why; kept up to date while the page is open."""
+"""Show the health of the mesh and of each component, live."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from shared.api import gateway, metrics
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthPage:
     lines: HealthLines
-    #: What the row of a part that comes later is made from.
+    #: The template for rows added later.
     blank: PartLine
 
 
@@ -36,7 +36,7 @@ async def follow_health(visit: NamedDependency[Visit]) -> Events:
 
 
 async def _lines(visit: Visit) -> HealthLines:
-    """What can be had: this page is opened when something is away."""
+    """Return what is available: users open this page when something is down."""
     whole, door, nodes = await asyncio.gather(
         _whole(visit),
         visit.ask(gateway.get_service_health, gateway.GetServiceHealth()),
@@ -46,7 +46,7 @@ async def _lines(visit: Visit) -> HealthLines:
 
 
 async def _whole(visit: Visit) -> metrics.SystemHealth | None:
-    """Asked by web itself: who may open this page was seen at its door, and it may be auth that does not answer."""
+    """Call metrics with web's own identity: access was already checked, and auth may be the service that is down."""
     try:
         return await visit.site.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)
     except errors.PeerError:

@@ -1,4 +1,4 @@
-"""The health of the whole as lines: what metrics found out, or what the gateway says where metrics is away. Pure."""
+"""Describe the health of the mesh, as metrics reports it, or the gateway while metrics is down. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -8,20 +8,24 @@ from shared.api.gateway import Check, NodeRow, ServiceHealth
 from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.types import Role
 
-#: status -> the one word, its tone, and a sentence.
+#: Status -> heading, tone and sentence.
 _VERDICTS = {
-    "healthy": ("Healthy", "good", "Every part that an answer needs is there."),
-    "degraded": ("Degraded", "warn", "Something is wrong; requests may still be answered. Below is what, and what to do."),
-    "down": ("Down", "bad", "A part that every answer needs is not there. Below is which, and what to do."),
+    "healthy": ("OK", "good", "All required components are up."),
+    "degraded": ("Degraded", "warn", "Requests may still succeed. The components below show the problem and what to do."),
+    "down": ("Down", "bad", "A required component is down, so requests fail. The components below show which one and what to do."),
 }
-_NOBODY_SAYS = ("Not known", "warn", "Neither the metrics service nor the gateway answers. To see what runs: aicli stack status.")
-_WORDS = {"healthy": ("works", "good"), "degraded": ("degraded", "warn"), "down": ("down", "bad")}
+_NOBODY_SAYS = (
+    "Unknown",
+    "warn",
+    "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.",
+)
+_WORDS = {"healthy": ("OK", "good"), "degraded": ("Degraded", "warn"), "down": ("Down", "bad")}
 _ORDER = {"down": 0, "degraded": 1, "healthy": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartLine:
-    """One part as texts."""
+    """One component."""
 
     id: str = ""
     name: str = ""
@@ -37,9 +41,9 @@ class HealthLines:
     word: str
     tone: str
     sentence: str
-    #: What metrics says of each part; empty where it is away.
+    #: The components that metrics reports; empty while metrics is down.
     parts: tuple[PartLine, ...]
-    #: What the gateway needs; empty where it is away.
+    #: The gateway's dependencies; empty while the gateway is down.
     checks: tuple[PartLine, ...]
     workers: str
     in_flight: str
@@ -66,7 +70,7 @@ def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: I
 
 
 def values(lines: HealthLines) -> dict[str, object]:
-    """For an event: texts by the paths of the page."""
+    """Return the live values."""
     plain = asdict(lines)
     return {**plain, "no_parts": not lines.parts, "no_checks": not lines.checks}
 
@@ -85,5 +89,5 @@ def _part(part: ComponentHealth) -> PartLine:
 
 
 def _check(check: Check) -> PartLine:
-    state, tone = ("there", "good") if check.ok else ("missing", "bad")
+    state, tone = ("OK", "good") if check.ok else ("Down", "bad")
     return PartLine(id=check.name, name=check.name, state=state, tone=tone, why=check.detail)

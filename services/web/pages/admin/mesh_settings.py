@@ -1,4 +1,4 @@
-"""What this mesh runs with, as far as its services tell. Settings are the environment of each service: they are read here, not changed."""
+"""Show the settings that the services report. They come from the environment and cannot be changed here."""
 
 import asyncio
 from collections.abc import Iterable
@@ -12,36 +12,36 @@ from shared.api import accounts, auth, gateway, service_settings
 from shared.api.gateway import NodeRow
 from shared.api.service_settings import ShownSetting, ShownSettings, TierTerms
 
-#: NIST SP 800-63B-4 §3.1.1.2, for passwords that are the only factor.
+#: NIST SP 800-63B-4 §3.1.1.2, for passwords without a second factor.
 ADVISED_WITHOUT_MFA = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceVersion:
     service: str
-    #: More than one while an upgrade goes on.
+    #: More than one during an upgrade.
     versions: tuple[str, ...]
     nodes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceShown:
-    """The settings of one service, those first that are not as they come."""
+    """The settings of one service, changed ones first."""
 
     service: str
-    #: None where it did not answer.
+    #: None if it did not respond.
     changed: tuple[ShownSetting, ...] | None
     usual: tuple[ShownSetting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsPage:
-    #: None where auth did not answer.
+    #: None if auth did not respond.
     options: accounts.SignInOptions | None
     advised_length: int
-    #: The ids of the keys that sign logins; None where auth did not answer.
+    #: The ids of the signing keys; None if auth did not respond.
     signing_keys: tuple[str, ...] | None
-    #: None where the gateway did not answer; so too below.
+    #: None if the gateway did not respond; the same below.
     versions: tuple[ServiceVersion, ...] | None
     default_model: str | None
     address: str
@@ -80,7 +80,7 @@ async def show_settings(visit: NamedDependency[Visit]) -> Page:
 
 
 def settings_of(service: str, answer: ShownSettings | None) -> ServiceShown:
-    """A secret is one that somebody has set, or is not there."""
+    """Split settings into changed ones and defaults. A secret counts as changed if it is set."""
     if answer is None:
         return ServiceShown(service=service, changed=None)
     changed = tuple(each for each in answer.settings if (each.value != each.default if not each.is_secret else each.value))
@@ -88,7 +88,7 @@ def settings_of(service: str, answer: ShownSettings | None) -> ServiceShown:
 
 
 def versions_of(nodes: Iterable[NodeRow]) -> tuple[ServiceVersion, ...]:
-    """Of those that are there now."""
+    """Return the versions of the nodes that are alive."""
     found: dict[str, list[str]] = {}
     for node in nodes:
         if node.alive:

@@ -1,4 +1,4 @@
-"""An account that an administrator makes for somebody: the way in where registration is closed."""
+"""Let administrators create accounts, for meshes with closed registration."""
 
 import secrets
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ _HERE = "/admin/users/new"
 class NewUserForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str = ""
     email: str = ""
-    #: Empty where the newcomer chooses one, by a link that comes by mail.
+    #: Empty to email a link for choosing one.
     password: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewUserPage:
-    #: Without the password, which is typed again.
+    #: Without the password.
     typed: NewUserForm
     password_min_length: int
     problem: errors.AimeshError | None = None
@@ -39,7 +39,7 @@ async def show_new_user(visit: NamedDependency[Visit]) -> Page:
 @post(_HERE)
 async def add_user(visit: NamedDependency[Visit]) -> Page:
     form = await visit.read_form(NewUserForm)
-    # Nobody knows the drawn one, so that the link of the mail is the only way in.
+    # Nobody knows the random password, so the emailed link is the only way in.
     password = form.password or secrets.token_urlsafe(32)
     try:
         async with visit.take_turn():
@@ -54,7 +54,7 @@ async def add_user(visit: NamedDependency[Visit]) -> Page:
 
 
 async def _invite(visit: Visit, user: auth.User) -> str:
-    """How it went. The account is there by now, so that a mail which cannot be asked for is said and undoes nothing."""
+    """Request the email. Returns the `done` parameter. The account exists, so a failure is only reported."""
     try:
         await visit.call(accounts.request_password_reset, accounts.RequestPasswordReset(user.username, visit.client()))
     except errors.AimeshError:

@@ -1,6 +1,6 @@
-"""The list of machines: what auth knows of each (who let it in, until when) joined with what the gateway sees of it now. Pure.
+"""Join the members that auth knows with the nodes that the gateway sees. Pure.
 
-A line is texts and addresses only, because the same line is drawn by the template and sent to pages that are open.
+A line has only strings, because templates and live events share it.
 """
 
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
 from shared.types import SERVICE_NAMES, NodeId, Role
 
-#: More than this is not drawn; the scripts of the page stop there, too.
+#: The maximum of rows; bindings.js has the same limit.
 MOST_LINES = 500
-#: Of a node's id; enough to tell nodes apart.
+#: How many characters of a node id are shown.
 SHOWN_OF_ID = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeLine:
-    """One machine as texts; empty ones are not shown."""
+    """One node; empty fields are not shown."""
 
     id: str = ""
     short: str = ""
     name: str = ""
     role: str = ""
-    #: Who answers for it, and what its certificate says besides.
+    #: Its owner and labels.
     about: str = ""
     state: str = ""
     #: good, warn, bad or off.
@@ -36,12 +36,12 @@ class NodeLine:
     load: str = ""
     models: str = ""
     until: str = ""
-    #: Where it is approved and cut off; empty where that cannot be done.
+    #: The paths to approve and revoke it; empty if that is not possible.
     approve: str = ""
     revoke: str = ""
     approve_label: str = ""
     revoke_label: str = ""
-    #: How it went; empty for who may not see that.
+    #: The link to its charts; empty for node owners.
     charts: str = ""
     charts_label: str = ""
 
@@ -49,21 +49,23 @@ class NodeLine:
 @dataclass(frozen=True, slots=True)
 class NodeList:
     lines: tuple[NodeLine, ...]
-    #: Such as "5 machines, 3 of them used, 1 waits for approval".
+    #: Such as "5 nodes, 3 OK, 1 pending approval".
     summary: str
-    #: Those that are not among the lines, because they are too many.
+    #: How many nodes exceed the maximum.
     left_out: int
 
 
-#: How the gateway reaches it, as people say it; what is not here is said as it is.
-_PATHS = {"nats": "over NATS", "relayed": "through a relay", "self": "itself"}
-#: Waiting ones need a decision, what is cut off needs none.
+#: Path -> label; other paths are shown as they are.
+_PATHS = {"nats": "NATS", "direct": "Direct", "punched": "Direct (NAT)", "relayed": "Relay", "self": "Local"}
+#: Nodes that need a decision come first.
 _ORDER = {MemberState.PENDING: 0, MemberState.ACTIVE: 1, MemberState.REVOKED: 2}
 
 
 def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, root: str, *, only_members: bool) -> NodeList:
-    """``rows`` is None where the gateway does not answer. ``root`` is the page that the actions' addresses begin with; an owner sees only
-    those that are theirs, which auth decides by the members."""
+    """Return the list. ``rows`` is None while the gateway is down. ``root`` is the path of the list.
+
+    With ``only_members``, leave out nodes that auth did not list: it lists only the owner's nodes.
+    """
     known = {member.id: member for member in members}
     seen = {row.id: row for row in rows} if rows is not None else {}
     ids = set(known) if only_members else set(known) | set(seen)
@@ -73,7 +75,7 @@ def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, root: str, *
 
 
 def plain(line: NodeLine) -> dict[str, str]:
-    """For an event."""
+    """Return the line for a live event."""
     return asdict(line)
 
 
@@ -86,7 +88,7 @@ def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[in
 def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *, is_seen: bool) -> NodeLine:
     state, tone, why = _state(member, row, is_seen=is_seen)
     short = node[:SHOWN_OF_ID]
-    # What has no name of its own is called by what it does.
+    # Use the role for unnamed nodes.
     name = member.name if member is not None and member.name else _role(member, row)
     can_go = member is not None and member.state is not MemberState.REVOKED and member.role is not Role.AUTH
     waits = member is not None and member.state is MemberState.PENDING and root.startswith("/admin")
@@ -119,30 +121,30 @@ def _role(member: Member | None, row: NodeRow | None) -> str:
 
 
 def _about(member: Member | None, row: NodeRow | None) -> str:
-    owner = member.owner if member is not None and member.owner else "the house"
+    owner = member.owner if member is not None and member.owner else "system"
     pairs = wording.labels(member.labels if member is not None else row.labels if row is not None else {})
     return f"{owner} · {pairs}" if pairs else owner
 
 
 def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tuple[str, str, str]:
-    """A word, its tone, and why."""
+    """Return the state, its tone and the reason."""
     if member is not None and member.state is MemberState.REVOKED:
-        return "revoked", "off", member.reason
+        return "Revoked", "off", member.reason
     if member is not None and member.state is MemberState.PENDING:
-        return "waits for approval", "warn", ""
+        return "Pending approval", "warn", ""
     if row is None:
-        return ("not seen", "off", "the gateway has not heard of it") if is_seen else ("not known", "off", "")
+        return ("Not seen", "off", "the gateway has never seen this node") if is_seen else ("Unknown", "off", "")
     if row.usable:
-        return "used", "good", ""
+        return "OK", "good", ""
     if row.alive:
-        return "not used", "warn", row.why_not
-    return ("not let in" if row.refused else "gone"), "bad", row.why_not
+        return "Degraded", "warn", row.why_not
+    return ("Rejected" if row.refused else "Down"), "bad", row.why_not
 
 
 def _load(row: NodeRow | None) -> str:
     if row is None or not row.slots:
         return wording.NOTHING
-    return f"{row.running} of {row.slots}" + (f", {row.queued} waiting" if row.queued else "")
+    return f"{row.running} of {row.slots}" + (f", {row.queued} queued" if row.queued else "")
 
 
 def _until(member: Member | None) -> str:
@@ -152,10 +154,10 @@ def _until(member: Member | None) -> str:
 
 
 def _summary(lines: tuple[NodeLine, ...]) -> str:
-    there = [line for line in lines if line.state != "revoked"]
+    there = [line for line in lines if line.state != "Revoked"]
     if not there:
-        return "No machines"
-    used = sum(line.state == "used" for line in there)
-    waiting = sum(line.state == "waits for approval" for line in there)
-    text = f"{len(there):,} machine{'' if len(there) == 1 else 's'}, {used:,} used"
-    return f"{text}, {waiting:,} waiting for approval" if waiting else text
+        return "No nodes"
+    healthy = sum(line.state == "OK" for line in there)
+    waiting = sum(line.state == "Pending approval" for line in there)
+    text = f"{len(there):,} node{'' if len(there) == 1 else 's'}, {healthy:,} OK"
+    return f"{text}, {waiting:,} pending approval" if waiting else text

@@ -1,4 +1,4 @@
-"""All organisations of the mesh; the tier and the credits of each. Who belongs to one is its owners' to say, on a page of their own."""
+"""Manage the tiers and credits of all organizations. Their owners manage the members on another page."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from shared import errors
 from shared.api import ledger, organisations
 from shared.types import TenantId, Tier, UserId
 
-#: The words that a redirect may bring.
-_DONE = {"tier": "The tier is changed. Its limits count from the next request on.", "credits": "The credits are booked."}
+#: `done` parameter of a redirect -> notice.
+_DONE = {"tier": "Tier changed. New requests use its limits.", "credits": "Credits updated."}
 
 
 class TeamTierForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +38,7 @@ class OrganisationsPage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationPage:
     team: organisations.Organisation
-    #: None where the gateway did not answer.
+    #: None if the gateway did not respond.
     account: ledger.Account | None
     tiers: tuple[Tier, ...]
     typed: CreditsForm

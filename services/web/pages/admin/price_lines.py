@@ -1,4 +1,4 @@
-"""Prices as they are shown: each with what an example costs, and the models that have none of their own. Pure."""
+"""Describe prices, with the cost of an example, and find the models without their own price. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from shared.api.gateway import ServedModel
 from shared.api.ledger import MICRO, ModelPrice
 from shared.types import MicroCredits, ModelName
 
-#: The example of every price: a request of some length, and its answer.
+#: The example: input tokens, output tokens and compute seconds.
 EXAMPLE_IN, EXAMPLE_OUT, EXAMPLE_SECONDS = 1000, 500, 5
 
 
@@ -15,18 +15,18 @@ EXAMPLE_IN, EXAMPLE_OUT, EXAMPLE_SECONDS = 1000, 500, 5
 class PriceLine:
     price: ModelPrice
     example_micro: MicroCredits
-    #: It holds now, and is no entry of the past.
+    #: In force now, not a previous price.
     is_current: bool
 
 
 def example(price: ModelPrice) -> MicroCredits:
-    """Tokens are priced by the million and a sum is rounded up once, as the gateway does."""
+    """Return the cost of the example. The total is rounded up once, as in the gateway."""
     millionths = EXAMPLE_IN * price.input_micro_per_million + EXAMPLE_OUT * price.output_micro_per_million
     return MicroCredits(-(-millionths // MICRO) + price.request_micro + EXAMPLE_SECONDS * price.compute_second_micro)
 
 
 def lines(current: Iterable[ModelPrice], history: Sequence[ModelPrice] = ()) -> tuple[PriceLine, ...]:
-    """The default first, then by name; behind each what held before, the newest first."""
+    """Return the prices: the default first, then by name; each followed by its previous prices, newest first."""
     now = {price.model: price for price in current}
     former = [price for price in history if price != now.get(price.model)]
     found = [PriceLine(price=price, example_micro=example(price), is_current=True) for price in now.values()]

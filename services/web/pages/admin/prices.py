@@ -1,4 +1,4 @@
-"""What models cost, what they cost before, and setting a price that holds from now on."""
+"""Show the prices and their history, and set new ones."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from shared import amounts, errors
 from shared.api import gateway, ledger
 from shared.types import MicroCredits, ModelName
 
-#: The words that a redirect may bring.
-_DONE = {"set": "The price holds from now on. What runs already keeps the one that it began with."}
+#: `done` parameter of a redirect -> notice.
+_DONE = {"set": "New requests use this price. Running requests keep theirs."}
 
 
 class PriceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,7 +25,7 @@ class PriceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     #: Empty for the default.
     model: str = ""
-    #: For a million tokens.
+    #: Per 1M tokens.
     input: str = ""
     output: str = ""
     request: str = ""
@@ -39,9 +39,9 @@ NOTHING_TYPED = PriceForm()
 class PricesPage:
     lines: tuple[PriceLine, ...]
     with_history: bool
-    #: Served, and charged by the default.
+    #: Served models that use the default price.
     unpriced: tuple[ModelName, ...]
-    #: False where the gateway did not say what is served.
+    #: False if the served models are unavailable.
     knows_models: bool
     typed: PriceForm
     example: tuple[int, int, int]
@@ -71,31 +71,31 @@ async def set_price(visit: NamedDependency[Visit]) -> Page:
 
 
 def read_price(form: PriceForm) -> ledger.ModelPrice:
-    """Raises BadRequest."""
+    """Parse the form. Raises BadRequest."""
     model = form.model.strip()
     return ledger.ModelPrice(
         ModelName(model) if model else None,
-        _amount(form.input, "tokens in"),
-        _amount(form.output, "tokens out"),
-        _amount(form.request or "0", "a request"),
-        _amount(form.compute_second or "0", "a second of compute"),
+        _amount(form.input, "the input price"),
+        _amount(form.output, "the output price"),
+        _amount(form.request or "0", "the price per request"),
+        _amount(form.compute_second or "0", "the price per compute second"),
     )
 
 
 def _amount(text: str, what: str) -> MicroCredits:
     if not text.strip():
-        raise errors.BadRequest(f"{what}: no price", hint="type 0 where it costs nothing")
+        raise errors.BadRequest(f"{what} is missing", hint="enter 0 if it is free")
     try:
         amount = amounts.read(text)
     except ValueError as error:
-        raise errors.BadRequest(f"{what}: {error}") from error
+        raise errors.BadRequest(f"{what}: {error}", hint="enter a number such as 2.5") from error
     if amount < 0:
-        raise errors.BadRequest(f"{what}: less than 0", hint="type 0 where it costs nothing")
+        raise errors.BadRequest(f"{what} is negative", hint="enter 0 if it is free")
     return amount
 
 
 async def _page_of(visit: Visit, *, with_history: bool, typed: PriceForm, problem: errors.AimeshError | None = None) -> PricesPage:
-    """Without prices there is nothing to show: raises PeerError where the gateway is away."""
+    """Return the page. Raises PeerError while the gateway is down."""
     current, models = await asyncio.gather(
         visit.call(ledger.list_prices, ledger.ListPrices()), visit.ask(gateway.list_models, gateway.ListModels())
     )

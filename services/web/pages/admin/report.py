@@ -1,4 +1,4 @@
-"""What everybody used and what it brought in: by day, model, person, or whose machine it was; and the same as a table to take along."""
+"""Show usage and revenue of the mesh by day, model, user or node owner, and export them as CSV."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from shared.api import business
 from shared.api.business import BusinessReport, By, GetBusinessReport
 from shared.business_lines import Line
 
-#: How many days the page can be about; the first is what it begins with.
+#: The periods in days; the first is the default.
 DAYS = (7, 30, 90, 365)
-#: A year of a busy mesh takes the gateway a while.
+#: A year of a busy mesh takes the gateway many seconds.
 REPORT_SECONDS = 25.0
 
 
@@ -32,16 +32,16 @@ class Choice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPage:
     days: int
-    #: Head of the first column.
+    #: The heading of the first column.
     about: str
     times: tuple[Choice, ...]
     subjects: tuple[Choice, ...]
     download: str
-    #: None when the gateway did not answer; the other two then have nothing.
+    #: None if the gateway did not respond; then there are no rows either.
     whole: WholeLine | None
     rows: tuple[ReportLine, ...] = ()
     total: ReportLine | None = None
-    #: There are more rows than these.
+    #: Whether rows are left out.
     is_cut: bool = False
 
 
@@ -78,14 +78,14 @@ async def download_report(visit: NamedDependency[Visit], days: FromQuery[str] = 
 
 
 async def _named(visit: Visit, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
-    """Where auth does not answer, people are ids."""
+    """Return the rows with user names, or with ids while auth is down."""
     ids = business_lines.ids_in(report, asked.by)
     found = await visit.ask(business.name_users, business.NameUsers(ids)) if ids else None
     return business_lines.lines(report, asked, found.names if found else {})
 
 
 def _asked(visit: Visit, days: int, by: By) -> GetBusinessReport:
-    """Of whole days, today's with them."""
+    """Return the request for whole days, including today."""
     until = visit.site.now().astimezone(UTC).date() + timedelta(days=1)
     return GetBusinessReport(until - timedelta(days=days), until, by)
 
@@ -95,12 +95,12 @@ def _address(days: int, by: By, path: str = "/admin/report") -> str:
 
 
 def _read_days(text: str) -> int:
-    """A number that is no choice is the first one: it came by an address that somebody changed."""
+    """Return the period for a query parameter; unknown values mean the default."""
     return next((days for days in DAYS if text == str(days)), DAYS[0])
 
 
 def _read_subject(text: str) -> By:
-    """As well."""
+    """Return the grouping for a query parameter; unknown values mean by day."""
     return By(text) if text in set(By) else By.DAY
 
 

@@ -1,4 +1,4 @@
-"""Tickets: lines that let a machine in. A new one is in the answer to the form that made it, and nowhere else."""
+"""Create, list and revoke tickets, which let nodes join. A new ticket is shown once."""
 
 import re
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from shared.api import membership
 from shared.api.membership import NewTicket, TicketRow, TicketState
 from shared.types import Role
 
-#: What a machine can join as with a ticket, and the command that does it there; as `aicli admin tickets create` says.
+#: Role -> the command that joins with a ticket, as `aicli admin tickets create` prints it.
 COMMANDS = {Role.WORKER: "aicli worker --join", Role.CLIENT: "aicli mesh connect"}
-#: How long a ticket may be good, in seconds -> the words for it.
-LIFETIMES = {3600: "1 hour", 86_400: "1 day", 7 * 86_400: "7 days"}
+#: Lifetime of a ticket in seconds -> label.
+LIFETIMES = {3600: "In 1 hour", 86_400: "In 1 day", 7 * 86_400: "In 7 days"}
 _LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _MOST_USES = 10_000
-#: The words that a redirect may bring.
-_DONE = {"revoked": "The ticket is revoked. Machines that came in with it stay."}
+#: `done` parameter of a redirect -> notice.
+_DONE = {"revoked": "Ticket revoked. Nodes that already joined with it stay."}
 
 
 class TicketForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class TicketForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: In seconds.
     lifetime: str = "3600"
     labels: str = ""
-    #: What a ticked box sends; nothing where it is not ticked.
+    #: Sent if the box is checked.
     approval: str = ""
     owner: str = ""
 
@@ -45,13 +45,13 @@ NOTHING_TYPED = TicketForm()
 class TicketsPage:
     root: str
     is_admin: bool
-    #: Good ones first, as auth sorts them otherwise.
+    #: Valid tickets first.
     tickets: tuple[TicketRow, ...]
     roles: tuple[Role, ...]
     lifetimes: dict[int, str]
     typed: TicketForm = NOTHING_TYPED
     created: NewTicket | None = None
-    #: What to type on the machine.
+    #: The command to run on the machine.
     command: str = ""
     problem: errors.AimeshError | None = None
 
@@ -71,7 +71,7 @@ async def show_tickets(visit: NamedDependency[Visit], done: FromQuery[str] = "")
 
 @post(["/nodes/tickets", "/admin/nodes/tickets"])
 async def create_ticket(visit: NamedDependency[Visit]) -> Page:
-    """Answers with the page itself: a redirect would have to carry the ticket somewhere."""
+    """Create a ticket. Responds with the page itself, because a redirect would have to carry the ticket."""
     form = await visit.read_form(TicketForm)
     try:
         created = await visit.call(membership.create_ticket, wanted(form))
@@ -92,14 +92,14 @@ async def revoke_ticket(visit: NamedDependency[Visit], ticket_id: FromPath[str])
 
 
 def wanted(form: TicketForm) -> membership.CreateTicket:
-    """Raises BadRequest for what cannot be meant."""
-    uses = forms.read_limit(form.uses, "uses") or 1
+    """Convert the form to a request. Raises BadRequest."""
+    uses = forms.read_limit(form.uses, "max uses") or 1
     if uses > _MOST_USES:
-        raise errors.BadRequest(f"uses: at most {_MOST_USES:,}", hint="make another ticket for the rest")
+        raise errors.BadRequest(f"a ticket can have at most {_MOST_USES:,} uses", hint="create several tickets")
     if form.role not in COMMANDS:
-        raise errors.BadRequest("role: a machine joins as a worker or a client", hint="choose one of them")
+        raise errors.BadRequest("unknown role", hint="choose worker or client")
     if form.lifetime not in map(str, LIFETIMES):
-        raise errors.BadRequest("lifetime: not one of those on the page", hint="choose one of them")
+        raise errors.BadRequest("unknown lifetime", hint="choose one from the list")
     return membership.CreateTicket(
         Role(form.role),
         uses=uses,
@@ -111,14 +111,14 @@ def wanted(form: TicketForm) -> membership.CreateTicket:
 
 
 def read_labels(text: str) -> dict[str, str]:
-    """KEY=VALUE, several with commas. Raises BadRequest."""
+    """Parse labels such as `room=3, gpu=a100`. Raises BadRequest."""
     pairs = [each.strip().partition("=")[::2] for each in text.split(",") if each.strip()]
     for key, value in pairs:
         if not (_LABEL.fullmatch(key) and _LABEL.fullmatch(value)):
-            hint = "use letters, digits, '.', '_', '/' and '-', as in room=3, gpu=a100"
-            raise errors.BadRequest(f"labels: {key[:63]}={value[:63]} is not KEY=VALUE", hint=hint)
+            hint = "use letters, digits, '.', '_', '/' and '-', such as room=3, gpu=a100"
+            raise errors.BadRequest(f"invalid label: {key[:63]}={value[:63]}", hint=hint)
     if len(pairs) > 16:
-        raise errors.BadRequest("labels: more than 16", hint="leave some out")
+        raise errors.BadRequest("a ticket can have at most 16 labels", hint="remove some")
     return dict(pairs)
 
 
@@ -127,7 +127,7 @@ async def _tickets(visit: Visit) -> tuple[TicketRow, ...]:
 
 
 async def _tickets_if_there(visit: Visit) -> tuple[TicketRow, ...]:
-    """Beside what was asked for: the new ticket is shown whether or not the list can be had."""
+    """Return the tickets, or none if auth is down: show a new ticket even without the list."""
     answer = await visit.ask(membership.list_tickets, membership.ListTickets())
     return _good_first(answer) if answer else ()
 
@@ -151,7 +151,7 @@ def _view(
         root=root,
         is_admin=is_admin,
         tickets=tickets,
-        # Whoever is no administrator lends machines, and nothing else.
+        # Node owners can add workers only.
         roles=tuple(COMMANDS) if is_admin else (Role.WORKER,),
         lifetimes=LIFETIMES,
         typed=typed or NOTHING_TYPED,

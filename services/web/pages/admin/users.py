@@ -1,4 +1,4 @@
-"""The people of the mesh: find somebody, say what they may do and use, give them credits, close an account."""
+"""Manage users: search, roles, tiers, credits, second factor, and disabling accounts."""
 
 import asyncio
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from shared.api import auth, gateway, ledger, usage_report
 from shared.types import TenantId, Tier, UserId, UserRole
 
 USAGE_DAYS = 30
-#: The words that a redirect may bring.
+#: `done` parameter of a redirect -> notice.
 _DONE = {
-    "role": "The role is changed. It counts from the next request on.",
-    "tier": "The tier is changed. Its limits count from the next request on.",
-    "closed": "The account is closed. Its keys and sessions do not work any more.",
-    "opened": "The account is open again, with its keys.",
-    "credits": "The credits are booked.",
-    "added": "The account is there, with the password that you chose. Hand it over in person.",
-    "mailed": "The account is there, and a link to choose a password is on its way by mail.",
-    "factor": "The second factor is removed. Their sessions are over; they log in with the password and set a new one up.",
+    "role": "Role changed. It applies to new requests.",
+    "tier": "Tier changed. New requests use its limits.",
+    "closed": "Account disabled. Its keys and sessions no longer work.",
+    "opened": "Account enabled. Its keys work again.",
+    "credits": "Credits updated.",
+    "added": "User added. Give them the password in person.",
+    "mailed": "User added. We emailed them a link to choose a password.",
+    "factor": "Second factor removed and sessions ended. The user can sign in with the password and set up a new one.",
 }
-_UNMAILED = "The account is there, but no mail could be sent. “Forgot your password?” on the login page sends another one."
+_UNMAILED = "User added, but the email failed. “Forgot your password?” on the sign-in page sends another one."
 
 
 class RoleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +58,7 @@ class UsersPage:
 class UserPage:
     user: auth.User
     is_self: bool
-    #: None where the gateway did not answer; so too below.
+    #: None if the gateway did not respond; the same below.
     account: ledger.Account | None
     quota: views.Quota | None
     usage: usage_report.UsageReport | None
@@ -143,7 +143,7 @@ def _notice(done: str) -> rendering.Notice | None:
 
 
 async def _refused(visit: Visit, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
-    """The page again, with what was typed and why it was not done. Raises what the application itself has to see."""
+    """Return the page with the error and the typed values. Re-raises what the application handles."""
     if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
         raise error
     view = await _page_of(visit, user_id, typed, error)
@@ -174,7 +174,7 @@ async def _page_of(visit: Visit, user_id: UUID, typed: CreditsForm = NOTHING_TYP
 
 
 def _of_last_days(user_id: UserId, now: datetime) -> usage_report.GetUsageReport:
-    """Of whole days, today's with them."""
+    """Return the request for whole days, including today."""
     today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     until = today + timedelta(days=1)
     return usage_report.GetUsageReport(until - timedelta(days=USAGE_DAYS), until, tenant_id=TenantId(user_id))

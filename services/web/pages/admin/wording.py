@@ -1,26 +1,26 @@
-"""Moments and measures in words, for rows that a template and an event stream both show. Pure."""
+"""Format times and measures for rows that templates and live events share. Pure."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-#: For what has no value.
+#: Shown for missing values.
 NOTHING = "–"
 
 
 def moment(at: datetime) -> str:
-    """To the minute, and with its year."""
+    """Format a time to the minute, with the year."""
     at = at.astimezone(UTC)
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
 def soon(at: datetime) -> str:
-    """Of what is days away at most, and so needs no year."""
+    """Format a time that is at most days away, without the year."""
     at = at.astimezone(UTC)
     return f"{at.day} {at:%b, %H:%M} UTC"
 
 
 def round_trip(milliseconds: float | None) -> str:
-    """Empty where there is no link to measure it on."""
+    """Format a round trip; empty without a link."""
     if milliseconds is None:
         return ""
     return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"

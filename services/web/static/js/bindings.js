@@ -1,15 +1,15 @@
-// What in the page follows which value: texts, a few attributes, visibility and rows of lists. Touches only what differs.
+// Applies live values to the page: texts, some attributes, visibility and list rows. Changes only what differs.
 
-/** @typedef {Record<string, unknown>} Values  By path: what the server says has changed. @typedef {{id: string} & Values} Row */
+/** @typedef {Record<string, unknown>} Values  Changed values, by path. @typedef {{id: string} & Values} Row */
 
-/** Attributes that can neither load nor run anything, and two that lead to pages of ours only. */
+/** Attributes that cannot load or run anything. OWN_PAGES may only hold paths on this site. */
 const ATTRIBUTES = new Set(
   'value datetime title aria-label aria-valuenow aria-valuetext data-state data-value data-label data-confirm data-copy'
     .split(' ')
     .concat('width height x y x1 x2 y1 y2 cx cy r d points min max low high optimum'.split(' ')),
 )
 const OWN_PAGES = new Set(['href', 'action'])
-/** More rows than anybody reads; the server sends pages of far fewer. */
+/** The maximum of rows; the server sends far fewer. */
 const MAX_ROWS = 500
 
 /**
@@ -36,7 +36,7 @@ export function apply(root, values) {
   }
 }
 
-/** The elements with this attribute, without those in rows of a list, which belong to their row. @param {ParentNode} root @param {string} attribute */
+/** Finds the elements with this attribute, except those in list rows. @param {ParentNode} root @param {string} attribute */
 function within(root, attribute) {
   const found = /** @type {HTMLElement[]} */ ([...root.querySelectorAll(`[${attribute}]`)])
   if (root instanceof HTMLElement && root.hasAttribute(attribute)) found.push(root)
@@ -72,7 +72,7 @@ function setRows(list, rows) {
   const wanted = new Set(rows.map((row) => String(row.id)))
   for (const element of /** @type {HTMLElement[]} */ ([...list.querySelectorAll(':scope > [data-id]')])) {
     const id = element.dataset.id
-    // Gone ones first, so that those that stay need not move: what moves loses the focus.
+    // Remove rows first, so that the remaining rows need not move: a moved row loses the focus.
     if (!wanted.has(String(id)) || present.has(id)) element.remove()
     else present.set(id, element)
   }

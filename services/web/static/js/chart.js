@@ -1,33 +1,33 @@
-// Draws a `<table data-chart="bars|lines|series">` with uPlot and follows its changes; without JavaScript the table itself is there.
+// Draws a `<table data-chart="bars|lines|series">` with uPlot and redraws on changes. Without JavaScript the table remains.
 
 import { readSeries } from './series_table.js'
 import { TEXTS } from './texts.js'
 
 const HEIGHT = 220
-const COLOURS = ['var(--series-1)', 'var(--series-2)', 'var(--series-3)', 'var(--series-4)']
-/** Behind the last colour the first comes again, dashed in another way; so does its mark, by `data-dash`. */
+const COLORS = ['var(--series-1)', 'var(--series-2)', 'var(--series-3)', 'var(--series-4)']
+/** The dash patterns after all colors are used; `data-dash` styles the legend marks alike. */
 const DASHES = [[], [7, 4], [2, 3]]
 const COMPACT = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
-/** Steps between labels of rows without a time: whole rows only. */
+/** Label steps for rows without a time: whole rows only. */
 const ROW_STEPS = [1, 2, 5, 7, 10, 14, 20, 30, 50, 100, 200, 500, 1000]
-/** Steps of a scale of what is counted: there is no half request. */
+/** Scale steps for counts: whole numbers only. */
 const WHOLE_STEPS = Array.from({ length: 15 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat()
-/** The class of the library, from its own script before this one. */
+/** The class from the library's own script, which runs before this one. */
 const uPlot = /** @type {any} */ (globalThis).uPlot
 
 /**
- * @typedef {{label: string, isDrawn: boolean, text: (place: number) => string}} Series  `text` is what it says at a place.
+ * @typedef {{label: string, isDrawn: boolean, text: (place: number) => string}} Series  `text` formats the value at a place.
  * @typedef {{isTime: boolean, isEmpty: boolean, last: number, name: (place: number) => string, series: Series[],
  *   values: (number | null)[][], write: (value: number) => string, most: number | null,
- *   tick: ((seconds: number) => string) | null}} Facts  `write` is for the scale, whose end is `most`, if that is always the same; `tick`
- *   is for times below the chart.
+ *   tick: ((seconds: number) => string) | null}} Facts  `write` formats the scale, whose fixed end is `most`; `tick`
+ *   formats the times below the chart.
  */
 
-/** What a table says: a number is its cell's `data-value` or text; a row's place is its header's `data-value`, in Unix seconds. @param {HTMLTableElement} table @returns {Facts} */
+/** Reads a table. A value is the cell's `data-value` or text; a row's time is its header's `data-value`, in Unix seconds. @param {HTMLTableElement} table @returns {Facts} */
 export function readTable(table) {
   const rows = [...table.tBodies].flatMap((body) => [...body.rows])
   const heads = [...(table.tHead?.rows[0].cells ?? [])]
-  // What is measured in something else has no place on the same scale, and bars hide each other: those are read and not drawn.
+  // Draw only columns of one unit, and only one column as bars. The legend still shows the others.
   const unit = heads.find((head, column) => column > 0 && head.dataset.chart !== 'off')?.dataset.unit ?? ''
   /** @type {Series[]} */
   const series = []
@@ -72,7 +72,7 @@ class Chart {
   constructor(table) {
     this.table = table
     this.facts = this.#facts()
-    this.colours = COLOURS
+    this.colors = COLORS
     this.figure = document.createElement('figure')
     this.figure.className = 'plot'
     this.field = document.createElement('div')
@@ -85,7 +85,7 @@ class Chart {
   }
 
   start() {
-    // A wide table scrolls by itself, and takes the chart not along.
+    // Put the chart outside of the scrolling element.
     const numbers = this.table.parentElement?.matches('.scrolls') ? this.table.parentElement : this.table
     numbers.before(this.figure)
     if (this.table.dataset.chartTable !== 'shown') {
@@ -134,13 +134,13 @@ class Chart {
     if (this.figure.hidden) return
     this.#plot = new uPlot(this.#options(), this.facts.values, this.field)
     this.#read(place)
-    // Whoever reads goes on reading; the scales are known when the library has drawn.
+    // Restore the cursor after the library has drawn the scales.
     if (place !== null) requestAnimationFrame(() => this.#show(place))
   }
 
   #options() {
-    const [text, line, ...colours] = resolve(this.field, ['var(--soft)', 'var(--line)', ...COLOURS])
-    this.colours = colours
+    const [text, line, ...colors] = resolve(this.field, ['var(--soft)', 'var(--line)', ...COLORS])
+    this.colors = colors
     const isBars = this.table.dataset.chart === 'bars'
     const { isTime, series, most, tick } = this.facts
     const axis = { stroke: text, font: '12px system-ui, sans-serif', grid: { stroke: line, width: 1 }, ticks: { show: false } }
@@ -160,7 +160,7 @@ class Chart {
         {
           ...axis,
           grid: { show: false },
-          // One line of words: the library leaves room for the day below the hour.
+          // One line of labels; by default there is room for the date below the time.
           ...(tick ? { size: 32 } : {}),
           ...(tick
             ? { values: (/** @type {any} */ _, /** @type {number[]} */ at) => at.map(tick) }
@@ -183,11 +183,11 @@ class Chart {
         ...series.map(({ label, isDrawn }, index) => ({
           label,
           show: isDrawn,
-          stroke: colours[index % colours.length],
-          fill: isBars ? colours[index % colours.length] : undefined,
+          stroke: colors[index % colors.length],
+          fill: isBars ? colors[index % colors.length] : undefined,
           width: isBars ? 0 : 2,
-          dash: isBars ? undefined : DASHES[Math.floor(index / colours.length) % DASHES.length],
-          points: isBars ? { show: false } : { size: 8, fill: colours[index % colours.length], filter: isolated },
+          dash: isBars ? undefined : DASHES[Math.floor(index / colors.length) % DASHES.length],
+          points: isBars ? { show: false } : { size: 8, fill: colors[index % colors.length], filter: isolated },
           paths: isBars ? uPlot.paths.bars({ size: [0.7, 60] }) : undefined,
         })),
       ],
@@ -195,13 +195,13 @@ class Chart {
     }
   }
 
-  /** Shows the legend, with the values of one row if there is one. @param {number | null} row */
+  /** Shows the legend, with the values of a row if given. @param {number | null} row */
   #read(row) {
     const parts = this.facts.series.map(({ label, isDrawn, text }, index) => {
       const part = document.createElement('span')
       const mark = document.createElement('i')
-      mark.style.color = this.colours[index % this.colours.length]
-      mark.dataset.dash = String(Math.floor(index / this.colours.length) % DASHES.length)
+      mark.style.color = this.colors[index % this.colors.length]
+      mark.dataset.dash = String(Math.floor(index / this.colors.length) % DASHES.length)
       const value = row === null ? '' : text(row)
       const name = document.createElement('bdi')
       name.textContent = label
@@ -231,13 +231,13 @@ class Chart {
   }
 }
 
-/** Whether all that is drawn are whole numbers, and the scale is made for them. @param {Facts} facts */
+/** Whether all drawn values are whole numbers. @param {Facts} facts */
 function isCounted({ values, series, most }) {
   const drawn = values.slice(1).filter((_, index) => series[index].isDrawn)
   return most === null && drawn.every((column) => column.every((value) => value === null || Number.isInteger(value)))
 }
 
-/** Where a line is too dense for its points, those without a neighbour: no line leads to them. @param {any} plot @param {number} series @param {boolean} isEach */
+/** Returns the points without a neighbor, which no line connects. @param {any} plot @param {number} series @param {boolean} isEach */
 function isolated(plot, series, isEach) {
   if (isEach) return null
   const values = plot.data[series]
@@ -245,13 +245,13 @@ function isolated(plot, series, isEach) {
   return [...values.keys()].filter((row) => isThere(row) && !isThere(row - 1) && !isThere(row + 1))
 }
 
-/** Half a row of room on both sides, so that the first and the last bar are whole. @param {any} plot @param {number} least @param {number} most */
+/** Adds half a row on both sides, so that the first and last bar are complete. @param {any} plot @param {number} least @param {number} most */
 function pad(plot, least, most) {
   const half = plot.data[0].length > 1 ? (most - least) / (plot.data[0].length - 1) / 2 : 0.5
   return [least - half, most + half]
 }
 
-/** Colours as a canvas knows them, whatever variables and functions they are written with. @param {HTMLElement} parent @param {string[]} names */
+/** Resolves CSS colors for the canvas. @param {HTMLElement} parent @param {string[]} names */
 function resolve(parent, names) {
   const probe = document.createElement('span')
   parent.append(probe)

@@ -1,4 +1,4 @@
-// One chat: its messages, and what each event does to them. Pure: every function returns a new conversation.
+// A chat and its state changes. Pure: every function returns a new conversation.
 
 /**
  * @typedef {{request_id: string, prompt_tokens: number, completion_tokens: number, cost?: string, tokens_per_second?: number, note?: string}} Usage
@@ -22,7 +22,7 @@ export function ask(chat, text) {
   return { messages: [...chat.messages, { ...BLANK, role: 'user', text }, { ...BLANK, state: 'writing' }] }
 }
 
-/** The last question again, without its answer. @param {Conversation} chat @returns {Conversation} */
+/** Asks the last question again, without its answer. @param {Conversation} chat @returns {Conversation} */
 export function regenerate(chat) {
   if (isWriting(chat) || chat.messages.length < 2) return chat
   return { messages: [...chat.messages.slice(0, -1), { ...BLANK, state: 'writing' }] }
@@ -35,7 +35,7 @@ function changeLast(chat, changes) {
 }
 
 /**
- * An event of the answer that is being written; one that this version does not know changes nothing.
+ * Applies an event of the running answer. Unknown events are ignored.
  * @param {Conversation} chat
  * @param {string} event
  * @param {any} facts
@@ -66,7 +66,7 @@ export function receive(chat, event, facts) {
 /** @param {Conversation} chat @param {Message['state']} state @returns {Conversation} */
 export const end = (chat, state) => (isWriting(chat) ? changeLast(chat, { state, waiting: '' }) : chat)
 
-/** A whole answer, or what a person has of one that they stopped: why they did is worth knowing. @param {Message | undefined} message */
+/** Whether an answer can be rated: a complete one, or a stopped one with text. @param {Message | undefined} message */
 export const canBeRated = (message) => Boolean(message?.requestId && (message.usage || (message.state === 'stopped' && message.text)))
 
 /** @param {Conversation} chat @param {string} requestId @param {Message['rating']} rating @returns {Conversation} */
@@ -74,7 +74,7 @@ export function rate(chat, requestId, rating) {
   return { messages: chat.messages.map((each) => (requestId && each.requestId === requestId ? { ...each, rating } : each)) }
 }
 
-/** What the model is sent: questions without an answer and answers without text are left out. @param {Conversation} chat */
+/** Returns the messages for the model, without unanswered questions and empty answers. @param {Conversation} chat */
 export function toMessages(chat) {
   const { messages } = chat
   return messages.flatMap(({ role, text }, index) => {

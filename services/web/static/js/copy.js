@@ -1,4 +1,4 @@
-// Buttons that copy: `data-copy="#id"` an element's text or value, `data-copy=""` the code of the figure that the button is in.
+// Copy buttons: `data-copy="#id"` copies an element's text or value, `data-copy=""` copies the code of the surrounding figure.
 
 import { TEXTS } from './texts.js'
 
@@ -6,7 +6,7 @@ const SHOWN_MS = 2000
 /** @type {WeakMap<Element, {label: string | null, timer: ReturnType<typeof setTimeout>}>} */
 const shown = new WeakMap()
 
-/** Read out by screen readers; there from the start, because regions that come with their text are not read. */
+/** Announces the result. It exists from the start, because screen readers skip regions that appear with their text. */
 const region = document.createElement('div')
 region.className = 'unseen'
 region.role = 'status'
@@ -16,20 +16,25 @@ document.addEventListener('click', (event) => {
   const button = event.target instanceof Element && event.target.closest('button[data-copy]')
   if (!(button instanceof HTMLElement)) return
   const source = button.dataset.copy ? document.querySelector(button.dataset.copy) : button.closest('figure')?.querySelector('code')
-  if (source) copy(source).then((isCopied) => tell(button, isCopied ? TEXTS.copied : TEXTS.copyByHand))
+  if (source) copy(button, source)
 })
 
-/** False where the browser does not let us: the text is selected then. @param {Element} source */
-async function copy(source) {
+/**
+ * Copies `text`, or the text of `source`; selects `source` if the browser forbids it. The button shows the result.
+ * @param {HTMLElement} button
+ * @param {Element} source
+ * @param {string} [text]
+ */
+export async function copy(button, source, text) {
   const isField = source instanceof HTMLInputElement || source instanceof HTMLTextAreaElement
   try {
-    await navigator.clipboard.writeText(isField ? source.value : (source.textContent ?? ''))
-    return true
+    await navigator.clipboard.writeText(text ?? (isField ? source.value : (source.textContent ?? '')))
+    tell(button, TEXTS.copied)
   } catch {
-    // Over plain HTTP there is no clipboard, and a person may have forbidden it.
+    // There is no clipboard over plain HTTP, and users can forbid it.
     if (isField) source.select()
     else getSelection()?.selectAllChildren(source)
-    return false
+    tell(button, TEXTS.copyByHand)
   }
 }
 
@@ -37,15 +42,26 @@ async function copy(source) {
 function tell(button, text) {
   const before = shown.get(button)
   clearTimeout(before?.timer)
-  const label = before ? before.label : button.textContent
-  // The button keeps its place while its word changes.
-  button.style.minWidth = `${button.offsetWidth}px`
-  button.textContent = text
+  const isIcon = button.classList.contains('icon')
+  const label = before ? before.label : isIcon ? button.title : button.textContent
+  if (isIcon) {
+    button.title = text
+    button.dataset.copied = String(text === TEXTS.copied)
+  } else {
+    // Keep the width while the text changes.
+    button.style.minWidth = `${button.offsetWidth}px`
+    button.textContent = text
+  }
   region.textContent = text
   const timer = setTimeout(() => {
     shown.delete(button)
-    button.textContent = label
-    button.style.minWidth = ''
+    if (isIcon) {
+      button.title = label ?? ''
+      delete button.dataset.copied
+    } else {
+      button.textContent = label
+      button.style.minWidth = ''
+    }
     region.textContent = ''
   }, SHOWN_MS)
   shown.set(button, { label, timer })

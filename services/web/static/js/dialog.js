@@ -1,8 +1,8 @@
-// Native dialogs: opens and closes those of the page, and asks before a form with `data-confirm` is sent.
+// Opens and closes dialogs, and asks for confirmation before submitting a form with `data-confirm`.
 
 import { TEXTS } from './texts.js'
 
-/** Forms whose person has said yes, until they are sent. @type {WeakSet<HTMLFormElement>} */
+/** Confirmed forms, until they are submitted. @type {WeakSet<HTMLFormElement>} */
 const confirmed = new WeakSet()
 
 document.addEventListener('submit', async (event) => {
@@ -14,7 +14,7 @@ document.addEventListener('submit', async (event) => {
   if (await ask(asking.dataset.confirm, asking.dataset.confirmButton || submitter?.textContent?.trim() || TEXTS.proceed)) {
     confirmed.add(form)
     form.requestSubmit(submitter)
-    // Not sent, when a field did not pass: ask again then.
+    // Ask again if a field was invalid.
     confirmed.delete(form)
   }
 })
@@ -29,9 +29,9 @@ document.addEventListener('click', (event) => {
 })
 
 /**
- * Asks in a dialog of its own; Escape and Cancel mean no.
+ * Asks in a dialog. Escape and Cancel mean no.
  * @param {string} question
- * @param {string} yes  The word on the button that goes on.
+ * @param {string} yes  The label of the confirm button.
  * @returns {Promise<boolean>}
  */
 export function ask(question, yes) {

@@ -1,22 +1,22 @@
-// Keeps the end of a growing text in sight, until its reader scrolls away from it; a button leads back.
+// Scrolls along with a growing text until the user scrolls up; a button resumes it.
 
-/** As near to the end as this counts as there. */
+/** The distance from the end that counts as the end. */
 const NEAR_PIXELS = 48
 
 export class Follower {
   #isFollowing = true
 
-  /** @param {HTMLElement} box What scrolls. @param {HTMLElement} button Leads to the end. */
+  /** @param {HTMLElement} box The scrolling element. @param {HTMLElement} button Scrolls to the end. */
   constructor(box, button) {
     this.box = box
     this.button = button
     box.addEventListener('scroll', () => this.#look(), { passive: true })
-    // Said by the hand before the scrolling comes: an answer that grows in between must not pull back.
+    // The wheel event precedes the scroll event; without it, new text in between would scroll back.
     box.addEventListener('wheel', (event) => event.deltaY < 0 && this.#set(false), { passive: true })
     button.addEventListener('click', () => this.follow())
   }
 
-  /** The text has grown. */
+  /** Call this when the text has grown. */
   keepUp() {
     if (this.#isFollowing) this.box.scrollTop = this.box.scrollHeight
   }

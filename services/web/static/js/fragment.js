@@ -1,5 +1,5 @@
-// A code that stands behind the # of a link, as mails have it: puts it into the field that waits for it, and takes it out of the address.
-// Whoever has to sign in first would lose it there, so that this window keeps it until a page has such a field.
+// Moves a code from the URL fragment of an emailed link into its field. If the user must sign in first, the tab keeps the code until
+// a page has the field.
 
 const KEY = 'aimesh-code'
 const CODE = /^#[\w.~-]{16,200}$/

@@ -1,4 +1,4 @@
-// Says to what the code in the field invites, before somebody says yes. The code travels in a body, because addresses are logged.
+// Shows the details of an invitation before the user accepts. The code is sent in a request body, because URLs are logged.
 
 import './fragment.js'
 import { Refused, toRefused } from './stream.js'
@@ -6,12 +6,12 @@ import { TEXTS } from './texts.js'
 
 /** @typedef {{organisation: string, role: string, invited_by: string, until: string}} Offer */
 
-/** As fragment.js takes them: what is shorter has lost its end, and asking about it would only be counted as a guess. */
+/** The same format as in fragment.js. A truncated code would count as a guess, so do not send it. */
 const CODE = /^[\w.~-]{16,200}$/
 const PARTS = /** @type {const} */ (['organisation', 'role', 'invited_by', 'until'])
 
 class Invitation {
-  /** The last one that was asked about. */
+  /** The last code that was looked up. */
   #code = ''
   #controller = new AbortController()
 
@@ -26,11 +26,11 @@ class Invitation {
   start() {
     this.field.addEventListener('change', () => this.#look())
     this.field.addEventListener('input', (event) => {
-      // Not at each letter that is typed: each would be a guess.
+      // Do not look up while typing: each character would count as a guess.
       if (event instanceof InputEvent && event.inputType.startsWith('insertFrom')) this.#look()
       else this.#forget()
     })
-    // After a refusal the page says why by itself.
+    // After an error, the page already shows the reason.
     if (!document.getElementById('problem')) this.#look()
   }
 
@@ -51,7 +51,7 @@ class Invitation {
     }
   }
 
-  /** What is in the field is another code now. */
+  /** Hides the details: the code has changed. */
   #forget() {
     this.#controller.abort()
     this.#controller = new AbortController()
@@ -78,14 +78,14 @@ class Invitation {
     this.offer.hidden = false
   }
 
-  /** Where nobody could say it, the button below still does its part. @param {Refused} error */
+  /** Shows why the details are unavailable. The user can still join. @param {Refused} error */
   #refuse(error) {
     this.noOffer.textContent = toText(error)
     this.noOffer.hidden = false
   }
 }
 
-/** A network that fails, or an answer that is none of ours. @template T @param {Promise<T>} promise */
+/** Turns a network error or an invalid response into Refused. @template T @param {Promise<T>} promise */
 async function orRefused(promise) {
   try {
     return await promise

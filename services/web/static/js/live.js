@@ -1,19 +1,19 @@
-// Keeps a page up to date while somebody looks at it: one event stream, its own reconnecting, and a sign when it is lost.
+// Keeps a visible page up to date with an event stream, reconnects, and shows when the connection is lost.
 
 import { apply } from './bindings.js'
 import { Refused, readEvents } from './stream.js'
 
 const FIRST_WAIT_MS = 1000
 const LONGEST_WAIT_MS = 30_000
-/** A proxy or a sleeping laptop can lose a connection without a word; the server sends an event, `{}` if need be, at least every 15 s. */
+/** Connections can die silently. The server sends an event at least every 15 s, if only `{}`. */
 export const SILENCE_MS = 45_000
 
-/** How long to wait before this attempt (1 is the first): doubling, and spread so that all pages do not come back at once. @param {number} attempt @param {number} random */
+/** The exponential backoff with jitter before an attempt; 1 is the first. @param {number} attempt @param {number} random */
 export function waitMs(attempt, random) {
   return Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** (attempt - 1)) * (0.5 + random / 2)
 }
 
-/** Follows `data-live-source` of `root`; its state stands in `data-live-state`: connecting, live, reconnecting, paused or ended. */
+/** Follows `data-live-source` of `root`, and sets its `data-live-state`: connecting, live, reconnecting, paused or ended. */
 export class Live {
   /** @type {AbortController | null} */
   #controller = null
@@ -57,7 +57,7 @@ export class Live {
         this.#take(event.data)
       }
     } catch (error) {
-      // Signed out, or not allowed any more: asking again does not help.
+      // Signed out or forbidden: do not retry.
       isOver = error instanceof Refused && [401, 403, 404].includes(error.status)
       if (!(error instanceof Refused) && !controller.signal.aborted) reportError(error)
     } finally {
@@ -81,10 +81,10 @@ export class Live {
     this.#say('live')
     try {
       const values = JSON.parse(data)
-      // What stands outside of it and follows whatever the page follows.
+      // Elements outside of the root that use the same values.
       for (const part of [this.root, ...document.querySelectorAll('[data-live-beside]')]) apply(part, values)
     } catch (error) {
-      // A fault in the page or in the server: it is seen in the console, and the next event may be a good one.
+      // Log a faulty event; the next one may be fine.
       reportError(error)
     }
   }

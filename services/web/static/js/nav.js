@@ -1,6 +1,6 @@
-// What stands at the top of every page. In rows of links that are wider than a phone, the link of the present page is in sight.
+// The navigation: closes the account menu, and scrolls the current page's link into view.
 
-/** The menu of the account closes like one: by Escape, and when somebody goes on elsewhere. */
+/** Closes on Escape, and on a click or focus elsewhere. */
 const menu = document.querySelector('details.account')
 
 if (menu instanceof HTMLDetailsElement) {

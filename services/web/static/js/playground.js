@@ -1,6 +1,7 @@
-// The chat page: sends what is typed, shows the answer as it comes, and stops, repeats, rates and explains it as code.
+// The chat page: sends messages, streams answers, and can stop, regenerate, copy and rate them and show them as code.
 
 import * as conversation from './conversation.js'
+import { copy } from './copy.js'
 import { Follower } from './follower.js'
 import { Writing } from './markdown_view.js'
 import { toSamples } from './samples.js'
@@ -9,7 +10,7 @@ import { TEXTS } from './texts.js'
 
 /** @typedef {import('./conversation.js').Message} Message */
 
-/** A longer answer is not read out whole: a person goes to it. */
+/** Screen readers announce at most this many characters of an answer. */
 const MOST_READ_OUT = 2000
 const NUMBERS = ['temperature', 'max_tokens', 'top_p', 'seed']
 
@@ -17,7 +18,7 @@ class Playground {
   chat = conversation.EMPTY
   /** @type {AbortController | null} */
   #controller = null
-  /** One for each message. @type {HTMLElement[]} */
+  /** One row per message. @type {HTMLElement[]} */
   #rows = []
   /** @type {Writing | null} */
   #writing = null
@@ -42,7 +43,7 @@ class Playground {
       this.#ask()
     })
     this.question.addEventListener('keydown', (event) => {
-      // While a word is composed, as in Japanese, Enter ends the word.
+      // With an input method editor, Enter ends the composition.
       if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
       event.preventDefault()
       this.form.requestSubmit()
@@ -55,7 +56,19 @@ class Playground {
       const button = event.target instanceof Element && event.target.closest('[data-chat-act]')
       if (button instanceof HTMLElement) this.#act(button)
     })
+    this.root.addEventListener('input', () => this.#showParameters())
+    this.#showParameters()
     this.#refresh()
+  }
+
+  /** Shows the parameters of the next request, also while their fields are collapsed. */
+  #showParameters() {
+    const { system, numbers } = this.#settings()
+    const fields = /** @type {HTMLInputElement[]} */ ([...NUMBERS, 'system'].map((name) => this.form.elements.namedItem(name)))
+    const set = fields.filter(({ name }) => name in numbers || (name === 'system' && system))
+    const summary = this.#part('params')
+    const texts = set.map(({ name, labels }) => `${labels?.[0]?.textContent?.trim() ?? name} ${numbers[name] ?? ''}`.trim())
+    summary.textContent = texts.join(' · ') || (summary.dataset.defaults ?? '')
   }
 
   /** @param {HTMLElement} button */
@@ -71,6 +84,9 @@ class Playground {
         break
       case 'regenerate':
         this.#regenerate()
+        break
+      case 'copy':
+        if (row) copy(button, this.#part('text', row), this.chat.messages[this.#rows.indexOf(row)]?.text)
         break
       case 'code':
         this.#showCode()
@@ -107,23 +123,23 @@ class Playground {
     this.question.focus()
   }
 
-  /** The next chunk finds nobody who reads: the connection closes, and with it the work on the GPU ends. */
+  /** Closes the connection, which stops the worker. */
   #stop() {
     this.#controller?.abort()
   }
 
-  /** Says at the field what is no number. A message that is sent by the form has gone through this already. */
+  /** Reports invalid numbers at their fields. Submitting the form checks this anyway. */
   #areNumbers() {
     return NUMBERS.every((name) => /** @type {HTMLInputElement} */ (this.form.elements.namedItem(name)).reportValidity())
   }
 
-  /** What the form says now. */
+  /** Reads the current settings. */
   #settings() {
     const fields = new FormData(this.form)
     /** @type {Record<string, number>} */
     const numbers = {}
     for (const name of NUMBERS) {
-      // Many people's decimals have a comma.
+      // Accept a decimal comma.
       const written = String(fields.get(name) ?? '')
         .trim()
         .replace(',', '.')
@@ -143,7 +159,7 @@ class Playground {
     let state = /** @type {Message['state']} */ ('done')
     try {
       await this.#read(controller.signal)
-      // A stream that ends without a word about tokens was cut off.
+      // A stream that ends without usage was interrupted.
       if (conversation.isWriting(this.chat) && !this.chat.messages.at(-1)?.usage)
         this.#take('problem', { code: 'broken', message: TEXTS.brokenStream, hint: TEXTS.unreachableHint })
     } catch (error) {
@@ -151,7 +167,7 @@ class Playground {
       else this.#take('problem', explain(error))
     }
     writing.finish()
-    // A cleared or newer chat has nothing to do with this answer any more.
+    // The chat was cleared or restarted meanwhile.
     if (this.#controller !== controller) return
     this.#controller = null
     this.#writing = null
@@ -182,7 +198,7 @@ class Playground {
     this.#refreshLast()
   }
 
-  /** @param {'user' | 'answer'} kind @returns {HTMLElement} Where its text goes. */
+  /** @param {'user' | 'answer'} kind @returns {HTMLElement} The element for its text. */
   #addRow(kind) {
     const template = /** @type {HTMLTemplateElement} */ (this.#part(`${kind}-template`))
     const row = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true))
@@ -201,6 +217,7 @@ class Playground {
       const isBusy = isWriting && row === this.#rows.at(-1)
       if (act === 'stop') button.hidden = !isWriting
       if (act === 'regenerate') button.hidden = isWriting || row !== this.#rows.at(-1)
+      if (act === 'copy') button.hidden = isBusy || !this.chat.messages[row ? this.#rows.indexOf(row) : -1]?.text
       if (row && (act === 'up' || act === 'down'))
         button.hidden = isBusy || !conversation.canBeRated(this.chat.messages[this.#rows.indexOf(row)])
     }
@@ -209,7 +226,7 @@ class Playground {
     this.#refreshLast()
   }
 
-  /** What the last answer's row says besides its text. */
+  /** Updates the notes of the last answer. */
   #refreshLast() {
     const message = this.chat.messages.at(-1)
     const row = this.#rows.at(-1)
@@ -228,7 +245,7 @@ class Playground {
     part.hidden = text === ''
   }
 
-  /** For screen readers: the answer when it is whole, not each piece of it. */
+  /** Announces the complete answer to screen readers. */
   #announce() {
     const message = this.chat.messages.at(-1)
     const text = this.#rows.at(-1)?.querySelector('[data-chat="text"]')?.textContent ?? ''
@@ -245,7 +262,7 @@ class Playground {
       ...asked,
       ...(open || !asked.length ? [{ role: 'user', content: open || TEXTS.example }] : []),
     ]
-    // An answer at the end asks for nothing: the code repeats the question that led to it.
+    // Drop a final answer, so that the code sends the question before it.
     if (messages.at(-1)?.role === 'assistant') messages.pop()
     const samples = toSamples(this.root.dataset.address ?? location.origin, { model, messages, ...numbers })
     const dialog = /** @type {HTMLDialogElement} */ (this.#part('code'))
@@ -277,7 +294,7 @@ class Playground {
   }
 }
 
-/** A field that is folded away cannot be pointed at, and then a browser does not say what is wrong with it. @param {Event} event */
+/** Opens a collapsed field: browsers cannot report errors on hidden fields. @param {Event} event */
 function unfold(event) {
   const folded = event.target instanceof Element && event.target.closest('details')
   if (folded) folded.open = true
@@ -294,7 +311,7 @@ function toLine(usage) {
 
 /** @param {unknown} error */
 function explain(error) {
-  // A mistake of ours, or of the server's: it is seen in the console.
+  // Log programming errors.
   if (!(error instanceof Refused)) reportError(error)
   if (!(error instanceof Refused) || error.code === 'unreachable')
     return { code: 'unreachable', message: TEXTS.unreachable, hint: TEXTS.unreachableHint }

@@ -1,4 +1,4 @@
-// The present request as code: for curl, Python, JavaScript and aicli. Pure; keys are never part of it.
+// Writes the current request as curl, Python, JavaScript and aicli code. Pure; never contains a key.
 
 /**
  * @typedef {{role: string, content: string}} ChatMessage
@@ -8,7 +8,7 @@
 const OPTIONS = /** @type {const} */ (['temperature', 'max_tokens', 'top_p', 'seed'])
 
 /**
- * @param {string} address  Where the API is, without `/v1`.
+ * @param {string} address  The API's URL, without `/v1`.
  * @param {Request} request
  * @returns {{curl: string, python: string, javascript: string, aicli: string}}
  */
@@ -21,7 +21,7 @@ export function toSamples(address, request) {
   }
 }
 
-/** As a word of a POSIX shell. @param {string} text */
+/** Quotes a word for a POSIX shell. @param {string} text */
 const quote = (text) => (/^[\w./:@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`)
 /** @param {string} text @param {number} spaces */
 const indent = (text, spaces) => text.replaceAll('\n', `\n${' '.repeat(spaces)}`)
@@ -37,7 +37,7 @@ function toCurl(address, request) {
   ].join('\n')
 }
 
-/** JSON strings and numbers are Python's, too. @param {string} address @param {Request} request */
+/** JSON strings and numbers are valid Python. @param {string} address @param {Request} request */
 function toPython(address, request) {
   const given = OPTIONS.flatMap((name) => (request[name] === undefined ? [] : [`    ${name}=${request[name]},`]))
   return [
@@ -70,13 +70,13 @@ function toJavascript(address, { max_tokens, top_p, ...request }) {
   ].join('\n')
 }
 
-/** aicli asks one question: the last one. @param {Request} request */
+/** aicli sends only the last question. @param {Request} request */
 function toAicli(request) {
   const { messages } = request
   const system = messages.find((message) => message.role === 'system')
   const question = messages.findLast((message) => message.role === 'user')?.content ?? ''
   const given = OPTIONS.flatMap((name) => (request[name] === undefined ? [] : [`--${name.replace('_', '-')} ${request[name]}`]))
-  // Two dashes before a question that begins with one, or it would be taken for an option.
+  // `--` before a question that starts with a dash, which would parse as an option.
   const words = ['aicli infer', `-m ${quote(request.model)}`, ...given, ...(system ? [`-s ${quote(system.content)}`] : [])]
   return [...words, `${question.startsWith('-') ? '-- ' : ''}${quote(question)}`].join(' ')
 }

@@ -1,4 +1,4 @@
-// Reads a `<table data-chart="series">`: a row is a line, its `data-value` the numbers of all steps, and says its numbers as the page does.
+// Reads a `<table data-chart="series">`: each row is a line, and its `data-value` has the values of all steps.
 
 import { TEXTS } from './texts.js'
 
@@ -32,19 +32,19 @@ export function readSeries(table) {
     })),
     values: [places, ...lines.map((line) => places.map((_, index) => line[index] ?? null))],
     write,
-    // A share has its whole as its scale, so that little looks like little.
+    // Percentages always use the full scale.
     most: table.dataset.unit === 'share' ? 1 : null,
     tick: (seconds) => tick(seconds, isLong),
   }
 }
 
-/** What is not known is empty. @param {string} written @returns {(number | null)[]} */
+/** Parses values; empty means unknown. @param {string} written @returns {(number | null)[]} */
 export function readPoints(written) {
   if (written === '') return []
   return written.split(',').map((each) => (each === '' || !Number.isFinite(Number(each)) ? null : Number(each)))
 }
 
-/** A number with its unit, as short as the page has it. @param {string} unit @param {number} value */
+/** Formats a number with its unit. @param {string} unit @param {number} value */
 export function say(unit, value) {
   if (unit === 'share') return `${(value * 100).toFixed(0)} %`
   if (unit === 'bytes') return sayBytes(value)
@@ -53,7 +53,7 @@ export function say(unit, value) {
   return digits(value)
 }
 
-/** With a tenth where they are few. @param {number} value */
+/** Formats milliseconds, small ones with one decimal. @param {number} value */
 function milliseconds(value) {
   return value.toFixed(value > 0 && value < 9.95 ? 1 : 0)
 }
@@ -65,17 +65,17 @@ function sayBytes(value) {
   return `${digits(rest)} ${BYTES[size]}`
 }
 
-/** Three digits. @param {number} value */
+/** Formats a number with three digits. @param {number} value */
 function digits(value) {
   return Number(value.toPrecision(3)).toLocaleString('en')
 }
 
-/** @param {number} seconds @param {boolean} isLong Over more than a day. */
+/** @param {number} seconds @param {boolean} isLong More than a day. */
 function moment(seconds, isLong) {
   return isLong ? `${day(seconds)} ${time(seconds)}` : time(seconds)
 }
 
-/** Over more than a day each begins with its name. @param {number} seconds @param {boolean} isLong */
+/** Labels midnight with the date if the chart shows more than a day. @param {number} seconds @param {boolean} isLong */
 function tick(seconds, isLong) {
   return isLong && seconds % DAY_SECONDS === 0 ? day(seconds) : time(seconds)
 }

@@ -1,12 +1,12 @@
-// Server-sent events over fetch: cuts text into events, and reads an answer as it comes. Bounded; ends with its signal.
+// Reads server-sent events over fetch. Bounded; ends with its signal.
 
 /** @typedef {{event: string, data: string, id: string}} ServerEvent */
 
-/** One event of ours has a few hundred characters, a snapshot of a page some ten thousand. */
+/** Our events have a few hundred characters, a page snapshot about ten thousand. */
 export const MAX_EVENT_CHARACTERS = 1_000_000
 const MAX_ERROR_CHARACTERS = 65_536
 
-/** What the server said when it did not do what was asked; `status` is 0 when it said nothing. */
+/** An error response; `status` is 0 if there was no response. */
 export class Refused extends Error {
   /** @param {number} status @param {{code?: string, message?: string, hint?: string}} problem */
   constructor(status, { code = '', message = '', hint = '' } = {}) {
@@ -17,7 +17,7 @@ export class Refused extends Error {
   }
 }
 
-/** Cuts a stream of text into events, wherever its pieces are cut themselves. */
+/** Splits a text stream into events, regardless of chunk boundaries. */
 export class EventParser {
   #rest = ''
   #size = 0
@@ -60,7 +60,7 @@ export class EventParser {
 }
 
 /**
- * Asks, and gives the answer's events one by one.
+ * Sends the request and yields the events of the response.
  * Raises Refused (status 0 when the network failed), or the signal's reason.
  * @param {string} address
  * @param {RequestInit} request
@@ -80,12 +80,12 @@ export async function* readEvents(address, request) {
       yield* parser.push(decoder.decode(value, { stream: true }))
     }
   } finally {
-    // Who stops reading closes the connection, and with it ends the work behind it.
+    // Close the connection, which stops the work on the server.
     reader.cancel().catch(() => {})
   }
 }
 
-/** A network that fails is a TypeError of the browser's, as mistakes in a program are. @template T @param {Promise<T>} promise @param {AbortSignal | null} [signal] */
+/** Turns network errors into Refused: browsers report them as TypeError, like programming errors. @template T @param {Promise<T>} promise @param {AbortSignal | null} [signal] */
 async function orRefused(promise, signal) {
   try {
     return await promise
@@ -94,9 +94,9 @@ async function orRefused(promise, signal) {
   }
 }
 
-/** The error object of ours in an answer, if there is one. @param {Response} response */
+/** Reads our error object from a response, if there is one. @param {Response} response */
 export async function toRefused(response) {
-  // The only place that pages send somebody to instead of answering is the login.
+  // The only redirect is to the sign-in page.
   const status = response.type === 'opaqueredirect' ? 401 : response.status
   try {
     const text = await response.text()

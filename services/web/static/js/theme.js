@@ -1,15 +1,15 @@
-// Light, dark or as the system says: keeps the choice in this browser and sets it before anything is drawn.
-// A classic script for <head>, without defer, so that no page flashes in the other colours.
+// Applies the theme (light, dark or system) and stores the choice in this browser.
+// A classic script in <head> without defer, so that pages do not flash in the wrong colors.
 ;(() => {
   const KEY = 'aimesh-theme'
   const read = () => {
     try {
       return localStorage.getItem(KEY)
     } catch {
-      return null // storage is forbidden: as the system says
+      return null // storage is forbidden: use the system theme
     }
   }
-  // Without a choice in this browser that of the account holds, which the server has written into the page.
+  // Fall back to the account's theme, which the server writes into the page.
   let choice = read() ?? document.documentElement.dataset.theme ?? null
 
   const apply = () => {
@@ -39,7 +39,7 @@
     try {
       localStorage.setItem(KEY, String(choice))
     } catch {
-      // it holds for this page then
+      // the choice applies to this page only
     }
   })
 })()

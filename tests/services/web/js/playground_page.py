@@ -16,7 +16,7 @@ def playground() -> str:
     fields = "".join(f'<label>{label} <input name="{name}" {number}></label>' for name, label in NUMBERS)
     return f"""
 <section class="chat" data-playground data-form-token="form-token" data-address="https://ai.example" aria-label="Chat">
-  <details><summary>Settings</summary>
+  <details><summary>Settings <span data-chat="params" data-defaults="Model defaults"></span></summary>
     <label>Model <select name="model" form="chat">{MODELS}</select></label>
     <label>System <textarea name="system" form="chat"></textarea></label>{fields}
   </details>
@@ -34,7 +34,7 @@ def playground() -> str:
     <label class="unseen" for="message">Message</label>
     <textarea id="message" name="message" rows="1" required placeholder="Ask something"></textarea>
     <button type="submit" data-chat="send">Send</button>
-    <button type="button" data-chat-act="stop" hidden>Stop</button>
+    <button type="button" class="icon" data-chat-act="stop" aria-label="Stop" title="Stop" hidden><svg></svg></button>
   </form>
   <template data-chat="user-template"><li class="chat-question" data-chat="text"></li></template>
   <template data-chat="answer-template"><li>
@@ -43,9 +43,10 @@ def playground() -> str:
     <p class="chat-problem" data-chat="problem" role="alert" hidden></p>
     <p class="chat-note" data-chat="usage" hidden></p>
     <p class="actions">
-      <button type="button" class="quiet" data-chat-act="regenerate" hidden>Again</button>
-      <button type="button" class="quiet" data-chat-act="up" aria-pressed="false">Good</button>
-      <button type="button" class="quiet" data-chat-act="down" aria-pressed="false">Bad</button>
+      <button type="button" class="quiet icon" data-chat-act="copy" aria-label="Copy answer" title="Copy answer" hidden><svg></svg></button>
+      <button type="button" class="quiet icon" data-chat-act="regenerate" aria-label="Regenerate" title="Regenerate" hidden><svg></svg></button>
+      <button type="button" class="quiet icon" data-chat-act="up" aria-label="Good answer" aria-pressed="false"><svg></svg></button>
+      <button type="button" class="quiet icon" data-chat-act="down" aria-label="Bad answer" aria-pressed="false"><svg></svg></button>
     </p>
   </li></template>
   <dialog data-chat="code" aria-label="This chat as code">

@@ -56,8 +56,8 @@ class FakeHistory(FakeMesh):
         for name, value in (("usage_ratio", 0.9), ("memory_used_bytes", 6e10), ("memory_total_bytes", 8e10), ("temperature_celsius", 71.0)):
             self.keep(f"gpu_{name}", value, **at)
 
-    def keep_machine(self, node: str, service: str = "inference", cpu: Value | float = 0.42) -> None:
-        at = {"service": service, "node": node}
+    def keep_machine(self, node: str, service: str = "inference", cpu: Value | float = 0.42, machine: str = "") -> None:
+        at = {"service": service, "node": node} | ({"machine": machine} if machine else {})
         self.keep("host_cpu_usage_ratio", cpu, **at)
         self.keep("host_memory_used_bytes", 4e9, **at)
         self.keep("host_memory_total_bytes", 16e9, **at)
@@ -78,7 +78,7 @@ class FakeHistory(FakeMesh):
 
     def _lines(self, asked: str, request: GetHistory, steps: int) -> list[HistoryLine]:
         found: dict[tuple[tuple[str, str], ...], list[float | None]] = {}
-        left_out = set(By) - set(request.by)
+        left_out = {*(set(By) - set(request.by)), *(() if By.NODE in request.by else ("machine",))}
         for one in self.kept:
             if one.name != asked.rpartition(":")[2] or (request.node is not None and one.labels["node"] != request.node[:12]):
                 continue

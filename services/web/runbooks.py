@@ -1,0 +1,25 @@
+"""Load the runbooks of the alerts, so that the alerts page can link to them."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+#: The wheel has the runbooks inside the package; a checkout and the container image have them under docs.
+_FOLDERS = (_PACKAGE / "runbooks", _PACKAGE.parents[1] / "docs" / "runbooks")
+_HEADING = re.compile(r"\A# .*\n+")
+_RUNBOOK_LINK = re.compile(r"\[([^\]]*)\]\((\w+)\.md(?:#[^)]*)?\)")
+_DOCS_LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)]*)\)")
+
+
+def load() -> Mapping[str, str]:
+    """Return the Markdown of each runbook by name; empty if they are not installed."""
+    folder = next((each for each in _FOLDERS if each.is_dir()), None)
+    return {} if folder is None else {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
+
+
+def prepare(text: str, root: str) -> str:
+    """Return a runbook without its heading, with links to other runbooks below the URL ``root``. Pure."""
+    body = _HEADING.sub("", text)
+    body = re.sub(r"^##", "#", body, flags=re.MULTILINE)
+    return _DOCS_LINK.sub(r"\1 (`docs/\2`)", _RUNBOOK_LINK.sub(rf"[\1]({root}/\2)", body))
