@@ -482,3 +482,53 @@ def test_every_method_of_the_contract_is_in_the_reference() -> None:
     modules = [importlib.import_module(f"shared.api.{path.stem}") for path in Path(api.__path__[0]).glob("*.py") if path.stem != "__init__"]
     names = {value.name for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
     assert not [name for name in names if f"### {name}\n" not in text]
+
+
+# --- plain English on the pages -------------------------------------------------------------------------------------
+
+#: Phrases that page texts, mails, and the comments of web must not use. Append what you meet.
+REFUSED_ON_PAGES = (
+    r"whoever", r"whomever", r"whom", r"go(?:es|ing)? on", r"went on", r"(?:is|are|be) told", r"of its own", r"by itself", r"by themselves",
+    r"lies? about", r"so that nobody", r"such as it is", r"one that", r"looks? after", r"as (?:they|it) comes?", r"shall", r"gravest",
+    r"tak(?:e|es|en) (?:it )?along", r"good (?:for|until|till)", r"give[sn]? back", r"lets? in", r"anew", r"promis(?:e|es|ed)",
+    r"as your tier", r"what its owner may", r"what is left", r"what held before", r"once more", r"somebody", r"anybody",
+    r"(?:does|do|did) not answer", r"cannot be read right now", r"nobody like that", r"no bound", r"act for it", r"switch it on",
+    r"who answers for", r"95 % (?:answered )?within", r"half of them", r"half within", r"e-mail", r"telephone", r"not let in", r"cut off “",
+    r"organisations?(?![/_.\w?}\"])",
+)  # fmt: skip
+_ON_PAGES = re.compile(rf"(?<![\w/._])(?:{'|'.join(REFUSED_ON_PAGES)})\b", re.IGNORECASE)
+_WEB = ROOT / "services" / "web"
+PAGE_SOURCES = sorted(
+    [
+        *(_WEB / "templates").rglob("*.html"),
+        *(_WEB / "static" / "js").glob("*.js"),
+        *(path for path in _WEB.rglob("*.py") if "node_modules" not in path.parts),
+        *(ROOT / "services" / "auth" / "mail").glob("*.py"),
+        ROOT / "services" / "metrics" / "alarms" / "mail_words.py",
+    ]
+)
+
+
+def people_read(path: Path) -> str:
+    """The texts, comments and docstrings of a file, without its code."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".html":
+        return re.sub(r"\{%.*?%\}|(?:href|action|name|id|src|data-offer-part)=\"[^\"]*\"", " ", text)
+    if path.suffix == ".js":
+        comments = re.findall(r"/\*.*?\*/|^\s*//[^\n]*", text, re.MULTILINE | re.DOTALL)
+        texts = re.findall(r"'([^'\n]*)'", text) if path.name == "texts.js" else []
+        return "\n".join([re.sub(r"@\w+ (\{.*?\} *\w*)?", " ", each, flags=re.DOTALL) for each in comments] + texts)
+    comments = re.findall(r"^\s*#[^\n]*", text, re.MULTILINE)
+    constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return "\n".join(comments + [each for each in constants if " " in each])
+
+
+@pytest.mark.parametrize("path", PAGE_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_and_mails_are_in_plain_english(path: Path) -> None:
+    joined = re.sub(r"`[^`\n]*`", "", people_read(path))
+    assert not [joined[max(0, found.start() - 40) : found.end() + 40] for found in _ON_PAGES.finditer(joined)]
+
+
+@pytest.mark.parametrize("text", ["Take it along", "I shall wait", "an organisation", "good until", "Whoever asks"])
+def test_a_refused_phrase_on_a_page_would_be_found(text: str) -> None:
+    assert _ON_PAGES.search(text)

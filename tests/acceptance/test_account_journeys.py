@@ -64,7 +64,7 @@ async def test_a_new_password_ends_every_other_session(stack: RunningStack, watc
         await ann.page.click("button", "Change password")
     await ann.page.fill(new_password=NEW_PASSWORD, repeated=NEW_PASSWORD)
     await ann.page.click("button", "Change password")
-    await ann.sees("Your new password is set. All other sessions have ended.")
+    await ann.sees("Password changed. All other sessions ended.")
     await _is_signed_out(elsewhere)
 
     with expected(elsewhere.page, "status of 401"):
@@ -85,7 +85,7 @@ async def test_a_session_is_seen_and_ended_from_another_one(stack: RunningStack,
     assert ("this browser" in first, len(rest)) == (True, 3)
     assert all("Chrome on Linux" in line and "127.0.0.1" in line for line in (first, *rest))
     await ann.page.click("button[aria-label^='End Chrome on Linux']")
-    await ann.sees("The session has ended.")
+    await ann.sees("Session ended.")
     assert len(await ann.rows("ul.lines li")) == 3
 
     # All others at once, which is asked first; Cancel means no.
@@ -95,7 +95,7 @@ async def test_a_session_is_seen_and_ended_from_another_one(stack: RunningStack,
     assert len(await ann.rows("ul.lines li")) == 3
     await ann.page.press("button", "End all others")
     await ann.page.click("dialog button.danger")
-    await ann.sees("All other sessions have ended.")
+    await ann.sees("All other sessions ended.")
     assert len(await ann.rows("ul.lines li")) == 1
     for each in others:
         await _is_signed_out(each)
@@ -122,13 +122,13 @@ async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(
     await lin.page.fill(new_password=NEW_PASSWORD, repeated=NEW_PASSWORD)
     with expected(lin.page, "status of 403"):
         await lin.page.click("button", "Change password")
-    await lin.sees("Confirm it is you")
+    await lin.sees("Confirm it’s you")
     assert NEW_PASSWORD not in await lin.page.text()
     with expected(lin.page, "status of 403"):
         await lin.page.fill(confirm_password="not the password")
-        await lin.page.click("button", "Confirm and go on")
+        await lin.page.click("button", "Confirm")
     await lin.page.fill(confirm_password=lin.password)
-    await lin.page.click("button", "Confirm and go on")
+    await lin.page.click("button", "Confirm")
     await lin.sees("Your new password is set.")
     await lin.sign_out()
     await lin.sign_in(NEW_PASSWORD)
@@ -140,7 +140,7 @@ async def test_a_second_factor_guards_an_account(stack: RunningStack, watch: Wat
     ann = Visitor(await watch.open(javascript=javascript), stack.url("web"))
     await ann.register()
     await ann.goes("/settings/security")
-    await ann.page.click("button", "Set it up")
+    await ann.page.click("button", "Set up")
     _, codes = await ann.set_up_factor()
     assert len(set(codes)) == len(codes) >= 8
     await ann.sees(f"You have {len(codes)} recovery codes left")

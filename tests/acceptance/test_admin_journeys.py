@@ -31,7 +31,7 @@ async def test_the_admin_of_a_new_mesh_signs_in_for_the_first_time(stack: Runnin
         assert await admin.page.path() == "/login/second-factor"
     with expected(admin.page, "status of 400"):
         await admin.page.fill(code="000000")
-        await admin.page.click("button", "Switch it on")
+        await admin.page.click("button", "Enable")
     secret, codes = await admin.set_up_factor()
     assert len(set(codes)) >= 8
     for subject in SUBJECTS:
@@ -73,10 +73,10 @@ async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: 
     page = ada.page
     await page.click("nav.pages a", "Admin")
     await page.click("nav.tabs a", "Nodes")
-    await page.click("a.button", "Add a machine")
+    await page.click("a.button", "Add node")
     await page.fill(labels="room=browser")
     await page.press("label.check", "Each machine waits")
-    await page.click("button", "Make a ticket")
+    await page.click("button", "Create ticket")
     command = str(await page.evaluate("document.getElementById('command').value"))
     assert command.startswith("aicli worker --join ")
     with outside.machine() as box:
@@ -86,9 +86,9 @@ async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: 
         await page.until("document.body.innerText.includes('room=browser')")
         await worker.says("waiting for an administrator to approve")
         (row,) = [row for row in await ada.rows() if "room=browser" in row]
-        assert "waits for approval" in row
+        assert "Pending approval" in row
         await page.click("a[href$='/approve']", "Approve")
-        await ada.sees("Let this machine in?", "room=browser")
+        await ada.sees("Approve this node?", "room=browser")
         await page.click("main button", "Approve")
         assert await page.path() == "/admin/nodes"
         await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'used'")

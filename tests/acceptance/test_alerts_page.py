@@ -13,7 +13,7 @@ async def test_a_silence_of_the_terminal_comes_to_the_page_and_is_ended_there(st
     await page.click("nav.pages a", "Admin")
     await page.click("nav.tabs a", "Alerts")
     assert await page.path() == "/admin/alerts"
-    assert "Not known" not in await page.text()
+    assert "Unknown" not in await page.text()
     command = ("alerts", "silence", "watchdog", "--for", "1h", "--label", "node=n1", "--why", "the rack moves", "--json")
     made = (await stack.aicli(*command, AICLI_API_KEY=desk.admin_key)).json()
     # By itself: nobody reloads.

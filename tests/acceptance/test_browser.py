@@ -65,7 +65,7 @@ async def test_a_key_from_creation_to_revocation(stack: RunningStack, watch: Wat
         await ann.ask_to_revoke("<b>laptop</b> & co")
         await ann.sees("Programs that use it are refused at once.")
         await page.click("main button", "Revoke key")
-        await ann.sees("The key is revoked.")
+        await ann.sees("Key revoked.")
         assert (await http.get("/v1/models")).status_code == 401
 
 

@@ -56,6 +56,7 @@ OF_ADMINISTRATORS = {
     "admin-health": "/admin",
     "admin-charts": "/admin/charts",
     "admin-alerts": "/admin/alerts",
+    "admin-runbook": "/admin/runbooks/worker_gone",
     "admin-report": "/admin/report",
     "admin-nodes": "/admin/nodes",
     "admin-tickets": "/admin/nodes/tickets",
@@ -196,10 +197,10 @@ async def test_an_invitation_says_to_whom_one_says_yes(stack: RunningStack, watc
     await ben.page.fill(name=ben.name, password=ben.password)
     await ben.page.click("main button", "Sign in")
     await ben.page.until("document.querySelector('[data-offer]').checkVisibility()")
-    await ben.sees("Join Example & Daughters as a member?", f"Invited by {ann.name}, until")
+    await ben.sees("Join Example & Daughters as a member?", f"Invited by {ann.name}. Expires")
     await album.add(ben.page, "invitation-offer")
     await ben.page.click("main button", "Join")
-    await ben.sees("You belong to this organisation now.")
+    await ben.sees("You joined this organization.")
 
 
 @pytest.mark.nightly("pages")
@@ -236,13 +237,13 @@ async def test_what_guards_an_account_is_to_be_seen(stack: RunningStack, watch: 
         await page.click("button", "Change password")
     await album.add(page, "confirm")
     await page.fill(confirm_password=lin.password)
-    await page.click("button", "Confirm and go on")
-    await page.click("button", "Set it up")
+    await page.click("button", "Confirm")
+    await page.click("button", "Set up")
     await album.add(page, "second-factor")
     secret = await lin.type_first_code()
     assert secret
     await album.add(page, "recovery-codes")
-    await page.click("a.button", "I have kept them")
+    await page.click("a.button", "I’ve saved my codes")
     await album.add(page, "settings-security-guarded")
     await lin.sign_out()
     await lin.sign_in(NEW_PASSWORD)
@@ -286,10 +287,10 @@ async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, alb
         await ada.goes("/admin/nodes")
         await page.click("a[href$='/approve']", "Approve")
         await album.add(page, "admin-node-approve")
-        await page.click("main a", "Revoke it")
+        await page.click("main a", "Revoke node")
         await album.add(page, "admin-node-revoke")
     await ada.goes("/admin/nodes/tickets")
-    await page.click("button", "Make a ticket")
+    await page.click("button", "Create ticket")
     await album.add(page, "admin-ticket-created")
     team = organisations.CreateOrganisation("Example & Daughters")
     await desk.mesh.rpc.call(organisations.create_organisation, team, credential=desk.admin_key)

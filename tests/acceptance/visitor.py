@@ -54,17 +54,17 @@ class Visitor:
 
     async def type_first_code(self) -> str:
         """From the page with the QR code to the recovery codes; returns the secret, as it is typed from there."""
-        await self.page.press("summary", "It cannot be scanned?")
+        await self.page.press("summary", "Can’t scan it?")
         secret = str(await self.page.evaluate("document.getElementById('secret').innerText"))
         await self.page.fill(code=authenticator.code_of(secret))
-        await self.page.click("button", "Switch it on")
+        await self.page.click("button", "Enable")
         return secret
 
     async def set_up_factor(self) -> tuple[str, list[str]]:
         """The secret and the recovery codes, which are kept."""
         secret = await self.type_first_code()
         codes = str(await self.page.evaluate("document.getElementById('codes').innerText")).split()
-        await self.page.click("a.button", "I have kept them")
+        await self.page.click("a.button", "I’ve saved my codes")
         return secret, codes
 
     async def shown_key(self) -> str | None:
@@ -96,7 +96,7 @@ class Visitor:
     async def revoke_key(self, name: str) -> None:
         await self.ask_to_revoke(name)
         await self.page.click("main button", "Revoke key")
-        await self.sees("The key is revoked.")
+        await self.sees("Key revoked.")
 
     async def texts(self, selector: str) -> list[str]:
         """What each such element shows, from the top."""

@@ -41,7 +41,7 @@ async def test_a_session_that_ended_is_said_at_the_login(alice: Browser, mesh: F
     answer = await alice.get("/api-keys")
     assert (answer.status_code, answer.headers["location"]) == (303, "/login?then=/api-keys&done=ended")
     page = await alice.get(answer.headers["location"])
-    assert '<div class="notice warn" role="status"><p>Your session has ended. Sign in to go on.</p></div>' in page.text
+    assert '<div class="notice warn" role="status"><p>Your session has expired. Sign in to continue.</p></div>' in page.text
     assert forms_of(page)["/login"]["then"] == "/api-keys"
 
 

@@ -71,7 +71,7 @@ def test_requests_that_nobody_made_are_none_a_second_and_those_of_a_gap_are_not_
     )
     charts = drawn(found(whole=answer(*whole)))
     answered, failed = chart(charts, "requests").lines
-    assert (answered.label, answered.latest, failed.label, failed.latest) == ("Answered", "2", "Failed", "1.5")
+    assert (answered.label, answered.latest, failed.label, failed.latest) == ("Completed", "2", "Failed", "1.5")
     points = answered.points.split(",")
     assert (points[5], points[6:20], points[20], points[-1]) == ("0", [""] * 14, "0", "2")
     assert charts.gaps == "No data from 12:03 to 12:10."
@@ -80,7 +80,7 @@ def test_requests_that_nobody_made_are_none_a_second_and_those_of_a_gap_are_not_
 def test_ends_that_are_no_failures_have_lines_of_their_own_where_they_are() -> None:
     whole = line(history_questions.MESH_SEEN, 2.0), line(history_questions.COMPLETED, 1.0, status="limited")
     assert [each.label for each in chart(drawn(found(whole=answer(*whole))), "requests").lines] == [
-        "Answered", "Failed", "Refused by a limit",
+        "Completed", "Failed", "Rate limited",
     ]  # fmt: skip
 
 
@@ -96,10 +96,10 @@ def test_tokens_and_first_tokens_are_the_gateways() -> None:
     charts = drawn(found(services=answer(*services)))
     first = chart(charts, "first")
     assert ([(each.label, each.latest) for each in first.lines], first.unit) == (
-        [("Half within", "200 ms"), ("95 % within", "1.5 s")], Unit.SECONDS,
+        [("Median", "200 ms"), ("p95", "1.5 s")], Unit.SECONDS,
     )  # fmt: skip
     tokens = chart(charts, "tokens").lines
-    assert [(each.label, each.latest) for each in tokens] == [("In (prompts)", "0"), ("Out (answers)", "7")]
+    assert [(each.label, each.latest) for each in tokens] == [("Input", "0"), ("Output", "7")]
     # While the gateway was away, nobody knows.
     assert tokens[0].points.startswith("," * 60 + "0")
 
@@ -126,10 +126,10 @@ def test_round_trips_are_by_the_way_of_the_links_the_shortest_first() -> None:
     for node in ("", A):
         told = chart(drawn(found(round_trips=answer(*trips)), node=node), "round_trips")
         assert [(each.label, each.latest) for each in told.lines] == [
-            ("Direct", "0.4 ms"), ("Through a relay", "120 ms"), ("Over NATS", "41 ms"),
+            ("Direct", "0.4 ms"), ("Relay", "120 ms"), ("NATS", "41 ms"),
         ]  # fmt: skip
         assert told.note == ""
-    assert chart(drawn(found()), "round_trips").note == "No node told of any in this time."
+    assert chart(drawn(found()), "round_trips").note == "No data in this period."
 
 
 def test_memory_is_the_share_of_what_there_is() -> None:
@@ -149,7 +149,7 @@ def test_there_are_charts_of_gpus_only_where_there_are_gpus() -> None:
     heat = line(history_questions.OF_MACHINE[Question.GPU_HEAT], 71.0, service="inference", node=A, gpu="1")
     charts = drawn(found(machines=answer(heat)))
     assert of_gpus & {each.id for each in charts.charts} == {"heat"}
-    assert [(each.label, each.latest) for each in chart(charts, "heat").lines] == [("inference UAAAAAAAA GPU 1", "71 °C")]
+    assert [(each.label, each.latest) for each in chart(charts, "heat").lines] == [("inference GPU 1", "71 °C")]
 
 
 def test_a_chart_has_twelve_lines_and_says_how_many_are_not_shown() -> None:
@@ -161,15 +161,15 @@ def test_a_chart_has_twelve_lines_and_says_how_many_are_not_shown() -> None:
     busiest, fullest = chart(charts, "cpu"), chart(charts, "disk")
     # In the order of their names, so that each keeps its colour.
     assert [each.label for each in busiest.lines] == [f"inference U{letter * 8}" for letter in "EFGHIJKLMNOP"]
-    assert busiest.note == "4 more are not shown: these are the busiest."
+    assert busiest.note == "Showing the 12 busiest; 4 more not shown."
     assert [each.label for each in fullest.lines] == [f"inference U{letter * 8}" for letter in "ABCDEFGHIJKL"]
-    assert fullest.note == "4 more are not shown: these are the fullest."
+    assert fullest.note == "Showing the 12 fullest; 4 more not shown."
 
 
-def test_a_machine_that_was_away_alone_is_named_by_what_nobody_could_make_up() -> None:
+def test_a_machine_with_gaps_is_named_and_its_name_cannot_turn_the_sentence_around() -> None:
     lines = (cpu(steady(0.5, without=range(6, 20)), A), cpu(steady(0.4, without=range(100, 120)), B))
     charts = drawn(found(machines=answer(*lines)), names={A: "\u202eevil"})
-    assert chart(charts, "cpu").note == "UBBBBBBBB: no data since 12:50. UAAAAAAAA: no data from 12:03 to 12:10."
+    assert chart(charts, "cpu").note == "\u2068inference\u2069: no data since 12:50. \u2068evil\u2069: no data from 12:03 to 12:10."
     assert charts.gaps == ""
 
 
@@ -184,12 +184,12 @@ def test_many_broken_machines_are_counted() -> None:
     lines = [cpu(steady(0.5, without=range(6, 20)), f"U{letter * 11}") for letter in "ABCDE"]
     note = chart(drawn(found(machines=answer(*lines))), "cpu").note
     assert note.count("no data") == 3
-    assert note.endswith(" 2 more have gaps.")
+    assert note.endswith(" 2 more with gaps.")
 
 
 def test_a_history_that_has_just_begun_says_so() -> None:
     whole, _ = looked(without=range(40))
-    assert drawn(found(whole=whole)).gaps == "The history begins at 12:20."
+    assert drawn(found(whole=whole)).gaps == "The history starts at 12:20."
 
 
 def test_nothing_yet_is_an_empty_page() -> None:
@@ -200,29 +200,98 @@ def test_nothing_yet_is_an_empty_page() -> None:
 def test_machines_are_called_as_people_call_them() -> None:
     lines = cpu(0.5, A), cpu(0.4, B, "gateway")
     labels = [each.label for each in chart(drawn(found(machines=answer(*lines)), names={A: "rig"}), "cpu").lines]
-    assert labels == ["gateway UBBBBBBBB", "rig UAAAAAAAA"]
+    assert labels == ["gateway", "rig"]
+
+
+def on_machine(machine: str, value: Values | float, node: str, service: str = "inference", question: Question = Question.CPU) -> HistoryLine:
+    return line(history_questions.OF_MACHINE[question], value, service=service, node=node, machine=machine)
+
+
+def test_all_nodes_of_a_machine_are_one_line_with_its_name() -> None:
+    lines = (
+        on_machine("box-0a1b2c", 0.4, A, "gateway"),
+        on_machine("box-0a1b2c", 0.6, B, "auth"),
+        on_machine("rig-ffffff", 0.9, "UCCCCCCCCCCC"),
+    )
+    found = chart(drawn(found_machines(*lines)), "cpu")
+    assert [(each.label, each.latest) for each in found.lines] == [("box", "50 %"), ("rig", "90 %")]
+
+
+def test_machines_of_one_name_are_told_apart_by_their_ids() -> None:
+    lines = on_machine("box-0a1b2c", 0.4, A), on_machine("box-ffffff", 0.6, B)
+    assert [each.label for each in chart(drawn(found_machines(*lines)), "cpu").lines] == ["box 0a1b2c", "box ffffff"]
+
+
+def test_a_machine_that_does_not_know_its_name_has_those_of_its_nodes() -> None:
+    lines = on_machine("machine-0a1b2c", 0.4, A), on_machine("machine-0a1b2c", 0.4, B)
+    assert [each.label for each in chart(drawn(found_machines(*lines), names={A: "rig"}), "cpu").lines] == ["rig, inference"]
+
+
+def test_a_worker_cannot_change_the_figures_of_a_machine_with_our_own_services() -> None:
+    lines = on_machine("box-0a1b2c", 0.4, A, "gateway"), on_machine("box-0a1b2c", 1.0, B)
+    assert [(each.label, each.latest) for each in chart(drawn(found_machines(*lines)), "cpu").lines] == [("box", "40 %")]
+
+
+def test_history_from_before_machines_were_known_joins_the_line_of_its_machine() -> None:
+    old, new = cpu([0.2] * 60 + [None] * 60), on_machine("rig-ffffff", [None] * 60 + [0.4] * 60, A)
+    (only,) = chart(drawn(found_machines(old, new)), "cpu").lines
+    assert (only.label, only.lowest, only.highest) == ("rig", "20 %", "40 %")
+    assert "" not in only.points.split(",")
+
+
+def test_the_free_disk_space_of_a_machine_is_that_of_its_fullest_disk() -> None:
+    lines = [on_machine("box-0a1b2c", free, node, "gateway", Question.DISK) for free, node in ((9e9, A), (2e9, B))]
+    assert [each.latest for each in chart(drawn(found_machines(*lines)), "disk").lines] == ["2 GB"]
+
+
+def found_machines(*lines: HistoryLine) -> dict[Question, History | errors.AimeshError]:
+    return found(machines=answer(*lines))
+
+
+def test_a_heading_has_the_current_value_of_its_chart() -> None:
+    machines = [on_machine(f"box{place}-0a1b2c", place / 10, f"U{place * 11:011}") for place in (3, 8)]
+    disks = [on_machine(f"box{place}-0a1b2c", place * 1e9, f"U{place * 11:011}", question=Question.DISK) for place in (3, 8)]
+    whole = (
+        line(history_questions.MESH_SEEN, 2.0),
+        line(history_questions.COMPLETED, 2.0, status="success"),
+        line(history_questions.COMPLETED, 0.5, status="error"),
+    )
+    services = (
+        line(history_questions.GATEWAY_SEEN, 1.0, service="gateway"),
+        line(history_questions.HALF_FIRST, 0.2, service="gateway"),
+        line(history_questions.MOST_FIRST, 1.5, service="gateway"),
+    )
+    charts = drawn(found(whole=answer(*whole), services=answer(*services), machines=answer(*machines, *disks)))
+    now = {each.id: each.now for each in charts.charts}
+    assert (now["requests"], now["first"], now["cpu"], now["disk"]) == ("2.5", "p95 1.5 s", "max 80 %", "min 3 GB")
+    # What has no value now has none in its heading.
+    assert (now["tokens"], now["waiting"]) == ("0", "")
+
+
+def test_a_value_that_is_old_is_not_current() -> None:
+    assert chart(drawn(found_machines(cpu([0.5] * 60 + [None] * 60))), "cpu").now == ""
 
 
 def test_the_page_of_one_machine_has_its_lines_alone() -> None:
     charts = drawn(found(machines=answer(cpu(0.5, A), cpu(0.4, B))), node=B)
     assert {"requests", "first", "tokens", "waiting", "running"} & {each.id for each in charts.charts} == set()
-    assert [each.label for each in chart(charts, "cpu").lines] == ["inference UBBBBBBBB"]
+    assert [each.label for each in chart(charts, "cpu").lines] == ["inference"]
 
 
 def test_too_many_machines_for_one_answer_are_asked_for_one_by_one_or_drawn_together() -> None:
     answers = found(machines=REFUSED) | dict.fromkeys(history_questions.OF_MACHINE, answer()) | {Question.CPU: answer(cpu(0.5))}
-    assert [each.label for each in chart(drawn(answers), "cpu").lines] == ["inference UAAAAAAAA"]
+    assert [each.label for each in chart(drawn(answers), "cpu").lines] == ["inference"]
     together = answer(line(history_questions.OF_MACHINE[Question.CPU], 0.3, service="inference"))
     answers = found(machines=REFUSED) | dict.fromkeys(history_questions.OF_MACHINE, REFUSED) | {Question.TOGETHER: together}
     assert [(each.label, each.latest) for each in chart(drawn(answers), "cpu").lines] == [("inference", "30 %")]
-    # Whoever asks of one machine is not told of all.
+    # On the page of one node, totals are no substitute.
     alone = chart(drawn(answers, node=A), "cpu")
-    assert (alone.lines, alone.note) == ((), "This could not be read: that would be 412 lines.")
+    assert (alone.lines, alone.note) == ((), "Unavailable: that would be 412 lines.")
 
 
 def test_a_chart_that_could_not_be_read_says_why_and_the_others_stand() -> None:
     charts = drawn(found(models=AWAY, machines=answer(cpu(0.5))))
-    assert (chart(charts, "waiting").lines, chart(charts, "waiting").note) == ((), "This could not be read: nobody there.")
+    assert (chart(charts, "waiting").lines, chart(charts, "waiting").note) == ((), "Unavailable: nobody there.")
     assert len(chart(charts, "cpu").lines) == 1
 
 
@@ -245,8 +314,9 @@ def test_an_open_page_gets_what_it_names() -> None:
     values = history_charts.values(charts)
     assert (values["since"], values["p0"], values["gaps"]) == (str(int(SINCE.timestamp())), "12:00", "")
     assert values["cpu"] == [
-        {"id": f"{A} inference", "label": "inference UAAAAAAAA", "points": ",".join([".5"] * STEPS), "latest": "50 %", "lowest": "50 %",
+        {"id": A, "label": "inference", "points": ",".join([".5"] * STEPS), "latest": "50 %", "lowest": "50 %",
          "highest": "50 %", **{f"p{place}": "50 %" for place in range(6)}},
     ]  # fmt: skip
-    assert values["waiting_note"] == "No requests for a model in this time."
+    assert values["cpu_now"] == "50 %"
+    assert values["waiting_note"] == "No requests in this period."
     assert timedelta(seconds=charts.step_seconds) == history_questions.STEPS[Span.HOUR].step

@@ -46,7 +46,7 @@ def test_every_step_without_a_number_is_in_a_gap_or_before_or_behind_the_line(va
         ([Gap(3, 10)], "no data from 12:03 to 12:10"),
         ([Gap(3, 10), Gap(17, 20)], "no data from 12:03 to 12:10, since 12:17"),
         ([Gap(at, at + 1) for at in (1, 3, 5, 7)],
-         "no data from 12:01 to 12:02, from 12:03 to 12:04, from 12:05 to 12:06, and in one more gap"),
+         "no data from 12:01 to 12:02, from 12:03 to 12:04, from 12:05 to 12:06, and 1 more gap"),
     ],
 )  # fmt: skip
 def test_gaps_are_said_in_words(found: list[Gap], words: str) -> None:

@@ -17,7 +17,7 @@ def test_limits_of_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("0", "not more than 0"), ("-1", "not more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
+    ("text", "says"), [("0", "must be more than 0"), ("-1", "must be more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
 )
 def test_a_budget_that_is_none(text: str, says: str) -> None:
     with pytest.raises(errors.BadRequest, match=f"^budget: .*{says}"):

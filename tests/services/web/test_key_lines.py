@@ -16,9 +16,9 @@ KEY = ApiKey(KeyId(UUID(int=1)), UserId(UUID(int=2)), "laptop", "aip_live_abc…
 @pytest.mark.parametrize(
     ("change", "may"),
     [
-        ({}, "what its owner may"),
+        ({}, "full access"),
         ({"kind": KeyKind.TEST}, "run models"),
-        ({"kind": KeyKind.ADMIN}, "everything, and administer"),
+        ({"kind": KeyKind.ADMIN}, "administration"),
         ({"bounds": KeyBounds(("inference:execute", "usage:read"))}, "run models, read usage"),
         # Of a newer auth.
         ({"bounds": KeyBounds(("inference:execute", "moon:fly"))}, "run models, moon:fly"),

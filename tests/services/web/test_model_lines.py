@@ -49,7 +49,7 @@ def test_a_served_model_with_its_places_the_least_busy_first() -> None:
 @pytest.mark.parametrize(
     ("row", "state", "why"),
     [
-        pytest.param(worker("U1", BIG), "not ready", "its engine loads, restarts or has failed", id="usable, but not served"),
+        pytest.param(worker("U1", BIG), "Degraded", "the engine is loading, restarting or failed", id="usable, but not served"),
         pytest.param(worker("U1", BIG, why_not="it drains"), "not served", "it drains", id="not usable"),
     ],
 )
@@ -70,7 +70,7 @@ def test_a_price_is_the_models_own_or_everybodys() -> None:
     assert line.price == model_lines.Price("0.1", "0.2", "")
     own = price(SMOL, 2_500_000, 7_500_000, request=100, second=20)
     (line,) = model_lines.join([SERVED], None, [everybody, own], unserved_too=False)
-    assert line.price == model_lines.Price("2.5", "7.5", "0.0001 a request, 0.00002 a second")
+    assert line.price == model_lines.Price("2.5", "7.5", "0.0001 per request, 0.00002 per compute second")
 
 
 def test_without_nodes_and_prices_there_is_still_the_model() -> None:

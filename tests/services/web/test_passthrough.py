@@ -239,7 +239,7 @@ async def test_the_gateways_health_in_words(upstream: Upstream) -> None:
     async with serving(upstream) as url, passthrough.Passthrough.open(url) as gateway:
         assert "answers 201" in await gateway.healthy()
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        assert "does not answer (ConnectError)" in await gateway.healthy()
+        assert "is not responding (ConnectError)" in await gateway.healthy()
 
 
 async def test_many_at_once(client: httpx.AsyncClient, upstream: Upstream) -> None:
@@ -260,5 +260,5 @@ async def test_a_connection_that_fails_once_is_tried_again(upstream: Upstream, m
 
     async with serving(upstream) as url, passthrough.Passthrough.open(url) as gateway:
         monkeypatch.setattr(loop, "create_connection", failing_once)
-        assert await gateway.healthy() == f"{url}/healthz answers 201"
+        assert await gateway.healthy() == f"{url}/healthz returned 201"
     assert failures == []

@@ -26,11 +26,11 @@ def test_every_limit_is_a_meter() -> None:
         )
     )
     assert [(line.id, line.label, line.left, line.limit, line.percent, line.tone, line.renewal) for line in lines] == [
-        ("user:requests_per_hour", "Requests this hour", "960", "1,000", "96", "", "full again in 42 min"),
-        ("key:tokens_per_minute", "Tokens this minute of this key", "1,500", "20,000", "7", "bad", "full again in 42 s"),
-        ("model:concurrency", "Requests at once of one model", "1", "4", "25", "", "free again when an answer ends"),
-        ("model:concurrency:qwen", "Requests at once of qwen", "1", "4", "25", "", "free again when an answer ends"),
-        ("user:concurrency", "Requests at once", "4", "4", "100", "", "nothing used"),
+        ("user:requests_per_hour", "Requests per hour", "960", "1,000", "96", "", "Resets in 42 min"),
+        ("key:tokens_per_minute", "Tokens per minute (key)", "1,500", "20,000", "7", "bad", "Resets in 42 s"),
+        ("model:concurrency", "Concurrent requests (model)", "1", "4", "25", "", "Frees up when a request ends"),
+        ("model:concurrency:qwen", "Concurrent requests (qwen)", "1", "4", "25", "", "Frees up when a request ends"),
+        ("user:concurrency", "Concurrent requests", "4", "4", "100", "", "Unused"),
     ]
 
 
@@ -41,7 +41,7 @@ def test_a_kind_of_a_newer_gateway_is_shown_by_its_own_word() -> None:
 
 def test_a_gateway_that_lists_no_limits_says_the_hours_one() -> None:
     (line,) = quota_lines.limits(quota())
-    assert (line.label, line.left, line.limit) == ("Requests this hour", "60", "100")
+    assert (line.label, line.left, line.limit) == ("Requests per hour", "60", "100")
 
 
 def test_who_has_no_limits_has_no_meters() -> None:
@@ -57,17 +57,17 @@ def test_a_meter_stays_within_itself(limit: int, remaining: int) -> None:
 def test_credits_say_what_is_left_and_when_there_are_more() -> None:
     account = ledger.Account(MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY)
     line = quota_lines.credits(account)
-    assert (line.left, line.detail) == ("1,334.25", "100 a month included, renewed on 1 Feb 2027")
+    assert (line.left, line.detail) == ("1,334.25", "100 per month included; renews 1 Feb 2027")
 
 
 def test_what_running_requests_hold_is_said() -> None:
     account = ledger.Account(MicroCredits(5_000_000), MicroCredits(0), MicroCredits(1_000_000), MicroCredits(5_000_000), FEBRUARY)
     line = quota_lines.credits(account)
     assert line.left == "4.00"
-    assert line.detail.startswith("1.00 held by running requests; ")
+    assert line.detail.startswith("1.00 reserved for running requests; ")
 
 
 def test_no_bound_and_no_answer_are_told_apart() -> None:
     unbound = ledger.Account(MicroCredits(0), MicroCredits(-5), MicroCredits(0), None, FEBRUARY)
-    assert quota_lines.credits(unbound).left == "no bound"
+    assert quota_lines.credits(unbound).left == "unlimited"
     assert quota_lines.credits(None).left == "–"

@@ -37,7 +37,7 @@ def test_a_failed_request_says_why_and_what_to_do() -> None:
         REQUEST, status=RequestStatus.LIMITED, error_code="rate_limited", prompt_tokens=0, completion_tokens=0, model=None
     )
     (line,) = request_lines.lines([failed])
-    assert (line.code, line.status, line.tone) == ("rate_limited", "refused by a limit", "warn")
+    assert (line.code, line.status, line.tone) == ("rate_limited", "Rate limited", "warn")
     assert line.meaning == "A rate limit; `retry_after_seconds` says when there is room again."
     assert line.advice.startswith("Wait as long as Retry-After says")
     assert (line.tokens, line.model) == ("–", "–")
@@ -59,9 +59,9 @@ def test_an_error_of_a_newer_gateway_has_advice_all_the_same() -> None:
 
 
 def test_whose_key_it_was() -> None:
-    assert request_lines.key_name(None, {}) == "signed in"
+    assert request_lines.key_name(None, {}) == "Signed-in session"
     assert request_lines.key_name(KEY, {KEY: "laptop"}) == "laptop"
-    assert request_lines.key_name(KEY, {}) == "another key (0198b1a2)"
+    assert request_lines.key_name(KEY, {}) == "Another key (0198b1a2)"
 
 
 @pytest.mark.parametrize(("rating", "thumb"), [(1, ("good", "good")), (-1, ("bad", "bad")), (0, ("", "")), (None, ("", ""))])

@@ -130,7 +130,7 @@ def lasting(seconds: float) -> str:
 def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
     """Return the heading, its tone and a sentence."""
     if not firing:
-        return "OK", "good", f"{pending} pending" if pending else "No alerts"
+        return "No alerts", "good", f"{pending} pending" if pending else ""
     word = f"{len(firing)} alert{'s' * (len(firing) != 1)}"
     left = [alert for alert in firing if not alert.silenced and not alert.seen_by]
     if not left:

@@ -1,4 +1,4 @@
-// The blocks of markdown: text in, a tree of plain objects out. No DOM, no HTML: a tag in the text is text.
+// Parses Markdown blocks into a tree of plain objects. No DOM and no HTML: tags are text.
 
 import { parseInline } from './markdown_text.js'
 
@@ -10,20 +10,20 @@ import { parseInline } from './markdown_text.js'
  *   | {type: 'table', align: string[], head: Inline[][], rows: Inline[][][]}} Block
  */
 
-/** Quotes and lists deeper than this are shown as text. */
+/** Quotes and lists nested deeper than this remain text. */
 const MAX_DEPTH = 12
-/** Far more than a model writes in one answer; the rest is not shown. */
+/** Much more than one answer; the rest is cut off. */
 export const MAX_CHARACTERS = 1_000_000
 const MAX_COLUMNS = 40
 
-// No two parts of a pattern match the same text side by side: each takes one pass over a line.
+// No adjacent parts of a pattern match the same text, so that each takes linear time.
 const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*)|)$/
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/
 const QUOTE = /^ {0,3}> ?/
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:( +)(?=\S)|[ \t]*$)/
 const DIVIDER = /^\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?$/
-/** Two dashes at least: one is an item that is about to be written. */
+/** At least two dashes: a single one may be the start of a list item. */
 const UNDERLINE = /^ {0,3}(=+|--+)[ \t]*$/
 
 /**
@@ -35,15 +35,15 @@ export function parse(text) {
 }
 
 /**
- * For an answer that is still being written: its blocks so far, and how much of the text before the last of them never changes again.
+ * Parses an unfinished answer, and reports which blocks are final.
  * @param {string} text
  * @returns {{blocks: Block[], settled: number, from: number}}  The first `settled` blocks are final; the others begin at `from`.
  */
 export function parseOpen(text) {
   const lines = toLines(text)
   const { blocks, starts } = parseLines(lines, 0)
-  // A last line that is not whole can still become anything, and make a table of the line before it: a block that begins with one of
-  // these two settles nothing.
+  // An incomplete last line can still turn the line before it into a table, so a block that starts with one of these lines is not
+  // final.
   let settled = blocks.length - 1
   while (settled > 0 && starts[settled] >= lines.length - 2) settled -= 1
   settled = Math.max(0, settled)
@@ -77,7 +77,7 @@ function parseLines(lines, depth) {
   return { blocks, starts }
 }
 
-/** The block that begins at this line, and the line after it. @param {string[]} lines @param {number} at @param {number} depth @returns {[Block, number]} */
+/** Parses the block at this line. Returns it and the next line. @param {string[]} lines @param {number} at @param {number} depth @returns {[Block, number]} */
 function readBlock(lines, at, depth) {
   const line = lines[at]
   const heading = HEADING.exec(line)
@@ -104,7 +104,7 @@ function interrupts(lines, at, depth) {
   const line = lines[at]
   if (!line.trim() || HEADING.test(line) || FENCE.test(line) || RULE.test(line) || isTable(lines, at)) return true
   if (depth >= MAX_DEPTH) return false
-  // A number in the middle of prose, as in “born in\n1815.”, begins no list; an empty item neither.
+  // A number within prose, as in “born in\n1815.”, does not start a list; nor does an empty item.
   return QUOTE.test(line) || (isItem(line) && /^ *(?:[-*+]|1[.)]) +\S/.test(line))
 }
 
@@ -119,7 +119,7 @@ function readParagraph(lines, at, depth) {
   return [{ type: 'paragraph', children }, end]
 }
 
-/** An open fence goes to the end: an answer is often cut off there. @param {string[]} lines @param {number} at @returns {[Block, number]} */
+/** An unclosed fence extends to the end: answers are often cut off there. @param {string[]} lines @param {number} at @returns {[Block, number]} */
 function readCode(lines, at) {
   const [, fence, about] = /** @type {RegExpExecArray} */ (FENCE.exec(lines[at]))
   const indent = lines[at].search(/\S/)

@@ -1,21 +1,21 @@
-// What stands inside a line of markdown: code, emphasis, links and breaks. Text in, frozen shapes out; no DOM.
+// Parses inline Markdown: code, emphasis, links and breaks. No DOM.
 
 /**
  * @typedef {{type: 'text', text: string} | {type: 'code', text: string} | {type: 'break'}
  *   | {type: 'em' | 'strong' | 'strike', children: Inline[]} | {type: 'link', href: string, children: Inline[]}} Inline
  * @typedef {{mark: string, count: number, end: number, href: string, children: Inline[]}} Frame
- * @typedef {{end: number, href: string}} Target  Where a link (or its text) ends, and where it leads.
+ * @typedef {{end: number, href: string}} Target  The end of a link (or its text) and its target.
  */
 
-/** Longer addresses are no addresses; also bounds the search for the end of one. */
+/** The maximum length of a URL; bounds the search for its end. */
 const MAX_ADDRESS = 2048
-/** Emphasis deeper than this is a trick; it also keeps unwinding linear. */
+/** The maximum depth of emphasis; keeps unwinding linear. */
 const MAX_OPEN = 24
 const MAX_BRACKETS = 100
 const PROTOCOLS = new Set(['http:', 'https:', 'mailto:'])
 const PUNCTUATION = /[!-/:-@[-`{-~\p{P}\p{S}]/u
 const SPACE = /\s/
-/** Text in which nothing can begin. */
+/** Text without any markup characters. */
 const PLAIN = /[^\\`*_~[\]!<\nh]+/y
 const BREAK = /<br ?\/?>/iy
 const BARE = /https?:\/\/[^\s<>"`]{1,2048}/iy
@@ -23,12 +23,12 @@ const ENDS = ".,:;!?'*_~]"
 const BRACKETED = /<((?:https?:\/\/|mailto:)[^\s<>]{1,2048})>/iy
 
 /**
- * The address as it may stand in a link, or null: whole http, https and mailto addresses only, without a password that hides the host.
+ * Returns a safe URL for a link, or null. Allows only absolute http, https and mailto URLs without credentials, which can hide the host.
  * @param {string} written
  * @returns {string | null}
  */
 export function safeAddress(written) {
-  // A browser drops tabs and line ends from an address and reads backslashes as slashes: what has them is no honest one.
+  // Browsers drop tabs and line breaks from URLs and read backslashes as slashes, so reject them.
   if (written.length > MAX_ADDRESS || !/^(https?:\/\/|mailto:)[^\s\\\p{Cc}]+$/iu.test(written)) return null
   try {
     const url = new URL(written)
@@ -54,7 +54,7 @@ class Scanner {
     /** @type {Frame[]} */
     this.open = [{ mark: '', count: 0, end: -1, href: '', children: [] }]
     this.codeEnds = pairCode(text)
-    /** @type {Map<number, number>} Where the whole of a link ends, by the place of its `]`. */
+    /** @type {Map<number, number>} The end of each link, by the position of its `]`. */
     this.ends = new Map()
     this.links = pairLinks(text, this.codeEnds, this.ends)
   }
@@ -71,7 +71,7 @@ class Scanner {
     return this.top.children
   }
 
-  /** What begins here, if anything does. */
+  /** Parses the markup at this position, if any. */
   special() {
     const char = this.text[this.at]
     switch (char) {
@@ -94,7 +94,7 @@ class Scanner {
         return this.bare()
       case '\n':
         this.at += 1
-        // Models write verse and addresses line by line and do not wrap prose: a line end is one.
+        // Models do not wrap prose, so keep their line breaks.
         this.add({ type: 'break' })
         return true
     }
@@ -169,7 +169,7 @@ class Scanner {
     return true
   }
 
-  /** Closes what `left` marks can close, inside the link that is open, if one is; returns the marks that are left. @param {string} mark @param {number} left */
+  /** Closes as much as `left` marks can close within the open link, if any. Returns the remaining marks. @param {string} mark @param {number} left */
   close(mark, left) {
     const least = mark === '~' ? 2 : 1
     while (left >= least) {
@@ -192,7 +192,7 @@ class Scanner {
     return left
   }
 
-  /** The innermost frame was none after all: its marks are text. */
+  /** Turns the innermost frame back into text. */
   flatten() {
     const { mark, count, children } = /** @type {Frame} */ (this.open.pop())
     this.say(mark.repeat(count))
@@ -206,7 +206,7 @@ class Scanner {
   openLink(image) {
     const target = this.links.get(this.at + image)
     if (!target || (image && this.text[this.at + 1] !== '[') || this.open.length >= MAX_OPEN) return false
-    // A picture is never loaded, since its address could carry away what was said: it becomes a link.
+    // Images become links: loading one could leak the chat in its URL.
     this.at += 1 + image
     this.open.push({ mark: '[', count: 1, end: target.end, href: target.href, children: [] })
     return true
@@ -217,7 +217,7 @@ class Scanner {
     while (this.top.end !== this.at) this.flatten()
     const { href, children } = /** @type {Frame} */ (this.open.pop())
     this.at = this.ends.get(this.at) ?? 0
-    // A picture inside of a link has none of its own.
+    // An image inside a link is text.
     if (this.open.some((frame) => frame.mark === '[')) for (const child of children) this.add(child)
     else this.add({ type: 'link', href, children: children.length ? children : [{ type: 'text', text: href }] })
     return true
@@ -227,7 +227,7 @@ class Scanner {
     if (this.at > 0 && /[\p{L}\p{N}]/u.test(this.text[this.at - 1])) return false
     BARE.lastIndex = this.at
     const [whole = ''] = BARE.exec(this.text) ?? []
-    // What ends a sentence, or closes a bracket that was opened before, is not part of the address.
+    // Trailing punctuation and closing brackets do not belong to the URL.
     const ends = whole.includes('(') ? ENDS : `${ENDS})`
     let length = whole.length
     while (length && ends.includes(whole[length - 1])) length -= 1
@@ -253,7 +253,7 @@ function runLength(text, at) {
   return end - at
 }
 
-/** Where each code span ends, by where it begins; from the right, so that it takes one pass. @param {string} text */
+/** Returns the end of each code span by its start; scans from the right, in one pass. @param {string} text */
 function pairCode(text) {
   const runs = [...text.matchAll(/\\?`+/g)].map((found) => {
     const escaped = found[0].startsWith('\\') && text[found.index - 1] !== '\\'
@@ -262,7 +262,7 @@ function pairCode(text) {
   const next = new Map()
   const ends = new Map()
   for (const run of runs.reverse()) {
-    // A backslash takes the first mark of a run that would open; inside of code it is nothing.
+    // A backslash escapes the first mark of an opening run; inside code it has no effect.
     if (run.escaped) {
       if (run.length > 1 && next.has(run.length - 1)) ends.set(run.at + 1, next.get(run.length - 1))
     } else if (next.has(run.length)) ends.set(run.at, next.get(run.length))
@@ -272,7 +272,7 @@ function pairCode(text) {
 }
 
 /**
- * Every real link, by the place of its `[`.
+ * Returns every link by the position of its `[`.
  * @param {string} text
  * @param {Map<number, number>} codeEnds
  * @param {Map<number, number>} ends
@@ -289,7 +289,7 @@ function pairLinks(text, codeEnds, ends) {
       const end = codeEnds.get(at)
       at = (end ?? at) + runLength(text, at) - 1
     } else if (char === '[') {
-      // Bounded, so that a wall of brackets is not searched again and again.
+      // Bounded, so that many brackets do not take quadratic time.
       if (open.push(at) > MAX_BRACKETS) open.shift()
     } else if (char === ']' && open.length) {
       const start = /** @type {number} */ (open.pop())
@@ -297,7 +297,7 @@ function pairLinks(text, codeEnds, ends) {
       if (!target) continue
       links.set(start, { end: at, href: target.href })
       ends.set(at, target.end)
-      // No link stands in a link: those around this one are text, pictures apart.
+      // Links cannot contain links, so the surrounding ones are text, except images.
       if (text[start - 1] !== '!') open = open.filter((each) => text[each - 1] === '!')
       at = target.end - 1
     }

@@ -1,4 +1,4 @@
-// Markdown in the page: builds elements from the tree, and keeps up with an answer while it is written. Text only, never HTML.
+// Renders Markdown as elements, incrementally for a running answer. Never uses HTML strings.
 
 import { MAX_CHARACTERS, parse, parseOpen } from './markdown.js'
 import { TEXTS } from './texts.js'
@@ -7,13 +7,13 @@ import { TEXTS } from './texts.js'
 
 /** @type {Record<'em' | 'strong' | 'strike', 'em' | 'strong' | 'del'>} */
 const TAGS = { em: 'em', strong: 'strong', strike: 'del' }
-/** The headings of an answer stand below those of the page. */
+/** Headings of an answer rank below those of the page. */
 const HEADING_OFFSET = 2
-/** The most of the time that goes into drawing an unfinished block, so that a long one stays usable. */
+/** The share of time spent on redrawing an unfinished block, so that a long one stays responsive. */
 const DRAWING_SHARE = 1 / 8
 
 /**
- * Puts the tree at the end of `parent`.
+ * Appends the tree to `parent`.
  * @param {Block[]} blocks
  * @param {Element} parent
  */
@@ -22,7 +22,7 @@ export function render(blocks, parent) {
 }
 
 /**
- * An answer that grows. What is settled is drawn once; the last block is drawn anew, at most once in a frame.
+ * Renders a growing answer. Final blocks are drawn once; the last block is redrawn at most once per frame.
  */
 export class Writing {
   #tail = ''
@@ -50,7 +50,7 @@ export class Writing {
     this.#plan()
   }
 
-  /** No more comes: everything is drawn when this returns. */
+  /** Draws the rest. Call this at the end. */
   finish() {
     this.#draw()
     this.#planned = true
@@ -116,7 +116,7 @@ function toElement(block) {
   }
 }
 
-/** As the pages show code, with a button that copy.js makes work. @param {string} language @param {string} text */
+/** Renders a code block with a copy button, which copy.js handles. @param {string} language @param {string} text */
 function toFigure(language, text) {
   const copy = make('button', TEXTS.copy)
   copy.type = 'button'
@@ -157,7 +157,7 @@ function toTable(block) {
       }),
     )
   const table = make('table', make('thead', row('th', block.head)), make('tbody', ...block.rows.map((cells) => row('td', cells))))
-  // On a telephone a wide table scrolls in its frame, by keyboard too.
+  // On a phone, a wide table scrolls in its frame, also by keyboard.
   const frame = make('div', table)
   frame.className = 'scrolls'
   frame.tabIndex = 0
@@ -181,7 +181,7 @@ function toNodes(inlines) {
         link.href = inline.href
         link.rel = 'noopener noreferrer nofollow'
         link.target = '_blank'
-        // Where it really leads, whatever its text says.
+        // Show the real target, whatever the text says.
         link.title = inline.href
         return link
       }

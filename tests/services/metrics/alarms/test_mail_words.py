@@ -36,10 +36,10 @@ def mail(*began: Alarm, over: tuple[Alarm, ...] = (), **more: float) -> mail_wor
     ("began", "over", "subject"),
     [
         ((alarm(),), (), "aimesh: No worker is up"),
-        ((alarm(), SLOW), (), "aimesh: 2 alerts, the gravest: No worker is up"),
-        ((), (OVER,), "aimesh: over: disk of box is full"),
-        ((), (OVER, OVER, OVER), "aimesh: 3 alerts are over, the gravest: disk of box is full"),
-        ((SLOW,), (OVER,), "aimesh: 1 alert, the gravest: llama3 is slow; 1 over"),
+        ((alarm(), SLOW), (), "aimesh: 2 alerts firing, including: No worker is up"),
+        ((), (OVER,), "aimesh: Resolved: disk of box is full"),
+        ((), (OVER, OVER, OVER), "aimesh: 3 alerts resolved, including: disk of box is full"),
+        ((SLOW,), (OVER,), "aimesh: 1 alert firing, including: llama3 is slow; 1 resolved"),
     ],
 )
 def test_the_subject_says_how_many_and_what_is_worst(began: tuple[Alarm, ...], over: tuple[Alarm, ...], subject: str) -> None:
@@ -54,7 +54,7 @@ def test_the_text_says_what_it_is_since_when_and_what_to_do() -> None:
     assert "  about: model=llama3\n" in text
     assert "  what to do: docs/runbooks/no_worker.md\n" in text
     assert f"  to say that you look after it: {shlex.join(['aicli', 'alerts', 'ack', SLOW.id])}\n" in text
-    assert "  to silence it for two hours: aicli alerts silence no_worker --for 2h --label model=llama3\n" in text
+    assert "  silence it for 2 hours: aicli alerts silence no_worker --for 2h --label model=llama3\n" in text
     assert "1 alert is over:\n\n- disk of box is full (ticket, 21 November 2026, 10:00 UTC until 21 November 2026, 11:59 UTC)\n" in text
 
 
@@ -70,12 +70,12 @@ def test_of_a_hundred_alerts_ten_are_told_in_full_and_none_is_kept_from_the_coun
     assert text.count("what to do:") == mail_words.MOST_IN_FULL
     assert text.count("\n- number") == mail_words.MOST_NAMED
     assert f"- and {100 - mail_words.MOST_IN_FULL - mail_words.MOST_NAMED} more\n" in text
-    assert "7 more, less grave, came meanwhile: https://ai.example.org/admin/alerts" in text
+    assert "7 more with lower severity: https://ai.example.org/admin/alerts" in text
 
 
 def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
     text = mail(SLOW, over=(OVER,), left_out=5, held_seconds=1500).text
-    assert "7 alerts that began or ended were not told for 25 minutes: 20 mails had gone out within an hour." in text
+    assert "7 alerts were held back for 25 minutes, because 20 emails were sent within an hour." in text
     text = mail(SLOW, pause_seconds=2400).text
     assert "last of 20 mails within an hour" in text
     assert "40 minutes" in text
@@ -138,5 +138,5 @@ def test_whatever_stands_in_its_labels_only_that_alert_is_silenced(where: dict[s
 def test_a_silence_that_is_for_more_than_this_alert_says_so() -> None:
     """A silence takes no labels as long as this."""
     text = mail(alarm(model="x" * 201), alarm("another", model="x" * 200)).text
-    assert "  to silence all alerts of this name for two hours: aicli alerts silence no_worker --for 2h\n" in text
-    assert f"  to silence it for two hours: aicli alerts silence no_worker --for 2h --label model={'x' * 200}\n" in text
+    assert "  silence all alerts of this name for 2 hours: aicli alerts silence no_worker --for 2h\n" in text
+    assert f"  silence it for 2 hours: aicli alerts silence no_worker --for 2h --label model={'x' * 200}\n" in text

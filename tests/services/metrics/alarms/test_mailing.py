@@ -66,7 +66,7 @@ async def test_one_mail_for_all_that_began_and_ended_in_one_look_to_everybody() 
     assert [to for _, to, _ in server.mails] == [OPS, "anna@example.org"]
     sender, _, mail = server.mails[0]
     assert (sender, mail["From"], mail["To"]) == ("noreply@example.org", FROM, OPS)
-    assert mail["Subject"] == "aimesh: 2 alerts, the gravest: No worker is up; 1 over"
+    assert mail["Subject"] == "aimesh: 2 alerts firing, including: No worker is up; 1 resolved"
     text = mail.get_content()
     assert "https://ai.example.org/admin/alerts" in text
     assert "llama3 is slow" in text
@@ -85,7 +85,7 @@ async def test_warnings_wait_for_others_of_their_kind() -> None:
         clock.pass_by(GATHER_SECONDS, mailing)
         await server.wait_for(1)
         await until(lambda: mailing.waiting == 0)
-    assert [mail["Subject"] for _, _, mail in server.mails] == ["aimesh: 10 alerts, the gravest: number 0"]
+    assert [mail["Subject"] for _, _, mail in server.mails] == ["aimesh: 10 alerts firing, including: number 0"]
 
 
 async def test_a_storm_is_twenty_mails_and_one_of_what_was_held_back() -> None:
@@ -105,7 +105,7 @@ async def test_a_storm_is_twenty_mails_and_one_of_what_was_held_back() -> None:
         await until(lambda: mailing.waiting == 0)
     assert len(server.mails) == MOST_AN_HOUR + 1
     held = server.mails[-1][2]
-    assert held["Subject"] == "aimesh: 280 alerts, the gravest: number 20"
+    assert held["Subject"] == "aimesh: 280 alerts firing, including: number 20"
     assert "280 alerts that began or ended were not told" in held.get_content()
     assert "https://ai.example.org/admin/alerts" in held.get_content()
 

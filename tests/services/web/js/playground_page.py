@@ -1,7 +1,7 @@
 """The markup that playground.js works on, as the template of the page has to have it."""
 
 MODELS = '<option value="small">small</option><option value="large">large</option>'
-NUMBERS = (("temperature", "Temperature"), ("max_tokens", "Most tokens"), ("top_p", "Top p"), ("seed", "Seed"))
+NUMBERS = (("temperature", "Temperature"), ("max_tokens", "Max tokens"), ("top_p", "Top p"), ("seed", "Seed"))
 SAMPLES = (("curl", "curl"), ("python", "Python"), ("javascript", "JavaScript"), ("aicli", "aicli"))
 
 
@@ -25,14 +25,14 @@ def playground() -> str:
     <button type="button" class="quiet" data-chat-act="code">View as code</button>
   </p>
   <div class="chat-log" data-chat="log" tabindex="0" role="region" aria-label="Messages">
-    <p data-chat="empty">Ask something.</p>
+    <p data-chat="empty">Message the model.</p>
     <ol class="chat-messages" data-chat="messages"></ol>
     <button type="button" class="quiet chat-latest" data-chat="latest" hidden>To the end</button>
   </div>
   <div class="unseen" data-chat="announcement" role="status"></div>
   <form id="chat" data-chat="form">
     <label class="unseen" for="message">Message</label>
-    <textarea id="message" name="message" rows="1" required placeholder="Ask something"></textarea>
+    <textarea id="message" name="message" rows="1" required placeholder="Message the model"></textarea>
     <button type="submit" data-chat="send">Send</button>
     <button type="button" class="icon" data-chat-act="stop" aria-label="Stop" title="Stop" hidden><svg></svg></button>
   </form>
@@ -49,7 +49,7 @@ def playground() -> str:
       <button type="button" class="quiet icon" data-chat-act="down" aria-label="Bad answer" aria-pressed="false"><svg></svg></button>
     </p>
   </li></template>
-  <dialog data-chat="code" aria-label="This chat as code">
+  <dialog data-chat="code" aria-label="View as code">
     {"".join(_code(*sample) for sample in SAMPLES)}
     <p class="actions"><button type="button" class="quiet" data-close>Close</button></p>
   </dialog>

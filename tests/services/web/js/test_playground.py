@@ -262,7 +262,7 @@ async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome
         chat.site.answers["/playground/answer"] = to_login
         await write(chat.page, "four")
         await key(chat.page, "Enter", text="\r")
-        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=problem]').textContent.startsWith('You are signed out.')")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=problem]').textContent.startsWith('You’re signed out.')")
         assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == "You are signed out."
         chat.page.problems[:] = [problem for problem in chat.page.problems if "429" not in problem]
 
@@ -285,7 +285,7 @@ async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> Non
         await chat.say(await chat.ask("two"), "2")
         pressed = "[...document.querySelectorAll('[data-chat-act=up]')].map(each => each.ariaPressed).join()"
         await press(chat.page, "[data-chat-act=up]")
-        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Thank you.'")
+        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Rating saved.'")
         assert chat.feedback[0].sent == {"request_id": "req_1", "rating": "up"}
         assert chat.feedback[0].headers["x-form-token"] == "form-token"
         assert await chat.page.evaluate(pressed) == "true,false"
@@ -293,7 +293,7 @@ async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> Non
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat-act=down]').ariaPressed === 'true'")
         # The third is not taken: the button goes back to what is saved, and says so.
         await press(chat.page, "[data-chat-act=down]")
-        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'This could not be saved.'")
+        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'The rating couldn’t be saved.'")
         assert await chat.page.evaluate(pressed) == "true,false"
         assert [visit.sent["request_id"] for visit in chat.feedback] == ["req_1", "req_2", "req_1"]
         chat.page.problems[:] = [problem for problem in chat.page.problems if "503" not in problem]
@@ -318,7 +318,7 @@ async def test_an_answer_that_was_stopped_can_be_rated_once_something_of_it_came
         await chat.state("ready")
         assert await chat.page.evaluate(hidden) == [False, False]
         await press(chat.page, "[data-chat-message]:last-child [data-chat-act=down]")
-        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Thank you.'")
+        await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Rating saved.'")
         assert [visit.sent for visit in chat.feedback] == [{"request_id": "req_1", "rating": "down"}]
 
 

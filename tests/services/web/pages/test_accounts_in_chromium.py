@@ -137,10 +137,10 @@ async def test_everybody_can_use_the_pages(stage: Stage, width: int, dark: bool)
         await check(stage, page, path)
     await check(stage, page, f"/organisations/{team}")
     await page.goto(f"{stage.origin}/settings/security")
-    await page.click("button", "Set it up")
+    await page.click("button", "Set up")
     await check(stage, page)
     await page.fill(code=CODE)
-    await page.click("button", "Switch it on")
+    await page.click("button", "Enable")
     await check(stage, page)
     mesh.erased_at = NOW + timedelta(days=30)
     for path in ("/settings/security", "/settings/data"):
@@ -209,7 +209,7 @@ async def invited(stage: Stage, name: str = "Acme", *, signed_in: bool = True, *
 async def test_an_invitation_says_to_whom_one_says_yes(stage: Stage) -> None:
     async with invited(stage) as bob:
         await bob.opens(f"/invitation#{CODE_OF_MAIL}")
-        assert await bob.offer() == "Join Acme as a member? Invited by Acme, until 27 Nov 2026."
+        assert await bob.offer() == "Join Acme as a member? Invited by Acme. Expires 27 Nov 2026."
         assert await bob.page.evaluate("location.href") == f"{stage.origin}/invitation"
         assert bob.read == [CODE_OF_MAIL]
         await bob.page.click("button", "Join")

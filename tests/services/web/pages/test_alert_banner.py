@@ -25,7 +25,7 @@ from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
 LINE = (
     '<strong data-live="banner">1 alert:</strong> <bdi data-live="banner_names">no_worker is wrong</bdi>'
-    ' <a href="/admin/alerts">To the alerts</a>'
+    ' <a href="/admin/alerts">View alerts</a>'
 )
 NO_LINE = 'data-live-show="banner" hidden><strong data-live="banner"></strong>'
 
@@ -202,9 +202,9 @@ async def test_the_line_comes_and_goes_while_somebody_looks(
         alert = mesh.add_alert()
         mesh.add_alert("ledger_drift", "critical")
         await page.until(shown)
-        assert "2 alerts: no_worker is wrong, ledger_drift is wrong To the alerts" in await page.text()
+        assert "2 alerts: no_worker is wrong, ledger_drift is wrong View alerts" in await page.text()
         await album.add(page, "admin-health-alerts")
-        await page.click("main a", "To the alerts")
+        await page.click("main a", "View alerts")
         assert await page.path() == "/admin/alerts"
         await page.goto(f"{origin}/admin")
         mesh.alerts[:] = [msgspec.structs.replace(alert, seen_by="ada")]

@@ -52,7 +52,7 @@ async def test_the_export_is_confirmed_before_its_first_byte(alice: Browser, mes
     mesh.is_stale = True
     asked = await export(alice)
     assert asked.status_code == 403
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     answer = await alice.submit(asked, f"{HERE}/export", confirm_password="correct horse")
     assert "README.txt" in unpacked(answer)
 
@@ -77,7 +77,7 @@ async def test_nobody_exports_the_requests_of_a_whole_organisation(alice: Browse
     mesh.acting[alice.client.cookies["aimesh_session"]] = team
     answer = await alice.submit(page, f"{HERE}/export")
     assert answer.status_code == 400
-    assert "You act for an organisation" in answer.text
+    assert "You are acting as an organization" in answer.text
     assert f"{HERE}/export" not in forms_of(answer)
     assert "auth.exportAccount" not in mesh.names_asked()
 
@@ -91,7 +91,7 @@ async def test_deleting_the_account_is_thirty_days_away_and_can_be_called_off(al
     kept = await alice.submit(page, f"{HERE}/keep")
     assert kept.headers["location"] == f"{HERE}?done=kept"
     assert mesh.erased_at is None
-    assert "Your account stays." in (await alice.get(f"{HERE}?done=kept")).text
+    assert "Your account won’t be deleted." in (await alice.get(f"{HERE}?done=kept")).text
 
 
 async def test_a_box_that_is_not_ticked_deletes_nothing(alice: Browser, mesh: FakeMesh) -> None:

@@ -33,8 +33,8 @@ async def test_accepting_leads_to_the_organisation(bob: Browser, mesh: FakeMesh,
     (team,) = mesh.teams
     assert answer.headers["location"] == f"/organisations/{team}?done=joined"
     joined = await bob.get(answer.headers["location"])
-    assert "You belong to this organisation now." in joined.text
-    assert "Act for it" in joined.text
+    assert "You joined this organization." in joined.text
+    assert "Switch to this organization" in joined.text
 
 
 async def test_a_code_that_is_none_stays_in_the_form(bob: Browser) -> None:

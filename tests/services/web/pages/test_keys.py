@@ -71,7 +71,7 @@ async def test_revoking_asks_first_and_then_does_it(alice: Browser, mesh: FakeMe
     assert answer.status_code == 303
     assert not mesh.keys[0].is_active
     page = await alice.get(answer.headers["location"])
-    assert "The key is revoked." in page.text
+    assert "Key revoked." in page.text
     assert f'href="{path}"' not in page.text
     assert (await alice.get(path)).status_code == 404
 
@@ -183,7 +183,7 @@ async def test_a_key_gets_another_name(alice: Browser, mesh: FakeMesh) -> None:
     answer = await alice.submit(await alice.get(f"/api-keys/{key.id}"), f"/api-keys/{key.id}/rename", name="desk")
     assert answer.status_code == 303
     page = await alice.get(answer.headers["location"])
-    assert "The key has its new name." in page.text
+    assert "Key renamed." in page.text
     assert mesh.keys[0].name == "desk"
 
 
@@ -225,7 +225,7 @@ async def test_a_new_secret_is_confirmed_first_where_the_login_is_old(alice: Bro
     page = await alice.get(path)
     mesh.is_stale = True
     asked = await alice.submit(page, f"{path}/rotate", overlap="0")
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     done = await alice.submit(asked, f"{path}/rotate", confirm_password="correct horse")
     assert shown_key(done)
     assert "The old one goes on not at all." not in done.text
@@ -250,7 +250,7 @@ async def test_without_the_gateway_the_lines_name_no_model(alice: Browser, mesh:
     mesh.broken["gateway"] = errors.NotReachable("no node of that role is alive")
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop")
     assert page.status_code == 201
-    assert "Put a model’s name for MODEL." in page.text
+    assert "Replace MODEL with a model’s name." in page.text
 
 
 async def test_revoking_a_key_offers_what_it_made(alice: Browser, mesh: FakeMesh) -> None:
@@ -261,7 +261,7 @@ async def test_revoking_a_key_offers_what_it_made(alice: Browser, mesh: FakeMesh
         await alice.submit(await alice.get("/api-keys"), "/api-keys", name=name)
         mesh.keys[-1] = msgspec.structs.replace(mesh.keys[-1], made_by=maker or mesh.keys[-2].id)
     page = await alice.get(f"/api-keys/{leaked.id}/revoke")
-    assert "With all that it made: <bdi>child</bdi>, <bdi>grandchild</bdi>" in page.text
+    assert "Also revoke the keys it created: <bdi>child</bdi>, <bdi>grandchild</bdi>" in page.text
     await alice.submit(page, f"/api-keys/{leaked.id}/revoke", with_made="yes")
     asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.RevokeApiKey))
     assert asked == auth.RevokeApiKey(str(leaked.id), with_made=True)

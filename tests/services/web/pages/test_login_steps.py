@@ -125,7 +125,7 @@ async def test_an_administrator_sets_up_the_second_factor_and_sees_the_recovery_
     codes = await new_admin.submit(page, "/login/second-factor", code=CODE)
     assert codes.status_code == 200
     assert all(code in codes.text for code in RECOVERY_CODES)
-    assert 'href="/api-keys">I have kept them' in codes.text
+    assert 'href="/api-keys">I’ve saved my codes' in codes.text
     assert mesh.with_factor == {"alice"}
     again = await new_admin.get("/login/second-factor")
     assert again.headers["location"] == "/dashboard"

@@ -47,13 +47,13 @@ async def test_an_administrator_sees_every_machine_with_its_path_load_and_models
 async def test_why_a_machine_is_not_used_is_on_the_page(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_node(WORKER, why_not="its clock is 40 s off")
     page = await root.get("/admin/nodes")
-    assert "not used" in page.text
+    assert "Degraded" in page.text
     assert "its clock is 40 s off" in page.text
 
 
 async def test_no_machines_yet_leads_to_a_ticket(root: Browser) -> None:
     page = await root.get("/admin/nodes")
-    assert '<p class="card empty" data-live-show="no_nodes">No machines yet.' in page.text
+    assert '<p class="card empty" data-live-show="no_nodes">No nodes yet.' in page.text
     assert '<div class="card table wide nodes" hidden' in page.text
 
 
@@ -87,7 +87,7 @@ async def test_others_do_not_come_in(browser: Browser, mesh: AdminMesh) -> None:
 @pytest.mark.parametrize(
     ("away", "said"),
     [
-        pytest.param("gateway", "The gateway does not answer,", id="gateway"),
+        pytest.param("gateway", "The gateway isn’t responding,", id="gateway"),
         pytest.param("auth.listNodes", "This mesh has no CA", id="a mesh without certificates"),
     ],
 )
@@ -127,7 +127,7 @@ async def test_an_owner_cannot_approve(alice: Browser, mesh: AdminMesh) -> None:
 async def test_revoking_is_asked_first_and_keeps_the_reason(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER, name="rig-1")
     asked = await root.get(f"/admin/nodes/{WORKER}/revoke")
-    assert "Cut off “<bdi>rig-1</bdi>”?" in asked.text
+    assert "Revoke “<bdi>rig-1</bdi>”?" in asked.text
     assert mesh.states()[0] is MemberState.ACTIVE
     done = await root.submit(asked, f"/admin/nodes/{WORKER}/revoke", reason=" sold ")
     assert done.headers["location"] == "/admin/nodes?done=revoked"

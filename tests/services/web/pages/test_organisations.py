@@ -42,7 +42,7 @@ async def test_making_one_leads_to_its_page(alice: Browser, mesh: FakeMesh) -> N
     assert answer.headers["location"] == f"/organisations/{team}?done=created"
     page = await alice.get(answer.headers["location"])
     assert "<h1>Acme</h1>" in page.text
-    assert "No invitation is open." in page.text
+    assert "No pending invitations." in page.text
 
 
 async def test_a_name_that_is_none_is_kept_in_the_form(alice: Browser, mesh: FakeMesh) -> None:
@@ -81,7 +81,7 @@ async def test_an_owner_sees_all_and_a_member_only_who_is_there(
     assert {f"{here}/{act}" for act in ("role", "remove", "invite", "withdraw", "rename")} <= set(forms_of(owners))
     # The only owner is not offered what is refused.
     assert f"{here}/leave" not in forms_of(owners)
-    assert "You are its only owner. To leave, make another member an owner first." in owners.text
+    assert "You’re the only owner. To leave, make another member an owner first." in owners.text
     await tls_browser.sign_in("bob", "battery staple")
     members = await tls_browser.get(here)
     assert "alice" in members.text
@@ -123,7 +123,7 @@ async def test_an_invitation_is_confirmed_first(alice: Browser, mesh: FakeMesh, 
     assert mesh.invitations == {}
     page = await alice.submit(asked, f"{here}/invite", confirm_password="correct horse")
     assert page.status_code == 201
-    assert "<bdi>carol@example.com</bdi> is invited" in page.text
+    assert "<bdi>carol@example.com</bdi> was invited" in page.text
 
 
 async def test_withdrawing_an_invitation(alice: Browser, mesh: FakeMesh, acme: TenantId) -> None:
@@ -176,7 +176,7 @@ async def test_who_leaves_while_acting_for_it_stays_signed_in_as_oneself(tls_bro
     assert answer.headers["location"] == "/organisations?done=left"
     page = await tls_browser.get("/organisations?done=left")
     assert page.status_code == 200
-    assert "You have left the organisation." in page.text
+    assert "You left the organization." in page.text
     assert set(roles(mesh, acme)) == {"alice"}
 
 

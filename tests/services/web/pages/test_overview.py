@@ -25,7 +25,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 
 async def test_the_landing_page_says_whether_the_mesh_is_ready(browser: Browser, mesh: FakeMesh) -> None:
-    assert "Ready · 1 worker online" in (await browser.get("/")).text
+    assert "OK · 1 worker online" in (await browser.get("/")).text
     mesh.workers = 0
     assert "no worker is online" in (await browser.get("/")).text
     assert "Create an account" in (await browser.get("/")).text
@@ -42,7 +42,7 @@ async def test_the_landing_page_stands_when_everything_else_is_down(alice: Brows
     mesh.broken |= {"auth": AWAY, "gateway": AWAY}
     page = await alice.get("/")
     assert page.status_code == 200
-    assert "The gateway does not answer right now" in page.text
+    assert "isn’t responding" in page.text
 
 
 async def test_the_overview_shows_usage_by_day_and_what_is_left(alice: Browser, mesh: FakeMesh) -> None:
@@ -56,7 +56,7 @@ async def test_the_overview_shows_usage_by_day_and_what_is_left(alice: Browser, 
     assert '<p class="big" data-live="p95">840 ms</p>' in page.text
     assert "1 failed" in page.text
     assert '<strong data-live="left">960</strong>' in page.text
-    assert "full again in 42 min" in page.text
+    assert "Resets in 42 min" in page.text
     assert 'data-live="label" data-live-attr="datetime:id">20 Nov</time></th><td class="n" data-value="3"' in page.text
     # Thirty days, and the one that new rows are made from.
     assert page.text.count('data-live="label" data-live-attr="datetime:id"') == 31
@@ -74,7 +74,7 @@ async def test_a_day_is_shown_by_the_hour(alice: Browser, mesh: FakeMesh) -> Non
 
 
 @pytest.mark.parametrize(
-    ("show", "kind", "first"), [("tokens", "bars", "Tokens"), ("latency", "lines", "Half within"), ("nope", "bars", "Requests")]
+    ("show", "kind", "first"), [("tokens", "bars", "Tokens"), ("latency", "lines", "Median latency"), ("nope", "bars", "Requests")]
 )
 async def test_each_number_leads_to_its_chart(alice: Browser, mesh: FakeMesh, show: str, kind: str, first: str) -> None:
     mesh.use(NOW, 3)
@@ -91,17 +91,17 @@ async def test_the_last_ten_requests_with_how_they_ended(alice: Browser, mesh: F
     mesh.log(NOW, RequestStatus.LIMITED, "rate_limited")
     page = await alice.get("/dashboard")
     assert page.text.count('<tr role="row" data-id="0') == 10
-    assert "refused by a limit" in page.text
+    assert "Rate limited" in page.text
     assert '<code class="under" data-live="code">rate_limited</code>' in page.text
     assert 'href="/requests">All requests</a>' in page.text
 
 
 async def test_a_newcomer_has_the_first_steps_before_empty_numbers(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get("/dashboard")
-    assert page.text.index("First steps") < page.text.index("No requests in the last 30 days") < page.text.index("No requests yet")
+    assert page.text.index("Get started") < page.text.index("No requests in the last 30 days") < page.text.index("No requests yet")
     mesh.log(NOW)
     page = await alice.get("/dashboard")
-    assert page.text.index("All requests") < page.text.index("First steps")
+    assert page.text.index("All requests") < page.text.index("Get started")
     assert 'data-live-show="is_unused" hidden>' in page.text
 
 
@@ -111,7 +111,7 @@ async def test_the_overview_shows_the_credits(alice: Browser, mesh: FakeMesh) ->
     )
     page = await alice.get("/dashboard")
     assert 'data-live="credits">1,334.25</p>' in page.text
-    assert "100 a month included, renewed on 1 Feb 2027" in page.text
+    assert "100 per month included; renews 1 Feb 2027" in page.text
 
 
 async def test_who_has_no_limits_is_shown_none(browser: Browser, mesh: FakeMesh) -> None:
@@ -119,8 +119,8 @@ async def test_who_has_no_limits_is_shown_none(browser: Browser, mesh: FakeMesh)
     mesh.add_account("bob", "correct horse", tier=Tier.ENTERPRISE)
     await browser.sign_in("bob", "correct horse")
     page = await browser.get("/dashboard")
-    assert 'data-live-show="no_limits">No limits: the enterprise tier has none.' in page.text
-    assert 'data-live="credits">no bound</p>' in page.text
+    assert 'data-live-show="no_limits">The enterprise tier has no limits.' in page.text
+    assert 'data-live="credits">unlimited</p>' in page.text
     assert "1,000,000,000" not in page.text
 
 
@@ -156,10 +156,10 @@ async def test_web_calls_with_the_access_token_of_the_person(alice: Browser, mes
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        pytest.param("gateway", "The gateway does not answer right now,</strong>", id="gateway down"),
+        pytest.param("gateway", "The gateway isn’t responding,</strong>", id="gateway down"),
         pytest.param("gateway.getUsageReport", "Your usage cannot be read right now", id="usage cannot be read"),
         pytest.param("gateway.listRequests", "The request log cannot be read right now", id="log cannot be read"),
-        pytest.param("gateway.getUserQuota", "The gateway does not answer right now. Reload", id="quota cannot be read"),
+        pytest.param("gateway.getUserQuota", "The gateway isn’t responding. Reload", id="quota cannot be read"),
         pytest.param("gateway.listModels", "Put a model’s name for MODEL", id="models cannot be read"),
     ],
 )
@@ -176,7 +176,7 @@ async def test_a_gateway_that_is_down_is_said_once_and_nothing_claims_to_be_live
     assert page.text.count("right now") == 1
     assert "data-live" not in page.text
     assert 'href="/dashboard?span=day">Try again</a>' in page.text
-    assert "First steps" in page.text
+    assert "Get started" in page.text
 
 
 async def test_auth_being_down_is_a_friendly_503(alice: Browser, mesh: FakeMesh) -> None:

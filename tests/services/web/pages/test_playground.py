@@ -108,7 +108,7 @@ async def test_without_the_gateway_it_says_so(alice: Browser, mesh: FakeMesh) ->
     mesh.broken["gateway"] = AWAY
     page = await alice.get("/playground")
     assert page.status_code == 200
-    assert "The gateway does not answer right now" in page.text
+    assert "isn’t responding" in page.text
 
 
 async def test_names_of_models_are_text(alice: Browser, mesh: FakeMesh) -> None:
@@ -178,9 +178,9 @@ async def test_an_answer_that_loses_its_gateway_goes_on_where_it_stopped(alice: 
     ("change", "note"),
     [
         ({}, ""),
-        ({"cached": True}, "Answered from the cache."),
-        ({"finish_reason": FinishReason.LENGTH}, "It ends here because the most tokens were reached."),
-        ({"finish_reason": FinishReason.LENGTH, "clamped_to": 31}, "It ends here because your credits reach for no more."),
+        ({"cached": True}, "Served from cache."),
+        ({"finish_reason": FinishReason.LENGTH}, "Stopped at the max tokens limit."),
+        ({"finish_reason": FinishReason.LENGTH, "clamped_to": 31}, "Stopped: you’re out of credits."),
     ],
 )
 def test_how_an_answer_ended(change: dict[str, Any], note: str) -> None:

@@ -52,8 +52,8 @@ async def test_each_request_says_how_it_ended_and_what_to_do(alice: Browser, mes
     assert page.status_code == 200
     assert ids(page) == [2, 1]
     for text in (
-        "20 Nov 2026, 14:04:00", '<bdi class="under two-lines">laptop</bdi>', "signed in", "from the cache", "1,200 in, 34 out", "1.2 s",
-        'data-state="good">good</span>', "refused by a limit", "<summary><code>rate_limited</code></summary>",
+        "20 Nov 2026, 14:04:00", '<bdi class="under two-lines">laptop</bdi>', "Signed-in session", "cached", "1,200 in, 34 out", "1.2 s",
+        'data-state="good">Good</span>', "Rate limited", "<summary><code>rate_limited</code></summary>",
         "<code>retry_after_seconds</code> says when there is room again.", "<strong>Wait as long as Retry-After says",
     ):  # fmt: skip
         assert text in page.text, text
@@ -82,7 +82,7 @@ async def test_filters_are_asked_for_and_stay_typed(alice: Browser, mesh: FakeMe
 async def test_where_no_request_fits_all_can_be_shown(alice: Browser, mesh: FakeMesh) -> None:
     mesh.log(NOW)
     page = await alice.get("/requests?status=timeout")
-    assert 'No request fits. <a href="/requests">Show all</a>' in page.text
+    assert 'No matching requests. <a href="/requests">Show all</a>' in page.text
 
 
 async def test_the_log_goes_on_page_by_page_with_its_filters(alice: Browser, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ async def test_the_log_goes_on_page_by_page_with_its_filters(alice: Browser, mes
 
 async def test_behind_the_last_page_there_is_a_way_back(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get("/requests?before=2020-01-01T00:00:00%2B00:00")
-    assert "There are no older requests." in page.text
+    assert "No older requests." in page.text
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ async def test_without_auth_the_keys_have_no_names(alice: Browser, mesh: FakeMes
     mesh.broken["auth.listApiKeys"] = AWAY
     page = await alice.get("/requests")
     assert page.status_code == 200
-    assert "another key (00000000)" in page.text
+    assert "Another key (00000000)" in page.text
 
 
 async def test_a_key_that_is_gone_can_still_be_chosen(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.get(f"/requests?key={key_of(5)}")
-    assert f'<option value="{key_of(5)}" selected>another key</option>' in page.text
+    assert f'<option value="{key_of(5)}" selected>Another key</option>' in page.text
 
 
 async def test_hostile_names_are_texts(alice: Browser, mesh: FakeMesh) -> None:

@@ -55,7 +55,7 @@ async def test_who_has_no_password_is_offered_one(alice: Browser, mesh: FakeMesh
 
 
 async def test_the_rule_for_passwords_names_fifteen_while_there_is_no_second_factor(alice: Browser, mesh: FakeMesh) -> None:
-    assert "without a second factor better 15 or more" in (await alice.get(HERE)).text
+    assert "15 or more without a second factor" in (await alice.get(HERE)).text
     mesh.with_factor.add("alice")
     assert "better 15 or more" not in (await alice.get(HERE)).text
 
@@ -86,7 +86,7 @@ async def test_looking_at_the_page_makes_no_seed(alice: Browser, mesh: FakeMesh)
 async def test_it_is_confirmed_before_a_seed_is_shown(alice: Browser, mesh: FakeMesh) -> None:
     mesh.is_stale = True
     asked = await alice.submit(await alice.get(HERE), f"{HERE}/second-factor/begin")
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     seed = await alice.submit(asked, f"{HERE}/second-factor/begin", confirm_password="correct horse")
     assert '<svg class="qr"' in seed.text
 

@@ -60,7 +60,7 @@ async def test_a_new_address_is_confirmed_by_the_password_and_then_set(alice: Br
     mesh.is_stale = True
     asked = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
     assert asked.status_code == 403
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     assert mesh.accounts["alice"].user.email == "alice@example.com"
     wrong = await alice.submit(asked, "/settings", confirm_password="wrong horse")
     assert wrong.status_code == 403
@@ -142,7 +142,7 @@ async def test_the_gateway_being_away_takes_the_choice_and_not_the_page(alice: B
     await save_preferences(alice, default_model="smollm2")
     mesh.broken["gateway"] = AWAY
     page = await alice.get("/settings/preferences")
-    assert "The gateway does not answer right now" in page.text
+    assert "isn’t responding" in page.text
     fields = forms_of(page)["/settings/preferences"]
     assert fields["default_model"] == "smollm2"
     await save_preferences(alice, default_model=fields["default_model"], theme="light")

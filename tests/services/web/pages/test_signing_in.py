@@ -84,7 +84,7 @@ async def test_an_account_that_could_not_be_signed_in_says_that_it_exists(browse
     mesh.broken["auth.loginUser"] = errors.Unavailable("Valkey does not answer")
     page = await register(browser)
     assert page.status_code == 503
-    assert "Your account exists." in page.text
+    assert "Your account was created," in page.text
     assert forms_of(page)["/login"]["name"] == "john_doe"
 
 
@@ -103,7 +103,7 @@ async def test_who_registers_on_the_way_to_a_page_is_led_on_to_it(browser: Brows
     form = await browser.get("/register?then=/invitation")
     assert 'href="/login?then=/invitation"' in form.text
     page = await browser.submit(form, "/register", **PERSON)
-    assert '<a class="button" href="/invitation">Go on to your invitation</a>' in page.text
+    assert '<a class="button" href="/invitation">View invitation</a>' in page.text
     # The key is shown here alone, so that nothing leads on by itself.
     assert shown_key(page)
 

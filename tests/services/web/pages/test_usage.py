@@ -42,13 +42,13 @@ async def test_usage_by_day_by_model_and_by_key(alice: Browser, mesh: FakeMesh) 
     page = await alice.get("/usage")
     assert page.status_code == 200
     assert ">1,200</p>" in page.text
-    assert "7 failed, 9 from the cache" in page.text
+    assert "7 failed, 9 cached" in page.text
     assert "3 up, 1 down" in page.text
     assert page.text.index("<bdi>smollm2</bdi>") < page.text.index("<bdi>rare</bdi>")
     assert f'href="/requests?key={key.id}"><bdi>laptop</bdi>' in page.text
     assert 'href="/requests?model=smollm2"><bdi>smollm2</bdi>' in page.text
-    assert "<bdi>signed in</bdi>" in page.text
-    assert "<bdi>another key (00000000)</bdi>" in page.text
+    assert "<bdi>Signed-in session</bdi>" in page.text
+    assert "<bdi>Another key (00000000)</bdi>" in page.text
     assert page.text.count('<tr data-id="2026-') == 30
 
 
@@ -72,7 +72,7 @@ async def test_who_has_used_nothing_is_led_to_the_playground(alice: Browser) -> 
 
 @pytest.mark.parametrize(
     ("broken", "said"),
-    [("gateway", "Your usage cannot be read right now."), ("auth.listApiKeys", "another key (00000000)")],
+    [("gateway", "Usage is unavailable right now."), ("auth.listApiKeys", "Another key (00000000)")],
 )
 async def test_a_part_that_is_away_takes_its_part_and_not_the_page(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
     mesh.use(NOW, 1)

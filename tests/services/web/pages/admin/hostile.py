@@ -55,7 +55,7 @@ def build(mesh: HostileMesh, name: str) -> Town:
     key = mesh.add_key(me, name)
     bounds = auth.KeyBounds((), (ModelName(name),), (name,))
     mesh.keys[-1] = msgspec.structs.replace(key, bounds=bounds)
-    paths = {"key_id": str(key.id), "user_id": str(me.id)}
+    paths = {"key_id": str(key.id), "user_id": str(me.id), "name": "no_worker"}
     paths |= _nodes(mesh, name) | {"team": str(_organisations(mesh, name, me)), "team_id": str(mesh.organisations[0].id)}
     _usage(mesh, name, key)
     mesh.acting[token] = TenantId(next(iter(mesh.teams)))

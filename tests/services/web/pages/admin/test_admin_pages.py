@@ -18,6 +18,7 @@ PATHS = (
     "/admin",
     "/admin/charts",
     "/admin/alerts",
+    "/admin/runbooks/no_worker",
     "/admin/report?by=user",
     "/admin/nodes",
     f"/admin/nodes/{WAITING}/approve",
@@ -93,3 +94,32 @@ async def test_a_get_changes_nothing(root: Browser, mesh: AdminMesh, dana: str) 
     for path in PATHS:
         await root.get(path.format(user=dana))
     assert set(mesh.names_asked()) <= _READING
+
+
+#: Group -> the name of each page, with its path.
+NAVIGATION = {
+    "Operate": {"Health": "/admin", "Alerts": "/admin/alerts", "Charts": "/admin/charts", "Nodes": "/admin/nodes"},
+    "People": {"Users": "/admin/users", "Organizations": "/admin/organisations"},
+    "Money": {"Prices": "/admin/prices", "Report": "/admin/report"},
+    "System": {"Audit log": "/admin/audit", "Settings": "/admin/settings"},
+}
+
+
+async def test_the_navigation_is_grouped_and_each_page_has_its_own_name_as_its_heading(root: Browser, dana: str) -> None:
+    for pages in NAVIGATION.values():
+        for name, path in pages.items():
+            text = (await root.get(path)).text
+            nav = text.partition('<nav class="tabs groups"')[2].partition("</nav>")[0]
+            groups = re.split(r'<span id="nav-\w+">(\w+)</span>', nav)[1:]
+            found = {
+                label: {words: link for link, words in re.findall(r'<a href="([^"]+)"[^>]*>([^<]+)</a>', links)}
+                for label, links in zip(groups[::2], groups[1::2], strict=True)
+            }
+            assert found == NAVIGATION, path
+            assert re.findall(r'aria-current="page">([^<]+)</a>', nav) == [name]
+            assert re.findall(r"<h1>([^<]+)</h1>", text) == [name]
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if not path.endswith(("/approve", "/revoke"))])
+async def test_every_admin_page_has_the_navigation(root: Browser, dana: str, path: str) -> None:
+    assert '<nav class="tabs groups" aria-label="Administration">' in (await root.get(path.format(user=dana))).text

@@ -39,15 +39,15 @@ def test_how_long_is_said_in_the_largest_unit(seconds: float, words: str) -> Non
 @pytest.mark.parametrize(
     ("found", "word", "tone", "sentence"),
     [
-        pytest.param((), "Nothing is wrong", "good", "", id="calm"),
-        pytest.param((alert("over"),), "Nothing is wrong", "good", "", id="what is over is not wrong"),
-        pytest.param((alert("pending"),), "Nothing is wrong", "good", "1 condition holds, but not for long enough", id="not yet"),
-        pytest.param((alert(),), "1 alert", "bad", "Nobody looks after it yet.", id="one that is open"),
-        pytest.param((alert(), alert("pending")), "1 alert", "bad", "Nobody looks after it yet.", id="pending ones do not count"),
-        pytest.param((alert(), alert(seen_by="ada")), "2 alerts", "bad", "Nobody looks after 1 of them", id="one of two is open"),
-        pytest.param((alert(severity="ticket"),), "1 alert", "warn", "Nobody looks after it yet.", id="it can wait"),
-        pytest.param((alert(severity="critical"),), "1 alert", "bad", "Nobody looks after it yet.", id="critical"),
-        pytest.param((alert(seen_by="ada"), alert(silenced=True)), "2 alerts", "warn", "Somebody looks after each", id="all in hand"),
+        pytest.param((), "No alerts", "good", "", id="calm"),
+        pytest.param((alert("over"),), "No alerts", "good", "", id="what is over is not wrong"),
+        pytest.param((alert("pending"),), "No alerts", "good", "1 pending", id="not yet"),
+        pytest.param((alert(),), "1 alert", "bad", "1 unacknowledged", id="one that is open"),
+        pytest.param((alert(), alert("pending")), "1 alert", "bad", "1 unacknowledged", id="pending ones do not count"),
+        pytest.param((alert(), alert(seen_by="ada")), "2 alerts", "bad", "1 unacknowledged", id="one of two is open"),
+        pytest.param((alert(severity="ticket"),), "1 alert", "warn", "1 unacknowledged", id="it can wait"),
+        pytest.param((alert(severity="critical"),), "1 alert", "bad", "1 unacknowledged", id="critical"),
+        pytest.param((alert(seen_by="ada"), alert(silenced=True)), "2 alerts", "warn", "All acknowledged", id="all in hand"),
     ],
 )
 def test_one_word_at_the_top(found: tuple[Alert, ...], word: str, tone: str, sentence: str) -> None:
@@ -59,18 +59,19 @@ def test_one_word_at_the_top(found: tuple[Alert, ...], word: str, tone: str, sen
 
 def test_nobody_knows_is_not_that_nothing_is_wrong() -> None:
     lines = alert_lines.describe(None, NOW)
-    assert (lines.word, lines.away, lines.calm) == ("Not known", True, False)
+    assert (lines.word, lines.away, lines.calm) == ("Unknown", True, False)
     assert (of().away, of().calm, of(alert()).calm, of(alert("pending")).calm) == (False, True, False, False)
 
 
 def test_an_alert_says_all_that_is_known_of_it() -> None:
     (line,) = of(alert(node="n1", gpu="0")).now
     assert (line.severity, line.tone, line.lasted, line.since) == ("page", "bad", "12 min", "20 Nov 2026, 13:52 UTC")
-    assert (line.labels, line.value, line.runbook) == ("gpu=0, node=n1", "97.3 %", "docs/runbooks/no_worker.md")
-    assert (line.only_this, line.all_of_name) == ("this one: gpu=0, node=n1", "every no_worker")
+    assert (line.labels, line.value) == ("gpu=0, node=n1", "97.3 %")
+    assert (line.runbook, line.runbook_page, line.runbook_path) == ("no_worker", "/admin/runbooks/no_worker", "")
+    assert (line.only_this, line.all_of_name) == ("This alert: gpu=0, node=n1", "All no_worker alerts")
     assert (line.acknowledge_path, line.silence_path) == ("/admin/alerts/a%2F1/acknowledge", "/admin/alerts/a%2F1/silence")
     (bare,) = of(alert(severity="unheard-of")).now
-    assert (bare.labels, bare.only_this, bare.tone) == ("–", "this one", "off")
+    assert (bare.labels, bare.only_this, bare.tone) == ("–", "This alert", "off")
 
 
 def test_only_what_has_nobody_can_be_taken() -> None:
@@ -100,7 +101,7 @@ def test_what_is_over_says_when_and_how_long_it_was() -> None:
 
 def test_a_silence_says_what_it_covers() -> None:
     (every, some) = of(silences=(silence(""), silence(node="n1", why="repair"))).silences
-    assert (every.name, every.labels, every.why, every.end_path) == ("all alerts", "everywhere", "–", "/admin/alerts/silences/0001/end")
+    assert (every.name, every.labels, every.why, every.end_path) == ("All alerts", "All", "–", "/admin/alerts/silences/0001/end")
     assert (some.name, some.labels, some.why, some.until) == ("no_worker", "node=n1", "repair", "20 Nov 2026, 15:05 UTC")
 
 

@@ -54,12 +54,12 @@ async def shows(page: Page, *words: str) -> None:
 async def test_alerts_come_and_go_without_a_reload(app: ASGIApp, mesh: AdminMesh) -> None:
     async with alerts_page(app, mesh) as page:
         await page.evaluate("window.isTheSame = true")
-        await shows(page, "Nothing is wrong")
+        await shows(page, "No alerts")
         alert = mesh.add_alert(node="n1")
-        await shows(page, "1 alert", "no_worker is wrong", "for 12 min", "docs/runbooks/no_worker.md")
-        assert "Nothing is wrong" not in await page.text()
+        await shows(page, "1 alert", "no_worker is wrong", "for 12 min", "Runbook")
+        assert "No alerts" not in await page.text()
         mesh.alerts[0] = msgspec.structs.replace(alert, state="over", ended=NOW)
-        await shows(page, "Nothing is wrong", "Over in the last 24 hours", "12 min")
+        await shows(page, "No alerts", "Resolved in the last 24 hours", "12 min")
         assert await page.evaluate("document.querySelectorAll('.alerts > [data-id]').length") == 0
         assert await page.evaluate("isTheSame")
 
@@ -93,19 +93,19 @@ async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, me
             # What came after the page was opened can be answered as well.
             mesh.add_alert(node="n1")
             await shows(page, "no_worker is wrong")
-        await page.click(".alerts button", "I look after it")
-        await shows(page, "You look after it.", "Looks after it")
+        await page.click(".alerts button", "Acknowledge")
+        await shows(page, "Alert acknowledged.", "Acknowledged by")
         assert mesh.alerts[0].seen_by == "root"
         await page.press(".silencing summary")
         await page.evaluate("document.querySelector('.alerts select[name=lifetime]').value = '86400'")
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
         await page.send("Input.insertText", text="moving house")
-        await page.click(".silencing button", "Silence it")
-        await shows(page, "It is silenced", "Silenced until", "21 Nov 2026, 14:05 UTC", "moving house")
+        await page.click(".silencing button", "Silence")
+        await shows(page, "Alert silenced", "Silenced until", "21 Nov 2026, 14:05 UTC", "moving house")
         (silence,) = mesh.silences
         assert (silence.name, silence.labels, silence.by, silence.why) == ("no_worker", {"node": "n1"}, "root", "moving house")
         await page.click("main button", "End")
-        await shows(page, "The silence is over.")
+        await shows(page, "Silence ended.")
         assert mesh.silences == []
         assert not await page.evaluate("document.getElementById('silences').checkVisibility()")
 
@@ -113,14 +113,14 @@ async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, me
 async def test_everything_is_reached_by_the_keyboard(app: ASGIApp, mesh: AdminMesh) -> None:
     mesh.add_alert(node="n1")
     async with alerts_page(app, mesh) as page:
-        await page.evaluate("document.querySelector('.tabs a:last-of-type').focus()")
+        await page.evaluate("document.querySelector('.tabs > div:last-of-type a:last-of-type').focus()")
         reached = []
         for _ in range(3):
             await press_key(page, "Tab", 9)
             reached.append(await page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.name"))
             if reached[-1] == "Silence: no_worker is wrong":
                 break
-        assert reached == ["I look after it: no_worker is wrong", "Silence: no_worker is wrong"]
+        assert reached == ["", "Acknowledge: no_worker is wrong", "Silence: no_worker is wrong"]
         await press_key(page, "Enter", 13, "\r")
         assert await page.evaluate("document.querySelector('.silencing').open")
         for name in ("lifetime", "covers", "why"):
@@ -139,7 +139,7 @@ async def test_it_looks_well_with_much_on_it(app: ASGIApp, mesh: AdminMesh) -> N
         await page.press(".silencing summary")
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
         await page.send("Input.insertText", text="The rack moves to another room until the evening, and everybody knows of it.")
-        await page.click(".silencing button", "Silence it")
+        await page.click(".silencing button", "Silence")
         await page.press("[data-id]:nth-of-type(2) .silencing summary")
         await album.add(page, "admin-alerts-many")
     album.check()

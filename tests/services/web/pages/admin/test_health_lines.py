@@ -20,10 +20,10 @@ def row(role: Role, *, usable: bool = True) -> NodeRow:
 @pytest.mark.parametrize(
     ("whole", "door", "word", "tone"),
     [
-        pytest.param(SystemHealth("healthy", ()), DOOR, "Healthy", "good", id="metrics has the word"),
+        pytest.param(SystemHealth("healthy", ()), DOOR, "OK", "good", id="metrics has the word"),
         pytest.param(SystemHealth("down", ()), None, "Down", "bad", id="down"),
         pytest.param(None, DOOR, "Degraded", "warn", id="the gateway where metrics is away"),
-        pytest.param(None, None, "Not known", "warn", id="nobody answers"),
+        pytest.param(None, None, "Unknown", "warn", id="nobody answers"),
         pytest.param(SystemHealth("melting", ()), None, "melting", "warn", id="a word of a newer version"),
     ],
 )

@@ -23,7 +23,7 @@ from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh
 #: No pages: files, streams, and ways to elsewhere.
 NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc")
 #: For whoever asks, and about nobody; the seed of a second factor.
-NAMELESS = {"/", "/forgot", "/reset", "/login/second-factor"}
+NAMELESS = {"/", "/forgot", "/reset", "/login/second-factor", "/admin/runbooks/{name:str}"}
 #: Pages of node owners; administrators have their own.
 OF_OWNERS = ("/nodes", "/nodes/tickets")
 #: Elements that nothing inside turns around what is beside them.
@@ -148,7 +148,7 @@ async def test_a_model_stands_in_code_only_where_its_name_can_do_nothing_there(
     made = await browser.submit(keys, "/api-keys", name="laptop")
     for page in (overview, made):
         code = "".join(re.findall(r"<pre.*?</pre>", page.text, re.DOTALL))
-        assert (html.escape(name) in code, "MODEL" in code, "Put a model’s name for MODEL" in page.text) == (shown, not shown, not shown)
+        assert (html.escape(name) in code, "MODEL" in code, "Replace MODEL with a model’s name" in page.text) == (shown, not shown, not shown)
 
 
 @pytest.mark.parametrize(("kind", "width"), [("long", 390), ("long", 1280), ("script", 390), ("rtl", 390)])

@@ -32,7 +32,7 @@ async def test_it_stands_without_the_gateway_and_without_auths_word(root: Browse
     page = await root.get(PATH)
     assert page.status_code == 200
     assert page.text.count("Auth does not answer right now.") == 2
-    assert "The gateway does not answer right now." in page.text
+    assert "The gateway isn’t responding." in page.text
 
 
 async def test_tiers_and_settings_are_shown_the_changed_ones_first(root: Browser, mesh: AdminMesh) -> None:
@@ -45,10 +45,10 @@ async def test_tiers_and_settings_are_shown_the_changed_ones_first(root: Browser
         ShownSetting("OIDC_NAME", "<b>Corp</b>", "", "what the button says"),
     )
     text = (await root.get(PATH)).text
-    for words in ("2.5", "no limit", "Settings of auth", "Settings of gateway", "Days that rows are kept.", "set, and not shown"):
+    for words in ("2.5", "unlimited", "Auth settings", "Gateway settings", "Days that rows are kept.", "set (hidden)"):
         assert words in text
     assert "<b>Corp</b>" not in text
-    changed, usual = text.split("2 as they come")[0], text.split("2 as they come")[1].split("</details>")[0]
+    changed, usual = text.split("2 defaults")[0], text.split("2 defaults")[1].split("</details>")[0]
     assert all(name in changed for name in ("REQUEST_LOG_DAYS", "SMTP_URL", "OIDC_NAME"))
     assert all(name in usual for name in ("AUDIT_DAYS", "DATA_KEY_OLD", "not set"))
 
@@ -58,7 +58,7 @@ async def test_a_service_that_does_not_tell_its_settings_says_so(root: Browser, 
     page = await root.get(PATH)
     assert page.status_code == 200
     assert "It does not answer right now." in page.text
-    assert "The gateway does not answer right now." in page.text
+    assert "The gateway isn’t responding." in page.text
 
 
 def test_two_versions_at_once_are_an_upgrade_and_those_that_are_gone_do_not_count() -> None:

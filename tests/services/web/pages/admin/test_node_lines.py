@@ -31,12 +31,12 @@ def joined(members: tuple[Member, ...] = (), rows: tuple[NodeRow, ...] | None = 
     ("known", "seen", "state", "tone", "why"),
     [
         pytest.param(member(ONE), row(ONE), "used", "good", "", id="used"),
-        pytest.param(member(ONE), row(ONE, why_not="overheats"), "not used", "warn", "overheats", id="alive and not used"),
+        pytest.param(member(ONE), row(ONE, why_not="overheats"), "Degraded", "warn", "overheats", id="alive and not used"),
         pytest.param(member(ONE), row(ONE, alive=False, why_not="silent"), "gone", "bad", "silent", id="gone"),
-        pytest.param(member(ONE), row(ONE, alive=False, why_not="old", refused=True), "not let in", "bad", "old", id="refused"),
-        pytest.param(member(ONE), None, "not seen", "off", "the gateway has not heard of it", id="auth alone knows it"),
+        pytest.param(member(ONE), row(ONE, alive=False, why_not="old", refused=True), "Rejected", "bad", "old", id="refused"),
+        pytest.param(member(ONE), None, "Not seen", "off", "the gateway has never seen this node", id="auth alone knows it"),
         pytest.param(None, row(ONE), "used", "good", "", id="the gateway alone knows it"),
-        pytest.param(member(ONE, MemberState.PENDING), row(ONE), "waits for approval", "warn", "", id="waits"),
+        pytest.param(member(ONE, MemberState.PENDING), row(ONE), "Pending approval", "warn", "", id="waits"),
         pytest.param(member(ONE, MemberState.REVOKED), row(ONE), "revoked", "off", "stolen", id="revoked though still there"),
     ],
 )
@@ -66,14 +66,14 @@ def test_who_has_no_name_is_called_by_its_role() -> None:
 
 def test_without_the_gateway_nobody_is_called_gone() -> None:
     line = joined((member(ONE),), None).lines[0]
-    assert (line.state, line.path, line.load) == ("not known", "–", "–")
+    assert (line.state, line.path, line.load) == ("Unknown", "–", "–")
 
 
 def test_waiting_ones_come_first_and_revoked_ones_last() -> None:
     members = (member(ONE, MemberState.REVOKED), member(TWO), member(THREE, MemberState.PENDING))
     found = joined(members, ())
     assert [line.id for line in found.lines] == [THREE, TWO, ONE]
-    assert found.summary == "2 machines, 0 used, 1 waiting for approval"
+    assert found.summary == "2 nodes, 0 OK, 1 pending approval"
 
 
 @pytest.mark.parametrize(

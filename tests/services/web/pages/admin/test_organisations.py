@@ -40,7 +40,7 @@ async def test_one_has_its_credits_and_is_given_more(root: Browser, mesh: AdminM
     done = await root.submit(page, f"{PATH}/{acme.id}/credits", amount="25.5", note=" paid ")
     assert done.headers["location"] == f"{PATH}/{acme.id}?done=credits"
     shown = (await root.get(done.headers["location"])).text
-    assert "The credits are booked." in shown
+    assert "Credits updated." in shown
     assert "25.5 topped up" in shown
     again = await root.submit(page, f"{PATH}/{acme.id}/credits", amount="25.5", note=" paid ")
     assert again.status_code == 303
@@ -61,7 +61,7 @@ async def test_one_that_there_is_not_and_a_gateway_that_is_away(root: Browser, m
     assert (await root.get(f"{PATH}/{uuid4()}")).status_code == 404
     acme = mesh.add_organisation("Acme")
     mesh.broken["gateway.readAccount"] = errors.NotReachable("no gateway is reachable")
-    assert "The gateway does not answer right now." in (await root.get(f"{PATH}/{acme.id}")).text
+    assert "The gateway isn’t responding." in (await root.get(f"{PATH}/{acme.id}")).text
 
 
 async def test_a_tier_that_there_is_not_is_refused(root: Browser, mesh: AdminMesh) -> None:
@@ -83,7 +83,7 @@ async def test_the_password_is_asked_for(root: Browser, mesh: AdminMesh) -> None
     acme = mesh.add_organisation("Acme")
     mesh.is_stale = True
     asked = await root.submit(await root.get(PATH), f"{PATH}/{acme.id}/tier", tier="pro")
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     assert mesh.organisations == [acme]
 
 

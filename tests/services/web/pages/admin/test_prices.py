@@ -23,7 +23,7 @@ async def test_prices_are_shown_in_credits_with_an_example(root: Browser, mesh: 
     text = (await root.get(PATH)).text
     cells = re.findall(r'data-label="([^"]+)">([^<]+)</td>', text)
     assert cells == [
-        ("Million tokens in", "100"), ("Million tokens out", "200"), ("Request", "0"), ("Second of compute", "0"), ("Example", "0.2"),
+        ("Input, per 1M tokens", "100"), ("Output, per 1M tokens", "200"), ("Per request", "0"), ("Per compute second", "0"), ("Example", "0.2"),
     ]  # fmt: skip
     assert "Default" in text
     assert f'<a href="{PATH}?model=smollm2#set">smollm2</a>' in text
@@ -44,7 +44,7 @@ async def test_the_past_is_shown_where_it_is_asked_for(root: Browser, mesh: Admi
     assert "7.77" not in (await root.get(PATH)).text
     text = (await root.get(f"{PATH}?history=yes")).text
     assert text.index(">3</td>") < text.index(">7.77</td>")
-    assert text.count('<span class="tag">before</span>') == 1
+    assert text.count('<span class="tag">previous</span>') == 1
 
 
 async def test_a_price_is_set_by_the_million_as_it_is_read(root: Browser, mesh: AdminMesh) -> None:
@@ -88,7 +88,7 @@ async def test_no_prices_and_no_models_are_said(root: Browser, mesh: AdminMesh) 
     mesh.broken["gateway.listModels"] = errors.NotReachable("no")
     text = (await root.get(PATH)).text
     assert "No prices yet" in text
-    assert "The gateway did not say which models are served." in text
+    assert "The gateway isn’t responding, so we can’t list models without a price." in text
     mesh.broken["gateway"] = errors.NotReachable("no gateway is reachable")
     assert (await root.get(PATH)).status_code == 503
 
@@ -99,7 +99,7 @@ async def test_setting_is_sensitive_and_only_from_our_own_page(root: Browser, me
     assert (await root.submit(page, PATH, token="forged", input="1", output="1")).status_code == 403
     mesh.is_stale = True
     asked = await root.submit(page, PATH, input="1", output="2")
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     assert mesh.prices == []
 
 

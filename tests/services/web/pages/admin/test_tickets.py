@@ -120,7 +120,7 @@ async def test_a_ticket_is_sensitive_and_the_form_is_kept_for_the_password(root:
     mesh.is_stale = True
     asked = await root.submit(await root.get(PATH), PATH, role="worker", lifetime="3600", labels="room=3", approval="")
     assert asked.status_code == 403
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     assert mesh.tickets == []
     page = await root.submit(asked, PATH, confirm_password="correct horse")
     assert page.status_code == 201

@@ -76,7 +76,7 @@ async def test_without_the_gateway_the_account_can_still_be_changed(root: Browse
     mesh.broken["gateway"] = errors.NotReachable("nobody there")
     page = await root.get(f"/admin/users/{dana.id}")
     assert page.status_code == 200
-    assert "The gateway does not answer right now." in page.text
+    assert "The gateway isn’t responding." in page.text
     done = await root.submit(page, f"/admin/users/{dana.id}/role", role="developer")
     assert done.status_code == 303
     assert mesh.accounts["dana"].user.role is UserRole.DEVELOPER
@@ -85,10 +85,10 @@ async def test_without_the_gateway_the_account_can_still_be_changed(root: Browse
 @pytest.mark.parametrize(
     ("what", "typed", "word", "said"),
     [
-        pytest.param("role", {"role": "node-owner"}, "role", "The role is changed.", id="role"),
+        pytest.param("role", {"role": "node-owner"}, "role", "Role changed.", id="role"),
         pytest.param("tier", {"tier": "pro"}, "tier", "The tier is changed.", id="tier"),
         pytest.param("active", {}, "closed", "The account is closed.", id="close"),
-        pytest.param("credits", {"amount": "25.5", "note": " gift "}, "credits", "The credits are booked.", id="credits"),
+        pytest.param("credits", {"amount": "25.5", "note": " gift "}, "credits", "Credits updated.", id="credits"),
     ],
 )
 async def test_what_is_set_is_done_and_said(
@@ -174,7 +174,7 @@ async def test_the_password_is_asked_for_and_the_form_goes_on(root: Browser, mes
     mesh.is_stale = True
     asked = await root.submit(await root.get(path), f"{path}/credits", amount="5", note="x")
     assert asked.status_code == 403
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     assert mesh.moved == {}
     done = await root.submit(asked, f"{path}/credits", confirm_password="correct horse")
     assert done.status_code == 303
@@ -243,7 +243,7 @@ async def test_removing_a_factor_is_confirmed_first(root: Browser, mesh: AdminMe
     path = f"/admin/users/{dana.id}"
     mesh.is_stale = True
     asked = await root.submit(await root.get(path), f"{path}/remove-factor")
-    assert "Confirm it is you" in asked.text
+    assert "Confirm it’s you" in asked.text
     assert mesh.with_factor == {"dana"}
     await root.submit(asked, f"{path}/remove-factor", confirm_password="correct horse")
     assert mesh.with_factor == set()
