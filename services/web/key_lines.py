@@ -83,8 +83,9 @@ def line_of(key: ApiKey, now: datetime) -> KeyLine:
 
 def _may(key: ApiKey) -> str:
     if key.bounds.scopes:
-        return ", ".join(WORDS.get(scope, scope) if (scope := _known(name)) else name for name in key.bounds.scopes)
-    return {KeyKind.TEST: "run models", KeyKind.ADMIN: "administration"}.get(key.kind, "full access")
+        words = ", ".join(WORDS.get(scope, scope) if (scope := _known(name)) else name for name in key.bounds.scopes)
+        return words[:1].upper() + words[1:]
+    return {KeyKind.TEST: "Run models", KeyKind.ADMIN: "Administration"}.get(key.kind, "Full access")
 
 
 def _known(scope: str) -> Permission | None:

@@ -9,6 +9,8 @@ _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "runbooks", _PACKAGE.parents[1] / "docs" / "runbooks")
 _HEADING = re.compile(r"\A# .*\n+")
 _RUNBOOK_LINK = re.compile(r"\[([^\]]*)\]\((\w+)\.md(?:#[^)]*)?\)")
+#: A line that starts a block of its own, or is blank.
+_BLOCK = re.compile(r"\s*(?:$|#|[-*] |[>|]|\d+\. |```)")
 _DOCS_LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)]*)\)")
 
 
@@ -21,5 +23,21 @@ def load() -> Mapping[str, str]:
 def prepare(text: str, root: str) -> str:
     """Return a runbook without its heading, with links to other runbooks below the URL ``root``. Pure."""
     body = _HEADING.sub("", text)
-    body = re.sub(r"^##", "#", body, flags=re.MULTILINE)
+    body = _unwrap(re.sub(r"^##", "#", body, flags=re.MULTILINE))
     return _DOCS_LINK.sub(r"\1 (`docs/\2`)", _RUNBOOK_LINK.sub(rf"[\1]({root}/\2)", body))
+
+
+def _unwrap(text: str) -> str:
+    """Join the lines of each paragraph, because markdown.js keeps line breaks."""
+    lines: list[str] = []
+    is_code = is_open = False
+    for line in text.split("\n"):
+        is_fence = line.lstrip().startswith("```")
+        if is_open and not is_code and not _BLOCK.match(line):
+            lines[-1] += f" {line.strip()}"
+            continue
+        lines.append(line)
+        is_code ^= is_fence
+        # Headings, tables and code end with their line.
+        is_open = not is_code and not is_fence and bool(line.strip()) and not line.startswith(("#", "|"))
+    return "\n".join(lines)

@@ -54,7 +54,7 @@ def test_gaps_are_said_in_words(found: list[Gap], words: str) -> None:
 
 
 def test_many_gaps_are_counted() -> None:
-    assert history_lines.say_gaps([Gap(at, at + 1) for at in range(1, 19, 2)], GRID).endswith(", and in 6 more gaps")
+    assert history_lines.say_gaps([Gap(at, at + 1) for at in range(1, 19, 2)], GRID).endswith(", and 6 more gaps")
 
 
 def test_over_more_than_a_day_a_moment_has_its_day() -> None:

@@ -20,7 +20,7 @@ def test_limits_of_a_key() -> None:
     ("text", "says"), [("0", "must be more than 0"), ("-1", "must be more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
 )
 def test_a_budget_that_is_none(text: str, says: str) -> None:
-    with pytest.raises(errors.BadRequest, match=f"^budget: .*{says}"):
+    with pytest.raises(errors.BadRequest, match=f"budget.*{says}"):
         key_forms.read_limits(NewKeyForm("laptop", budget=text))
 
 
@@ -51,7 +51,7 @@ def test_the_use_of_a_key(form: NewKeyForm, kind: KeyKind, scopes: tuple[str, ..
 
 
 def test_a_key_that_may_do_nothing_is_refused() -> None:
-    with pytest.raises(errors.BadRequest, match="may do nothing"):
+    with pytest.raises(errors.BadRequest, match="has no permissions"):
         key_forms.read_request(NewKeyForm("k", use=Use.CHOSEN))
 
 

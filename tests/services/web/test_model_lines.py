@@ -34,13 +34,13 @@ def test_a_served_model_with_its_places_the_least_busy_first() -> None:
         SMOL,
         ("small",),
         2048,
-        "served",
+        "OK",
         "good",
         1,
     )
     assert [(place.id, place.load, place.why_not) for place in line.places] == [
         ("UIDLE", "0 of 4 busy", ""),
-        ("UBUSY", "3 of 4 busy, 2 waiting", ""),
+        ("UBUSY", "3 of 4 busy, 2 queued", ""),
         ("UBAD", "0 of 4 busy", "its clock is off"),
     ]
     assert line.places[0].labels == ("gpu=a100", "room=3")
@@ -50,7 +50,7 @@ def test_a_served_model_with_its_places_the_least_busy_first() -> None:
     ("row", "state", "why"),
     [
         pytest.param(worker("U1", BIG), "Degraded", "the engine is loading, restarting or failed", id="usable, but not served"),
-        pytest.param(worker("U1", BIG, why_not="it drains"), "not served", "it drains", id="not usable"),
+        pytest.param(worker("U1", BIG, why_not="it drains"), "Down", "it drains", id="not usable"),
     ],
 )
 def test_what_nobody_serves_is_for_who_can_do_something(row: NodeRow, state: str, why: str) -> None:

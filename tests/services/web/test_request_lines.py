@@ -20,7 +20,7 @@ REQUEST = LoggedRequest(
 def test_an_answered_request() -> None:
     (line,) = request_lines.lines([REQUEST], {KEY: "laptop"})
     assert (line.time, line.at) == ("20 Nov 2026, 14:05:07", "2026-11-20T14:05:07+00:00")
-    assert (line.model, line.key, line.status, line.tone) == ("smollm2", "laptop", "answered", "good")
+    assert (line.model, line.key, line.status, line.tone) == ("smollm2", "laptop", "Completed", "good")
     assert (line.tokens, line.duration, line.cost) == ("1,200 in, 34 out", "1.2 s", "0.0015")
     assert (line.code, line.meaning, line.advice, line.thumb, line.source) == ("", "", "", "", "")
 
@@ -39,7 +39,7 @@ def test_a_failed_request_says_why_and_what_to_do() -> None:
     (line,) = request_lines.lines([failed])
     assert (line.code, line.status, line.tone) == ("rate_limited", "Rate limited", "warn")
     assert line.meaning == "A rate limit; `retry_after_seconds` says when there is room again."
-    assert line.advice.startswith("Wait as long as Retry-After says")
+    assert line.advice.startswith("Wait for the time in Retry-After")
     assert (line.tokens, line.model) == ("–", "–")
 
 
@@ -55,7 +55,7 @@ def test_advice_is_only_for_errors_that_there_are() -> None:
 
 def test_an_error_of_a_newer_gateway_has_advice_all_the_same() -> None:
     assert request_lines.explain("<b>new</b>") == ""
-    assert request_lines.advise("<b>new</b>").startswith("Send it again")
+    assert request_lines.advise("<b>new</b>").startswith("Retry.")
 
 
 def test_whose_key_it_was() -> None:
@@ -64,7 +64,7 @@ def test_whose_key_it_was() -> None:
     assert request_lines.key_name(KEY, {}) == "Another key (0198b1a2)"
 
 
-@pytest.mark.parametrize(("rating", "thumb"), [(1, ("good", "good")), (-1, ("bad", "bad")), (0, ("", "")), (None, ("", ""))])
+@pytest.mark.parametrize(("rating", "thumb"), [(1, ("Good", "good")), (-1, ("Bad", "bad")), (0, ("", "")), (None, ("", ""))])
 def test_a_thumb(rating: int | None, thumb: tuple[str, str]) -> None:
     (line,) = request_lines.lines([msgspec.structs.replace(REQUEST, rating=rating)])
     assert (line.thumb, line.thumb_tone) == thumb

@@ -78,7 +78,7 @@ def test_the_sums_say_what_is_behind_them() -> None:
     line = usage_chart.summed(BUSY)
     assert (line.requests, line.requests_detail) == ("1,200", "3 failed, 4 cached")
     assert (line.tokens, line.tokens_detail) == ("2,500", "2,000 in, 500 out")
-    assert (line.p95, line.p95_detail) == ("12 s", "half of them within 840 ms")
+    assert (line.p95, line.p95_detail) == ("12 s", "median 840 ms")
     nothing = usage_chart.summed(UsageSum())
     assert (nothing.is_used, nothing.requests, nothing.requests_detail, nothing.tokens_detail, nothing.p95_detail) == (
         False, "0", "", "", "",

@@ -47,7 +47,7 @@ async def test_what_is_served_where_and_at_what_price(alice: Browser, mesh: Fake
     page = await alice.get("/models")
     assert page.status_code == 200
     for text in (
-        "<bdi>smollm2</bdi>", "also small, gpt-3.5-turbo", "32,768", "1 of 2", "UWORKER1A", "room=3", "1 of 4 busy, 2 waiting",
+        "<bdi>smollm2</bdi>", "alias: small, gpt-3.5-turbo", "32,768", "1 of 2", "UWORKER1A", "room=3", "1 of 4 busy, 2 queued",
         "its clock is off", ">0.1</td>", "0.2<span", "+ 0.0001 per request", 'href="/playground?model=smollm2"',
     ):  # fmt: skip
         assert text in page.text, text

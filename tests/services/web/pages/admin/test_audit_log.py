@@ -75,10 +75,10 @@ async def test_a_whole_log_is_said_to_be_whole(root: Browser, mesh: AdminMesh) -
     page = await root.submit(await root.get(PATH), f"{PATH}/verify")
     assert page.status_code == 200
     assert "The log is intact." in page.text
-    assert "1,234 rows in 2 chains, against 8 signed anchors." in page.text
+    assert "1,234 rows in 2 chains against 8 signed anchors." in page.text
     mesh.report = AuditReport((ChainState("house", 1, None, "", 1),))
     page = await root.submit(await root.get(PATH), f"{PATH}/verify")
-    assert "1 row in 1 chain, compared with 1 signed anchor." in page.text
+    assert "1 row in 1 chain against 1 signed anchor." in page.text
 
 
 async def test_the_first_bad_row_is_named(root: Browser, mesh: AdminMesh) -> None:

@@ -227,7 +227,7 @@ async def test_a_history_that_takes_too_long_is_not_waited_for(root: Browser, me
     monkeypatch.setattr(charts, "WHOLE_SECONDS", 0.0)
     page = await root.get(PATH)
     assert (page.status_code, asked(mesh)) == (200, 0)
-    assert "Look at a shorter time." in page.text
+    assert "Choose a shorter period." in page.text
 
 
 async def test_the_largest_page_is_light(root: Browser, mesh: AdminMesh) -> None:

@@ -44,8 +44,8 @@ def test_numbers_of_nodes_and_of_the_gateway() -> None:
     found = health_lines.describe(None, DOOR, rows)
     assert (found.workers, found.nodes, found.in_flight, found.models) == ("1 of 2", "2 of 3", "1,234", "1")
     assert [(check.name, check.state, check.why) for check in found.checks] == [
-        ("postgresql", "missing", "start it"),
-        ("valkey", "there", ""),
+        ("postgresql", "Down", "start it"),
+        ("valkey", "OK", ""),
     ]
     nothing = health_lines.describe(None, None, None)
     assert {nothing.workers, nothing.nodes, nothing.in_flight, nothing.models} == {"–"}
@@ -58,7 +58,7 @@ def test_an_event_says_the_same_and_which_lists_are_empty() -> None:
         "id": "postgresql",
         "name": "postgresql",
         "kind": "",
-        "state": "missing",
+        "state": "Down",
         "tone": "bad",
         "since": "",
         "why": "start it",

@@ -15,7 +15,7 @@ async def test_what_the_services_tell_is_shown(root: Browser, mesh: AdminMesh) -
     mesh.add_node(GATEWAY, Role.GATEWAY)
     text = (await root.get(PATH)).text
     for word in (
-        "open: anybody",
+        "Open: anyone",
         "8 characters",
         "PASSWORD_MIN_LENGTH=15",
         "NIST SP 800-63B",
@@ -31,7 +31,7 @@ async def test_it_stands_without_the_gateway_and_without_auths_word(root: Browse
     mesh.broken |= {name: errors.NotReachable("no") for name in ("gateway", "auth.getSignInOptions", "auth.getSigningKeys")}
     page = await root.get(PATH)
     assert page.status_code == 200
-    assert page.text.count("Auth does not answer right now.") == 2
+    assert page.text.count("Auth isn’t responding.") == 2
     assert "The gateway isn’t responding." in page.text
 
 
@@ -57,7 +57,7 @@ async def test_a_service_that_does_not_tell_its_settings_says_so(root: Browser, 
     mesh.broken |= {"auth.getSettings": errors.NotReachable("no"), "gateway.listTiers": errors.NotReachable("no")}
     page = await root.get(PATH)
     assert page.status_code == 200
-    assert "It does not answer right now." in page.text
+    assert "This service isn’t responding." in page.text
     assert "The gateway isn’t responding." in page.text
 
 

@@ -30,14 +30,14 @@ def joined(members: tuple[Member, ...] = (), rows: tuple[NodeRow, ...] | None = 
 @pytest.mark.parametrize(
     ("known", "seen", "state", "tone", "why"),
     [
-        pytest.param(member(ONE), row(ONE), "used", "good", "", id="used"),
+        pytest.param(member(ONE), row(ONE), "OK", "good", "", id="used"),
         pytest.param(member(ONE), row(ONE, why_not="overheats"), "Degraded", "warn", "overheats", id="alive and not used"),
-        pytest.param(member(ONE), row(ONE, alive=False, why_not="silent"), "gone", "bad", "silent", id="gone"),
+        pytest.param(member(ONE), row(ONE, alive=False, why_not="silent"), "Down", "bad", "silent", id="gone"),
         pytest.param(member(ONE), row(ONE, alive=False, why_not="old", refused=True), "Rejected", "bad", "old", id="refused"),
         pytest.param(member(ONE), None, "Not seen", "off", "the gateway has never seen this node", id="auth alone knows it"),
-        pytest.param(None, row(ONE), "used", "good", "", id="the gateway alone knows it"),
+        pytest.param(None, row(ONE), "OK", "good", "", id="the gateway alone knows it"),
         pytest.param(member(ONE, MemberState.PENDING), row(ONE), "Pending approval", "warn", "", id="waits"),
-        pytest.param(member(ONE, MemberState.REVOKED), row(ONE), "revoked", "off", "stolen", id="revoked though still there"),
+        pytest.param(member(ONE, MemberState.REVOKED), row(ONE), "Revoked", "off", "stolen", id="revoked though still there"),
     ],
 )
 def test_the_state_says_the_most_important_thing(known: Member | None, seen: NodeRow | None, state: str, tone: str, why: str) -> None:
@@ -47,13 +47,13 @@ def test_the_state_says_the_most_important_thing(known: Member | None, seen: Nod
 
 def test_a_line_has_what_both_services_know() -> None:
     line = joined((member(ONE),), (row(ONE),)).lines[0]
-    assert (line.name, line.about, line.path, line.round_trip) == ("name of A", "alice · a=1, b=2", "direct", "1.3 ms")
-    assert (line.load, line.models, line.until) == ("2 of 4, 1 waiting", "m", "20 Nov, 14:05 UTC")
+    assert (line.name, line.about, line.path, line.round_trip) == ("name of A", "alice · a=1, b=2", "Direct", "1.3 ms")
+    assert (line.load, line.models, line.until) == ("2 of 4, 1 queued", "m", "20 Nov, 14:05 UTC")
 
 
 @pytest.mark.parametrize(
     ("path", "shown"),
-    [("nats", "over NATS"), ("relayed", "through a relay"), ("self", "itself"), ("direct", "direct"), ("by mail", "by mail"), ("", "–")],
+    [("nats", "NATS"), ("relayed", "Relay"), ("self", "Local"), ("direct", "Direct"), ("by mail", "by mail"), ("", "–")],
 )
 def test_how_a_machine_is_reached_is_said_in_words(path: str, shown: str) -> None:
     assert joined((), (msgspec.structs.replace(row(ONE), path=path),)).lines[0].path == shown

@@ -54,7 +54,7 @@ async def test_a_price_is_set_by_the_million_as_it_is_read(root: Browser, mesh: 
     assert mesh.prices == [
         ModelPrice(ModelName("smollm2"), MicroCredits(100_000_000), MicroCredits(500_000), compute_second_micro=MicroCredits(1))
     ]
-    assert "The price holds from now on." in (await root.get(done.headers["location"])).text
+    assert "New requests use this price." in (await root.get(done.headers["location"])).text
 
 
 async def test_the_default_is_the_price_without_a_model(root: Browser, mesh: AdminMesh) -> None:
@@ -65,11 +65,11 @@ async def test_the_default_is_the_price_without_a_model(root: Browser, mesh: Adm
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        pytest.param({"output": "1"}, "Tokens in: no price.", id="nothing typed"),
-        pytest.param({"input": "1", "output": "cheap"}, "Tokens out: &#39;cheap&#39; is no amount", id="no number"),
-        pytest.param({"input": "-1", "output": "1"}, "Tokens in: less than 0.", id="below zero"),
+        pytest.param({"output": "1"}, "The input price is missing.", id="nothing typed"),
+        pytest.param({"input": "1", "output": "cheap"}, "The output price: &#39;cheap&#39; is no amount", id="no number"),
+        pytest.param({"input": "-1", "output": "1"}, "The input price is negative.", id="below zero"),
         pytest.param(
-            {"input": "1", "output": "1", "request": "0.0000001"}, "A request: 0.0000001 has more than 6 decimals.", id="too fine"
+            {"input": "1", "output": "1", "request": "0.0000001"}, "The price per request: 0.0000001 has more than 6 decimals.", id="too fine"
         ),
         pytest.param({"input": "99999999", "output": "1"}, "The price of input tokens is out of range.", id="the gateway refuses"),
     ],

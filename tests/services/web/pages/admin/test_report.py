@@ -20,7 +20,7 @@ async def test_days_are_the_beginning(root: Browser, mesh: AdminMesh) -> None:
     text = (await root.get(PATH)).text
     (asked,) = mesh.requests_of("gateway.getBusinessReport")
     assert ((asked.until - asked.since).days, asked.by) == (7, "day")  # type: ignore[attr-defined]
-    assert heads(text) == [str(asked.since), "All"]  # type: ignore[attr-defined]
+    assert heads(text) == [str(asked.since), "Total"]  # type: ignore[attr-defined]
     for word in (
         ">2.00<", "credits, 0.442 given back", ">1,234<", "3 in 7, 2 in 24 hours, 1 in the last hour", "and 1 key made", ">75 %<",
         "3 of 4 thumbs are up", ">1,221<", "21 failed, 5 over a limit", ">1,000,000<", "31.2 per second", ">2.44<", "0.002 per request",
@@ -34,7 +34,7 @@ async def test_days_are_the_beginning(root: Browser, mesh: AdminMesh) -> None:
 async def test_people_have_their_names_and_lead_to_their_page(root: Browser, mesh: AdminMesh, by: str) -> None:
     dana = mesh.add_person("dana", UserRole.DEVELOPER)
     text = (await root.get(f"{PATH}?by={by}&days=90")).text
-    assert heads(text) == ["root", "dana", "All"]
+    assert heads(text) == ["root", "dana", "Total"]
     assert f'href="/admin/users/{dana.id}"' in text
     mesh.broken["auth.nameUsers"] = errors.NotReachable("no auth is reachable")
     assert str(dana.id) in heads((await root.get(f"{PATH}?by={by}")).text)
@@ -42,7 +42,7 @@ async def test_people_have_their_names_and_lead_to_their_page(root: Browser, mes
 
 async def test_what_has_no_name_says_so(root: Browser, mesh: AdminMesh) -> None:
     mesh.names = ("smollm2", None)
-    assert heads((await root.get(f"{PATH}?by=model")).text) == ["smollm2", "No model", "All"]
+    assert heads((await root.get(f"{PATH}?by=model")).text) == ["smollm2", "No model", "Total"]
     mesh.names = ('{"region": "eu", "gpu": "a100"}', None)
     assert heads((await root.get(f"{PATH}?by=label")).text) == ["gpu=a100 region=eu", "No labels or node", "Total"]
 
@@ -65,7 +65,7 @@ async def test_nothing_used_and_more_than_is_shown(root: Browser, mesh: AdminMes
     mesh.names = ()
     assert "No requests in the last 7 days." in (await root.get(PATH)).text
     mesh.names, mesh.more = ("a",), True
-    assert "Only those that cost the most are listed" in (await root.get(PATH)).text
+    assert "Only the most expensive rows are listed" in (await root.get(PATH)).text
 
 
 async def test_the_table_to_take_along_runs_nothing(root: Browser, mesh: AdminMesh) -> None:

@@ -44,6 +44,13 @@ async def test_only_administrators_read_them(browser: Browser, mesh: AdminMesh) 
     assert (await browser.get("/admin/runbooks/no_worker")).status_code == 403
 
 
+def test_the_lines_of_a_paragraph_are_joined_and_code_is_left_alone() -> None:
+    text = "# name\n\nOne\ntwo.\n\n- an item\n  of two lines\n- another\n\n```bash\na\nb\n```\nAfter\nit.\n| a |\n| b |\n"
+    assert runbooks.prepare(text, "") == (
+        "One two.\n\n- an item of two lines\n- another\n\n```bash\na\nb\n```\nAfter it.\n| a |\n| b |\n"
+    )
+
+
 def test_links_lead_to_pages_here_or_name_the_file() -> None:
     text = "# name\n\n## What\n\nSee [x](other.md#part), [y](../reference/errors.md) and [z](https://example.org)."
     assert runbooks.prepare(text, "https://ai.example.org/admin/runbooks") == (
