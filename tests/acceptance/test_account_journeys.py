@@ -84,7 +84,7 @@ async def test_a_session_is_seen_and_ended_from_another_one(stack: RunningStack,
     first, *rest = await ann.rows("ul.lines li")
     assert ("this browser" in first, len(rest)) == (True, 3)
     assert all("Chrome on Linux" in line and "127.0.0.1" in line for line in (first, *rest))
-    await ann.page.click("button[aria-label^='End Chrome on Linux']")
+    await ann.page.click("button[aria-label^='End session: Chrome on Linux']")
     await ann.sees("Session ended.")
     assert len(await ann.rows("ul.lines li")) == 3
 
@@ -129,7 +129,7 @@ async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(
         await lin.page.click("button", "Confirm")
     await lin.page.fill(confirm_password=lin.password)
     await lin.page.click("button", "Confirm")
-    await lin.sees("Your new password is set.")
+    await lin.sees("Password changed.")
     await lin.sign_out()
     await lin.sign_in(NEW_PASSWORD)
     assert await lin.page.path() == "/dashboard"

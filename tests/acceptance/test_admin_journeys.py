@@ -64,7 +64,7 @@ async def test_nobody_else_comes_into_administration(stack: RunningStack, watch:
     for subject in SUBJECTS:
         with expected(ann.page, "status of 403"):
             await ann.goes(f"/admin{subject}")
-        await ann.sees("This page is for administrators")
+        await ann.sees("Only administrators can open this page")
 
 
 @pytest.mark.timeout(120)
@@ -75,7 +75,7 @@ async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: 
     await page.click("nav.tabs a", "Nodes")
     await page.click("a.button", "Add node")
     await page.fill(labels="room=browser")
-    await page.press("label.check", "Each machine waits")
+    await page.press("label.check", "Require approval")
     await page.click("button", "Create ticket")
     command = str(await page.evaluate("document.getElementById('command').value"))
     assert command.startswith("aicli worker --join ")
@@ -91,14 +91,14 @@ async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: 
         await ada.sees("Approve this node?", "room=browser")
         await page.click("main button", "Approve")
         assert await page.path() == "/admin/nodes"
-        await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'used'")
+        await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'OK'")
         await worker.says("serving 1 model")
 
         node = await page.evaluate(f"{_row('room=browser')}.dataset.id")
         await page.click(f"tr[data-id='{node}'] a.danger", "Revoke")
         await page.fill(reason="it was sold")
         await page.click("main button", "Revoke")
-        await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'revoked'", seconds=10)
+        await page.until(f"{_row('room=browser')}?.querySelector('.state').innerText === 'Revoked'", seconds=10)
         await worker.says("revoked")
         assert "it was sold" in next(row for row in await ada.rows() if "room=browser" in row)
     # Both are in the log of who did what.

@@ -22,6 +22,6 @@ async def test_a_silence_of_the_terminal_comes_to_the_page_and_is_ended_there(st
     assert "watchdog" in row
     assert "node=n1" in row
     await page.click(f"tr[data-id='{made['id']}'] button", "End")
-    await ada.sees("The silence is over.")
+    await ada.sees("Silence ended.")
     found = await desk.mesh.rpc.call(alerts.list_alerts, alerts.ListAlerts(), credential=desk.admin_key)
     assert made["id"] not in {each.id for each in found.silences}

@@ -63,7 +63,7 @@ async def test_a_key_from_creation_to_revocation(stack: RunningStack, watch: Wat
     async with stack.http(key) as http:
         assert (await http.get("/v1/models")).status_code == 200
         await ann.ask_to_revoke("<b>laptop</b> & co")
-        await ann.sees("Programs that use it are refused at once.")
+        await ann.sees("Programs that use this key stop working immediately.")
         await page.click("main button", "Revoke key")
         await ann.sees("Key revoked.")
         assert (await http.get("/v1/models")).status_code == 401

@@ -64,7 +64,7 @@ async def test_an_answer_grows_and_stops_when_it_is_told_to(stack: RunningStack,
         return rows if len(rows) == 2 else None
 
     newest, _ = await until(logged, what="both are in the log")
-    assert "cancelled" in newest
+    assert "Canceled" in newest
     await ann.goes("/usage")
     requests, tokens, *_ = await ann.texts(".numbers .big")
     assert requests == "2"

@@ -203,7 +203,9 @@ def test_machines_are_called_as_people_call_them() -> None:
     assert labels == ["gateway", "rig"]
 
 
-def on_machine(machine: str, value: Values | float, node: str, service: str = "inference", question: Question = Question.CPU) -> HistoryLine:
+def on_machine(
+    machine: str, value: Values | float, node: str, service: str = "inference", question: Question = Question.CPU
+) -> HistoryLine:
     return line(history_questions.OF_MACHINE[question], value, service=service, node=node, machine=machine)
 
 

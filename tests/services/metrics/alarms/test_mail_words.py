@@ -51,11 +51,11 @@ def test_the_text_says_what_it_is_since_when_and_what_to_do() -> None:
     assert "https://ai.example.org/admin/alerts\n" in text
     assert "As of 21 November 2026, 12:03 UTC." in text
     assert "\nllama3 is slow\n  warning, since 21 November 2026, 11:00 UTC\n  Nobody gets an answer until one is back.\n" in text
-    assert "  about: model=llama3\n" in text
-    assert "  what to do: docs/runbooks/no_worker.md\n" in text
-    assert f"  to say that you look after it: {shlex.join(['aicli', 'alerts', 'ack', SLOW.id])}\n" in text
+    assert "  labels: model=llama3\n" in text
+    assert "  runbook: docs/runbooks/no_worker.md\n" in text
+    assert f"  acknowledge: {shlex.join(['aicli', 'alerts', 'ack', SLOW.id])}\n" in text
     assert "  silence it for 2 hours: aicli alerts silence no_worker --for 2h --label model=llama3\n" in text
-    assert "1 alert is over:\n\n- disk of box is full (ticket, 21 November 2026, 10:00 UTC until 21 November 2026, 11:59 UTC)\n" in text
+    assert "1 alert resolved:\n\n- disk of box is full (ticket, 21 November 2026, 10:00 UTC until 21 November 2026, 11:59 UTC)\n" in text
 
 
 def test_without_an_address_of_the_pages_the_command_line_is_named() -> None:
@@ -66,8 +66,8 @@ def test_without_an_address_of_the_pages_the_command_line_is_named() -> None:
 
 def test_of_a_hundred_alerts_ten_are_told_in_full_and_none_is_kept_from_the_count() -> None:
     text = mail(*(alarm(f"number {number}") for number in range(100)), left_out=7).text
-    assert "100 alerts began:" in text
-    assert text.count("what to do:") == mail_words.MOST_IN_FULL
+    assert "100 alerts firing:" in text
+    assert text.count("runbook:") == mail_words.MOST_IN_FULL
     assert text.count("\n- number") == mail_words.MOST_NAMED
     assert f"- and {100 - mail_words.MOST_IN_FULL - mail_words.MOST_NAMED} more\n" in text
     assert "7 more with lower severity: https://ai.example.org/admin/alerts" in text
@@ -77,9 +77,9 @@ def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
     text = mail(SLOW, over=(OVER,), left_out=5, held_seconds=1500).text
     assert "7 alerts were held back for 25 minutes, because 20 emails were sent within an hour." in text
     text = mail(SLOW, pause_seconds=2400).text
-    assert "last of 20 mails within an hour" in text
+    assert "last of 20 emails in this hour" in text
     assert "40 minutes" in text
-    assert "look at https://ai.example.org/admin/alerts" in text
+    assert "check https://ai.example.org/admin/alerts" in text
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str
     assert not [line for line in lines if line.startswith(("Bcc", ".", "QUIT"))]
     assert "://evil" not in written.text
     assert max(map(len, lines)) < 700
-    commands = [line.partition(": ")[2] for line in lines if "to silence " in line]
+    commands = [line.partition(": ")[2] for line in lines if line.startswith("  silence ")]
     assert commands[1] == "aicli alerts silence no_worker --for 2h --label model=llama3"
     assert [words[:5] for words in map(shlex.split, commands)] == [["aicli", "alerts", "silence", "no_worker", "--for"]] * 2
     assert not re.search(r"[$;|&<>`\s]", commands[0].partition(" --label ")[2])

@@ -70,7 +70,7 @@ async def test_one_mail_for_all_that_began_and_ended_in_one_look_to_everybody() 
     text = mail.get_content()
     assert "https://ai.example.org/admin/alerts" in text
     assert "llama3 is slow" in text
-    assert "1 alert is over" in text
+    assert "1 alert resolved" in text
     assert (mailing.check().ok, mailing.check().needed, mailing.check().detail) == (True, False, "")
 
 
@@ -99,14 +99,14 @@ async def test_a_storm_is_twenty_mails_and_one_of_what_was_held_back() -> None:
             await asyncio.sleep(0)
         await server.wait_for(MOST_AN_HOUR)
         await until(lambda: mailing.waiting == 300 - MOST_AN_HOUR)
-        assert "last of 20 mails within an hour" in server.mails[-1][2].get_content()
+        assert "last of 20 emails in this hour" in server.mails[-1][2].get_content()
         clock.pass_by(3600, mailing)
         await server.wait_for(MOST_AN_HOUR + 1)
         await until(lambda: mailing.waiting == 0)
     assert len(server.mails) == MOST_AN_HOUR + 1
     held = server.mails[-1][2]
     assert held["Subject"] == "aimesh: 280 alerts firing, including: number 20"
-    assert "280 alerts that began or ended were not told" in held.get_content()
+    assert "280 alerts were held back" in held.get_content()
     assert "https://ai.example.org/admin/alerts" in held.get_content()
 
 

@@ -45,8 +45,8 @@ def test_what_a_real_node_says_is_found() -> None:
     found = values(reader.read(text(("gateway", "n", metrics.render())), AT))
     wanted = {
         'ai_platform_queue_depth{model="m"}': 3,
-        "ai_platform_host_cpu_usage_ratio": 0.5,
-        'ai_platform_gpu_usage_ratio{gpu="0"}': 0.9,
+        'ai_platform_host_cpu_usage_ratio{machine="laptop-1"}': 0.5,
+        'ai_platform_gpu_usage_ratio{gpu="0",machine="laptop-1"}': 0.9,
         'ai_platform_tokens_total{model="m",type="output"}': 7,
         'ai_platform_ttft_seconds_bucket{le="0.1",model="m"}': 0,
         'ai_platform_ttft_seconds_bucket{le="0.5",model="m"}': 1,

@@ -44,7 +44,7 @@ def playground() -> str:
     <p class="chat-note" data-chat="usage" hidden></p>
     <p class="actions">
       <button type="button" class="quiet icon" data-chat-act="copy" aria-label="Copy answer" title="Copy answer" hidden><svg></svg></button>
-      <button type="button" class="quiet icon" data-chat-act="regenerate" aria-label="Regenerate" title="Regenerate" hidden><svg></svg></button>
+      <button type="button" class="quiet icon" data-chat-act="regenerate" aria-label="Regenerate" hidden><svg></svg></button>
       <button type="button" class="quiet icon" data-chat-act="up" aria-label="Good answer" aria-pressed="false"><svg></svg></button>
       <button type="button" class="quiet icon" data-chat-act="down" aria-label="Bad answer" aria-pressed="false"><svg></svg></button>
     </p>

@@ -263,7 +263,7 @@ async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome
         await write(chat.page, "four")
         await key(chat.page, "Enter", text="\r")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=problem]').textContent.startsWith('You’re signed out.')")
-        assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == "You are signed out."
+        assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == "You’re signed out."
         chat.page.problems[:] = [problem for problem in chat.page.problems if "429" not in problem]
 
 
@@ -384,3 +384,38 @@ async def test_the_page_is_usable_for_everybody_and_on_a_telephone(chrome: Brows
             await chat.say(await chat.ask("q"), "text with `code` and [a link](https://example.org/)\n\n```\ncode\n```")
             assert await axe.violations(chat.page) == []
             assert await chat.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_an_answer_is_copied_as_the_model_wrote_it(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        await chat.page.evaluate(
+            "window.copied = []; Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { copied.push(text) }}})"
+        )
+        button = f"{LAST}.querySelector('[data-chat-act=copy]')"
+        visit = await chat.ask("What is it?")
+        await visit.event({"text": "It is "}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is '")
+        # What is half written is not copied.
+        assert await chat.page.evaluate(f"{button}.hidden")
+        await chat.say(visit, "**bold**")
+        await press(chat.page, "[data-chat-act=copy]")
+        await wait_for(chat.page, f"{button}.dataset.copied === 'true'")
+        assert await chat.page.evaluate("copied") == ["It is **bold**"]
+        # The icon stays, and its name with it.
+        assert await chat.page.evaluate(f"[{button}.ariaLabel, {button}.querySelectorAll('svg').length]") == ["Copy answer", 1]
+
+
+async def test_the_parameters_in_force_are_shown_while_their_fields_are_folded(chrome: Browser) -> None:
+    async with chatting(chrome) as chat:
+        shown = "document.querySelector('[data-chat=params]').textContent"
+        assert await chat.page.evaluate(shown) == "Model defaults"
+        await chat.page.evaluate("document.querySelector('details').open = true")
+        for name, text in (("temperature", " 0,5 "), ("seed", "7"), ("system", "Be brief")):
+            await chat.page.evaluate(f"document.querySelector('[name={name}]').focus()")
+            await write(chat.page, text)
+        assert await chat.page.evaluate(shown) == "Temperature 0.5 · Seed 7 · System"
+        await chat.page.evaluate(
+            "for (const each of document.querySelectorAll('[name=temperature], [name=seed], [name=system]')) {"
+            " each.value = ''; each.dispatchEvent(new Event('input', {bubbles: true})) }"
+        )
+        assert await chat.page.evaluate(shown) == "Model defaults"

@@ -88,6 +88,16 @@ async def test_the_models_that_can_be_asked_are_there_the_default_one_chosen(ali
         ("?model=gone", "gone", "smollm2"),
     ],
 )
+async def test_every_icon_has_a_name(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = SERVED
+    text = (await alice.get("/playground")).text
+    icons = re.findall(r"<button[^>]* class=\"[^\"]*\bicon\b[^\"]*\"[^>]*>.*?</button>", text, re.DOTALL)
+    names = [re.search(r' aria-label="([^"]+)" title="([^"]+)"', each) for each in icons]
+    assert [found[1] for found in names if found] == ["Stop", "Copy answer", "Regenerate", "Good answer", "Bad answer"]
+    assert all(found and found[1] == found[2] for found in names)
+    assert all('<svg viewBox="0 0 24 24" aria-hidden="true"' in each for each in icons)
+
+
 async def test_a_link_chooses_and_then_the_preference(
     alice: Browser, mesh: FakeMesh, link: str, preferred: str | None, chosen: str
 ) -> None:

@@ -67,7 +67,10 @@ async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(roo
     assert {request.until - request.since for request in mesh.requests_of("metrics.getHistory")} == {history_questions.STEPS[span].whole}
     assert f'<a href="{PATH}?span={span}" aria-current="true">' in page.text
     # Only the last hour follows by itself, and whoever sees another one is told so.
-    assert ('data-live-source="/live/charts"' in page.text, "This view doesn’t update." in page.text) == (span is Span.HOUR, span is not Span.HOUR)
+    assert ('data-live-source="/live/charts"' in page.text, "This view doesn’t update." in page.text) == (
+        span is Span.HOUR,
+        span is not Span.HOUR,
+    )
     assert ('data-live="p0"' in page.text) == (span is Span.HOUR)
 
 

@@ -148,7 +148,11 @@ async def test_a_model_stands_in_code_only_where_its_name_can_do_nothing_there(
     made = await browser.submit(keys, "/api-keys", name="laptop")
     for page in (overview, made):
         code = "".join(re.findall(r"<pre.*?</pre>", page.text, re.DOTALL))
-        assert (html.escape(name) in code, "MODEL" in code, "Replace MODEL with a model’s name" in page.text) == (shown, not shown, not shown)
+        assert (html.escape(name) in code, "MODEL" in code, "Replace MODEL with a model’s name" in page.text) == (
+            shown,
+            not shown,
+            not shown,
+        )
 
 
 @pytest.mark.parametrize(("kind", "width"), [("long", 390), ("long", 1280), ("script", 390), ("rtl", 390)])

@@ -23,7 +23,8 @@ async def test_prices_are_shown_in_credits_with_an_example(root: Browser, mesh: 
     text = (await root.get(PATH)).text
     cells = re.findall(r'data-label="([^"]+)">([^<]+)</td>', text)
     assert cells == [
-        ("Input, per 1M tokens", "100"), ("Output, per 1M tokens", "200"), ("Per request", "0"), ("Per compute second", "0"), ("Example", "0.2"),
+        ("Input, per 1M tokens", "100"), ("Output, per 1M tokens", "200"),
+        ("Per request", "0"), ("Per compute second", "0"), ("Example", "0.2"),
     ]  # fmt: skip
     assert "Default" in text
     assert f'<a href="{PATH}?model=smollm2#set">smollm2</a>' in text
@@ -69,7 +70,9 @@ async def test_the_default_is_the_price_without_a_model(root: Browser, mesh: Adm
         pytest.param({"input": "1", "output": "cheap"}, "The output price: &#39;cheap&#39; is no amount", id="no number"),
         pytest.param({"input": "-1", "output": "1"}, "The input price is negative.", id="below zero"),
         pytest.param(
-            {"input": "1", "output": "1", "request": "0.0000001"}, "The price per request: 0.0000001 has more than 6 decimals.", id="too fine"
+            {"input": "1", "output": "1", "request": "0.0000001"},
+            "The price per request: 0.0000001 has more than 6 decimals.",
+            id="too fine",
         ),
         pytest.param({"input": "99999999", "output": "1"}, "The price of input tokens is out of range.", id="the gateway refuses"),
     ],

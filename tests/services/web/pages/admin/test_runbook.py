@@ -46,9 +46,7 @@ async def test_only_administrators_read_them(browser: Browser, mesh: AdminMesh) 
 
 def test_the_lines_of_a_paragraph_are_joined_and_code_is_left_alone() -> None:
     text = "# name\n\nOne\ntwo.\n\n- an item\n  of two lines\n- another\n\n```bash\na\nb\n```\nAfter\nit.\n| a |\n| b |\n"
-    assert runbooks.prepare(text, "") == (
-        "One two.\n\n- an item of two lines\n- another\n\n```bash\na\nb\n```\nAfter it.\n| a |\n| b |\n"
-    )
+    assert runbooks.prepare(text, "") == ("One two.\n\n- an item of two lines\n- another\n\n```bash\na\nb\n```\nAfter it.\n| a |\n| b |\n")
 
 
 def test_links_lead_to_pages_here_or_name_the_file() -> None:

@@ -1,0 +1,44 @@
+"""The audit log on a phone: every entry can be read, and nothing is wider than the screen."""
+
+import msgspec
+import pytest
+from litestar.types import ASGIApp
+
+from shared.api.audit import Result
+from shared.types import UserRole
+from tests.acceptance import chromium
+from tests.acceptance.watching import Watch
+from tests.services.web import servers
+from tests.services.web.pages.admin.admin_mesh import WORKER, AdminMesh
+
+#: No part of the page reaches beyond the screen, except in boxes that scroll by themselves.
+WIDER = """
+[...document.querySelectorAll('main *')].filter(each => !each.closest('nav, .unseen, thead') && each.checkVisibility()
+  && each.getBoundingClientRect().right > innerWidth + 1).map(each => each.outerHTML.slice(0, 80))
+"""
+
+
+@pytest.mark.parametrize("width", [320, 375])
+async def test_the_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, width: int) -> None:
+    token = mesh.add_session(mesh.add_person("root", UserRole.ADMIN))
+    mesh.add_row(1, "organisation.remove_member_by_administrator", Result.REFUSED, str(WORKER))
+    mesh.add_row(2, target="W" * 200)
+    act = msgspec.structs.replace(mesh.rows[1].act, details={"a-rather-long-name-of-a-detail": "D" * 200}, times=1234)
+    mesh.rows[1] = msgspec.structs.replace(mesh.rows[1], act=act, actor_name="N" * 60)
+    async with servers.serving(app) as origin, chromium.launch() as chrome:
+        watch = Watch(chrome, origin)
+        page = await watch.open(width=width)
+        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
+        await page.goto(f"{origin}/admin/audit")
+        await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        assert await page.evaluate(WIDER) == []
+        # Each entry has its action, result, actor, time and target, none of them squeezed into a column of letters.
+        narrow = (
+            "[...document.querySelectorAll('.audit tbody :is(th, td):not(.more)')].filter(each => each.checkVisibility() && each.innerText"
+        )
+        assert await page.evaluate(f"{narrow} && each.getBoundingClientRect().width < 60).map(each => each.innerText)") == []
+        # The navigation shows where one is.
+        link = "document.querySelector('nav.groups [aria-current]').getBoundingClientRect()"
+        assert await page.evaluate(f"{link}.left >= 0 && {link}.right <= innerWidth")
+        await watch.check()
