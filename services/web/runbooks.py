@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).parent
 _FOLDERS = (_PACKAGE / "runbooks", _PACKAGE.parents[1] / "docs" / "runbooks")
 _HEADING = re.compile(r"\A# .*\n+")
 _RUNBOOK_LINK = re.compile(r"\[([^\]]*)\]\((\w+)\.md(?:#[^)]*)?\)")
-#: A line that starts a block of its own, or is blank.
+#: A blank line, or a line that starts a block.
 _BLOCK = re.compile(r"\s*(?:$|#|[-*] |[>|]|\d+\. |```)")
 _DOCS_LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)]*)\)")
 

@@ -223,7 +223,7 @@ async def test_an_answer_in_an_endless_event_is_given_up(chrome: Browser) -> Non
         async with asyncio.timeout(PATIENCE_SECONDS):
             await chat.answers.left.wait()
         await chat.state("ready")
-        assert (await chat.part("problem")).startswith("The server refused this.")
+        assert (await chat.part("problem")).startswith("The server rejected the request.")
 
 
 async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome: Browser) -> None:
@@ -237,13 +237,13 @@ async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome
         visit = await chat.ask("none")
         await visit.event({"code": "no_worker", "message": "No worker.", "hint": ""}, "problem")
         await chat.say(visit, usage=False)
-        # Nothing came that one could rate; it can be asked again.
+        # Nothing came to copy or to rate; it can be asked again.
         acts = "[...document.querySelectorAll('[data-chat-message]:last-child [data-chat-act]')].map(each => each.hidden)"
-        assert await chat.page.evaluate(acts) == [False, True, True]
+        assert await chat.page.evaluate(acts) == [True, False, True, True]
         visit = await chat.ask("two")
         # An end without a word about tokens.
         await chat.say(visit, "cut o", usage=False)
-        assert (await chat.part("problem")).startswith("The answer broke off.")
+        assert (await chat.part("problem")).startswith("The answer was interrupted.")
 
         async def refuse(visit: Visit) -> None:
             body = '{"error": {"code": "rate_limited", "message": "Too many requests.", "hint": "Wait 20 s."}}'
@@ -393,11 +393,11 @@ async def test_an_answer_is_copied_as_the_model_wrote_it(chrome: Browser) -> Non
         )
         button = f"{LAST}.querySelector('[data-chat-act=copy]')"
         visit = await chat.ask("What is it?")
-        await visit.event({"text": "It is "}, "chunk")
-        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is '")
+        await visit.event({"text": "It is **bo"}, "chunk")
+        await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is **bo'")
         # What is half written is not copied.
         assert await chat.page.evaluate(f"{button}.hidden")
-        await chat.say(visit, "**bold**")
+        await chat.say(visit, "ld**")
         await press(chat.page, "[data-chat-act=copy]")
         await wait_for(chat.page, f"{button}.dataset.copied === 'true'")
         assert await chat.page.evaluate("copied") == ["It is **bold**"]

@@ -238,7 +238,7 @@ async def test_a_code_that_is_put_in_by_hand_is_looked_at_once_it_is_whole(stage
         # Another one that was copied: the offer of the first goes at once.
         stage.mesh.broken["auth.readInvitation"] = errors.Unavailable("auth is away")
         await bob.pastes("another-code-of-another-mail")
-        assert await bob.refusal() == "What this code invites to cannot be shown just now. You can join all the same."
+        assert await bob.refusal() == "We can’t show the details of this invitation right now. You can still join."
         assert not await bob.page.evaluate("document.querySelector('[data-offer]').checkVisibility()")
         stage.mesh.broken.clear()
         await bob.pastes(CODE_OF_MAIL)

@@ -78,16 +78,6 @@ async def test_the_models_that_can_be_asked_are_there_the_default_one_chosen(ali
     assert options(await alice.get("/playground")) == [("smollm2", True), ("large", False)]
 
 
-@pytest.mark.parametrize(
-    ("link", "preferred", "chosen"),
-    [
-        ("", "large", "large"),
-        ("?model=small", "large", "smollm2"),
-        ("?model=large", None, "large"),
-        ("?model=vectors", None, "smollm2"),
-        ("?model=gone", "gone", "smollm2"),
-    ],
-)
 async def test_every_icon_has_a_name(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = SERVED
     text = (await alice.get("/playground")).text
@@ -98,6 +88,16 @@ async def test_every_icon_has_a_name(alice: Browser, mesh: FakeMesh) -> None:
     assert all('<svg viewBox="0 0 24 24" aria-hidden="true"' in each for each in icons)
 
 
+@pytest.mark.parametrize(
+    ("link", "preferred", "chosen"),
+    [
+        ("", "large", "large"),
+        ("?model=small", "large", "smollm2"),
+        ("?model=large", None, "large"),
+        ("?model=vectors", None, "smollm2"),
+        ("?model=gone", "gone", "smollm2"),
+    ],
+)
 async def test_a_link_chooses_and_then_the_preference(
     alice: Browser, mesh: FakeMesh, link: str, preferred: str | None, chosen: str
 ) -> None:
@@ -110,7 +110,7 @@ async def test_without_models_it_says_so(alice: Browser, mesh: FakeMesh) -> None
     mesh.workers = 0
     page = await alice.get("/playground")
     assert page.status_code == 200
-    assert "No worker serves a model" in page.text
+    assert "No chat model is available." in page.text
     assert "data-playground" not in page.text
 
 
