@@ -89,11 +89,11 @@ async def test_a_session_is_seen_and_ended_from_another_one(stack: RunningStack,
     assert len(await ann.rows("ul.lines li")) == 3
 
     # All others at once, which is asked first; Cancel means no.
-    await ann.page.press("button", "End all others")
+    await ann.page.press("button", "End others")
     await ann.page.press("dialog button", "Cancel")
     await ann.page.until("!document.querySelector('dialog')")
     assert len(await ann.rows("ul.lines li")) == 3
-    await ann.page.press("button", "End all others")
+    await ann.page.press("button", "End others")
     await ann.page.click("dialog button.danger")
     await ann.sees("All other sessions ended.")
     assert len(await ann.rows("ul.lines li")) == 1

@@ -50,7 +50,7 @@ async def test_a_form_that_came_after_the_session_is_said_to_be_undone(alice: Br
     mesh.sessions.clear()
     answer = await alice.submit(page, "/api-keys", name="laptop")
     assert (answer.status_code, answer.headers["location"]) == (303, "/login?done=undone")
-    assert "nothing was done" in (await alice.get(answer.headers["location"])).text
+    assert "nothing was changed" in (await alice.get(answer.headers["location"])).text
 
 
 async def test_a_visitor_who_never_was_signed_in_is_told_of_no_end(browser: Browser) -> None:
@@ -75,7 +75,7 @@ async def test_a_login_page_from_before_the_browser_was_closed_asks_again(browse
     browser.client.cookies.clear()
     page = await browser.submit(old, "/login", name="alice", password="correct horse")
     assert page.status_code == 403
-    assert "This page stood open for too long." in page.text
+    assert "This page was open for too long." in page.text
     assert mesh.sessions == {}
     assert re.search(r"<h1>Sign in</h1>", page.text)
     again = await browser.submit(page, "/login", password="correct horse")

@@ -16,12 +16,12 @@ KEY = ApiKey(KeyId(UUID(int=1)), UserId(UUID(int=2)), "laptop", "aip_live_abc…
 @pytest.mark.parametrize(
     ("change", "may"),
     [
-        ({}, "full access"),
-        ({"kind": KeyKind.TEST}, "run models"),
-        ({"kind": KeyKind.ADMIN}, "administration"),
-        ({"bounds": KeyBounds(("inference:execute", "usage:read"))}, "run models, read usage"),
+        ({}, "Full access"),
+        ({"kind": KeyKind.TEST}, "Run models"),
+        ({"kind": KeyKind.ADMIN}, "Administration"),
+        ({"bounds": KeyBounds(("inference:execute", "usage:read"))}, "Run models, read usage"),
         # Of a newer auth.
-        ({"bounds": KeyBounds(("inference:execute", "moon:fly"))}, "run models, moon:fly"),
+        ({"bounds": KeyBounds(("inference:execute", "moon:fly"))}, "Run models, moon:fly"),
     ],
 )
 def test_what_a_key_may_do_in_words(change: dict[str, object], may: str) -> None:

@@ -92,7 +92,7 @@ async def test_one_person_follows_a_few_pages_and_not_all() -> None:
         enough = asyncio.Event()
         holding = [tasks.create_task(hold(followers, "alice", enough)) for _ in range(live.MOST_OF_ONE)]
         await asyncio.sleep(0)
-        with pytest.raises(errors.Overloaded, match="too many pages"), followers.one_more("alice"):
+        with pytest.raises(errors.Overloaded, match="too many live pages"), followers.one_more("alice"):
             raise AssertionError("one too many")
         # Others are let in all the same.
         with followers.one_more("bob"):

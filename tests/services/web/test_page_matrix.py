@@ -72,7 +72,7 @@ def outcome(answer: httpx.Response) -> str:
     to = answer.headers.get("location", "").partition("?")[0]
     if answer.status_code == 303 and to in ("/login", *OF_A_STEP):
         return "login" if to == "/login" else "step"
-    if answer.status_code == 403 and "This page is for" in answer.text:
+    if answer.status_code == 403 and "can open this page" in answer.text:
         return "forbidden"
     return "in"
 

@@ -237,7 +237,7 @@ async def test_web_waits_longer_than_the_gateway_may_take(upstream: Upstream, mo
 
 async def test_the_gateways_health_in_words(upstream: Upstream) -> None:
     async with serving(upstream) as url, passthrough.Passthrough.open(url) as gateway:
-        assert "answers 201" in await gateway.healthy()
+        assert "returned 201" in await gateway.healthy()
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
         assert "is not responding (ConnectError)" in await gateway.healthy()
 

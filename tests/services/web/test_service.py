@@ -60,7 +60,7 @@ async def test_says_what_is_missing(node: FakeNode) -> None:
         auth, gateway = await service.checks()
     assert (auth.ok, gateway.ok) == (False, False)
     assert "python -m services.auth" in auth.detail
-    assert "http://127.0.0.1:1 does not answer" in gateway.detail
+    assert "http://127.0.0.1:1 is not responding" in gateway.detail
 
 
 async def test_behind_a_tls_proxy_the_public_address_decides(node: FakeNode) -> None:

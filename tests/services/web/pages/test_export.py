@@ -61,7 +61,7 @@ async def test_a_gateway_that_is_away_leaves_word_of_what_is_missing(alice: Brow
     mesh.broken["gateway"] = AWAY
     files = unpacked(await export(alice))
     assert list(files) == ["README.txt", "account.json", "requests-MISSING.txt", "usage-MISSING.txt"]
-    assert b"Ask for the archive again" in files["usage-MISSING.txt"]
+    assert b"Export the data again" in files["usage-MISSING.txt"]
 
 
 async def test_auth_being_away_is_a_503_and_no_archive(alice: Browser, mesh: FakeMesh) -> None:
@@ -97,7 +97,7 @@ async def test_deleting_the_account_is_thirty_days_away_and_can_be_called_off(al
 async def test_a_box_that_is_not_ticked_deletes_nothing(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.submit(await alice.get(HERE), f"{HERE}/delete", sure="")
     assert page.status_code == 400
-    assert "The box is not ticked." in page.text
+    assert "The deletion is not confirmed." in page.text
     assert mesh.erased_at is None
 
 

@@ -29,7 +29,7 @@ async def test_a_new_key_is_shown_in_the_answer_and_never_again(alice: Browser) 
     listed = await alice.get("/api-keys")
     assert key not in listed.text
     assert "laptop" in listed.text
-    assert ">20 / h, 3 / min, 4,000 tokens / min, 2 at once, 1,234.5 credits<" in listed.text
+    assert ">20 / h, 3 / min, 4,000 tokens / min, 2 concurrent, 1,234.5 credits<" in listed.text
     assert "<details open>" not in listed.text
 
 
@@ -37,7 +37,7 @@ async def test_a_new_key_is_shown_in_the_answer_and_never_again(alice: Browser) 
     ("name", "limit", "said"),
     [
         pytest.param("laptop", "", "named &#39;laptop&#39;", id="a name that is there"),
-        pytest.param("phone", "many", "not a whole number", id="a limit that is no number"),
+        pytest.param("phone", "many", "must be a whole number", id="a limit that is no number"),
         pytest.param(" ", "5", "a key needs a name", id="no name"),
     ],
 )
@@ -146,7 +146,7 @@ async def test_what_a_key_may_and_how_long_reaches_auth_and_the_list(alice: Brow
     bounds = auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",))
     assert asked == auth.GenerateApiKey("ci", bounds=bounds, days=7)
     page = await alice.get("/api-keys")
-    for words in ("run models", "only smollm2", "from 192.0.2.0/24", "27 Nov 2026", 'data-tone="warn"'):
+    for words in ("Run models", "only smollm2", "from 192.0.2.0/24", "27 Nov 2026", 'data-tone="warn"'):
         assert words in page.text
 
 
@@ -174,8 +174,8 @@ async def test_the_keys_of_an_organisation_are_called_so(alice: Browser, mesh: F
     team = mesh.add_team("Acme", mesh.accounts["alice"].user)
     mesh.acting = dict.fromkeys(mesh.sessions, team)
     page = await alice.get("/api-keys")
-    assert "of Acme</bdi>" in page.text
-    assert "what they use is counted and paid there" in page.text
+    assert ">Acme</bdi>" in page.text
+    assert "which pays for their usage" in page.text
 
 
 async def test_a_key_gets_another_name(alice: Browser, mesh: FakeMesh) -> None:
@@ -203,7 +203,7 @@ async def test_a_new_secret_is_shown_once_and_the_old_one_goes_on_as_chosen(alic
     assert page.status_code == 201
     secret = shown_key(page)
     assert secret is not None
-    assert "The old one goes on for an hour." in page.text
+    assert "The old one keeps working for 1 hour." in page.text
     asked = next(asked.request for asked in mesh.asked if isinstance(asked.request, auth.RotateApiKey))
     assert asked == auth.RotateApiKey(str(key.id), 3600)
     assert secret not in (await alice.get(path)).text
@@ -228,7 +228,7 @@ async def test_a_new_secret_is_confirmed_first_where_the_login_is_old(alice: Bro
     assert "Confirm it’s you" in asked.text
     done = await alice.submit(asked, f"{path}/rotate", confirm_password="correct horse")
     assert shown_key(done)
-    assert "The old one goes on not at all." not in done.text
+    assert "The old one is revoked." not in done.text
 
 
 @pytest.mark.parametrize("path", ["", "/revoke"])
@@ -256,7 +256,7 @@ async def test_without_the_gateway_the_lines_name_no_model(alice: Browser, mesh:
 async def test_revoking_a_key_offers_what_it_made(alice: Browser, mesh: FakeMesh) -> None:
     await alice.submit(await alice.get("/api-keys"), "/api-keys", name="leaked")
     leaked = mesh.keys[-1]
-    assert "With all that it made" not in (await alice.get(f"/api-keys/{leaked.id}/revoke")).text
+    assert "Also revoke the keys it created" not in (await alice.get(f"/api-keys/{leaked.id}/revoke")).text
     for name, maker in (("child", leaked.id), ("grandchild", None)):
         await alice.submit(await alice.get("/api-keys"), "/api-keys", name=name)
         mesh.keys[-1] = msgspec.structs.replace(mesh.keys[-1], made_by=maker or mesh.keys[-2].id)

@@ -149,7 +149,7 @@ async def test_a_seed_that_is_none_is_not_drawn(new_admin: Browser, uri: str) ->
     page = await new_admin.get("/login/second-factor")
     wrong = await new_admin.submit(page, "/login/second-factor", code="000000", uri=uri)
     assert wrong.status_code == 400
-    assert "This form has lost its seed" in wrong.text
+    assert "The form has no valid seed" in wrong.text
     assert "evil" not in wrong.text
 
 
@@ -158,7 +158,7 @@ async def test_a_login_that_took_too_long_begins_again(new_admin: Browser, mesh:
     answer = await new_admin.get("/login/second-factor")
     assert answer.headers["location"] == "/login?done=late"
     assert mesh.sessions == {}
-    assert "That took too long" in (await new_admin.get("/login?done=late")).text
+    assert "The sign-in timed out" in (await new_admin.get("/login?done=late")).text
 
 
 async def test_a_person_who_has_it_already_is_not_asked_to_set_it_up(halfway: Browser, mesh: FakeMesh) -> None:

@@ -59,7 +59,7 @@ async def test_what_is_served_where_and_at_what_price(alice: Browser, mesh: Fake
 async def test_a_model_without_a_price_is_free_and_one_for_vectors_is_not_tried(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = (gateway.ServedModel(ModelName("vectors"), 1, 512, only_embeds=True),)
     page = await alice.get("/models")
-    assert page.text.count(">free</td>") == 2
+    assert page.text.count(">Free</td>") == 2
     assert "embeddings" in page.text
     assert "/playground?model" not in page.text
 
@@ -76,8 +76,8 @@ async def test_no_models_yet_says_what_to_do(mesh: FakeMesh, browser: Browser, r
     ("broken", "status", "said"),
     [
         ("gateway.listModels", 503, "See <code>aicli stack status</code>."),
-        ("gateway.listNodes", 200, "Where they run cannot be read right now."),
-        ("gateway.listPrices", 200, "Prices cannot be read right now."),
+        ("gateway.listNodes", 200, "We can’t show where models run right now."),
+        ("gateway.listPrices", 200, "Prices are unavailable right now."),
         ("gateway", 503, "No node of that role is alive."),
     ],
 )
@@ -86,17 +86,17 @@ async def test_a_part_that_is_away_takes_its_part(alice: Browser, mesh: FakeMesh
     page = await alice.get("/models")
     assert page.status_code == status
     assert said in page.text
-    assert "No model is served right now" not in page.text
+    assert "No models: no worker is online" not in page.text
 
 
 @pytest.mark.parametrize(
     ("typed", "order", "said"),
     [
         (("load", ""), gateway.LoadOnWorker(ModelName("smollm2")), "Model loaded."),
-        (("pin", "UWORKER1"), gateway.LoadOnWorker(ModelName("smollm2"), NodeId("UWORKER1"), True), "and stays there"),
-        (("unpin", ""), gateway.LoadOnWorker(ModelName("smollm2"), None, False), "makes room for others"),
-        (("unload", ""), gateway.UnloadOnWorkers(ModelName("smollm2")), "is free again"),
-        (("unload", "UWORKER1"), gateway.UnloadOnWorkers(ModelName("smollm2"), NodeId("UWORKER1")), "is free again"),
+        (("pin", "UWORKER1"), gateway.LoadOnWorker(ModelName("smollm2"), NodeId("UWORKER1"), True), "Model loaded and pinned."),
+        (("unpin", ""), gateway.LoadOnWorker(ModelName("smollm2"), None, False), "Model unpinned."),
+        (("unload", ""), gateway.UnloadOnWorkers(ModelName("smollm2")), "Model unloaded."),
+        (("unload", "UWORKER1"), gateway.UnloadOnWorkers(ModelName("smollm2"), NodeId("UWORKER1")), "Model unloaded."),
     ],
 )
 async def test_a_developer_gives_orders(dana: Browser, mesh: FakeMesh, typed: tuple[str, str], order: msgspec.Struct, said: str) -> None:
@@ -137,7 +137,7 @@ async def test_a_worker_that_did_not_obey_is_named_with_its_reason(dana: Browser
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (errors.DeadlineExceeded("no answer"), 504, "look at this page again in a minute."),
+        (errors.DeadlineExceeded("no answer"), 504, "eload this page in a minute."),
         (errors.Unavailable("the memory is full", hint="unload another model"), 503, "Unload another model."),
     ],
 )

@@ -38,7 +38,7 @@ async def test_an_administrator_sees_every_machine_with_its_path_load_and_models
     mesh.add_node(GATEWAY, Role.GATEWAY)
     page = await root.get("/admin/nodes")
     assert page.status_code == 200
-    for text in ("rig-1", "alice · gpu=a100", "punched", "23 ms", "2 of 4, 1 waiting", "smollm2", "the house", "2 machines, 2 used"):
+    for text in ("rig-1", "alice · gpu=a100", "punched", "23 ms", "2 of 4, 1 queued", "smollm2", "the house", "2 nodes, 2 OK"):
         assert text in page.text
     assert f'href="/admin/nodes/{WORKER}/revoke"' in page.text
     assert f'href="/admin/nodes/{GATEWAY}/revoke"' not in page.text
@@ -112,7 +112,7 @@ async def test_a_waiting_machine_is_approved_after_a_look_at_its_facts(root: Bro
     done = await root.submit(asked, f"/admin/nodes/{WAITING}/approve")
     assert (done.status_code, done.headers["location"]) == (303, "/admin/nodes?done=approved")
     assert mesh.states()[0] is MemberState.ACTIVE
-    assert "The machine is approved." in (await root.get("/admin/nodes?done=approved")).text
+    assert "Node approved." in (await root.get("/admin/nodes?done=approved")).text
     assert (await root.get(f"/admin/nodes/{WAITING}/approve")).status_code == 404
 
 
@@ -133,7 +133,7 @@ async def test_revoking_is_asked_first_and_keeps_the_reason(root: Browser, mesh:
     assert done.headers["location"] == "/admin/nodes?done=revoked"
     assert (mesh.states()[0], mesh.members[0].reason) == (MemberState.REVOKED, "sold")
     page = await root.get("/admin/nodes?done=revoked")
-    assert "The machine is cut off." in page.text
+    assert "Node revoked." in page.text
     assert "sold" in page.text
     assert (await root.get(f"/admin/nodes/{WORKER}/revoke")).status_code == 404
 
@@ -186,7 +186,7 @@ async def test_the_stream_brings_the_rows_of_the_page(app: ASGIApp, mesh: AdminM
     mesh.add_node(GATEWAY, Role.GATEWAY)
     values = await followed.first_event(app, "/live/nodes", "alice")
     assert [(row["id"], row["state"], row["revoke"]) for row in values["nodes"]] == [(WORKER, "used", f"/nodes/{WORKER}/revoke")]
-    assert (values["summary"], values["no_nodes"], values["connection"]) == ("1 machine, 1 used", False, "")
+    assert (values["summary"], values["no_nodes"], values["connection"]) == ("1 node, 1 OK", False, "")
 
 
 async def test_a_stream_without_the_gateway_says_that_it_is_stale(app: ASGIApp, mesh: AdminMesh) -> None:

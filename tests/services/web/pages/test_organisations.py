@@ -32,7 +32,7 @@ def roles(mesh: FakeMesh, team: TenantId) -> dict[str, TeamRole]:
 
 async def test_who_belongs_to_none_is_told_how_to_begin(alice: Browser) -> None:
     page = await alice.get("/organisations")
-    assert "You belong to no organisation yet" in page.text
+    assert "You aren’t in an organization yet" in page.text
     assert "yourself" in page.text
 
 

@@ -157,10 +157,10 @@ async def test_web_calls_with_the_access_token_of_the_person(alice: Browser, mes
     ("broken", "said"),
     [
         pytest.param("gateway", "The gateway isn’t responding,</strong>", id="gateway down"),
-        pytest.param("gateway.getUsageReport", "Your usage cannot be read right now", id="usage cannot be read"),
-        pytest.param("gateway.listRequests", "The request log cannot be read right now", id="log cannot be read"),
+        pytest.param("gateway.getUsageReport", "Usage is unavailable right now", id="usage cannot be read"),
+        pytest.param("gateway.listRequests", "The request log is unavailable right now", id="log cannot be read"),
         pytest.param("gateway.getUserQuota", "The gateway isn’t responding. Reload", id="quota cannot be read"),
-        pytest.param("gateway.listModels", "Put a model’s name for MODEL", id="models cannot be read"),
+        pytest.param("gateway.listModels", "Replace MODEL with a model’s name", id="models cannot be read"),
     ],
 )
 async def test_a_part_that_is_down_takes_its_numbers_and_not_the_page(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:

@@ -312,7 +312,7 @@ async def test_a_long_chat_fits_and_a_longer_one_does_not(alice: Browser, mesh: 
     longer = HELLO | {"messages": [{"role": "user", "content": "x" * playground.MAX_BODY_BYTES}]}
     answer = await ask(alice, longer)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-    assert "larger than this page takes" in answer.json()["error"]["message"]
+    assert "too large for this page" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/playground/answer", "/playground/feedback"])

@@ -129,7 +129,7 @@ async def test_who_has_no_password_here_confirms_at_the_provider(browser: Browse
     await browser.sign_in("alice", "correct horse")
     old = browser.client.cookies["aimesh_session"]
     page = await browser.get("/login/oidc?fresh=yes&then=/settings/security")
-    assert "asks for your password once more" in page.text
+    assert "asks for your password again" in page.text
     await browser.submit(page, "/login/oidc")
     wanted = mesh.begun["state-0"]
     assert (wanted.fresh, wanted.then, wanted.session_token) == (True, "/settings/security", None)
@@ -158,7 +158,7 @@ async def test_linking_comes_back_to_the_settings_and_keeps_the_session(browser:
     assert browser.client.cookies["aimesh_session"] == before
     page = await browser.get("/settings/security?done=linked")
     assert "alice@corp.example" in page.text
-    assert "is linked" in page.text
+    assert "Account linked." in page.text
 
 
 async def test_a_link_that_failed_is_said_beside_the_way_back(browser: Browser, mesh: FakeMesh) -> None:

@@ -57,7 +57,7 @@ async def test_each_request_says_how_it_ended_and_what_to_do(alice: Browser, mes
         "<code>retry_after_seconds</code> says when there is room again.", "<strong>Wait as long as Retry-After says",
     ):  # fmt: skip
         assert text in page.text, text
-    assert "Prompts and answers are not here" in page.text
+    assert "Prompts and answers are never stored" in page.text
 
 
 async def test_no_requests_yet_leads_to_the_playground(alice: Browser) -> None:
@@ -107,11 +107,11 @@ async def test_behind_the_last_page_there_is_a_way_back(alice: Browser, mesh: Fa
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("status=nope", "Status: not one of those that there are."),
-        ("status=%3Cscript%3E", "Status: not one of those that there are."),
-        ("key=laptop", "Key: not the id of a key."),
-        ("before=soon", "Before: not a moment."),
-        ("before=" + "9" * 300, "Before: not a moment."),
+        ("status=nope", "Unknown status."),
+        ("status=%3Cscript%3E", "Unknown status."),
+        ("key=laptop", "Key is not a key ID."),
+        ("before=soon", "Before is not a valid time."),
+        ("before=" + "9" * 300, "Before is not a valid time."),
     ],
 )
 async def test_filters_that_are_none_are_said_and_kept(alice: Browser, mesh: FakeMesh, query: str, said: str) -> None:

@@ -57,7 +57,7 @@ async def test_who_has_no_password_is_offered_one(alice: Browser, mesh: FakeMesh
 async def test_the_rule_for_passwords_names_fifteen_while_there_is_no_second_factor(alice: Browser, mesh: FakeMesh) -> None:
     assert "15 or more without a second factor" in (await alice.get(HERE)).text
     mesh.with_factor.add("alice")
-    assert "better 15 or more" not in (await alice.get(HERE)).text
+    assert "15 or more" not in (await alice.get(HERE)).text
 
 
 # --- the second factor -----------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ async def test_new_recovery_codes_are_shown_in_the_answer(alice: Browser, mesh: 
     mesh.with_factor.add("alice")
     codes = await alice.submit(await alice.get(HERE), f"{HERE}/second-factor/codes")
     assert all(code in codes.text for code in RECOVERY_CODES)
-    assert "The old ones work no more" in codes.text
+    assert "Your old codes no longer work" in codes.text
 
 
 async def test_renewing_codes_of_a_factor_that_is_off_by_now_is_said(alice: Browser, mesh: FakeMesh) -> None:
@@ -143,10 +143,10 @@ async def test_one_session_is_ended_or_all_others(alice: Browser, mesh: FakeMesh
     everybody = await alice.submit(page, f"{HERE}/sessions/end", id="")
     assert everybody.headers["location"] == f"{HERE}?done=others"
     assert mesh.others == []
-    assert "End all others" not in (await alice.get(HERE)).text
+    assert "End others" not in (await alice.get(HERE)).text
 
 
-@pytest.mark.parametrize(("broken", "said"), [("auth.listSessions", "cannot be listed right now"), ("auth.listOidcLinks", "Second factor")])
+@pytest.mark.parametrize(("broken", "said"), [("auth.listSessions", "unavailable right now"), ("auth.listOidcLinks", "Second factor")])
 async def test_a_part_that_cannot_be_had_is_missing_alone(alice: Browser, mesh: FakeMesh, broken: str, said: str) -> None:
     mesh.broken[broken] = AWAY
     page = await alice.get(HERE)

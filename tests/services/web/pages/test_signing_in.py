@@ -77,7 +77,7 @@ async def test_an_account_whose_first_key_failed_is_welcomed_without_one(browser
     mesh.broken["auth.generateApiKey"] = errors.Unavailable("PostgreSQL does not answer")
     page = await register(browser)
     assert page.status_code == 200
-    assert "its first key could not be made" in page.text
+    assert "but we couldn’t create its first key" in page.text
 
 
 async def test_an_account_that_could_not_be_signed_in_says_that_it_exists(browser: Browser, mesh: FakeMesh) -> None:
@@ -184,11 +184,11 @@ async def test_json_login_opens_a_programs_session(browser: Browser, mesh: FakeM
 async def test_where_registration_is_closed_the_pages_say_whom_to_ask(browser: Browser, mesh: FakeMesh) -> None:
     mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
     page = await browser.get("/register")
-    assert "An administrator of this mesh can make one for you" in page.text
+    assert "An administrator can also create one for you" in page.text
     refused = await browser.submit(page, "/register", **PERSON, invitation="made up")
     assert refused.status_code == 403
     assert forms_of(refused)["/register"]["invitation"] == "made up"
-    assert "Ask an administrator of this mesh for one" in (await browser.get("/login")).text
+    assert "Ask an administrator of this mesh" in (await browser.get("/login")).text
 
 
 async def test_with_an_invitation_its_addressee_registers_and_joins(browser: Browser, mesh: FakeMesh) -> None:
@@ -215,7 +215,7 @@ async def test_the_forms_stand_while_auth_is_away(browser: Browser, mesh: FakeMe
 
 
 async def test_a_word_that_a_redirect_brings_is_ours_or_nobodys(browser: Browser) -> None:
-    assert "Your new password is set" in (await browser.get("/login?done=reset")).text
+    assert "Password changed" in (await browser.get("/login?done=reset")).text
     assert 'role="status"' not in (await browser.get("/login?done=%3Cscript%3E")).text
 
 

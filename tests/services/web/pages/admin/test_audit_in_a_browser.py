@@ -34,8 +34,8 @@ async def test_the_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, width: 
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
         assert await page.evaluate(WIDER) == []
         # Each entry has its action, result, actor, time and target, none of them squeezed into a column of letters.
-        cells = "[...document.querySelectorAll('.audit tbody :is(th, td):not(.more)')].map(each => [each.innerText, each.getBoundingClientRect()])"
-        assert await page.evaluate(f"{cells}.filter(([_, box]) => box.width < 60 && box.height > 60).map(([text]) => text)") == []
+        cells = "[...document.querySelectorAll('.audit tbody :is(th, td):not(.more)')].map(each => each.getBoundingClientRect())"
+        assert await page.evaluate(f"{cells}.filter(({{width, height}}) => width < 60 && height > 60).length") == 0
         # The navigation shows where one is.
         link = "document.querySelector('nav.groups [aria-current]').getBoundingClientRect()"
         assert await page.evaluate(f"{link}.left >= 0 && {link}.right <= innerWidth")

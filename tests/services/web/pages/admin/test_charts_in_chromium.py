@@ -48,7 +48,7 @@ async def test_without_scripts_the_numbers_are_there(app: ASGIApp, mesh: AdminMe
     mesh.keep_everything()
     async with opened(app, mesh, "/admin/charts?span=week", javascript=False) as page:
         text = await page.text()
-        assert "Answered\t2.5" in text
+        assert "Completed\t2.5" in text
         assert await page.evaluate("[...document.querySelectorAll('table')].every(each => each.checkVisibility())")
 
 
@@ -65,10 +65,10 @@ async def test_an_open_page_follows(app: ASGIApp, mesh: AdminMesh, monkeypatch: 
         await page.evaluate(f"{place}.querySelector('[aria-roledescription=chart]').focus()")
         await key(page, "End")
         said = f"{place}.querySelector('output').textContent"
-        await wait_for(page, f"{said} === '14:04 inference UAAAAAAAA: 25 %'")
+        await wait_for(page, f"{said} === '14:04 inference: 25 %'")
         load[0] = 0.75
-        await wait_for(page, f"{said} === '14:04 inference UAAAAAAAA: 75 %'")
+        await wait_for(page, f"{said} === '14:04 inference: 75 %'")
         # A machine that comes is drawn too, and its numbers are in the table.
         mesh.keep_machine("UBBBBBBBBBBB", "gateway", cpu=0.5)
-        await wait_for(page, f"{said} === '14:04 gateway UBBBBBBBB: 50 %inference UAAAAAAAA: 75 %'")
+        await wait_for(page, f"{said} === '14:04 gateway: 50 %inference: 75 %'")
         assert await page.evaluate(f"{place}.querySelectorAll('tbody tr').length") == 2

@@ -100,7 +100,7 @@ def test_too_many_are_counted_and_not_drawn() -> None:
     many = tuple(msgspec.structs.replace(member(ONE), id=NodeId(f"U{number:055}")) for number in range(node_lines.MOST_LINES + 7))
     found = joined(many)
     assert (len(found.lines), found.left_out) == (node_lines.MOST_LINES, 7)
-    assert found.summary.startswith("507 machines")
+    assert found.summary.startswith("507 nodes")
 
 
 def test_a_plain_line_is_texts_alone() -> None:

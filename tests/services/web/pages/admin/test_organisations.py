@@ -15,11 +15,11 @@ async def test_all_are_listed_and_one_is_found(root: Browser, mesh: AdminMesh) -
     acme, other = mesh.add_organisation("Acme"), mesh.add_organisation("Other")
     text = (await root.get(PATH)).text
     assert "Acme" in text
-    assert "2 organisations" in text
+    assert "2 organizations" in text
     found = (await root.get(f"{PATH}?search=acm")).text
     assert f"{PATH}/{acme.id}" in found
     assert f"{PATH}/{other.id}" not in found
-    assert "No organisation like that." in (await root.get(f"{PATH}?search=zzz")).text
+    assert "No matching organizations." in (await root.get(f"{PATH}?search=zzz")).text
 
 
 async def test_a_tier_is_set_for_one(root: Browser, mesh: AdminMesh) -> None:

@@ -37,7 +37,7 @@ async def test_a_model_without_a_price_is_one_click_from_its_own(root: Browser) 
 
 async def test_a_model_with_a_price_is_not_among_those_without(root: Browser, mesh: AdminMesh) -> None:
     mesh.prices = [price(None, 1, 1), price("smollm2", 2, 2)]
-    assert "Without a price of their own" not in (await root.get(PATH)).text
+    assert "Using the default price:" not in (await root.get(PATH)).text
 
 
 async def test_the_past_is_shown_where_it_is_asked_for(root: Browser, mesh: AdminMesh) -> None:

@@ -22,7 +22,7 @@ async def test_days_are_the_beginning(root: Browser, mesh: AdminMesh) -> None:
     assert ((asked.until - asked.since).days, asked.by) == (7, "day")  # type: ignore[attr-defined]
     assert heads(text) == [str(asked.since), "Total"]  # type: ignore[attr-defined]
     for word in (
-        ">2.00<", "credits, 0.442 given back", ">1,234<", "3 in 7, 2 in 24 hours, 1 in the last hour", "and 1 key made", ">75 %<",
+        ">2.00<", "credits, 0.442 refunded", ">1,234<", "3 in 7, 2 in 24 hours, 1 in the last hour", "and 1 key created", ">75 %<",
         "3 of 4 thumbs are up", ">1,221<", "21 failed, 5 over a limit", ">1,000,000<", "31.2 per second", ">2.44<", "0.002 per request",
         "0.006 each", ">25 %<", "saved 0.04", "3 up, 1 down",
     ):  # fmt: skip
@@ -80,7 +80,7 @@ async def test_the_table_to_take_along_runs_nothing(root: Browser, mesh: AdminMe
 
 async def test_who_does_not_answer_is_missing(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken["auth.countNewAccounts"] = errors.NotReachable("no auth is reachable")
-    assert "and 1 key made" not in (await root.get(PATH)).text
+    assert "and 1 key created" not in (await root.get(PATH)).text
     mesh.broken["gateway.getBusinessReport"] = errors.NotReachable("no gateway is reachable")
     page = await root.get(PATH)
     assert (page.status_code, "The report is unavailable right now." in page.text) == (200, True)

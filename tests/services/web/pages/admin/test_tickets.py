@@ -56,7 +56,7 @@ async def test_what_auth_warns_of_is_shown_with_the_ticket(root: Browser, mesh: 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        pytest.param({"uses": "0"}, "Uses: not a whole number from 1 up.", id="no machine"),
+        pytest.param({"uses": "0"}, "Max uses must be a whole number of at least 1.", id="no machine"),
         pytest.param({"uses": "20000"}, "A ticket can have at most 10,000 uses.", id="too many machines"),
         pytest.param({"labels": "gpu"}, "Invalid label: gpu=.", id="a label without a value"),
         pytest.param({"labels": "a=<b>"}, "Invalid label: a=&lt;b&gt;.", id="a label with markup"),
