@@ -8,7 +8,7 @@ connections, and one that only reads is left: behind the same address there may 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,6 +31,10 @@ _OPEN_SECONDS = 30
 #: Rewriting a large table takes long, and waiting for another process that does so takes as long.
 _MIGRATION_SECONDS = 3600
 _BIND = "SELECT set_config('aimesh.tenant', $1, true)"
+#: The server ends a leader's session that says nothing for so long: a leader that hangs, or whose host vanished, loses its lock.
+_LEASE = "SELECT set_config('idle_session_timeout', $1, false)"
+_LEASE_SECONDS = 20
+_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('aimesh.leader.' || current_schema() || '.' || $1, 0))"
 #: "on" at a standby, and where an administrator or a provider has set it.
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
 #: Notifications that nobody has read yet. When it is full they are dropped and the reader learns that it missed some.
@@ -90,6 +94,35 @@ class Transaction:
     async def run(self, query: str, *args: object) -> int:
         """The number of rows that it changed."""
         return _affected(await self._connection.execute(self._queries[query].text, *args))
+
+
+class Leadership:
+    """A session of its own that may hold an advisory lock; the lock is free again when the session ends, whoever ends it.
+
+    The holder has to call something at least every ``_LEASE_SECONDS``. Made by ``Database.leadership``; after Unavailable it is of no
+    use any more.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, named: dict[str, queries.Query], lock: str) -> None:
+        self._connection = connection
+        self._queries = named
+        self._lock = lock
+        self.is_held = False
+
+    async def take(self) -> bool:
+        """Whether this session holds the lock, now at the latest. Raises Unavailable, also where PostgreSQL takes no writes."""
+        with _translated():
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await _check_it_writes(self._connection)
+                self.is_held = self.is_held or bool(await self._connection.fetchval(_TRY_LOCK, self._lock))
+        return self.is_held
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
+        """In this session: what it commits was committed by the holder of the lock. Raises Unavailable."""
+        with _translated():
+            async with asyncio.timeout(deadline_seconds), self._connection.transaction():
+                yield Transaction(self._connection, self._queries)
 
 
 class Database:
@@ -155,6 +188,18 @@ class Database:
         async with self._connection(deadline_seconds) as connection, connection.transaction():
             await connection.execute(_BIND, str(tenant))
             yield Transaction(connection, self._queries)
+
+    @contextlib.asynccontextmanager
+    async def leadership(self, lock: str) -> AsyncIterator[Leadership]:
+        """For the one of several processes that does what must not be done twice."""
+        with _translated():
+            connection = await self._place.connect()
+        try:
+            with _translated():
+                await connection.fetchval(_LEASE, f"{_LEASE_SECONDS}s", timeout=_CHECK_SECONDS)
+            yield Leadership(connection, self._queries, lock)
+        finally:
+            connection.terminate()
 
     async def listen(self, channel: str) -> AsyncGenerator[str | None]:
         """The payloads of a channel, for ever, over a connection of its own. Close it with ``contextlib.aclosing``.
@@ -315,6 +360,18 @@ async def _migrate(place: Place, known: list[migrations.Migration]) -> None:
                 raise _unavailable(error) from error
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(wait_seconds * 2, 1)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """For a session of one owner."""
+    cancels = _count_cancels()
+    try:
+        yield
+    except (*_GONE, *_LOST_ITS_PLACE, *_UNDONE) as error:
+        if _count_cancels() > cancels:
+            raise asyncio.CancelledError from error
+        raise _unavailable(error) from error
 
 
 def _unavailable(cause: Exception) -> errors.Unavailable:
