@@ -57,7 +57,8 @@ def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
     found = here.ask(contract.list_alerts, contract.ListAlerts())
     chosen = [alert for alert in found.alerts if everything or alert.state == "firing"]
     if as_json:
-        output.show_json({"alerts": [output.plain(alert) for alert in chosen], "silences": [output.plain(one) for one in found.silences]})
+        rows = {"alerts": [output.plain(alert) for alert in chosen], "silences": [output.plain(one) for one in found.silences]}
+        output.show_json(rows | ({} if found.as_of is None else {"as_of": output.plain(found.as_of)}))
         return
     columns: list[Column[Alert]] = [
         Column("ID", lambda alert: alert.id),
@@ -81,6 +82,8 @@ def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
             Column("WHY", lambda one: one.why),
         ]
         output.show_rows(found.silences, of_silences, as_json=False, empty="")
+    if found.as_of is not None:
+        click.echo(f"As of {output.ago(found.as_of)} ago: the metrics service cannot read PostgreSQL.", err=True)
 
 
 @alerts.command()

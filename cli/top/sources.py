@@ -43,7 +43,7 @@ class Sources:
                 numbers = tasks.create_task(self._told(last.numbers, self._numbers, seconds=_NUMBERS_SECONDS))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        self._last = Readings(health=health.result(), alerts=firing.result(), nodes=nodes.result(), numbers=numbers.result())
+        self._last = Readings(health=health.result(), alerts=self._aged(firing.result()), nodes=nodes.result(), numbers=numbers.result())
         return self._last
 
     async def _told(self, last: Told[T], ask: Callable[[], Awaitable[T]], *, seconds: float = 0.0) -> Told[T]:
@@ -60,6 +60,14 @@ class Sources:
         except errors.AimeshError as error:
             return last.missed(error)
         return Told(answer, self._clock())
+
+    def _aged(self, told: Told[alerts.Alerts]) -> Told[alerts.Alerts]:
+        """What the metrics service itself read long ago is as old as that."""
+        if told.problem is not None or told.answer is None or told.answer.as_of is None:
+            return told
+        age_seconds = (datetime.now(UTC) - told.answer.as_of).total_seconds()
+        problem = errors.Unavailable("the metrics service cannot read PostgreSQL", hint="see `aicli stack status`")
+        return Told(told.answer, self._clock() - age_seconds, problem)
 
     # --- the sources --------------------------------------------------------------------------------------------------
 

@@ -99,57 +99,37 @@ FROM (
 ) AS of_node
 GROUP BY 1;
 
--- name: read_growth
--- How much counters grew in each step, where they did, of some services; of histograms some of the buckets. The newest first.
-WITH wanted AS MATERIALIZED (
-    SELECT layouts.id AS layout, series.name, series.position::integer AS position
-    FROM layouts CROSS JOIN LATERAL unnest(layouts.names) WITH ORDINALITY AS series (name, position)
-    WHERE split_part(series.name, '{', 1) = ANY($4::text[])
-      AND coalesce(substring(series.name FROM '[{,]le="([^"]*)"') = ANY($5::text[]), true)
-)
-SELECT snapshots.service, CASE WHEN $6::boolean THEN snapshots.node ELSE '' END AS node, wanted.name,
-       floor(extract(epoch FROM snapshots.at - $2::timestamptz) / $7::integer)::integer AS step,
-       sum(snapshots.sums[wanted.position]::float8) AS growth
-FROM snapshots JOIN wanted USING (layout)
-WHERE snapshots.resolution = $1 AND snapshots.at >= $2 AND snapshots.at < $3 AND snapshots.service = ANY($8::text[])
-GROUP BY 1, 2, 3, 4
-HAVING sum(snapshots.sums[wanted.position]) > 0
-ORDER BY step DESC
-LIMIT $9;
-
 -- name: list_alarms
--- What one replica knew.
-SELECT id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at FROM alarms WHERE node = $1;
-
--- name: list_alarms_of_others
--- What the other replicas know: what lasts, as far as somebody still looks, and what is just over.
-SELECT id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at FROM alarms
-WHERE node <> $1 AND (ended > $3 OR (ended IS NULL AND held_at > $2))
-LIMIT $4;
+-- What the leader knows; and what replicas before 0.2 did, as far as somebody still looks.
+SELECT id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed FROM alarms
+WHERE node = 'leader' OR ended IS NOT NULL OR held_at > $1
+ORDER BY node = 'leader' DESC, held_at DESC
+LIMIT $2;
 
 -- name: write_alarms
--- Some of one replica's; doing it again gives the same.
-INSERT INTO alarms (node, id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at)
-SELECT $1, * FROM unnest(
-    $2::text[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::double precision[], $8::boolean[],
-    $9::timestamptz[], $10::text[], $11::timestamptz[], $12::boolean[], $13::timestamptz[]
-)
+-- Some of the leader's; doing it again gives the same. Who looks after it is told by `acknowledge`.
+INSERT INTO alarms (node, id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
+SELECT 'leader', id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, string_to_array(owed, ',')
+FROM unnest(
+    $1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::double precision[], $7::boolean[],
+    $8::timestamptz[], $9::text[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::text[]
+) AS row (id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
 ON CONFLICT (node, id, since) DO UPDATE
-SET value = excluded.value, firing = excluded.firing, ended = excluded.ended, seen_by = excluded.seen_by,
-    seen_at = excluded.seen_at, told = excluded.told, held_at = excluded.held_at;
+SET value = excluded.value, firing = excluded.firing, ended = excluded.ended, told = excluded.told, held_at = excluded.held_at,
+    owed = excluded.owed;
 
--- name: delete_alarms
--- Some of one replica's.
-DELETE FROM alarms USING unnest($2::text[], $3::timestamptz[]) AS gone (id, since)
-WHERE alarms.node = $1 AND alarms.id = gone.id AND alarms.since = gone.since;
+-- name: keep_alarms
+-- None but these of the leader's.
+DELETE FROM alarms WHERE node <> 'leader' OR (id, since) NOT IN (SELECT * FROM unnest($1::text[], $2::timestamptz[]));
 
--- name: touch_alarms
--- What lasts still does.
-UPDATE alarms SET held_at = $2 WHERE node = $1 AND ended IS NULL;
-
--- name: delete_old_alarms
--- Those of replicas that are gone.
-DELETE FROM alarms WHERE coalesce(ended, held_at) < $1;
+-- name: acknowledge
+-- Somebody looks after an alert that lasts: on the leader's row, which is made where only a replica before 0.2 has one.
+INSERT INTO alarms (node, id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
+SELECT 'leader', id, since, rule, severity, labels, value, firing, ended, $2, $3, told, held_at, owed FROM alarms
+WHERE id = $1 AND ended IS NULL
+ORDER BY node = 'leader' DESC, held_at DESC LIMIT 1
+ON CONFLICT (node, id, since) DO UPDATE SET seen_by = excluded.seen_by, seen_at = excluded.seen_at
+WHERE alarms.seen_at IS NULL OR alarms.seen_at < excluded.seen_at;
 
 -- name: list_silences
 -- Those whose time is not over, also those that somebody has ended.
@@ -168,25 +148,11 @@ UPDATE silences SET ended = true, until = least(until, $2) WHERE id = ANY($1::te
 -- Those whose time is over.
 DELETE FROM silences WHERE until < $1;
 
--- name: list_attendance
--- Which workers one replica knew, if it still looked then.
-SELECT node, path, gone_at, why FROM attendance WHERE replica = $1 AND held_at > $2 LIMIT $3;
+-- name: read_state
+-- What the leader has put down under this name.
+SELECT at, body FROM leader_state WHERE name = $1;
 
--- name: write_attendance
--- Some of one replica's; doing it again gives the same.
-INSERT INTO attendance (replica, held_at, node, path, gone_at, why)
-SELECT $1, $2, * FROM unnest($3::text[], $4::text[], $5::timestamptz[], $6::text[])
-ON CONFLICT (replica, node) DO UPDATE
-SET held_at = excluded.held_at, path = excluded.path, gone_at = excluded.gone_at, why = excluded.why;
-
--- name: delete_attendance
--- Of one replica all but these.
-DELETE FROM attendance WHERE replica = $1 AND node <> ALL($2::text[]);
-
--- name: touch_attendance
--- The replica still looks.
-UPDATE attendance SET held_at = $2 WHERE replica = $1;
-
--- name: delete_old_attendance
--- Of replicas that are gone.
-DELETE FROM attendance WHERE held_at < $1;
+-- name: write_state
+-- In place of what it put down before.
+INSERT INTO leader_state (name, at, body) VALUES ($1, $2, $3)
+ON CONFLICT (name) DO UPDATE SET at = excluded.at, body = excluded.body;

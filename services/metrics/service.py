@@ -51,7 +51,7 @@ class MetricsService:
         self._survey = Survey(node, recorded, self._tally, attendance)
         self._outboxes: Outboxes | None = None
         self._history = History(settings, self.metrics_text)
-        self._alarms = Alarms(settings, node.id, self.metrics_text, attendance)
+        self._alarms = Alarms(settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas)
 
     @classmethod
     @asynccontextmanager

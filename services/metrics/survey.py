@@ -22,6 +22,7 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, NodeView, SystemHealth, TextFormat
 from shared.telemetry import instruments
+from shared.telemetry.metrics import version
 from shared.types import SERVICE_NAMES, NodeId, Role
 
 NODE_DEADLINE_SECONDS = 2.0
@@ -188,6 +189,14 @@ class Survey:
             said_goodbye=entry.announcement.draining or self._node.roads.is_revoked(entry.node),
         )
 
+    def replicas(self) -> list[NodeId]:
+        """Those of this service that live and are of the oldest version, in the order of their ids. During a rolling upgrade to 0.2 the
+        older ones all evaluate the alerts by themselves."""
+        others = [one.announcement for one in self._node.directory.entries(Role.METRICS) if one.alive and not one.announcement.leaving]
+        versions = {self._node.id: version(), **{one.node: one.version for one in others}}
+        oldest = min(map(_ordered, versions.values()))
+        return sorted(node for node, found in versions.items() if _ordered(found) == oldest)
+
     # --- nodes ------------------------------------------------------------------------------------------------------
 
     def _known(self) -> list[directories.Entry]:
@@ -203,6 +212,11 @@ class Survey:
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]
         return [task.result() for task in asked]
+
+
+def _ordered(found: str) -> tuple[int, ...]:
+    """0.10.0 is newer than 0.9.1."""
+    return tuple(int(part) for part in found.split(".") if part.isdecimal())
 
 
 def _source(read: node_api.NodeMetrics, role: Role, node: NodeId, *, trusted: bool = False) -> prometheus.Source:

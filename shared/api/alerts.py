@@ -52,6 +52,8 @@ class Alerts(Body, frozen=True, omit_defaults=False):
     #: The gravest first, then those that are pending, then those of the last day that are over.
     alerts: tuple[Alert, ...]
     silences: tuple[Silence, ...]
+    #: The state is of then, because PostgreSQL cannot be read; None where it is of now.
+    as_of: datetime | None = None
 
 
 class AcknowledgeAlert(Body, frozen=True):

@@ -50,6 +50,14 @@ def test_what_fires_is_listed_with_what_to_do_and_the_silences_below(shell: Shel
     assert found["silences"][0]["by"] == "ann"
 
 
+def test_what_was_read_long_ago_says_so(shell: Shell) -> None:
+    shell.mesh.answer(alerts.list_alerts, alerts.Alerts((DRIFT,), (), datetime.now(UTC) - timedelta(minutes=3)))
+    done = shell("alerts", "list")
+    assert "ledger_drift" in done.stdout
+    assert done.stderr == "As of 3 min ago: the metrics service cannot read PostgreSQL.\n"
+    assert "as_of" in json.loads(shell("alerts", "list", "--json").stdout)
+
+
 def test_two_alerts_of_one_name_are_told_apart_by_their_labels(shell: Shell) -> None:
     two = tuple(msgspec.structs.replace(DRIFT, id=node, labels={"node": node}) for node in ("UABC", "UDEF"))
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts(two, ()))

@@ -20,8 +20,6 @@ MAX_SILENCE_SECONDS: Final = 30 * 24 * 3600.0
 MAX_LABEL: Final = 200
 #: An alert that nobody has looked at for longer than this began anew, as with Prometheus after a restart.
 OUTAGE_SECONDS: Final = 3600.0
-#: Within so long, more than three looks, the end of an alert at two replicas is one end.
-JUST_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +81,12 @@ class Remembered:
     """An alert as it outlives the service."""
 
     alarm: Alarm
-    #: Somebody was told of it, and not of its end.
+    #: It was handed to those who tell people, and its end was not.
     told: bool
     #: When it was last known that it lasts; of one that is over, its end.
     held_at: float
+    #: Names of those who tell people and have not told the last news of it.
+    owed: tuple[str, ...] = ()
 
 
 class Desk:
@@ -105,12 +105,12 @@ class Desk:
         self._silences: dict[str, Silence] = {}
         #: Those that somebody was told of.
         self._told: set[str] = set()
-        #: Those that are over, and whose end nobody was told before the service ended.
+        #: Those that are over, and whose end nobody was told because nobody looked for long.
         self._owed: list[Alarm] = []
-        #: Of alerts whose end another replica has told -> when they were over there.
-        self._ended_elsewhere: dict[str, float] = {}
-        #: Silences that were ended here, and that the others do not know of.
+        #: Silences that were ended here, and that PostgreSQL does not know of.
         self._ended_silences: set[str] = set()
+        #: Alerts that somebody said here to look after; the same.
+        self._acknowledged: dict[str, Alarm] = {}
 
     # --- what there is ----------------------------------------------------------------------------------------------
 
@@ -147,8 +147,7 @@ class Desk:
     def _news(self, over: Sequence[Alarm], now: float) -> News:
         self._silences = {key: silence for key, silence in self._silences.items() if silence.until > now}
         began = [alarm for alarm in self.firing() if alarm.id not in self._told and self.silence_of(alarm) is None]
-        self._ended_elsewhere = {key: at for key, at in self._ended_elsewhere.items() if now - at < JUST_SECONDS}
-        ended = [alarm for alarm in over if alarm.id in self._told and alarm.id not in self._ended_elsewhere]
+        ended = [alarm for alarm in over if alarm.id in self._told]
         owed, self._owed = self._owed, []
         self._told |= {alarm.id for alarm in began}
         self._told -= {alarm.id for alarm in over}
@@ -173,7 +172,7 @@ class Desk:
         alarm = self._alarms.get(alarm_id)
         if alarm is None:
             return None
-        self._alarms[alarm_id] = seen = replace(alarm, seen_by=by, seen_at=now)
+        self._alarms[alarm_id] = self._acknowledged[alarm_id] = seen = replace(alarm, seen_by=by, seen_at=now)
         return seen
 
     def silence(self, made: Silence) -> bool:
@@ -196,20 +195,31 @@ class Desk:
         """Those that were ended here, and whose end is not written yet."""
         return frozenset(self._ended_silences)
 
+    def acknowledged(self) -> list[Alarm]:
+        """Those that somebody said here to look after, and for whom that is not written yet."""
+        return list(self._acknowledged.values())
+
     def silence_of(self, alarm: Alarm) -> Silence | None:
         return next((silence for silence in self._silences.values() if silence.covers(alarm)), None)
 
     # --- what outlives the service ----------------------------------------------------------------------------------
 
     def remembered(self) -> list[Remembered]:
-        """All that there is after a look. Raises nothing, also before the first: then there is nothing."""
+        """All that there is after a look; before the first there is nothing."""
         if self.looked_at is None:
             return []
         lasting = [Remembered(alarm, alarm.id in self._told, self.looked_at) for alarm in self._alarms.values()]
-        return [*lasting, *(Remembered(alarm, alarm in self._owed, alarm.ended or 0.0) for alarm in self._ended)]
+        return [*lasting, *(Remembered(alarm, told=False, held_at=alarm.ended or 0.0) for alarm in self._ended)]
+
+    def show(self, stored: Iterable[Remembered], now: float) -> None:
+        """What the leader knows, in place of what there was."""
+        self._active = {rule: {} for rule in self._rules}
+        self._alarms, self._ended, self._owed, self._told = {}, [], [], set()
+        self.looked_at, self.crowded = None, {}
+        self.resume(stored, now)
 
     def resume(self, stored: Iterable[Remembered], now: float) -> None:
-        """Once: what this replica knew when it ended. What was seen since it began again is not forgotten for it."""
+        """What the last leader knew, besides what was seen here without it. The next look says whether it still lasts."""
         for one in stored:
             if one.alarm.ended is None and now - one.held_at < OUTAGE_SECONDS:
                 self._go_on(one)
@@ -218,13 +228,11 @@ class Desk:
         self._ended = sorted(self._ended, key=lambda alarm: alarm.ended or now, reverse=True)[:MAX_ENDED]
 
     def _go_on(self, one: Remembered) -> None:
-        """The next look says whether it still lasts."""
         alarm = one.alarm
-        if alarm.id in self._alarms:
-            self._join(self._alarms[alarm.id], alarm)
-        else:
-            self._alarms[alarm.id] = alarm
-            self._active[alarm.rule][alarm.labels] = Active(alarm.since, alarm.value, alarm.firing)
+        mine = self._alarms.get(alarm.id, alarm)
+        since = min(mine.since, alarm.since)
+        self._alarms[alarm.id] = replace(_seen_last(mine, alarm), since=since)
+        self._active[alarm.rule][alarm.labels] = Active(since, mine.value, mine.firing)
         if one.told:
             self._told.add(alarm.id)
 
@@ -232,48 +240,42 @@ class Desk:
         alarm = one.alarm if one.alarm.ended is not None else replace(one.alarm, ended=one.held_at)
         if alarm.firing:
             self._ended.append(alarm)
-        if one.told and alarm.id not in self._alarms:
+        if one.told and one.alarm.ended is None and alarm.id not in self._alarms:
             self._owed.append(alarm)
 
-    def _join(self, mine: Alarm, other: Alarm) -> None:
-        """Two who saw the same: it lasts since the first of them saw it, and who said last that they look after it does."""
-        since = min(mine.since, other.since)
-        seen = max(mine, other, key=lambda one: one.seen_at or 0.0)
-        self._alarms[mine.id] = replace(mine, since=since, seen_by=seen.seen_by, seen_at=seen.seen_at)
-        of_rule = self._active[mine.rule]
-        of_rule[mine.labels] = replace(of_rule[mine.labels], since=since)
-
-    def hear(self, others: Iterable[Remembered], now: float) -> None:
-        """What the other replicas know of alerts that this one has as well; of all others it knows better."""
-        for one in others:
+    def hear(self, stored: Iterable[Remembered]) -> None:
+        """Who looks after what, as somebody said at another replica."""
+        for one in stored:
             mine = self._alarms.get(one.alarm.id)
-            if mine is None:
-                continue
-            if one.alarm.ended is not None:
-                if not one.told and one.alarm.ended > mine.since:
-                    self._ended_elsewhere[mine.id] = one.alarm.ended
-            elif now - one.held_at < OUTAGE_SECONDS:
-                self._join(mine, one.alarm)
-                if one.told:
-                    self._told.add(mine.id)
+            if mine is not None and one.alarm.ended is None:
+                self._alarms[mine.id] = _seen_last(mine, one.alarm)
 
     def hear_silences(self, lasting: Iterable[Silence], ended: Set[str], now: float) -> None:
-        """What the replicas have agreed on. One that none of them knows stays."""
-        for silence_id in ended:
-            self._silences.pop(silence_id, None)
+        """As PostgreSQL has them. One that it does not have stays."""
+        self._silences = {key: silence for key, silence in self._silences.items() if silence.until > now and key not in ended}
         for silence in lasting:
             if silence.until > now and silence.id not in self._ended_silences:
                 self._silences.setdefault(silence.id, silence)
 
-    def forget_ended_silences(self, written: Set[str]) -> None:
-        self._ended_silences -= written
+    def forget_written(self, ended_silences: Set[str], acknowledged: Iterable[Alarm]) -> None:
+        """What people did here, as far as it is in PostgreSQL now."""
+        self._ended_silences -= ended_silences
+        for alarm in acknowledged:
+            if self._acknowledged.get(alarm.id) is alarm:
+                del self._acknowledged[alarm.id]
+
+
+def _seen_last(mine: Alarm, other: Alarm) -> Alarm:
+    """Mine; who said last that they look after it does."""
+    seen = max(mine, other, key=lambda one: one.seen_at or 0.0)
+    return replace(mine, seen_by=seen.seen_by, seen_at=seen.seen_at)
 
 
 _GRAVITY: Final = {severity: place for place, severity in enumerate(Severity)}
 
 
 def _id(rule: Rule, labels: Labels) -> str:
-    """The same for as long as the alert lasts, on every replica."""
+    """The same for as long as the alert lasts, whoever leads."""
     return hashlib.sha256(repr((rule.name, rule.severity, labels)).encode()).hexdigest()[:12]
 
 

@@ -1,73 +1,86 @@
-"""Keeps in PostgreSQL what is known of alerts, and hears there what the other replicas know. The only one that writes it.
+"""Leads the alerts, or follows who does. One replica, the leader, evaluates the rules and tells people; it holds a lock in PostgreSQL and
+writes there what it knows. The others show what is written.
 
-Memory goes first: a look never waits for PostgreSQL, and while that is away everything goes on without it. What it says then is
-put beside what was seen meanwhile, and what was seen wins. Nothing is over because a table does not have it.
+A look never waits for PostgreSQL. While that is away the last leader continues in memory, and the others show what they read last.
+Before anything is handed to those who tell people, the leader writes it down in the session that holds the lock: a replica that has
+lost the lock without noticing fails there, and tells nobody.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
-from services.metrics.alarms import changes, recalling
+import msgspec
+
 from services.metrics.alarms.attendance import Member
-from services.metrics.alarms.changes import Written
-from services.metrics.alarms.desk import ENDED_SECONDS, JUST_SECONDS, OUTAGE_SECONDS
-from services.metrics.alarms.recalling import Past
-from services.metrics.alarms.store import Store
+from services.metrics.alarms.delivery import Delivery
+from services.metrics.alarms.desk import ENDED_SECONDS, OUTAGE_SECONDS, Remembered
+from services.metrics.alarms.store import Leadership, State, Store
 from services.metrics.alarms.watch import Watch
 from services.metrics.alerts import rules
-from services.metrics.history.store import Store as History
 from shared import errors
 from shared.api.gateway import Check
 from shared.telemetry import logs
 from shared.types import NodeId
 
-#: After which PostgreSQL is asked what the others know, and tried again where it was away.
-EVERY_SECONDS: Final = 5.0
-#: While news wait to be taken; that they were is written soon, or another replica tells them, too.
+#: How often the lock is asked for or confirmed, and what other replicas wrote is read.
+EVERY_SECONDS: Final = 2.0
+#: So long after PostgreSQL is there (again) a replica leaves the lock to the last leader, which knows what came meanwhile.
+_GRACE_SECONDS: Final = 5.0
+#: After PostgreSQL could not be opened.
+_AGAIN_SECONDS: Final = 1.0
+#: While news wait to be taken; that they were is written soon, or the next leader tells them again.
 _SOON_SECONDS: Final = 0.5
-#: How often it is written that what lasts still does.
-TOUCH_SECONDS: Final = 300.0
+#: So long a service that has just started waits for PostgreSQL before it goes on without.
+REMEMBERING_SECONDS: Final = 20.0
+#: How often the windows are written, at the soonest; large ones so seldom that they are so many bytes a second.
+_SAVE_SECONDS: Final = 60.0
+_SAVED_BYTES_A_SECOND: Final = 16_384
 #: An ended silence stays in the table for so long: a replica that was without PostgreSQL for longer brings it back.
 _STAYS_SECONDS: Final = 24 * 3600.0
-
-#: How often the history is tried; then alerts go on without.
-_RECALLS: Final = 3
 _NOT_YET: Final = "not connected yet"
 
 _log = logs.get(part="alerts")
 
 
 class Keeper:
-    """``node`` is this replica. ``is_all_taken`` says whether all that was to be told has reached somebody."""
+    """``node`` is this replica, and ``replicas`` says which of those that live may lead, in their order."""
 
     def __init__(
         self,
         watch: Watch,
-        node: str,
-        is_all_taken: Callable[[], bool],
+        node: NodeId,
+        replicas: Callable[[], Sequence[NodeId]],
         clock: Callable[[], float],
-        keeps: Mapping[int, timedelta] | None = None,
+        *,
+        has_database: bool = True,
     ) -> None:
-        """``keeps`` is how long the history has rows of each resolution; None where there is no history."""
-        self._desk = watch.desk
-        self._attendance = watch.attendance
-        self._book = watch.book
-        self._changed = watch.changed
+        self._watch = watch
         self._node = node
-        self._is_all_taken = is_all_taken
+        self._replicas = replicas
         self._clock = clock
-        self._keeps = keeps
-        self._recalls_left = _RECALLS
-        #: What PostgreSQL has of this replica; None until it was asked, for each connection again.
-        self._written: Written | None = None
-        #: Who was there, as PostgreSQL has it; the same.
-        self._attended: Mapping[NodeId, Member] | None = None
-        self._touched_at: float | None = None
-        self._has_resumed = False
-        #: Set when what there was before the start is known again: alerts, silences, and how counters grew.
-        self.resumed = asyncio.Event()
+        self._has_database = has_database
+        #: This process.
+        self._own = f"{node}/{secrets.token_hex(8)}"
+        #: Which process led last; empty while it is not known.
+        self._leader = ""
+        self._began_at = watch.read_at = clock()
+        self.leads = False
+        #: What those who tell people still have to tell; of the time since this replica leads.
+        self.delivery = Delivery(())
+        #: While PostgreSQL was open at least once.
+        self.store: Store | None = None
+        #: What PostgreSQL has; None until it was written in this session.
+        self._written: dict[tuple[str, float], Remembered] | None = None
+        self._attended: list[Member] | None = None
+        self._has_recalled = False
+        self._session_at = time.monotonic()
+        self._saved_at = 0.0
+        self._save_after = _SAVE_SECONDS
         #: Why nothing can be written; empty while it can.
         self._trouble = _NOT_YET
 
@@ -76,110 +89,182 @@ class Keeper:
         lost = "silences and who was told of what would not outlive a restart now"
         return Check("alerts", ok=not self._trouble, detail=f"{self._trouble}; {lost}" if self._trouble else "", needed=False)
 
-    async def run(self, url: str) -> None:
-        """For ever."""
-        while True:
+    # --- one round --------------------------------------------------------------------------------------------------
+
+    async def round(self, session: Leadership | None, *, looks: bool) -> bool:
+        """What is to be done now, without PostgreSQL where there is no ``session``. False where this replica led until now."""
+        watch = self._watch
+        watch.changed.clear()
+        led, self.leads = self.leads, await self._lead(session)
+        if led != self.leads:
+            _log.info("leads the alerts" if self.leads else "another replica leads the alerts", database=session is not None)
+        if self.leads:
+            watch.read_at = None
+            if looks:
+                self.delivery.note(await watch.look())
+            self.delivery.settle()
+            if session is not None:
+                await self._write(session)
+            self.delivery.hand_over()
+        return self.leads or not led
+
+    async def _lead(self, session: Leadership | None) -> bool:
+        """Whether this replica leads now; and what the others wrote."""
+        replicas = self._replicas()
+        if not self._has_database:
+            return True
+        if session is None:
+            return self._stands_in(replicas)
+        if session.is_held and self._node not in replicas:
+            raise errors.Unavailable("a replica of an older version leads", hint="stop it when the new ones run")
+        assert self.store is not None  # it made the session
+        now = self._clock()
+        leader = (await self.store.state(State.LEADER, 0) or b"").decode()
+        is_early = time.monotonic() - self._session_at < _GRACE_SECONDS and self._is_another(leader, replicas)
+        leads = self._node in replicas and not is_early and await session.take()
+        await self._exchange(self.store, now)
+        stored = await self.store.alarms(now)
+        desk = self._watch.desk
+        if not leads:
+            desk.show(stored, now)
+            self._watch.read_at = now
+        elif leader == self._own:
+            desk.hear(stored)
+        else:
+            await self._take_over(self.store, session, stored, now)
+            leader = self._own
+        self._leader = leader
+        return leads
+
+    def _stands_in(self, replicas: Sequence[NodeId]) -> bool:
+        """Without PostgreSQL the last leader continues; the first of those that live does where there is none."""
+        if self._leader == self._own or self._is_another(self._leader, replicas):
+            return self._leader == self._own
+        has_waited = self._leader != "" or self._clock() - self._began_at >= REMEMBERING_SECONDS
+        return has_waited and replicas[:1] == [self._node]
+
+    def _is_another(self, leader: str, replicas: Sequence[NodeId]) -> bool:
+        """That lives."""
+        node = leader.partition("/")[0]
+        return node in replicas and node != self._node
+
+    async def _take_over(self, store: Store, session: Leadership, stored: Sequence[Remembered], now: float) -> None:
+        watch = self._watch
+        if self.leads:  # without PostgreSQL, until now
+            watch.desk.resume(stored, now)
+        else:
+            watch.desk.show(stored, now)
+            watch.book.clear()
+        self.delivery.resume(stored)
+        window = await store.state(State.WINDOW, 0)
+        if window is not None:
             try:
-                async with Store.open(url, self._node, rules.ALL) as store:
-                    self.forget_connection()
-                    while True:
-                        await self.keep(store)
-                        self._say("")
-                        await self._wait()
-            except (errors.Unavailable, errors.BadSettings) as error:
-                self._say(f"{error.message} ({error.hint})")
-            await asyncio.sleep(EVERY_SECONDS)
+                watch.book.load(window, now)
+            except ValueError as error:
+                _log.warning("the windows of alert rules begin anew", reason=str(error))
+        await store.write_state(session, State.LEADER, self._own.encode(), now)
 
-    def forget_connection(self) -> None:
-        """What PostgreSQL has is asked again: it may be another one, or one that was put back."""
-        self._written = self._attended = self._touched_at = None
-
-    async def keep(self, store: Store) -> None:
-        """Once: hear what the others know, and write what is new. Raises Unavailable; what was not done then is done by the next call."""
-        self._changed.clear()
-        await self._keep_silences(store)
-        await self._keep_attendance(store)
-        if self._written is None:
-            own = await store.own()
-            if not self._has_resumed:
-                self._desk.resume(own, self._clock())
-                self._has_resumed = True
-            self._written = changes.keyed(own)
-            if self._recalls_left and self._keeps is not None:
-                self._recalls_left -= 1
-                await self._recall(store.history, self._keeps)
-                self._recalls_left = 0
-            self.resumed.set()
-        now = self._clock()
-        self._desk.hear(await store.others(now - OUTAGE_SECONDS, now - JUST_SECONDS), now)
-        if self._desk.looked_at is not None:
-            self._written = await self._write(store, self._written)
-            await self._touch(store, self._desk.looked_at)
-
-    async def _recall(self, history: History, keeps: Mapping[int, timedelta]) -> None:
-        past = Past()
-        began_at = self._book.began_at
-        until = datetime.fromtimestamp(self._clock() if began_at is None else began_at, UTC)
-        for stretch in recalling.plan(self._book.recallable, until, keeps):
-            room = recalling.MAX_STEPS - past.steps
-            if room <= 0:
-                _log.warning("the history has more than alerts look back on", steps=past.steps, since=stretch.piece.before)
-                break
-            past.add(stretch, await history.growth(stretch, room))
-        self._book.recall(past)
-
-    async def _keep_silences(self, store: Store) -> None:
-        now = self._clock()
+    async def _exchange(self, store: Store, now: float) -> None:
+        """What people did at this replica and at others; and once, which workers were there before it began."""
+        desk = self._watch.desk
         stored = await store.silences(now)
-        self._desk.hear_silences(stored.lasting, stored.ended, now)
-        made = [silence for silence in self._desk.silences() if silence.id not in stored.ids]
-        ended = self._desk.ended_silences()
+        desk.hear_silences(stored.lasting, stored.ended, now)
+        made = [silence for silence in desk.silences() if silence.id not in stored.ids]
+        ended, acknowledged = desk.ended_silences(), desk.acknowledged()
         if made:
             await store.write_silences(made)
         if ended:
             await store.end_silences(ended, now + _STAYS_SECONDS)
-            self._desk.forget_ended_silences(ended)
+        for seen in acknowledged:
+            await store.acknowledge(seen)
+        desk.forget_written(ended, acknowledged)
+        if not self._has_recalled:
+            members = await store.state(State.WORKERS, now - OUTAGE_SECONDS)
+            if members is not None:
+                self._watch.attendance.recall(msgspec.json.decode(members, type=list[Member]), datetime.fromtimestamp(now, UTC))
+            self._has_recalled = True
 
-    async def _keep_attendance(self, store: Store) -> None:
-        """Before the alerts: one that goes on because somebody is missed must not end at a look that does not miss them."""
-        now, attended = self._clock(), self._attended
-        if attended is None:
-            attended = {one.node: one for one in await store.attendance(now - OUTAGE_SECONDS)}
-            if not self._has_resumed:
-                self._attendance.recall(attended.values(), datetime.fromtimestamp(now, UTC))
-        members = self._attendance.members()
-        changed = [one for node, one in members.items() if node not in attended or attended[node].gone_at != one.gone_at]
-        # What is in the table from before a long outage goes at the first time.
-        if changed or attended.keys() - members or self._attended is None:
-            await store.write_attendance(changed, members, now)
-        self._attended = members
+    async def _write(self, session: Leadership) -> None:
+        store, desk, now = self.store, self._watch.desk, self._clock()
+        assert store is not None  # it made the session
+        if desk.looked_at is None:
+            return
+        kept = {(one.alarm.id, one.alarm.since): one for one in self.delivery.with_owed(desk.remembered())}
+        written = self._written
+        if written is None or written != kept:
+            changed = [one for key, one in kept.items() if written is None or written.get(key) != one]
+            await store.write(session, changed, kept.keys())
+            self._written = kept
+        is_due = not 0 <= now - self._saved_at < self._save_after
+        members = list(self._watch.attendance.members().values())
+        if is_due or members != self._attended:
+            await store.write_state(session, State.WORKERS, msgspec.json.encode(members), now)
+            self._attended = members
+        if is_due:
+            window = await asyncio.to_thread(self._watch.book.dump)
+            await store.write_state(session, State.WINDOW, window, now)
+            await store.delete_silences_before(now - 2 * ENDED_SECONDS)
+            self._saved_at, self._save_after = now, max(_SAVE_SECONDS, len(window) / _SAVED_BYTES_A_SECOND)
 
-    async def _write(self, store: Store, written: Written) -> Written:
-        kept = changes.settled(self._desk.remembered(), written, is_all_taken=self._is_all_taken())
-        found = changes.find(written, kept)
-        if found:
-            await store.write(found)
-        return kept
+    # --- its life ---------------------------------------------------------------------------------------------------
 
-    async def _touch(self, store: Store, looked_at: float) -> None:
-        if self._touched_at is None or not 0 <= looked_at - self._touched_at < TOUCH_SECONDS:
-            await store.touch(looked_at)
-            await store.delete_before(looked_at - 2 * ENDED_SECONDS)
-            self._touched_at = looked_at
+    async def keep_open(self, url: str) -> None:
+        """For ever: PostgreSQL, as soon as it is there."""
+        while True:
+            try:
+                async with Store.open(url, rules.ALL) as self.store:
+                    await asyncio.Event().wait()
+            except (errors.Unavailable, errors.BadSettings) as error:
+                self.say(f"{error.message} ({error.hint})")
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def serve(self, delivery: Delivery) -> None:
+        """Until this replica has led and does no more."""
+        self.delivery = delivery
+        while True:
+            has_answered = False
+            try:
+                async with self._session() as session:
+                    while await self.round(session, looks=self._watch.is_due):
+                        has_answered = True
+                        self.say("")
+                        await self._wait()
+                    return
+            except errors.Unavailable as error:
+                self.say(f"{error.message} ({error.hint})")
+            # A session that ended says nothing of PostgreSQL, and another replica may have the lock: that is asked first.
+            if not has_answered:
+                if not await self.round(None, looks=self._watch.is_due):
+                    return
+                await self._wait()
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[Leadership | None]:
+        self.forget_session()
+        if not self._has_database:
+            yield None
+        elif self.store is None:
+            raise errors.Unavailable("PostgreSQL does not answer", hint="is it running, and is DATABASE_URL right?")
+        else:
+            async with self.store.leadership() as session:
+                yield session
+
+    def forget_session(self) -> None:
+        """What PostgreSQL has is written again: it may be another one, or one that was put back."""
+        self._written = self._attended = None
+        self._saved_at = 0.0
+        self._session_at = time.monotonic()
 
     async def _wait(self) -> None:
         """Until there is something to do."""
-        were_waiting = not self._is_all_taken()
-        for _ in range(round(EVERY_SECONDS / _SOON_SECONDS)):
-            try:
+        for _ in range(max(1, round(EVERY_SECONDS / _SOON_SECONDS))):
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SOON_SECONDS):
-                    await self._changed.wait()
+                    await self._watch.changed.wait()
+            if self._watch.changed.is_set() or self.delivery.has_taken or self._watch.is_due:
                 return
-            except TimeoutError:
-                if were_waiting and self._is_all_taken():
-                    return
 
-    def _say(self, trouble: str) -> None:
+    def say(self, trouble: str) -> None:
         """Once for each change."""
         was_well = self._trouble in ("", _NOT_YET)
         if trouble and was_well:

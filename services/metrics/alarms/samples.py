@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from math import isfinite
 
 from services.metrics import series
-from services.metrics.alarms import heads
 from services.metrics.alarms.book import Sample
+from services.metrics.alerts.evaluating import Labels
+from services.metrics.alerts.evaluating import labels as sorted_labels
 from services.metrics.alerts.expressions import Selector
 
 _LINE = re.compile(r"[^\n]+")
+_ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,21 @@ def read(text: str, wanted: Mapping[str, Sequence[Selector]]) -> Iterator[Sample
             continue
         head, _, number = line.rpartition(" ")
         value = float(number)
-        labels = heads.read(head)
+        labels = _labels(head)
         if labels is not None and isfinite(value):
             yield Sample(name, labels, value)
 
 
 def _pair(label: str, value: str) -> str:
     return f'{label}="{series.escape(value)}"'
+
+
+def _labels(head: str) -> Labels | None:
+    """Of a series, without escapes; None where it is no name."""
+    parsed = series.parse_head(head)
+    return None if parsed is None else sorted_labels(**{label: _plain(text) for label, text in parsed.labels.items()})
+
+
+def _plain(escaped: str) -> str:
+    """Without the escapes of the text format."""
+    return _ESCAPED.sub(lambda found: "\n" if found.group(1) == "n" else found.group(1), escaped)

@@ -1,28 +1,38 @@
-"""The tables of alerts, silences and attendance. Only this module of the room talks to PostgreSQL."""
+"""The tables of alerts and silences, and who leads. Only this module of the room talks to PostgreSQL."""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 import asyncpg
 import msgspec
 
-from services.metrics.alarms.attendance import Member
-from services.metrics.alarms.changes import Changes
-from services.metrics.alarms.desk import MAX_SILENCES, Alarm, Remembered, Silence
+from services.metrics.alarms.desk import MAX_SILENCES, OUTAGE_SECONDS, Alarm, Remembered, Silence
 from services.metrics.alerts.evaluating import Labels
 from services.metrics.alerts.rule import Rule
-from services.metrics.history import store as history
 from shared import database, errors
-from shared.directory import MAX_NODES
 
 #: One task of the room writes and reads.
 _POOL_SIZE: Final = 2
-#: Of the other replicas, at one reading.
-_MAX_OF_OTHERS: Final = 5_000
+#: At one reading. There are at most 100 of a rule that last, and 200 that are over.
+_MAX_ALARMS: Final = 10_000
+
+Leadership = database.Leadership
+
+
+class State(StrEnum):
+    """What else the next leader goes on with."""
+
+    #: Which process led last.
+    LEADER = "leader"
+    #: Those that were there.
+    WORKERS = "workers"
+    #: How counters grew.
+    WINDOW = "window"
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -50,52 +60,49 @@ class Silences:
 class Store:
     """Every method may raise Unavailable. Alerts of rules that there are no more are not read."""
 
-    def __init__(self, opened: database.Database, node: str, rules: Iterable[Rule]) -> None:
+    def __init__(self, opened: database.Database, rules: Iterable[Rule]) -> None:
         self._database = opened
-        self._node = node
         self._rules = tuple(rules)
-        #: The history, over the same connections.
-        self.history = history.Store(opened)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, node: str, rules: Iterable[Rule]) -> AsyncIterator["Store"]:
-        """``node`` is this replica. Raises Unavailable where PostgreSQL is away for 30 s, and BadSettings where it refuses us."""
+    async def open(cls, url: str, rules: Iterable[Rule]) -> AsyncIterator["Store"]:
+        """Raises Unavailable where PostgreSQL is away for 30 s, and BadSettings where it refuses us."""
         package = Path(__file__).parents[1]
         try:
             async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE) as opened:
-                yield cls(opened, node, rules)
+                yield cls(opened, rules)
         except asyncpg.PostgresError as error:
             hint = "DATABASE_URL or METRICS_DATABASE_URL must name a role that may make the schema `metrics`"
             raise errors.BadSettings(f"PostgreSQL refuses the memory of alerts: {error}", hint=hint) from error
 
+    def leadership(self) -> AbstractAsyncContextManager[Leadership]:
+        return self._database.leadership("alerts")
+
     # --- alerts -----------------------------------------------------------------------------------------------------
 
-    async def own(self) -> list[Remembered]:
-        """What this replica has written."""
-        return self._read(await self._database.rows("list_alarms", self._node))
+    async def alarms(self, now: float) -> list[Remembered]:
+        return self._read(await self._database.rows("list_alarms", _moment(now - OUTAGE_SECONDS), _MAX_ALARMS))
 
-    async def others(self, held_after: float, ended_after: float) -> list[Remembered]:
-        moments = _moment(held_after), _moment(ended_after)
-        return self._read(await self._database.rows("list_alarms_of_others", self._node, *moments, _MAX_OF_OTHERS))
+    async def write(self, leader: Leadership, changed: Sequence[Remembered], everything: Collection[tuple[str, float]]) -> None:
+        """All of it or none: those that have ``changed``, and none besides ``everything``, ids with the moment since when."""
+        async with leader.transaction() as transaction:
+            await transaction.run("keep_alarms", [one for one, _ in everything], [_moment(since) for _, since in everything])
+            await transaction.run("write_alarms", *_columns(changed))
 
-    async def write(self, changes: Changes) -> None:
-        """All of them or none."""
-        gone = [alarm_id for alarm_id, _ in changes.delete], [_moment(since) for _, since in changes.delete]
-        async with self._database.transaction() as transaction:
-            await transaction.run("delete_alarms", self._node, *gone)
-            await transaction.run("write_alarms", self._node, *_columns(changes.write))
+    async def acknowledge(self, seen: Alarm) -> None:
+        await self._database.run("acknowledge", seen.id, seen.seen_by, _seen_at(seen))
 
-    async def touch(self, now: float) -> None:
-        """What lasts lasts until now."""
-        await self._database.run("touch_alarms", self._node, _moment(now))
-        await self._database.run("touch_attendance", self._node, _moment(now))
+    # --- what else the next leader goes on with ---------------------------------------------------------------------
 
-    async def delete_before(self, moment: float) -> None:
-        """Alerts, silences and attendance, of all replicas."""
-        await self._database.run("delete_old_alarms", _moment(moment))
-        await self._database.run("delete_old_silences", _moment(moment))
-        await self._database.run("delete_old_attendance", _moment(moment))
+    async def state(self, name: State, since: float) -> bytes | None:
+        """None where there is none from since then."""
+        row = await self._database.row("read_state", name)
+        return row["body"] if row is not None and row["at"].timestamp() >= since else None
+
+    async def write_state(self, leader: Leadership, name: State, body: bytes, now: float) -> None:
+        async with leader.transaction() as transaction:
+            await transaction.run("write_state", name, _moment(now), body)
 
     # --- silences ---------------------------------------------------------------------------------------------------
 
@@ -111,24 +118,8 @@ class Store:
     async def end_silences(self, ids: Collection[str], stays_until: float) -> None:
         await self._database.run("end_silences", sorted(ids), _moment(stays_until))
 
-    # --- attendance -------------------------------------------------------------------------------------------------
-
-    async def attendance(self, held_after: float) -> list[Member]:
-        """What this replica has written, if it still looked then."""
-        rows = await self._database.rows("list_attendance", self._node, _moment(held_after), MAX_NODES)
-        return [Member(row["node"], row["path"], row["gone_at"], row["why"]) for row in rows]
-
-    async def write_attendance(self, changed: Sequence[Member], everybody: Collection[str], now: float) -> None:
-        """Those that have ``changed``, and nobody besides ``everybody``."""
-        columns = (
-            [one.node for one in changed],
-            [one.path for one in changed],
-            [one.gone_at for one in changed],
-            [one.why for one in changed],
-        )
-        async with self._database.transaction() as transaction:
-            await transaction.run("delete_attendance", self._node, list(everybody))
-            await transaction.run("write_attendance", self._node, _moment(now), *columns)
+    async def delete_silences_before(self, moment: float) -> None:
+        await self._database.run("delete_old_silences", _moment(moment))
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -139,7 +130,7 @@ class Store:
             named = [rule for rule in self._rules if (rule.name, rule.severity) == (row["rule"], row["severity"])]
             rule = next((rule for rule in named if set(rule.labels) <= set(labels)), None)
             if rule is not None:
-                found.append(Remembered(_alarm(row, rule, labels), row["told"], row["held_at"].timestamp()))
+                found.append(Remembered(_alarm(row, rule, labels), row["told"], row["held_at"].timestamp(), tuple(row["owed"])))
         return found
 
 
@@ -170,10 +161,15 @@ def _columns(remembered: Sequence[Remembered]) -> tuple[list[object], ...]:
         [alarm.firing for alarm in alarms],
         [None if alarm.ended is None else _moment(alarm.ended) for alarm in alarms],
         [alarm.seen_by for alarm in alarms],
-        [None if alarm.seen_at is None else _moment(alarm.seen_at) for alarm in alarms],
+        [_seen_at(alarm) for alarm in alarms],
         [one.told for one in remembered],
         [_moment(one.held_at) for one in remembered],
+        [",".join(one.owed) for one in remembered],
     )
+
+
+def _seen_at(alarm: Alarm) -> datetime | None:
+    return None if alarm.seen_at is None else _moment(alarm.seen_at)
 
 
 def _silence(row: database.Record) -> Silence:

@@ -1,4 +1,4 @@
-"""Looks at the metrics of the mesh again and again, says what is wrong, and lets people look after it."""
+"""Looks at the metrics of the mesh, says what is wrong, and lets people look after it."""
 
 import asyncio
 import secrets
@@ -11,7 +11,7 @@ from typing import Final
 from services.metrics.alarms import samples
 from services.metrics.alarms.attendance import Attendance
 from services.metrics.alarms.book import Book
-from services.metrics.alarms.desk import MAX_LABEL, MAX_SILENCE_SECONDS, Alarm, Desk, News, Silence
+from services.metrics.alarms.desk import MAX_LABEL, MAX_SILENCE_SECONDS, Alarm, Desk, Silence
 from services.metrics.alerts import rules
 from services.metrics.alerts.evaluating import labels
 from shared import errors
@@ -23,48 +23,48 @@ from shared.rpc import Call, serves
 from shared.telemetry import logs
 
 EVERY_SECONDS: Final = 15.0
+#: What was read longer ago than this is shown with its age.
+_OLD_SECONDS: Final = 15.0
 
 #: The metrics of the whole mesh as Prometheus text.
 Text = Callable[[], Awaitable[str]]
-#: Takes what is to be told; never waits.
-Tell = Callable[[News], object]
 
 _log = logs.get(part="alerts")
 
 
 class Watch:
-    """Handlers; ``run`` is the task."""
+    """Handlers, and the look."""
 
-    def __init__(self, text: Text, tell: Tell, clock: Callable[[], float] = time.time, attendance: Attendance | None = None) -> None:
+    def __init__(self, text: Text, clock: Callable[[], float] = time.time, attendance: Attendance | None = None) -> None:
         """Workers that ``attendance`` misses are gone, whether or not the text says so: it may have been made before they were recalled."""
         self.attendance = attendance or Attendance()
         self._text = text
-        self._tell = tell
         self._clock = clock
         self.book = Book(rules.ALL)
         self.desk = Desk(rules.ALL)
+        #: When it was last read what another replica, which leads, knows; None where this one leads.
+        self.read_at: float | None = None
         #: Something may be other than it was, for who keeps it to clear.
         self.changed = asyncio.Event()
+        # The first look waits until the others have been met: what is not there yet is not missed.
+        self._due_at = time.monotonic() + EVERY_SECONDS
 
-    async def run(self) -> None:
-        """For ever. The first look waits until the others have been met: what is not there yet is not missed."""
-        while True:
-            await asyncio.sleep(EVERY_SECONDS)
-            await self.look()
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due_at
 
-    async def look(self) -> None:
-        """Once."""
+    async def look(self) -> tuple[Alarm, ...]:
+        """Once; returns those that are to be told, because they began or are over."""
+        self._due_at = time.monotonic() + EVERY_SECONDS
         text = await self._text()
         now = self._clock()
         self.book.take(chain(samples.read(text, self.book.wanted), self.attendance.samples()), now)
         news = self.desk.look(self.book, now)
-        self.changed.set()
         for alarm in news.began:
             _log.warning("alert", name=alarm.rule.name, severity=alarm.rule.severity, about=dict(alarm.labels), summary=alarm.summary)
         for alarm in news.ended:
             _log.info("alert is over", name=alarm.rule.name, about=dict(alarm.labels))
-        if news:
-            self._tell(news)
+        return (*news.began, *news.ended)
 
     def check(self) -> Check:
         """Whether the rules see everything that they look at, and people everything that the rules find."""
@@ -79,7 +79,12 @@ class Watch:
     async def list_alerts(self, request: api.ListAlerts, call: Call) -> api.Alerts:
         desk = self.desk
         found = [*desk.firing(), *desk.pending(), *desk.ended()]
-        return api.Alerts(tuple(self._shown(alarm) for alarm in found), tuple(map(_shown_silence, desk.silences())))
+        is_old = self.read_at is not None and self._clock() - self.read_at > _OLD_SECONDS
+        return api.Alerts(
+            tuple(self._shown(alarm) for alarm in found),
+            tuple(map(_shown_silence, desk.silences())),
+            as_of=_moment(self.read_at) if is_old and self.read_at is not None else None,
+        )
 
     @serves(api.acknowledge_alert)
     async def acknowledge_alert(self, request: api.AcknowledgeAlert, call: Call) -> api.Alert:

@@ -4,7 +4,7 @@ A node's row has at most MAX_SERIES of them, those at the beginning of the list 
 of a model, then histograms. Labels that are not named are summed over; so are the values of ``status`` but success.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared.telemetry import host_instruments, instruments
@@ -47,11 +47,6 @@ class Kept:
 def is_counter(name: str) -> bool:
     """Also of names that an earlier version kept; Prometheus names them so."""
     return name.endswith(_GROWING)
-
-
-def tells_apart(kept: Kept, labels: Set[str]) -> bool:
-    """Whether its series are told apart by these labels just as those of the mesh are, and none are left out."""
-    return not kept.filled and labels <= {*kept.labels, "service", "node"} - ({"status"} if kept.instrument is _FOLDED else set())
 
 
 def is_share(name: str) -> bool:

@@ -13,7 +13,6 @@ import asyncpg
 
 from services.metrics.history import kept, rolling
 from services.metrics.history.choosing import Question
-from services.metrics.history.growing import Growth, Stretch
 from services.metrics.history.reading import Names, Row
 from services.metrics.history.rolling import Piece, Stored
 from shared import database, errors
@@ -165,24 +164,6 @@ class Store:
         newest = {resolution: await self.find_newest(resolution, question.until) for resolution in (*rolling.FROM, rolling.RAW)}
         seen = max((rolling.ends(last, resolution) for resolution, last in newest.items() if last is not None), default=question.until)
         return rolling.pieces(question.resolution, question.since, min(question.until, seen), newest)
-
-    async def growth(self, asked: Stretch, most: int) -> list[Growth]:
-        """Steps in which nothing grew are left out. The newest first, and at most ``most``."""
-        piece = asked.piece
-        rows = await self._database.rows(
-            "read_growth",
-            piece.resolution,
-            piece.begin,
-            piece.before,
-            sorted(asked.names),
-            sorted(asked.bounds),
-            asked.by_node,
-            asked.step_seconds,
-            sorted(asked.services),
-            most,
-            deadline_seconds=_READ_SECONDS,
-        )
-        return [Growth(row["service"], row["node"], row["name"], row["step"], row["growth"]) for row in rows]
 
 
 async def _covered(transaction: database.Transaction, question: Question, pieces: Sequence[Piece]) -> Mapping[int, float]:

@@ -75,6 +75,13 @@ def test_what_is_away_is_said_and_the_rest_is_shown(watching: Shell) -> None:
     assert WORKER[:9] in done.stdout
 
 
+def test_alerts_that_the_metrics_service_read_long_ago_are_old(watching: Shell) -> None:
+    watching.mesh.answer(alerts.list_alerts, alerts.Alerts((seen.alert(),), (), datetime.now(UTC) - timedelta(minutes=3)))
+    done = watching("top")
+    assert seen.alert().summary in done.stdout
+    assert "the alerts: 3 min old – the metrics service cannot read PostgreSQL" in done.stdout
+
+
 def test_where_nobody_answers_it_fails_and_says_why(shell: Shell) -> None:
     for arguments in (("top",), ("top", "--json", "--once")):
         done = shell(*arguments)

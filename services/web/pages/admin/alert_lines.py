@@ -101,6 +101,10 @@ def describe(found: Alerts | None, at: datetime) -> AlertLines:
     # Includes unknown states of a newer service.
     pending = [alert for alert in found.alerts if alert.state not in ("firing", "over")]
     word, tone, sentence = _verdict(now, len(pending))
+    if found.as_of is not None:
+        tone = "bad" if tone == "bad" else "warn"
+        age = lasting((at - found.as_of).total_seconds())
+        sentence = f"As of {age} ago: the metrics service cannot read PostgreSQL. {sentence}".rstrip()
     return AlertLines(
         word=word,
         tone=tone,
@@ -110,7 +114,7 @@ def describe(found: Alerts | None, at: datetime) -> AlertLines:
         over=tuple(_over_line(alert, at) for alert in over[:MOST_LINES]),
         silences=tuple(map(_silence_line, found.silences[:MOST_LINES])),
         more=_left_out({"alerts": len(now), "pending": len(pending), "over": len(over), "silences": len(found.silences)}),
-        calm=not now and not pending,
+        calm=not now and not pending and found.as_of is None,
     )
 
 

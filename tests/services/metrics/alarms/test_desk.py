@@ -157,13 +157,13 @@ def test_every_rule_of_ours_can_be_looked_at() -> None:
     assert names == {"metrics_down"}, "of nothing it is true that there is nothing"
 
 
-# --- after a restart, and beside other replicas -------------------------------------------------------------------------
+# --- after a restart, and at another replica ----------------------------------------------------------------------------
 
 
 def restarted(before: Desk, now: float) -> Desk:
     made = Desk([LONG_QUEUE, HOT])
     made.hear_silences(before.silences(), frozenset(), now)
-    made.resume(before.remembered(), now)
+    made.show(before.remembered(), now)
     return made
 
 
@@ -171,7 +171,8 @@ def test_after_a_restart_what_was_told_is_not_told_again_and_its_end_is(at: Desk
     at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
     at.acknowledge(at.firing()[0].id, "ann", 1001)
     again = restarted(at, 1100)
-    assert not again.look(Now(machines={"box": 0.9}), 1115).began
+    news = again.look(Now(machines={"box": 0.9}), 1115)
+    assert (news.began, [one.ended for one in news.ended]) == ((), [1115])
     [alarm] = again.firing()
     assert (alarm.since, alarm.seen_by) == (1000, "ann")
     assert [one.ended for one in again.ended()] == [1115]
@@ -193,18 +194,7 @@ def test_what_nobody_looked_at_for_long_begins_anew(at: Desk) -> None:
     assert [one.since for one in again.pending()] == [now + 15]
 
 
-def test_an_end_that_nobody_heard_of_is_told_after_the_restart(at: Desk) -> None:
-    at.look(Now(machines={"box": 0.9}), 1000)
-    at.look(Now(), 1015)
-    waiting = [replace(one, told=True) for one in at.remembered()]
-    again = Desk([LONG_QUEUE, HOT])
-    again.resume(waiting, 1100)
-    assert [one.ended for one in again.look(Now(), 1115).ended] == [1015]
-    assert not again.look(Now(), 1130)
-    assert len(again.ended()) == 1
-
-
-def test_what_was_seen_since_the_start_wins_over_what_is_remembered_late(at: Desk) -> None:
+def test_what_was_seen_without_postgresql_wins_over_what_the_last_leader_knew(at: Desk) -> None:
     at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
     box, other = at.firing()
     at.acknowledge(box.id, "ann", 1001)
@@ -222,42 +212,28 @@ def test_before_the_first_look_nothing_is_remembered(at: Desk) -> None:
     assert restarted(at, 1010).remembered() == []
 
 
-def test_another_replica_says_who_looks_after_it_since_when_and_that_it_was_told(at: Desk) -> None:
-    other = Desk([LONG_QUEUE, HOT])
-    other.look(Now({"llama3": 150}, {"box": 0.9}), 1000)
-    other.acknowledge(other.firing()[0].id, "ann", 1005)
-    at.look(Now({"llama3": 150}), 1010)
-    at.hear(other.remembered(), 1010)
-    assert at.firing() == [], "what it does not see itself is not its"
-    assert [one.since for one in at.pending()] == [1000]
-    assert at.look(Now({"llama3": 150}, {"box": 0.9}), 1060).began, "nobody has told these"
-    other.look(Now({"llama3": 150}, {"box": 0.9}), 1065)
-    third = Desk([LONG_QUEUE, HOT])
-    third.look(Now({"llama3": 150}), 1050)
-    third.hear(other.remembered(), 1066)
-    assert third.look(Now({"llama3": 150}), 1067).began == (), "the other has"
+def test_who_follows_shows_what_the_leader_knows_and_nothing_else(at: Desk) -> None:
+    follower = Desk([LONG_QUEUE, HOT])
+    at.look(Now({"llama3": 150}, {"box": 0.9}), 1000)
+    follower.show(at.remembered(), 1001)
+    assert (follower.firing(), follower.pending()) == (at.firing(), at.pending())
+    at.look(Now(), 1015)
+    follower.show(at.remembered(), 1016)
+    assert (follower.firing(), follower.pending(), follower.ended()) == ([], [], at.ended())
 
 
-def test_the_end_that_another_replica_has_told_is_not_told_again_but_a_later_one_is(at: Desk) -> None:
-    other = Desk([LONG_QUEUE, HOT])
-    for one in (at, other):
-        one.look(Now(machines={"box": 0.9}), 1000)
-        one.look(Now(machines={"box": 0.9}), 1015)
-    assert other.look(Now(), 1030).ended
-    at.hear(other.remembered(), 1035)
-    assert not at.look(Now(), 1037)
-    at.look(Now(machines={"box": 0.9}), 1045)
-    at.hear(other.remembered(), 1200)
-    assert at.look(Now(), 1201).ended
-
-
-def test_a_replica_that_is_gone_says_nothing_any_more(at: Desk) -> None:
-    other = Desk([LONG_QUEUE, HOT])
-    other.look(Now({"llama3": 150}), 1000)
-    now = 1000 + desk.OUTAGE_SECONDS
-    at.look(Now({"llama3": 150}), now)
-    at.hear(other.remembered(), now)
-    assert [one.since for one in at.pending()] == [now]
+def test_who_looks_after_it_may_be_said_at_another_replica(at: Desk) -> None:
+    at.look(Now(machines={"box": 0.9}), 1000)
+    [box] = at.firing()
+    [stored] = at.remembered()
+    at.hear([replace(stored, alarm=replace(box, seen_by="ann", seen_at=1005.0))])
+    at.acknowledge(box.id, "bob", 1003)
+    [mine] = at.acknowledged()
+    at.hear([replace(stored, alarm=replace(box, seen_by="ann", seen_at=1005.0))])
+    assert [one.seen_by for one in at.firing()] == ["ann"], "who said so last"
+    at.acknowledge(box.id, "bob", 1010)
+    at.forget_written(frozenset(), [mine])
+    assert [one.seen_at for one in at.acknowledged()] == [1010], "said while the other was written"
 
 
 def test_silences_of_all_replicas_are_one_list_and_absence_ends_none(at: Desk) -> None:
@@ -271,6 +247,6 @@ def test_silences_of_all_replicas_are_one_list_and_absence_ends_none(at: Desk) -
     at.hear_silences([mine], frozenset(), 1000)
     assert at.silences() == [], "the others do not know yet that it was ended"
     assert at.ended_silences() == {mine.id}
-    at.forget_ended_silences(frozenset({mine.id}))
+    at.forget_written(frozenset({mine.id}), [])
     at.hear_silences([silence("old", until=999)], frozenset(), 1000)
     assert (at.silences(), at.ended_silences()) == ([], frozenset())

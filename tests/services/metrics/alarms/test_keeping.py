@@ -1,32 +1,44 @@
-"""Alerts on a real PostgreSQL: they outlive a restart, two replicas agree on them, and without PostgreSQL they go on."""
+"""Alerts on a real PostgreSQL: one replica leads, another takes over, all show the same; and without PostgreSQL the leader continues."""
 
 import asyncio
+import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import asyncpg
 import pytest
 
-from services.metrics.alarms import keeping, room
+from services.metrics import prometheus
+from services.metrics.alarms import keeping, samples, watch
 from services.metrics.alarms.attendance import Attendance
-from services.metrics.alarms.changes import Changes
-from services.metrics.alarms.desk import ENDED_SECONDS, OUTAGE_SECONDS, News
-from services.metrics.alarms.keeping import TOUCH_SECONDS, Keeper
+from services.metrics.alarms.book import Book
+from services.metrics.alarms.delivery import Delivery
+from services.metrics.alarms.desk import ENDED_SECONDS, OUTAGE_SECONDS, Remembered
+from services.metrics.alarms.keeping import Keeper
 from services.metrics.alarms.room import Alarms
-from services.metrics.alarms.store import Store
+from services.metrics.alarms.store import Leadership, Store
 from services.metrics.alarms.watch import Watch
-from services.metrics.alerts import rules
+from services.metrics.alerts import evaluating, objectives, rules
+from services.metrics.alerts.expressions import Aggregate, Increase, walk
+from services.metrics.prometheus import Source
 from services.metrics.settings import MetricsSettings
 from shared import errors
 from shared.api import alerts as api
 from shared.rpc import Call
+from shared.telemetry import Metrics
+from shared.types import NodeId
 from tests.servers import PostgresServer
+from tests.services.metrics.alarms.chat import Chat
+from tests.services.metrics.alarms.test_delivery import Told
+from tests.services.web.servers import serving
 from tests.testnet import until
 
 CALL = cast("Call", type("OfAnOperator", (), {"found": None})())
+ONE, TWO = NodeId("UONE"), NodeId("UTWO")
 WELL = "\n".join(
     f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "inference", "metrics", "web")
 )
@@ -41,216 +53,431 @@ class Mesh:
     def __init__(self) -> None:
         self.text = WELL
         self.now = 1_800_000_000.25
+        #: Those that live and may lead, in their order.
+        self.replicas: list[NodeId] = [ONE, TWO]
+
+    async def read(self) -> str:
+        return self.text
 
 
 class Replica:
-    """One life of one."""
+    """One life of one. A test says when it has its round, so that nothing happens between them."""
 
-    def __init__(self, mesh: Mesh, node: str = "UONE") -> None:
+    def __init__(self, mesh: Mesh, store: Store, node: NodeId = ONE) -> None:
         self.mesh = mesh
-        self.node = node
-        self.news: list[News] = []
-        self.is_all_taken = True
-        self.watch = Watch(self._text, self.news.append, lambda: mesh.now)
-        self.keeper = Keeper(self.watch, node, lambda: self.is_all_taken, lambda: mesh.now)
+        self.chat, self.mail = Told("chat"), Told("mail")
+        self.watch = Watch(mesh.read, lambda: mesh.now)
+        self.keeper = Keeper(self.watch, node, lambda: mesh.replicas, lambda: mesh.now)
+        self.keeper.delivery = Delivery([self.chat, self.mail])
+        self.keeper.store = store
+        self.keeper._session_at = -math.inf  # PostgreSQL has been there for long
+        self.session: Leadership | None = None
 
-    async def _text(self) -> str:
-        return self.mesh.text
+    async def round(self, *, looks: bool = False) -> None:
+        await self.keeper.round(self.session, looks=looks)
 
-    async def look(self, store: Store, times: int = 1) -> None:
+    async def look(self, times: int = 1) -> None:
+        """With a round after it, in which what was taken is settled."""
         for _ in range(times):
             self.mesh.now += 15
-            await self.keeper.keep(store)
-            await self.watch.look()
-            await self.keeper.keep(store)
+            await self.round(looks=True)
+            await self.round()
 
     @property
     def told(self) -> tuple[int, int]:
         """How many beginnings and ends."""
-        return sum(len(news.began) for news in self.news), sum(len(news.ended) for news in self.news)
+        return sum(len(news.began) for news in self.chat.got), sum(len(news.ended) for news in self.chat.got)
+
+    async def alerts(self) -> api.Alerts:
+        return await self.watch.list_alerts(api.ListAlerts(), CALL)
+
+    async def shown(self) -> list[tuple[str, str, str]]:
+        return [(alert.name, alert.state, alert.seen_by) for alert in (await self.alerts()).alerts]
+
+    async def silences(self) -> set[str]:
+        return {one.id for one in (await self.alerts()).silences}
 
 
-Open = Callable[[str], Awaitable[Store]]
+Start = Callable[..., "asyncio.Future[Replica]"]
+
+
+class Replicas:
+    """Starts replicas, and kills them."""
+
+    def __init__(self, mesh: Mesh, url: str, store: Store, stack: AsyncExitStack) -> None:
+        self.mesh = mesh
+        self._url = url
+        self._store = store
+        self._stack = stack
+
+    async def start(self, node: NodeId = ONE) -> Replica:
+        replica = Replica(self.mesh, self._store, node)
+        replica.session = await self._stack.enter_async_context(self._store.leadership())
+        await replica.round()
+        return replica
+
+    async def cut(self, replica: Replica) -> None:
+        """Its session, as it ends where its process or its host does. It notices when it uses it."""
+        assert replica.session is not None
+        process = replica.session._connection.get_server_pid()
+        admin = await asyncpg.connect(self._url)
+        await admin.fetchval("SELECT pg_terminate_backend($1, 5000)", process)
+        await admin.close()
+
+    async def reconnect(self, replica: Replica) -> None:
+        replica.keeper.forget_session()
+        replica.session = await self._stack.enter_async_context(self._store.leadership())
+        await replica.round()
+
+    async def restart(self, replica: Replica) -> Replica:
+        await self.cut(replica)
+        return await self.start(NodeId(replica.keeper._node))
 
 
 @pytest.fixture
-async def open_store(postgres_url: str) -> AsyncIterator[Open]:
-    async with AsyncExitStack() as stack:
-
-        async def opened(node: str) -> Store:
-            return await stack.enter_async_context(Store.open(postgres_url, node, rules.ALL))
-
+async def store(postgres_url: str) -> AsyncIterator[Store]:
+    async with Store.open(postgres_url, rules.ALL) as opened:
         yield opened
 
 
 @pytest.fixture
-async def store(open_store: Open) -> Store:
-    return await open_store("UONE")
+def mesh() -> Mesh:
+    return Mesh()
 
 
-async def shown(replica: Replica) -> list[tuple[str, str, str]]:
-    found = await replica.watch.list_alerts(api.ListAlerts(), CALL)
-    return [(alert.name, alert.state, alert.seen_by) for alert in found.alerts]
+@pytest.fixture
+async def replicas(mesh: Mesh, store: Store, postgres_url: str) -> AsyncIterator[Replicas]:
+    async with AsyncExitStack() as stack:
+        yield Replicas(mesh, postgres_url, store, stack)
 
 
-async def silences_of(replica: Replica) -> list[str]:
-    return [one.id for one in (await replica.watch.list_alerts(api.ListAlerts(), CALL)).silences]
+# --- one after the other ------------------------------------------------------------------------------------------------
 
 
-async def test_an_alert_its_helper_and_a_silence_outlive_a_restart(store: Store) -> None:
-    mesh = Mesh()
-    first = Replica(mesh)
+async def test_an_alert_its_helper_and_a_silence_outlive_a_restart(mesh: Mesh, replicas: Replicas) -> None:
+    first = await replicas.start()
     mesh.text = DRIFTING
-    await first.look(store)
-    [alert] = (await first.watch.list_alerts(api.ListAlerts(), CALL)).alerts
+    await first.look()
+    [alert] = (await first.alerts()).alerts
     await first.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
     silence = await first.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high", {"node": "UAAA"}, 'it\0 "compiles"'), CALL)
-    await first.keeper.keep(store)
+    await first.round()
 
-    second = Replica(mesh)
-    await second.keeper.keep(store)
-    found = await second.watch.list_alerts(api.ListAlerts(), CALL)
-    assert found.silences == (silence,)
-    await second.look(store, 3)
+    second = await replicas.restart(first)
+    assert (await second.alerts()).silences == (silence,)
+    await second.look(3)
     assert second.told == (0, 0), "told before"
-    [again] = (await second.watch.list_alerts(api.ListAlerts(), CALL)).alerts
+    [again] = (await second.alerts()).alerts
     assert (again.id, again.since, again.seen_by) == (alert.id, alert.since, "operator")
     mesh.text = WELL
-    await second.look(store)
+    await second.look()
     assert second.told == (0, 1)
 
-    third = Replica(mesh)
-    await third.keeper.keep(store)
-    await third.look(store)
+    third = await replicas.restart(second)
+    await third.look()
     assert third.told == (0, 0)
-    assert await shown(third) == [("ledger_drift", "over", "operator")]
+    assert await third.shown() == [("ledger_drift", "over", "operator")]
 
 
-async def test_how_long_it_has_held_outlives_a_restart(store: Store) -> None:
-    mesh = Mesh()
+async def test_how_long_it_has_held_outlives_a_restart(mesh: Mesh, replicas: Replicas) -> None:
     mesh.text = LONG_QUEUE
-    await Replica(mesh).look(store, 4)
-    second = Replica(mesh)
-    await second.keeper.keep(store)
-    await second.look(store)
-    assert second.told == (1, 0), "a minute has passed since it began"
+    first = await replicas.start()
+    await first.look(4)
+    second = await replicas.restart(first)
+    await second.look()
+    assert (first.told, second.told) == ((0, 0), (1, 0)), "a minute has passed since it began"
 
 
-async def test_news_that_nobody_took_before_the_restart_are_told_after_it(store: Store) -> None:
-    mesh = Mesh()
+async def test_news_that_one_way_took_before_the_end_are_told_by_the_other_after_it(mesh: Mesh, replicas: Replicas) -> None:
     mesh.text = DRIFTING
-    first = Replica(mesh)
-    first.is_all_taken = False
-    await first.look(store, 2)
-    second = Replica(mesh)
-    await second.keeper.keep(store)
-    await second.look(store)
-    assert second.told == (1, 0)
+    first = await replicas.start()
+    first.mail.takes = False
+    await first.look(2)
+    second = await replicas.restart(first)
+    await second.look()
+    assert (len(second.chat.got), [len(news.began) for news in second.mail.got]) == (0, [1])
     mesh.text = WELL
-    second.is_all_taken = False
-    await second.look(store)
-    third = Replica(mesh)
-    await third.keeper.keep(store)
-    await third.look(store)
-    assert third.told == (0, 1)
+    second.chat.takes = False
+    await second.look()
+    third = await replicas.restart(second)
+    await third.look()
+    assert ([len(news.ended) for news in third.chat.got], len(third.mail.got)) == ([1], 0)
 
 
-async def test_it_is_written_when_it_changes_and_not_at_each_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    writes: list[str] = []
-    run, write = store._database.run, store.write
+async def test_nothing_is_written_of_alerts_while_there_are_none(mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = await replicas.start()
+    await replica.look()
+    written: list[int] = []
 
-    async def noted_run(name: str, *args: object) -> int:
-        writes.append(name)
-        return await run(name, *args)
+    async def noted(_leader: Leadership, changed: Sequence[Remembered], _everything: object) -> None:
+        written.append(len(changed))
 
-    async def noted_write(changes: Changes) -> None:
-        writes.append("write")
-        await write(changes)
-
-    monkeypatch.setattr(store._database, "run", noted_run)
-    monkeypatch.setattr(store, "write", noted_write)
-    mesh = Mesh()
+    assert replica.keeper.store is not None
+    monkeypatch.setattr(replica.keeper.store, "write", noted)
+    await replica.look(10)
+    assert written == []
     mesh.text = DRIFTING
-    replica = Replica(mesh)
-    await replica.look(store)
-    assert writes == ["write", "touch_alarms", "touch_attendance", "delete_old_alarms", "delete_old_silences", "delete_old_attendance"]
-    writes.clear()
-    for number in range(int(TOUCH_SECONDS) // 15 - 1):
-        mesh.text = DRIFTING.replace("} 5", f"}} {number + 6}")
-        await replica.look(store)
-    assert writes == []
-    await replica.look(store)
-    assert writes[0] == "touch_alarms"
+    await replica.look()
+    assert written == [1, 1], "that it began, and that it was told"
 
 
-async def test_what_is_old_is_thrown_away(store: Store, open_store: Open) -> None:
-    mesh = Mesh()
+async def test_what_is_old_is_thrown_away(mesh: Mesh, replicas: Replicas, store: Store) -> None:
     mesh.text = DRIFTING
-    gone = Replica(mesh, "UGONE")
-    await gone.watch.silence_alerts(api.SilenceAlerts(60), CALL)
-    await gone.look(await open_store("UGONE"))
+    replica = await replicas.start()
+    await replica.watch.silence_alerts(api.SilenceAlerts(60), CALL)
+    await replica.look()
     mesh.text = WELL
     mesh.now += 3 * ENDED_SECONDS
-    await Replica(mesh).look(store)
-    assert await store.others(0, 0) == []
+    await replica.look(2)
+    mesh.now += ENDED_SECONDS
+    await replica.look()
+    assert await store.alarms(0) == []
     assert (await store.silences(0)).ids == frozenset()
 
 
-async def test_replicas_share_silences_and_helpers_and_tell_once(store: Store, open_store: Open) -> None:
-    mesh = Mesh()
-    one, two = Replica(mesh), Replica(mesh, "UTWO")
-    of_two = await open_store("UTWO")
-    mine = await one.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
-    theirs = await two.watch.silence_alerts(api.SilenceAlerts(7200, "disk_low"), CALL)
-    mesh.text = DRIFTING
-    await one.look(store)
-    await two.keeper.keep(of_two)
-    assert await silences_of(two) == [theirs.id, mine.id]
-    await two.look(of_two)
-    await one.keeper.keep(store)
-    assert await silences_of(one) == [mine.id, theirs.id]
-
-    [alert] = (await two.watch.list_alerts(api.ListAlerts(), CALL)).alerts
-    await two.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
-    await two.watch.end_silence(api.EndSilence(mine.id), CALL)
-    await two.keeper.keep(of_two)
-    await one.keeper.keep(store)
-    assert await shown(one) == [("ledger_drift", "firing", "operator")]
-    assert await silences_of(one) == [theirs.id]
-
-    mesh.text = WELL
-    for _ in range(3):
-        await one.look(store)
-        await two.look(of_two)
-    assert one.told == (1, 1)
-    assert two.told == (1, 0), "both saw it before they heard of each other, and the end only one of them told"
-
-
-async def test_a_second_replica_that_starts_later_does_not_tell_what_the_first_has_told(store: Store, open_store: Open) -> None:
-    mesh = Mesh()
+async def test_after_an_hour_without_a_leader_alerts_begin_anew(mesh: Mesh, replicas: Replicas) -> None:
     mesh.text = LONG_QUEUE
-    one, two = Replica(mesh), Replica(mesh, "UTWO")
-    of_two = await open_store("UTWO")
-    for _ in range(8):
-        await one.look(store)
-        await two.look(of_two)
-    assert (one.told, two.told) == ((1, 0), (0, 0))
+    first = await replicas.start()
+    await first.look(8)
     mesh.now += OUTAGE_SECONDS
-    three = Replica(mesh, "UTHREE")
-    await three.look(await open_store("UTHREE"), 8)
-    assert three.told == (1, 0), "nobody has looked for an hour"
+    second = await replicas.restart(first)
+    await second.look(8)
+    assert (first.told, second.told) == ((1, 0), (1, 1)), "its end an hour ago, and that it began again"
+
+
+# --- beside each other --------------------------------------------------------------------------------------------------
+
+
+async def test_one_leads_and_both_show_the_same(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    mesh.text = LONG_QUEUE
+    for _ in range(6):
+        await one.look()
+        await two.look()
+    assert (one.keeper.leads, two.keeper.leads) == (True, False)
+    assert (one.told, two.told) == ((1, 0), (0, 0))
+    assert await one.alerts() == await two.alerts()
+    mesh.text = WELL
+    await one.look()
+    await two.round()
+    assert await two.shown() == [("queue_depth_high", "over", "")]
+    assert (one.told, two.told) == ((1, 1), (0, 0))
+
+
+async def test_a_silence_and_a_helper_count_whichever_replica_heard_of_them(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    made = await two.watch.silence_alerts(api.SilenceAlerts(3600, "ledger_drift"), CALL)
+    await two.round()
+    mesh.text = DRIFTING
+    await one.look(3)
+    assert one.told == (0, 0), "nobody is told of it"
+    await two.round()
+    [alert] = (await two.alerts()).alerts
+    assert alert.silenced
+    await two.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
+    await two.round()
+    await one.look()
+    await two.round()
+    assert await one.shown() == await two.shown() == [("ledger_drift", "firing", "operator")]
+    await two.watch.end_silence(api.EndSilence(made.id), CALL)
+    await two.round()
+    await one.look()
+    assert (await one.silences(), one.told) == (set(), (1, 0))
+
+
+async def test_another_takes_over_when_the_session_of_the_leader_ends_and_tells_nothing_again(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    mesh.text = DRIFTING
+    await one.look()
+    await two.round()
+    await replicas.cut(one)
+    await two.look(3)
+    assert (two.keeper.leads, two.told) == (True, (0, 0))
+    mesh.text = WELL
+    await two.look()
+    assert (one.told, two.told) == ((1, 0), (0, 1))
+
+
+async def test_a_leader_that_lost_its_lock_without_noticing_tells_nobody(
+    mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    await one.look()
+
+    async def hangs_meanwhile() -> str:
+        """It has confirmed its lock, and is stopped while it collects; the other leads and tells."""
+        await replicas.cut(one)
+        await two.look()
+        return mesh.text
+
+    mesh.text = DRIFTING
+    monkeypatch.setattr(one.watch, "_text", hangs_meanwhile)
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        await one.look()
+    monkeypatch.undo()
+    assert (one.told, two.told) == ((0, 0), (1, 0))
+    await replicas.reconnect(one)
+    await one.look()
+    assert (one.keeper.leads, one.told) == (False, (0, 0))
+
+
+async def test_the_leader_stays_when_its_session_was_cut_and_nobody_else_took_the_lock(mesh: Mesh, replicas: Replicas) -> None:
+    one = await replicas.start(ONE)
+    mesh.text = DRIFTING
+    await one.look()
+    await replicas.cut(one)
+    await replicas.reconnect(one)
+    await one.look()
+    mesh.text = WELL
+    await one.look()
+    assert (one.keeper.leads, one.told) == (True, (1, 1))
+
+
+# --- a rolling upgrade from replicas that all evaluate ----------------------------------------------------------------------
+
+
+async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_go_on_afterwards(
+    mesh: Mesh, replicas: Replicas, store: Store, postgres_url: str
+) -> None:
+    before = await replicas.start(ONE)
+    mesh.text = DRIFTING
+    await before.look()
+    # As replicas wrote them that had a node each.
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute("UPDATE metrics.alarms SET node = 'UOLD'; DELETE FROM metrics.leader_state")
+    await replicas.cut(before)
+
+    mesh.replicas = [NodeId("UOLD")]
+    new = await replicas.start(TWO)
+    await new.look(2)
+    assert (new.keeper.leads, await new.shown()) == (False, [("ledger_drift", "firing", "")])
+    [alert] = (await new.alerts()).alerts
+    await new.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
+    await new.round()
+    assert await new.shown() == [("ledger_drift", "firing", "operator")]
+    mesh.replicas = [TWO]
+    await new.look(2)
+    assert (new.keeper.leads, new.told) == (True, (0, 0)), "told by the old one"
+    assert await admin.fetchval("SELECT array_agg(node) FROM metrics.alarms") == ["leader"]
+
+    mesh.replicas = [NodeId("UOLD")]
+    with pytest.raises(errors.Unavailable, match="older version"):
+        await new.round()
+    await admin.close()
+
+
+async def test_the_workers_that_an_older_replica_knew_are_missed(replicas: Replicas, store: Store, postgres_url: str) -> None:
+    admin = await asyncpg.connect(postgres_url)
+    folder = Path(keeping.__file__).parents[1] / "migrations"
+    insert = (folder / "0004_pre_leader.sql").read_text().partition("INSERT INTO")
+    await admin.execute("SET search_path = metrics")
+    at = datetime.fromtimestamp(replicas.mesh.now, UTC)
+    for replica, age, gone_at in (("UOLD", 60, None), ("UNEW", 5, at)):
+        await admin.execute(
+            "INSERT INTO attendance VALUES ($1, 'UANN', 'punched', $2, 'why', $3)", replica, gone_at, at - timedelta(seconds=age)
+        )
+    await admin.execute(insert[1] + insert[2])
+    await admin.close()
+    one = await replicas.start(ONE)
+    [member] = one.watch.attendance.members().values()
+    assert (member.node, member.path, member.gone_at, member.why) == ("UANN", "punched", at, "why")
+
+
+# --- the windows of rules -----------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A metrics service that counts requests, a gateway that measures, and a worker that lies and crashes."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.nodes = {"UM": Metrics("metrics"), "UG": Metrics("gateway"), "UW": Metrics("inference")}
+        self.looks = 0
+
+    def show(self) -> None:
+        sources = [
+            Source(one.render(), {"service": service, "node": node})
+            for (node, one), service in zip(self.nodes.items(), ("metrics", "gateway", "inference"), strict=True)
+        ]
+        self.mesh.text = prometheus.render(prometheus.merge(sources))
+
+    def work(self, seconds: float) -> None:
+        self.mesh.now += seconds
+        self.looks += 1
+        metrics, gateway, worker = self.nodes.values()
+        calls = seconds / 5
+        metrics.completed_requests.labels(status="success", model="m").inc(calls)
+        metrics.completed_requests.labels(status="error", model="m").inc(calls / 50)
+        gateway.cost.labels(model="m").inc(100 * calls)
+        for number in range(3):
+            gateway.ttft_seconds.labels(model="m").observe(0.2 + 4 * (number == 0))
+            worker.ttft_seconds.labels(model="m").observe(9)
+        if self.looks % 40 == 0:
+            worker.engine_restarts.labels(model="m").inc()
+            gateway.wrong_counts.labels(node="UW").inc()
+        self.show()
+
+
+def seen_by(book: Book) -> dict[str, float]:
+    """Every growth that a rule looks at."""
+    return {
+        f"{rule.name} {part.of.of.name} {part.of.of.where} {part.of.window} {key}": value
+        for rule in rules.ALL
+        for part in walk(rule.when)
+        if isinstance(part, Aggregate) and isinstance(part.of, Increase)
+        for key, value in evaluating.evaluate(part, book).items()
+        if value
+    }
+
+
+async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen_without(mesh: Mesh, replicas: Replicas) -> None:
+    counting = Counting(mesh)
+    first = await replicas.start()
+    throughout = Book(rules.ALL)
+    # Every five minutes for three days and more, and as it really is for the last hour.
+    for seconds in [300.0] * (74 * 12) + [15.0] * 300:
+        counting.work(seconds)
+        found_now = list(samples.read(mesh.text, throughout.wanted))
+        for book in (throughout, first.watch.book):
+            book.take(found_now, mesh.now)
+    mesh.now += 1
+    await replicas.reconnect(first)  # it said nothing for long
+    await first.look()
+    firing = {(one.rule.name, dict(one.labels).get("window")) for one in first.watch.desk.firing()}
+    assert ("availability_burn", "3d") in firing
+
+    second = await replicas.restart(first)
+    counting.work(15)
+    await second.round(looks=True)
+    throughout.take(samples.read(mesh.text, throughout.wanted), mesh.now)
+    expected, found = seen_by(throughout), seen_by(second.watch.book)
+    assert set(found) == set(expected)
+    assert len(found) > 30
+    for what, value in expected.items():
+        assert math.isclose(found[what], value, rel_tol=0.001), what
+    assert {(one.rule.name, dict(one.labels).get("window")) for one in second.watch.desk.firing()} == firing
+    assert second.told == (0, 0), "nothing fires or ends because of the restart"
+    assert [rule for rule in objectives.RULES if (rule.name, dict(rule.labels)["window"]) in firing]
+
+
+async def test_what_another_version_wrote_of_the_windows_is_left(replicas: Replicas, postgres_url: str, mesh: Mesh) -> None:
+    first = await replicas.start()
+    await first.look()
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute("UPDATE metrics.leader_state SET body = 'something else' WHERE name = 'window'")
+    await admin.close()
+    second = await replicas.restart(first)
+    await second.look()
+    assert second.keeper.leads
 
 
 # --- PostgreSQL that comes and goes -------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def living(mesh: Mesh, url: str) -> AsyncIterator[Alarms]:
-    async def text() -> str:
-        return mesh.text
-
-    settings = MetricsSettings(node_key_file=Path("/nowhere"), port=0, database_url=url)
-    alarms = Alarms(settings, "UONE", text, Attendance(), lambda: mesh.now)
+async def living(mesh: Mesh, url: str, node: NodeId = ONE, webhook: str | None = None) -> AsyncIterator[Alarms]:
+    settings = MetricsSettings(node_key_file=Path("/nowhere"), port=0, database_url=url, alert_webhook_url=webhook)
+    alarms = Alarms(settings, node, mesh.read, Attendance(), replicas=lambda: mesh.replicas, clock=lambda: mesh.now)
     task = asyncio.create_task(alarms.run())
     try:
         yield alarms
@@ -259,67 +486,111 @@ async def living(mesh: Mesh, url: str) -> AsyncIterator[Alarms]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_postgresql_is_away_at_the_start_and_comes_back(
-    postgres: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch, store: Store
-) -> None:
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.02)
     monkeypatch.setattr(keeping, "_SOON_SECONDS", 0.02)
-    monkeypatch.setattr(room, "REMEMBERING_SECONDS", 0.05)
-    monkeypatch.setattr("services.metrics.alarms.watch.EVERY_SECONDS", 0.02)
-    mesh = Mesh()
+    monkeypatch.setattr(keeping, "_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "EVERY_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: PostgresServer, postgres_url: str, mesh: Mesh) -> None:
+    chat = Chat()
     mesh.text = DRIFTING
-    before = Replica(mesh)
-    old = await before.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
-    await before.look(store)
+    async with (
+        serving(chat) as hook,
+        living(mesh, postgres_url, ONE, hook) as one,
+    ):
+        await until(lambda: one._keeper.leads)
+        await until(lambda: len(chat.got) == 1)
+        async with living(mesh, postgres_url, TWO, hook) as two:
+            await until(two.watch.desk.firing)
+            postgres.kill()
+            try:
+                await until(lambda: bool(one._keeper._trouble and two._keeper._trouble))
+                mesh.now += 60
+                [check] = [check for check in await one.checks() if check.name == "alerts"]
+                assert (check.ok, check.needed) == (False, False)
+                assert "outlive" in check.detail
+                # What is new is told without PostgreSQL, and once; who follows shows what it read last, with its age.
+                mesh.text = DRIFTING.replace("ledger_drift_micro", "ledger_drift_micro_gone")
+                await until(lambda: len(chat.got) == 2)
+                mesh.text, mesh.now = DRIFTING, mesh.now + 15
+                await until(lambda: len(chat.got) == 3)
+                ours, theirs = [await each.watch.list_alerts(api.ListAlerts(), CALL) for each in (one, two)]
+                assert (ours.as_of, theirs.as_of) == (None, datetime.fromtimestamp(mesh.now - 75, UTC))
+                assert [alert.state for alert in ours.alerts] == ["firing", "over"]
+                assert [alert.state for alert in theirs.alerts] == ["firing"]
+                made = await one.watch.silence_alerts(api.SilenceAlerts(3600, "disk_low"), CALL)
+                await one.watch.acknowledge_alert(api.AcknowledgeAlert(ours.alerts[0].id), CALL)
+            finally:
+                postgres.ensure_running()
+            await until(lambda: not one._keeper._trouble and not two._keeper._trouble)
+            await until(lambda: [silence.id for silence in two.watch.desk.silences()] == [made.id])
+            await until(lambda: [alarm.seen_by for alarm in two.watch.desk.firing()] == ["operator"])
+            assert (one._keeper.leads, two._keeper.leads) == (True, False), "the last leader knows what came meanwhile"
+            mesh.text = WELL
+            mesh.now += 15
+            await until(lambda: not one.watch.desk.firing())
+            await until(lambda: len(chat.got) == 4)
+    assert [got["status"] for got in chat.got] == ["firing", "resolved", "firing", "resolved"]
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_a_service_that_starts_without_postgresql_goes_on_with_what_it_finds_there(
+    postgres: PostgresServer, postgres_url: str, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "REMEMBERING_SECONDS", 30.0)
+    mesh.text = DRIFTING
+    async with living(mesh, postgres_url) as before:
+        await until(before.watch.desk.firing)
+        old = await before.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        async with Store.open(postgres_url, rules.ALL) as store:
+            for _ in range(500):
+                if (await store.silences(0)).ids and await store.alarms(0):
+                    break
+                await asyncio.sleep(0.01)
     postgres.kill()
     try:
-        mesh.now += 60
         async with living(mesh, postgres_url) as alarms:
+            await until(lambda: "does not answer" in alarms._keeper._trouble)
+            assert not alarms.watch.desk.firing(), "it waits for what was known before"
+            mesh.now += 60
             await until(alarms.watch.desk.firing)
-            [check] = [check for check in await alarms.checks() if check.name == "alerts"]
-            assert (check.ok, check.needed) == (False, False)
-            assert "outlive" in check.detail
-            new = await alarms.watch.silence_alerts(api.SilenceAlerts(3600, "disk_low"), CALL)
-            [alert] = alarms.watch.desk.firing()
-            await alarms.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
             postgres.ensure_running()
             await until(lambda: not alarms._keeper._trouble)
-            assert {one.id for one in alarms.watch.desk.silences()} == {old.id, new.id}
+            assert {one.id for one in alarms.watch.desk.silences()} == {old.id}
             [alert] = alarms.watch.desk.firing()
-            assert (alert.since, alert.seen_by) == (mesh.now - 60, "operator")
-
-            postgres.kill()
-            await alarms.watch.end_silence(api.EndSilence(old.id), CALL)
-            await until(lambda: bool(alarms._keeper._trouble))
-            postgres.ensure_running()
-            await until(lambda: not alarms._keeper._trouble)
-            await until(lambda: not alarms.watch.desk.ended_silences())
+            assert alert.since == mesh.now - 60
     finally:
         postgres.ensure_running()
-    async with Store.open(postgres_url, "UONE", rules.ALL) as opened:
-        after = Replica(mesh)
-        await after.keeper.keep(opened)
-        assert await silences_of(after) == [new.id]
-        assert await shown(after) == [("ledger_drift", "firing", "operator")]
 
 
-async def test_a_silence_that_no_table_has_stays_and_is_written_again(store: Store) -> None:
-    mesh = Mesh()
-    replica = Replica(mesh)
+async def test_without_postgresql_the_first_of_those_that_live_continues_where_the_leader_is_gone(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    for each in (one, two):
+        each.session = None
+        await each.round()
+    assert (one.keeper.leads, two.keeper.leads) == (True, False)
+    mesh.replicas = [TWO]
+    await two.round()
+    assert two.keeper.leads
+
+
+async def test_a_silence_that_no_table_has_stays_and_is_written_again(mesh: Mesh, replicas: Replicas, store: Store) -> None:
+    replica = await replicas.start()
     made = await replica.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
-    await replica.look(store)
-    await store.delete_before(mesh.now + 1e6)
+    await replica.look()
+    await store.delete_silences_before(mesh.now + 1e6)
     assert (await store.silences(mesh.now)).ids == frozenset()
-    await replica.look(store)
+    await replica.look()
     assert (await store.silences(mesh.now)).ids == {made.id}
 
 
-async def test_without_a_database_nobody_complains() -> None:
-    async def text() -> str:
-        return WELL
-
-    checks = await Alarms(MetricsSettings(node_key_file=Path("/nowhere"), port=0), "UONE", text, Attendance()).checks()
-    assert [(check.name, check.ok) for check in checks] == [("alert rules", True)]
+async def test_without_a_database_nobody_complains(mesh: Mesh) -> None:
+    alarms = Alarms(MetricsSettings(node_key_file=Path("/nowhere"), port=0), ONE, mesh.read, Attendance())
+    assert [(check.name, check.ok) for check in await alarms.checks()] == [("alert rules", True)]
 
 
 async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresServer, postgres_url: str) -> None:
@@ -330,5 +601,5 @@ async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresSer
     database = postgres_url.partition("?")[0].rpartition("/")[2]
     url = postgres.server.url(name, "x").replace("/aimesh?", f"/{database}?")
     with pytest.raises(errors.BadSettings, match="refuses"):
-        async with Store.open(url, "UONE", rules.ALL):
+        async with Store.open(url, rules.ALL):
             pass

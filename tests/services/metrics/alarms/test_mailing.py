@@ -191,7 +191,8 @@ async def test_the_service_mails_its_alerts_and_its_health_knows_the_mail() -> N
         )
         running = await net.start(MetricsService, settings)  # type: ignore[arg-type]
         assert isinstance(running.service, MetricsService)
-        running.service._alarms._tell(began(alarm()))
+        running.service._alarms._delivery.note([alarm()])
+        running.service._alarms._delivery.hand_over()
         await server.wait_for(1)
         assert [check.ok for check in await running.service.checks() if check.name == "alert mail"] == [True]
     assert server.mails[0][2]["From"] == "aimesh <noreply@localhost>"

@@ -1,10 +1,11 @@
-"""A metrics service that is started again: who was told of an alert is not told again, and hears of its end."""
+"""Metrics services on a mesh, started again and beside each other: who was told of an alert is not told again, and hears of its end."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
+import asyncpg
 import pytest
 
 from services.metrics.alarms import keeping, watch
@@ -18,6 +19,7 @@ from shared.node import NodeSettings
 from shared.rpc import Call
 from shared.types import Role
 from tests.services.metrics.alarms.chat import Chat
+from tests.services.metrics.test_service import Gateway
 from tests.services.web.servers import serving
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
@@ -48,11 +50,11 @@ def _alarms(running: RunningNode) -> Alarms:
     return running.service._alarms
 
 
-async def _written(database: str, node: str) -> None:
+async def _written(database: str) -> None:
     """That somebody was told, and the silence."""
-    async with Store.open(database, node, rules.ALL) as store:
+    async with Store.open(database, rules.ALL) as store:
         for _ in range(500):
-            if any(one.told for one in await store.own()) and (await store.silences(0)).ids:
+            if any(one.told and not one.owed for one in await store.alarms(0)) and (await store.silences(0)).ids:
                 return
             await asyncio.sleep(0.01)
     raise AssertionError("it was not written within 5 s")
@@ -72,7 +74,7 @@ async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
         await until(lambda: len(chat.got) == 1)
         made = await _alarms(first).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
         if with_database:
-            await _written(postgres_url, first.node.id)
+            await _written(postgres_url)
             checks = [(check.name, check.ok) for check in await _alarms(first).checks()]
             assert checks == [("alerts", True), ("alert rules", True), ("alert webhook", True)]
         await first.cut()
@@ -86,3 +88,37 @@ async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
         await until(desk.ended)
         await until(lambda: chat.got[-1]["status"] == "resolved")
     assert [got["status"] for got in chat.got] == (["firing", "resolved"] if with_database else ["firing", "firing", "resolved"])
+
+
+async def test_of_two_services_one_leads_and_the_other_takes_over_within_seconds(
+    net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(keeping, "_SOON_SECONDS", 0.02)
+    monkeypatch.setattr(keeping, "_GRACE_SECONDS", 0.0)
+    chat = Chat()
+    async with serving(chat) as url:
+        first, second = [await _start(net, net.server.key(name, Role.METRICS), postgres_url, url) for name in ("metrics", "metrics-2")]
+        await until(lambda: sum(_alarms(each)._keeper.leads for each in (first, second)) == 1)
+        leader, other = (first, second) if _alarms(first)._keeper.leads else (second, first)
+        await until(lambda: other.node.id in [entry.node for entry in leader.node.directory.entries(Role.METRICS) if entry.alive])
+        gateway = await net.start(Gateway)
+        gateway.node.metrics.ledger_drift.set(5)
+        await until(lambda: len(chat.got) == 1)
+        await _alarms(leader).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        await until(lambda: bool(_alarms(other).watch.desk.silences()))
+        shown = [await _alarms(each).watch.list_alerts(api.ListAlerts(), CALL) for each in (leader, other)]
+        assert [[alert.name for alert in each.alerts if alert.name == "ledger_drift"] for each in shown] == [["ledger_drift"]] * 2
+        await _written(postgres_url)
+
+        admin = await asyncpg.connect(postgres_url)
+        ended = await admin.fetchval("SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+        await admin.close()
+        assert ended == 1
+        await until(lambda: sum(_alarms(each)._keeper.leads for each in (first, second)) == 1)
+        await leader.cut()
+        await until(lambda: _alarms(other)._keeper.leads)
+        gateway.node.metrics.ledger_drift.set(0)
+        await until(lambda: chat.got[-1]["status"] == "resolved")
+    assert [[alert["labels"]["alertname"] for alert in got["alerts"]] for got in chat.got] == [["ledger_drift"]] * 2

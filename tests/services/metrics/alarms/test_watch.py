@@ -39,7 +39,12 @@ class Mesh:
         return self.text
 
     def watch(self) -> Watch:
-        return Watch(self.read, self.news.append, lambda: self.now)
+        return Watch(self.read, lambda: self.now)
+
+    async def look(self, watch: Watch) -> None:
+        alarms = await watch.look()
+        if alarms:
+            self.news.append(News(tuple(one for one in alarms if one.ended is None), tuple(one for one in alarms if one.ended is not None)))
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ async def states(watch: Watch) -> dict[str, str]:
 
 async def look_for_minutes(mesh: Mesh, watch: Watch, minutes: int) -> None:
     for _ in range(minutes * 4):
-        await watch.look()
+        await mesh.look(watch)
         mesh.now += 15
 
 
@@ -97,7 +102,7 @@ async def test_people_look_after_alerts_and_silence_them(mesh: Mesh) -> None:
     seen = await watch.acknowledge_alert(api.AcknowledgeAlert(found.alerts[0].id), CALL)
     assert seen.seen_by == "operator"
     await watch.end_silence(api.EndSilence(made.id), CALL)
-    await watch.look()
+    await mesh.look(watch)
     assert [alarm.rule.name for alarm in mesh.news[0].began] == ["ledger_drift"]
 
 

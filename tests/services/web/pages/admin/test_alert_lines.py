@@ -57,6 +57,11 @@ def test_one_word_at_the_top(found: tuple[Alert, ...], word: str, tone: str, sen
     assert bool(lines.sentence) == bool(sentence)
 
 
+def test_what_was_read_long_ago_says_so() -> None:
+    lines = alert_lines.describe(Alerts((), (), NOW - timedelta(minutes=3)), NOW)
+    assert (lines.tone, lines.calm, lines.sentence) == ("warn", False, "As of 3 min ago: the metrics service cannot read PostgreSQL.")
+
+
 def test_nobody_knows_is_not_that_nothing_is_wrong() -> None:
     lines = alert_lines.describe(None, NOW)
     assert (lines.word, lines.away, lines.calm) == ("Unknown", True, False)
