@@ -1,6 +1,7 @@
 """`aicli top` where stdout is no terminal: one frame as text, or objects."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
