@@ -123,7 +123,14 @@ async def test_without_javascript_it_works_as_well(stage: Stage) -> None:
     await wait_for(page, "location.pathname === '/settings'")
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)], ids=["light", "dark", "phone"])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        pytest.param(1280, False, id="light", marks=pytest.mark.nightly("pages")),
+        pytest.param(1280, True, id="dark", marks=pytest.mark.nightly("pages")),
+        pytest.param(390, False, id="phone"),
+    ],
+)
 async def test_everybody_can_use_the_pages(stage: Stage, width: int, dark: bool) -> None:
     mesh = stage.mesh
     alice = mesh.accounts["alice"].user

@@ -155,6 +155,7 @@ async def test_a_model_stands_in_code_only_where_its_name_can_do_nothing_there(
         )
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.parametrize(("kind", "width"), [("long", 390), ("long", 1280), ("script", 390), ("rtl", 390)])
 async def test_no_name_breaks_a_page(app: ASGIApp, mesh: HostileMesh, kind: str, width: int) -> None:
     town, wrong = hostile.build(mesh, NAMES[kind]), []
