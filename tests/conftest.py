@@ -71,8 +71,7 @@ async def postgres_url(postgres: PostgresServer, tables_of: str | None) -> Async
     postgres.ensure_running()
     name = await postgres.new_database(tables_of)
     yield postgres.url(name)
-    postgres.ensure_running()
-    await postgres.drop_database(name)
+    postgres.discard(name)
 
 
 @pytest.fixture

@@ -119,6 +119,8 @@ class PostgresServer(Server):
         self.server.admin_password.write_text(password, encoding="ascii")
         #: By service: the password of the role that owns the tables of its template.
         self._templates: dict[str, str] = {}
+        #: Of tests that are over.
+        self._unused: list[str] = []
         super().__init__(folder, postgres.program(self.server, _ENVIRONMENT), () if durable else _FAST)
         if primary is not None:
             self._copy(primary)
@@ -172,19 +174,17 @@ class PostgresServer(Server):
             await self._make_template(service)
         connection = await asyncpg.connect(self.url())
         try:
+            while self._unused:
+                await connection.execute(f"DROP DATABASE {self._unused.pop()} WITH (FORCE)")
             template = "template1" if service is None else f"migrated_{service}"
             await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         finally:
             await connection.close()
         return name
 
-    async def drop_database(self, name: str) -> None:
-        """Also where a test left connections open. Hundreds of databases would make the server slow to stop."""
-        connection = await asyncpg.connect(self.url())
-        try:
-            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        finally:
-            await connection.close()
+    def discard(self, name: str) -> None:
+        """Drop it with the next test's start: fixtures that end later may still use it. Hundreds would make the server slow to stop."""
+        self._unused.append(name)
 
     async def _make_template(self, service: str) -> None:
         """Migrate as a role that is no superuser: it meets row-level security in the copies, and superusers do not."""

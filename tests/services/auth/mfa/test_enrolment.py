@@ -186,7 +186,8 @@ async def test_each_recovery_code_is_good_once_and_the_rest_are_counted(desk: De
     session, _, codes = await desk.with_factor()
     user = session.user.id
     assert (await desk.logins._factors.state(user)).recovery_codes_left == 10
-    outcomes = await asyncio.gather(*((desk if n % 2 else replica).login(code=codes[3]) for n in range(8)), return_exceptions=True)
+    # No more than one address may guess, whichever of them comes first.
+    outcomes = await asyncio.gather(*((desk if n % 2 else replica).login(code=codes[3]) for n in range(5)), return_exceptions=True)
     assert len([found for found in outcomes if isinstance(found, auth.Session)]) == 1
     assert (await desk.logins._factors.state(user)).recovery_codes_left == 9
     assert (await desk.login(code=codes[4].upper().replace("-", ""))).step is Step.DONE
