@@ -25,6 +25,7 @@ from shared.node.lifecycle import background
 from shared.node.membership import Kept
 from shared.rpc import calling
 from shared.swarm_link import Meeting, Refusal, SwarmTransport
+from shared.swarm_link.transport import STARTING
 from shared.trust import Trust
 from shared.types import AuthorityId, MeshName, NodeId, Peer, Role
 
@@ -255,6 +256,8 @@ class Visit:
             self._troubled_since = None
             return
         self._say(self.transport.trouble)
+        if self.transport.trouble == STARTING:
+            return
         now = self._means.clock()
         self._troubled_since = self._troubled_since or now
         if now - self._troubled_since > _TROUBLE_SECONDS:

@@ -47,6 +47,10 @@ class Meeting:
     look: bool
 
 
+#: The trouble of a transport whose first sidecar is not ready yet; on an overloaded machine that takes many seconds.
+STARTING = "Hyperswarm is starting"
+
+
 class SwarmTransport:
     """``run`` must run while it is used. ``trust.me`` is the key that Noise proves: the node's own, or that of a process that
     speaks for a client profile. No two running swarms may have the same."""
@@ -70,7 +74,7 @@ class SwarmTransport:
         #: Called with True when the swarm runs and with False when it is lost.
         self.on_attached: Callable[[bool], None] = lambda attached: None
         #: Why we are not attached, for people; empty while we are.
-        self.trouble = "Hyperswarm is starting"
+        self.trouble = STARTING
         #: Answers stock @hyperswarm/rpc clients; to be set before ``run``. None: they are turned away.
         self.on_request: Callable[[Request], Awaitable[bytes]] | None = None
         #: Told the ``channel`` of such a client when its connection is closed.
