@@ -197,7 +197,7 @@ async def test_only_who_may_order_sees_orders(mesh: FakeMesh, browser: Browser, 
 async def test_try_it_leads_to_the_playground_with_this_model(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = tuple(gateway.ServedModel(ModelName(name), 1, 512) for name in ("smollm2", "org/big model+1?&#"))
     page = await alice.get("/models")
-    found = re.findall(r'<a href="(/playground[^"]*)" aria-label="Try it', page.text)
+    found = re.findall(r'<a href="(/playground[^"]*)" aria-label="Try ', page.text)
     assert found == ["/playground?model=smollm2", "/playground?model=org/big%20model%2B1%3F%26%23"]
     for path, name in zip(found, ("smollm2", "org/big model+1?&#"), strict=True):
         opened = await alice.get(path)

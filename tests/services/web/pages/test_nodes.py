@@ -38,7 +38,7 @@ async def test_an_administrator_sees_every_machine_with_its_path_load_and_models
     mesh.add_node(GATEWAY, Role.GATEWAY)
     page = await root.get("/admin/nodes")
     assert page.status_code == 200
-    for text in ("rig-1", "alice · gpu=a100", "punched", "23 ms", "2 of 4, 1 queued", "smollm2", "the house", "2 nodes, 2 OK"):
+    for text in ("rig-1", "alice · gpu=a100", "Direct (NAT)", "23 ms", "2 of 4, 1 queued", "smollm2", "system", "2 nodes, 2 OK"):
         assert text in page.text
     assert f'href="/admin/nodes/{WORKER}/revoke"' in page.text
     assert f'href="/admin/nodes/{GATEWAY}/revoke"' not in page.text
@@ -185,7 +185,7 @@ async def test_the_stream_brings_the_rows_of_the_page(app: ASGIApp, mesh: AdminM
     mesh.add_node(WORKER)
     mesh.add_node(GATEWAY, Role.GATEWAY)
     values = await followed.first_event(app, "/live/nodes", "alice")
-    assert [(row["id"], row["state"], row["revoke"]) for row in values["nodes"]] == [(WORKER, "used", f"/nodes/{WORKER}/revoke")]
+    assert [(row["id"], row["state"], row["revoke"]) for row in values["nodes"]] == [(WORKER, "OK", f"/nodes/{WORKER}/revoke")]
     assert (values["summary"], values["no_nodes"], values["connection"]) == ("1 node, 1 OK", False, "")
 
 

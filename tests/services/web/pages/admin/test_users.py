@@ -59,7 +59,7 @@ async def test_a_long_list_is_read_page_by_page(root: Browser, mesh: AdminMesh) 
 async def test_a_place_that_is_none_is_said(root: Browser) -> None:
     page = await root.get("/admin/users?after=x")
     assert page.status_code == 400
-    assert "Go back to the first page" in page.text.lower()
+    assert "go back to the first page" in page.text.lower()
 
 
 async def test_a_page_of_one_has_their_credits_quota_and_usage(root: Browser, mesh: AdminMesh) -> None:
