@@ -177,15 +177,21 @@ def choose(name: str) -> None:
 
 
 def build_key() -> str:
-    """Names one build: version, flags and processor. llama.cpp compiles for the processor it is built on."""
-    cpu = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        # "flags" on x86, "Features" on ARM.
-        wanted = ("flags", "Features", "model name")
-        cpu = "\n".join(sorted({line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith(wanted)}))
-    facts = "\n".join([cpu, cmake_args(), compiler_flags(), os.environ.get("FORCE_CMAKE", "")])
+    """Name one build by its version, flags and processor. By default, llama.cpp compiles for the processor it is built on."""
+    is_portable = "-DGGML_NATIVE=OFF" in cmake_args().upper().split()
+    processor, flags = ("any", "") if is_portable else (processor_name(), compiler_flags())
+    facts = "\n".join([processor, cmake_args(), flags, os.environ.get("FORCE_CMAKE", "")])
     return f"{engine_version()}-{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+
+def processor_name() -> str:
+    """The processor with all its instruction sets."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    # "flags" on x86, "Features" on ARM.
+    wanted = ("flags", "Features", "model name")
+    return "\n".join(sorted({line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith(wanted)}))
 
 
 def cache_folder() -> Path:

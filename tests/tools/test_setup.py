@@ -54,6 +54,20 @@ def test_another_build_has_another_place_in_the_cache(monkeypatch: pytest.Monkey
     assert plain.startswith(setup.engine_version())
 
 
+def test_a_portable_build_has_the_same_place_for_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(cmake_args: str) -> set[str]:
+        monkeypatch.setenv("CMAKE_ARGS", cmake_args)
+        found = set()
+        for flag in ("-mno-amx-tile", ""):
+            monkeypatch.setattr(setup, "compiler_flags", lambda flag=flag: flag)
+            found.add(setup.build_key())
+        return found
+
+    assert len(keys("-DGGML_NATIVE=OFF")) == 1
+    assert len(keys("-DGGML_NATIVE=ON")) == 2
+    assert keys("-DGGML_NATIVE=OFF").isdisjoint(keys("-DGGML_NATIVE=off -DGGML_CUDA=on"))
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
