@@ -4,23 +4,38 @@ from collections.abc import Mapping
 from importlib import import_module
 
 import click
+from click.exceptions import NoSuchCommand
 
 
 class LazyGroup(click.Group):
-    """``places`` maps a command's name to `module:attribute`. Commands appear in the order of the table."""
+    """``places`` maps a command's name to `module:attribute`. Commands appear in the order of the table.
 
-    def __init__(self, *args: object, places: Mapping[str, str], **extra: object) -> None:
+    ``renamed`` maps an old name to the new one: it works for one more release, with a warning, and is not listed.
+    """
+
+    def __init__(self, *args: object, places: Mapping[str, str], renamed: Mapping[str, str] | None = None, **extra: object) -> None:
         super().__init__(*args, **extra)  # type: ignore[arg-type]  # click's own parameters, passed through unread
         self._places = places
+        self._renamed = renamed or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self._places]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = self._places.get(cmd_name)
+        place = self._places.get(self._renamed.get(cmd_name, cmd_name))
         if place is None:
             return None
         module, _, attribute = place.partition(":")
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in self._renamed and not ctx.resilient_parsing:
+            click.echo(f"warning: `{name}` is now `{self._renamed[name]}`; the old name stops working in the next release", err=True)
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            # click would suggest only commands that are imported already.
+            raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from cli import main
+from cli.lazy import LazyGroup
 from shared import errors
 from shared.api import gateway
 from tests.cli.fake_mesh import FakeMesh, Shell
@@ -85,6 +88,35 @@ def test_wrong_usage_is_2_in_one_line(shell: Shell, arguments: list[str]) -> Non
     as_json = shell(*arguments, "--json")
     assert as_json.exit_code == 2
     assert json.loads(as_json.stderr)["error"]["code"] == "usage"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        pytest.param(["kyes"], "'keys'", id="a command"),
+        pytest.param(["mesh", "bootstap"], "'bootstrap'", id="in a group that imports late"),
+        pytest.param(["admin", "tikets"], "'tickets'", id="in a group that imports at once"),
+        pytest.param(["infer", "--modle", "echo", "hi"], "'--model'", id="an option"),
+    ],
+)
+def test_a_misspelled_name_gets_the_nearest_one(shell: Shell, arguments: list[str], nearest: str) -> None:
+    result = shell(*arguments)
+    assert result.exit_code == 2
+    assert f"Did you mean {nearest}?" in result.stderr
+
+
+def test_a_renamed_command_works_with_one_warning_and_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def new() -> None:
+        click.echo("done")
+
+    monkeypatch.setattr(sys.modules[__name__], "new_command", new, raising=False)
+    group = LazyGroup("group", places={"new": f"{__name__}:new_command"}, renamed={"old": "new"})
+    result = CliRunner().invoke(group, ["old"])
+    assert (result.exit_code, result.stdout) == (0, "done\n")
+    assert result.stderr == "warning: `old` is now `new`; the old name stops working in the next release\n"
+    assert CliRunner().invoke(group, ["new"]).stderr == ""
+    assert "old" not in CliRunner().invoke(group, ["--help"]).stdout
 
 
 def test_without_a_key_it_is_3(shell: Shell) -> None:
