@@ -28,7 +28,7 @@ def test_it_holds_the_sidecar_and_every_package_that_runs_there(names: list[str]
     assert {"hyperswarm", "hyperdht", "blind-relay", "protomux-rpc", "@hyperswarm/secret-stream", "sodium-native", "udx-native"} <= packages
     assert {SIDECAR + program for program in ("main.js", "bootstrap.js", "relay.js")} <= set(names)
     prebuilt = {name.split("/prebuilds/")[1].split("/")[0] for name in modules if "/prebuilds/" in name}
-    assert prebuilt == {"linux-x64", "linux-arm64"}
+    assert prebuilt == {"linux-x64", "linux-arm64", "darwin-x64", "darwin-arm64"}
 
 
 def test_it_holds_no_tool_of_ours_and_no_tests(names: list[str]) -> None:
