@@ -5,7 +5,8 @@ also come as ``NAME_FILE``, the path of a file that holds the value, so that a s
 every child process inherits it.
 """
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -31,11 +32,13 @@ class Variable:
     secret: bool = False
     #: A variable that goes before this one: AUTH_DATABASE_URL before DATABASE_URL.
     override: str | None = None
+    #: The name before a rename: it works for one more release, with a warning.
+    formerly: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every variable that gives this setting; the first that is set holds."""
-        return (self.name,) if self.override is None else (self.override, self.name)
+        """Every variable that sets this setting. The first one that is set counts."""
+        return tuple(name for name in (self.override, self.name, self.formerly) if name is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,25 @@ def shown(settings: Settings) -> Iterator[tuple[Setting, str]]:
         yield setting, ("set" if value else "") if setting.variable.secret else value
 
 
+def find_outdated_names(kind: type[msgspec.Struct], environment: Mapping[str, str]) -> Iterator[str]:
+    """One warning for each variable with the former name of a setting, or with nearly the name of one. Pure."""
+    settings = list(settings_of(kind))
+    for variable in (setting.variable for setting in settings):
+        if variable.formerly is not None and {variable.formerly, f"{variable.formerly}_FILE"} & environment.keys():
+            yield f"{variable.formerly} is now {variable.name}; the old name stops working in the next release"
+    yield from find_misspelled_names({name for setting in settings for name in setting.variable.names}, environment)
+
+
+def find_misspelled_names(known: Collection[str], environment: Mapping[str, str]) -> Iterator[str]:
+    """One warning for each variable whose name is nearly that of a setting. Pure."""
+    everything = {*known, *(f"{name}_FILE" for name in known)}
+    # OTEL_… are variables of OpenTelemetry, of which we read only some.
+    for name in sorted(name for name in environment.keys() - everything if not name.startswith("OTEL_")):
+        # 0.85 tells SSL_CERT_FILE, of other programs, from TLS_CERT_FILE, and the settings of our services from each other.
+        for nearest in difflib.get_close_matches(name, everything, n=1, cutoff=0.85):
+            yield f"{name} is not a setting; did you mean {nearest}?"
+
+
 def load(kind: type[S], environment: Mapping[str, str]) -> S:
     """Fill ``kind``; raises BadSettings, which names every missing and every unusable variable at once."""
     values: dict[str, Any] = {}
@@ -122,7 +144,8 @@ def _value(setting: Setting, environment: Mapping[str, str]) -> Any:
             shown = "its value" if variable.secret else repr(raw)
             raise ValueError(f"{name}: {shown} does not fit: {error} ({variable.help})") from error
     if setting.default is None:
-        raise ValueError(f"{' or '.join(reversed(variable.names))} is not set ({variable.help})")
+        names = variable.name if variable.override is None else f"{variable.name} or {variable.override}"
+        raise ValueError(f"{names} is not set ({variable.help})")
     return None
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.stack import control, initialise, logs, plan, ports, probes, supervisor
+from cli.stack import control, initialise, logs, plan, ports, probes, settings, supervisor
 from cli.stack import home as homes
 from cli.stack.control import Answer
 from cli.stack.home import Home
 from cli.stack.settings import StackSettings
-from shared import addresses, errors
+from shared import addresses, config, errors
 
 #: Starting fails when nothing new has happened for this long. A busy machine or a cold disk is slow, but it moves.
 _STALL_SECONDS = 180.0
@@ -59,6 +59,8 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
     if made.made:
         what = ", ".join(made.made) if len(made.made) < _FEW else f"{len(made.made)} secrets and node keys"
         say(f"made {what} in {home.root}")
+    for warning in config.find_misspelled_names(settings.known_names(), {**environment, **made.recorded}):
+        say(f"warning: {warning}")
     if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
         say(f"warning: gateway and web on {made.settings.host} have no TLS, so keys and prompts can be read on the way")
     planned = plan.make(home, made.settings, made.recorded, os.environ)

@@ -30,6 +30,8 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
     except errors.BadSettings as error:
         sys.exit(_complain(error, 2))
     logs.configure(SERVICE_NAMES[service.role], settings.log_level, format=settings.log_format)
+    for warning in config.find_outdated_names(settings_kind, os.environ):
+        _log.warning(warning)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_live(service, settings))

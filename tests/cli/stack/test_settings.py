@@ -5,7 +5,7 @@ import pytest
 from cli.stack import home as homes
 from cli.stack import settings
 from cli.stack.home import Home
-from shared import errors
+from shared import config, errors
 
 HERE = Path("/somewhere")
 
@@ -65,3 +65,12 @@ def test_all_mistakes_are_told_at_once() -> None:
         settings.load({"WEB_SERVICE_PORT": "http", "AIMESH_ECHO": "perhaps"})
     assert "WEB_SERVICE_PORT" in caught.value.message
     assert "AIMESH_ECHO" in caught.value.message
+
+
+def test_settings_of_a_stack_are_not_taken_for_misspelled_ones() -> None:
+    """Nor are variables that other programs read."""
+    environment = dict.fromkeys((*settings.known_names(), "SSL_CERT_FILE", "AIMESH_HOME", "HOSTNAME"), "x")
+    assert list(config.find_misspelled_names(settings.known_names(), environment)) == []
+    assert list(config.find_misspelled_names(settings.known_names(), {"ROUTING_POLICI": "x"})) == [
+        "ROUTING_POLICI is not a setting; did you mean ROUTING_POLICY?"
+    ]
