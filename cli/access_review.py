@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 @click.command("access-review")
-@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="Not used for so long.")
+@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="Days without use.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"keys": […], "users": […], "nodes": […]}.')
 @click.pass_obj
 def access_review(here: Surroundings, /, *, days: int, as_json: bool) -> None:
-    """List what can still get in and was not used for long: keys, accounts and machines.
+    """List stale access: keys, accounts and nodes that haven't been used for a long time.
 
-    Revoke or close what nobody misses: aicli keys revoke, aicli admin users disable, aicli admin nodes revoke.
+    Remove what isn't needed: aicli keys revoke, aicli admin users disable, aicli admin nodes revoke.
     """
     from cli import output
     from cli.output import Column
@@ -44,7 +44,7 @@ def access_review(here: Surroundings, /, *, days: int, as_json: bool) -> None:
     nodes: list[Column[StaleNode]] = [
         Column("NODE", lambda node: node.name or node.id[:12]),
         Column("ROLE", lambda node: node.role),
-        Column("OWNER", lambda node: node.owner or "the house"),
+        Column("OWNER", lambda node: node.owner or "the mesh"),
         Column("LAST SEEN", lambda node: f"{output.ago(node.last_seen_at)} ago"),
         Column("WHY", lambda node: node.why),
     ]

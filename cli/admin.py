@@ -28,13 +28,13 @@ class _Tier(click.Choice[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value == "premium":
-            self.fail("'premium' is called 'pro' now", param, ctx)
+            self.fail("'premium' is now called 'pro'", param, ctx)
         return super().convert(value, param, ctx)
 
 
 @click.group()
 def admin() -> None:
-    """Administer the installation: with a key of the kind adm. Node owners use `nodes` and `tickets` for their own machines."""
+    """Administer the installation (requires a key of kind adm). Node owners can use `nodes` and `tickets` for their own machines."""
 
 
 admin.add_command(tickets)
@@ -49,16 +49,18 @@ admin.add_command(signing_keys)
 
 @admin.group()
 def users() -> None:
-    """List accounts, change their tier and role, close and open them."""
+    """Manage accounts: list them, change tier and role, disable and enable them."""
 
 
 @users.command("list")
-@click.option("--search", metavar="TEXT", default="", help="Those with this in the name or the address, or with this id.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option(
+    "--search", metavar="TEXT", default="", help="Only accounts with this text in the username or email address, or with this ID."
+)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def list_(here: Surroundings, /, *, search: str, limit: int, as_json: bool) -> None:
-    """List the accounts, the newest first. Their ids are in the output of --json."""
+    """List accounts, newest first. Use --json to see their IDs."""
     from cli import output, people
     from cli.output import Column
 
@@ -71,18 +73,18 @@ def list_(here: Surroundings, /, *, search: str, limit: int, as_json: bool) -> N
         Column("STATE", lambda user: "open" if user.is_active else "closed", lambda user: "green" if user.is_active else "red"),
         Column("AGE", lambda user: output.ago(user.created_at)),
     ]
-    output.show_rows(found, columns, as_json=as_json, empty="Nobody like that." if search else "No accounts yet.")
+    output.show_rows(found, columns, as_json=as_json, empty="No matching users." if search else "No accounts yet.")
 
 
 @users.command("set-tier")
 @click.argument("user")
 @click.argument("tier", type=_Tier(TIERS))
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
 def set_tier(here: Surroundings, /, user: str, tier: str, *, as_json: bool) -> None:
-    """Put USER, a username, e-mail address or id, into a tier.
+    """Set the tier of USER (username, email address or ID).
 
-    What a tier includes and allows, the settings TIER_FREE, TIER_PRO and TIER_ENTERPRISE say.
+    The settings TIER_FREE, TIER_PRO and TIER_ENTERPRISE define what each tier includes.
     """
     from shared.api import auth
     from shared.types import Tier
@@ -93,12 +95,12 @@ def set_tier(here: Surroundings, /, user: str, tier: str, *, as_json: bool) -> N
 @users.command("set-role")
 @click.argument("user")
 @click.argument("role", type=click.Choice(ROLES))
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
 def set_role(here: Surroundings, /, user: str, role: str, *, as_json: bool) -> None:
-    """Say what USER, a username, e-mail address or id, may do.
+    """Set the role of USER (username, email address or ID).
 
-    developer: load and unload models. node-owner: bring machines of their own. admin: everything.
+    developer: load and unload models. node-owner: add their own machines. admin: everything.
     """
     from shared.api import auth
     from shared.types import UserRole
@@ -108,10 +110,10 @@ def set_role(here: Surroundings, /, user: str, role: str, *, as_json: bool) -> N
 
 @users.command()
 @click.argument("user")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
 def disable(here: Surroundings, /, user: str, *, as_json: bool) -> None:
-    """Close an account: its keys and sessions stop at once."""
+    """Disable an account. Its keys and sessions stop working immediately."""
     from shared.api import auth
 
     _show(here.ask(auth.set_active, auth.SetActive(user, is_active=False)), as_json=as_json)
@@ -119,10 +121,10 @@ def disable(here: Surroundings, /, user: str, *, as_json: bool) -> None:
 
 @users.command()
 @click.argument("user")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
 def enable(here: Surroundings, /, user: str, *, as_json: bool) -> None:
-    """Open a closed account again; its keys work again."""
+    """Enable a disabled account. Its keys work again."""
     from shared.api import auth
 
     _show(here.ask(auth.set_active, auth.SetActive(user, is_active=True)), as_json=as_json)
@@ -130,12 +132,12 @@ def enable(here: Surroundings, /, user: str, *, as_json: bool) -> None:
 
 @users.command("remove-mfa")
 @click.argument("user")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
 def remove_mfa(here: Surroundings, /, user: str, *, as_json: bool) -> None:
-    """Take the second factor of USER, who has lost it. Their sessions end; they are told by mail.
+    """Remove the second factor of USER, who lost it. Their sessions end, and they get an email.
 
-    Make sure that it is they who ask: with the password alone somebody else could log in from then on.
+    Verify the person's identity first: until they set up a new one, the password alone is enough to sign in.
     """
     from shared.api import auth
 

@@ -1,4 +1,4 @@
-"""`aicli alerts`: what is wrong just now, who looks after it, and peace from what is known."""
+"""`aicli alerts`: list, acknowledge and silence alerts."""
 
 import re
 from datetime import timedelta
@@ -13,8 +13,8 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from shared.api.alerts import Alert, Silence
 
-_seconds = durations.between(timedelta(minutes=1), timedelta(days=30), "a silence lasts 1 minute to 30 days")
-_LABELS_HELP = "Only those with these labels; %2C is a comma and %25 a per cent sign, as mails about alerts write them."
+_seconds = durations.between(timedelta(minutes=1), timedelta(days=30), "a silence must be between 1 minute and 30 days")
+_LABELS_HELP = "Only alerts with these labels. Write a comma as %2C and a percent sign as %25, as alert emails do."
 #: A per cent sign that stands for nothing.
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _STYLES = {"page": "red", "critical": "red", "warning": "yellow"}
@@ -28,9 +28,9 @@ def _read_labels(context: click.Context, parameter: click.Parameter, values: tup
         try:
             key, content = (_meant(part) for part in pair.partition("=")[::2])
         except UnicodeDecodeError as error:
-            raise click.BadParameter(f"{pair!r}: what stands behind its per cent signs is no text", context, parameter) from error
+            raise click.BadParameter(f"{pair!r}: invalid percent encoding", context, parameter) from error
         if not key or not content or _LONE_PERCENT.search(pair):
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE, with a comma as %2C and a per cent sign as %25", context, parameter)
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE (write a comma as %2C and a percent sign as %25)", context, parameter)
         found[key] = content
     return found
 
@@ -41,15 +41,15 @@ def _meant(written: str) -> str:
 
 @click.group()
 def alerts() -> None:
-    """See what is wrong, say that you look after it, or silence it. For administrators."""
+    """List, acknowledge and silence alerts. Admins only."""
 
 
 @alerts.command("list")
-@click.option("--all", "everything", is_flag=True, help="Also those that have not lasted long enough, and those of the last day.")
+@click.option("--all", "everything", is_flag=True, help="Include pending alerts and alerts that ended in the last 24 hours.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"alerts": […], "silences": […]}.')
 @click.pass_obj
 def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
-    """List the alerts that fire, the gravest first, and the silences."""
+    """List firing alerts, most severe first, and silences."""
     from cli import output
     from cli.output import Column
     from shared.api import alerts as contract
@@ -70,7 +70,7 @@ def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
         Column("WHERE", lambda alert: output.names(f"{name}={value}" for name, value in alert.labels.items())),
         Column("DO", lambda alert: alert.runbook),
     ]
-    output.show_rows(chosen, columns, as_json=False, empty="Nothing is wrong")
+    output.show_rows(chosen, columns, as_json=False, empty="No alerts")
     if found.silences:
         click.echo()
         of_silences: list[Column[Silence]] = [
@@ -88,10 +88,10 @@ def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
 
 @alerts.command()
 @click.argument("alert_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print the alert as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the alert as a JSON object.")
 @click.pass_obj
 def ack(here: Surroundings, /, *, alert_id: str, as_json: bool) -> None:
-    """Say that you look after an alert, so that others need not."""
+    """Acknowledge an alert."""
     from cli import output
     from shared.api import alerts as contract
 
@@ -99,18 +99,18 @@ def ack(here: Surroundings, /, *, alert_id: str, as_json: bool) -> None:
     if as_json:
         output.show_json(output.plain(seen))
     else:
-        click.echo(f"{seen.name}: {seen.seen_by} looks after it")
+        click.echo(f"{seen.name}: {seen.seen_by} acknowledged it")
 
 
 @alerts.command()
 @click.argument("name", metavar="[ALERT]", default="")
-@click.option("--for", "seconds", metavar="TIME", callback=_seconds, default="2h", show_default=True, help="How long, such as 30m or 7d.")
+@click.option("--for", "seconds", metavar="TIME", callback=_seconds, default="2h", show_default=True, help="Duration, such as 30m or 7d.")
 @click.option("--label", "--labels", "labels", callback=_read_labels, metavar="KEY=VALUE,…", multiple=True, help=_LABELS_HELP)
-@click.option("--why", default="", help="For the others who look.")
-@click.option("--json", "as_json", is_flag=True, help="Print the silence as an object.")
+@click.option("--why", default="", help="Reason, shown to other admins.")
+@click.option("--json", "as_json", is_flag=True, help="Print the silence as a JSON object.")
 @click.pass_obj
 def silence(here: Surroundings, /, *, name: str, seconds: int, labels: dict[str, str], why: str, as_json: bool) -> None:
-    """Tell nobody of an alert for a while; without a name, of none. They stay on the list."""
+    """Silence an alert (or all alerts) for a while. Silenced alerts stay on the list."""
     from cli import output
     from shared.api import alerts as contract
 
@@ -118,7 +118,7 @@ def silence(here: Surroundings, /, *, name: str, seconds: int, labels: dict[str,
     if as_json:
         output.show_json(output.plain(made))
     else:
-        click.echo(f"{made.name or 'All alerts'}: silent until {output.moment(made.until)}. End it with: aicli alerts unsilence {made.id}")
+        click.echo(f"{made.name or 'All alerts'}: silenced until {output.moment(made.until)}. To end it: aicli alerts unsilence {made.id}")
 
 
 @alerts.command()
@@ -129,7 +129,7 @@ def unsilence(here: Surroundings, /, *, silence_id: str) -> None:
     from shared.api import alerts as contract
 
     here.ask(contract.end_silence, contract.EndSilence(silence_id))
-    click.echo("Ended; what still fires is told now")
+    click.echo("Silence ended. Alerts that are still firing notify again.")
 
 
 def _state(alert: "Alert") -> str:
@@ -137,4 +137,4 @@ def _state(alert: "Alert") -> str:
         return alert.state
     if alert.silenced:
         return "firing, silenced"
-    return f"firing, {alert.seen_by} looks after it" if alert.seen_by else "firing"
+    return f"firing, acknowledged by {alert.seen_by}" if alert.seen_by else "firing"

@@ -28,7 +28,7 @@ def reader(*, for_a_token: bool = False, least_micro: int | None = None) -> Read
         except ValueError as error:
             raise click.BadParameter(str(error), context, parameter) from error
         if least_micro is not None and amount < least_micro:
-            raise click.BadParameter(f"{text} is too little: say {'more than 0' if least_micro else '0 or more'}", context, parameter)
+            raise click.BadParameter(f"{text} is too small: use {'more than 0' if least_micro else '0 or more'}", context, parameter)
         return amount
 
     return read
@@ -40,22 +40,22 @@ def account_lines(account: "Account") -> Iterator[str]:
     from shared.amounts import written
 
     if account.monthly_micro is None:
-        yield "credits left  no bound"
+        yield "credits left  unlimited"
     else:
         yield f"credits left  {written(account.free_micro)}"
         renewed = output.moment(account.renews_at)
-        yield f"included      {written(account.included_micro)} of {written(account.monthly_micro)} a month, renewed {renewed}"
+        yield f"included      {written(account.included_micro)} of {written(account.monthly_micro)} per month, renews {renewed}"
     if account.balance_micro < 0:
         yield f"owed          {written(-account.balance_micro)}"
     elif account.balance_micro > 0:
         yield f"topped up     {written(account.balance_micro)}"
     if account.reserved_micro:
-        yield f"held          {written(account.reserved_micro)} by requests that run now"
+        yield f"held          {written(account.reserved_micro)} by running requests"
 
 
 def budget_line(budget: "KeyBudget") -> str:
     """What one key may still spend of a limit of its own, whatever its account has."""
     from shared.amounts import written
 
-    held = f", {written(budget.reserved_micro)} of it held by requests that run now" if budget.reserved_micro else ""
+    held = f", {written(budget.reserved_micro)} of it held by running requests" if budget.reserved_micro else ""
     return f"this key      {written(budget.free_micro)} left of its {written(budget.budget_micro)}{held}"

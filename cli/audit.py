@@ -30,18 +30,18 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def audit() -> None:
-    """Read, export and verify the log of sensitive and refused acts."""
+    """Read, export and verify the audit log."""
 
 
 @audit.command("list")
-@click.option("--chain", metavar="CHAIN", help="`house`, or the id of one user or organisation.")
-@click.option("--actor", metavar="USER", help="What this user did: a name, an e-mail address or an id.")
-@click.option("--action", metavar="ACTION", help="Such as key.create, or key for all that begins so.")
-@click.option("--result", type=click.Choice(RESULTS), help="Only acts that ended so.")
-@click.option("--since", type=_MOMENT, help="Not before this time, in your own zone.")
-@click.option("--before", type=_MOMENT, help="Only before this time: to go on where a list ended.")
+@click.option("--chain", metavar="CHAIN", help="Chain: `house`, or the ID of a user or organization.")
+@click.option("--actor", metavar="USER", help="Only actions of this user: username, email address or ID.")
+@click.option("--action", metavar="ACTION", help="Only this action, such as key.create, or a prefix, such as key.")
+@click.option("--result", type=click.Choice(RESULTS), help="Only actions with this result.")
+@click.option("--since", type=_MOMENT, help="Start time, in your time zone.")
+@click.option("--before", type=_MOMENT, help="End time: use it to get the next page.")
 @click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="At most so many.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def list_(
     here: Surroundings,
@@ -56,7 +56,7 @@ def list_(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List who did what, the newest first."""
+    """Show the audit log, newest first."""
     from cli import output
     from cli.output import Column
     from shared.api import audit as log
@@ -80,16 +80,22 @@ def list_(
         Column("FROM", lambda row: "erased" if row.erased else row.act.address or "–"),
         Column("DETAILS", lambda row: output.names(f"{name}: {text}" for name, text in row.act.details.items())),
     ]
-    output.show_rows(here.ask(log.list_audit, asked).rows, columns, as_json=as_json, empty="Nothing like that is in the log.")
+    output.show_rows(here.ask(log.list_audit, asked).rows, columns, as_json=as_json, empty="No matching entries.")
 
 
 @audit.command()
-@click.option("--chain", metavar="CHAIN", help="Only this one: `house`, or the id of one user or organisation.")
-@click.option("--since", type=_MOMENT, help="Not from the beginning; `verify` then needs --partial.")
-@click.option("-o", "--output", "file", type=click.Path(dir_okay=False, path_type=Path), help="A file that only you can read, not stdout.")
+@click.option("--chain", metavar="CHAIN", help="Only this chain: `house`, or the ID of a user or organization.")
+@click.option("--since", type=_MOMENT, help="Start here instead of at the beginning. `verify` then needs --partial.")
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file, readable only by you, instead of stdout.",
+)
 @click.pass_obj
 def export(here: Surroundings, /, *, chain: str | None, since: datetime | None, file: Path | None) -> None:
-    """Write the log as JSON lines, one for each row: for an auditor, who needs nothing else to verify it."""
+    """Export the audit log as JSON lines. An auditor can verify the file without access to the mesh."""
     from cli import output
     from shared.api import audit as log
 
@@ -101,11 +107,11 @@ def export(here: Surroundings, /, *, chain: str | None, since: datetime | None, 
 
 @audit.command()
 @click.argument("file", type=_FILE, required=False)
-@click.option("--chain", metavar="CHAIN", help="Only this one: `house`, or the id of one user or organisation.")
-@click.option("--anchors", type=_FILE, help="The file of signed anchors (AUDIT_ANCHOR_FILE): with it, rows cut off at the end are missed.")
-@click.option("--key", "keys", multiple=True, metavar="KEY", help="Who must have signed the anchors. May be given again.")
-@click.option("--partial", is_flag=True, help="FILE was exported with --since or --chain.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as an object.")
+@click.option("--chain", metavar="CHAIN", help="Only this chain: `house`, or the ID of a user or organization.")
+@click.option("--anchors", type=_FILE, help="File of signed anchors (AUDIT_ANCHOR_FILE). Needed to detect rows cut off at the end.")
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="Public key that must have signed the anchors. Can be repeated.")
+@click.option("--partial", is_flag=True, help="Set this if FILE was exported with --since or --chain.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON object.")
 @click.pass_context
 def verify(
     context: click.Context,
@@ -118,16 +124,16 @@ def verify(
     partial: bool,
     as_json: bool,
 ) -> None:
-    """Check every row against the chain that it is in, and name the first that is not as it was written. Exits with 1 then.
+    """Verify that nobody tampered with the audit log. Exits with 1 and shows the first bad row of each chain if somebody did.
 
-    With a FILE that `export` wrote, no mesh is needed; without one, auth checks its own log and the anchors that it has.
+    With a FILE written by `export`, no mesh is needed. Without one, auth checks its own log against its anchors.
     """
     from cli import output
     from shared.api import audit as log
 
     if file is None:
         if anchors or keys or partial:
-            raise click.UsageError("--anchors, --key and --partial go with a FILE; auth knows its own")
+            raise click.UsageError("--anchors, --key and --partial require a FILE; auth uses its own")
         here = context.find_object(Surroundings)
         assert here is not None  # the group has put it there
         request = log.VerifyAudit(chain=chain)
@@ -196,7 +202,7 @@ def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
     with file.open("rb") as lines:
         found, unreadable = audit_anchors.read_lines(lines)
     if unreadable:
-        raise errors.BadRequest(f"{file}: line {unreadable[0]} is no anchor", hint="remove it if a crash left it half written")
+        raise errors.BadRequest(f"{file}: line {unreadable[0]} is not an anchor", hint="remove the line if a crash left it incomplete")
     return audit_anchors.check(found, [NodeId(key) for key in keys] or audit_anchors.keys_of(found))
 
 
@@ -209,7 +215,7 @@ def _verified(file: Path, anchors: "Anchors", chain: str | None, *, partial: boo
     with file.open("rb") as lines:
         for number, row in _rows(lines):
             if row is None:
-                unreadable.append(ChainState("file", 0, number, f"line {number} is no row of an audit log", 0))
+                unreadable.append(ChainState("file", 0, number, f"line {number} is not a row of an audit log", 0))
                 break
             if row.chain not in verifiers:
                 verifiers[row.chain] = ChainVerifier(row.chain, anchors.checkpoints(row.chain), partial=partial)
@@ -253,13 +259,13 @@ def _show(report: "AuditReport", *, with_anchors: bool, key_given: bool) -> None
 
     chains, rows = output.counted(len(report.chains), "chain"), output.counted(sum(state.rows for state in report.chains), "row")
     anchors = output.counted(sum(state.anchors for state in report.chains), "signed anchor")
-    click.echo(f"The log is {'as it was written' if report.is_whole else 'NOT as it was written'}: {chains}, {rows}, {anchors}.")
+    click.echo(f"The audit log is {'intact' if report.is_whole else 'NOT INTACT'}: {chains}, {rows}, {anchors}.")
     for state in report.chains:
         if state.first_bad is not None:
             click.echo(f"  {output.printable(state.chain)}: row {state.first_bad}: {output.printable(state.why)}")
     if report.anchor_key:
-        click.echo(f"The anchors are signed by {output.printable(report.anchor_key)}")
+        click.echo(f"The anchors are signed with {output.printable(report.anchor_key)}")
     if not with_anchors:
-        output.note("Without --anchors nobody can tell whether rows were cut off at the end, or all of them made anew.")
+        output.note("Without --anchors, rows cut off at the end or a fully rewritten log can't be detected.")
     elif not key_given:
-        output.note("Compare the key with the one that `aicli admin audit verify` shows on the mesh, or give it as --key.")
+        output.note("Compare this key with the output of `aicli admin audit verify` on the mesh, or pass it as --key.")

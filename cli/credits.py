@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("whose")
 @click.argument("amount", callback=amounts.reader(), required=False)
-@click.option("--note", default="", help="Why; kept with the entries.")
-@click.option("--transfer-id", type=click.UUID, metavar="UUID", help="The same one again changes nothing: for repeating a call.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object; amounts are micro-credits.")
+@click.option("--note", default="", help="Reason, stored with the entries.")
+@click.option("--transfer-id", type=click.UUID, metavar="UUID", help="Makes retries safe: a transfer with the same ID is applied once.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object; amounts in micro-credits.")
 @click.pass_obj
 def credits_(
     here: Surroundings, /, whose: str, amount: "MicroCredits | None", *, note: str, transfer_id: UUID | None, as_json: bool
 ) -> None:
-    """Show the credits of WHOSE, a username, e-mail address or id, or an organisation's id; with AMOUNT, give some first.
+    """Show the credits of an account, or add AMOUNT to them. WHOSE is a username, email address, user ID or organization ID.
 
     \b
     aicli admin credits alice 100
@@ -37,10 +37,10 @@ def credits_(
     from shared.types import RequestId
 
     if amount == 0:
-        raise click.UsageError("an AMOUNT of 0 changes nothing; leave it out to see what there is")
+        raise click.UsageError("an AMOUNT of 0 changes nothing; leave it out to see the balance")
     if amount is None:
         if note or transfer_id:
-            raise click.UsageError("--note and --transfer-id go with an AMOUNT")
+            raise click.UsageError("--note and --transfer-id require an AMOUNT")
         account = here.run(lambda connection: _read(connection, whose))
     else:
         chosen = RequestId(transfer_id) if transfer_id else context.new_request_id()
@@ -74,5 +74,5 @@ async def _top_up(connection: "Connection", wanted: "TopUp") -> "Account":
     except (errors.CallerError, errors.NotReachable):
         raise
     except errors.AimeshError as error:
-        error.hint = f"the same again with --transfer-id {wanted.transfer_id} is done once, however often it is asked"
+        error.hint = f"to retry safely, run it again with --transfer-id {wanted.transfer_id}"
         raise

@@ -15,13 +15,13 @@ LOGIN_PATH = "/login-link"
 
 
 @click.command()
-@click.option("--print", "only_print", is_flag=True, help="Print the link and open no browser.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"url": …, "expires_in": …} and open no browser.')
+@click.option("--print", "only_print", is_flag=True, help="Print the link instead of opening a browser.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"url": …, "expires_in": …} instead of opening a browser.')
 @click.pass_obj
 def dashboard(here: Surroundings, /, *, only_print: bool, as_json: bool) -> None:
-    """Open the dashboard in a browser, logged in.
+    """Open the web dashboard in a browser, already signed in.
 
-    The link works once, for a minute.
+    The link works once and expires after a minute.
     """
     from urllib.parse import quote
 

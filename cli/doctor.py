@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
-@click.option("--worker", is_flag=True, help="Look at a joined worker of this machine, in place of the profile.")
-@click.option("--state", metavar="DIR", help="With --worker: its folder. Default: $XDG_STATE_HOME/aimesh/worker.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.option("--worker", is_flag=True, help="Check a joined worker on this machine instead of the profile.")
+@click.option("--state", metavar="DIR", help="State folder of the worker (with --worker). Default: $XDG_STATE_HOME/aimesh/worker.")
 @click.pass_context
 def doctor(context: click.Context, /, *, as_json: bool, worker: bool, state: str | None) -> None:
-    """Find out what is wrong, and what to do.
+    """Diagnose problems and suggest fixes.
 
-    Goes the way of a request: profile, NATS or Hyperswarm, auth, gateway, workers, models. With --worker, the way of a worker
-    into its mesh: its certificate, Hyperswarm, what kind of NAT there is, auth, the clock.
+    Checks each step of a request: profile, NATS or Hyperswarm, auth, gateway, workers, models. With --worker, checks how a worker joins
+    its mesh: certificate, Hyperswarm, NAT type, auth, clock.
 
-    Exits with 0 if all is well, otherwise with 1.
+    Exits with 0 if every check passes, otherwise with 1.
     """
     from cli import interrupts, output
 
     here = context.find_object(Surroundings)
     assert here is not None
     if state and not worker:
-        raise click.UsageError("--state goes with --worker")
+        raise click.UsageError("--state requires --worker")
     findings = interrupts.run(_examine(here, state) if worker else _examine_profile(here))
     if as_json:
         output.show_json([output.plain(finding) for finding in findings])

@@ -62,7 +62,7 @@ async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[Fin
     try:
         kept = membership.load(chosen.mesh_file)
         if kept is None:
-            return [Finding("membership", False, f"there is no {chosen.mesh_file}", "aicli mesh connect TICKET makes the profile anew")]
+            return [Finding("membership", False, f"there is no {chosen.mesh_file}", "recreate the profile: aicli mesh connect TICKET")]
         key = identity.load(chosen.node_key_file)
     except errors.AimeshError as error:
         return [wrong("membership", error)]
@@ -72,7 +72,11 @@ async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[Fin
 def _check_disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     text = f"{free / 1024**3:.1f} GiB free at {folder}"
-    return Finding("disk", True, text) if free >= _LOW_DISK_BYTES else Finding("disk", False, text, "make room: less than 1 GiB is left")
+    return (
+        Finding("disk", True, text)
+        if free >= _LOW_DISK_BYTES
+        else Finding("disk", False, text, "free some disk space: less than 1 GiB is left")
+    )
 
 
 def _check_node_key(chosen: Profile) -> Finding:
@@ -84,10 +88,10 @@ def _check_node_key(chosen: Profile) -> Finding:
 
 def _check_form_of_key(chosen: Profile) -> Finding:
     if chosen.api_key is None:
-        return Finding("API key", False, "the profile has none", "aicli login, or set AICLI_API_KEY")
+        return Finding("API key", False, "the profile has no key", "aicli login, or set AICLI_API_KEY")
     if not credentials.looks_like_api_key(chosen.api_key):
-        return Finding("API key", False, "its checksum is wrong: it was not copied whole", "aicli login, or copy the key again")
-    return Finding("API key", True, f"well formed{f', of {chosen.username}' if chosen.username else ''}")
+        return Finding("API key", False, "invalid checksum: the key is incomplete", "aicli login, or copy the key again")
+    return Finding("API key", True, f"well formed{f', owner {chosen.username}' if chosen.username else ''}")
 
 
 async def _check_nats(urls: str) -> Finding:
@@ -98,7 +102,7 @@ async def _check_nats(urls: str) -> Finding:
 
 async def _check_server(url: str) -> Finding:
     """Whether something listens there and speaks NATS: the server greets first, with INFO."""
-    hint = "start it with `make up`, or correct nats_url in the profile"
+    hint = "start it with `make up`, or fix nats_url in the profile"
     parts = urlsplit(url)  # the profile has been loaded, so these are addresses
     host, port = parts.hostname or "127.0.0.1", parts.port or 4222
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -152,22 +156,22 @@ async def _check_auth(connection: Connection, chosen: Profile) -> Finding:
     """Any answer of auth shows that it is alive, a refusal too."""
     if chosen.api_key is None:
         alive = bool(connection.alive(Role.AUTH))
-        return Finding("auth", True, "alive") if alive else Finding("auth", None, "not heard of yet; nobody is logged in to ask it")
+        return Finding("auth", True, "alive") if alive else Finding("auth", None, "not seen yet; log in to query it")
     try:
         listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), deadline_seconds=_STEP_SECONDS)
     except errors.NotAuthenticated as error:
-        return Finding("auth", False, f"alive, but refuses the key: {error.message}", error.hint or "aicli login")
+        return Finding("auth", False, f"up, but it rejects the key: {error.message}", error.hint or "aicli login")
     except errors.NotAllowed:
-        return Finding("auth", True, "alive, accepts the key, which may list no keys")
+        return Finding("auth", True, "OK; it accepts the key, which has no permission to list keys")
     except errors.AimeshError as error:
         return wrong("auth", error)
     active = output.counted(sum(key.is_active for key in listed.keys), "key is", "keys are")
-    return Finding("auth", True, f"alive, accepts the key; {active} active")
+    return Finding("auth", True, f"OK; it accepts the key; {active} active")
 
 
 async def _check_quota(connection: Connection, chosen: Profile) -> Finding:
     if chosen.api_key is None:
-        return Finding("quota", None, "not checked: nobody is logged in")
+        return Finding("quota", None, "not checked: you are not logged in")
     try:
         left = await connection.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
@@ -178,25 +182,25 @@ async def _check_quota(connection: Connection, chosen: Profile) -> Finding:
 def _judge(left: gateway.UserQuota) -> Finding:
     account = left.account
     if account is not None and account.monthly_micro is not None and account.free_micro <= 0:
-        hint = f"ask an administrator for more, or wait for those of the next month: {account.renews_at:%Y-%m-%d}"
+        hint = f"ask an administrator for more, or wait for the monthly renewal: {account.renews_at:%Y-%m-%d}"
         return Finding("quota", False, "no credits left", hint)
     if left.limit_per_hour >= gateway.NO_LIMIT:
-        return Finding("quota", True, "no limit of requests an hour")
-    text = f"{left.remaining} of {output.counted(left.limit_per_hour, 'request')} left in this hour"
+        return Finding("quota", True, "no hourly request limit")
+    text = f"{left.remaining} of {output.counted(left.limit_per_hour, 'request')} left this hour"
     return Finding("quota", True, text) if left.remaining else Finding("quota", False, text, f"wait until {left.resets_at:%H:%M} UTC")
 
 
 def _check_workers(health: gateway.ServiceHealth) -> Iterator[Finding]:
     if not health.workers:
-        hint = "start one with `aicli worker`, or look at `aicli stack status`"
-        yield Finding("workers", False, "none is alive and ready", hint)
+        hint = "start one with `aicli worker`, or check `aicli stack status`"
+        yield Finding("workers", False, "no worker is ready", hint)
         yield from unchecked("workers", "models")
         return
     yield Finding("workers", True, f"{health.workers} ready")
     if health.models:
         yield Finding("models", True, ", ".join(health.models))
     else:
-        yield Finding("models", False, "no worker serves one", "start a worker with --model NAME=PATH")
+        yield Finding("models", False, "no worker serves a model", "start a worker with --model NAME=PATH")
 
 
 async def _check_nodes(connection: Connection) -> list[Finding]:
@@ -205,12 +209,12 @@ async def _check_nodes(connection: Connection) -> list[Finding]:
         found = await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
         return [wrong("nodes", error)]
-    hint = "aicli nodes shows all of them"
+    hint = "list all nodes: aicli nodes"
     findings = []
     for node in found.nodes:
         who = f"{node.service} {node.id[:9]}…"
         if node.alive and not node.usable:
-            findings.append(Finding("nodes", False, f"{who} is not used: {node.why_not}", hint))
+            findings.append(Finding("nodes", False, f"{who} gets no requests: {node.why_not}", hint))
         elif node.alive and node.trouble:
-            findings.append(Finding("nodes", False, f"{who} is used, but {node.trouble}", hint))
+            findings.append(Finding("nodes", False, f"{who} gets requests, but {node.trouble}", hint))
     return findings

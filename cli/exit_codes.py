@@ -20,13 +20,13 @@ class ExitCode(IntEnum):
 
 #: In the order of the help text.
 MEANINGS: dict[ExitCode, str] = {
-    ExitCode.OK: "it worked",
-    ExitCode.FAILED: "it failed; the message says why",
-    ExitCode.USAGE: "the command line, the profile or the request is wrong",
-    ExitCode.NOT_AUTHENTICATED: "no key, or not a valid one: aicli login",
-    ExitCode.LIMITED: "a rate limit, a quota or the budget is used up",
-    ExitCode.NOTHING_SERVES: "nothing there to serve it: no gateway, no worker, no such model",
-    ExitCode.INTERRUPTED: "interrupted; what ran on a worker was stopped",
+    ExitCode.OK: "success",
+    ExitCode.FAILED: "failure; see the error message",
+    ExitCode.USAGE: "invalid command line, profile or request",
+    ExitCode.NOT_AUTHENTICATED: "missing or invalid API key; run aicli login",
+    ExitCode.LIMITED: "rate limit, quota or budget exceeded",
+    ExitCode.NOTHING_SERVES: "unavailable: no gateway, no worker or no such model",
+    ExitCode.INTERRUPTED: "interrupted; the request was canceled on the worker",
 }
 
 #: Error code on the wire -> exit status.

@@ -48,29 +48,29 @@ class _Parameters(TypedDict):
 
 @click.command()
 @click.argument("prompt")
-@click.option("-m", "--model", metavar="NAME", help="The model to ask; `aicli models` lists them. Default: the gateway's.")
-@click.option("-s", "--system", metavar="TEXT", help="What the model should be and do, before the prompt.")
-@click.option("--max-tokens", type=click.IntRange(1), help="The most tokens to generate.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token each time; more is more varied.")
-@click.option("--top-p", type=float, help="Choose among the likeliest tokens that together have this probability.")
-@click.option("--top-k", type=click.IntRange(0), help="Choose among so many likeliest tokens; 0 means all.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
-@click.option("--seed", type=int, help="The same seed gives the same answer.")
+@click.option("-m", "--model", metavar="NAME", help="Model to use; see `aicli models`. Default: the gateway's default model.")
+@click.option("-s", "--system", metavar="TEXT", help="System prompt.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens to generate.")
+@click.option("--temperature", type=float, help="Sampling temperature: 0 always picks the most likely token; higher values vary more.")
+@click.option("--top-p", type=float, help="Sample from the most likely tokens whose probabilities add up to this.")
+@click.option("--top-k", type=click.IntRange(0), help="Sample from this many of the most likely tokens; 0 means all.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Can be repeated.")
+@click.option("--seed", type=int, help="Random seed, for reproducible answers.")
 @click.option(
     "--format",
     "output_format",
     metavar="json|FILE",
-    help="What the answer must be: any JSON object, what the JSON schema in FILE.json says, or what the grammar in FILE.gbnf says.",
+    help="Force the answer's format: any JSON object (json), a JSON schema (FILE.json) or a grammar (FILE.gbnf).",
 )
 @click.option(
     "--idempotency-key",
     metavar="KEY",
-    help="Name this request: the same one again under the same KEY gets the same answer and is paid once. Default: a new one each time.",
+    help="Repeating a request with the same key returns the same answer and is billed once. Default: a new key each time.",
 )
-@click.option("--no-resume", is_flag=True, help="End with the connection instead of asking for the rest of the answer.")
-@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
-@click.option("--json", "as_json", is_flag=True, help="Print one object: text, model, usage, finish_reason, request_id.")
-@click.option("-v", "--verbose", is_flag=True, help="On a terminal, say at the end which model answered and how fast.")
+@click.option("--no-resume", is_flag=True, help="Don't resume a broken stream.")
+@click.option("--no-stream", is_flag=True, help="Print the answer only when it is complete.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object: text, model, usage, finish_reason, request_id.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the model, token counts and speed after the answer (terminals only).")
 @click.pass_obj
 def infer(
     here: Surroundings,
@@ -84,10 +84,10 @@ def infer(
     verbose: bool,
     **parameters: Unpack[_Parameters],
 ) -> None:
-    """Ask a model. PROMPT may be `-` to read it from stdin.
+    """Send a prompt to a model and print the answer. Use `-` to read PROMPT from stdin.
 
-    The answer streams to stdout. When the connection is lost it goes on where it stopped, for up to 30 seconds without a gateway. Ctrl-C
-    stops the generation on the worker.
+    The answer streams to stdout. If the connection breaks, the stream resumes where it stopped; aicli retries for up to 30 seconds if no
+    gateway answers. Ctrl-C cancels the request on the worker.
     """
     from shared.api.gateway import ProcessInferenceRequest
 
@@ -113,7 +113,7 @@ def infer(
 
     if result.clamped_to is not None and result.finish_reason is FinishReason.LENGTH:
         tokens = output.counted(result.clamped_to, "token")
-        output.note(f"The answer ends after {tokens}: the credits reach for no more; see aicli usage.")
+        output.note(f"The answer was cut off after {tokens}: not enough credits. See aicli usage.")
     if verbose and sys.stderr.isatty():
         click.echo(output.styled(output.printable(_summary(result)), "bright_black", sys.stderr), err=True)
 
@@ -127,7 +127,7 @@ def _from_stdin() -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"the prompt is not UTF-8: byte {error.start} does not fit") from error
+        raise click.UsageError(f"the prompt is not valid UTF-8 (byte {error.start})") from error
 
 
 def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
@@ -227,9 +227,7 @@ def _say_lost(*, began: bool, in_line: bool) -> None:
 
     if in_line and sys.stdout.isatty() and sys.stderr.isatty():
         click.echo(err=True)  # on a terminal the note must not stand behind the answer's last word
-    output.note(
-        "The connection was lost; going on where the answer stopped …" if began else "The gateway cannot answer now; asking again …"
-    )
+    output.note("Connection lost. Resuming …" if began else "The gateway isn't answering. Retrying …")
 
 
 class _Waiting:

@@ -85,7 +85,7 @@ def prepare(folder: Folder) -> None:
         facts = folder.root.stat()
         # Root joins for the user that the worker will run as; systemd hands the folder over to that one.
         if os.geteuid() not in (0, facts.st_uid):
-            raise errors.BadSettings(f"{folder.root} belongs to another user", hint="give another folder with --state")
+            raise errors.BadSettings(f"{folder.root} belongs to another user", hint="choose another folder with --state")
         if stat.S_IMODE(facts.st_mode) & 0o077:
             folder.root.chmod(0o700)
     except OSError as error:
@@ -102,7 +102,7 @@ def claim(folder: Folder) -> int:
     except BlockingIOError:
         os.close(lock)
         raise errors.Overloaded(
-            f"a worker runs on {folder.root} already", hint="aicli worker status shows it; --state FOLDER makes another one"
+            f"a worker already uses {folder.root}", hint="check it with aicli worker status, or use --state FOLDER for another worker"
         ) from None
     os.set_inheritable(lock, True)
     return lock
@@ -117,7 +117,9 @@ def is_running(folder: Folder) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise errors.BadSettings(f"cannot look at {folder.lock}: {error.strerror}", hint="ask as the worker's user, or as root") from error
+        raise errors.BadSettings(
+            f"cannot read {folder.lock}: {error.strerror}", hint="run this as the worker's user, or as root"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -151,10 +153,10 @@ async def join(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Call
     """
     kept = folder.kept()
     if kept is not None and ticket.authority_id not in kept.authorities:
-        hint = "--state FOLDER keeps this machine's place in both"
+        hint = "use --state FOLDER to be a member of both"
         raise errors.BadSettings(f"{folder.root} belongs to another mesh, {kept.mesh}", hint=hint)
     if kept is not None and _is_of(folder, ticket):
-        say(f"this machine has joined mesh {kept.mesh} with this ticket before")
+        say(f"this machine already joined mesh {kept.mesh} with this ticket")
         return await finish(folder, kept, say)
     try:
         return await _enrol(folder, ticket, newcomer, say)
@@ -165,7 +167,7 @@ async def join(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Call
     except errors.BadTicket as error:
         if kept is None or not kept.certificate:
             raise
-        say(f"{error.message}; it is not needed: this machine is a member of mesh {kept.mesh}")
+        say(f"{error.message}; continuing, because this machine is already a member of mesh {kept.mesh}")
         return kept
 
 
@@ -211,8 +213,8 @@ def _check_role(kept: "Kept") -> None:
     from shared.types import Role
 
     if kept.role is not Role.WORKER:
-        hint = "ask for one that aicli admin tickets create --role worker made"
-        raise errors.BadTicket(f"this ticket makes a {kept.role} and no worker", hint=hint)
+        hint = "ask for a worker ticket: aicli admin tickets create --role worker"
+        raise errors.BadTicket(f"this ticket is for a {kept.role}, not a worker", hint=hint)
 
 
 def _is_of(folder: Folder, ticket: "Ticket") -> bool:

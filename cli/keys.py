@@ -24,37 +24,43 @@ _LIMIT = click.IntRange(1, 2**31 - 1)
 
 @click.group()
 def keys() -> None:
-    """Make, list, rotate and revoke API keys, and find leaked ones."""
+    """Create, list, rotate and revoke API keys, and scan for leaked ones."""
 
 
 @keys.command()
 @click.argument("name")
-@click.option("--requests-per-hour", type=_LIMIT, help="At most so many in any hour.")
-@click.option("--requests-per-minute", type=_LIMIT, help="At most so many in a minute.")
-@click.option("--tokens-per-minute", type=_LIMIT, help="Of prompts and answers together.")
-@click.option("--concurrency", type=_LIMIT, help="Requests that run at once.")
+@click.option("--requests-per-hour", type=_LIMIT, help="Maximum requests per hour.")
+@click.option("--requests-per-minute", type=_LIMIT, help="Maximum requests per minute.")
+@click.option("--tokens-per-minute", type=_LIMIT, help="Maximum tokens per minute, input and output combined.")
+@click.option("--concurrency", type=_LIMIT, help="Maximum concurrent requests.")
 @click.option(
     "--budget",
     "budget_micro",
     callback=amounts.reader(least_micro=1),
     metavar="CREDITS",
-    help="What all its requests may cost, such as 2.5.",
+    help="Total budget in credits, such as 2.5.",
 )
-@click.option("--kind", type=click.Choice(["live", "test", "adm"]), default="live", help="test: for CI. adm: an administrator's rights.")
 @click.option(
-    "--scope", "scopes", multiple=True, help="This and no more, such as key:write; may be given again. Without it models and usage."
+    "--kind", type=click.Choice(["live", "test", "adm"]), default="live", help="live: for applications. test: for CI. adm: admin rights."
 )
-@click.option("--all-rights", is_flag=True, help="All that you may, now and later: it also makes keys and changes the account.")
-@click.option("--model", "models", multiple=True, help="Only this model; may be given again.")
-@click.option("--network", "networks", multiple=True, metavar="CIDR", help="Only from there, such as 192.0.2.0/24; may be given again.")
-@click.option("--days", type=click.IntRange(0, 3650), help="How long it is good; 0 for ever. Without it 90, and 30 for a test key.")
+@click.option(
+    "--scope", "scopes", multiple=True, help="Allow only this scope, such as key:write. Can be repeated. Default: models and usage."
+)
+@click.option(
+    "--all-rights", is_flag=True, help="Full access: everything you can do, now and later, including managing keys and the account."
+)
+@click.option("--model", "models", multiple=True, help="Allow only this model. Can be repeated.")
+@click.option(
+    "--network", "networks", multiple=True, metavar="CIDR", help="Allow only this network, such as 192.0.2.0/24. Can be repeated."
+)
+@click.option("--days", type=click.IntRange(0, 3650), help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
 def create(here: Surroundings, /, name: str, *, as_json: bool, **wishes: "Wish") -> None:
-    """Make a key called NAME and print it: now, and never again.
+    """Create a key called NAME and print it. It is shown only once.
 
-    It may use models and read usage; --scope and --all-rights give it other rights. A live key never has an administrator's rights. Limits
-    of the key hold besides the account's: the tightest one counts.
+    By default, a key can use models and read usage; change this with --scope or --all-rights. A live key never has admin rights. Limits
+    of the key apply in addition to the account's: the strictest limit wins.
     """
     from cli import output
     from shared.api import auth
@@ -64,7 +70,7 @@ def create(here: Surroundings, /, name: str, *, as_json: bool, **wishes: "Wish")
         output.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
     click.echo(made.api_key)
-    output.note(f"This is the only time that the key {made.key.name!r} is shown; keep it where secrets are kept.")
+    output.note(f"Save the key {made.key.name!r} now: it is not shown again.")
     output.note(_expiry(made.key))
 
 
@@ -88,7 +94,7 @@ def _request(name: str, wishes: "dict[str, Wish]") -> "GenerateApiKey":
 def _expiry(key: "ApiKey") -> str:
     if key.expires_at is None:
         return "It never expires."
-    return f"It is good until {key.expires_at:%Y-%m-%d}; `aicli keys rotate` makes its successor."
+    return f"It expires {key.expires_at:%Y-%m-%d}. To replace it: aicli keys rotate"
 
 
 @keys.command()
@@ -96,21 +102,23 @@ def _expiry(key: "ApiKey") -> str:
 @click.argument("name", metavar="NEW_NAME")
 @click.pass_obj
 def rename(here: Surroundings, /, key: str, name: str) -> None:
-    """Give a key another name."""
+    """Rename a key."""
     from cli import output
     from shared.api import auth
 
     renamed = here.ask(auth.rename_api_key, auth.RenameApiKey(_no_secret(key), name))
-    click.echo(f"{output.printable(renamed.preview)} is called {output.printable(renamed.name)} now.")
+    click.echo(f"{output.printable(renamed.preview)} is now called {output.printable(renamed.name)}.")
 
 
 @keys.command()
 @click.argument("key", metavar="NAME_OR_ID")
-@click.option("--overlap-hours", type=click.IntRange(0, 168), default=24, show_default=True, help="How long the old one goes on.")
+@click.option(
+    "--overlap-hours", type=click.IntRange(0, 168), default=24, show_default=True, help="Hours that the old secret keeps working."
+)
 @click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
 def rotate(here: Surroundings, /, key: str, *, overlap_hours: int, as_json: bool) -> None:
-    """Make a new secret for a key and print it; the old one ends after the overlap."""
+    """Create a new secret for a key and print it. The old secret stops working after the overlap."""
     from cli import output
     from shared.api import auth
 
@@ -119,20 +127,19 @@ def rotate(here: Surroundings, /, key: str, *, overlap_hours: int, as_json: bool
         output.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
         return
     click.echo(made.api_key)
-    ends = "has ended" if overlap_hours == 0 else f"goes on for {overlap_hours} h"
-    output.note(f"This is the only time that the new secret of {made.key.name!r} is shown; the old one {ends}.")
+    ends = "no longer works" if overlap_hours == 0 else f"keeps working for {overlap_hours} h"
+    output.note(f"Save the new secret of {made.key.name!r} now: it is not shown again. The old one {ends}.")
 
 
 @keys.command()
 @click.argument("places", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@click.option("--revoke", "revokes", is_flag=True, help="Revoke every key that still works, with the key itself.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects, without the secrets.")
+@click.option("--revoke", "revokes", is_flag=True, help="Revoke every key found that still works, using the key itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list without the secrets.")
 @click.pass_obj
 def scan(here: Surroundings, /, places: tuple[Path, ...], *, revokes: bool, as_json: bool) -> None:
-    """Find keys, tickets and tokens that lie about in PLACES: files or folders, this one if none is named.
+    """Scan PLACES (files or folders, default: the current folder) for leaked keys, tickets and tokens.
 
-    Exits with 1 where there are any, so that a hook or a CI job can refuse what holds them. Nothing leaves this machine
-    without --revoke.
+    Exits with 1 if it finds any, for use in hooks and CI. Nothing is sent over the network unless you use --revoke.
     """
     import sys
 
@@ -151,7 +158,9 @@ def scan(here: Surroundings, /, places: tuple[Path, ...], *, revokes: bool, as_j
             state = f"  {ended[leak.secret]}" if leak.secret in ended else ""
             click.echo(f"{output.printable(str(leak.path))}:{leak.line}: {leak.kind} {leak.preview}{state}")
         if found and not revokes:
-            output.note("Whoever can read these files can use them: revoke each (aicli keys revoke, or scan --revoke), then make new ones.")
+            output.note(
+                "Anyone who can read these files can use them. Revoke each (aicli keys revoke, or scan --revoke), then create new ones."
+            )
         elif not found:
             output.note("Nothing found.")
     sys.exit(1 if found else 0)
@@ -168,24 +177,22 @@ def _revoke_by_itself(here: Surroundings, secret: str) -> str:
     async def work(connection: "Connection") -> str:
         # One that is let in and that no list shows is the secret of before a rotation.
         return (
-            "revoked now"
-            if await login.revoke(connection, key, by=key)
-            else "STILL WORKS, as the old secret of a key that was rotated: aicli keys revoke"
+            "revoked now" if await login.revoke(connection, key, by=key) else "STILL WORKS (old secret of a rotated key): aicli keys revoke"
         )
 
     try:
         return here.run(work, key_needed=False)
     except errors.NotAuthenticated:
-        return "does not work any more"
+        return "no longer works"
     except errors.NotAllowed:
-        return "STILL WORKS, and may not revoke itself: aicli keys revoke"
+        return "STILL WORKS and may not revoke itself: aicli keys revoke"
 
 
 @keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def list_(here: Surroundings, /, *, as_json: bool) -> None:
-    """List your keys. Their ids are in the output of --json."""
+    """List your API keys. Use --json to see their IDs."""
     from cli import output
     from cli.output import Column
     from shared.api import auth
@@ -195,22 +202,22 @@ def list_(here: Surroundings, /, *, as_json: bool) -> None:
         Column("NAME", lambda key: key.name),
         Column("KEY", lambda key: key.preview),
         Column("STATE", _state, lambda key: "green" if _state(key) == "active" else "dim"),
-        Column("MAY", lambda key: output.names(_bounds(key))),
+        Column("SCOPES", lambda key: output.names(_bounds(key))),
         Column("LIMITS", lambda key: output.names(_in_words(key.limits))),
         Column("AGE", lambda key: output.ago(key.created_at)),
         Column("EXPIRES", lambda key: "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d}"),
         Column("LAST USED", lambda key: "–" if key.last_used_at is None else f"{output.ago(key.last_used_at)} ago"),
     ]
-    output.show_rows(listed.keys, columns, as_json=as_json, empty="No keys yet: aicli keys create NAME")
+    output.show_rows(listed.keys, columns, as_json=as_json, empty="No keys yet. Create one: aicli keys create NAME")
 
 
 @keys.command()
 @click.argument("key", metavar="NAME_OR_ID")
-@click.option("--with-made", is_flag=True, help="Also the keys that it made, and those that they made.")
-@click.option("--json", "as_json", is_flag=True, help="Print the revoked key as an object.")
+@click.option("--with-made", is_flag=True, help="Also revoke keys created with this key, and keys created with those.")
+@click.option("--json", "as_json", is_flag=True, help="Print the revoked key as a JSON object.")
 @click.pass_obj
 def revoke(here: Surroundings, /, key: str, *, with_made: bool, as_json: bool) -> None:
-    """Revoke a key, by its name or its id. It stops working at once, for good."""
+    """Revoke a key by name or ID. It stops working immediately and cannot be restored."""
     from cli import output
     from shared.api import auth
 
@@ -218,11 +225,11 @@ def revoke(here: Surroundings, /, key: str, *, with_made: bool, as_json: bool) -
     if as_json:
         output.show_json(output.plain(gone))
         return
-    also = ", with all that it made" if with_made else ""
+    also = " and all keys it created" if with_made else ""
     click.echo(f"Revoked {output.printable(gone.name)} ({output.printable(gone.preview)}){also}.")
     if not with_made and (left := _made_by(here, gone)):
         names = ", ".join(output.printable(each.name) for each in left)
-        output.note(f"Keys that it made still work: {names}. `aicli keys revoke --with-made {gone.id}` ends them, too.")
+        output.note(f"Keys it created still work: {names}. To revoke them too: aicli keys revoke --with-made {gone.id}")
 
 
 def _made_by(here: Surroundings, key: "ApiKey") -> "list[ApiKey]":
@@ -242,7 +249,7 @@ def _no_secret(key: str) -> str:
 
     if key.startswith("aip_"):
         # A whole key on the command line is in the shell's history and in ps by now: revoking it is right, pasting it was not.
-        raise errors.BadRequest("that is a key itself, which does not belong on a command line", hint="name it; see aicli keys list")
+        raise errors.BadRequest("this is the key itself; never put a key on a command line", hint="use its name or ID; see aicli keys list")
     return key
 
 
@@ -269,7 +276,7 @@ def _in_words(limits: "KeyLimits") -> Iterator[str]:
         "{}/h": limits.requests_per_hour,
         "{}/min": limits.requests_per_minute,
         "{} tokens/min": limits.tokens_per_minute,
-        "{} at once": limits.concurrency,
+        "{} concurrent": limits.concurrency,
         "{}": None if limits.budget_micro is None else output.counted(written(limits.budget_micro), "credit"),
     }
     return (text.format(value) for text, value in shown.items() if value is not None)

@@ -17,15 +17,15 @@ _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 60, 1860
 
 @click.group()
 def ledger() -> None:
-    """Check the books, and give back what a request cost."""
+    """Verify the ledger and refund requests."""
 
 
 @ledger.command()
-@click.option("--full", is_flag=True, help="Sum up every entry, and compare each closed day with its checkpoint. May take minutes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the sums and the findings as an object.")
+@click.option("--full", is_flag=True, help="Verify every entry, and compare each closed day with its checkpoint. May take minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the totals and findings as a JSON object.")
 @click.pass_context
 def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
-    """Sum up the entries since the last signed checkpoint and compare. Exits with 1 if anything is wrong, and says what."""
+    """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
     from cli import output
     from shared.api import ledger as books
 
@@ -39,8 +39,8 @@ def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
     else:
         accounts, entries = output.counted(report.accounts, "account"), output.counted(report.entries, "entry", "entries")
         looked = f"{accounts}, {entries}, {output.counted(report.open_reservations, 'open reservation')}"
-        closed = f" Until {report.closed_until.isoformat()} by signed checkpoints." if report.closed_until else ""
-        click.echo(f"The books are {'WRONG' if wrong else 'right'}: {looked}.{closed}")
+        closed = f" Until {report.closed_until.isoformat()} is covered by signed checkpoints." if report.closed_until else ""
+        click.echo(f"The ledger is {'WRONG' if wrong else 'OK'}: {looked}.{closed}")
         for finding in report.findings:
             click.echo(f"  {output.printable(finding)}")
     if wrong:
@@ -53,13 +53,13 @@ def _is_wrong(report: "LedgerReport") -> bool:
 
 @ledger.command()
 @click.argument("request_id", type=click.UUID)
-@click.option("--note", default="", help="Why; kept with the entries.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object; amounts are micro-credits.")
+@click.option("--note", default="", help="Reason, stored with the entries.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object; amounts in micro-credits.")
 @click.pass_obj
 def revert(here: Surroundings, /, request_id: UUID, *, note: str, as_json: bool) -> None:
-    """Give back what the request of this id cost. Each request can be reverted once.
+    """Refund the request with this ID. Each request can be refunded once.
 
-    The id is in the answer to the request (x-request-id) and in the logs.
+    The ID is in the response (X-Request-ID header) and in the logs.
     """
     from cli import amounts, output
     from shared.api import ledger as books
@@ -69,6 +69,6 @@ def revert(here: Surroundings, /, request_id: UUID, *, note: str, as_json: bool)
     if as_json:
         output.show_json(output.plain(account))
         return
-    click.echo("Given back. The account now:")
+    click.echo("Refunded. The account now:")
     for line in amounts.account_lines(account):
         click.echo(line)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", metavar="[USERNAME|EMAIL]", required=False)
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
-@click.option("--key-name", metavar="NAME", help="What the new key is called. Default: this machine's name.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.option("--key-name", metavar="NAME", help="Name of the new key. Default: this machine's hostname.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
 def login(here: Surroundings, /, name: str | None, *, password_stdin: bool, key_name: str | None, as_json: bool) -> None:
-    """Make a key for this machine and keep it in the profile in use."""
+    """Sign in: create an API key for this machine and save it in the current profile."""
     import platform
 
     from cli import output, profile
@@ -57,9 +57,9 @@ def login(here: Surroundings, /, name: str | None, *, password_stdin: bool, key_
         return
     click.echo(f"Logged in as {output.printable(user.username)}; the key {output.printable(made.key.name)!r} is in {place.path}.")
     if kept:
-        output.note(f"{before.username} was logged in before; AICLI_PROFILE={kept} goes on as {before.username}.")
+        output.note(f"{before.username} was logged in before; AICLI_PROFILE={kept} still uses {before.username}.")
     if here.environment.get("AICLI_API_KEY"):
-        output.note("AICLI_API_KEY is set and still goes before the profile's key.")
+        output.note("AICLI_API_KEY is set and overrides the profile's key.")
 
 
 async def _exchange(connection: "Connection", credentials: "Credentials", title: str, old: "Credential | None") -> "tuple[User, NewApiKey]":
@@ -89,7 +89,7 @@ async def _finish(connection: "Connection", session: "Session") -> "Session":
 
     if session.step is auth.Step.SET_UP_MFA:
         raise errors.SecondFactorNeeded(
-            "administrators need a second factor, and this account has none yet", hint="sign in on the web page once and set it up"
+            "administrators need a second factor, and this account has none", hint="sign in on the web once and set up an authenticator app"
         )
     if session.step is auth.Step.DONE:
         return session
@@ -128,7 +128,7 @@ def _keep_other_account(path: Path, before: "Profile", username: str) -> Path | 
 @click.command()
 @click.pass_obj
 def logout(here: Surroundings) -> None:
-    """Revoke this machine's key and forget it."""
+    """Log out: revoke this machine's key and remove it from the profile."""
     from cli import profile
     from shared import errors
 
@@ -136,7 +136,7 @@ def logout(here: Surroundings) -> None:
     before = profile.read(place.path)
     key = before.api_key
     if key is None:
-        raise errors.NotAuthenticated("this profile has no key: nobody is logged in")
+        raise errors.NotAuthenticated("you are not logged in: this profile has no key")
 
     async def work(connection: "Connection") -> bool:
         return await revoke(connection, key, by=key)
@@ -149,4 +149,4 @@ def logout(here: Surroundings) -> None:
     if is_over:
         click.echo("Logged out; the key is revoked.")
     else:
-        click.echo("Logged out. The key was rotated elsewhere, and the old secret of this profile goes on until its overlap ends.")
+        click.echo("Logged out. The key was rotated elsewhere: this profile's old secret keeps working until the overlap ends.")

@@ -46,11 +46,11 @@ COMMANDS = {
 _EXIT_CODES = "\n".join(["\b", "Exit codes:", *(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
 _ENVIRONMENT = """\b
 Environment:
-  AICLI_PROFILE  a profile's name, or the path of its file
-  AICLI_API_KEY  the key to use in place of the profile's
-  AIMESH_HOME    the folder of the stack to use
-  AICLI_DEBUG    1 shows tracebacks
-  NO_COLOR       any value turns colour off"""
+  AICLI_PROFILE  profile name or path of a profile file
+  AICLI_API_KEY  API key to use instead of the profile's key
+  AIMESH_HOME    folder of the stack to use
+  AICLI_DEBUG    1 prints tracebacks
+  NO_COLOR       any value disables colors"""
 
 
 class _ReaderLeft(Exception):
@@ -146,7 +146,9 @@ def _as_known(error: Exception) -> "AimeshError":
         return _as_known(error.exceptions[0])
     if isinstance(error, OSError) and error.strerror:
         return errors.Internal(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
-    return errors.Internal(f"{type(error).__name__}: {error}", hint="AICLI_DEBUG=1 shows where; this is a bug worth reporting")
+    return errors.Internal(
+        f"{type(error).__name__}: {error}", hint="run it again with AICLI_DEBUG=1 to see where, and please report this bug"
+    )
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -164,13 +166,13 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
 @click.group(
     cls=Aicli, places=COMMANDS, epilog=f"{_EXIT_CODES}\n\n{_ENVIRONMENT}", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("--profile", metavar="NAME", help="The profile to use: a name, or the path of its file.")
+@click.option("--profile", metavar="NAME", help="Profile to use: a name or the path of a profile file.")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit.")
 @click.pass_context
 def aicli(context: click.Context, profile: str | None) -> None:
-    """Your own AI, on your own machines: ask models, manage keys, run workers.
+    """Run AI models on your own machines: send prompts, manage keys, run workers.
 
-    `aicli infer "Say hello"` asks the default model. Every listing takes --json.
+    Try `aicli infer "Say hello"`. Every list command supports --json.
     """
     here = context.obj if isinstance(context.obj, Surroundings) else Surroundings(os.environ, Path.cwd())
     context.obj = here.with_profile(profile) if profile else here

@@ -10,19 +10,19 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from shared.api.membership import Member
 
-_STATES = {"pending": ("waits for approval", "yellow"), "active": ("active", "green"), "revoked": ("revoked", "red")}
+_STATES = {"pending": ("pending approval", "yellow"), "active": ("active", "green"), "revoked": ("revoked", "red")}
 
 
 @click.group()
 def nodes() -> None:
-    """List, approve, revoke and pardon the machines of the mesh. (`aicli nodes` shows who is there now.)"""
+    """List, approve, revoke and pardon nodes. (`aicli nodes` shows the nodes that are up.)"""
 
 
 @nodes.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def list_(here: Surroundings, /, *, as_json: bool) -> None:
-    """List every node that auth knows; those who wait for approval first."""
+    """List all enrolled nodes, pending approvals first."""
     from cli import output
     from cli.output import Column
     from shared.api import membership
@@ -33,21 +33,23 @@ def list_(here: Surroundings, /, *, as_json: bool) -> None:
         Column("NODE", lambda node: node.id[:9]),
         Column("ROLE", lambda node: node.role),
         Column("NAME", lambda node: node.name or "–"),
-        Column("OWNER", lambda node: node.owner or "the house"),
+        Column("OWNER", lambda node: node.owner or "the mesh"),
         Column("STATE", _state, lambda node: _STATES[node.state][1]),
         Column("LABELS", lambda node: output.names(f"{key}={value}" for key, value in node.labels.items())),
         Column("JOINED", lambda node: f"{output.ago(node.joined_at)} ago"),
-        Column("CERTIFIED UNTIL", lambda node: output.moment(node.certified_until)),
+        Column("CERTIFICATE EXPIRES", lambda node: output.moment(node.certified_until)),
     ]
-    output.show_rows(found.members, columns, as_json=as_json, empty="No nodes yet: aicli admin tickets create --role worker")
+    output.show_rows(
+        found.members, columns, as_json=as_json, empty="No nodes yet. Create a ticket: aicli admin tickets create --role worker"
+    )
 
 
 @nodes.command()
 @click.argument("node", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print the node as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the node as a JSON object.")
 @click.pass_obj
 def approve(here: Surroundings, /, node: str, *, as_json: bool) -> None:
-    """Let a waiting machine in, by its node's id or a beginning of it."""
+    """Approve a pending node, by its ID or a unique prefix."""
     from shared.api import membership
 
     _show(here.ask(membership.approve_member, membership.ApproveMember(node)), "Approved", as_json=as_json)
@@ -55,14 +57,14 @@ def approve(here: Surroundings, /, node: str, *, as_json: bool) -> None:
 
 @nodes.command()
 @click.argument("node", metavar="ID")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--reason", default="", metavar="TEXT", help="Kept with the node, for people.")
-@click.option("--json", "as_json", is_flag=True, help="Print the node as an object.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, stored with the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print the node as a JSON object.")
 @click.pass_obj
 def revoke(here: Surroundings, /, node: str, *, yes: bool, reason: str, as_json: bool) -> None:
-    """Cut a machine off, by its node's id or a beginning of it: within seconds, for good.
+    """Revoke a node, by its ID or a unique prefix. It is cut off within seconds, permanently.
 
-    The machine can join again under a new key, with a new ticket.
+    The machine can join again with a new ticket, under a new key.
     """
     from shared.api import membership
 
@@ -73,12 +75,12 @@ def revoke(here: Surroundings, /, node: str, *, yes: bool, reason: str, as_json:
 
 @nodes.command()
 @click.argument("node", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print the worker as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the worker as a JSON object.")
 @click.pass_obj
 def pardon(here: Surroundings, /, node: str, *, as_json: bool) -> None:
-    """End the quarantine of a worker that told wrong counts, by its node's id or a beginning of it.
+    """End the quarantine of a worker that reported wrong token counts, by its node ID or a unique prefix.
 
-    It gets requests again at every gateway within seconds, and its strikes are forgotten.
+    All gateways send it requests again within seconds, and its strikes are reset.
     """
     from cli import output
     from shared.api import gateway
@@ -96,12 +98,12 @@ def _ask(here: Surroundings, beginning: str) -> None:
     from shared.api import membership
 
     if not sys.stdin.isatty():
-        raise click.UsageError("a revoked key never comes back: say --yes")
+        raise click.UsageError("a revoked key can't be restored; confirm with --yes")
     members = here.ask(membership.list_members, membership.ListMembers()).members
     meant = [member for member in members if member.id.startswith(beginning)]
     # None or several: what is wrong with that is for auth to say.
-    if len(meant) == 1 and not click.confirm(f"Revoke {output.printable(_described(meant[0]))}? Its key never comes back.", err=True):
-        output.note("Nothing was changed.")
+    if len(meant) == 1 and not click.confirm(f"Revoke {output.printable(_described(meant[0]))}? Its key can't be restored.", err=True):
+        output.note("Nothing changed.")
         click.get_current_context().exit(1)
 
 
@@ -116,7 +118,7 @@ def _show(member: "Member", done: str, *, as_json: bool) -> None:
 
 def _described(member: "Member") -> str:
     name = f" {member.name!r}" if member.name else ""
-    return f"{member.role} {member.id[:9]}{name} of {member.owner or 'the house'}"
+    return f"{member.role} {member.id[:9]}{name} of {member.owner or 'the mesh'}"
 
 
 def _state(member: "Member") -> str:

@@ -28,43 +28,42 @@ RELAY_PORT = 4740
     },
 )
 def mesh() -> None:
-    """Join a mesh from another machine, or run what lets machines find each other.
+    """Connect to a mesh from another machine, or run the DHT nodes and relays of a mesh.
 
-    `make up` runs DHT nodes of its own, on loopback. For machines elsewhere, run `bootstrap` where everybody can reach it
-    (and `relay`, for those behind difficult NATs), and tell the house: DHT_BOOTSTRAP=… DHT_RELAYS=… make up
+    `make up` runs its own DHT nodes on loopback. For remote machines, run `bootstrap` on a publicly reachable host (and `relay` for
+    machines behind difficult NATs). Then configure the stack: DHT_BOOTSTRAP=… DHT_RELAYS=… make up
     """
 
 
-_host = click.option(
-    "--host", required=True, metavar="ADDRESS", help="The IPv4 address or DNS name by which other machines reach this one."
-)
+_host = click.option("--host", required=True, metavar="ADDRESS", help="IPv4 address or DNS name at which other machines reach this one.")
 _bind = click.option(
     "--bind",
     metavar="ADDRESS",
-    help="The address to bind to. Default: --host, or 0.0.0.0 for a name. Say 0.0.0.0 in a container or behind a router.",
+    help="Address to bind to. Default: --host, or 0.0.0.0 if that is a name. Use 0.0.0.0 in a container or behind a router.",
 )
 
 
 @click.command()
 @_host
 @_bind
-@click.option("--port", type=click.IntRange(1, 65533), default=FIRST_PORT, show_default=True, help="The first of three UDP ports.")
-@click.option("--with", "others", metavar="NODES", help="DHT nodes of another machine: the two then are one DHT, and either may fail.")
+@click.option("--port", type=click.IntRange(1, 65533), default=FIRST_PORT, show_default=True, help="First of three UDP ports.")
+@click.option(
+    "--with", "others", metavar="NODES", help="DHT nodes on another machine. Both form one DHT, which survives the loss of either."
+)
 @click.option("--json", "as_json", is_flag=True, help='Print {"DHT_BOOTSTRAP": …}.')
 @click.pass_obj
 def bootstrap(here: Surroundings, /, *, host: str, bind: str | None, port: int, others: str | None, as_json: bool) -> None:
-    """Run three DHT nodes, in the foreground, by which the nodes of a mesh find each other.
+    """Run three DHT nodes in the foreground. The nodes of a mesh use them to find each other.
 
-    They learn who looks for whom, by keys and addresses, and nothing of what is said. NODES are host:port with commas. Prints
-    the DHT_BOOTSTRAP to use.
+    They see keys and addresses, but no content. NODES is a comma-separated list of host:port. Prints the value for DHT_BOOTSTRAP.
     """
     from cli.stack import dht
 
     place = _place(host, bind, port)
     _check_ports(place, place.ports, "a DHT node")
     told = (
-        f"Three DHT nodes run on UDP ports {place.ports[0]} to {place.ports[-1]}, which the firewall must let through.\n"
-        "The nodes of a mesh find each other by them with this setting; Ctrl-C ends them."
+        f"Three DHT nodes are running on UDP ports {place.ports[0]} to {place.ports[-1]}. Open these ports in the firewall.\n"
+        "Use this setting on the nodes of the mesh. Press Ctrl-C to stop."
     )
     found = _nodes("--with", others) if others else ()
     command = dht.bootstrap_command(place, _node_binary(here), found)
@@ -74,18 +73,18 @@ def bootstrap(here: Surroundings, /, *, host: str, bind: str | None, port: int, 
 @click.command()
 @_host
 @_bind
-@click.option("--port", type=click.IntRange(1, 65535), default=RELAY_PORT, show_default=True, help="The UDP port.")
-@click.option("--bootstrap", "nodes", metavar="NODES", help="The DHT nodes of the mesh. Default: DHT_BOOTSTRAP, or those on --host.")
-@click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="Where its key is; made if missing.")
+@click.option("--port", type=click.IntRange(1, 65535), default=RELAY_PORT, show_default=True, help="UDP port.")
+@click.option("--bootstrap", "nodes", metavar="NODES", help="DHT nodes of the mesh. Default: DHT_BOOTSTRAP, or the nodes on --host.")
+@click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="File of the relay's key, created if missing.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"DHT_RELAYS": …}.')
 @click.pass_obj
 def relay(
     here: Surroundings, /, *, host: str, bind: str | None, port: int, nodes: str | None, key_file: Path | None, as_json: bool
 ) -> None:
-    """Run a blind relay, in the foreground, for pairs of machines whose NATs let no direct path through.
+    """Run a blind relay in the foreground, for machines whose NATs block direct connections.
 
-    What passes is encrypted from end to end: it sees who speaks with whom and how much, and can read nothing. NODES are
-    host:port with commas, or `public`. Prints the DHT_RELAYS to use.
+    Traffic is end-to-end encrypted: the relay sees who talks to whom and how much, but not the content. NODES is a comma-separated list
+    of host:port, or `public`. Prints the value for DHT_RELAYS.
     """
     from cli.stack import dht, secret_files
 
@@ -97,8 +96,8 @@ def relay(
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     secret_files.ensure_file(file, secret_files.SECRETS["relay_seed"])
     told = (
-        f"A blind relay runs on UDP port {port}, which the firewall must let through, with its key in {file}.\n"
-        "Machines of the mesh find a way through it with this setting; Ctrl-C ends it."
+        f"A blind relay is running on UDP port {port}, with its key in {file}. Open this port in the firewall.\n"
+        "Use this setting on the machines of the mesh. Press Ctrl-C to stop."
     )
     command = dht.relay_command(place, port, chosen, file, _node_binary(here))
     _run(here, command, told, "DHT_RELAYS", dht.relay_key(file), as_json=as_json)
@@ -108,7 +107,7 @@ def _place(host: str, bind: str | None, first_port: int) -> "Companions":
     from cli.stack import dht, settings
 
     if host == "0.0.0.0":  # noqa: S104 - refused, not bound
-        raise click.UsageError("--host is the address that others use; to listen on all addresses say --bind 0.0.0.0")
+        raise click.UsageError("--host is the address that other machines use; to listen on all addresses, use --bind 0.0.0.0")
     if not settings.is_reachable_host(host):
         raise click.UsageError(f"--host {host} is neither an IPv4 address nor a DNS name")
     if bind is not None and not settings.is_ipv4(bind):

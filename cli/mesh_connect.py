@@ -43,23 +43,23 @@ class _Files:
 
 @click.command()
 @click.argument("ticket", metavar="TICKET|-|@FILE")
-@click.option("--name", default="default", show_default=True, metavar="PROFILE", help="What the profile is called.")
-@click.option("--api-key-stdin", is_flag=True, help="Read your API key from the first line of stdin and keep it in the profile.")
-@click.option("--force", is_flag=True, help="Replace a profile of this name.")
-@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.option("--name", default="default", show_default=True, metavar="PROFILE", help="Name of the profile.")
+@click.option("--api-key-stdin", is_flag=True, help="Read your API key from the first line of stdin and save it in the profile.")
+@click.option("--force", is_flag=True, help="Replace an existing profile of this name.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.pass_obj
 def connect(here: Surroundings, /, ticket: str, *, name: str, api_key_stdin: bool, force: bool, as_json: bool) -> None:
-    """Make a profile for this machine with a ticket, through any NAT.
+    """Create a profile for this machine from a ticket. Works behind any NAT.
 
-    An administrator makes the ticket: aicli admin tickets create --role client.
+    Ask an administrator for the ticket: aicli admin tickets create --role client
     """
     from cli import interrupts, join, output, profile
 
     if ticket == "-" and api_key_stdin:
-        raise click.UsageError("the ticket and the key cannot both come from stdin: give one of them as @FILE or as an argument")
+        raise click.UsageError("the ticket and the key can't both come from stdin; pass the ticket as @FILE or as an argument")
     files = _Files(profile.place_of(name, here.environment))
     if files.profile.exists() and not force:
-        raise click.UsageError(f"there is a profile {name!r} already ({files.profile}); choose another --name, or --force replaces it")
+        raise click.UsageError(f"profile {name!r} already exists ({files.profile}); choose another --name, or use --force")
     read = join.read_ticket(ticket, here.folder)
     api_key = _key_from_stdin() if api_key_stdin else None
     interrupts.run(_enrol(files, read, output.note))
@@ -69,7 +69,7 @@ def connect(here: Surroundings, /, ticket: str, *, name: str, api_key_stdin: boo
         output.show_json({"profile": name, "path": str(files.profile), "mesh": read.mesh})
         return
     prefix = "aicli" if name == profile.DEFAULT else f"aicli --profile {name}"
-    click.echo(f"The profile {name!r} reaches mesh {output.printable(read.mesh)} ({files.profile}).")
+    click.echo(f"The profile {name!r} connects to mesh {output.printable(read.mesh)} ({files.profile}).")
     if api_key is None:
         click.echo(f"Next: {prefix} login USERNAME, or {prefix} register.")
     click.echo(f'Then: {prefix} infer "Say hello"')
@@ -81,7 +81,7 @@ def _key_from_stdin() -> "Credential":
 
     key = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
     if not credentials.looks_like_api_key(key):
-        raise click.UsageError("what came on stdin is no API key: it was not copied whole")
+        raise click.UsageError("stdin has no valid API key: it may be incomplete")
     return Credential(key)
 
 
@@ -108,7 +108,7 @@ async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) ->
         found = await once()
     if found.role is not Role.CLIENT:
         files.new_key.unlink()
-        hint = "ask for one that aicli admin tickets create --role client made"
-        raise errors.BadTicket(f"this ticket makes a {found.role} and no client, and it counts as used", hint=hint)
+        hint = "ask for a client ticket: aicli admin tickets create --role client"
+        raise errors.BadTicket(f"this ticket is for a {found.role}, not a client, and is now used", hint=hint)
     membership.save(files.mesh, membership.of(found))
     files.new_key.replace(files.key)

@@ -23,23 +23,23 @@ class _Found:
 
 
 @click.command()
-@click.option("--json", is_flag=True, expose_value=False, help="For scripts that always say so: there is no other form.")
+@click.option("--json", is_flag=True, expose_value=False, help="Accepted for consistency: the output is always JSON.")
 @click.pass_obj
 def export(here: Surroundings, /) -> None:
-    """Print key, fresh certificate and addresses for a JavaScript peer, as one JSON object.
+    """Print a key, a fresh certificate and addresses for a JavaScript peer, as a JSON object.
 
-    For a profile that aicli mesh connect made. What is printed holds the profile's key: keep it as you keep a password.
+    Works for profiles created by aicli mesh connect. The output contains the profile's key: treat it like a password.
     """
     from cli import output
     from shared import errors, identity
 
     profile = here.profile()
     if profile.mesh_file is None:
-        hint = "on another machine or with another --profile, aicli mesh connect TICKET makes one that a JavaScript peer can use"
-        raise errors.BadSettings("this profile is of the house: it reaches the mesh by NATS and has no certificate", hint=hint)
+        hint = "create a suitable profile on another machine or under another --profile: aicli mesh connect TICKET"
+        raise errors.BadSettings("this profile connects over NATS and has no certificate", hint=hint)
     key = identity.load(profile.node_key_file)
     found = here.run(_ask, key_needed=False)
-    output.note("This holds the key of your profile: whoever reads it can act as this machine, until it is revoked.")
+    output.note("This contains your profile's key: anyone who reads it can act as this machine until it is revoked.")
     output.show_json(_describe(key, found))
 
 

@@ -1,4 +1,4 @@
-"""`aicli models`: what can be asked, and what is in memory."""
+"""`aicli models`: list, load and unload models."""
 
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 #: A large model from a slow disk; the worker goes on loading when this is over.
 _LOAD_SECONDS = 900.0
-_STATES = {"ready": "is in memory", "loading": "is being loaded", "unloaded": "is out of memory", "failed": "failed"}
+_STATES = {"ready": "is loaded", "loading": "is loading", "unloaded": "is unloaded", "failed": "failed"}
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_context
 def models(context: click.Context, /, *, as_json: bool) -> None:
-    """List the models that are served now, the default first; load and unload them."""
+    """List models available now, and load or unload them."""
     here = context.find_object(Surroundings)
     assert here is not None
     if context.invoked_subcommand is None:
@@ -26,21 +26,23 @@ def models(context: click.Context, /, *, as_json: bool) -> None:
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def list_(here: Surroundings, /, *, as_json: bool) -> None:
-    """List the models that are served now, the default first."""
+    """List the models available now, default first."""
     _list(here, as_json=as_json)
 
 
 @models.command()
 @click.argument("model")
-@click.option("--worker", metavar="ID", help="The worker, by its id or a beginning of it. Default: the least busy one that has the model.")
-@click.option("--pin/--unpin", "pin", default=None, help="Keep it in memory from now on, whoever needs the room; or no longer.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list with one object.")
+@click.option("--worker", metavar="ID", help="Worker ID or unique prefix. Default: the least busy worker that has the model.")
+@click.option(
+    "--pin/--unpin", "pin", default=None, help="Keep the model in memory even when other models need the space, or stop doing so."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object.")
 @click.pass_obj
 def load(here: Surroundings, /, model: str, *, worker: str | None, pin: bool | None, as_json: bool) -> None:
-    """Have a model loaded, before somebody has to wait for it. For administrators."""
+    """Load a model in advance, so that the first caller doesn't wait. Admins only."""
     from shared.api import gateway
     from shared.types import ModelName, NodeId
 
@@ -53,13 +55,13 @@ def load(here: Surroundings, /, model: str, *, worker: str | None, pin: bool | N
 
 @models.command()
 @click.argument("model")
-@click.option("--worker", metavar="ID", help="The worker, by its id or a beginning of it. Default: every worker that has the model.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list with an object for each worker.")
+@click.option("--worker", metavar="ID", help="Worker ID or unique prefix. Default: all workers that have the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per worker.")
 @click.pass_obj
 def unload(here: Surroundings, /, model: str, *, worker: str | None, as_json: bool) -> None:
-    """Give a model's memory back, pinned or not. The next request loads it again. For administrators.
+    """Unload a model to free memory, even if it is pinned. The next request loads it again. Admins only.
 
-    A worker that is answering with it refuses.
+    A worker that is using the model refuses.
     """
     from shared.api import gateway
     from shared.types import ModelName, NodeId
@@ -78,10 +80,10 @@ def _list(here: Surroundings, *, as_json: bool) -> None:
         Column("MODEL", lambda model: model.name),
         Column("WORKERS", lambda model: str(model.workers)),
         Column("CONTEXT", lambda model: f"{model.context_tokens} tokens"),
-        Column("GIVES", lambda model: "embeddings" if model.only_embeds else "answers"),
+        Column("SERVES", lambda model: "embeddings" if model.only_embeds else "answers"),
         Column("ALIASES", lambda model: output.names(model.aliases)),
     ]
-    output.show_rows(served.models, columns, as_json=as_json, empty="No model is served: start a worker with `aicli worker`")
+    output.show_rows(served.models, columns, as_json=as_json, empty="No models available. Start a worker: aicli worker")
 
 
 def _show(told: "ModelPlaces", *, as_json: bool) -> None:

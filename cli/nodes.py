@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def nodes(here: Surroundings, /, *, as_json: bool) -> None:
-    """List the nodes of the mesh, how each is reached, and why one is not used.
+    """List the nodes of the mesh, and show why a node gets no requests.
 
-    PATH is nats, direct, punched (through NATs) or relayed (through a blind relay), as the gateway sees it.
+    PATH is how the gateway reaches the node: nats, direct, punched (NAT hole punching) or relayed (via a blind relay).
     """
     from cli import output
     from cli.output import Column
@@ -34,13 +34,13 @@ def nodes(here: Surroundings, /, *, as_json: bool) -> None:
         Column("LOAD", _load),
         Column("MODELS", lambda node: output.names(node.models)),
     ]
-    output.show_rows(found.nodes, columns, as_json=as_json, empty="No nodes: start the services with `make up`")
+    output.show_rows(found.nodes, columns, as_json=as_json, empty="No nodes. Start the services: make up")
 
 
 def _state(node: "NodeRow") -> str:
     if node.usable:
         return f"used, but {node.trouble}" if node.trouble else "used"
-    word = "not used" if node.alive else "not let in" if node.refused else "gone"
+    word = "not used" if node.alive else "not admitted" if node.refused else "gone"
     return f"{word}: {node.why_not}"
 
 

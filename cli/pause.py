@@ -15,45 +15,45 @@ if TYPE_CHECKING:
 #: Larger is none that a worker wrote.
 _MAX_STATUS_BYTES = 256 * 1024
 
-_state = click.option("--state", metavar="DIR", help="The worker's folder. Default: $XDG_STATE_HOME/aimesh/worker.")
+_state = click.option("--state", metavar="DIR", help="State folder of the worker. Default: $XDG_STATE_HOME/aimesh/worker.")
 
 
 @click.command()
 @_state
 @click.pass_context
 def pause(context: click.Context, /, *, state: str | None) -> None:
-    """Let this machine's worker take no new requests; running answers finish."""
+    """Pause this machine's worker: it gets no new requests, running ones finish."""
     from cli import join
 
     folder = _joined(context, state)
     folder.paused.touch(mode=0o600)
     if join.is_running(folder):
-        click.echo("Paused: running answers finish, no new ones come. aicli worker resume ends it.")
+        click.echo("Paused. Running requests finish; no new ones start. To resume: aicli worker resume")
     else:
-        click.echo("Paused; the worker does not run now, and will wait for aicli worker resume when it is started.")
+        click.echo("Paused. The worker isn't running; when started, it waits for aicli worker resume.")
 
 
 @click.command()
 @_state
 @click.pass_context
 def resume(context: click.Context, /, *, state: str | None) -> None:
-    """Let this machine's worker take requests again."""
+    """Resume this machine's worker."""
     folder = _joined(context, state)
     if not folder.paused.exists():
-        click.echo("It was not paused.")
+        click.echo("The worker isn't paused.")
         return
     folder.paused.unlink(missing_ok=True)
     click.echo("Resumed.")
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @_state
 @click.pass_context
 def status(context: click.Context, /, *, state: str | None, as_json: bool) -> None:
-    """Show what this machine's worker does.
+    """Show the status of this machine's worker.
 
-    Exits with 0 if it runs, otherwise with 1.
+    Exits with 0 if the worker is running, otherwise with 1.
     """
     from cli import join, output
     from shared import errors
@@ -66,7 +66,9 @@ def status(context: click.Context, /, *, state: str | None, as_json: bool) -> No
         try:
             told = worker_status.decode(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
         except ValueError as error:
-            raise errors.BadSettings(f"{folder.status} is not a worker's status", hint="delete it; the worker writes it anew") from error
+            raise errors.BadSettings(
+                f"{folder.status} is not a worker status file", hint="delete it; the worker writes a new one"
+            ) from error
     if as_json:
         output.show_json({"running": running, "paused": folder.paused.exists(), "status": None if told is None else output.plain(told)})
     elif told is not None:
@@ -76,7 +78,7 @@ def status(context: click.Context, /, *, state: str | None, as_json: bool) -> No
     elif running:
         click.echo("starting")
     else:
-        click.echo("not running" + (", and paused" if folder.paused.exists() else "") + ": aicli worker starts it")
+        click.echo("not running" + (", and paused" if folder.paused.exists() else "") + ". To start it: aicli worker")
     if not running:
         context.exit(1)
 
@@ -91,5 +93,5 @@ def _joined(context: click.Context, state: str | None) -> "Folder":
     before = context.parent.params.get("state") if context.parent else None
     folder = join.locate(here.environment, state or before, here.folder)
     if not folder.key.is_file():
-        raise errors.BadSettings(f"no worker has joined with {folder.root}", hint="--state DIR names another folder")
+        raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint="use --state DIR for another folder")
     return folder

@@ -19,15 +19,15 @@ _FOR_A_TOKEN, _CREDITS = amounts.reader(for_a_token=True, least_micro=0), amount
 
 @click.group()
 def prices() -> None:
-    """Show and set what models cost, in credits."""
+    """Show and set model prices, in credits."""
 
 
 @prices.command("list")
-@click.option("--history", is_flag=True, help="Also those that hold no more.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects; micro-credits, tokens by the million.")
+@click.option("--history", is_flag=True, help="Include past prices.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in micro-credits; token prices are per million tokens.")
 @click.pass_obj
 def list_(here: Surroundings, /, *, history: bool, as_json: bool) -> None:
-    """List the prices. `default` is for every model that has none of its own."""
+    """List prices. `default` applies to every model without its own price."""
     from shared.api import ledger
 
     _show(here.ask(ledger.list_prices, ledger.ListPrices(history=history)).prices, as_json=as_json)
@@ -36,12 +36,12 @@ def list_(here: Surroundings, /, *, history: bool, as_json: bool) -> None:
 @prices.command("set")
 @click.argument("model")
 @click.option(
-    "--input", "input_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="For each token of the prompt, such as .0001."
+    "--input", "input_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="Price per input token, such as .0001."
 )
 @click.option(
-    "--output", "output_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="For each token of the answer, such as .0002."
+    "--output", "output_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="Price per output token, such as .0002."
 )
-@click.option("--request", "request_price", callback=_CREDITS, metavar="CREDITS", default="0", show_default=True, help="For each request.")
+@click.option("--request", "request_price", callback=_CREDITS, metavar="CREDITS", default="0", show_default=True, help="Price per request.")
 @click.option(
     "--compute-second",
     "compute_price",
@@ -49,9 +49,11 @@ def list_(here: Surroundings, /, *, history: bool, as_json: bool) -> None:
     metavar="CREDITS",
     default="0",
     show_default=True,
-    help="For each second that a worker runs it.",
+    help="Price per second of compute time.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all prices, a list of objects; micro-credits, tokens by the million.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print all prices as a JSON list in micro-credits; token prices are per million tokens."
+)
 @click.pass_obj
 def set_(
     here: Surroundings,
@@ -64,9 +66,9 @@ def set_(
     compute_price: "MicroCredits",
     as_json: bool,
 ) -> None:
-    """Set what MODEL costs from now on; `default` is for every model without a price of its own.
+    """Set the price of MODEL. `default` applies to every model without its own price.
 
-    What runs already keeps the price that it began with.
+    New requests use this price. Running requests keep theirs.
     """
     from shared.api import ledger
     from shared.types import ModelName
@@ -90,4 +92,6 @@ def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
         # The first price holds from the beginning of time.
         Column("SINCE", lambda price: output.moment(price.since if price.since and price.since.timestamp() > 0 else None)),
     ]
-    output.show_rows(listed, columns, as_json=as_json, empty="No prices yet: aicli admin prices set default --input .0001 --output .0002")
+    output.show_rows(
+        listed, columns, as_json=as_json, empty="No prices yet. Set one: aicli admin prices set default --input .0001 --output .0002"
+    )

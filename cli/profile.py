@@ -68,7 +68,7 @@ def folder_of_user(environment: Mapping[str, str]) -> Path:
 def place_of(name: str, environment: Mapping[str, str]) -> Path:
     """The file of the user's own profile of this name; raises BadSettings for what is no name."""
     if not _NAME.fullmatch(name) or name.endswith(".toml"):
-        raise errors.BadSettings(f"{name!r} cannot be a profile's name", hint="names have letters, digits, . _ and -")
+        raise errors.BadSettings(f"{name!r} is not a valid profile name", hint="use letters, digits, . _ and -")
     return folder_of_user(environment) / f"{name}.toml"
 
 
@@ -79,7 +79,9 @@ def find(environment: Mapping[str, str], folder: Path) -> Place:
     if home := environment.get("AIMESH_HOME"):
         path = (folder / home).expanduser() / FILE
         if not path.is_file():
-            raise errors.BadSettings(f"AIMESH_HOME is {home}, which has no {FILE}", hint="make up creates it; or unset AIMESH_HOME")
+            raise errors.BadSettings(
+                f"AIMESH_HOME is {home}, which contains no {FILE}", hint="run make up to create it, or unset AIMESH_HOME"
+            )
         return Place(path, "AIMESH_HOME")
     for parent in _checkout(folder):
         path = parent / ".aimesh" / FILE
@@ -90,7 +92,7 @@ def find(environment: Mapping[str, str], folder: Path) -> Place:
     if default.is_file():
         return Place(default, "the default profile")
     raise errors.BadSettings(
-        "no profile: aicli does not know which mesh to talk to",
+        "no profile found, so aicli doesn't know which mesh to use",
         hint="run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file; "
         "on another machine, aicli mesh connect TICKET",
     )
@@ -102,9 +104,9 @@ def _named(chosen: str, environment: Mapping[str, str], folder: Path) -> Place:
     elif _NAME.fullmatch(chosen):
         path = folder_of_user(environment) / f"{chosen}.toml"
     else:
-        raise errors.BadSettings(f"{chosen!r} is neither a profile's name nor a path", hint="names have letters, digits, . _ and -")
+        raise errors.BadSettings(f"{chosen!r} is neither a profile name nor a path", hint="use letters, digits, . _ and -")
     if not path.is_file():
-        raise errors.BadSettings(f"there is no profile {chosen!r} ({path})", hint="unset AICLI_PROFILE, or name one that exists")
+        raise errors.BadSettings(f"there is no profile {chosen!r} ({path})", hint="unset AICLI_PROFILE, or set it to an existing profile")
     return Place(path, f"AICLI_PROFILE={chosen}")
 
 
@@ -122,7 +124,7 @@ def _checkout(folder: Path) -> Iterator[Path]:
 def _refuse_foreign(path: Path) -> None:
     """As git does: whose folder it is decides where prompts and keys go, so a stranger's is not followed unasked."""
     if path.stat().st_uid not in (os.geteuid(), 0):
-        raise errors.BadSettings(f"{path} belongs to another user", hint=f"AICLI_PROFILE={path} uses it all the same")
+        raise errors.BadSettings(f"{path} belongs to another user", hint=f"to use it anyway, set AICLI_PROFILE={path}")
 
 
 def load(environment: Mapping[str, str], folder: Path) -> Profile:
@@ -160,7 +162,7 @@ def read(path: Path) -> Profile:
 
     try:
         if path.stat().st_mode & 0o077:
-            raise errors.BadSettings(f"{path} can be read by others, and it holds a key", hint=f"chmod 600 {path}")
+            raise errors.BadSettings(f"{path} is readable by other users, and it contains a key", hint=f"chmod 600 {path}")
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
@@ -178,7 +180,7 @@ def read(path: Path) -> Profile:
         if value:
             known[name] = value
     if "node_key_file" not in known:
-        raise errors.BadSettings(f"{path} does not say node_key_file", hint="aicli stack init makes a node key for this machine")
+        raise errors.BadSettings(f"{path} has no node_key_file", hint="create a node key for this machine: aicli stack init")
     return _made_of(known, path)
 
 
@@ -190,7 +192,9 @@ def _made_of(known: Mapping[str, str], path: Path) -> Profile:
     # Who has joined by a ticket needs no NATS; everybody else does.
     nats_url = known.get("nats_url", _NATS_URL if blank.mesh_file is None else _NO_NATS)
     if nats_url == _NO_NATS and blank.mesh_file is None:
-        raise errors.BadSettings(f"{path}: without NATS it needs a mesh_file", hint="aicli mesh connect TICKET makes a profile with one")
+        raise errors.BadSettings(
+            f"{path}: without NATS it needs a mesh_file", hint="create a profile that has one: aicli mesh connect TICKET"
+        )
     return replace(
         blank,
         mesh=MeshName(known.get("mesh", blank.mesh)),

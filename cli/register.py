@@ -12,7 +12,7 @@ def password_from(stdin: bool, *, confirm: bool) -> str:
     if stdin:
         password = sys.stdin.readline().rstrip("\r\n")
         if not password:
-            raise click.UsageError("stdin has no password in its first line")
+            raise click.UsageError("the first line of stdin is empty; expected a password")
         return password
     return asked("password", "--password-stdin", hidden=True, confirm=confirm)
 
@@ -20,22 +20,22 @@ def password_from(stdin: bool, *, confirm: bool) -> str:
 def asked(what: str, otherwise: str, *, hidden: bool = False, confirm: bool = False) -> str:
     """What a person types at the terminal; without one, a script is told how to say it."""
     if not sys.stdin.isatty():
-        raise click.UsageError(f"no terminal to ask for the {what}: use {otherwise}")
+        raise click.UsageError(f"cannot prompt for the {what} without a terminal; use {otherwise}")
     answer: str = click.prompt(what.capitalize(), hide_input=hidden, confirmation_prompt=confirm, err=True)
     return answer
 
 
 @click.command()
 @click.argument("username", required=False)
-@click.option("--email", metavar="ADDRESS", help="The account's e-mail address.")
-@click.option("--invitation", metavar="CODE", help="Where registration is closed: the code of the mail that invites you.")
+@click.option("--email", metavar="ADDRESS", help="Email address of the account.")
+@click.option("--invitation", metavar="CODE", help="Invitation code from your invitation email, if registration is closed.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
-@click.option("--json", "as_json", is_flag=True, help="Print the account as an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
 @click.pass_obj
 def register(
     here: Surroundings, /, username: str | None, email: str | None, *, invitation: str | None, password_stdin: bool, as_json: bool
 ) -> None:
-    """Open an account. Asks for whatever is not given."""
+    """Create an account. Prompts for anything you leave out."""
     from cli import output
     from shared.api import auth
 
@@ -48,4 +48,4 @@ def register(
     if as_json:
         output.show_json(output.plain(user))
     else:
-        click.echo(f"Account {output.printable(user.username)} is open. Next: aicli login {output.printable(user.username)}")
+        click.echo(f"Account {output.printable(user.username)} created. Next: aicli login {output.printable(user.username)}")

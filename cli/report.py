@@ -48,7 +48,7 @@ def first_day(text: str, today: date) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError as error:
-        raise ValueError(f"{text[:30]!r} is no time: write 7d, 4w, or a day such as 2026-03-01") from error
+        raise ValueError(f"{text[:30]!r} is not a valid time; use 7d, 4w or a day such as 2026-03-01") from error
 
 
 def _day(context: click.Context, parameter: click.Parameter, text: str | None) -> date | None:
@@ -61,18 +61,18 @@ def _day(context: click.Context, parameter: click.Parameter, text: str | None) -
 
 
 _since = click.option(
-    "--since", callback=_day, default="7d", show_default=True, metavar="TIME", help="From this UTC day on: 7d, 4w, or 2026-03-01."
+    "--since", callback=_day, default="7d", show_default=True, metavar="TIME", help="First UTC day: 7d, 4w or 2026-03-01."
 )
-_until = click.option("--until", callback=_day, metavar="DAY", help="The last UTC day; without it today.")
-_by = click.option("--by", type=click.Choice(_KINDS), default="day", show_default=True, help="What each row is about.")
-_label = click.option("--label", metavar="NAME", help="With --by label: tell the values of this label apart, such as region.")
-_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV; amounts as micro-credits and as credits.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print an object; amounts are micro-credits.")
+_until = click.option("--until", callback=_day, metavar="DAY", help="Last UTC day. Default: today.")
+_by = click.option("--by", type=click.Choice(_KINDS), default="day", show_default=True, help="Group rows by this.")
+_label = click.option("--label", metavar="NAME", help="Label to group by, such as region (with --by label).")
+_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with amounts in micro-credits and credits.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON object; amounts in micro-credits.")
 
 
 @click.group()
 def report() -> None:
-    """Show what everybody used, and what that cost. For administrators."""
+    """Report usage and cost across all users. Admins only."""
 
 
 @report.command()
@@ -84,7 +84,7 @@ def report() -> None:
 @_json
 @click.pass_obj
 def usage(here: Surroundings, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
-    """Requests, tokens, speed, conversations and thumbs, by day, user, model, or whose machine it was."""
+    """Show requests, tokens, speed, conversations and ratings, grouped by day, user, model or machine owner."""
     asked = _asked(since, until, by, label)
     _show(here, asked, _USAGE, as_csv=as_csv, as_json=as_json)
 
@@ -98,7 +98,7 @@ def usage(here: Surroundings, /, *, since: date, until: date | None, by: str, la
 @_json
 @click.pass_obj
 def cost(here: Surroundings, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
-    """Credits in all, for a request and for a conversation, and what the cache saved."""
+    """Show credits spent in total, per request and per conversation, and what caching saved."""
     asked = _asked(since, until, by, label)
     _show(here, asked, _COST, as_csv=as_csv, as_json=as_json)
 
@@ -110,7 +110,7 @@ def _asked(since: date, until: date | None, by: str, label: str | None) -> "GetB
     if last < since:
         raise click.UsageError(f"--since {since} is after the last day, {last}")
     if label is not None and by != By.LABEL:
-        raise click.UsageError("--label goes with --by label")
+        raise click.UsageError("--label requires --by label")
     return GetBusinessReport(since, last + timedelta(days=1), By(by), label)
 
 
@@ -121,10 +121,10 @@ def _show(
     from shared.business_lines import Line
 
     if as_csv and as_json:
-        raise click.UsageError("--csv or --json, not both")
+        raise click.UsageError("use either --csv or --json, not both")
     found = here.run(lambda connection: _ask(connection, asked))
     if found.report.more:
-        output.note(f"only the first {len(found.lines)} rows are shown; the sums have all of them")
+        output.note(f"only the first {len(found.lines)} rows are shown; totals include all rows")
     if as_csv:
         click.echo(written_csv(asked.by, found.lines), nl=False)
         return
@@ -136,7 +136,7 @@ def _show(
     lines = [*found.lines, Line("all", found.report.total)] if found.lines else []
     if lines and sys.stdout.isatty():
         columns = _with_room(columns, lines)
-    nothing = "Nothing was asked in this time. Ask for a longer one, such as --since 30d, or try `aicli infer hello`."
+    nothing = "No requests in this period. Try a longer one, such as --since 30d, or send one: aicli infer hello"
     output.show_rows(lines, columns, as_json=False, empty=nothing)
     for line in _below(found):
         click.echo(line)
@@ -148,7 +148,7 @@ def _with_room(columns: "list[Column[Line]]", lines: "list[Line]") -> "list[Colu
     table = {column.title: [column.cell(line) for line in lines] for column in columns}
     gone = leaving(table, shutil.get_terminal_size().columns)
     if gone:
-        output.note(f"no room for {output.names(title.lower() for title in gone)}; --csv has them")
+        output.note(f"no space for {output.names(title.lower() for title in gone)}; use --csv to see them")
     return [column for column in columns if column.title not in gone]
 
 
@@ -185,7 +185,7 @@ async def _ask(connection: "Connection", asked: "GetBusinessReport") -> Found:
         if ids:
             names = (await connection.call(business.name_users, business.NameUsers(ids))).names
     except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
-        output.note(f"the auth service does not answer, so names and new accounts are missing: {error.message}")
+        output.note(f"auth isn't answering, so names and new accounts are missing: {error.message}")
     return Found(found, business_lines.lines(found, asked, names), new)
 
 
@@ -231,15 +231,15 @@ _USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
 _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
     "REQUESTS": lambda one: str(one.requests),
     "CREDITS": lambda one: _credits(one.cost_micro),
-    "A REQUEST": lambda one: _each(one.cost_micro, one.requests),
-    "A CONVERSATION": lambda one: _each(one.cost_micro, one.conversations),
+    "PER REQUEST": lambda one: _each(one.cost_micro, one.requests),
+    "PER CONVERSATION": lambda one: _each(one.cost_micro, one.conversations),
     "CACHED": lambda one: _share(one.cached, one.requests),
     "SAVED": lambda one: _credits(one.saved_micro),
 }
 
 
 #: In this order they leave where a terminal is too narrow.
-_LEAVING = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "A CONVERSATION", "TOKENS/S", "FAILED", "A REQUEST")
+_LEAVING = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "PER CONVERSATION", "TOKENS/S", "FAILED", "PER REQUEST")
 #: Of a cell that says nothing.
 _NOTHING = frozenset({"–", "0", "0 %"})
 #: Between two columns of rich's table.
@@ -252,7 +252,7 @@ def _below(found: Found) -> list[str]:
     from shared import business_lines
 
     told, active = found.report, found.report.active
-    back = f" ({_credits(told.given_back_micro)} of it given back)" if told.given_back_micro else ""
+    back = f" ({_credits(told.given_back_micro)} refunded)" if told.given_back_micro else ""
     lines = [
         "",
         f"revenue       {_credits(business_lines.revenue(told))} credits{back}",

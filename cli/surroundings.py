@@ -32,7 +32,7 @@ class Surroundings:
 
         found = profile.load(self.environment, self.folder)
         if key_needed and found.api_key is None:
-            raise errors.NotAuthenticated("this profile has no key", hint="aicli login, or set AICLI_API_KEY")
+            raise errors.NotAuthenticated("this profile has no API key", hint="aicli login, or set AICLI_API_KEY")
         return found
 
     def run(self, work: "Callable[[Connection], Awaitable[T]]", *, key_needed: bool = True) -> T:

@@ -71,7 +71,7 @@ async def examine_worker(folder: "Folder") -> AsyncIterator[Finding]:
     try:
         kept = folder.kept()
         if kept is None:
-            yield Finding("worker", False, f"no worker has joined with {folder.root}", "aicli worker --join TICKET")
+            yield Finding("worker", False, f"no worker has joined a mesh using {folder.root}", "aicli worker --join TICKET")
             return
         key = identity.load(folder.key)
     except errors.AimeshError as error:
@@ -79,9 +79,9 @@ async def examine_worker(folder: "Folder") -> AsyncIterator[Finding]:
         return
     yield Finding("worker", True, f"{folder.root}: {key.id[:9]}… of mesh {kept.mesh}")
     running = join.is_running(folder)
-    yield Finding("running", running, "a worker runs" if running else "no worker runs", "" if running else "aicli worker")
+    yield Finding("running", running, "a worker runs" if running else "no worker is running", "" if running else "aicli worker")
     if folder.paused.exists():
-        yield Finding("paused", False, "it is paused and takes no requests", "aicli worker resume")
+        yield Finding("paused", False, "it is paused and gets no requests", "aicli worker resume")
     async for finding in examine(kept, key, is_in_use=running):
         yield finding
 
@@ -94,16 +94,14 @@ def check_certificate(kept: Kept, key: identity.NodeKey, now: float) -> Finding:
             trust.take_list(kept.revocations)
         trust.check_not_revoked(key.id)
         if not kept.certificate:
-            return Finding(
-                "certificate", False, "none yet: an administrator has to approve this machine", "aicli admin nodes approve, there"
-            )
+            return Finding("certificate", False, "none yet: an administrator must approve this machine", "aicli admin nodes approve, there")
         found = certificates.check(kept.certificate, kept.authorities, now)
     except errors.CertificateExpired as error:
-        return Finding("certificate", False, error.message, "it is renewed as soon as auth is reached; see below whether it is")
+        return Finding("certificate", False, error.message, "it is renewed as soon as auth is reachable; see below")
     except errors.AimeshError as error:
         return wrong("certificate", error)
     if found.node != key.id:
-        return Finding("certificate", False, "it is of another key than the one beside it", "join again with a new ticket")
+        return Finding("certificate", False, "it belongs to another key than the one next to it", "join again with a new ticket")
     return Finding("certificate", True, f"{found.role} until {datetime.fromtimestamp(found.not_after).astimezone():%Y-%m-%d %H:%M}")
 
 
@@ -157,7 +155,7 @@ def check_nat(found: DhtStats, door: Door) -> Finding:
         text = "symmetric: every peer sees another port. It reaches open machines directly, others like it through a relay"
         return Finding("NAT", True, text)
     if not found.firewalled:
-        return Finding("NAT", True, f"none: others reach this machine at {seen}")
+        return Finding("NAT", True, f"none: this machine is reachable at {seen}")
     return Finding("NAT", True, f"it keeps ports ({seen} from outside): direct connections get through")
 
 
@@ -203,4 +201,4 @@ def check_clock(offset_seconds: float) -> Finding:
     if abs(offset_seconds) <= certificates.LEEWAY_SECONDS:
         return Finding("clock", True, f"within {certificates.LEEWAY_SECONDS} s of auth's")
     way = "behind" if offset_seconds > 0 else "ahead of"
-    return Finding("clock", False, f"{abs(offset_seconds) / 60:.0f} min {way} auth's", "set this machine's clock, as by NTP")
+    return Finding("clock", False, f"{abs(offset_seconds) / 60:.0f} min {way} auth's", "set this machine's clock, for example with NTP")

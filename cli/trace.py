@@ -29,12 +29,12 @@ class Line(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.argument("request_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_obj
 def trace(here: Surroundings, /, *, request_id: str, as_json: bool) -> None:
-    """Show where the time of a request went. For administrators.
+    """Show the trace of a request: where its time went. Admins only.
 
-    ID is a request's id (the header X-Request-ID, `aicli infer --json`, the request log) or a trace's.
+    ID is a trace ID or a request ID (from the X-Request-ID header, `aicli infer --json` or the request log).
     """
     from cli import output
     from cli.output import Column
@@ -49,7 +49,7 @@ def trace(here: Surroundings, /, *, request_id: str, as_json: bool) -> None:
         Column("TOOK", lambda line: f"{line.took_ms:.1f} ms"),
         Column("ERROR", lambda line: line.error, lambda line: "red" if line.error else ""),
     ]
-    output.show_rows(lines(found.spans, indented=not as_json), columns, as_json=as_json, empty="The trace has no spans")
+    output.show_rows(lines(found.spans, indented=not as_json), columns, as_json=as_json, empty="This trace has no spans")
 
 
 def lines(told: "Sequence[TracedSpan]", *, indented: bool = True) -> list[Line]:

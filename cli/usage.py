@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from shared.api.usage import UserUsage
 
 _KINDS = {
-    "requests_per_hour": "requests an hour",
-    "requests_per_minute": "requests a minute",
-    "tokens_per_minute": "tokens a minute",
-    "concurrency": "requests at once",
+    "requests_per_hour": "requests per hour",
+    "requests_per_minute": "requests per minute",
+    "tokens_per_minute": "tokens per minute",
+    "concurrency": "concurrent requests",
 }
 _SOURCES = {"default": "tier default", "key": "the key itself"}
 _SCOPES = {"user": "account", "key": "this key", "model": "model"}
@@ -39,17 +39,17 @@ class Row(msgspec.Struct, frozen=True):
     @property
     def key(self) -> str:
         if self.api_key_id is None:
-            return "(logged in, without a key)"
+            return "(signed in without a key)"
         return self.api_key_name or f"{self.api_key_id[:8]}…"
 
 
 @click.command()
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print an object: tier, account, key_budget, limits, days; amounts are micro-credits."
+    "--json", "as_json", is_flag=True, help="Print a JSON object: tier, account, key_budget, limits, days; amounts in micro-credits."
 )
 @click.pass_obj
 def usage(here: Surroundings, /, *, as_json: bool) -> None:
-    """Show what you used by day and key, what it cost, and what you may still use."""
+    """Show your usage and cost by day and key, and your remaining quota."""
     from cli import output
 
     used, known, left = here.run(_ask)
@@ -101,11 +101,11 @@ def _show_days(rows: list[Row], used: "UserUsage") -> None:
         Column("CREDITS", lambda row: written(row.cost_micro)),
         Column("KEY", lambda row: row.key),
     ]
-    output.show_rows(rows, columns, as_json=False, empty="Nothing used yet.")
+    output.show_rows(rows, columns, as_json=False, empty="No usage yet.")
     if rows:
         counted = output.counted
         requests, tokens = counted(used.request_count, "request"), counted(used.tokens_used, "token")
-        click.echo(f"{requests}, {tokens}, {counted(written(used.cost_micro), 'credit')} in all\n")
+        click.echo(f"{requests}, {tokens}, {counted(written(used.cost_micro), 'credit')} in total\n")
 
 
 def _show_left(left: "UserQuota") -> None:
@@ -125,7 +125,7 @@ def _show_left(left: "UserQuota") -> None:
         Column("OF", lambda state: " ".join((_SCOPES.get(state.scope, state.scope), state.name)).rstrip()),
         Column("USED", lambda state: f"{state.limit - state.remaining} of {state.limit}"),
         Column("SET BY", lambda state: _SOURCES.get(state.source, state.source) or "–"),
-        Column("ALL BACK IN", lambda state: output.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–"),
+        Column("RESETS IN", lambda state: output.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–"),
     ]
     output.show_rows(left.limits, columns, as_json=False, empty="")
 
@@ -145,10 +145,10 @@ async def _ask(connection: "Connection") -> "tuple[UserUsage, ApiKeys, UserQuota
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print an object; amounts are micro-credits.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object; amounts in micro-credits.")
 @click.pass_obj
 def quota(here: Surroundings, /, *, as_json: bool) -> None:
-    """Show what you have left: requests in this hour, credits, and every limit in force with the setting that it comes from."""
+    """Show your remaining quota: requests this hour, credits, and every limit with the setting it comes from."""
     from cli import output
     from shared.api import gateway
 
@@ -157,9 +157,9 @@ def quota(here: Surroundings, /, *, as_json: bool) -> None:
         output.show_json(output.plain(left))
         return
     if left.limit_per_hour < gateway.NO_LIMIT:
-        click.echo(f"{left.remaining} of {output.counted(left.limit_per_hour, 'request')} left in this hour (tier {left.tier})")
+        click.echo(f"{left.remaining} of {output.counted(left.limit_per_hour, 'request')} left this hour (tier {left.tier})")
     else:
-        click.echo(f"no limit of requests an hour (tier {left.tier})")
+        click.echo(f"no hourly request limit (tier {left.tier})")
     if left.used_this_hour:
         click.echo(f"more from {output.moment(left.resets_at)}")
     _show_left(left)

@@ -35,13 +35,11 @@ COMMANDS = {"pause": "cli.pause:pause", "resume": "cli.pause:resume", "status": 
     "--join",
     "ticket",
     metavar="TICKET",
-    help="Join the mesh that this ticket is of: the line itself, @FILE, or - for stdin. Needed once; a restart goes on without it.",
+    help="Join a mesh with this ticket: the ticket itself, @FILE, or - for stdin. Only needed once.",
 )
-@click.option("--models", "models_folder", metavar="DIR", help="Serve every .gguf file in this folder, under its file's name.")
-@click.option(
-    "--model", "models", multiple=True, metavar="NAME=PATH", help="A GGUF file to serve under a name; may be given several times."
-)
-@click.option("--backend", type=click.Choice(BACKENDS), help="What runs the models. Default: INFERENCE_BACKEND, or llama.")
+@click.option("--models", "models_folder", metavar="DIR", help="Serve every .gguf file in this folder. The file name is the model name.")
+@click.option("--model", "models", multiple=True, metavar="NAME=PATH", help="Serve a GGUF file under this name. Can be repeated.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Backend that runs the models. Default: INFERENCE_BACKEND, or llama.")
 @click.option(
     "--label",
     "--labels",
@@ -49,13 +47,13 @@ COMMANDS = {"pause": "cli.pause:pause", "resume": "cli.pause:resume", "status": 
     callback=labelling.read,
     multiple=True,
     metavar="KEY=VALUE,…",
-    help="With --join: what people shall know of this machine.",
+    help="Labels of this machine, such as region=eu (with --join).",
 )
-@click.option("--name", metavar="NAME", help="With --join: what this machine is called. Default: its host name.")
-@click.option("--no-serve", is_flag=True, help="With --join: join and end, as before a service of this machine starts the worker.")
-@click.option("--state", metavar="DIR", help="The folder of a joined worker. Default: $XDG_STATE_HOME/aimesh/worker.")
-@click.option("--slots", type=click.IntRange(1, 256), help="How many answers a model writes at the same time.")
-@click.option("--port", type=click.IntRange(1, 65535), help="The loopback port for its HTTP endpoints. Default: a free one.")
+@click.option("--name", metavar="NAME", help="Name of this machine (with --join). Default: its hostname.")
+@click.option("--no-serve", is_flag=True, help="Join and exit, for example before a service starts the worker (with --join).")
+@click.option("--state", metavar="DIR", help="State folder of a joined worker. Default: $XDG_STATE_HOME/aimesh/worker.")
+@click.option("--slots", type=click.IntRange(1, 256), help="Number of requests that each model runs concurrently.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Loopback port of its HTTP endpoints. Default: a free port.")
 @click.pass_context
 def worker(
     context: click.Context,
@@ -74,19 +72,18 @@ def worker(
 ) -> None:
     """Run a worker on this machine, in the foreground.
 
-    With --join it becomes a member of another machine's mesh, through any NAT and without an open port, and says in plain
-    words what happens. Started again, it is that member still. Without --join, and without having joined, it works for the
-    stack of this machine.
+    With --join, it joins the mesh of another machine. This works behind any NAT and needs no open port. Later starts need no ticket. If
+    it never joined a mesh, it serves the stack on this machine.
 
-    Keys and addresses of other backends come from the environment: OLLAMA_URL, OPENAI_BASE_URL and OPENAI_API_KEY_FILE. With
-    NODE_KEY_FILE set, it joins the mesh at NATS_URL as that node, without a stack on this machine.
+    Set OLLAMA_URL, OPENAI_BASE_URL and OPENAI_API_KEY_FILE to configure other backends. With NODE_KEY_FILE, the worker connects to
+    NATS_URL as that node and needs no stack on this machine.
     """
     if context.invoked_subcommand:
         return
     here = context.find_object(Surroundings)
     assert here is not None
     if (labels or name or no_serve) and not ticket:
-        raise click.UsageError("--label, --name and --no-serve go with --join")
+        raise click.UsageError("--label, --name and --no-serve require --join")
     given = _given(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
     folder = _find_folder(here, state, joining=ticket is not None)
     if folder is None:
@@ -156,7 +153,7 @@ def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Ma
         return interrupts.run(join.join(folder, read, enrolling.Newcomer(name or platform.node(), labels), say))
     kept = folder.kept()
     if kept is None:
-        raise errors.BadSettings(f"no worker has joined with {folder.root}", hint="aicli worker --join TICKET joins a mesh")
+        raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint="to join a mesh: aicli worker --join TICKET")
     join.claim(folder)
     return interrupts.run(join.finish(folder, kept, say))
 
@@ -196,7 +193,7 @@ def _checked_model(text: str, folder: Path) -> str:
     if not file.is_file():
         raise click.UsageError(f"--model {name}: there is no file {file}")
     if "," in text:
-        raise click.UsageError(f"--model {name}: commas separate models, so a path cannot have one: make a link to it")
+        raise click.UsageError(f"--model {name}: paths can't contain commas, which separate models; create a link instead")
     return f"{name}={file}"
 
 
@@ -208,14 +205,14 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
 
     stack = home.locate(environment)
     if not stack.nats.is_dir():
-        hint = "run `make up` first; or join another machine's mesh with aicli worker --join TICKET"
+        hint = "run `make up` first, or join another machine's mesh: aicli worker --join TICKET"
         raise errors.BadSettings(f"there is no stack in {stack.root}", hint=hint)
     recorded = settings.read_recorded(stack)
     chosen = settings.load(recorded)
     if chosen.nats_url:
         raise errors.BadSettings(
-            "this stack uses a NATS server of yours, where aicli can add no node by itself",
-            hint="aicli stack add-node NAME worker makes one; let NATS read the users, and set NODE_KEY_FILE to its key",
+            "this stack uses your own NATS server, so aicli can't add a node to it",
+            hint="run aicli stack add-node NAME worker, reload the NATS users, and set NODE_KEY_FILE to the new key",
         )
     key_file = nats_users.add_node(stack, chosen.mesh, _claim_name(stack), Role.WORKER)
     own = plan.service_environment(stack, chosen, recorded, "inference") | {"NODE_KEY_FILE": str(key_file)}
@@ -243,7 +240,7 @@ def _claim_name(stack: "Home") -> str:
         # The lock goes over to the worker that this process becomes, and ends with it.
         os.set_inheritable(lock, True)
         return name
-    raise errors.Overloaded(f"{_MOST_WORKERS} workers run on this machine already", hint="stop one, or give one more --slots")
+    raise errors.Overloaded(f"{_MOST_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
 
 
 def _free_port() -> int:

@@ -29,7 +29,19 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("services/*/README.md")])
 BY_HAND = [page for page in PAGES if not page.read_text(encoding="utf-8").startswith(docs.NOTICE.strip())]
 #: Variables in the commands shown that no service and no stack reads: of aicli, of make, of the build, of other programs.
-OTHER_VARIABLES = {"AIMESH_HOME", "AIMESH_REQUIRE", "AIMESH_KEY", "AICLI_API_KEY", "AICLI_PROFILE", "TESTS", "ONLY", "CMAKE_ARGS"}
+OTHER_VARIABLES = {
+    "AIMESH_HOME",
+    "AIMESH_KEY",
+    "AIMESH_REQUIRE",
+    "AICLI_API_KEY",
+    "AICLI_PROFILE",
+    "TESTS",
+    "ONLY",
+    "CMAKE_ARGS",
+    "UPGRADE",
+    "COOLDOWN",
+    "PYTEST_ADDOPTS",
+}
 OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS"}  # of compose.yaml
 OTHER_VARIABLES |= {"PGHOST", "PGUSER", "PGPASSWORD"}  # of PostgreSQL's programs
 #: Series of prometheus_client's own process collector.

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def stack() -> None:
-    """Run the whole platform on this machine: five services with a real PostgreSQL, Valkey and NATS.
+    """Run the whole platform on this machine: five services, PostgreSQL, Valkey and NATS.
 
-    Everything lies in AIMESH_HOME (./.aimesh of the checkout). Ports and other settings come from the environment and are
-    remembered; see docs/reference/settings.md.
+    All data is in AIMESH_HOME (default: .aimesh in the checkout). Settings come from the environment and are saved; see
+    docs/reference/settings.md.
     """
 
 
@@ -33,7 +33,7 @@ def _say(text: str) -> None:
 
 @stack.command()
 def init() -> None:
-    """Make secrets, node keys and the servers' configuration; starts nothing, overwrites nothing."""
+    """Create secrets, node keys and server configuration. Starts nothing and overwrites nothing."""
     from cli import output
     from cli.stack import initialise
 
@@ -53,10 +53,9 @@ _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
 @click.argument("role", type=click.Choice(NODE_ROLES))
 @click.option("--json", "as_json", is_flag=True, help='Print {"name": …, "role": …, "id": …, "key_file": …}.')
 def add_node(name: str, role: str, *, as_json: bool) -> None:
-    """Make the key of one more node and let it into the mesh: a worker on another box, a second gateway, a CLI.
+    """Create a node key and add the node to the mesh: a worker on another machine, a second gateway, a CLI.
 
-    Prints where the key is. An embedded NATS server knows the node at once; one of your own, when it has the new
-    nats/users.conf.
+    Prints the path of the key. The embedded NATS server accepts the node immediately; your own NATS server must reload nats/users.conf.
     """
     import re
 
@@ -66,7 +65,7 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     from shared.types import Role
 
     if not re.fullmatch(_NODE_NAME, name):
-        raise click.UsageError(f"{name!r} is no name for a node: small letters, digits and -, beginning with a letter")
+        raise click.UsageError(f"{name!r} is not a valid node name; use lowercase letters, digits and -, starting with a letter")
     home = _home()
     # Without the environment, which is kept by `init` and `up`: a NATS_URL that is exported for a service says nothing here.
     made = initialise.ensure(home, {}, Path.cwd())
@@ -76,13 +75,13 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
         return
     click.echo(str(key_file))
     if made.settings.nats_url:
-        output.note(f"Let your NATS server read {home.nats / 'users.conf'} again (SIGHUP), and it knows the node.")
+        output.note(f"Let your NATS server read {home.nats / 'users.conf'} again (SIGHUP) to add the node.")
 
 
 @stack.command()
-@click.option("--ask", metavar="PROMPT", help="When all is ready, ask the default model this.")
+@click.option("--ask", metavar="PROMPT", help="Send this prompt to the default model when everything is ready.")
 def up(ask: str | None) -> None:
-    """Start everything in the background and wait until it is ready; repairs what is missing."""
+    """Start everything in the background and wait until it is ready. Safe to run again."""
     from cli.stack import first_run, up_down
 
     home = _home()
@@ -110,9 +109,9 @@ def _ask(home: "Home", prompt: str) -> None:
             command, env=environment, cwd=Path(__file__).resolve().parents[2], check=False, timeout=120
         )
     except subprocess.TimeoutExpired:
-        raise click.ClickException("the first answer took more than 2 minutes; see: aicli doctor") from None
+        raise click.ClickException("the first answer took more than 2 minutes; run: aicli doctor") from None
     if done.returncode != 0:
-        raise click.ClickException("everything runs, but the first answer failed; see: aicli doctor")
+        raise click.ClickException("everything is running, but the first answer failed; run: aicli doctor")
 
 
 def _show_places(home: "Home", settings: "StackSettings") -> None:
@@ -135,7 +134,7 @@ def _show_places(home: "Home", settings: "StackSettings") -> None:
         click.echo(f"  {name:<17} {value}")
     programs = Path(sys.executable).parent
     if shutil.which("aicli") != str(programs / "aicli") and (programs / "activate").exists():
-        click.echo(f"  {'first':<17} source {_short(programs / 'activate')}   (so that the shell finds aicli)")
+        click.echo(f"  {'first':<17} source {_short(programs / 'activate')}   (puts aicli on your PATH)")
     click.echo(f'  {"next":<17} aicli infer "…" · aicli dashboard · make status · make down')
 
 
@@ -148,18 +147,18 @@ def _short(path: Path) -> str:
 
 @stack.command()
 def down() -> None:
-    """Stop everything in order; the data stays."""
+    """Stop everything. The data stays."""
     from cli.stack import up_down
 
     ran = asyncio.run(up_down.down(_home(), _say))
-    click.echo("stopped; the data is kept" if ran else "nothing was running")
+    click.echo("stopped; your data is kept" if ran else "nothing was running")
 
 
 @stack.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @click.pass_context
 def status(context: click.Context, /, *, as_json: bool) -> None:
-    """Show what runs, since when, and what does not; fails when something is not ready."""
+    """Show the status of each program. Exits with 1 if a program isn't ready."""
     from cli import output
     from cli.output import Column
     from cli.stack import overview
@@ -175,24 +174,26 @@ def status(context: click.Context, /, *, as_json: bool) -> None:
         Column("URL", lambda row: row.url or ""),
         Column("WHY", lambda row: row.why),
     ]
-    output.show_rows(rows, columns, as_json=as_json, empty="nothing runs; start it with: make up")
+    output.show_rows(rows, columns, as_json=as_json, empty="nothing is running; start it with: make up")
     if not rows or not all(row.ready for row in rows):
         context.exit(1)
 
 
 @stack.command()
 @click.argument("program", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
-@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(min=1, max=10_000), help="How many lines from the end.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines until Ctrl-C.")
+@click.option(
+    "-n", "--lines", default=50, show_default=True, type=click.IntRange(min=1, max=10_000), help="Number of lines to show from the end."
+)
 def logs(program: str | None, follow: bool, lines: int) -> None:
-    """Show the log of one PROGRAM, or of all."""
+    """Show the log of a PROGRAM, or of all programs."""
     from cli import output
     from cli.stack import logs as log_files
 
     home = _home()
     known = {path.stem: path for path in sorted(home.logs.glob("*.log"))}
     if program is not None and program not in known:
-        raise click.UsageError(f"there is no log of {program!r}; there are: {', '.join(known) or 'none yet'}")
+        raise click.UsageError(f"there is no log of {program!r}; available: {', '.join(known) or 'none yet'}")
     chosen = known if program is None else {program: known[program]}
 
     def show(name: str, text: str) -> None:
@@ -209,27 +210,27 @@ def logs(program: str | None, follow: bool, lines: int) -> None:
 @stack.command()
 @click.argument("program")
 def restart(program: str) -> None:
-    """Stop one PROGRAM (it finishes what runs, for up to 30 s) and start it again."""
+    """Restart a PROGRAM. It gets up to 30 s to finish running requests."""
     from cli.stack import control, overview
 
     home = _home()
     before = asyncio.run(control.ask(home.control_socket, control.Status()))
     answer = asyncio.run(control.ask(home.control_socket, control.Restart(program)))
     if answer is None:
-        raise click.ClickException("nothing runs; start it with: make up")
+        raise click.ClickException("nothing is running; start it with: make up")
     if not answer.ok:
         raise click.UsageError(answer.error)
     again = asyncio.run(overview.until_restarted(home, program, before))
-    click.echo(f"{program} runs again, pid {again.pid}")
+    click.echo(f"{program} restarted, pid {again.pid}")
 
 
 @stack.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SERVICE] [ARGUMENT OF PSQL]...")
 def psql(words: tuple[str, ...]) -> None:
-    """Open psql on the stack's own PostgreSQL.
+    """Open psql on the embedded PostgreSQL.
 
-    With SERVICE (auth, gateway or metrics) as the role of that service: in its schema, with the rows of all tenants. Without it as the
-    superuser. Everything else goes to psql: aicli stack psql gateway -c "SELECT count(*) FROM request_logs"
+    With SERVICE (auth, gateway or metrics), connect as that service's role: its schema, rows of all tenants. Without it, connect as
+    superuser. Other arguments go to psql: aicli stack psql gateway -c "SELECT count(*) FROM request_logs"
     """
     from cli.stack import plan, postgres, secret_files
 
@@ -237,14 +238,14 @@ def psql(words: tuple[str, ...]) -> None:
     server = plan.postgres_of(home)
     if not server.socket.exists():
         raise click.ClickException(
-            "no PostgreSQL of this stack runs; start it with: make up. For one of yours (DATABASE_URL) use psql itself"
+            "the embedded PostgreSQL isn't running; start it with: make up. For your own server (DATABASE_URL), use psql directly"
         )
     if words[:1] and words[0] in secret_files.DATABASE_ROLES:
         role, arguments = words[0], words[1:]
         password = secret_files.read(home, f"postgres_{role}")
         ours = postgres.environment_of_psql(server, role, password, {"search_path": role, "aimesh.tenant": "*"})
     elif words[:1] and not words[0].startswith("-"):
-        raise click.UsageError(f"{words[0]!r} keeps no tables; SERVICE is one of {', '.join(secret_files.DATABASE_ROLES)}")
+        raise click.UsageError(f"{words[0]!r} has no tables; SERVICE must be one of {', '.join(secret_files.DATABASE_ROLES)}")
     else:
         arguments = words
         ours = postgres.environment_of_psql(server, server.admin, secret_files.read(home, secret_files.POSTGRES_ADMIN), {})

@@ -71,7 +71,7 @@ async def _with_first_key(mesh: Connection, home: Home, wanted: Profile) -> Prof
         # `aicli login` needs a profile to write its key into.
         profile.write(home.profile, replace(wanted, api_key=None))
         raise errors.NotAuthenticated(
-            f"everything runs, but no key of {ADMIN} that this machine knows works any more", hint="log in as an administrator: aicli login"
+            f"everything is running, but {ADMIN}'s saved API key no longer works", hint="log in as an administrator: aicli login"
         )
     _write_page(home, wanted)
     return wanted
@@ -83,8 +83,8 @@ def _write_page(home: Home, wanted: Profile) -> None:
         f"user:     {ADMIN}\n"
         f"password: {secret_files.read(home, 'admin_password')}\n"
         f"API key:  {wanted.api_key}\n\n"
-        "At the first sign-in on the page you set up a second factor.\n"
-        "As they were when the stack was first started. Keep this file to yourself, or delete it: aicli does not read it.\n"
+        "The first time you sign in on the web, set up an authenticator app.\n"
+        "These were created at the first start. Keep this file private, or delete it: aicli doesn't need it.\n"
     )
     homes.write_private(page(home), text)
 

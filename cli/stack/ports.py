@@ -37,7 +37,7 @@ def find_conflicts(wanted: Sequence[Wanted], held: Mapping[Wanted, Listener]) ->
             found.append(f"{want.variable}={want.port} is not a port; choose one between 1 and 65535")
         elif place in seen:
             other = seen[place]
-            found.append(f"{want.name} is wanted by {other.program} and {want.program}: set {want.variable} or {other.variable}")
+            found.append(f"{want.name} is used by both {other.program} and {want.program}: set {want.variable} or {other.variable}")
         elif want in held:
             found.append(f"{want.name} for {want.program} is taken by {held[want]}: stop it, or set {want.variable} to a free port")
         seen.setdefault(place, want)

@@ -19,61 +19,57 @@ from shared.types import MeshName
 
 
 class StackSettings(config.Settings, frozen=True, kw_only=True):
-    mesh: Annotated[MeshName, Variable("MESH_NAME", "the mesh this stack belongs to")] = MeshName("home")
-    web_port: Annotated[Port, Variable("WEB_SERVICE_PORT", "the port of the web pages")] = 3000
-    auth_port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "the port of auth")] = 3001
-    gateway_port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public API")] = 3002
-    inference_port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "the port of the first worker")] = 3003
-    metrics_port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "the port of metrics")] = 3004
-    echo_port: Annotated[Port | None, Variable("ECHO_SERVICE_PORT", "the port of the echo worker; a free one is chosen once")] = None
-    prometheus_port: Annotated[Port, Variable("PROMETHEUS_PORT", "a scrape endpoint for the whole mesh; 0 turns it off")] = 9090
-    nats_port: Annotated[Port, Variable("NATS_PORT", "the port of the embedded NATS server")] = 4222
-    nats_url: Annotated[str | None, Variable("NATS_URL", "a NATS server of your own, in place of the embedded one", secret=True)] = None
-    nats_ca_file: Annotated[Path | None, Variable("NATS_CA_FILE", "who vouches for the certificate of that NATS server")] = None
-    nats_cert_file: Annotated[Path | None, Variable("NATS_CERT_FILE", "the client certificate for that NATS server")] = None
-    nats_key_file: Annotated[Path | None, Variable("NATS_KEY_FILE", "the key of NATS_CERT_FILE")] = None
-    nats_creds_file: Annotated[Path | None, Variable("NATS_CREDS_FILE", "a NATS credentials file, in place of the node keys")] = None
-    redis_url: Annotated[str | None, Variable("REDIS_URL", "a Redis or Valkey of your own, in place of the embedded one", secret=True)] = (
+    mesh: Annotated[MeshName, Variable("MESH_NAME", "name of the mesh this stack belongs to")] = MeshName("home")
+    web_port: Annotated[Port, Variable("WEB_SERVICE_PORT", "port of the web pages")] = 3000
+    auth_port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "port of auth")] = 3001
+    gateway_port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "port of the public API")] = 3002
+    inference_port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "port of the first worker")] = 3003
+    metrics_port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "port of metrics")] = 3004
+    echo_port: Annotated[Port | None, Variable("ECHO_SERVICE_PORT", "port of the echo worker; by default a free port, chosen once")] = None
+    prometheus_port: Annotated[Port, Variable("PROMETHEUS_PORT", "port of the Prometheus endpoint for the whole mesh; 0 disables it")] = (
+        9090
+    )
+    nats_port: Annotated[Port, Variable("NATS_PORT", "port of the embedded NATS server")] = 4222
+    nats_url: Annotated[str | None, Variable("NATS_URL", "your own NATS server, instead of the embedded one", secret=True)] = None
+    nats_ca_file: Annotated[Path | None, Variable("NATS_CA_FILE", "CA certificate of that NATS server")] = None
+    nats_cert_file: Annotated[Path | None, Variable("NATS_CERT_FILE", "client certificate for that NATS server")] = None
+    nats_key_file: Annotated[Path | None, Variable("NATS_KEY_FILE", "private key of NATS_CERT_FILE")] = None
+    nats_creds_file: Annotated[Path | None, Variable("NATS_CREDS_FILE", "NATS credentials file, instead of the node keys")] = None
+    redis_url: Annotated[str | None, Variable("REDIS_URL", "your own Redis or Valkey server, instead of the embedded one", secret=True)] = (
         None
     )
-    database_url: Annotated[str | None, Variable("DATABASE_URL", "a PostgreSQL of your own, in place of the embedded one", secret=True)] = (
-        None
-    )
-    auth_database_url: Annotated[str | None, Variable("AUTH_DATABASE_URL", "DATABASE_URL for auth alone", secret=True)] = None
-    gateway_database_url: Annotated[str | None, Variable("GATEWAY_DATABASE_URL", "DATABASE_URL for the gateway alone", secret=True)] = None
+    database_url: Annotated[
+        str | None, Variable("DATABASE_URL", "your own PostgreSQL server, instead of the embedded one", secret=True)
+    ] = None
+    auth_database_url: Annotated[str | None, Variable("AUTH_DATABASE_URL", "DATABASE_URL for auth only", secret=True)] = None
+    gateway_database_url: Annotated[str | None, Variable("GATEWAY_DATABASE_URL", "DATABASE_URL for the gateway only", secret=True)] = None
     metrics_database_url: Annotated[
-        str | None, Variable("METRICS_DATABASE_URL", "DATABASE_URL for the history of the metrics service alone", secret=True)
+        str | None, Variable("METRICS_DATABASE_URL", "DATABASE_URL for the history of the metrics service only", secret=True)
     ] = None
     echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
-    host: Annotated[str, Variable("BIND_HOST", "where gateway and web listen; the others stay on loopback")] = "127.0.0.1"
-    tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "HTTPS on gateway and web")] = None
-    hyperswarm: Annotated[bool, Variable("HYPERSWARM", "let workers and clients join by ticket from anywhere; off leaves NATS alone")] = (
-        True
-    )
+    host: Annotated[str, Variable("BIND_HOST", "address that gateway and web listen on; other services stay on loopback")] = "127.0.0.1"
+    tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "TLS certificate for HTTPS on gateway and web")] = None
+    hyperswarm: Annotated[bool, Variable("HYPERSWARM", "let workers and clients join by ticket from anywhere; off: NATS only")] = True
     dht_bootstrap: Annotated[
         tuple[str, ...],
-        Variable("DHT_BOOTSTRAP", "DHT nodes of yours elsewhere as host:port with commas, or `public`, in place of the embedded ones"),
+        Variable("DHT_BOOTSTRAP", "your own DHT nodes elsewhere (comma-separated host:port), or `public`, instead of the embedded ones"),
     ] = ()
     dht_host: Annotated[
-        str, Variable("DHT_HOST", "the IPv4 address or DNS name by which machines elsewhere reach the embedded DHT nodes and the relay")
+        str, Variable("DHT_HOST", "IPv4 address or DNS name at which remote machines reach the embedded DHT nodes and the relay")
     ] = "127.0.0.1"
     dht_bind_host: Annotated[
         str | None,
-        Variable(
-            "DHT_BIND_HOST", "the address that they bind to; without it DHT_HOST, or 0.0.0.0 if that is a name; 0.0.0.0 behind a router"
-        ),
+        Variable("DHT_BIND_HOST", "address that they bind to; default DHT_HOST, or 0.0.0.0 if that is a name; use 0.0.0.0 behind a router"),
     ] = None
-    dht_port: Annotated[
-        Port, Variable("DHT_PORT", "the first of the three UDP ports of the embedded DHT nodes; the relay has the fourth")
-    ] = 4737
-    relay: Annotated[bool, Variable("MESH_RELAY", "run a blind relay here, for machines whose NATs let no direct path through")] = False
-    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays elsewhere, hex, with commas")] = ()
+    dht_port: Annotated[Port, Variable("DHT_PORT", "first of three UDP ports of the embedded DHT nodes; the relay uses the fourth")] = 4737
+    relay: Annotated[bool, Variable("MESH_RELAY", "run a blind relay here, for machines whose NATs block direct connections")] = False
+    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays elsewhere (hex, comma-separated)")] = ()
     log_retention_days: Annotated[
         int,
         Meta(ge=1, le=36500),
-        Variable("LOG_RETENTION_DAYS", "days that lines of the programs' logs are kept, where 20 MiB each hold them"),
+        Variable("LOG_RETENTION_DAYS", "days to keep program logs, up to 20 MiB per program"),
     ] = 90
-    node_binary: Annotated[Path | None, Variable("NODE_BINARY", "the Node program to use in place of the one that came with aimesh")] = None
+    node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
 
     def mistakes(self) -> Iterator[str]:
         if not is_reachable_host(self.dht_host):
@@ -294,7 +290,7 @@ def record(home: Home, environment: Mapping[str, str], folder: Path) -> dict[str
             kept[f"{name}_FILE"] = str(place)
         else:
             kept[name] = value
-    header = "# Settings of this stack, as they were given to `make up`; `NAME= make up` forgets one.\n"
+    header = "# Settings of this stack, saved by `make up`. To remove one: NAME= make up\n"
     write_private(home.settings_file, header + "".join(f"{name}={shlex.quote(value)}\n" for name, value in kept.items()))
     return kept
 

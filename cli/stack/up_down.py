@@ -62,11 +62,11 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
     for warning in config.find_misspelled_names(settings.known_names(), {**environment, **made.recorded}):
         say(f"warning: {warning}")
     if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
-        say(f"warning: gateway and web on {made.settings.host} have no TLS, so keys and prompts can be read on the way")
+        say(f"warning: gateway and web on {made.settings.host} have no TLS, so others on the network can read keys and prompts")
     planned = plan.make(home, made.settings, made.recorded, os.environ)
     running = await _find_running(home)
     if running is not None and running.fingerprint != planned.fingerprint:
-        say("settings or code have changed: stopping what runs")
+        say("settings or code changed; restarting")
         await down(home, say)
         running = None
     log_ends = logs.ends(home.logs)
@@ -74,7 +74,7 @@ async def up(home: Home, environment: Mapping[str, str], folder: Path, say: Say)
         _launch(home, made.settings)
         say(f"starting {', '.join(program.name for program in planned.programs)}")
     elif await _runs_already(running, planned):
-        say("everything runs already")
+        say("everything is already running")
         return made.settings
     else:
         await _repair(home, running, say)
@@ -100,7 +100,7 @@ async def _find_running(home: Home) -> Answer | None:
 
 def _require_linux() -> None:
     if sys.platform != "linux":
-        raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml here")
+        raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
 
 
 def _launch(home: Home, chosen: StackSettings) -> None:
@@ -213,7 +213,7 @@ def _failure(home: Home, failed: Hopeless, before: Before, say: Say) -> errors.I
     """The error, after the end of the log that explains it; an error itself is one line."""
     for line in logs.tail(home.log(failed.name), _TAIL_LINES, before.log_ends.get(failed.name, 0)):
         say(f"{failed.name} | {line}")
-    forget = "; `NAME= make up` forgets a setting that was given" if "settings" in failed.why else ""
+    forget = "; to remove a saved setting: NAME= make up" if "settings" in failed.why else ""
     return errors.Internal(failed.why, hint=f"aicli stack logs {failed.name}{forget}")
 
 
@@ -235,7 +235,7 @@ async def down(home: Home, say: Say) -> bool:
         now = await control.ask(home.control_socket, control.Status())
         stopping = ", ".join(each.name for each in now.programs if each.state == "stopping") if now else ""
         if stopping and stopping != last and time.monotonic() - started > 1:
-            say(f"waiting for {stopping} to finish what runs (at most 30 s)")
+            say(f"waiting up to 30 s for {stopping} to finish running requests")
             last = stopping
         await asyncio.sleep(_LOOK_SECONDS)
-    raise errors.Internal(f"it does not stop; the supervisor is pid {answer.pid}", hint="aicli stack logs supervisor")
+    raise errors.Internal(f"the supervisor (pid {answer.pid}) doesn't stop", hint="aicli stack logs supervisor")

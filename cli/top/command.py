@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def _refuse_nan(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
     """It is in every range of click's, for it is not outside."""
     if math.isnan(value):
-        raise click.BadParameter("nan is no number of seconds")
+        raise click.BadParameter("nan is not a number of seconds")
     return value
 
 
@@ -33,16 +33,16 @@ def _refuse_nan(_context: click.Context, _parameter: click.Parameter, value: flo
     callback=_refuse_nan,
     default=2.0,
     show_default=True,
-    help="Seconds between two looks at the mesh.",
+    help="Refresh interval in seconds.",
 )
-@click.option("--once", is_flag=True, help="Show one frame as plain text and end, as where stdout is no terminal.")
-@click.option("--json", "as_json", is_flag=True, help="Print each frame as an object on a line of its own.")
+@click.option("--once", is_flag=True, help="Print one frame as plain text and exit. This is the default when stdout is not a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print each frame as one JSON object per line.")
 @click.pass_obj
 def top(here: Surroundings, /, *, seconds: float, once: bool, as_json: bool) -> None:
-    """Watch the whole mesh: health, alerts, requests, tokens, queues, and what each node does. For administrators.
+    """Live view of the mesh: health, alerts, requests, tokens, queues and nodes. Admins only.
 
-    Rates and loads are of the last 15 seconds. `s` sorts the nodes by another column; the arrows, Page Up and Down, Home and End scroll;
-    `q` or Ctrl-C ends it.
+    Rates and loads cover the last 15 seconds. Press `s` to change the sort column, arrow keys, Page Up/Down, Home or End to scroll, and
+    `q` or Ctrl-C to quit.
     """
     from cli.top.terminal import Terminal
 

@@ -43,7 +43,7 @@ class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     kind: str
-    #: used, not used, not let in, or gone.
+    #: used, not used, not admitted, or gone.
     state: str
     why_not: str
     path: str
@@ -164,7 +164,7 @@ def _node(node: NodeRow, loads: Mapping[str, Load]) -> NodeLine:
 def _state(node: NodeRow) -> str:
     if node.usable:
         return "used"
-    return "not used" if node.alive else "not let in" if node.refused else "gone"
+    return "not used" if node.alive else "not admitted" if node.refused else "gone"
 
 
 def _silent(readings: Readings, now: float) -> Iterable[Silent]:

@@ -13,7 +13,7 @@ from cli import output
 from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, Frame, NodeLine, Silent, Wrong
 
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "down": "red"}
-_STATES: Final = {"used": "green", "not used": "yellow", "not let in": "red", "gone": "red"}
+_STATES: Final = {"used": "green", "not used": "yellow", "not admitted": "red", "gone": "red"}
 _SEVERITIES: Final = {"page": "red", "critical": "red", "warning": "yellow"}
 #: What an operator looks at, by the source that is silent.
 _WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the nodes", "numbers": "the numbers"}
@@ -118,7 +118,7 @@ def whole(frame: Frame) -> list[str]:
 
 
 def _title(frame: Frame) -> Line:
-    word = frame.health or "health not known"
+    word = frame.health or "health unknown"
     firing = "" if not frame.alerts_firing else f"   {output.counted(frame.alerts_firing, 'alert')}"
     clock = output.moment(frame.at).partition(" ")[2]
     return (Span("aimesh ", "bold"), Span(_clean(word), _COLOURS.get(word, "yellow")), Span(firing, "red"), Span(f"   {clock}", "dim"))
@@ -153,7 +153,7 @@ def _silent(of: tuple[list[Silent], str]) -> Line:
     group, problem = of
     words = output.names(_WORDS.get(one.source, one.source) for one in group)
     ages = [one.age_seconds for one in group if one.age_seconds is not None]
-    old = f"{words}: {output.duration(max(ages))} old" if ages else f"{words}: not known"
+    old = f"{words}: {output.duration(max(ages))} old" if ages else f"{words}: unknown"
     return (Span(f"{old} – {_clean(problem)}", "yellow"),)
 
 
@@ -171,7 +171,7 @@ def _folded(text: str, width: int | None) -> list[str]:
 
 
 def _alert(alert: FiringAlert) -> Line:
-    after = "; silenced" if alert.silenced else f"; {alert.seen_by} looks after it" if alert.seen_by else ""
+    after = "; silenced" if alert.silenced else f"; acknowledged by {alert.seen_by}" if alert.seen_by else ""
     style = _SEVERITIES.get(alert.severity, "")
     where = "".join(f" {label}={value}" for label, value in alert.labels.items())
     text = f" {alert.name}, {output.duration(alert.seconds)}: {alert.summary}{where}{after}"

@@ -59,7 +59,7 @@ async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: 
 
         # Without the variables too: they are kept, the addresses with their passwords in files of their own.
         remembered = RunningStack(planned.home, {name: value for name, value in planned.environment.items() if not name.endswith("_URL")})
-        assert "everything runs already" in (await remembered.up()).err
+        assert "everything is already running" in (await remembered.up()).err
         shown = planned.place.settings_file.read_text(encoding="utf-8")
         assert planned.environment["DATABASE_URL"] not in shown
         # A worker cannot be added to somebody else's server behind their back.

@@ -170,7 +170,7 @@ def test_make_up_again_takes_seconds_and_repairs(user: NewUser) -> None:
     again = user.types("make up")
     assert again.status == 0, again.out + again.err
     assert again.seconds < 10
-    assert "everything runs already" in again.err
+    assert "everything is already running" in again.err
     keys = user.does("aicli keys list --json")
 
     rows = {row["name"]: row for row in json.loads(user.does("aicli stack status --json"))}

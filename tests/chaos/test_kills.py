@@ -91,7 +91,7 @@ EVERY_DOOR = frozenset(Door)
 _MESH = frozenset({"link_lost", "not_reachable"})
 
 #: What `aicli infer` says when it asks again.
-RESUMING = ("The gateway cannot answer now; asking again …", "The connection was lost; going on where the answer stopped …")
+RESUMING = ("The gateway isn't answering. Retrying …", "Connection lost. Resuming …")
 KILLS: dict[str, Kill] = {
     # Keys are remembered, rows wait, and so do reservations: nobody notices, unless it is away for longer than those wait. On a busy
     # machine its new process and its recovery take that long.

@@ -8,7 +8,7 @@ from tests.stacks import RunningStack, until
 
 #: Six seconds of echo.
 WORDS = " ".join(f"w{number}" for number in range(300))
-NOTE = "The connection was lost; going on where the answer stopped …\n"
+NOTE = "Connection lost. Resuming …\n"
 #: A link falls silent, the gateway starts again, and the answer is made anew as far as it was delivered.
 WHOLE_WITHIN_SECONDS = 60
 

@@ -18,7 +18,7 @@ def test_keys_people_and_machines_are_listed_with_why(shell: Shell) -> None:
     shell.mesh.answer(privacy.review_access, STALE)
     done = shell("admin", "access-review", "--days", "30")
     assert done.exit_code == 0
-    for words in (["ci", "bob", "live", "never", "k-1"], ["carol", "user", "not seen since"], ["UABCDEFGHIJK", "the house", "100 d ago"]):
+    for words in (["ci", "bob", "live", "never", "k-1"], ["carol", "user", "not seen since"], ["UABCDEFGHIJK", "the mesh", "100 d ago"]):
         assert any(all(word in line for word in words) for line in done.stdout.splitlines()), words
     # What somebody called a key moves no cursor.
     assert "\x1b[31m" not in done.stdout

@@ -83,7 +83,7 @@ def test_register_takes_the_password_from_stdin(house: Shell) -> None:
         pytest.param(["register", "bob"], "--email", id="no address"),
         pytest.param(["register", "bob", "--email", "b@example.org"], "--password-stdin", id="no password"),
         pytest.param(["login", "bob"], "--password-stdin", id="no password to log in"),
-        pytest.param(["login", "bob", "--password-stdin"], "stdin has no password", id="an empty stdin"),
+        pytest.param(["login", "bob", "--password-stdin"], "the first line of stdin is empty", id="an empty stdin"),
     ],
 )
 def test_without_a_terminal_nothing_is_asked(house: Shell, arguments: list[str], says: str) -> None:
@@ -146,7 +146,7 @@ def test_logout_does_not_call_the_old_secret_of_a_rotated_key_revoked(house: She
     house.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", NEW_KEY),)))
     done = house("logout")
     assert done.exit_code == 0
-    assert "goes on until its overlap ends" in done.stdout
+    assert "keeps working until the overlap ends" in done.stdout
     assert "revoked" not in done.stdout
     assert asked(house) == [("listApiKeys", KEY)]
     assert profile.read(house.folder / ".aimesh/profile.toml").api_key is None
@@ -196,7 +196,7 @@ def test_keys_list(house: Shell) -> None:
     assert house("keys", "list").stdout.splitlines()[1].startswith("laptop")
     limits = auth.KeyLimits(1000, None, 500, 2, MicroCredits(2_500_000))
     house.mesh.answer(auth.list_api_keys, auth.ApiKeys((msgspec.structs.replace(key(1, "tight", KEY), limits=limits),)))
-    assert "  1000/h, 500 tokens/min, 2 at once, 2.5 credits  " in house("keys", "list").stdout
+    assert "  1000/h, 500 tokens/min, 2 concurrent, 2.5 credits  " in house("keys", "list").stdout
     assert json.loads(house("keys", "list", "--json").stdout)[0]["limits"]["budget_micro"] == 2_500_000
 
 
@@ -209,11 +209,11 @@ def test_keys_revoke_offers_what_the_key_made(house: Shell) -> None:
     made = msgspec.structs.replace(key(7, "child", KEY), made_by=key(1, "laptop", KEY).id)
     house.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", KEY), made)))
     result = house("keys", "revoke", "laptop")
-    assert "Keys that it made still work: child." in result.stderr
+    assert "Keys it created still work: child." in result.stderr
     assert f"--with-made {key(1, 'laptop', KEY).id}" in result.stderr
     result = house("keys", "revoke", "laptop", "--with-made")
     assert house.mesh.asked[-1].request == auth.RevokeApiKey("laptop", with_made=True)
-    assert "with all that it made" in result.stdout
+    assert "and all keys it created" in result.stdout
     assert "still work" not in result.stderr
 
 
@@ -266,7 +266,7 @@ def test_more_users_than_one_page_has_are_asked_for_page_by_page(house: Shell) -
 def test_who_says_premium_is_told_its_new_name(house: Shell) -> None:
     result = house("admin", "users", "set-tier", "bob", "premium")
     assert (result.exit_code, house.mesh.asked) == (2, [])
-    assert "'premium' is called 'pro' now" in result.stderr
+    assert "'premium' is now called 'pro'" in result.stderr
     assert "enterprise" in house("admin", "users", "set-tier", "bob", "gold").stderr
 
 

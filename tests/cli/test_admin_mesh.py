@@ -127,7 +127,7 @@ def test_tickets_list(house: Shell) -> None:
 def test_tickets_revoke(house: Shell) -> None:
     result = house("admin", "tickets", "revoke", "0123")
     assert house.mesh.asked[0].request == membership.RevokeTicket("0123")
-    assert result.stdout == "Revoked ticket 0123456789abcdef; 1 of its machines stay: aicli admin nodes list.\n"
+    assert result.stdout == "Revoked ticket 0123456789abcdef. 1 of its machines stay: aicli admin nodes list.\n"
     result = house("admin", "tickets", "revoke", TICKET)
     assert (result.exit_code, len(house.mesh.asked)) == (2, 1)
     assert TICKET not in result.output
@@ -140,8 +140,8 @@ def test_nodes_list(house: Shell) -> None:
     rows = json.loads(house("admin", "nodes", "list", "--json").stdout)
     assert [(entry["id"][:4], entry["state"]) for entry in rows] == [("UZZZ", "pending"), ("UABC", "revoked")]
     text = house("admin", "nodes", "list").stdout
-    assert "waits for approval" in text
-    assert "the house" in text
+    assert "pending approval" in text
+    assert "the mesh" in text
     assert "revoked: sold" in text
 
 

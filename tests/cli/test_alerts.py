@@ -32,7 +32,7 @@ QUIET = Silence("0001", "cpu_high", {"node": "UABC"}, datetime(2026, 11, 21, tzi
 def test_nothing_is_wrong(shell: Shell) -> None:
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((), ()))
     done = shell("alerts", "list")
-    assert (done.stdout, done.stderr) == ("", "Nothing is wrong\n")
+    assert (done.stdout, done.stderr) == ("", "No alerts\n")
 
 
 def test_what_fires_is_listed_with_what_to_do_and_the_silences_below(shell: Shell) -> None:
@@ -67,7 +67,7 @@ def test_two_alerts_of_one_name_are_told_apart_by_their_labels(shell: Shell) -> 
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"), [({"seen_by": "ann"}, "firing, ann looks after it"), ({"silenced": True}, "firing, silenced"), ({}, "firing")]
+    ("changed", "words"), [({"seen_by": "ann"}, "firing, acknowledged by ann"), ({"silenced": True}, "firing, silenced"), ({}, "firing")]
 )
 def test_the_state_says_who_looks_after_it(shell: Shell, changed: dict[str, object], words: str) -> None:
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((msgspec.structs.replace(DRIFT, **changed),), ()))
@@ -76,7 +76,7 @@ def test_the_state_says_who_looks_after_it(shell: Shell, changed: dict[str, obje
 
 def test_ack(shell: Shell) -> None:
     shell.mesh.answer(alerts.acknowledge_alert, msgspec.structs.replace(DRIFT, seen_by="ann"))
-    assert shell("alerts", "ack", DRIFT.id).stdout == "ledger_drift: ann looks after it\n"
+    assert shell("alerts", "ack", DRIFT.id).stdout == "ledger_drift: ann acknowledged it\n"
     assert shell.mesh.asked[-1].request == alerts.AcknowledgeAlert(DRIFT.id)
 
 
@@ -86,7 +86,7 @@ def test_silence_and_its_end(shell: Shell) -> None:
     assert "aicli alerts unsilence 0001" in done.stdout
     assert shell.mesh.asked[-1].request == alerts.SilenceAlerts(1800, "cpu_high", {"node": "UABC"}, "it compiles")
     shell.mesh.answer(alerts.end_silence, Nothing())
-    assert "told now" in shell("alerts", "unsilence", "0001").stdout
+    assert "notify again" in shell("alerts", "unsilence", "0001").stdout
 
 
 @pytest.mark.parametrize("time", ["0s", "31d", "soon", "5", "-3h", "1.5h"])

@@ -97,7 +97,7 @@ def test_what_is_looked_for_is_asked_of_auth(office: Shell) -> None:
 def test_nothing_found(office: Shell) -> None:
     office.mesh.answer(log.list_audit, log.AuditRows(()))
     result = office("admin", "audit", "list")
-    assert (result.stdout, result.stderr) == ("", "Nothing like that is in the log.\n")
+    assert (result.stdout, result.stderr) == ("", "No matching entries.\n")
 
 
 def test_the_results_to_choose_from_are_those_that_there_are() -> None:
@@ -138,7 +138,7 @@ def test_half_an_export_leaves_no_file(office: Shell) -> None:
 def test_auth_verifies_its_own_log(office: Shell) -> None:
     result = office("admin", "audit", "verify", "--chain", "house")
     assert result.exit_code == 0
-    assert result.stdout == "The log is as it was written: 2 chains, 13 rows, 3 signed anchors.\nThe anchors are signed by UKEY\n"
+    assert result.stdout == "The audit log is intact: 2 chains, 13 rows, 3 signed anchors.\nThe anchors are signed with UKEY\n"
     assert office.mesh.asked[0].request == log.VerifyAudit("house")
 
 
@@ -146,7 +146,7 @@ def test_a_log_that_was_changed_fails_the_command(office: Shell) -> None:
     office.mesh.answer(log.verify_audit, BROKEN)
     result = office("admin", "audit", "verify")
     assert result.exit_code == 1
-    assert "NOT as it was written" in result.stdout
+    assert "The audit log is NOT INTACT" in result.stdout
     assert "  house: row 5: the row is not as it was written\n" in result.stdout
     result = office("admin", "audit", "verify", "--json")
     assert (result.exit_code, json.loads(result.stdout)["chains"][0]["first_bad"]) == (1, 5)
@@ -154,7 +154,7 @@ def test_a_log_that_was_changed_fails_the_command(office: Shell) -> None:
 
 def test_what_goes_with_a_file_asks_nobody_without_one(office: Shell) -> None:
     result = office("admin", "audit", "verify", "--partial")
-    assert (result.exit_code, "go with a FILE" in result.stderr, office.mesh.asked) == (2, True, [])
+    assert (result.exit_code, "require a FILE" in result.stderr, office.mesh.asked) == (2, True, [])
 
 
 # --- verifying with files alone --------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_an_auditor_needs_no_mesh(office: Shell) -> None:
     (office.folder / ".aimesh" / "profile.toml").unlink()
     result = office("admin", "audit", "verify", save(office, [*HOUSE, *OWN]), "--anchors", save_anchors(office, ANCHORS), "--key", KEY.id)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith("The log is as it was written: 2 chains, 30 rows, 3 signed anchors.\n")
+    assert result.stdout.startswith("The audit log is intact: 2 chains, 30 rows, 3 signed anchors.\n")
     assert office.mesh.asked == []
 
 
@@ -197,7 +197,7 @@ def test_anchors_by_another_key_prove_nothing(office: Shell) -> None:
     result = office("admin", "audit", "verify", *files, "--key", other.id)
     assert (result.exit_code, "house: row 10: the anchor of" in result.stdout, "forged" in result.stdout) == (1, True, True)
     result = office("admin", "audit", "verify", *files)
-    assert (result.exit_code, KEY.id in result.stdout, "Compare the key" in result.stderr) == (0, True, True)
+    assert (result.exit_code, KEY.id in result.stdout, "Compare this key" in result.stderr) == (0, True, True)
 
 
 def test_a_part_of_a_log_is_verified_as_one(office: Shell) -> None:
@@ -211,7 +211,7 @@ def test_what_is_no_log_is_said_to_be_none(office: Shell) -> None:
     file = office.folder / "notes.txt"
     file.write_text("hello\n")
     result = office("admin", "audit", "verify", str(file))
-    assert (result.exit_code, "file: row 1: line 1 is no row" in result.stdout) == (1, True)
+    assert (result.exit_code, "file: row 1: line 1 is not a row" in result.stdout) == (1, True)
     result = office("admin", "audit", "verify", save(office, HOUSE), "--anchors", str(file))
-    assert (result.exit_code, "line 1 is no anchor" in result.stderr) == (2, True)
+    assert (result.exit_code, "line 1 is not an anchor" in result.stderr) == (2, True)
     assert office("admin", "audit", "verify", str(Path("nowhere"))).exit_code == 2

@@ -141,7 +141,7 @@ async def test_an_address_that_cannot_work(shell: Shell, url: str, says: str) ->
 
 @pytest.mark.parametrize(
     ("key", "says"),
-    [(None, "the profile has none"), ("aip_live_tooshort", "not copied whole")],
+    [(None, "the profile has no key"), ("aip_live_tooshort", "the key is incomplete")],
 )
 async def test_a_key_that_cannot_be_one(shell: Shell, key: str | None, says: str) -> None:
     path = shell.folder / ".aimesh/profile.toml"
@@ -184,7 +184,7 @@ async def test_a_node_that_is_used_in_spite_of_a_broken_transport_is_named(shell
         use(shell, port)
         findings = await examined(shell)
     assert [finding.detail for finding in findings if finding.check == "nodes"] == [
-        "inference UWORKER… is used, but NATS: not connected: the server refused this key"
+        "inference UWORKER… gets requests, but NATS: not connected: the server refused this key"
     ]
 
 
@@ -200,11 +200,11 @@ async def test_no_gateway(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("changed", "ok", "detail"),
     [
-        ({}, True, "99 of 100 requests left in this hour"),
-        ({"remaining": 0}, False, "0 of 100 requests left in this hour"),
-        ({"limit_per_hour": gateway.NO_LIMIT}, True, "no limit of requests an hour"),
+        ({}, True, "99 of 100 requests left this hour"),
+        ({"remaining": 0}, False, "0 of 100 requests left this hour"),
+        ({"limit_per_hour": gateway.NO_LIMIT}, True, "no hourly request limit"),
         ({"account": NO_MONEY}, False, "no credits left"),
-        ({"account": msgspec.structs.replace(NO_MONEY, monthly_micro=None)}, True, "99 of 100 requests left in this hour"),
+        ({"account": msgspec.structs.replace(NO_MONEY, monthly_micro=None)}, True, "99 of 100 requests left this hour"),
     ],
 )
 def test_what_is_left(changed: dict[str, object], ok: bool, detail: str) -> None:

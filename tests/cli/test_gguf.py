@@ -28,10 +28,10 @@ def test_a_model_in_parts_is_one_and_opened_by_its_first(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        pytest.param([], "no .gguf file is in", id="none"),
-        pytest.param(["notes.txt"], "no .gguf file is in", id="none that is a model"),
-        pytest.param(["a=b.gguf"], "has no =", id="a name that MODELS could not carry"),
-        pytest.param(["a,b.gguf"], "no comma", id="a path that MODELS could not carry"),
+        pytest.param([], "no .gguf files in", id="none"),
+        pytest.param(["notes.txt"], "no .gguf files in", id="none that is a model"),
+        pytest.param(["a=b.gguf"], "can't contain =", id="a name that MODELS could not carry"),
+        pytest.param(["a,b.gguf"], "can't contain commas", id="a path that MODELS could not carry"),
         pytest.param(["a.gguf", "a.GGUF"], "would both be served as a", id="two of one name"),
     ],
 )

@@ -81,7 +81,7 @@ def test_an_answer_that_the_credits_cut_short_says_so(shell: Shell) -> None:
     shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello world")], cut)
     result = shell("infer", "hi")
     assert result.stdout == "Hello world\n"
-    assert result.stderr == "The answer ends after 2 tokens: the credits reach for no more; see aicli usage.\n"
+    assert result.stderr == "The answer was cut off after 2 tokens: not enough credits. See aicli usage.\n"
     assert json.loads(shell("infer", "hi", "--json").stdout)["clamped_to"] == 2
     # It ended by itself before that.
     shell.mesh.stream_answer(METHOD, [InferenceChunk("Hello world")], msgspec.structs.replace(RESULT, clamped_to=5))
@@ -126,7 +126,7 @@ def test_a_dash_reads_stdin(talking: Shell) -> None:
     [
         pytest.param(["-"], b"", "the prompt is empty", id="an empty pipe"),
         pytest.param([" \n"], b"", "the prompt is empty", id="only white space"),
-        pytest.param(["-"], b"a\xff", "not UTF-8: byte 1", id="a pipe that is no UTF-8"),
+        pytest.param(["-"], b"a\xff", "not valid UTF-8 (byte 1)", id="a pipe that is no UTF-8"),
         pytest.param(["a\udcff"], b"", "the command line is not UTF-8", id="an argument that is no UTF-8"),
         pytest.param(["-"], b"x" * 10_000_000, "longer than 1024 KiB", id="ten megabytes"),
         pytest.param(["a", "--seed", str(2**64)], b"", "is too large", id="a seed that no wire takes"),
@@ -199,7 +199,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 LOST = errors.LinkLost("the link fell silent")
-NOTE = "The connection was lost; going on where the answer stopped …\n"
+NOTE = "Connection lost. Resuming …\n"
 
 
 @pytest.mark.usefixtures("_quick")
@@ -232,7 +232,7 @@ def test_a_gateway_that_cannot_answer_yet_is_asked_again(shell: Shell) -> None:
 
     shell.mesh.stream_script(METHOD, run, RESULT)
     result = shell("infer", "hi")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "The gateway cannot answer now; asking again …\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "The gateway isn't answering. Retrying …\n")
 
 
 def test_each_request_has_a_key_of_its_own(talking: Shell) -> None:

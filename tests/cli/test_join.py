@@ -146,7 +146,7 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
 
     # Its owner wants the machine for himself, and gives it back.
     code, out, _ = await machine.run("worker", "pause")
-    assert (code, out.startswith("Paused: running answers finish")) == (0, True)
+    assert (code, out.startswith("Paused. Running requests finish")) == (0, True)
     await lines_with(process, "paused by its owner")
     await until(lambda: not gateway.directory.usable(Role.WORKER))
     (entry,) = gateway.directory.entries(Role.WORKER)
@@ -159,13 +159,13 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
 
     # Two with one key would push each other out.
     code, _, err = await machine.run("worker", "--backend", "echo")
-    assert (code, "a worker runs on" in err) == (5, True)
+    assert (code, "a worker already uses" in err) == (5, True)
 
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(15):
         assert await process.wait() == 0
     code, out, _ = await machine.run("worker", "status")
-    assert (code, out) == (1, "not running: aicli worker starts it\n")
+    assert (code, out) == (1, "not running. To start it: aicli worker\n")
     await until(lambda: not gateway.directory.usable(Role.WORKER))
     again = await machine.start("worker", "--backend", "echo")
     await lines_with(again, "connected to gateway")
@@ -202,7 +202,7 @@ async def test_a_revoked_machine_comes_back_as_a_new_one_with_a_new_ticket(net: 
     other = door.ticket(Role.WORKER)
     door.offers[other.id].uses = 0
     code, out, _ = await machine.run("worker", "--join", tickets.render(other), "--no-serve")
-    assert (code, "the ticket is used up; it is not needed: this machine is a member of mesh test" in out) == (0, True)
+    assert (code, "the ticket is used up; continuing, because this machine is already a member of mesh test" in out) == (0, True)
     assert identity.load(folder.key).id == old
     # Whom auth has revoked it does not even answer.
     door.revoked.add(old)
@@ -224,7 +224,7 @@ async def test_a_bad_ticket_says_what_to_do_and_leaves_nothing_running(net: Swar
     code, out, err = await machine.run("worker", "--join", "-", "--backend", "echo", stdin=f"{text[:40]}\n{text[40:]}\n")
     assert code == 1
     assert "found auth of mesh test" in out
-    assert "this ticket makes a client and no worker – ask for one that" in err
+    assert "this ticket is for a client, not a worker – ask for a worker ticket" in err
     assert {path.name for path in machine.state.iterdir()} == {"lock"}
     door.offers.clear()
     code, _, err = await machine.run("worker", "--join", text, "--backend", "echo")
@@ -241,7 +241,7 @@ async def test_connect_makes_a_profile(net: SwarmNet, machine: Machine) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["cafe.mesh", "cafe.nk", "cafe.toml"]
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
     code, _, err = await machine.run("mesh", "connect", "@ticket", "--name", "cafe")
-    assert (code, "there is a profile 'cafe' already" in err) == (2, True)
+    assert (code, "profile 'cafe' already exists" in err) == (2, True)
     # With a gateway there, the profile works.
     await net.start(Gateway)
     code, _, err = await machine.run("--profile", "cafe", "models")
@@ -296,7 +296,7 @@ async def test_the_same_ticket_again_asks_nobody(folder: join.Folder) -> None:
     folder.ticket_id.write_text("t1")
     said: list[str] = []
     assert await join.join(folder, some_ticket(ca), Newcomer(), said.append) == kept
-    assert said == ["this machine has joined mesh home with this ticket before"]
+    assert said == ["this machine already joined mesh home with this ticket"]
 
 
 def test_one_process_at_a_time_has_the_folder(folder: join.Folder) -> None:
@@ -304,7 +304,7 @@ def test_one_process_at_a_time_has_the_folder(folder: join.Folder) -> None:
     lock = join.claim(folder)
     assert os.get_inheritable(lock)
     assert join.is_running(folder)
-    with pytest.raises(errors.Overloaded, match="a worker runs on"):
+    with pytest.raises(errors.Overloaded, match="a worker already uses"):
         join.claim(folder)
     os.close(lock)
     assert not join.is_running(folder)
@@ -326,13 +326,13 @@ def test_where_the_folder_is(environment: dict[str, str], chosen: str | None, ex
 def test_pausing_what_never_joined_says_so(shell: Shell) -> None:
     result = shell("worker", "pause", "--state", "nowhere")
     assert result.exit_code == 2
-    assert "no worker has joined with" in result.stderr
+    assert "no worker has joined a mesh using" in result.stderr
 
 
 def test_pause_outlives_the_worker(shell: Shell, folder: join.Folder) -> None:
     paused = shell("worker", "--state", str(folder.root), "pause")
-    assert paused.stdout.startswith("Paused; the worker does not run now")
-    assert shell("worker", "status", "--state", str(folder.root)).stdout == "not running, and paused: aicli worker starts it\n"
+    assert paused.stdout.startswith("Paused. The worker isn't running")
+    assert shell("worker", "status", "--state", str(folder.root)).stdout == "not running, and paused. To start it: aicli worker\n"
     assert shell("worker", "resume", "--state", str(folder.root)).stdout == "Resumed.\n"
-    assert shell("worker", "resume", "--state", str(folder.root)).stdout == "It was not paused.\n"
+    assert shell("worker", "resume", "--state", str(folder.root)).stdout == "The worker isn't paused.\n"
     assert folder.paused.exists() is False

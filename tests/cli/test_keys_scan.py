@@ -59,7 +59,7 @@ def test_the_old_secret_of_a_rotated_key_is_not_called_revoked(shell: Shell, tre
     """It is let in until its overlap ends, and the list has the key under its new secret."""
     shell.mesh.answer(auth.list_api_keys, listed(preview_of(key(random="Zz9" * 14 + "q"))))
     done = shell("keys", "scan", str(tree), "--revoke")
-    assert "STILL WORKS, as the old secret of a key that was rotated" in done.stdout
+    assert "STILL WORKS (old secret of a rotated key)" in done.stdout
     assert "revoked now" not in done.stdout
     assert [each.method for each in shell.mesh.asked] == ["auth.listApiKeys"]
 
@@ -67,8 +67,8 @@ def test_the_old_secret_of_a_rotated_key_is_not_called_revoked(shell: Shell, tre
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (errors.NotAuthenticated("this key was revoked"), "does not work any more"),
-        (errors.NotAllowed("this key may not list keys"), "STILL WORKS, and may not revoke itself: aicli keys revoke"),
+        (errors.NotAuthenticated("this key was revoked"), "no longer works"),
+        (errors.NotAllowed("this key may not list keys"), "STILL WORKS and may not revoke itself: aicli keys revoke"),
     ],
 )
 def test_what_cannot_be_revoked_says_why(shell: Shell, tree: Path, error: errors.AimeshError, said: str) -> None:

@@ -81,7 +81,7 @@ def test_nodes(shell: Shell) -> None:
         pytest.param({"path": "direct", "round_trip_ms": 1.24}, "direct  1.2 ms  not used: loads its model", id="near"),
         pytest.param(
             {"path": "", "alive": False, "refused": True, "why_not": "the certificate expired 2 h ago"},
-            "–     –    not let in: the certificate expired 2 h ago",
+            "–     –    not admitted: the certificate expired 2 h ago",
             id="refused",
         ),
         pytest.param({"path": "relayed", "alive": False, "why_not": "silent for 6 s"}, "relayed  –    gone: silent for 6 s", id="gone"),
@@ -98,7 +98,7 @@ def test_models(shell: Shell) -> None:
     assert json.loads(shell("models", "--json").stdout) == [
         {"name": "smollm2", "workers": 2, "context_tokens": 2048, "aliases": ["llama3"], "only_embeds": False},
     ]
-    assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      GIVES    ALIASES\nsmollm2  2        2048 tokens  answers  llama3\n"
+    assert shell("models").stdout == "MODEL    WORKERS  CONTEXT      SERVES   ALIASES\nsmollm2  2        2048 tokens  answers  llama3\n"
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, only_embeds=True),)))
     assert "  embeddings  " in shell("models").stdout
 
@@ -153,25 +153,25 @@ def test_usage_as_json_has_all_of_it(used: Shell) -> None:
 def test_usage_for_people(used: Shell) -> None:
     result = used("usage")
     days, left, limits = (part.splitlines() for part in result.stdout.split("\n\n"))
-    assert [line.split("0.0075")[1].strip() for line in days[1:4]] == ["laptop", "00000004…", "(logged in, without a key)"]
-    assert days[4] == "12 requests, 150 tokens, 0.0225 credits in all"
+    assert [line.split("0.0075")[1].strip() for line in days[1:4]] == ["laptop", "00000004…", "(signed in without a key)"]
+    assert days[4] == "12 requests, 150 tokens, 0.0225 credits in total"
     assert left[:2] == ["tier          free", "credits left  99.9775"]
-    assert left[2].startswith("included      99.9775 of 100 a month, renewed 2026-0")
+    assert left[2].startswith("included      99.9775 of 100 per month, renews 2026-0")
     assert len(left) == 3
     assert limits == [
-        "LIMIT              OF             USED        SET BY              ALL BACK IN",
-        "requests an hour   account        3 of 100    DEFAULT_RATE_LIMIT  59 min",
-        "tokens a minute    this key       380 of 500  the key itself      46 s",
-        "requests at once   model smollm2  0 of 32     MODEL_LIMITS        –",
-        "requests at once   account        0 of 10     tier default        –",
-        "requests a minute  model          0 of 3      –                   –",
+        "LIMIT                OF             USED        SET BY              RESETS IN",
+        "requests per hour    account        3 of 100    DEFAULT_RATE_LIMIT  59 min",
+        "tokens per minute    this key       380 of 500  the key itself      46 s",
+        "concurrent requests  model smollm2  0 of 32     MODEL_LIMITS        –",
+        "concurrent requests  account        0 of 10     tier default        –",
+        "requests per minute  model          0 of 3      –                   –",
     ]
 
 
 def test_usage_shows_what_is_left_of_the_keys_own_budget(used: Shell) -> None:
     budget = KeyBudget(MicroCredits(5_000_000), MicroCredits(1_250_000), MicroCredits(250_000))
     used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, key_budget=budget))
-    line = "this key      3.5 left of its 5, 0.25 of it held by requests that run now"
+    line = "this key      3.5 left of its 5, 0.25 of it held by running requests"
     for command in ("usage", "quota"):
         assert line in used(command).stdout.splitlines()
         assert json.loads(used(command, "--json").stdout)["key_budget"] == {
@@ -190,28 +190,28 @@ def test_a_key_that_has_overdrawn_its_budget_has_nothing_left(used: Shell) -> No
 def test_one_of_a_thing_is_not_many(used: Shell) -> None:
     days = (UsageDay(date(2026, 1, 1), None, 1, 1, MicroCredits(1_000_000)),)
     used.mesh.answer(auth.get_user_usage, UserUsage(USER, 1, 1, days, MicroCredits(1_000_000)))
-    assert "1 request, 1 token, 1 credit in all" in used("usage").stdout
+    assert "1 request, 1 token, 1 credit in total" in used("usage").stdout
 
 
 def test_usage_of_an_old_gateway_shows_what_it_says(used: Shell) -> None:
     used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, limits=(), account=None))
     used.mesh.answer(auth.get_user_usage, UserUsage(USER, 0, 0))
     result = used("usage")
-    assert (result.stdout, result.stderr) == ("tier          free\n", "Nothing used yet.\n")
+    assert (result.stdout, result.stderr) == ("tier          free\n", "No usage yet.\n")
 
 
 def test_quota(used: Shell) -> None:
     assert json.loads(used("quota", "--json").stdout)["remaining"] == 97
     lines = used("quota").stdout.splitlines()
-    assert lines[0] == "97 of 100 requests left in this hour (tier free)"
+    assert lines[0] == "97 of 100 requests left this hour (tier free)"
     assert "credits left  99.9775" in lines
-    assert "requests at once   model smollm2  0 of 32     MODEL_LIMITS        –" in lines
+    assert "concurrent requests  model smollm2  0 of 32     MODEL_LIMITS        –" in lines
 
 
 def test_quota_without_a_limit(shell: Shell) -> None:
     left = msgspec.structs.replace(LEFT, tier=Tier.ENTERPRISE, limit_per_hour=gateway.NO_LIMIT, limits=())
     shell.mesh.answer(gateway.get_user_quota, left)
-    assert shell("quota").stdout.startswith("no limit of requests an hour (tier enterprise)\n")
+    assert shell("quota").stdout.startswith("no hourly request limit (tier enterprise)\n")
 
 
 def test_dashboard_prints_a_link(shell: Shell) -> None:

@@ -51,7 +51,7 @@ def test_all_that_a_peer_needs_is_on_stdout_and_the_warning_is_not(shell: Shell,
         "bootstrap": list(DHT),
         "nodes": {"auth": [an_auth.raw.hex()], "gateway": [a_gateway.raw.hex()]},
     }
-    assert "the key of your profile" in done.stderr
+    assert "your profile's key" in done.stderr
     assert key.raw_seed.hex() not in done.stderr
 
 
@@ -65,7 +65,7 @@ def test_the_public_dht_is_null_because_an_empty_list_is_a_dht_of_ones_own(shell
 def test_a_profile_of_the_house_has_no_certificate_to_export(shell: Shell) -> None:
     done = shell("mesh", "export")
     assert done.exit_code == 2
-    assert "reaches the mesh by NATS" in done.stderr
+    assert "connects over NATS" in done.stderr
     assert "aicli mesh connect TICKET" in done.stderr
     assert done.stdout == ""
 

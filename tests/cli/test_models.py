@@ -15,7 +15,7 @@ LOADED = ModelPlace(NODE, ModelName("qwen"), "ready", "", pinned=True, memory_by
 
 def test_load(shell: Shell) -> None:
     shell.mesh.answer(gateway.load_model, ModelPlaces((LOADED,)))
-    assert shell("models", "load", "qwen").stdout == "qwen is in memory on UABCDEFGH…, pinned\n"
+    assert shell("models", "load", "qwen").stdout == "qwen is loaded on UABCDEFGH…, pinned\n"
     assert json.loads(shell("models", "load", "qwen", "--worker", "UABC", "--pin", "--json").stdout) == [
         {"worker": NODE, "model": "qwen", "state": "ready", "detail": "", "pinned": True, "memory_bytes": 9}
     ]
@@ -34,9 +34,7 @@ def test_unload_says_what_each_worker_did_and_fails_if_one_did_not(shell: Shell)
     assert shell("models", "unload", "qwen").exit_code == 0
     shell.mesh.answer(gateway.unload_model, ModelPlaces((gone, busy)))
     result = shell("models", "unload", "qwen")
-    assert result.stdout == (
-        "qwen is out of memory on UABCDEFGH…: on disk\nqwen was not changed on UZZZZZZZZ…: qwen is in use: 2 requests\n"
-    )
+    assert result.stdout == ("qwen is unloaded on UABCDEFGH…: on disk\nqwen was not changed on UZZZZZZZZ…: qwen is in use: 2 requests\n")
     assert result.exit_code == 1
 
 

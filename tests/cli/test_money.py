@@ -45,8 +45,8 @@ def test_credits_of_somebody(bank: Shell) -> None:
     lines = bank("admin", "credits", "alice").stdout.splitlines()
     assert [entry.request for entry in bank.mesh.asked] == [auth.GetUserCalled("alice"), ledger.ReadAccount(ALICE.id)]
     assert lines[0] == "credits left  112"
-    assert lines[1].startswith("included      99.75 of 100 a month, renewed 2026-0")
-    assert lines[2:] == ["topped up     12.5", "held          0.25 by requests that run now"]
+    assert lines[1].startswith("included      99.75 of 100 per month, renews 2026-0")
+    assert lines[2:] == ["topped up     12.5", "held          0.25 by running requests"]
     shown = json.loads(bank("admin", "credits", "alice", "--json").stdout)
     assert shown == {
         "included_micro": 99_750_000,
@@ -59,7 +59,7 @@ def test_credits_of_somebody(bank: Shell) -> None:
 
 def test_an_account_without_a_bound_shows_what_is_owed() -> None:
     account = Account(MicroCredits(0), MicroCredits(-1_500_000), MicroCredits(0), None, RENEWS)
-    assert [*amounts.account_lines(account)] == ["credits left  no bound", "owed          1.5"]
+    assert [*amounts.account_lines(account)] == ["credits left  unlimited", "owed          1.5"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_transfer_can_be_named(bank: Shell) -> None:
         (["0"], "changes nothing"),
         (["--jsn"], "'--jsn' is no amount"),
         (["5", "--nte", "x"], "unexpected extra argument"),
-        (["--note", "x"], "go with an AMOUNT"),
+        (["--note", "x"], "require an AMOUNT"),
         (["5", "--transfer-id", "x"], "UUID"),
     ],
 )
@@ -170,12 +170,12 @@ def test_a_price_that_is_none(bank: Shell, options: list[str], says: str) -> Non
 
 def test_books_that_are_right(bank: Shell) -> None:
     result = bank("admin", "ledger", "verify")
-    assert (result.exit_code, result.stdout) == (0, "The books are right: 12 accounts, 345 entries, 2 open reservations.\n")
+    assert (result.exit_code, result.stdout) == (0, "The ledger is OK: 12 accounts, 345 entries, 2 open reservations.\n")
 
 
 def test_one_of_a_thing_is_not_many(bank: Shell) -> None:
     bank.mesh.answer(ledger.verify_ledger, LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 1, 1, 1))
-    assert bank("admin", "ledger", "verify").stdout == "The books are right: 1 account, 1 entry, 1 open reservation.\n"
+    assert bank("admin", "ledger", "verify").stdout == "The ledger is OK: 1 account, 1 entry, 1 open reservation.\n"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_books_that_are_wrong_fail_the_command(bank: Shell, report: LedgerReport
 
 def test_a_request_is_given_back(bank: Shell) -> None:
     result = bank("admin", "ledger", "revert", str(REQUEST), "--note", "sorry")
-    assert result.stdout.startswith("Given back. The account now:\ncredits left  112\n")
+    assert result.stdout.startswith("Refunded. The account now:\ncredits left  112\n")
     assert bank.mesh.asked[0].request == ledger.RevertRequest(REQUEST, "sorry")
     assert bank("admin", "ledger", "revert", "nonsense").exit_code == 2
 

@@ -59,7 +59,7 @@ def test_which_profile_is_used(places: Path, folder: str, environment: dict[str,
     ("environment", "says"),
     [
         pytest.param({"AICLI_PROFILE": "nowhere"}, "no profile 'nowhere'", id="a named profile that is not there"),
-        pytest.param({"AICLI_PROFILE": "a b"}, "neither a profile's name nor a path", id="no name"),
+        pytest.param({"AICLI_PROFILE": "a b"}, "neither a profile name nor a path", id="no name"),
         pytest.param({"AIMESH_HOME": "/nowhere"}, "AIMESH_HOME is /nowhere", id="a home without a stack"),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_node_key_is_relative_to_its_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        pytest.param(b'mesh = "home"', "does not say node_key_file", id="no node key"),
+        pytest.param(b'mesh = "home"', "has no node_key_file", id="no node key"),
         pytest.param(b"mesh = 7\nnode_key_file = 'k'", "mesh must be a string", id="a wrong type"),
         pytest.param(b"mesh = = =", "is not a profile", id="no TOML"),
         pytest.param(b"\xff\xfe", "is not a profile", id="no UTF-8"),
@@ -140,7 +140,7 @@ def test_a_broken_profile_is_named(tmp_path: Path, text: bytes, says: str) -> No
 def test_a_profile_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = put(tmp_path / "p.toml", "home")
     path.chmod(0o644)
-    with pytest.raises(errors.BadSettings, match="can be read by others") as caught:
+    with pytest.raises(errors.BadSettings, match="is readable by other users") as caught:
         profile.read(path)
     assert caught.value.hint == f"chmod 600 {path}"
 
@@ -173,7 +173,7 @@ def test_a_profile_that_was_made_with_a_ticket_needs_no_nats(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "x.toml", "/etc/x", "-x"])
 def test_what_cannot_be_a_profiles_name(name: str) -> None:
-    with pytest.raises(errors.BadSettings, match="cannot be a profile's name"):
+    with pytest.raises(errors.BadSettings, match="is not a valid profile name"):
         profile.place_of(name, {"HOME": "/h"})
 
 

@@ -101,7 +101,7 @@ def test_who_sits_at_a_narrow_terminal_is_told_what_is_missing(office: Shell, mo
     monkeypatch.setattr(report, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
     done = office("report", "usage")
     assert "LIKED" not in done.stdout
-    assert done.stderr.startswith("no room for liked, limited, ")
+    assert done.stderr.startswith("no space for liked, limited, ")
     assert "--csv" in done.stderr
     office.mesh.answer(business.get_business_report, told())
     assert "no room" not in office("report", "usage").stderr
@@ -113,7 +113,7 @@ def test_cost_by_user_has_their_names(office: Shell) -> None:
     assert office.mesh.asked[0].request == GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), By.USER)
     assert lines[1].split() == ["alice", "12", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
     assert lines[2].split()[0] == str(UUID(int=6))
-    assert "revenue       2 credits (0.5 of it given back)" in lines
+    assert "revenue       2 credits (0.5 refunded)" in lines
 
 
 def test_labels_of_a_worker_are_one_name(office: Shell) -> None:
@@ -162,9 +162,9 @@ def test_what_auth_does_not_say_is_said_to_be_missing(office: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--since", "yesterday"), "write 7d, 4w, or a day"),
-        (("--since", "0d"), "write 7d, 4w, or a day"),
-        (("--since", "99999999w"), "write 7d, 4w, or a day"),
+        (("--since", "yesterday"), "use 7d, 4w or a day"),
+        (("--since", "0d"), "use 7d, 4w or a day"),
+        (("--since", "99999999w"), "use 7d, 4w or a day"),
         (("--since", "2026-03-05", "--until", "2026-03-04"), "is after the last day"),
         (("--label", "region"), "--by label"),
         (("--csv", "--json"), "not both"),

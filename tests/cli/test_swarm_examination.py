@@ -47,11 +47,13 @@ def certified(at: float, key: identity.NodeKey = KEY, ca: identity.Authority = C
     ("found", "ok", "says", "hint"),
     [
         pytest.param(kept(certified(NOW)), True, "worker until 2023-11-", "", id="good"),
-        pytest.param(kept(certified(NOW - 26 * 3600)), False, "expired 2 h ago", "renewed as soon as auth is reached", id="expired"),
+        pytest.param(kept(certified(NOW - 26 * 3600)), False, "expired 2 h ago", "renewed as soon as auth is reachable", id="expired"),
         pytest.param(kept(certified(NOW + 3600)), False, "a clock is 1 h off", "NTP", id="from the future"),
         pytest.param(kept(certified(NOW), revoked=True), False, "was revoked", "new ticket", id="revoked"),
-        pytest.param(kept(b""), False, "has to approve", "aicli admin nodes approve", id="not approved yet"),
-        pytest.param(kept(certified(NOW, identity.NodeKey(identity.new_seed()))), False, "of another key", "join again", id="another key"),
+        pytest.param(kept(b""), False, "must approve", "aicli admin nodes approve", id="not approved yet"),
+        pytest.param(
+            kept(certified(NOW, identity.NodeKey(identity.new_seed()))), False, "belongs to another key", "join again", id="another key"
+        ),
         pytest.param(
             kept(certified(NOW, KEY, identity.Authority(identity.new_authority_seed()))),
             False,
@@ -90,7 +92,9 @@ def test_the_certificate(found: Kept, ok: bool, says: str, hint: str) -> None:
             id="a ticket of a DHT on loopback",
         ),
         pytest.param(swarm_examination.check_nat(BOX, ELSEWHERE), True, "it keeps ports (5.5.5.11:49737", "", id="a NAT that keeps ports"),
-        pytest.param(swarm_examination.check_nat(replace(BOX, firewalled=False), ELSEWHERE), True, "none: others reach", "", id="open"),
+        pytest.param(
+            swarm_examination.check_nat(replace(BOX, firewalled=False), ELSEWHERE), True, "none: this machine is reachable", "", id="open"
+        ),
         pytest.param(swarm_examination.check_nat(replace(BOX, port=None, randomized=True), RELAYED), True, "symmetric", "", id="symmetric"),
         pytest.param(swarm_examination.check_nat(BOX, HERE), True, "on this machine", "", id="no NAT between"),
         pytest.param(swarm_examination.check_relay(BOX, RELAYED), True, "1 known", "", id="a relay"),

@@ -98,11 +98,11 @@ def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() ->
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        pytest.param(("--label", "a=b"), "go with --join", id="labels without joining"),
+        pytest.param(("--label", "a=b"), "require --join", id="labels without joining"),
         pytest.param(("--join", "x", "--label", "a"), "is not KEY=VALUE", id="half a label"),
         pytest.param(("--models", "nowhere"), "there is no folder", id="no folder"),
-        pytest.param(("--models", "."), "no .gguf file is in", id="an empty folder"),
-        pytest.param(("--state", "nowhere"), "no worker has joined with", id="a folder that never joined"),
+        pytest.param(("--models", "."), "no .gguf files in", id="an empty folder"),
+        pytest.param(("--state", "nowhere"), "no worker has joined a mesh using", id="a folder that never joined"),
         pytest.param(("--join", "hello"), "a ticket begins with aip_join_", id="no ticket"),
     ],
 )

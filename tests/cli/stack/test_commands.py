@@ -38,8 +38,8 @@ def test_add_node_makes_a_key_and_a_user(tmp_path: Path) -> None:
     ("name", "role", "words"),
     [
         ("gpu-box", "gateway", "worker already"),
-        ("../x", "worker", "small letters"),
-        ("Box", "worker", "small letters"),
+        ("../x", "worker", "lowercase letters"),
+        ("Box", "worker", "lowercase letters"),
         ("box", "king", "king"),
         ("auth", "worker", "auth already"),
     ],

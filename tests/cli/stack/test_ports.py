@@ -20,7 +20,7 @@ DHT = Wanted(3000, "a DHT node", "DHT_PORT", is_udp=True)
         pytest.param([WEB, AUTH], {}, [], id="all are free"),
         pytest.param([WEB], {WEB: Listener(7, "node")}, ["port 3000", "node (pid 7)", "WEB_SERVICE_PORT"], id="taken"),
         pytest.param([WEB], {WEB: Listener(None, None)}, ["may not look into", "WEB_SERVICE_PORT"], id="taken by a stranger"),
-        pytest.param([WEB, Wanted(3000, "auth", "AUTH_SERVICE_PORT")], {}, ["wanted by web and auth"], id="wanted twice"),
+        pytest.param([WEB, Wanted(3000, "auth", "AUTH_SERVICE_PORT")], {}, ["used by both web and auth"], id="wanted twice"),
         pytest.param([DHT], {DHT: Listener(7, "node")}, ["UDP port 3000 for a DHT node", "node (pid 7)", "DHT_PORT"], id="taken for UDP"),
         pytest.param([WEB, DHT], {}, [], id="TCP and UDP do not meet"),
         pytest.param([Wanted(70000, "web", "WEB_SERVICE_PORT")], {}, ["WEB_SERVICE_PORT=70000 is not a port"], id="not a port"),

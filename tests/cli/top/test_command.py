@@ -72,7 +72,7 @@ def test_what_is_away_is_said_and_the_rest_is_shown(watching: Shell) -> None:
     watching.mesh.answer(history.get_history, away)
     done = watching("top")
     assert done.exit_code == 0
-    assert "the health, the alerts, the numbers: not known – no metrics answers" in done.stdout
+    assert "the health, the alerts, the numbers: unknown – no metrics answers" in done.stdout
     assert WORKER[:9] in done.stdout
 
 
@@ -94,7 +94,7 @@ def test_a_service_of_an_earlier_version_is_no_reason_to_end(watching: Shell) ->
     watching.mesh.answer(metrics.get_system_health, errors.WrongRole("a client may not call metrics.getSystemHealth"))
     done = watching("top")
     assert done.exit_code == 0
-    assert "the health: not known – a client may not call metrics.getSystemHealth" in done.stdout
+    assert "the health: unknown – a client may not call metrics.getSystemHealth" in done.stdout
 
 
 def test_more_nodes_than_an_answer_has_lines_cost_their_loads_and_nothing_else(watching: Shell) -> None:
@@ -108,7 +108,7 @@ def test_more_nodes_than_an_answer_has_lines_cost_their_loads_and_nothing_else(w
     assert "tokens/s: 340 in, 1,234 out" in done.stdout
     assert "50%" not in done.stdout
     watching.mesh.answer(history.get_history, errors.BadRequest("since and until: no time that is over is between them"))
-    assert "the numbers: not known – since and until" in watching("top").stdout
+    assert "the numbers: unknown – since and until" in watching("top").stdout
 
 
 @pytest.mark.parametrize("seconds", ["0", "0.4", "-1", "3601", "nan", "soon"])

@@ -62,7 +62,7 @@ def test_the_gravest_stands_first_and_then_the_rates_and_the_nodes() -> None:
     assert rows[1:] == [
         "down      worker UGONEBBBB, 12 s: gone without a word",
         "warning   worker_gone, 5 min: A worker is gone",
-        "warning   queue_depth_high, 5 min: A worker is gone; ann looks after it",
+        "warning   queue_depth_high, 5 min: A worker is gone; acknowledged by ann",
         "12 requests/s   0.5 errors/s   tokens/s: 340 in, 1,234 out   2 running",
         "waiting: smollm2 3, echo 1",
         "",
@@ -80,7 +80,7 @@ def test_what_is_silent_is_said_once_for_one_reason_and_its_table_is_dimmed() ->
     *_, last = lines.fitted(found, View(), 120, 40)
     assert {span.style for span in last if span.text.strip()} == {"dim"}
     never = frame.make(Readings(health=Told(problem=away)), 15.0, AT)
-    assert "the health: not known – no gateway answers" in shown(never)
+    assert "the health: unknown – no gateway answers" in shown(never)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (10, 3), (40, 8), (80, 24), (300, 100)])
