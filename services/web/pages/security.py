@@ -23,7 +23,7 @@ _SECOND_FACTOR = f"{_HERE}/second-factor"
 
 #: `done` parameter of a redirect -> notice.
 _DONE = {
-    "password": "Password changed. All other sessions have ended.",
+    "password": "Password changed. All other sessions ended.",
     "off": "Second factor disabled. You now sign in with your password only.",
     "ended": "Session ended.",
     "others": "All other sessions ended.",

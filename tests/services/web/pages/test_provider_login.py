@@ -143,7 +143,7 @@ async def test_who_has_no_password_here_confirms_at_the_provider(browser: Browse
 async def test_a_mesh_without_a_provider_says_so(browser: Browser, mesh: FakeMesh) -> None:
     page = await browser.get("/login")
     mesh.options = msgspec.structs.replace(mesh.options, oidc_name=None)
-    assert "No login provider is set up here" in (await browser.get("/login/oidc")).text
+    assert "This mesh has no login provider" in (await browser.get("/login/oidc")).text
     assert (await browser.submit(page, "/login/oidc")).status_code == 404
 
 

@@ -54,7 +54,7 @@ async def test_each_request_says_how_it_ended_and_what_to_do(alice: Browser, mes
     for text in (
         "20 Nov 2026, 14:04:00", '<bdi class="under two-lines">laptop</bdi>', "Signed-in session", "cached", "1,200 in, 34 out", "1.2 s",
         'data-state="good">Good</span>', "Rate limited", "<summary><code>rate_limited</code></summary>",
-        "<code>retry_after_seconds</code> says when there is room again.", "<strong>Wait as long as Retry-After says",
+        "<code>retry_after_seconds</code> says when there is room again.", "<strong>Wait for the time in Retry-After",
     ):  # fmt: skip
         assert text in page.text, text
     assert "Prompts and answers are never stored" in page.text
@@ -76,7 +76,7 @@ async def test_filters_are_asked_for_and_stay_typed(alice: Browser, mesh: FakeMe
     assert '<option value="error" selected>' in page.text
     assert 'name="model" value="big"' in page.text
     assert f'<option value="{key.id}" selected>laptop</option>' in page.text
-    assert f'href="/requests.csv?status=error&amp;model=big&amp;key={key.id}">Download these' in page.text
+    assert f'href="/requests.csv?status=error&amp;model=big&amp;key={key.id}">Export CSV' in page.text
 
 
 async def test_where_no_request_fits_all_can_be_shown(alice: Browser, mesh: FakeMesh) -> None:
