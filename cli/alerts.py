@@ -57,7 +57,10 @@ def show(here: Surroundings, /, *, everything: bool, as_json: bool) -> None:
     found = here.ask(contract.list_alerts, contract.ListAlerts())
     chosen = [alert for alert in found.alerts if everything or alert.state == "firing"]
     if as_json:
-        rows = {"alerts": [output.plain(alert) for alert in chosen], "silences": [output.plain(one) for one in found.silences]}
+        rows: dict[str, output.Json] = {
+            "alerts": [output.plain(alert) for alert in chosen],
+            "silences": [output.plain(one) for one in found.silences],
+        }
         output.show_json(rows | ({} if found.as_of is None else {"as_of": output.plain(found.as_of)}))
         return
     columns: list[Column[Alert]] = [

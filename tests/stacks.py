@@ -252,7 +252,7 @@ def _plan_stack(variables: Mapping[str, str], release: Release = HEAD) -> Runnin
 
 
 @asynccontextmanager
-async def stack(release: Release = HEAD, **variables: str) -> AsyncIterator[RunningStack]:
+async def stack(release: Release = HEAD, /, **variables: str) -> AsyncIterator[RunningStack]:
     """Up, the block, down, and nothing left."""
     running = _plan_stack(variables, release)
     try:

@@ -69,7 +69,7 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
     """``the old release``: its stack runs, and the new nodes migrate its database while it works. Otherwise old nodes start again
     beside new ones, as after a roll-back."""
     first, second = (previous, HEAD) if begins_with == "the old release" else (HEAD, previous)
-    async with stack(release=first, **SETTINGS) as running:
+    async with stack(first, **SETTINGS) as running:
         async with people.desk(running) as desk:
             ann = await desk.register("ann")
             async with running.http(ann.key.secret) as http:
@@ -88,7 +88,7 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
 
 async def test_the_new_release_takes_over_the_data_of_the_old_one(previous: Release, tmp_path: Path) -> None:
     """Stopped, upgraded and started again, in the same folder: accounts, keys, usage and prices are there."""
-    async with stack(release=previous, **SETTINGS) as old:
+    async with stack(previous, **SETTINGS) as old:
         async with people.desk(old) as desk:
             ann = await desk.register("ann")
             async with old.http(ann.key.secret) as http:
