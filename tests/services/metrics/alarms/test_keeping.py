@@ -3,11 +3,10 @@
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
 
 import asyncpg
 import pytest
@@ -16,142 +15,22 @@ from services.metrics import prometheus
 from services.metrics.alarms import keeping, samples, watch
 from services.metrics.alarms.attendance import Attendance
 from services.metrics.alarms.book import Book
-from services.metrics.alarms.delivery import Delivery
 from services.metrics.alarms.desk import ENDED_SECONDS, OUTAGE_SECONDS, Remembered
-from services.metrics.alarms.keeping import Keeper
 from services.metrics.alarms.room import Alarms
 from services.metrics.alarms.store import Leadership, Store
-from services.metrics.alarms.watch import Watch
 from services.metrics.alerts import evaluating, objectives, rules
 from services.metrics.alerts.expressions import Aggregate, Increase, walk
 from services.metrics.prometheus import Source
 from services.metrics.settings import MetricsSettings
 from shared import errors
 from shared.api import alerts as api
-from shared.rpc import Call
 from shared.telemetry import Metrics
 from shared.types import NodeId
 from tests.servers import PostgresServer
+from tests.services.metrics.alarms.alarm_replicas import CALL, DRIFTING, LONG_QUEUE, ONE, TWO, WELL, Mesh, Replicas
 from tests.services.metrics.alarms.chat import Chat
-from tests.services.metrics.alarms.test_delivery import Told
 from tests.services.web.servers import serving
 from tests.testnet import until
-
-CALL = cast("Call", type("OfAnOperator", (), {"found": None})())
-ONE, TWO = NodeId("UONE"), NodeId("UTWO")
-WELL = "\n".join(
-    f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "inference", "metrics", "web")
-)
-DRIFTING = 'ai_platform_ledger_drift_micro{service="gateway",node="UAAA"} 5\n' + WELL
-#: It has to last for a minute.
-LONG_QUEUE = 'ai_platform_queue_depth{service="gateway",node="UAAA",model="llama3"} 150\n' + WELL
-
-
-class Mesh:
-    """What all replicas look at."""
-
-    def __init__(self) -> None:
-        self.text = WELL
-        self.now = 1_800_000_000.25
-        #: Those that live and may lead, in their order.
-        self.replicas: list[NodeId] = [ONE, TWO]
-
-    async def read(self) -> str:
-        return self.text
-
-
-class Replica:
-    """One life of one. A test says when it has its round, so that nothing happens between them."""
-
-    def __init__(self, mesh: Mesh, store: Store, node: NodeId = ONE) -> None:
-        self.mesh = mesh
-        self.chat, self.mail = Told("chat"), Told("mail")
-        self.watch = Watch(mesh.read, lambda: mesh.now)
-        self.keeper = Keeper(self.watch, node, lambda: mesh.replicas, lambda: mesh.now)
-        self.keeper.delivery = Delivery([self.chat, self.mail])
-        self.keeper.store = store
-        self.keeper._session_at = -math.inf  # PostgreSQL has been there for long
-        self.session: Leadership | None = None
-
-    async def round(self, *, looks: bool = False) -> None:
-        await self.keeper.round(self.session, looks=looks)
-
-    async def look(self, times: int = 1) -> None:
-        """With a round after it, in which what was taken is settled."""
-        for _ in range(times):
-            self.mesh.now += 15
-            await self.round(looks=True)
-            await self.round()
-
-    @property
-    def told(self) -> tuple[int, int]:
-        """How many beginnings and ends."""
-        return sum(len(news.began) for news in self.chat.got), sum(len(news.ended) for news in self.chat.got)
-
-    async def alerts(self) -> api.Alerts:
-        return await self.watch.list_alerts(api.ListAlerts(), CALL)
-
-    async def shown(self) -> list[tuple[str, str, str]]:
-        return [(alert.name, alert.state, alert.seen_by) for alert in (await self.alerts()).alerts]
-
-    async def silences(self) -> set[str]:
-        return {one.id for one in (await self.alerts()).silences}
-
-
-Start = Callable[..., "asyncio.Future[Replica]"]
-
-
-class Replicas:
-    """Starts replicas, and kills them."""
-
-    def __init__(self, mesh: Mesh, url: str, store: Store, stack: AsyncExitStack) -> None:
-        self.mesh = mesh
-        self._url = url
-        self._store = store
-        self._stack = stack
-
-    async def start(self, node: NodeId = ONE) -> Replica:
-        replica = Replica(self.mesh, self._store, node)
-        replica.session = await self._stack.enter_async_context(self._store.leadership())
-        await replica.round()
-        return replica
-
-    async def cut(self, replica: Replica) -> None:
-        """Its session, as it ends where its process or its host does. It notices when it uses it."""
-        assert replica.session is not None
-        process = replica.session._connection.get_server_pid()
-        admin = await asyncpg.connect(self._url)
-        await admin.fetchval("SELECT pg_terminate_backend($1, 5000)", process)
-        await admin.close()
-
-    async def reconnect(self, replica: Replica) -> None:
-        replica.keeper.forget_session()
-        replica.session = await self._stack.enter_async_context(self._store.leadership())
-        await replica.round()
-
-    async def restart(self, replica: Replica) -> Replica:
-        await self.cut(replica)
-        return await self.start(NodeId(replica.keeper._node))
-
-
-@pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[Store]:
-    async with Store.open(postgres_url, rules.ALL) as opened:
-        yield opened
-
-
-@pytest.fixture
-def mesh() -> Mesh:
-    return Mesh()
-
-
-@pytest.fixture
-async def replicas(mesh: Mesh, store: Store, postgres_url: str) -> AsyncIterator[Replicas]:
-    async with AsyncExitStack() as stack:
-        yield Replicas(mesh, postgres_url, store, stack)
-
-
-# --- one after the other ------------------------------------------------------------------------------------------------
 
 
 async def test_an_alert_its_helper_and_a_silence_outlive_a_restart(mesh: Mesh, replicas: Replicas) -> None:
@@ -393,13 +272,14 @@ class Counting:
         self.mesh = mesh
         self.nodes = {"UM": Metrics("metrics"), "UG": Metrics("gateway"), "UW": Metrics("inference")}
         self.looks = 0
+        self._merger = prometheus.Merger()
 
     def show(self) -> None:
         sources = [
             Source(one.render(), {"service": service, "node": node})
             for (node, one), service in zip(self.nodes.items(), ("metrics", "gateway", "inference"), strict=True)
         ]
-        self.mesh.text = prometheus.render(prometheus.merge(sources))
+        self.mesh.text = prometheus.render(self._merger.merge(sources))
 
     def work(self, seconds: float) -> None:
         self.mesh.now += seconds
@@ -434,14 +314,15 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
     counting = Counting(mesh)
     first = await replicas.start()
     throughout = Book(rules.ALL)
-    # Every five minutes for three days and more, and as it really is for the last hour.
-    for seconds in [300.0] * (74 * 12) + [15.0] * 300:
+    # Now and then for three days and more, and as it really is for the last hour.
+    for seconds in [1800.0] * 140 + [300.0] * 60 + [15.0] * 250:
         counting.work(seconds)
         found_now = list(samples.read(mesh.text, throughout.wanted))
         for book in (throughout, first.watch.book):
             book.take(found_now, mesh.now)
     mesh.now += 1
-    await replicas.reconnect(first)  # it said nothing for long
+    await replicas.cut(first)  # it may have said nothing for too long
+    await replicas.reconnect(first)
     await first.look()
     firing = {(one.rule.name, dict(one.labels).get("window")) for one in first.watch.desk.firing()}
     assert ("availability_burn", "3d") in firing
@@ -575,6 +456,20 @@ async def test_without_postgresql_the_first_of_those_that_live_continues_where_t
     assert (one.keeper.leads, two.keeper.leads) == (True, False)
     mesh.replicas = [TWO]
     await two.round()
+    assert two.keeper.leads
+
+
+async def test_when_postgresql_is_back_the_last_leader_is_let_in_first_if_it_lives(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    await replicas.cut(one)
+    await replicas.cut(two)
+    await replicas.reconnect(two)
+    assert not two.keeper.leads
+    await replicas.reconnect(one)
+    assert one.keeper.leads
+    await replicas.cut(one)
+    mesh.replicas = [TWO]
+    await replicas.reconnect(two)
     assert two.keeper.leads
 
 
